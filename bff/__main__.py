@@ -1,0 +1,5 @@
+"""``python -m bff``."""
+
+from bff.cli import main
+
+main()

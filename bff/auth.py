@@ -1,0 +1,210 @@
+"""A bearer token becomes a caller. The only user of PyJWT.
+
+Verification is pinned to HS256 and to Trigger.dev's issuer and audience; which key verified decides
+which environments the token may speak for, and its ``sub`` which of them it does. A preview branch
+shares its parent's signing key, so without ``sub`` a token of one branch would read another.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jwt
+from cachetools import LRUCache
+from jwt.algorithms import HMACAlgorithm
+
+from bff.errors import Refusal
+
+ISSUER = "https://id.trigger.dev"
+AUDIENCE = "https://api.trigger.dev"
+MAX_TOKEN_BYTES = 32 * 1024
+"""A token that names 200 sessions has about 12 KiB."""
+
+if tuple(int(part) for part in jwt.__version__.split(".")[:2]) < (2, 12):
+    raise ImportError(
+        f"PyJWT {jwt.__version__} accepts unknown 'crit' headers; install 2.12 or later"
+    )
+
+
+class _Hmac(HMACAlgorithm):
+    """HMAC with keys that were checked when the settings were read, not again for every token.
+
+    (`tr_dev_…` root keys have 31 bytes, for which PyJWT would warn at each use.)
+    """
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return key.encode() if isinstance(key, str) else key
+
+    def check_key_length(self, key: Any) -> None:  # noqa: ARG002
+        return None
+
+
+_JWS = jwt.PyJWS(algorithms=[])
+_JWS.register_algorithm("HS256", _Hmac(hashlib.sha256))
+
+GrantT = TypeVar("GrantT")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller(Generic[GrantT]):
+    """A verified subject and what it may read.
+
+    `key` is the same for every token of the same subject and scopes, so a re-minted token is the
+    same caller. Without an actor (``act.sub``) a token says no more than its environment, and the
+    address has to tell its callers apart.
+    """
+
+    environment: str
+    granted: GrantT
+    key: bytes
+    has_actor: bool
+    expires: float
+    """Unix seconds; the token is refused from then on."""
+    not_before: float
+    """Unix seconds."""
+    size: int
+    """Bytes that remembering it costs, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """The signing keys that one environment trusts."""
+
+    environment: str
+    id: str | None
+    """The only ``sub`` accepted; None (a gateway with keys of its own only) accepts any."""
+    keys: tuple[str, ...]
+
+
+class Verifier(Generic[GrantT]):
+    """Verifies tokens, and remembers the verified ones until they expire.
+
+    A polling tab so costs one verification, not one per poll. Only verified tokens are remembered:
+    bad ones cannot push good ones out. When keys change, a new verifier takes over, memory empty.
+
+    Args:
+        issuers: the environments and their keys; the same key may stand in several of them.
+        grant: reads the ``scopes`` claim, whatever it holds.
+        max_bytes: bound on the memory of verified tokens.
+    """
+
+    def __init__(
+        self,
+        issuers: Sequence[Issuer],
+        grant: Callable[[Iterable[object]], GrantT],
+        *,
+        max_bytes: int = 16 * 1024 * 1024,
+    ) -> None:
+        self._grant = grant
+        self._keys: dict[str, list[Issuer]] = {}
+        for issuer in issuers:
+            for key in issuer.keys:
+                self._keys.setdefault(key, []).append(issuer)
+        self._verified: LRUCache[bytes, Caller[GrantT]] = LRUCache(
+            max_bytes, getsizeof=lambda c: c.size
+        )
+
+    def __len__(self) -> int:
+        return len(self._verified)
+
+    def verify(self, token: bytes, wall: float) -> Caller[GrantT]:
+        """Tell who holds *token* at *wall* (Unix seconds).
+
+        Raises:
+            Refusal: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
+        """
+        try:
+            caller = self._verified[token]
+        except KeyError:
+            caller = self._check(token)
+            if caller.not_before <= wall < caller.expires:
+                self._verified[token] = caller
+        if wall >= caller.expires:
+            self._verified.pop(token, None)
+            raise Refusal("token_expired")
+        if wall < caller.not_before:
+            raise Refusal("token_invalid")
+        return caller
+
+    def _check(self, token: bytes) -> Caller[GrantT]:
+        if token.startswith(b"tr_"):
+            raise Refusal("secret_key_sent")
+        if len(token) > MAX_TOKEN_BYTES:
+            raise Refusal("token_invalid")
+        for key, issuers in self._keys.items():
+            try:
+                claims = json.loads(_JWS.decode(token, key, algorithms=["HS256"]))
+            except jwt.InvalidSignatureError:
+                continue
+            # Odd tokens raise ValueError, TypeError and RecursionError too, and a later version
+            # may know more: whatever it is, the token is the browser's and it is not valid.
+            except Exception:  # noqa: BLE001
+                break
+            return self._caller(claims, issuers, len(token))
+        raise Refusal("token_invalid")
+
+    def _caller(self, claims: Any, issuers: list[Issuer], length: int) -> Caller[GrantT]:
+        if not isinstance(claims, dict) or claims.get("iss") != ISSUER:
+            raise Refusal("token_invalid")
+        audience, subject = claims.get("aud"), claims.get("sub")
+        if audience != AUDIENCE and not (isinstance(audience, list) and AUDIENCE in audience):
+            raise Refusal("token_invalid")
+        if claims.get("pub") is not True or not isinstance(subject, str) or not subject:
+            raise Refusal("token_invalid")
+        issuer = next((issuer for issuer in issuers if issuer.id in (None, subject)), None)
+        expires, not_before = _date(claims.get("exp")), _date(claims.get("nbf", 0))
+        if issuer is None or expires is None or not_before is None:
+            raise Refusal("token_invalid")
+        scopes = claims.get("scopes")
+        scopes = scopes if isinstance(scopes, list) else []
+        act = claims.get("act")
+        actor = act.get("sub") if isinstance(act, dict) else None
+        actor = actor if isinstance(actor, str) and actor else None
+        texts = sorted({scope for scope in scopes if isinstance(scope, str)})
+        identity = json.dumps([issuer.environment, subject, texts, actor]).encode()
+        return Caller(
+            environment=issuer.environment,
+            granted=self._grant(scopes),
+            key=hashlib.sha256(identity).digest(),
+            has_actor=actor is not None,
+            expires=expires,
+            not_before=not_before,
+            size=2 * length + 1024,
+        )
+
+
+def mint(
+    key: str,
+    *,
+    environment_id: str,
+    scopes: Sequence[str],
+    issued: int,
+    ttl: int,
+    actor: str | None,
+) -> str:
+    """Sign a public access token, of the shape that upstream mints, valid *ttl* seconds."""
+    claims: dict[str, Any] = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": environment_id,
+        "pub": True,
+        "scopes": list(scopes),
+        "iat": issued,
+        "exp": issued + ttl,
+    }
+    if actor is not None:
+        claims["act"] = {"sub": actor}
+    return _JWS.encode(json.dumps(claims).encode(), key, algorithm="HS256")
+
+
+def _date(value: object) -> float | None:
+    """Read a NumericDate (RFC 7519): a finite number, and true is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None

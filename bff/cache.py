@@ -1,0 +1,228 @@
+"""One shared copy per session: fresh, stale, joined, negative, bounded by bytes.
+
+Knows neither HTTP nor tokens: a copy is some bytes under two ids, and whoever asks decides what may
+be done with it. Time is seconds on a clock that never jumps.
+
+The mutable state is `_kept` and `_ring` (what is known, by id and by age), changed by `_insert` and
+`_remove` only, and `_flights` (the load under way for each id), changed by `fly` only.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from enum import Enum, auto
+from math import inf
+from typing import Any, Generic, TypeVar
+
+_OVERHEAD = 700
+"""Bytes that a copy costs beyond its body and head, measured; see `tests/test_cache.py`."""
+
+Key = tuple[str, str]
+"""Environment and session id, in either form."""
+
+OutcomeT = TypeVar("OutcomeT")
+
+
+class State(Enum):
+    """What a copy of some age may be used for."""
+
+    FRESH = auto()
+    STALE = auto()
+    """To be answered, and refreshed in the background."""
+    LAST_RESORT = auto()
+    """To be answered only when loading a new one fails."""
+    DEAD = auto()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Copy:
+    """A projected session as it goes to browsers."""
+
+    environment: str
+    id: str
+    external_id: str | None
+    etag: bytes
+    head: bytes
+    """Header lines that depend on nothing but the copy."""
+    body: bytes
+    closed: bool
+    loaded: float
+    retry: float = -inf
+    """Not to be loaded again before, because the last attempt failed."""
+    epoch: int = -1
+    """When it was last counted as hot (`limits.Budget`)."""
+    touched: bool = False
+    """Read since it last came up for eviction."""
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Where it stands in the cache."""
+        if self.external_id is None:
+            return ((self.environment, self.id),)
+        return ((self.environment, self.id), (self.environment, self.external_id))
+
+    @property
+    def size(self) -> int:
+        """Bytes it costs to keep, about."""
+        ids = len(self.id) + len(self.external_id or "")
+        return len(self.body) + len(self.head) + 4 * ids + _OVERHEAD
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Missing:
+    """Upstream said that there is no such session."""
+
+    environment: str
+    id: str
+    until: float
+    touched: bool = False
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Where it stands in the cache."""
+        return ((self.environment, self.id),)
+
+    @property
+    def size(self) -> int:
+        """Bytes it costs to keep, about."""
+        return 4 * len(self.id) + _OVERHEAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ages:
+    """How old a copy may grow, in seconds, for each use."""
+
+    ttl: float
+    closed_ttl: float
+    stale_while_revalidate: float
+    stale_if_error: float
+    negative_ttl: float
+
+    def state(self, copy: Copy, now: float, stretched: float) -> State:
+        """Tell what *copy* may be used for; *stretched* is the least time it counts as fresh."""
+        age = now - copy.loaded - max(self.closed_ttl if copy.closed else self.ttl, stretched)
+        if age < 0:
+            return State.FRESH
+        if age < self.stale_while_revalidate:
+            return State.STALE
+        return State.LAST_RESORT if age < self.stale_if_error else State.DEAD
+
+
+class Cache(Generic[OutcomeT]):
+    """The copies of one process, and the loads under way.
+
+    Args:
+        ages: how old copies may grow.
+        max_bytes: bound on what is kept; beyond it, what was not read lately goes first.
+        spawn: runs a load to its end, whoever leaves meanwhile.
+        on_mismatch: called when a copy stood under a key that is not its own; it is dropped.
+    """
+
+    def __init__(
+        self,
+        ages: Ages,
+        *,
+        max_bytes: int,
+        spawn: Callable[[Coroutine[Any, Any, OutcomeT]], "asyncio.Task[OutcomeT]"],
+        on_mismatch: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.ages = ages
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._spawn = spawn
+        self._on_mismatch = on_mismatch
+        self._kept: dict[Key, Copy | Missing] = {}
+        # In the order of arrival; what was read since gets a second round (CLOCK), so that a hit
+        # costs setting a flag and no reordering.
+        self._ring: OrderedDict[Copy | Missing, None] = OrderedDict()
+        self._flights: dict[Key, asyncio.Task[OutcomeT]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    def find(self, environment: str, id_: str, now: float) -> Copy | Missing | None:
+        """Find what is known of a session under either of its ids."""
+        found = self._kept.get((environment, id_))
+        if found is None:
+            return None
+        if (environment, id_) not in found.keys:
+            self._remove(found)
+            self._kept.pop((environment, id_), None)
+            self._on_mismatch()
+            return None
+        if type(found) is Missing and found.until <= now:
+            self._remove(found)
+            return None
+        found.touched = True
+        return found
+
+    def put(self, copy: Copy) -> None:
+        """Keep *copy* under both its ids, in place of whatever was known there."""
+        self._insert(copy)
+
+    def put_missing(self, environment: str, id_: str, now: float) -> None:
+        """Remember that there is no such session, and forget what was known of it."""
+        self.drop(environment, id_)
+        if self.ages.negative_ttl > 0:
+            until = now + self.ages.negative_ttl
+            self._insert(Missing(environment=environment, id=id_, until=until))
+
+    def drop(self, environment: str, id_: str) -> None:
+        """Forget a session under both its ids."""
+        if known := self._kept.get((environment, id_)):
+            self._remove(known)
+
+    def flight(self, environment: str, id_: str) -> "asyncio.Task[OutcomeT] | None":
+        """The load under way for a session, to be joined (`asyncio.shield` it)."""
+        return self._flights.get((environment, id_))
+
+    def fly(
+        self, environment: str, id_: str, load: Coroutine[Any, Any, OutcomeT]
+    ) -> "asyncio.Task[OutcomeT]":
+        """Start *load* as the one load of a session."""
+        key = (environment, id_)
+        task = self._flights[key] = self._spawn(load)
+        task.add_done_callback(lambda _: self._flights.pop(key, None))
+        return task
+
+    @property
+    def flights(self) -> int:
+        """How many loads are under way."""
+        return len(self._flights)
+
+    def usable(self, environment: str, now: float) -> bool:
+        """Whether any copy of *environment* could still be served."""
+        return any(
+            type(known) is Copy
+            and known.environment == environment
+            and self.ages.state(known, now, 0.0) is not State.DEAD
+            for known in reversed(self._ring)
+        )
+
+    def _insert(self, new: Copy | Missing) -> None:
+        for key in new.keys:
+            if known := self._kept.get(key):
+                self._remove(known)
+        if new.size > self._max_bytes:
+            return
+        for key in new.keys:
+            self._kept[key] = new
+        self._ring[new] = None
+        self.bytes += new.size
+        while self.bytes > self._max_bytes:
+            oldest, _ = self._ring.popitem(last=False)
+            if oldest.touched and oldest is not new:
+                oldest.touched = False
+                self._ring[oldest] = None
+            else:
+                self._ring[oldest] = None
+                self._remove(oldest)
+
+    def _remove(self, known: Copy | Missing) -> None:
+        for key in known.keys:
+            if self._kept.get(key) is known:
+                del self._kept[key]
+        if known in self._ring:
+            del self._ring[known]
+            self.bytes -= known.size

@@ -1,0 +1,344 @@
+"""A pretend upstream: an ASGI application that behaves as Trigger.dev's API was measured to.
+
+It serves the demo and the tests. Credentials, scopes, limits, error bodies, the order of checks
+(credential, look-up, scope) and the leaking `triggerConfig` are upstream's own; it shares no code
+with the gateway, so that a mistake there is not repeated here.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import floor
+from typing import Any
+from urllib.parse import unquote
+
+import jwt
+
+Document = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_CORS_METHODS = "GET,HEAD,PUT,PATCH,POST,DELETE"
+_MDN = "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request as it arrived: the evidence of tests."""
+
+    method: str
+    raw_path: str
+    query: str
+    headers: tuple[tuple[str, str], ...]
+
+    def header(self, name: str) -> str | None:
+        """Value of the header *name* (lower case), if it stands once."""
+        values = [value for key, value in self.headers if key == name]
+        return values[0] if len(values) == 1 else None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer; a str or a mapping as body is sent as JSON."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def encoded(self) -> bytes:
+        """The body's bytes."""
+        if isinstance(self.body, bytes):
+            return self.body
+        return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass
+class Bucket:
+    """Upstream's token bucket of a secret key: *limit* burst, *refill* each *interval* seconds."""
+
+    limit: int = 750
+    refill: int = 250
+    interval: float = 10.0
+    remaining: int = 750
+    since: float = 0.0
+
+    def take(self, now: float) -> int:
+        """Take one; what remains, negative when nothing was left."""
+        intervals = floor((now - self.since) / self.interval)
+        if intervals > 0:
+            self.remaining = min(self.limit, max(0, self.remaining) + intervals * self.refill)
+            self.since = now if self.since == 0 else self.since + intervals * self.interval
+        self.remaining = max(-1, self.remaining - 1)
+        return self.remaining
+
+    def headers(self) -> dict[str, str]:
+        """The limit as upstream reports it, in Unix milliseconds."""
+        return {
+            "x-ratelimit-limit": str(self.limit),
+            "x-ratelimit-remaining": str(self.remaining),
+            "x-ratelimit-reset": str(round((self.since + self.interval) * 1000)),
+        }
+
+
+@dataclass
+class Environment:
+    """One environment: its keys, and its sessions by friendly id."""
+
+    id: str
+    root_key: str
+    additional_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Key → scopes; no scopes for an unrestricted key."""
+    branch: str | None = None
+    sessions: dict[str, Document] = field(default_factory=dict)
+    bucket: Bucket = field(default_factory=Bucket)
+
+    def add(self, document: Document) -> Document:
+        """Put a session there."""
+        self.sessions[document["id"]] = document
+        return document
+
+    def find(self, id_: str) -> Document | None:
+        """Find by friendly id or externalId; the prefix alone decides which."""
+        if id_.startswith("session_"):
+            return self.sessions.get(id_)
+        return next((d for d in self.sessions.values() if d["externalId"] == id_), None)
+
+
+def session(number: int, external_id: str | None = None, **fields: Any) -> Document:
+    """Make a document such as upstream sends, with what a browser must not see in it."""
+    document = {
+        "id": f"session_demo{number:022d}",
+        "externalId": external_id,
+        "type": "chat.agent",
+        "taskIdentifier": "my-chat",
+        "triggerConfig": {
+            "basePayload": {
+                "messages": [{"role": "user", "content": "the first message, word for word"}],
+                "metadata": {"authToken": "a token of the app's own backend", "plan": "enterprise"},
+                "clientData": {"userId": "user_123", "botScore": 0.03},
+            },
+            "machine": "small-1x",
+            "queue": "chats",
+            "concurrencyKey": "tenant_acme",
+        },
+        "currentRunId": f"run_demo{number:022d}",
+        "tags": ["user:123", "org:acme", "public:beta"],
+        "metadata": {"plan": "enterprise", "progress": 0, "internal": {"costCents": 17}},
+        "closedAt": None,
+        "closedReason": None,
+        "expiresAt": None,
+        "createdAt": "2026-01-02T03:04:05.678Z",
+        "updatedAt": "2026-01-02T03:04:06.789Z",
+    }
+    return document | fields
+
+
+class PretendUpstream:
+    """The application.
+
+    Args:
+        environments: what there is.
+        clock: Unix seconds.
+        live: changes a copy of a document as time passes, for the demo.
+        override: answers in place of everything else when it returns an answer, for tests.
+    """
+
+    PUBLIC_LIMIT = 60
+
+    def __init__(
+        self,
+        *environments: Environment,
+        clock: Callable[[], float],
+        live: Callable[[Document, float], None] = lambda _document, _now: None,
+    ) -> None:
+        self.environments = environments
+        self.seen: list[Seen] = []
+        self.override: Callable[[Seen], Awaitable[Answer | None]] | None = None
+        self._clock = clock
+        self._live = live
+        self._public: dict[str, tuple[float, int]] = {}
+
+    async def __call__(self, scope: Any, _receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        headers = tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"])
+        seen = Seen(
+            scope["method"],
+            scope["raw_path"].decode("latin-1"),
+            scope["query_string"].decode("latin-1"),
+            headers,
+        )
+        self.seen.append(seen)
+        answer = await self.override(seen) if self.override else None
+        if answer is None:
+            answer = self._answer(seen)
+        body = answer.encoded()
+        lines = {"content-type": "application/json; charset=utf-8", **answer.headers}
+        if origin := seen.header("origin"):
+            lines.setdefault("access-control-allow-origin", origin)
+        lines.setdefault("content-length", str(len(body)))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": answer.status,
+                "headers": [(k.encode(), v.encode("latin-1")) for k, v in lines.items()],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    def document(self, stored: Document) -> Document:
+        """Give a document as it is at this moment."""
+        current = copy.deepcopy(stored)
+        self._live(current, self._clock())
+        return current
+
+    def _answer(self, seen: Seen) -> Answer:  # noqa: PLR0911  a list of cases, in upstream's order
+        if seen.method == "OPTIONS":
+            return Answer(
+                200,
+                {},
+                {
+                    "access-control-allow-methods": _CORS_METHODS,
+                    "access-control-allow-headers": seen.header("access-control-request-headers")
+                    or "",
+                    "access-control-max-age": "300",
+                },
+            )
+        match = re.fullmatch(r"/api/v1/sessions/([^/]+)(/?)", seen.raw_path, re.IGNORECASE)
+        if not match:
+            return Answer(404, {"error": "Not found"})
+        if match[2]:
+            return Answer(301, b"Moved Permanently", {"location": seen.raw_path.rstrip("/")})
+        credential = self._authenticate(seen)
+        if isinstance(credential, Answer):
+            return credential
+        environment, scopes, headers = credential
+        if seen.method not in ("GET", "HEAD"):
+            return Answer(405, {"error": "Method not allowed"}, headers | {"allow": "PATCH"})
+        found = environment.find(unquote(match[1], errors="strict"))
+        if found is None:
+            return Answer(404, {"error": "Not found"}, headers | {"x-should-retry": "false"})
+        if scopes is not None and not _can_read(scopes, found):
+            body = {
+                "error": "Unauthorized",
+                "code": "unauthorized",
+                "param": "access_token",
+                "type": "authorization",
+            }
+            return Answer(403, body, headers)
+        return Answer(200, self.document(found), headers)
+
+    def _authenticate(
+        self, seen: Seen
+    ) -> "Answer | tuple[Environment, tuple[str, ...] | None, dict[str, str]]":
+        authorization = seen.header("authorization")
+        if not authorization:
+            text = "No authorization header provided"
+            body = {"title": "Unauthorized", "status": 401, "type": _MDN + "401"}
+            return Answer(401, body | {"detail": text, "error": text}, _PROBLEM)
+        token = authorization.removeprefix("Bearer ")
+        if token.startswith("tr_"):
+            return self._by_key(token, seen.header("x-trigger-branch"))
+        return self._by_token(token)
+
+    def _by_key(
+        self, key: str, branch: str | None
+    ) -> "Answer | tuple[Environment, tuple[str, ...] | None, dict[str, str]]":
+        for environment in self.environments:
+            if key != environment.root_key and key not in environment.additional_keys:
+                continue
+            if environment.branch is not None and branch is None:
+                return Answer(401, {"error": "x-trigger-branch header required for preview env"})
+            if branch != environment.branch:
+                continue
+            remaining = environment.bucket.take(self._clock())
+            headers = environment.bucket.headers()
+            if remaining < 0:
+                return self._limited(headers)
+            return environment, environment.additional_keys.get(key) or None, headers
+        return Answer(401, {"error": "Invalid API key"})
+
+    def _by_token(
+        self, token: str
+    ) -> "Answer | tuple[Environment, tuple[str, ...] | None, dict[str, str]]":
+        for environment in self.environments:
+            try:
+                claims = jwt.decode(
+                    token,
+                    environment.root_key,
+                    algorithms=["HS256"],
+                    issuer="https://id.trigger.dev",
+                    audience="https://api.trigger.dev",
+                )
+            except jwt.ExpiredSignatureError:
+                return Answer(401, {"error": "Public Access Token has expired"})
+            except jwt.PyJWTError:
+                continue
+            if claims.get("sub") != environment.id or claims.get("pub") is not True:
+                continue
+            headers, exceeded = self._public_limit(token)
+            if exceeded:
+                return self._limited(headers)
+            scopes = claims.get("scopes")
+            return environment, tuple(scopes) if isinstance(scopes, list) else (), headers
+        return Answer(401, {"error": "Public Access Token is invalid"})
+
+    def _public_limit(self, token: str) -> tuple[dict[str, str], bool]:
+        minute = self._clock() // 60
+        window, used = self._public.get(token, (minute, 0))
+        used = used + 1 if window == minute else 1
+        self._public[token] = (minute, used)
+        remaining = max(0, self.PUBLIC_LIMIT - used)
+        headers = {
+            "x-ratelimit-limit": str(self.PUBLIC_LIMIT),
+            "x-ratelimit-remaining": str(remaining),
+            "x-ratelimit-reset": str(round((minute + 1) * 60_000)),
+        }
+        return headers, used > self.PUBLIC_LIMIT
+
+    def _limited(self, headers: Mapping[str, str]) -> Answer:
+        reset = int(headers["x-ratelimit-reset"])
+        limit, remaining = headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]
+        seconds = round(reset / 1000 - self._clock(), 3)
+        text = f"Rate limit exceeded 0/{limit} requests remaining. Retry in {seconds} seconds."
+        body = {
+            "title": "Rate Limit Exceeded",
+            "status": 429,
+            "type": _MDN + "429",
+            "detail": text,
+            "reset": reset,
+            "limit": int(limit),
+            "remaining": int(remaining),
+            "secondsUntilReset": seconds,
+            "error": text,
+        }
+        return Answer(429, body, {**headers, **_PROBLEM})
+
+
+_PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
+
+
+def _can_read(scopes: tuple[str, ...], document: Document) -> bool:
+    """Upstream's ability, for reading one session: any scope, any of its two ids."""
+    for scope in scopes:
+        parts = scope.split(":") if isinstance(scope, str) else [""]
+        action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
+        if action == "admin" and not type_ and not id_:
+            return True
+        if action not in ("read", "*"):
+            continue
+        if type_ == "all":
+            return True
+        if type_ == "sessions" and id_ in ("", document["id"], document["externalId"]):
+            return True
+    return False
+
+
+def iso(unix: float) -> str:
+    """Write a time as upstream does."""
+    text = datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

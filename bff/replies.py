@@ -1,0 +1,227 @@
+"""How every answer looks on the wire: the one place where header lines are written.
+
+A reply's head is kept as the bytes that go out, for what is the same for many replies is then put
+together once: per origin, per copy, per refusal.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Final
+
+from bff.cache import Copy
+from bff.errors import Refusal
+from bff.limits import MAX_RESET, Window
+
+MAX_PREFLIGHT_AGE: Final = 7200
+"""Seconds: Chromium's own maximum. A removed origin stops being answered at once all the same."""
+
+METHODS: Final = "GET, HEAD, OPTIONS"
+# What a preflight allows is more than what is served: a script can only read a 405 or a 410 if the
+# preflight let it ask. `*` does not cover Authorization, and older browsers do not know it.
+_PREFLIGHT: Final = (
+    b"access-control-allow-methods: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"
+    b"access-control-allow-headers: authorization, content-type, cache-control, if-none-match, "
+    b"last-event-id, trigger-version, x-trigger-api-version, x-trigger-source, x-trigger-client, "
+    b"x-trigger-branch, x-trigger-realtime-streams-version, x-trigger-request-idempotency-key, "
+    b"traceparent, tracestate, baggage, *\r\n"
+    b"access-control-max-age: %d\r\n" % MAX_PREFLIGHT_AGE
+)
+_EXPOSED: Final = (
+    "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
+    "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options"
+)
+_ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
+_NO_STORE: Final = b"cache-control: no-store\r\n"
+_REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer: its status, its header lines (each ended with CRLF), its body."""
+
+    status: int
+    head: bytes
+    body: bytes
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header lines as pairs, for ASGI."""
+        pairs = (line.partition(b": ") for line in self.head.split(b"\r\n") if line)
+        return [(name, value) for name, _, value in pairs]
+
+
+def refusal_body(refusal: Refusal, extra: Mapping[str, Any]) -> bytes:
+    """JSON of upstream's shape: ``error`` is what the SDK shows, ``code`` what programs read."""
+    return json.dumps({"error": refusal.detail, "code": refusal.code, **extra}).encode()
+
+
+class Replies:
+    """Builds replies for the configured *origins* (exact; ``*`` for any)."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._any = "*" in origins
+        self._no_origin = _ALWAYS.encode()
+        self._by_origin = {
+            origin.encode("latin-1"): (
+                f"access-control-allow-origin: {origin}\r\n"
+                f"access-control-expose-headers: {_EXPOSED}\r\n{_ALWAYS}"
+            ).encode("latin-1")
+            for origin in origins
+        }
+
+    def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
+        if origin is None:
+            head = self._no_origin
+        else:
+            head = self._by_origin.get(b"*" if self._any else origin, self._no_origin)
+        return b"%bx-request-id: %b\r\n" % (head, request_id)
+
+    def preflight(self, origin: bytes | None, request_id: bytes) -> Reply:
+        """Answer OPTIONS, for any path: what is not served must be readable too."""
+        common = self._common(origin, request_id)
+        allowed = b"access-control-allow-origin" in common
+        head = common + _NO_STORE + (_PREFLIGHT if allowed else b"") + b"allow: " + METHODS.encode()
+        return Reply(204, head + b"\r\n", b"")
+
+    def session(
+        self,
+        copy: Copy,
+        *,
+        not_modified: bool,
+        age: float,
+        cache_status: bytes,
+        window: Window | None,
+        now: float,
+        wall: float,
+        origin: bytes | None,
+        request_id: bytes,
+    ) -> Reply:
+        """Answer with *copy*; the caller is entitled to it, or this would not be called."""
+        head = b"%b%bage: %d\r\ncache-status: bff; %b\r\n%b" % (
+            self._common(origin, request_id),
+            copy.head,
+            age,
+            cache_status,
+            rate_lines(window, now, wall),
+        )
+        if not_modified:
+            return Reply(304, head, b"")
+        return Reply(
+            200,
+            b"%bcontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
+            % (head, len(copy.body)),
+            copy.body,
+        )
+
+    def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Reply:
+        """Answer with JSON that is public and the same for everyone."""
+        return self._json(200, body, b"", origin, request_id)
+
+    def refusal(
+        self,
+        refusal: Refusal,
+        *,
+        window: Window | None = None,
+        now: float = 0.0,
+        wall: float = 0.0,
+        origin: bytes | None,
+        request_id: bytes,
+    ) -> Reply:
+        """Tell the browser why not; *window* is the one that counted it last."""
+        status = refusal.kind.status
+        lines = rate_lines(window, now, wall)
+        extra: dict[str, Any] = {}
+        content_type = b"application/json; charset=utf-8"
+        retry_after = refusal.retry_after
+        if status == 429 and window is not None:  # noqa: PLR2004
+            content_type = b"application/problem+json; charset=utf-8"
+            extra = _problem(refusal, window, now, wall)
+            retry_after = window.reset(now)
+        else:
+            # The SDK repeats whatever is not a 4xx; a retry is the frontend's to decide.
+            lines += b"x-should-retry: false\r\n"
+        if retry_after is not None:
+            lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
+        if status == 401:  # noqa: PLR2004
+            lines += _challenge(refusal)
+        elif status == 403:  # noqa: PLR2004
+            extra = {"param": "access_token", "type": "authorization"}
+        elif status == 405:  # noqa: PLR2004
+            lines += b"allow: " + METHODS.encode() + b"\r\n"
+        body = refusal_body(refusal, extra)
+        return self._json(status, body, lines, origin, request_id, content_type)
+
+    def _json(
+        self,
+        status: int,
+        body: bytes,
+        lines: bytes,
+        origin: bytes | None,
+        request_id: bytes,
+        content_type: bytes = b"application/json; charset=utf-8",
+    ) -> Reply:
+        head = b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
+            self._common(origin, request_id),
+            _NO_STORE,
+            lines,
+            content_type,
+            len(body),
+        )
+        return Reply(status, head, body)
+
+
+def copy_head(etag: bytes) -> bytes:
+    """The header lines that depend on nothing but a copy: `cache.Copy.head`."""
+    return b"%betag: %b\r\n" % (_REVALIDATE, etag)
+
+
+def rate_lines(window: Window | None, now: float, wall: float) -> bytes:
+    """The rate limit in upstream's headers (reset in Unix milliseconds) and in the IETF's."""
+    if window is None:
+        return b""
+    limiter, reset, remaining = window.limiter, window.reset(now), window.remaining
+    return (
+        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n"
+        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n'
+    ) % (
+        limiter.limit,
+        remaining,
+        ceil((wall + reset) * 1000),
+        limiter.name.encode(),
+        limiter.limit,
+        limiter.seconds,
+        limiter.name.encode(),
+        remaining,
+        ceil(reset),
+    )
+
+
+def _challenge(refusal: Refusal) -> bytes:
+    # RFC 6750 §3.1: no error code where no token was sent.
+    if refusal.code == "token_missing":
+        return b'www-authenticate: Bearer realm="bff"\r\n'
+    return (
+        b'www-authenticate: Bearer realm="bff", error="invalid_token", error_description="%b"\r\n'
+        % refusal.detail.encode("latin-1")
+    )
+
+
+def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> dict[str, Any]:
+    seconds = window.reset(now)
+    text = (
+        f"{refusal.detail}: {window.remaining}/{window.limiter.limit} requests remaining. "
+        f"Retry in {seconds:.3f} seconds."
+    )
+    return {
+        "error": text,
+        "title": "Rate Limit Exceeded",
+        "status": 429,
+        "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",
+        "detail": text,
+        "reset": ceil((wall + seconds) * 1000),
+        "limit": window.limiter.limit,
+        "remaining": window.remaining,
+        "secondsUntilReset": round(seconds, 3),
+    }

@@ -1,0 +1,70 @@
+"""Runs ASGI applications on sockets until a signal comes, several in one loop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import uvicorn
+
+from bff.telemetry import ServerLog, Telemetry
+
+SHUTDOWN_SECONDS = 10
+"""For requests in flight to finish; longer than any load may take by default."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the idle minute of common proxies, so that it is they who close a connection."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a socket.
+
+    Raises:
+        OSError: as the system says.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # one handler for all servers: `run` has it
+
+
+def config(app: Any, *, lifespan: bool) -> uvicorn.Config:
+    """Configure a server: nothing is taken from the environment or from forwarding headers."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on" if lifespan else "off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+async def run(
+    servers: Sequence[tuple[uvicorn.Config, socket.socket]], telemetry: Telemetry
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight; a second ends at once."""
+    log = logging.getLogger("uvicorn")
+    log.handlers, log.propagate = [ServerLog(telemetry)], False
+    log.setLevel(logging.WARNING)
+    running = [(_Server(config), sock) for config, sock in servers]
+
+    def stop() -> None:
+        for server, _ in running:
+            server.force_exit = server.should_exit
+            server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stop)
+    await asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in running))

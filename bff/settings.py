@@ -1,0 +1,609 @@
+"""Every knob: read once, checked all together, with a remedy for each problem.
+
+`SETTINGS` is the table; a row gives a name, a default, how its text is read, and what it means.
+The same names are keys of the TOML file that ``BFF_CONFIG`` names, where ``[[environments]]`` and
+``[policies."<session type>"]`` hold what a flat environment cannot. The environment wins over the
+file. Nothing here prints, and no problem quotes a secret.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from math import isfinite
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bff.policy import DEFAULT_FIELDS, Policy, PolicyError
+
+
+class Secret:
+    """A text that no log, message or repr shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text to who sends or verifies with it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """*limit* in any *seconds*."""
+
+    limit: int
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentSettings:
+    """One Trigger.dev environment."""
+
+    name: str
+    id: str | None
+    api_url: str
+    secret_key: Secret
+    signing_keys: tuple[Secret, ...]
+    branch: str | None
+    upstream_budget: Rate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the gateway was told. Times are seconds, sizes are bytes, None is `off`."""
+
+    environments: tuple[EnvironmentSettings, ...]
+    allowed_origins: tuple[str, ...]
+    host: str
+    port: int
+    ops_port: int
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    rate_limit: Rate | None
+    ip_rate_limit: Rate | None
+    bad_token_limit: Rate | None
+    cache_ttl: float
+    cache_closed_ttl: float
+    cache_stale_while_revalidate: float
+    cache_stale_if_error: float
+    cache_negative_ttl: float
+    cache_max_bytes: int
+    upstream_connect_timeout: float
+    upstream_timeout: float
+    default_policy: Policy
+    policies: Mapping[str, Policy]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used.
+
+    Args:
+        problems: every one of them, each with the name of its setting and a remedy.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ProblemError(ValueError):
+    """What is wrong with one value, and what to write instead; never the value of a secret."""
+
+
+# -- how texts are read
+
+
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise ProblemError("has control characters; write plain text")
+    return text
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ProblemError("is neither true nor false")
+    return text == "true"
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:  # noqa: PLR2004
+        raise ProblemError("is not a port; write a number from 0 to 65535 (0 for any free one)")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not (isfinite(seconds) and 0 <= seconds <= 86400):  # noqa: PLR2004
+        raise ProblemError("is not a duration; write seconds from 0 to 86400, such as 2 or 0.5")
+    return seconds
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise ProblemError("is zero; write the seconds to wait, such as 5")
+    return seconds
+
+
+def _bytes(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise ProblemError("is not a size; write a number of bytes, such as 67108864")
+    return int(text)
+
+
+_PERIODS = {"second": 1, "minute": 60, "hour": 3600}
+
+
+def _rate(text: str) -> Rate | None:
+    if text == "off":
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,8})\s*/\s*(second|minute|hour)", text)
+    if not match:
+        raise ProblemError(
+            "is not a limit; write N/second, N/minute or N/hour with N from 1, or off"
+        )
+    return Rate(int(match[1]), _PERIODS[match[2]])
+
+
+_LOOPBACK = ("localhost",)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host in _LOOPBACK
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        raise ProblemError("is not an address; write one like https://api.trigger.dev") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname or not text.isprintable():
+        raise ProblemError("is not an address; write one like https://api.trigger.dev")
+    if parts.query or parts.fragment or "@" in parts.netloc or " " in text:
+        raise ProblemError("may hold a host, a port and a path, and nothing else")
+    return text.rstrip("/")
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _list(text)
+    for origin in origins:
+        if origin != "*" and not _is_origin(origin):
+            raise ProblemError(
+                f"holds {origin!r}, which no browser sends; write a scheme, a host in lower case "
+                "and a port that is not the default one, such as https://app.example.com, or *"
+            )
+    if "*" in origins and len(origins) > 1:
+        raise ProblemError("holds * and more; write either * or the origins")
+    return origins
+
+
+def _is_origin(text: str) -> bool:
+    match = re.fullmatch(
+        r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?", text
+    )
+    return bool(match) and {"http": "80", "https": "443"}.get(match[1]) != match[3]  # type: ignore[index]
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(part) for part in _list(text))
+    except ValueError:
+        raise ProblemError(
+            "holds what is no network; write addresses or CIDRs, such as 10.0.0.0/8"
+        ) from None
+
+
+def _secret(text: str) -> Secret:
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise ProblemError(
+            "holds spaces, line breaks or signs that no key has; check how it was copied"
+        )
+    return Secret(text)
+
+
+def _secret_key(text: str) -> Secret:
+    if not text.startswith("tr_"):
+        raise ProblemError(
+            "is no Trigger.dev secret key; those begin with tr_ (see API keys there)"
+        )
+    return _secret(text)
+
+
+_ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
+_MIN_OWN_KEY_BYTES = 32
+
+
+def _signing_keys(text: str) -> tuple[Secret, ...]:
+    keys = _list(text)
+    for number, key in enumerate(keys, start=1):
+        _secret(key)
+        if re.match(r"tr_[a-z]+_sk_", key):
+            raise ProblemError(
+                f"holds an additional key (tr_…_sk_…) as number {number}, which signs no tokens; "
+                "use the environment's root key, or a key of your own"
+            )
+        if key.startswith("tr_") and not _ROOT_KEY.fullmatch(key):
+            raise ProblemError(f"holds a malformed root key as number {number}; copy it again")
+        if not key.startswith("tr_") and len(key) < _MIN_OWN_KEY_BYTES:
+            raise ProblemError(
+                f"holds a key of {len(key)} bytes as number {number}; a key of your own needs at "
+                f"least {_MIN_OWN_KEY_BYTES}: openssl rand -hex 32"
+            )
+    return tuple(map(Secret, keys))
+
+
+# -- the table
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row: `shown` is the default as the documentation writes it."""
+
+    read: Callable[[str], Any]
+    default: str | None
+    shown: str
+    meaning: str
+    secret: bool = False
+    required: bool = False
+
+
+_FIELDS_TEXT = ",".join(DEFAULT_FIELDS)
+
+ENVIRONMENT_SETTINGS: dict[str, Setting] = {
+    "TRIGGER_SECRET_KEY": Setting(
+        _secret_key,
+        None,
+        "required",
+        "sent upstream; a restricted `tr_*_sk_*` key is best",
+        secret=True,
+        required=True,
+    ),
+    "TRIGGER_API_URL": Setting(
+        _url,
+        "https://api.trigger.dev",
+        "`https://api.trigger.dev`",
+        "the API; http only for loopback, unless `BFF_ALLOW_HTTP_API_URL`",
+    ),
+    "BFF_SIGNING_KEYS": Setting(
+        _signing_keys,
+        None,
+        "the secret key, if it is a root key",
+        "what verifies tokens: the current key first, then those being rotated out",
+        secret=True,
+    ),
+    "BFF_ENVIRONMENT_ID": Setting(
+        _text,
+        None,
+        "—",
+        "the `sub` accepted; required unless every signing key is the gateway's own",
+    ),
+    "BFF_BRANCH": Setting(
+        _text, None, "—", "sent as `x-trigger-branch`; preview environments need it"
+    ),
+    "BFF_UPSTREAM_BUDGET": Setting(
+        _rate,
+        "10/second",
+        "`10/second`",
+        "what may be spent of the environment's shared upstream bucket; `off`",
+    ),
+}
+
+POLICY_SETTINGS: dict[str, Setting] = {
+    "BFF_EXPOSE_FIELDS": Setting(
+        _list, _FIELDS_TEXT, "the default list", "top-level fields that browsers see"
+    ),
+    "BFF_EXPOSE_METADATA": Setting(
+        _list, "", "none", "paths below `metadata` that browsers see: `plan`, `steps.*.title`"
+    ),
+    "BFF_EXPOSE_TAGS": Setting(_list, "", "none", "globs of tags that browsers see: `public:*`"),
+}
+
+GLOBAL_SETTINGS: dict[str, Setting] = {
+    "BFF_ALLOW_HTTP_API_URL": Setting(
+        _flag, "false", "`false`", "`true` sends the secret key over plain http beyond loopback"
+    ),
+    "BFF_ALLOWED_ORIGINS": Setting(
+        _origins, "", "none", "exact origins, or `*`; never with credentials"
+    ),
+    "BFF_HOST": Setting(_text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
+    "BFF_PORT": Setting(_port, "8787", "`8787`", "the browser port"),
+    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port, always on loopback"),
+    "BFF_TRUSTED_PROXIES": Setting(
+        _networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
+    ),
+    "BFF_RATE_LIMIT": Setting(_rate, "300/minute", "`300/minute`", "per caller; `off`"),
+    "BFF_IP_RATE_LIMIT": Setting(
+        _rate, "3000/minute", "`3000/minute`", "per IPv4 address or IPv6 /64; `off`"
+    ),
+    "BFF_BAD_TOKEN_LIMIT": Setting(
+        _rate,
+        "60/minute",
+        "`60/minute`",
+        "bad tokens and probed ids, per IPv4 address or IPv6 /64; `off`",
+    ),
+    "BFF_CACHE_TTL": Setting(_seconds, "2", "`2`", "seconds an open session is fresh"),
+    "BFF_CACHE_CLOSED_TTL": Setting(_seconds, "30", "`30`", "the same once `closedAt` is set"),
+    "BFF_CACHE_STALE_WHILE_REVALIDATE": Setting(
+        _seconds, "5", "`5`", "seconds beyond that in which it is answered and refreshed behind"
+    ),
+    "BFF_CACHE_STALE_IF_ERROR": Setting(
+        _seconds, "60", "`60`", "seconds beyond that in which it is answered if loading fails"
+    ),
+    "BFF_CACHE_NEGATIVE_TTL": Setting(
+        _seconds, "1", "`1`", "seconds a 404 is remembered; other errors never are"
+    ),
+    "BFF_CACHE_MAX_BYTES": Setting(
+        _bytes, "67108864", "`67108864`", "memory for copies; the least recently read go first"
+    ),
+    "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(
+        _positive_seconds, "1", "`1`", "seconds to connect upstream"
+    ),
+    "BFF_UPSTREAM_TIMEOUT": Setting(
+        _positive_seconds, "5", "`5`", "seconds for a whole answer from upstream"
+    ),
+}
+
+SETTINGS: dict[str, Setting] = ENVIRONMENT_SETTINGS | GLOBAL_SETTINGS | POLICY_SETTINGS
+
+
+# -- reading it all
+
+
+class _Reader:
+    """Reads tables of raw values, and collects what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def values(
+        self, table: Mapping[str, Setting], raw: Mapping[str, object], where: str
+    ) -> dict[str, Any]:
+        """Value of each row of *table*: None where it is absent or wrong."""
+        return {name: self._value(name, row, raw, where) for name, row in table.items()}
+
+    def _value(self, name: str, row: Setting, raw: Mapping[str, object], where: str) -> Any:
+        text = self._raw_text(name, row, raw, where)
+        if text is None:
+            return None
+        try:
+            return row.read(text)
+        except ProblemError as problem:
+            self.problems.append(f"{where}{name} {problem}")
+            return None
+
+    def _raw_text(
+        self, name: str, row: Setting, raw: Mapping[str, object], where: str
+    ) -> str | None:
+        text = _as_text(raw.get(name))
+        file = _as_text(raw.get(f"{name}_FILE")) if row.secret else None
+        if file:
+            if text:
+                self.problems.append(f"{where}{name} and {name}_FILE are both set; keep one")
+                return None
+            text = self.file(f"{where}{name}_FILE", file)
+            if text is None:
+                return None
+            if not text.strip():
+                self.problems.append(f"{where}{name}_FILE names an empty file; write the key there")
+                return None
+        if text is None or not text.strip():
+            if row.required:
+                either = f"{name} or {name}_FILE" if row.secret else name
+                self.problems.append(f"{where}{name} is not set; set {either}: {row.meaning}")
+            return row.default
+        return text.strip()
+
+    def file(self, name: str, path: str) -> str | None:
+        """Text of a file that the setting *name* names."""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+            self.problems.append(f"{name} names a file that cannot be read ({reason}): {path}")
+            return None
+
+    def unknown(self, names: list[str], known: set[str], where: str) -> None:
+        """Report names that mean nothing: a misspelt limit would be no limit."""
+        for name in sorted(set(names) - known):
+            close = _closest(name, known)
+            hint = f"did you mean {close}?" if close else "see the README for what there is"
+            self.problems.append(f"{where}{name} is not a setting; {hint}")
+
+
+def _as_text(value: object) -> str | None:
+    """A TOML value as the environment would hold it."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value)
+    return str(value)
+
+
+def _closest(name: str, known: set[str]) -> str | None:
+    import difflib  # noqa: PLC0415  costs milliseconds, and only a mistake needs it
+
+    matches = difflib.get_close_matches(name, known, n=1)
+    return matches[0] if matches else None
+
+
+def _with_files(table: Mapping[str, Setting]) -> set[str]:
+    return set(table) | {f"{name}_FILE" for name, row in table.items() if row.secret}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings from *environ* and from the file that its ``BFF_CONFIG`` names.
+
+    Raises:
+        SettingsError: with every problem found.
+    """
+    reader = _Reader()
+    file = _read_config(reader, environ.get("BFF_CONFIG", ""))
+    ours = {name: text for name, text in environ.items() if name.startswith(("BFF_", "TRIGGER_"))}
+    known = _with_files(SETTINGS)
+    # Trigger.dev's own tools read other TRIGGER_ names; only ours can be misspelt here.
+    reader.unknown([n for n in ours if n.startswith("BFF_")], known | {"BFF_CONFIG"}, "")
+    tables = {"environments", "policies"}
+    reader.unknown(list(file), known | tables, "BFF_CONFIG: ")
+    # An empty variable, as compose files write it, leaves the file's word standing.
+    top = {k: v for k, v in file.items() if k not in tables} | {k: v for k, v in ours.items() if v}
+    values = reader.values(GLOBAL_SETTINGS, top, "")
+    environments = _environments(reader, file.get("environments", []), top)
+    default_policy, policies = _policies(reader, file.get("policies", {}), top)
+    for environment in environments:
+        _check_http(reader, environment, allowed=bool(values["BFF_ALLOW_HTTP_API_URL"]))
+    _check_distinct(reader, environments)
+    if reader.problems or default_policy is None:
+        raise SettingsError(reader.problems)
+    named = {name.removeprefix("BFF_").lower(): value for name, value in values.items()}
+    named.pop("allow_http_api_url")
+    return Settings(
+        environments=tuple(environments),
+        default_policy=default_policy,
+        policies=policies,
+        **named,
+    )
+
+
+def _read_config(reader: _Reader, path: str) -> dict[str, Any]:
+    text = reader.file("BFF_CONFIG", path) if path else None
+    if text is None:
+        return {}
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        # The message names a line and a column; the text around it may be a secret.
+        at = re.search(r"line \d+, column \d+|end of document", str(exc))
+        reader.problems.append(f"BFF_CONFIG is not valid TOML (at {at[0] if at else 'some line'})")
+        return {}
+
+
+def _environments(
+    reader: _Reader, tables: object, top: Mapping[str, object]
+) -> list[EnvironmentSettings]:
+    """The environment of the top level, if it has a key or is the only one, and each table's."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        reader.problems.append("BFF_CONFIG: write each environment under [[environments]]")
+        return []
+    found: list[EnvironmentSettings | None] = []
+    several = bool(tables)
+    own = {"TRIGGER_SECRET_KEY", "TRIGGER_SECRET_KEY_FILE"}
+    if not several or own & set(top):
+        found.append(_environment(reader, top, "default", "", several=several))
+    inherited = {n: top[n] for n in ("TRIGGER_API_URL", "BFF_UPSTREAM_BUDGET") if n in top}
+    for number, table in enumerate(tables, start=1):
+        name = table.get("name", f"environment-{number}")
+        where = f"BFF_CONFIG: environment {name!r}: "
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
+            reader.problems.append(f"{where}name may have a-z, 0-9, - and _, 40 at most")
+            continue
+        reader.unknown(list(table), _with_files(ENVIRONMENT_SETTINGS) | {"name"}, where)
+        found.append(_environment(reader, inherited | table, name, where, several=True))
+    return [environment for environment in found if environment is not None]
+
+
+def _environment(
+    reader: _Reader, raw: Mapping[str, object], name: str, where: str, *, several: bool
+) -> EnvironmentSettings | None:
+    before = len(reader.problems)
+    values = reader.values(ENVIRONMENT_SETTINGS, raw, where)
+    key: Secret | None = values["TRIGGER_SECRET_KEY"]
+    signing: tuple[Secret, ...] | None = values["BFF_SIGNING_KEYS"]
+    if signing is None and key is not None and _ROOT_KEY.fullmatch(key.reveal()):
+        signing = (key,)
+    if len(reader.problems) == before and not signing:
+        reader.problems.append(
+            f"{where}BFF_SIGNING_KEYS is not set and TRIGGER_SECRET_KEY is an additional key, that "
+            "signs no tokens; set the environment's root key, or a key of your own"
+        )
+    theirs = any(k.reveal().startswith("tr_") for k in signing or ())
+    if values["BFF_ENVIRONMENT_ID"] is None and (theirs or several):
+        reader.problems.append(
+            f"{where}BFF_ENVIRONMENT_ID is not set; without it a token of another branch or "
+            "environment would be accepted: set the environment's id (the `sub` of its tokens)"
+        )
+    if len(reader.problems) > before or key is None or not signing:
+        return None
+    return EnvironmentSettings(
+        name=name,
+        id=values["BFF_ENVIRONMENT_ID"],
+        api_url=values["TRIGGER_API_URL"],
+        secret_key=key,
+        signing_keys=signing,
+        branch=values["BFF_BRANCH"],
+        upstream_budget=values["BFF_UPSTREAM_BUDGET"],
+    )
+
+
+def _check_http(reader: _Reader, environment: EnvironmentSettings, *, allowed: bool) -> None:
+    parts = urlsplit(environment.api_url)
+    if parts.scheme == "http" and not allowed and not _is_loopback(parts.hostname or ""):
+        reader.problems.append(
+            f"TRIGGER_API_URL of environment {environment.name!r} would send the secret key in the "
+            "clear; use https, or set BFF_ALLOW_HTTP_API_URL=true if the network is yours alone"
+        )
+
+
+def _check_distinct(reader: _Reader, environments: list[EnvironmentSettings]) -> None:
+    for what, values in (
+        ("name", [e.name for e in environments]),
+        ("BFF_ENVIRONMENT_ID", [e.id for e in environments]),
+    ):
+        if len(set(values)) < len(values):
+            reader.problems.append(f"two environments have the same {what}; give each its own")
+
+
+def _policies(
+    reader: _Reader, tables: object, top: Mapping[str, object]
+) -> tuple[Policy | None, dict[str, Policy]]:
+    default = _policy(reader, top, "")
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        reader.problems.append('BFF_CONFIG: write each policy under [policies."<session type>"]')
+        return default, {}
+    policies = {}
+    for type_, table in tables.items():
+        where = f"BFF_CONFIG: policy {type_!r}: "
+        reader.unknown(list(table), set(POLICY_SETTINGS), where)
+        inherited = {name: top[name] for name in POLICY_SETTINGS if name in top}
+        policy = _policy(reader, inherited | table, where)
+        if policy is not None:
+            policies[type_] = policy
+    return default, policies
+
+
+def _policy(reader: _Reader, raw: Mapping[str, object], where: str) -> Policy | None:
+    values = reader.values(POLICY_SETTINGS, raw, where)
+    try:
+        return Policy(
+            fields=values["BFF_EXPOSE_FIELDS"],
+            metadata=values["BFF_EXPOSE_METADATA"],
+            tags=values["BFF_EXPOSE_TAGS"],
+        )
+    except PolicyError as exc:
+        reader.problems.append(f"{where}BFF_EXPOSE_{exc.parameter.upper()}: {exc}")
+        return None

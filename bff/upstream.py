@@ -1,0 +1,166 @@
+"""Asks upstream, and turns its troubles into ours. The only user of the HTTP client.
+
+The secret key lives here. It goes to one host, on requests that are built from nothing of the
+browser's but the session's id: no redirect is followed, no proxy of the environment used, no
+certificate left unchecked, no cookie kept, no header passed on.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+
+import httpx2
+
+from bff.errors import Refusal
+
+Transport = httpx2.AsyncBaseTransport
+"""How requests leave; the real one is made here, tests bring their own."""
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_RETRY_AFTER = 60.0
+_KEEP_ALIVE_SECONDS = 4.0
+"""Below the five seconds after which common servers close an idle connection: one that is closed
+just as a request is sent on it is an error that no retry may mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What an answer says of the bucket upstream."""
+
+    limit: int
+    remaining: int
+    reset: float
+    """Unix seconds."""
+
+
+def client(
+    *, connect_timeout: float, timeout: float, transport: Transport | None = None
+) -> httpx2.AsyncClient:
+    """Open the one client that all environments share."""
+    limits = httpx2.Limits(max_connections=100, keepalive_expiry=_KEEP_ALIVE_SECONDS)
+    http = httpx2.AsyncClient(
+        transport=transport or httpx2.AsyncHTTPTransport(limits=limits, trust_env=False),
+        timeout=httpx2.Timeout(timeout, connect=connect_timeout),
+        follow_redirects=False,
+        trust_env=False,
+        headers={"accept": "application/json", "accept-encoding": "identity"},
+    )
+    http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    return http
+
+
+class Upstream:
+    """One environment's API.
+
+    Args:
+        http: from `client`.
+        url: base URL, without a slash at its end.
+        secret_key: sent as the bearer token.
+        branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
+        timeout: seconds for a whole answer, connecting and retrying included.
+        observe: told of the bucket with each answer that describes it.
+    """
+
+    def __init__(
+        self,
+        http: httpx2.AsyncClient,
+        *,
+        url: str,
+        secret_key: str,
+        branch: str | None,
+        timeout: float,
+        user_agent: str,
+        observe: Callable[[Quota], None],
+    ) -> None:
+        self._http = http
+        self._url = url
+        self._timeout = timeout
+        self._observe = observe
+        self._headers = {"authorization": f"Bearer {secret_key}", "user-agent": user_agent}
+        if branch is not None:
+            self._headers["x-trigger-branch"] = branch
+
+    async def get(self, path: str) -> bytes:
+        """GET *path*: the body of a 200.
+
+        Raises:
+            Refusal: ``not_found``, or one of upstream's (`errors.REFUSALS`); ``over_budget`` for
+                upstream's own 429, with ``retry_after``.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                try:
+                    return await self._get(path)
+                except httpx2.ConnectError:
+                    # Nothing was sent, so nothing can happen twice.
+                    return await self._get(path)
+        except (TimeoutError, httpx2.TimeoutException):
+            raise Refusal("upstream_timeout") from None
+        except (httpx2.RemoteProtocolError, httpx2.DecodingError):
+            raise Refusal("upstream_invalid") from None
+        except httpx2.HTTPError:
+            raise Refusal("upstream_unavailable") from None
+
+    async def _get(self, path: str) -> bytes:
+        async with self._http.stream("GET", self._url + path, headers=self._headers) as response:
+            quota = read_quota(response.headers)
+            if quota is not None:
+                self._observe(quota)
+            body = await _read(response)
+        status = response.status_code
+        if status == 200:  # noqa: PLR2004
+            return body
+        if status == 404 and _is_their_error(body):  # noqa: PLR2004
+            # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
+            raise Refusal("not_found")
+        if status in (401, 403):
+            raise Refusal("upstream_rejected_credentials")
+        if status == 429:  # noqa: PLR2004
+            raise Refusal("over_budget", retry_after=_retry_after(response.headers))
+        if status >= 500:  # noqa: PLR2004
+            raise Refusal("upstream_unavailable")
+        raise Refusal("upstream_invalid")
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise Refusal("upstream_invalid")  # not asked for; and a bomb may hide in it
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise Refusal("upstream_invalid")
+    return bytes(body)
+
+
+def _is_their_error(body: bytes) -> bool:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and isinstance(document.get("error"), str)
+
+
+def _number(text: str | None) -> int | None:
+    # No more than 15 digits: beyond that it is no count and no date, whatever it is.
+    digits = (text or "").strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 15):  # noqa: PLR2004
+        return None
+    return int(text or "")
+
+
+def read_quota(headers: Mapping[str, str]) -> Quota | None:
+    """Read ``x-ratelimit-*``; upstream's reset is in Unix milliseconds."""
+    limit, remaining, reset = (
+        _number(headers.get(f"x-ratelimit-{name}")) for name in ("limit", "remaining", "reset")
+    )
+    if limit is None or remaining is None or reset is None:
+        return None
+    return Quota(limit, remaining, reset / 1000)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    seconds = _number(headers.get("retry-after"))
+    return None if seconds is None else min(max(float(seconds), 0.0), MAX_RETRY_AFTER)
