@@ -159,6 +159,9 @@ class Cache(Generic[OutcomeT]):
 
     def put(self, copy: Copy) -> None:
         """Keep *copy* under both its ids, in place of whatever was known there."""
+        before = self._kept.get(copy.keys[0])
+        if isinstance(before, Copy):
+            copy.epoch = before.epoch  # a session is hot once, however often it is loaded
         self._insert(copy)
 
     def put_missing(self, environment: str, id_: str, now: float) -> None:

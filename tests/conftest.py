@@ -1,0 +1,35 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from world import Clock, Gateway, World, running_upstream
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def world(clock: Clock) -> AsyncIterator[World]:
+    """The whole service in this process, with a clock to move and a pretend upstream behind it."""
+    async with World(clock) as world:
+        yield world
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator["running_upstream"]:
+    """A pretend upstream on a socket."""
+    with running_upstream() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(upstream: "running_upstream") -> Iterator[Gateway]:
+    """`bff serve` as a process of its own, in front of `upstream`, limits wide open."""
+    with Gateway(upstream.port, BFF_RATE_LIMIT="off", BFF_BAD_TOKEN_LIMIT="off") as gateway:
+        yield gateway
