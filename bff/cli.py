@@ -9,7 +9,7 @@ from typing import Any
 import click
 import uvloop
 
-from bff import __version__, server, settings
+from bff import __version__, lane, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
@@ -62,9 +62,12 @@ def serve(host: str | None, port: int | None) -> None:
 
     async def go() -> None:
         service = Service(told, telemetry)
+        http: Any = "httptools"
+        if told.fast_lane:
+            http = lane.protocol(service.gateway, system_clock, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True), browser),
+                (server.config(service.browser_app, lifespan=True, http=http), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,

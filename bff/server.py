@@ -34,11 +34,14 @@ class _Server(uvicorn.Server):
         yield  # one handler for all servers: `run` has it
 
 
-def config(app: Any, *, lifespan: bool) -> uvicorn.Config:
-    """Configure a server: nothing is taken from the environment or from forwarding headers."""
+def config(app: Any, *, lifespan: bool, http: Any = "httptools") -> uvicorn.Config:
+    """Configure a server: nothing is taken from the environment or from forwarding headers.
+
+    *http* is a protocol class in place of uvicorn's own (`lane.protocol`).
+    """
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=http,
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,

@@ -81,6 +81,7 @@ class Settings:
     cache_stale_if_error: float
     cache_negative_ttl: float
     cache_max_bytes: int
+    fast_lane: bool
     upstream_connect_timeout: float
     upstream_timeout: float
     default_policy: Policy
@@ -120,6 +121,12 @@ def _flag(text: str) -> bool:
     if text not in ("true", "false"):
         raise ProblemError("is neither true nor false")
     return text == "true"
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ProblemError("is neither on nor off")
+    return text == "on"
 
 
 def _port(text: str) -> int:
@@ -358,6 +365,12 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_CACHE_MAX_BYTES": Setting(
         _bytes, "67108864", "`67108864`", "memory for copies; the least recently read go first"
+    ),
+    "BFF_FAST_LANE": Setting(
+        _switch,
+        "on",
+        "`on`",
+        "answers from memory skip ASGI, for several times the requests a second; `off`",
     ),
     "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(
         _positive_seconds, "1", "`1`", "seconds to connect upstream"
