@@ -8,12 +8,12 @@ shares its parent's signing key, so without ``sub`` a token of one branch would 
 import hashlib
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jwt
-from cachetools import LRUCache
 from jwt.algorithms import HMACAlgorithm
 
 from bff.errors import Refusal
@@ -103,9 +103,10 @@ class Verifier(Generic[GrantT]):
         for issuer in issuers:
             for key in issuer.keys:
                 self._keys.setdefault(key, []).append(issuer)
-        self._verified: LRUCache[bytes, Caller[GrantT]] = LRUCache(
-            max_bytes, getsizeof=lambda c: c.size
-        )
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        # By last use, the longest ago first. (cachetools does this at ten times the cost.)
+        self._verified: OrderedDict[bytes, Caller[GrantT]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._verified)
@@ -116,18 +117,30 @@ class Verifier(Generic[GrantT]):
         Raises:
             Refusal: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
         """
-        try:
-            caller = self._verified[token]
-        except KeyError:
+        caller = self._verified.get(token)
+        if caller is not None:
+            self._verified.move_to_end(token)
+        else:
             caller = self._check(token)
             if caller.not_before <= wall < caller.expires:
-                self._verified[token] = caller
+                self._remember(token, caller)
         if wall >= caller.expires:
-            self._verified.pop(token, None)
+            self._forget(token)
             raise Refusal("token_expired")
         if wall < caller.not_before:
             raise Refusal("token_invalid")
         return caller
+
+    def _remember(self, token: bytes, caller: Caller[GrantT]) -> None:
+        self._verified[token] = caller
+        self._bytes += caller.size
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._verified)))
+
+    def _forget(self, token: bytes) -> None:
+        caller = self._verified.pop(token, None)
+        if caller is not None:
+            self._bytes -= caller.size
 
     def _check(self, token: bytes) -> Caller[GrantT]:
         if token.startswith(b"tr_"):

@@ -77,6 +77,7 @@ class Missing:
     id: str
     until: float
     touched: bool = False
+    external_id: None = None
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -101,9 +102,11 @@ class Ages:
 
     def state(self, copy: Copy, now: float, stretched: float) -> State:
         """Tell what *copy* may be used for; *stretched* is the least time it counts as fresh."""
-        age = now - copy.loaded - max(self.closed_ttl if copy.closed else self.ttl, stretched)
-        if age < 0:
+        age = now - copy.loaded
+        ttl = self.closed_ttl if copy.closed else self.ttl
+        if age < ttl or age < stretched:
             return State.FRESH
+        age -= max(ttl, stretched)
         if age < self.stale_while_revalidate:
             return State.STALE
         return State.LAST_RESORT if age < self.stale_if_error else State.DEAD
@@ -146,7 +149,7 @@ class Cache(Generic[OutcomeT]):
         found = self._kept.get((environment, id_))
         if found is None:
             return None
-        if (environment, id_) not in found.keys:
+        if (found.id != id_ and found.external_id != id_) or found.environment != environment:
             self._remove(found)
             self._kept.pop((environment, id_), None)
             self._on_mismatch()

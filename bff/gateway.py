@@ -38,6 +38,8 @@ from bff.upstream import Upstream
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
 
+_ROUTE_LENGTH = len(sessions.ROUTE)
+
 PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
 PROBE_SECONDS = 2.0
@@ -178,7 +180,7 @@ class Gateway:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
-            self.telemetry.count("bff_requests", "preflight", "204", "")
+            self.telemetry.count("bff_requests", "preflight", 204, "")
             return self._replies.preflight(head.origin, request_id)
         visit = Visit(head, request_id, now, wall)
         try:
@@ -216,11 +218,11 @@ class Gateway:
         The raw path decides, so that no encoding of a route is another way to it.
         """
         head, path = visit.head, visit.head.path
-        if path.startswith(sessions.ROUTE) and b"/" not in path[len(sessions.ROUTE) :]:
+        if path.startswith(sessions.ROUTE) and b"/" not in (segment := path[_ROUTE_LENGTH:]):
             visit.route = "session"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
-            return path[len(sessions.ROUTE) :]
+            return segment
         page = self._pages.get(path)
         if page is not None:
             visit.route = "page"
@@ -278,8 +280,6 @@ class Gateway:
         if isinstance(known, Missing):
             self.telemetry.count("bff_cache", "negative")
             raise Refusal("not_found")
-        flight = self.cache.flight(environment.name, id_)
-        joined = flight is not None
         last_resort = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
@@ -289,6 +289,7 @@ class Gateway:
             state = self.cache.ages.state(known, now, budget.stretched)
             if state is State.FRESH:
                 return self._session(visit, caller, known, b"hit", "hit")
+            flight = self.cache.flight(environment.name, id_)
             wait = max(budget.wait(now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
@@ -298,6 +299,8 @@ class Gateway:
                 if flight is None and wait > 0:
                     return self._last_resort(visit, caller, known)
                 last_resort = known
+        flight = self.cache.flight(environment.name, id_)
+        joined = flight is not None
         if flight is None:
             wait = budget.wait(now)
             if wait > 0:
@@ -496,7 +499,7 @@ class Gateway:
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
-        self.telemetry.count("bff_requests", visit.route, str(reply.status), code)
+        self.telemetry.count("bff_requests", visit.route, reply.status, code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
 
 
@@ -509,6 +512,8 @@ def _authorize(caller: Caller[Grant], copy: Copy) -> None:
 
 
 def _bearer(authorization: bytes) -> bytes:
+    if authorization.startswith(b"Bearer ") and (token := authorization[7:].strip()):
+        return token  # as everyone writes it
     scheme, _, token = authorization.strip().partition(b" ")
     if scheme.startswith(b"tr_"):  # upstream takes a bare key too
         raise Refusal("secret_key_sent")

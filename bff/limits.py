@@ -70,7 +70,9 @@ class Limiter:
 
     def take(self, key: Hashable, now: float) -> Window:
         """Count one for *key*."""
-        window = self.window(key, now)
+        window = self._windows.get(key)
+        if window is None or window.ends <= now:
+            window = self._open(key, now)
         window.used += 1
         return window
 
@@ -109,6 +111,8 @@ class Budget:
         self._epoch = 0
         self._hot = 0
         self._hot_before = 0
+        self.stretched = 0.0
+        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
 
     def wait(self, now: float) -> float:
         """Seconds until one more load may be spent; 0 if it may now."""
@@ -147,14 +151,9 @@ class Budget:
             self._epoch = current
         if epoch != current:
             self._hot += 1
+            if self._limit is not None:
+                self.stretched = max(self._hot, self._hot_before) * self._seconds / self._limit
         return current
-
-    @property
-    def stretched(self) -> float:
-        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
-        if self._limit is None:
-            return 0.0
-        return max(self._hot, self._hot_before) * self._seconds / self._limit
 
     def left(self, now: float) -> int | None:
         """How many loads may be spent at once now; None if nothing bounds them."""

@@ -7,12 +7,13 @@ together once: per origin, per copy, per refusal.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from typing import Any, Final
 
 from bff.cache import Copy
 from bff.errors import Refusal
-from bff.limits import MAX_RESET, Window
+from bff.limits import MAX_RESET, Limiter, Window
 
 MAX_PREFLIGHT_AGE: Final = 7200
 """Seconds: Chromium's own maximum. A removed origin stops being answered at once all the same."""
@@ -35,6 +36,10 @@ _EXPOSED: Final = (
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
 _NO_STORE: Final = b"cache-control: no-store\r\n"
+_SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
+_SESSION_BODY: Final = (
+    _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
+)
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
 
@@ -99,20 +104,17 @@ class Replies:
         request_id: bytes,
     ) -> Reply:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
-        head = b"%b%bage: %d\r\ncache-status: bff; %b\r\n%b" % (
-            self._common(origin, request_id),
-            copy.head,
-            age,
-            cache_status,
-            rate_lines(window, now, wall),
-        )
+        common = self._by_origin.get(b"*" if self._any and origin else origin, self._no_origin)
+        rate = rate_lines(window, now, wall)
         if not_modified:
-            return Reply(304, head, b"")
+            return Reply(
+                304, _SESSION % (common, request_id, copy.head, age, cache_status, rate), b""
+            )
+        body = copy.body
         return Reply(
             200,
-            b"%bcontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
-            % (head, len(copy.body)),
-            copy.body,
+            _SESSION_BODY % (common, request_id, copy.head, age, cache_status, rate, len(body)),
+            body,
         )
 
     def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Reply:
@@ -181,20 +183,27 @@ def rate_lines(window: Window | None, now: float, wall: float) -> bytes:
     """The rate limit in upstream's headers (reset in Unix milliseconds) and in the IETF's."""
     if window is None:
         return b""
-    limiter, reset, remaining = window.limiter, window.reset(now), window.remaining
-    return (
-        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n"
-        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n'
-    ) % (
-        limiter.limit,
+    reset, remaining = window.reset(now), window.remaining
+    return _rate_template(window.limiter) % (
         remaining,
         ceil((wall + reset) * 1000),
+        remaining,
+        ceil(reset),
+    )
+
+
+@cache
+def _rate_template(limiter: Limiter) -> bytes:
+    """All that stays the same for one limiter."""
+    return (
+        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %%d\r\nx-ratelimit-reset: %%d\r\n"
+        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%%d;t=%%d\r\n'
+    ) % (
+        limiter.limit,
         limiter.name.encode(),
         limiter.limit,
         limiter.seconds,
         limiter.name.encode(),
-        remaining,
-        ceil(reset),
     )
 
 

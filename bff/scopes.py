@@ -20,7 +20,7 @@ class Grant:
 
     def covers(self, *ids: str | None) -> bool:
         """Whether any of the *ids* of one resource is granted."""
-        return self.every or any(id_ in self.ids for id_ in ids)
+        return self.every or not self.ids.isdisjoint(ids)
 
 
 def grant(scopes: Iterable[object], *, action: str, type_: str) -> Grant:

@@ -17,6 +17,7 @@ MAX_DEPTH = 64
 """Levels of nesting in a document; the measured ones have five."""
 
 _FRIENDLY = "session_"
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~:"
 _ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
@@ -34,6 +35,8 @@ def parse_id(segment: bytes) -> str:
             dots alone, an HTTP client resolves them, and ``/api/v1/sessions/.`` would then ask
             for the list of all sessions, with the secret key.
     """
+    if 1 <= len(segment) <= MAX_ID_CHARACTERS and not segment.translate(None, _PLAIN):
+        return segment.decode()  # nearly every id; the rest of this costs a hit a tenth of its time
     if b"/" in segment or _ESCAPE.search(segment):
         raise Refusal("invalid_session_id")
     try:

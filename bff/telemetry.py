@@ -70,7 +70,7 @@ class Telemetry:
     """
 
     def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
-        self.counts: defaultdict[tuple[str, ...], float] = defaultdict(int)
+        self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
         self.gauges: Gauges = dict
         self._fields_seen: set[str] = set()
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
@@ -84,7 +84,7 @@ class Telemetry:
             cache_logger_on_first_use=True,
         )
 
-    def count(self, *key: str, by: float = 1) -> None:
+    def count(self, *key: str | int, by: float = 1) -> None:
         """Add to a metric: *key* is its name, then its label values."""
         self.counts[key] += by
 
@@ -124,7 +124,7 @@ class Telemetry:
                 family = CounterMetricFamily(name, row.help, labels=row.labels)
                 counted = {key[1:]: n for key, n in self.counts.items() if key[0] == name}
                 for labels, value in (counted or ({} if row.labels else {(): 0})).items():
-                    family.add_metric(labels, value)
+                    family.add_metric([str(label) for label in labels], value)
             yield family
 
 
