@@ -38,11 +38,15 @@ class Window:
     @property
     def remaining(self) -> int:
         """What is left to take."""
-        return max(0, self.limiter.limit - self.used)
+        left = self.limiter.limit - self.used
+        return left if left > 0 else 0
 
     def reset(self, now: float) -> float:
         """Seconds until a new window, at most `MAX_RESET`."""
-        return min(max(0.0, self.ends - now), MAX_RESET)
+        seconds = self.ends - now
+        if seconds > MAX_RESET:
+            return MAX_RESET
+        return seconds if seconds > 0 else 0.0
 
 
 class Limiter:
