@@ -31,5 +31,7 @@ def upstream() -> Iterator["running_upstream"]:
 @pytest.fixture(scope="module")
 def gateway(upstream: "running_upstream") -> Iterator[Gateway]:
     """`bff serve` as a process of its own, in front of `upstream`, limits wide open."""
-    with Gateway(upstream.port, BFF_RATE_LIMIT="off", BFF_BAD_TOKEN_LIMIT="off") as gateway:
+    limits = ("RATE_LIMIT", "IP_RATE_LIMIT", "BAD_TOKEN_LIMIT", "UPSTREAM_BUDGET")
+    changes = {f"BFF_{name}": "off" for name in limits} | {"BFF_CACHE_NEGATIVE_TTL": "0"}
+    with Gateway(upstream.port, **changes) as gateway:
         yield gateway
