@@ -1,7 +1,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from world import Clock, Gateway, World, running_upstream
+from world import OFF, Clock, Gateway, World, running_upstream
 
 
 @pytest.fixture
@@ -31,7 +31,5 @@ def upstream() -> Iterator["running_upstream"]:
 @pytest.fixture(scope="module")
 def gateway(upstream: "running_upstream") -> Iterator[Gateway]:
     """`bff serve` as a process of its own, in front of `upstream`, limits wide open."""
-    limits = ("RATE_LIMIT", "IP_RATE_LIMIT", "BAD_TOKEN_LIMIT", "UPSTREAM_BUDGET")
-    changes = {f"BFF_{name}": "off" for name in limits} | {"BFF_CACHE_NEGATIVE_TTL": "0"}
-    with Gateway(upstream.port, **changes) as gateway:
+    with Gateway(upstream.port, **OFF, BFF_CACHE_NEGATIVE_TTL="0") as gateway:
         yield gateway

@@ -94,6 +94,11 @@ def pretend(wall: Any) -> PretendUpstream:
     return PretendUpstream(environment, clock=wall)
 
 
+OFF = {
+    f"BFF_{name}": "off"
+    for name in ("RATE_LIMIT", "IP_RATE_LIMIT", "BAD_TOKEN_LIMIT", "UPSTREAM_BUDGET")
+}
+"""Settings without limits."""
 FRIENDLY = {"chat-1": session(1)["id"], "chat-2": session(2)["id"]}
 
 

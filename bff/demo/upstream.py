@@ -222,7 +222,7 @@ class PretendUpstream:
         found = environment.find(unquote(match[1], errors="strict"))
         if found is None:
             return Answer(404, {"error": "Not found"}, headers | {"x-should-retry": "false"})
-        if scopes is not None and not _can_read(scopes, found):
+        if scopes is not None and not can_read(scopes, found):
             body = {
                 "error": "Unauthorized",
                 "code": "unauthorized",
@@ -323,7 +323,7 @@ class PretendUpstream:
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
-def _can_read(scopes: tuple[str, ...], document: Document) -> bool:
+def can_read(scopes: tuple[str, ...], document: Document) -> bool:
     """Upstream's ability, for reading one session: any scope, any of its two ids."""
     for scope in scopes:
         parts = scope.split(":") if isinstance(scope, str) else [""]
