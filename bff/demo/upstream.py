@@ -328,7 +328,7 @@ def can_read(scopes: tuple[str, ...], document: Document) -> bool:
     for scope in scopes:
         parts = scope.split(":") if isinstance(scope, str) else [""]
         action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
-        if action == "admin" and not type_ and not id_:
+        if scope in ("admin", "admin:"):
             return True
         if action not in ("read", "*"):
             continue
