@@ -15,7 +15,7 @@ from enum import Enum, auto
 from math import inf
 from typing import Any, Generic, TypeVar
 
-_OVERHEAD = 700
+_OVERHEAD = 500
 """Bytes that a copy costs beyond its body and head, measured; see `tests/test_cache.py`."""
 
 Key = tuple[str, str]
