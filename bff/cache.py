@@ -100,13 +100,16 @@ class Ages:
     stale_if_error: float
     negative_ttl: float
 
+    def fresh(self, copy: Copy, now: float, stretched: float) -> bool:
+        """Whether *copy* may be answered as it is; see `state`."""
+        age = now - copy.loaded
+        return age < stretched or age < (self.closed_ttl if copy.closed else self.ttl)
+
     def state(self, copy: Copy, now: float, stretched: float) -> State:
         """Tell what *copy* may be used for; *stretched* is the least time it counts as fresh."""
-        age = now - copy.loaded
-        ttl = self.closed_ttl if copy.closed else self.ttl
-        if age < ttl or age < stretched:
+        age = now - copy.loaded - max(self.closed_ttl if copy.closed else self.ttl, stretched)
+        if age < 0:
             return State.FRESH
-        age -= max(ttl, stretched)
         if age < self.stale_while_revalidate:
             return State.STALE
         return State.LAST_RESORT if age < self.stale_if_error else State.DEAD
@@ -149,7 +152,7 @@ class Cache(Generic[OutcomeT]):
         found = self._kept.get((environment, id_))
         if found is None:
             return None
-        if (found.id != id_ and found.external_id != id_) or found.environment != environment:
+        if id_ not in (found.id, found.external_id) or found.environment != environment:
             self._remove(found)
             self._kept.pop((environment, id_), None)
             self._on_mismatch()

@@ -40,7 +40,7 @@ PATIENCE_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
 
-_ROUTE_LENGTH = len(sessions.ROUTE)
+_LOOKED_AT = frozenset((b"authorization", b"origin", b"if-none-match", b"x-forwarded-for"))
 
 PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
@@ -62,23 +62,30 @@ class Head:
     forwarded: Sequence[bytes] = ()
     ambiguous: bool = False
     """A header that may stand once only was repeated."""
+    id: str | None = None
+    """The session's, if the path is one whose segment needs no decoding."""
+    token: bytes | None = None
+    """From `authorization`, if that is written as everyone writes it."""
 
     @classmethod
     def read(
         cls, method: str, path: bytes, headers: Iterable[tuple[bytes, bytes]], peer: str
     ) -> "Head":
         """Pick from *headers* (names in lower case) what a decision needs."""
-        head = cls(method, path, peer)
+        head = cls(method, path, peer, id=sessions.plain_id(path))
         for name, value in headers:
+            if name not in _LOOKED_AT:
+                continue
             if name == b"authorization":
                 head.ambiguous |= head.authorization is not None
                 head.authorization = value
+                head.token = value[7:].strip() if value.startswith(b"Bearer ") else None
             elif name == b"origin":
                 head.ambiguous |= head.origin is not None
                 head.origin = value
             elif name == b"if-none-match":
                 head.if_none_match = value
-            elif name == b"x-forwarded-for":
+            else:
                 head.forwarded = (*head.forwarded, value)
         return head
 
@@ -192,11 +199,11 @@ class Gateway:
 
     def _decide(self, visit: Visit) -> Reply | Load:
         address = self._count_address(visit)
-        page_or_segment = self._route(visit)
-        if isinstance(page_or_segment, Reply):
-            return page_or_segment
+        page = self._route(visit)
+        if page is not None:
+            return page
         caller = self._authenticate(visit, address)
-        id_ = sessions.parse_id(page_or_segment)
+        id_ = visit.head.id or sessions.parse_id(visit.head.path[len(sessions.ROUTE) :])
         if not caller.granted.covers(id_):
             if not sessions.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
@@ -205,26 +212,29 @@ class Gateway:
         return self._look_up(visit, caller, id_)
 
     def _count_address(self, visit: Visit) -> str:
-        head = visit.head
-        address = address_key(browser_address(head.peer, head.forwarded, self._trusted_proxies))
-        if self._limits.address is not None:
-            visit.window = self._limits.address.take(address, visit.now)
-            if visit.window.exceeded:
+        head, limiter = visit.head, self._limits.address
+        address = head.peer
+        if head.forwarded:
+            address = browser_address(address, head.forwarded, self._trusted_proxies)
+        address = address_key(address)
+        if limiter is not None:
+            window = limiter.take(address, visit.now)
+            if window.exceeded:
+                visit.window = window
                 raise Refusal("rate_limited")
-            visit.window = None
         return address
 
-    def _route(self, visit: Visit) -> Reply | bytes:
-        """Find the page, or the path segment that is to be a session id.
+    def _route(self, visit: Visit) -> Reply | None:
+        """Answer with a page, or leave what is on a session's route to the rest of the way.
 
         The raw path decides, so that no encoding of a route is another way to it.
         """
         head, path = visit.head, visit.head.path
-        if path.startswith(sessions.ROUTE) and b"/" not in (segment := path[_ROUTE_LENGTH:]):
+        if head.id or (path.startswith(sessions.ROUTE) and path.rfind(b"/") < len(sessions.ROUTE)):
             visit.route = "session"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
-            return segment
+            return None
         page = self._pages.get(path)
         if page is not None:
             visit.route = "page"
@@ -243,7 +253,7 @@ class Gateway:
         if not head.authorization:
             raise Refusal("token_missing")
         try:
-            return self.verifier.verify(_bearer(head.authorization), visit.wall)
+            return self.verifier.verify(head.token or _bearer(head.authorization), visit.wall)
         except Refusal as refusal:
             if refusal.code == "secret_key_sent":
                 self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
@@ -261,9 +271,9 @@ class Gateway:
 
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
         if self._limits.caller is not None:
-            key = (caller.key, None if caller.has_actor else address)
-            visit.window = self._limits.caller.take(key, visit.now)
-            if visit.window.exceeded:
+            key = caller.key if caller.has_actor else (caller.key, address)
+            visit.window = window = self._limits.caller.take(key, visit.now)
+            if window.exceeded:
                 raise Refusal("rate_limited")
 
     def failed(self, head: Head, exc: Exception) -> Reply:
@@ -288,9 +298,9 @@ class Gateway:
             _authorize(caller, known)
             visit.probes = None
             known.epoch = budget.count_hot(known.epoch, now)
-            state = self.cache.ages.state(known, now, budget.stretched)
-            if state is State.FRESH:
+            if self.cache.ages.fresh(known, now, budget.stretched):
                 return self._session(visit, caller, known, b"hit", "hit")
+            state = self.cache.ages.state(known, now, budget.stretched)
             flight = self.cache.flight(environment.name, id_)
             wait = max(budget.wait(now), known.retry - now)
             if state is State.STALE:
@@ -464,8 +474,7 @@ class Gateway:
         head = visit.head
         reply = self._replies.session(
             copy,
-            not_modified=_matches(head.if_none_match, copy.etag),
-            age=max(0.0, visit.now - copy.loaded),
+            not_modified=head.if_none_match is not None and _matches(head.if_none_match, copy.etag),
             cache_status=how,
             window=visit.window,
             now=visit.now,
@@ -517,8 +526,6 @@ def _authorize(caller: Caller[Grant], copy: Copy) -> None:
 
 
 def _bearer(authorization: bytes) -> bytes:
-    if authorization.startswith(b"Bearer ") and (token := authorization[7:].strip()):
-        return token  # as everyone writes it
     scheme, _, token = authorization.strip().partition(b" ")
     if scheme.startswith(b"tr_"):  # upstream takes a bare key too
         raise Refusal("secret_key_sent")
@@ -529,10 +536,8 @@ def _bearer(authorization: bytes) -> bytes:
     return token.strip()
 
 
-def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
+def _matches(if_none_match: bytes, etag: bytes) -> bool:
     """RFC 9110 §13.1.2: weak comparison, a list, or ``*``."""
-    if if_none_match is None:
-        return False
     if if_none_match == etag:
         return True
     candidates = (part.strip().removeprefix(b"W/") for part in if_none_match.split(b","))

@@ -38,8 +38,7 @@ class Window:
     @property
     def remaining(self) -> int:
         """What is left to take."""
-        left = self.limiter.limit - self.used
-        return left if left > 0 else 0
+        return max(0, self.limiter.limit - self.used)
 
     def reset(self, now: float) -> float:
         """Seconds until a new window, at most `MAX_RESET`."""

@@ -76,12 +76,13 @@ class Replies:
             for origin in origins
         }
 
-    def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
+    def _lines_for(self, origin: bytes | None) -> bytes:
         if origin is None:
-            head = self._no_origin
-        else:
-            head = self._by_origin.get(b"*" if self._any else origin, self._no_origin)
-        return b"%bx-request-id: %b\r\n" % (head, request_id)
+            return self._no_origin
+        return self._by_origin.get(b"*" if self._any else origin, self._no_origin)
+
+    def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
+        return b"%bx-request-id: %b\r\n" % (self._lines_for(origin), request_id)
 
     def preflight(self, origin: bytes | None, request_id: bytes) -> Reply:
         """Answer OPTIONS, for any path: what is not served must be readable too."""
@@ -95,7 +96,6 @@ class Replies:
         copy: Copy,
         *,
         not_modified: bool,
-        age: float,
         cache_status: bytes,
         window: Window | None,
         now: float,
@@ -104,7 +104,8 @@ class Replies:
         request_id: bytes,
     ) -> Reply:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
-        common = self._by_origin.get(b"*" if self._any and origin else origin, self._no_origin)
+        age = max(0.0, now - copy.loaded)
+        common = self._lines_for(origin)
         rate = rate_lines(window, now, wall)
         if not_modified:
             return Reply(

@@ -35,8 +35,6 @@ def parse_id(segment: bytes) -> str:
             dots alone, an HTTP client resolves them, and ``/api/v1/sessions/.`` would then ask
             for the list of all sessions, with the secret key.
     """
-    if 1 <= len(segment) <= MAX_ID_CHARACTERS and not segment.translate(None, _PLAIN):
-        return segment.decode()  # nearly every id; the rest of this costs a hit a tenth of its time
     if b"/" in segment or _ESCAPE.search(segment):
         raise Refusal("invalid_session_id")
     try:
@@ -48,6 +46,17 @@ def parse_id(segment: bytes) -> str:
     if not id_.isprintable() and any(unicodedata.category(character) == "Cc" for character in id_):
         raise Refusal("invalid_session_id")
     return id_
+
+
+def plain_id(path: bytes) -> str | None:
+    """The id in a raw *path* that needs no decoding, as nearly every one does; None for others.
+
+    It says what `parse_id` says of the path's last segment, at a fifth of the cost.
+    """
+    segment = path[len(ROUTE) :]
+    if not path.startswith(ROUTE) or not segment or segment.translate(None, _PLAIN):
+        return None
+    return segment.decode() if len(segment) <= MAX_ID_CHARACTERS else None
 
 
 def path(id_: str) -> str:
