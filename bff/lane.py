@@ -32,6 +32,8 @@ _WRITTEN_FOR: Final = frozenset(
 """SHA-256 of the sources whose inner workings this knows."""
 _ORDINARY: Final = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
 """Headers of requests that have more to them than a head."""
+_MAX_AGAIN: Final = 4096
+"""Bytes of a request that a connection keeps, to know it again."""
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 """What a path without query and fragment consists of (RFC 3986 §3.3)."""
 
@@ -47,8 +49,8 @@ def protocol(gateway: Gateway, clock: Clock, telemetry: Telemetry) -> Any:
 def written_for() -> bool:
     """Whether the uvicorn that is installed is one this was written for."""
     try:
-        sources = [Path(module.__file__).read_bytes() for module in (httptools_impl, flow_control)]
-    except OSError:
+        sources = [Path(str(m.__file__)).read_bytes() for m in (httptools_impl, flow_control)]
+    except OSError:  # installed without its sources
         return False
     return sha256(b"".join(sources)).hexdigest() in _WRITTEN_FOR
 
@@ -84,9 +86,18 @@ class Lane(HttpToolsProtocol):
     def __init__(self, shared: Shared, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._shared = shared
-        self._decides = shared.gateway.decide
         self._usual = not (self.access_log or self.root_path)
         self._plain = False
+        self._between = True
+        """Nothing of a next request has come yet."""
+        self._requests = 0
+        """Begun in the bytes at hand."""
+        self._head: Head | None = None
+        """Of the last request in them that was decided here."""
+        self._load: Load | None = None
+        """Decided already, for the request that is parsed next."""
+        self._again = b""
+        """Bytes that are one request to be decided here, whole, and `_head` is its head."""
         self._written: list[bytes] = []
         self._held = 0
         """Bytes in `_written`."""
@@ -105,9 +116,19 @@ class Lane(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, and write what was answered meanwhile."""
+        """Parse what came, and write what was answered meanwhile.
+
+        A tab that polls sends the same bytes each time. Between two requests the parser remembers
+        nothing, so they would come out as the same head: only what is new to it is parsed.
+        """
         self._idle_since = None
-        super().data_received(data)
+        head = self._head
+        if data != self._again or head is None or self._busy() or not self._decide(head):
+            began, self._requests, self._head = self._between, 0, None
+            super().data_received(data)
+            self._load = None  # taken by now: it was the only request's
+            one = began and self._between and self._requests == 1 and self._head is not None
+            self._again = data if one and len(data) <= _MAX_AGAIN else b""
         if self._written:
             self.transport.write(b"".join(self._written))
             self._written.clear()
@@ -128,6 +149,8 @@ class Lane(HttpToolsProtocol):
         """Begin a request."""
         self.url = b""
         self.headers = []
+        self._between = False
+        self._requests += 1
         self._plain = self._usual
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -146,35 +169,42 @@ class Lane(HttpToolsProtocol):
             or not self.parser.should_keep_alive()
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
-            or (self.cycle is not None and not self.cycle.response_complete)
-            or self.flow.write_paused
-            or self._held > HIGH_WATER_LIMIT
-            or self._crowded()
+            or self._busy()
         ):
             self._plain = False
             self._hand_on(None)
 
     def on_message_complete(self) -> None:
         """Answer, if this is the lane for it."""
-        if not self._plain:
-            super().on_message_complete()
-            return
-        self._plain = False
+        self._between = True
+        if self._plain:
+            self._plain = False
+            method = self.parser.get_method().decode()
+            self._head = head = Head.read(method, self.url, self.headers, self._peer)
+            if self._load is None and self._decide(head):
+                return
+            load, self._load = self._load, None
+            self._hand_on(load)
+        super().on_message_complete()
+
+    # -- what becomes of a request
+
+    def _decide(self, head: Head) -> bool:
+        """Answer a request; False if that has to wait, for `_load`."""
         shared = self._shared
-        head = Head.read(self.parser.get_method().decode(), self.url, self.headers, self._peer)
         try:
-            answer = self._decides(head, *shared.clock())
+            answer = shared.gateway.decide(head, *shared.clock())
         except Exception as exc:  # noqa: BLE001  as in `app.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if isinstance(answer, Load):
-            self._hand_on(answer)
-            super().on_message_complete()
-            return
+            self._load = answer
+            return False
         server = self.server_state
         server.total_requests += 1
         start = shared.start(answer.status, server.default_headers)
         self._written += (start, answer.head, b"\r\n", answer.body)
-        self._held += len(answer.head) + len(answer.body)
+        self._held += len(start) + len(answer.head) + len(answer.body)
+        return True
 
     def _hand_on(self, load: Load | None) -> None:
         """Let uvicorn's own class have the request, as if it had seen it all along."""
@@ -185,11 +215,17 @@ class Lane(HttpToolsProtocol):
             super().on_header(name, value)
         super().on_headers_complete()
         if load is not None:
-            self.scope["extensions"] = {LOAD: load}  # type: ignore[typeddict-item]
+            self.scope["extensions"] = {LOAD: load}  # type: ignore[dict-item]
 
-    def _crowded(self) -> bool:
+    def _busy(self) -> bool:
+        """Whether a request has to queue: uvicorn does that, and holds back what comes in."""
         limit = self.limit_concurrency
-        return limit is not None and max(len(self.connections), len(self.tasks)) >= limit
+        return (
+            (self.cycle is not None and not self.cycle.response_complete)
+            or self.flow.write_paused
+            or self._held > HIGH_WATER_LIMIT
+            or (limit is not None and max(len(self.connections), len(self.tasks)) >= limit)
+        )
 
     # -- idle connections
 

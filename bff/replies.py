@@ -7,7 +7,7 @@ together once: per origin, per copy, per refusal.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import ceil
 from typing import Any, Final
 
@@ -193,7 +193,7 @@ def rate_lines(window: Window | None, now: float, wall: float) -> bytes:
     )
 
 
-@cache
+@lru_cache(maxsize=16)
 def _rate_template(limiter: Limiter) -> bytes:
     """All that stays the same for one limiter."""
     return (

@@ -123,8 +123,8 @@ class Telemetry:
             else:
                 family = CounterMetricFamily(name, row.help, labels=row.labels)
                 counted = {key[1:]: n for key, n in self.counts.items() if key[0] == name}
-                for labels, value in (counted or ({} if row.labels else {(): 0})).items():
-                    family.add_metric([str(label) for label in labels], value)
+                for key, n in (counted or ({} if row.labels else {(): 0})).items():
+                    family.add_metric([str(label) for label in key], n)
             yield family
 
 
