@@ -30,8 +30,8 @@ _WRITTEN_FOR: Final = frozenset(
     ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
 )
 """SHA-256 of the sources whose inner workings this knows."""
-_ORDINARY: Final = frozenset((b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
-"""Headers of requests that have more to them than a head."""
+_ORDINARY: Final = frozenset((b"content-length", b"transfer-encoding"))
+"""Headers of requests that have a body, or none that is odd."""
 _MAX_AGAIN: Final = 4096
 """Bytes of a request that a connection keeps, to know it again."""
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
@@ -127,7 +127,7 @@ class Lane(HttpToolsProtocol):
             began, self._requests, self._head = self._between, 0, None
             super().data_received(data)
             self._load = None  # taken by now: it was the only request's
-            one = began and self._between and self._requests == 1 and self._head is not None
+            one = began and self._requests == 1 and self._head is not None
             self._again = data if one and len(data) <= _MAX_AGAIN else b""
         if self._written:
             self.transport.write(b"".join(self._written))

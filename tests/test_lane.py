@@ -39,15 +39,16 @@ class Wire(asyncio.Transport):
         self.sent = bytearray()
         self.closed = False
         self.reading = True
-        self.writes = 0
+        self.late = 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         ends = {"peername": ("192.0.2.1", 40000), "sockname": ("127.0.0.1", 8787)}
         return ends.get(name, default)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self.closed:
-            self.writes += 1
+        if self.closed:
+            self.late += 1
+        else:
             self.sent += data
 
     def is_closing(self) -> bool:
@@ -322,6 +323,44 @@ async def test_bytes_that_are_known_mean_nothing_within_a_request(clock: Clock) 
         assert answer.count(b"HTTP/1.1 200") == 2, "one of the three was a body"
 
 
+async def test_two_requests_that_came_at_once_are_two_when_they_come_again(clock: Clock) -> None:
+    async with both(clock) as sides:
+        wires = [side.connect() for side in sides]
+        data = request(method="OPTIONS") + request(TYPE_WIDE)
+        for _ in range(3):
+            answer = await same(sides, data, wires=wires)
+            assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"204", b"200"]
+
+
+async def test_the_end_of_one_request_and_a_whole_one_are_not_known_as_one(clock: Clock) -> None:
+    async with both(clock) as sides:
+        wires = [side.connect() for side in sides]
+        whole = request(method="OPTIONS")
+        await same(sides, whole[:20], whole[20:] + whole, wires=wires)
+        answer = await same(sides, whole[20:] + whole, wires=wires)
+        assert answer.startswith(b"HTTP/1.1 400")
+
+
+async def test_nothing_is_written_after_a_400(clock: Clock) -> None:
+    async with both(clock) as sides:
+        wire = sides[1].connect()
+        answer = await sides[1].feed(wire, request(method="OPTIONS") + b"NOT HTTP\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert wire.closed
+        assert wire.late == 0
+
+
+async def test_the_date_is_the_servers(clock: Clock) -> None:
+    async with both(clock) as sides:
+        wires = [side.connect() for side in sides]
+        for date in (b"one", b"two"):
+            for side in sides:
+                side.state.default_headers = [(b"date", date), (b"server", b"x")]
+            answer = await same(sides, request(method="OPTIONS"), wires=wires)
+            assert b"date: %b\r\nserver: x\r\n" % date in answer
+
+
 async def test_a_known_request_does_not_take_the_load_of_another(clock: Clock) -> None:
     async with both(clock, BFF_CACHE_TTL="0", BFF_CACHE_STALE_WHILE_REVALIDATE="0") as sides:
         wires = [side.connect() for side in sides]
@@ -365,7 +404,7 @@ async def test_a_flood_in_one_packet_is_held_to_the_high_water_mark(clock: Clock
 
 
 async def test_idle_connections_close_and_busy_ones_do_not(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
     async with both(clock) as sides:
         side = sides[1]
@@ -413,9 +452,11 @@ class _Loop:
 
 async def test_the_concurrency_limit_holds(clock: Clock) -> None:
     async with both(clock) as sides:
-        wires = [side.connect(limit_concurrency=1) for side in sides]
-        answer = await same(sides, request(GOOD), wires=wires)
-        assert b"503 Service Unavailable" in answer
+        for data in (request(method="OPTIONS"), request(GOOD)):
+            wires = [side.connect(limit_concurrency=1) for side in sides]
+            answer = await same(sides, data, wires=wires)
+            assert b"503 Service Unavailable" in answer
+        assert sides[1].told() == sides[0].told() == ({}, [])
 
 
 async def test_shutting_down_closes_idle_connections_and_finishes_loads(clock: Clock) -> None:
