@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python lint lock clean
+.PHONY: help demo test test-python lint lock bench clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/run.txt -o requirements/dev.txt \
 	  --group dev pyproject.toml
+
+bench: $(VENV)/dev ## Measure beside the peers that are installed; BENCH="--seconds 2 --rounds 1" is short
+	cd tests/bench/node && { ! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund; }
+	$(BIN)/python tests/bench --out docs/bench $(BENCH)
+	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

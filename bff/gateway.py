@@ -423,7 +423,7 @@ class Gateway:
         health = "ok" if healthy else code
         fields = {"environment": environment.name, "outcome": code, "seconds": round(seconds, 4)}
         if health == environment.health or (healthy and environment.health is None):
-            self.telemetry.log.info("load_finished", **fields)
+            self.telemetry.often("load_finished", now, **fields)
         elif healthy:
             self.telemetry.log.warning("upstream_recovered", **fields)
         elif code == "upstream_rejected_credentials":
@@ -503,8 +503,9 @@ class Gateway:
             origin=visit.head.origin,
             request_id=visit.request_id,
         )
-        self.telemetry.log.info(
+        self.telemetry.often(
             "request_refused",
+            visit.now,
             request_id=visit.request_id.decode(),
             route=visit.route,
             status=reply.status,

@@ -5,7 +5,7 @@ together once: per origin, per copy, per refusal.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -57,9 +57,12 @@ class Reply:
         return [(name, value) for name, _, value in pairs]
 
 
-def refusal_body(refusal: Refusal, extra: Mapping[str, Any]) -> bytes:
+@lru_cache(maxsize=64)  # codes and texts are ours, so there are few
+def _refusal_body(code: str, detail: str) -> bytes:
     """JSON of upstream's shape: ``error`` is what the SDK shows, ``code`` what programs read."""
-    return json.dumps({"error": refusal.detail, "code": refusal.code, **extra}).encode()
+    unauthorized = {"param": "access_token", "type": "authorization"}
+    extra = unauthorized if code == "unauthorized" else {}
+    return json.dumps({"error": detail, "code": code, **extra}).encode()
 
 
 class Replies:
@@ -135,25 +138,22 @@ class Replies:
         """Tell the browser why not; *window* is the one that counted it last."""
         status = refusal.kind.status
         lines = rate_lines(window, now, wall)
-        extra: dict[str, Any] = {}
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
         if status == 429 and window is not None:  # noqa: PLR2004
             content_type = b"application/problem+json; charset=utf-8"
-            extra = _problem(refusal, window, now, wall)
+            body = json.dumps(_problem(refusal, window, now, wall)).encode()
             retry_after = window.reset(now)
         else:
+            body = _refusal_body(refusal.code, refusal.detail)
             # The SDK repeats whatever is not a 4xx; a retry is the frontend's to decide.
             lines += b"x-should-retry: false\r\n"
         if retry_after is not None:
             lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
         if status == 401:  # noqa: PLR2004
             lines += _challenge(refusal)
-        elif status == 403:  # noqa: PLR2004
-            extra = {"param": "access_token", "type": "authorization"}
         elif status == 405:  # noqa: PLR2004
             lines += b"allow: " + METHODS.encode() + b"\r\n"
-        body = refusal_body(refusal, extra)
         return self._json(status, body, lines, origin, request_id, content_type)
 
     def _json(
@@ -226,6 +226,7 @@ def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> dict[
     )
     return {
         "error": text,
+        "code": refusal.code,
         "title": "Rate Limit Exceeded",
         "status": 429,
         "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",

@@ -43,6 +43,9 @@ METRICS: dict[str, Row] = {
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_log_lines_dropped": Row(
+        "Log lines left out because there were too many of their kind in a second.", ("event",)
+    ),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),
@@ -57,6 +60,9 @@ METRICS: dict[str, Row] = {
     ),
     "bff_ready": Row("1 if the environment is ready, else 0.", ("environment",), gauge=True),
 }
+
+LINES_PER_SECOND = 50
+"""Of one kind: a line costs as much as several answers, and a flood must not be worth more."""
 
 Gauges = Callable[[], dict[str, dict[tuple[str, ...], float]]]
 
@@ -73,6 +79,7 @@ class Telemetry:
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
         self.gauges: Gauges = dict
         self._fields_seen: set[str] = set()
+        self._lines: dict[str, tuple[int, int]] = {}
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stdout),
             wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -87,6 +94,19 @@ class Telemetry:
     def count(self, *key: str | int, by: float = 1) -> None:
         """Add to a metric: *key* is its name, then its label values."""
         self.counts[key] += by
+
+    def often(self, event: str, now: float, **fields: Any) -> None:
+        """Log what browsers can bring about at will, up to a number of lines in each second.
+
+        *now* is seconds on the clock that never jumps.
+        """
+        second, lines = self._lines.get(event, (0, 0))
+        lines = lines + 1 if second == int(now) else 1
+        self._lines[event] = int(now), lines
+        if lines <= LINES_PER_SECOND:
+            self.log.info(event, **fields)
+        else:
+            self.count("bff_log_lines_dropped", event)
 
     def unknown_fields(self, names: set[str]) -> None:
         """Count fields that are new upstream; each is logged once, and only a plain name is."""

@@ -23,6 +23,9 @@ MAX_RETRY_AFTER = 60.0
 _KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which common servers close an idle connection: one that is closed
 just as a request is sent on it is an error that no retry may mend."""
+_MAX_IDLE = 10
+"""Connections kept without a request: the client probes each of them at every request, which for a
+hundred costs more than the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,11 @@ def client(
     *, connect_timeout: float, timeout: float, transport: Transport | None = None
 ) -> httpx2.AsyncClient:
     """Open the one client that all environments share."""
-    limits = httpx2.Limits(max_connections=100, keepalive_expiry=_KEEP_ALIVE_SECONDS)
+    limits = httpx2.Limits(
+        max_connections=100,
+        max_keepalive_connections=_MAX_IDLE,
+        keepalive_expiry=_KEEP_ALIVE_SECONDS,
+    )
     http = httpx2.AsyncClient(
         transport=transport or httpx2.AsyncHTTPTransport(limits=limits, trust_env=False),
         timeout=httpx2.Timeout(timeout, connect=connect_timeout),

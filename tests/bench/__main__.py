@@ -7,7 +7,7 @@ Timings are printed and drawn, and decide nothing.
 
 import argparse
 import base64
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -108,13 +108,14 @@ def workloads(*, sessions: int, callers: int) -> list[Workload]:
     asked = {"Access_Control_Request_Method": "GET"}
     asked["Access_Control_Request_Headers"] = "authorization"
     many = [
-        line("GET", f"chat-{n * 7919 % sessions}", wide[n * 31 % callers]) for n in range(sessions * 3)
+        line("GET", f"chat-{n * 7919 % sessions}", wide[n * 31 % callers])
+        for n in range(sessions * 3)
     ]
     off = {"BFF_UPSTREAM_BUDGET": "off"}
     tight = {"BFF_RATE_LIMIT": "1/minute", "LIMIT": "1"}
     return [
         Workload("hits", [line("GET", "chat-1", one)], job=False),
-        Workload(f"{sessions:,} × {callers:,}", many, environ=off),
+        Workload(f"{sessions:,} sessions x {callers:,}", many, environ=off),
         Workload("304s", [line("GET", "chat-1", one, If_None_Match="@etag")], status=304),
         Workload("preflights", [line("OPTIONS", "chat-1", None, **asked)], status=204),
         Workload("401s", [line("GET", "chat-1", one[:-6] + "AAAAAA")], status=401),
@@ -238,7 +239,14 @@ def measure(contender: Contender, workload: Workload, seconds: float, pause: flo
     """Run *workload* against a server of its own."""
     port, origin = free_port(), free_port()
     projected = [] if contender.name.startswith("bff") else ["--projected"]
-    command = [sys.executable, str(HERE / "origin.py"), str(origin), *projected, "--delay", str(workload.delay)]
+    command = [
+        sys.executable,
+        str(HERE / "origin.py"),
+        str(origin),
+        *projected,
+        "--delay",
+        str(workload.delay),
+    ]
     with ExitStack() as stack:
         stack.enter_context(process(command, {}, LOAD_CORE, origin))
         environ = _environ(contender, workload, port, origin)
@@ -259,7 +267,9 @@ def measure(contender: Contender, workload: Workload, seconds: float, pause: flo
     rate, p50, p99, p999, count, refused, errors = (float(part) for part in out)
     expected = count if workload.status >= 400 and contender.job else 0
     if errors > count * 0.001 or abs(refused - expected) > count * 0.001:
-        raise RuntimeError(f"{contender.name}: {workload.name}: {refused:g} refused, {errors:g} failed")
+        raise RuntimeError(
+            f"{contender.name}: {workload.name}: {refused:g} refused, {errors:g} failed"
+        )
     return Result(rate, p50 / 1000, p99 / 1000, p999 / 1000, (after - before) / count * 1e6, rss)
 
 
@@ -270,7 +280,9 @@ def _warm(port: int, workload: Workload) -> tuple[int, str]:
     status, etag = 0, ""
     for _ in range(3):
         headers = {n: v.replace("@etag", etag) for n, v in headers.items()}
-        asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", None, headers, method=method)
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", None, headers, method=method
+        )
         try:
             with urllib.request.urlopen(asked, timeout=5) as answer:
                 status, etag = answer.status, answer.headers.get("etag") or etag
@@ -328,7 +340,7 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
             table["hits at half the peak"] = {"bff": vars(result)}
             print(f"{calm.name:26} bff  {vars(result)}", flush=True)
     return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         "seconds": told.seconds, "rounds": told.rounds, "table": table, "missing": missing,
     }  # fmt: skip

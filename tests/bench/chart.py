@@ -9,8 +9,10 @@ GREY = "#a8a29e"
 
 def markdown(results: dict[str, Any]) -> str:
     lines = [
-        f"Measured {results['date']} on {results['machine']}; the server on one core, wrk on "
-        f"another; median of {results['rounds']} rounds of {results['seconds']:g} s.",
+        (
+            f"Measured {results['date']} on {results['machine']}; the server on one core, wrk on "
+            f"another; median of {results['rounds']} rounds of {results['seconds']:g} s."
+        ),
         "",
         "| workload | server | requests/s | of bff | p50 ms | p99 ms | p99.9 ms | CPU µs | MiB |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -38,8 +40,10 @@ def svg(results: dict[str, Any]) -> str:
             width = 420 * r["rate"] / top
             shown += [
                 f'<text x="130" y="{y + 11}" text-anchor="end">{escape(name)}</text>',
-                f'<rect x="138" y="{y}" width="{width:.1f}" height="14" '
-                f'fill="{COLOURS.get(name, GREY)}"/>',
+                (
+                    f'<rect x="138" y="{y}" width="{width:.1f}" height="14" '
+                    f'fill="{COLOURS.get(name, GREY)}"/>'
+                ),
                 f'<text x="{144 + width:.1f}" y="{y + 11}">{r["rate"]:,.0f}</text>',
             ]
             y += 18

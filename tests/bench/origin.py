@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
             id_ = found[1] if found else b"none"
             body = self._before.replace(b"0001bench", id_) + id_ + self._after
             answer = (
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: \"%b\"\r\n"
+                b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\netag: "%b"\r\n'
                 b"cache-control: public, s-maxage=3600\r\ncontent-length: %d\r\n\r\n%b"
             ) % (id_, len(body), body)
             if self._delay:
