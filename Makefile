@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+# What frontends run, for the tests that run it; without npm those say that they are skipped.
+NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock.json)
 
 .PHONY: help demo test lint lock clean
 
@@ -11,7 +13,7 @@ help: ## Show this
 demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print lines to paste
 	@$(BIN)/bff demo
 
-test: $(VENV)/dev lint ## Run lint, format check, types, import contracts and tests
+test: $(VENV)/dev $(NODE_MODULES) lint ## Run lint, format check, types, import contracts and tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
@@ -28,7 +30,7 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	  --group dev pyproject.toml
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) tests/sdk/node_modules .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
 $(VENV)/python:
@@ -42,4 +44,9 @@ $(VENV)/run: $(VENV)/python requirements/run.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# npm writes this file last: a stamp of its own.
+tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json tests/sdk/.npmrc
+	npm ci --prefix tests/sdk --silent
 	@touch $@

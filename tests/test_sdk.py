@@ -1,0 +1,201 @@
+"""The official packages from npm, unmodified, on Node, against `bff serve`."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from clients import Front, Node
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from world import FRIENDLY, Clock, Gateway, World, read, running_upstream
+
+from bff.demo.upstream import Answer, Seen, session
+from bff.policy import DEFAULT_FIELDS, REQUIRED_FIELDS
+
+ODD = ["a/b: c%?#ü", "../../admin", "chat 1+2", "日本/語", "healthz", "%2e%2e", "a:b:c"]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Node() as node:
+        yield node
+
+
+@pytest.fixture
+def front(gateway: Gateway) -> Iterator[Front]:
+    with Front(gateway.port) as front:
+        yield front
+
+
+def test_retrieve_by_both_forms_below_a_prefix(node: Node, front: Front, gateway: Gateway) -> None:
+    token = gateway.token(*read("chat-1"))
+
+    external = node.call("retrieve", front.url, token, id="chat-1")
+    friendly = node.call("retrieve", front.url + "/", token, id=FRIENDLY["chat-1"])
+
+    assert external["value"] == friendly["value"]
+    assert external["value"]["id"] == FRIENDLY["chat-1"]
+    assert external["value"]["createdAt"] == session(1)["createdAt"]
+    assert "triggerConfig" not in external["value"]
+    assert front.seen == [
+        "GET /trigger/api/v1/sessions/chat-1 HTTP/1.1",
+        f"GET /trigger/api/v1/sessions/{FRIENDLY['chat-1']} HTTP/1.1",
+    ]
+
+
+@pytest.mark.parametrize("id_", ODD)
+def test_any_id_arrives(
+    node: Node, front: Front, gateway: Gateway, upstream: running_upstream, id_: str
+) -> None:
+    environment = upstream.app.environments[0]
+    if environment.find(id_) is None:
+        environment.add(session(100 + ODD.index(id_), id_))
+
+    answer = node.call("retrieve", front.url, gateway.token(*read(id_)), id=id_)
+
+    assert answer["value"]["externalId"] == id_
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "status", "code"),
+    [
+        ({"token": "garbage"}, "AuthenticationError", 401, "token_invalid"),
+        ({"exp": 1}, "AuthenticationError", 401, "token_expired"),
+        ({"scopes": ["read:sessions:chat-2"]}, "PermissionDeniedError", 403, "unauthorized"),
+        ({"id": "nope"}, "NotFoundError", 404, "not_found"),
+        ({"id": ".."}, "BadRequestError", 400, "invalid_session_id"),
+        ({"call": "update"}, "ApiError", 405, "method_not_allowed"),
+        ({"call": "close"}, "ApiError", 410, "not_served"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_refusals_are_the_sdks_own_errors_after_one_attempt(
+    node: Node, front: Front, gateway: Gateway, call: dict, kind: str, status: int, code: str
+) -> None:
+    id_ = call.get("id", "chat-1")
+    token = gateway.token(
+        *call.get("scopes", read(id_)), **{k: call[k] for k in ("exp",) if k in call}
+    )
+
+    answer = node.call(call.get("call", "retrieve"), front.url, call.get("token", token), id=id_)
+
+    if id_ == "..":  # WHATWG URLs resolve dots even in a base of their own: it is another route
+        status, code, kind = 410, "not_served", "ApiError"
+    assert (answer["kind"], answer["status"], answer["code"]) == (kind, status, code)
+    assert isinstance(answer["error"], str)
+    assert answer["requestId"]
+    assert len(front.seen) == 1
+    if status == 403:
+        assert (answer["param"], answer["type"]) == ("access_token", "authorization")
+
+
+def test_a_429_is_waited_out_until_our_reset(node: Node, upstream: running_upstream) -> None:
+    with Gateway(upstream.port, BFF_RATE_LIMIT="1/second") as gateway, Front(gateway.port) as front:
+        token = gateway.token(*read("chat-1"))
+        answers = [node.call("retrieve", front.url, token, id="chat-1") for _ in range(3)]
+
+    assert [answer["value"]["externalId"] for answer in answers] == ["chat-1"] * 3
+    assert 3 < len(front.seen) <= 6, "some of them were refused, and came back after the reset"
+    # A window of a second, and the SDK's own 0…1 s on top of each reset.
+    assert sum(answer["seconds"] for answer in answers) < 6
+
+
+def test_a_429_surfaces_when_the_frontend_wants_no_retry(
+    node: Node, upstream: running_upstream
+) -> None:
+    with Gateway(upstream.port, BFF_RATE_LIMIT="1/minute") as gateway, Front(gateway.port) as front:
+        token, once = gateway.token(*read("chat-1")), {"maxAttempts": 1}
+        node.call("retrieve", front.url, token, once, id="chat-1")
+        answer = node.call("retrieve", front.url, token, once, id="chat-1")
+
+    assert (answer["kind"], answer["status"]) == ("RateLimitError", 429)
+    assert answer["code"] == "rate_limited"
+    assert answer["error"].startswith("Rate limit exceeded: 0/1 requests remaining")
+    assert len(front.seen) == 2
+
+
+def test_upstreams_trouble_is_one_attempt(node: Node) -> None:
+    with (
+        running_upstream() as upstream,
+        Gateway(upstream.port, BFF_UPSTREAM_BUDGET="1/minute") as gateway,
+        Front(gateway.port) as front,
+    ):
+        upstream.app.override = _down
+        token = gateway.token(*read("chat-1", "chat-2"))
+        answers = [node.call("retrieve", front.url, token, id=id_) for id_ in ("chat-1", "chat-2")]
+
+    shown = [(answer["kind"], answer["status"], answer["code"]) for answer in answers]
+    assert shown == [
+        ("InternalServerError", 502, "upstream_unavailable"),
+        ("InternalServerError", 503, "over_budget"),
+    ]
+    assert len(front.seen) == 2
+    assert len(upstream.seen) == 1
+
+
+async def _down(_: Seen) -> Answer:
+    return Answer(500, {"error": "down"})
+
+
+# -- whatever the policy says, the SDK's own schema parses what comes out
+
+_texts = st.text(st.characters(codec="utf-8"), max_size=8)
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=8,
+)
+_dates = st.sampled_from(
+    ["2026-01-02T03:04:05.678Z", "1970-01-01T00:00:00Z", "2024-02-29T23:59:59.999999Z"]
+)
+_documents = st.fixed_dictionaries(
+    {
+        "tags": st.lists(st.sampled_from(["user:1", "public:a", "ü", ""]), max_size=3),
+        "metadata": st.none()
+        | st.dictionaries(st.sampled_from(["plan", "steps", "a.b", "__proto__"]), _json),
+        "closedAt": st.none() | _dates,
+        "closedReason": st.none() | _texts,
+        "expiresAt": st.none() | _dates,
+        "createdAt": _dates,
+    },
+    optional={"newUpstream": _json, "triggerConfig": st.just({})},
+)
+_policies = st.fixed_dictionaries(
+    {
+        "BFF_EXPOSE_FIELDS": st.sets(
+            st.sampled_from([*DEFAULT_FIELDS, "triggerConfig", "newUpstream"])
+        ).map(lambda some: ",".join({*some, *REQUIRED_FIELDS})),
+        "BFF_EXPOSE_METADATA": st.sampled_from(["", "plan", "*", "steps.*.title,plan", "*.*"]),
+        "BFF_EXPOSE_TAGS": st.sampled_from(["", "*", "public:*"]),
+    }
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(policy=_policies, documents=st.lists(_documents, min_size=1, max_size=3))
+def test_every_answer_parses_in_the_sdk(
+    node: Node, policy: dict[str, str], documents: list[dict[str, object]]
+) -> None:
+    bodies = asyncio.run(_answers(policy, documents))
+
+    for schema, some in bodies.items():
+        for body, parsed in zip(
+            some, node.call("parse", schema=schema, bodies=some)["value"], strict=True
+        ):
+            assert "data" in parsed, (body, parsed)
+
+
+async def _answers(policy: dict[str, str], documents: list[dict[str, object]]) -> dict[str, list]:
+    async with World(Clock(), **policy) as world:
+        names = [f"random-{number}" for number, _ in enumerate(documents)]
+        for number, (name, document) in enumerate(zip(names, documents, strict=True), start=50):
+            world.upstream.environments[0].add(session(number, name, **document))
+        replies = [await world.get(name) for name in names]
+        assert [reply.status_code for reply in replies] == [200] * len(names)
+        return {"retrieve": [reply.json() for reply in replies]}
