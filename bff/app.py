@@ -20,7 +20,7 @@ from bff import __version__, sessions
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
-from bff.gateway import Environment, Gateway, Head, Limits, Load
+from bff.gateway import Environment, Gateway, Head, Limits
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
 from bff.settings import EnvironmentSettings, Rate, Settings
@@ -204,7 +204,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer one request; its body, if any, is nobody's business."""
         answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = await self._gateway.finish(answer) if isinstance(answer, Load) else answer
+        reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
         await send_reply(reply, send)
 
 
@@ -241,7 +241,8 @@ class ErrorBoundary:
 def read_head(scope: Scope) -> Head:
     """Pick from an ASGI *scope* what the gateway looks at."""
     peer = scope["client"][0] if scope.get("client") else "local"
-    return Head.read(scope["method"], scope["raw_path"], scope["headers"], peer)
+    method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
+    return Head.read(method, path, query, scope["headers"], peer)
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
@@ -266,7 +267,11 @@ _PAGES = {
             "name": "bff",
             "version": __version__,
             "description": "The browser-facing gateway of Trigger.dev sessions",
-            "routes": ["GET /api/v1/sessions/{session}", "GET /healthz"],
+            "routes": [
+                "GET /api/v1/sessions",
+                "GET /api/v1/sessions/{session}",
+                "GET /healthz",
+            ],
         }
     ).encode(),
     b"/healthz": b'{"status": "ok"}',

@@ -8,9 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from bff.cache import Copy
 from bff.errors import Refusal
 from bff.limits import MAX_RESET, Window
 
@@ -31,7 +30,7 @@ _PREFLIGHT: Final = (
 _EXPOSED: Final = (
     "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
-    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options"
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions"
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
 _NO_STORE: Final = b"cache-control: no-store\r\n"
@@ -50,6 +49,18 @@ class Reply:
         """The header lines as pairs, for ASGI."""
         pairs = (line.partition(b": ") for line in self.head.split(b"\r\n") if line)
         return [(name, value) for name, _, value in pairs]
+
+
+class Representation(Protocol):
+    """What a 200 shows: a `cache.Copy`, or a page of them."""
+
+    @property
+    def head(self) -> bytes:
+        """Header lines that depend on nothing but the body; see `copy_head`."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON."""
 
 
 def refusal_body(refusal: Refusal, extra: Mapping[str, Any]) -> bytes:
@@ -87,7 +98,7 @@ class Replies:
 
     def session(
         self,
-        copy: Copy,
+        copy: Representation,
         *,
         not_modified: bool,
         age: float,
@@ -97,14 +108,16 @@ class Replies:
         wall: float,
         origin: bytes | None,
         request_id: bytes,
+        lines: bytes = b"",
     ) -> Reply:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
-        head = b"%b%bage: %d\r\ncache-status: bff; %b\r\n%b" % (
+        head = b"%b%bage: %d\r\ncache-status: bff; %b\r\n%b%b" % (
             self._common(origin, request_id),
             copy.head,
             age,
             cache_status,
             rate_lines(window, now, wall),
+            lines,
         )
         if not_modified:
             return Reply(304, head, b"")
