@@ -1,6 +1,7 @@
 """What frontends really run: the official packages on Node, a front proxy, a browser."""
 
 import contextlib
+import http.server
 import json
 import os
 import select
@@ -8,10 +9,13 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 SDK = Path(__file__).parent / "sdk"
 
@@ -61,29 +65,93 @@ class Node:
         return json.loads(self._process.stdout.readline())
 
 
-def esbuild(source: str, *options: str, **kinds: str) -> str:
-    """Bundle the module *source*, which may import what `sdk/package.json` names, for browsers."""
+@cache
+def bundle(name: str) -> bytes:
+    """Bundle `sdk/`*name* with what it imports, for browsers."""
     done = subprocess.run(
         [
             need("node"),
             "node_modules/esbuild/bin/esbuild",
+            name,
             "--bundle",
             "--format=esm",
             "--log-level=error",
-            "--external:node:http2",
-            "--define:process.env={}",
+            "--external:node:http2",  # imported only where there is a Node
             '--define:process.env.NODE_ENV="production"',
-            *(f"--{kind.replace('_', '-')}={value}" for kind, value in kinds.items()),
-            *options,
         ],
         cwd=SDK,
-        input=source,
         capture_output=True,
-        text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr.decode()
     return done.stdout
+
+
+class Site:
+    """A frontend's own origin: pages from memory."""
+
+    def __init__(self, **files: bytes) -> None:
+        """Serve *files*: ``index_html`` is at ``/index.html`` and at ``/``."""
+        pages = {"/" + name.replace("_", "."): data for name, data in files.items()}
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path if self.path != "/" else "/index.html"
+                body = pages.get(path.partition("?")[0])
+                self.send_response(404 if body is None else 200)
+                kind = "text/javascript" if path.endswith(".js") else "text/html; charset=utf-8"
+                self.send_header("content-type", kind)
+                self.end_headers()
+                self.wfile.write(body or b"")
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.origin = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> "Site":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium, without a window and without a word to anyone but loopback."""
+    path = need("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, chromium_sandbox=False, args=FLAGS
+        )
+        yield browser
+        browser.close()
+
+
+def open_page(browser: Browser, url: str, **options: Any) -> Page:
+    """Open *url* in a profile of its own; `console` collects what goes wrong there."""
+    page = browser.new_context(**options).new_page()
+    page.set_default_timeout(20_000)
+    page.console = []
+    page.on("console", lambda said: page.console.append(said.text) if said.type == "error" else 0)
+    page.on("pageerror", lambda error: page.console.append(str(error)))
+    page.goto(url)
+    return page
 
 
 class Front:
