@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bff import __version__, sessions
+from bff import __version__, openapi, sessions
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
@@ -92,7 +92,7 @@ class Service:
             default_policy=settings.default_policy,
             policies=settings.policies,
             replies=Replies(settings.allowed_origins),
-            pages=_PAGES,
+            pages=_PAGES | {b"/openapi.json": _openapi(settings)},
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
@@ -255,6 +255,11 @@ def _limiter(name: str, rate: Rate | None) -> Limiter | None:
     return Limiter(name, rate.limit, rate.seconds) if rate else None
 
 
+def _openapi(settings: Settings) -> bytes:
+    told = openapi.document(settings.default_policy, settings.policies, __version__)
+    return json.dumps(told).encode()
+
+
 def _request_ids() -> Callable[[], bytes]:
     """Ids that no other process makes: a random prefix and a count, which cost a hit nothing."""
     prefix, numbers = os.urandom(6).hex().encode(), count()
@@ -270,6 +275,7 @@ _PAGES = {
             "routes": [
                 "GET /api/v1/sessions",
                 "GET /api/v1/sessions/{session}",
+                "GET /openapi.json",
                 "GET /healthz",
             ],
         }

@@ -191,11 +191,7 @@ class Gateway:
         self._trusted_proxies = trusted_proxies
         self._default_policy = default_policy
         self._policies = policies
-        self._visible = {
-            name
-            for policy in (default_policy, *policies.values())
-            for name in (*policy.fields, *(("tags",) if policy.tags else ()))
-        }
+        self._visible = default_policy.visible.union(*(p.visible for p in policies.values()))
         self._replies = replies
         self._pages = pages
         self._clock = clock
@@ -254,8 +250,12 @@ class Gateway:
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
             return path[len(sessions.ROUTE) :]
-        if path == sessions.LIST_ROUTE and head.method in ("GET", "HEAD"):
+        if path == sessions.LIST_ROUTE:
             visit.route = "list"
+            if head.method not in ("GET", "HEAD"):
+                raise Refusal(
+                    "method_not_allowed", "Sessions are started at the Trigger.dev API, not here"
+                )
             return b""
         page = self._pages.get(path)
         if page is not None:

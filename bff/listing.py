@@ -24,7 +24,10 @@ from bff.replies import copy_head
 
 DEFAULT_SIZE: Final = 20
 MAX_SIZE: Final = 100
-MAX_QUERY_BYTES: Final = 8192
+MAX_TEXT: Final = 1024
+"""Characters of one value."""
+MAX_QUERY_BYTES: Final = 65536
+"""All parameters with all that they may hold, percent-encoded."""
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -43,6 +46,7 @@ class Query:
     task_identifiers: tuple[str, ...] = ()
     external_id: str | None = None
     statuses: tuple[str, ...] = ()
+    created_since: float | None = None
     created_from: float | None = None
     created_to: float | None = None
 
@@ -53,14 +57,16 @@ class Query:
 
     def matches(self, shown: dict[str, Any], wall: float) -> bool:
         """Whether *shown*, a session as the browser sees it, passes every filter."""
+        created = _unix(shown["createdAt"])
         return (
             (not self.types or shown["type"] in self.types)
             and (not self.task_identifiers or shown["taskIdentifier"] in self.task_identifiers)
             and (not self.tags or any(tag in self.tags for tag in shown["tags"]))
             and (self.external_id is None or shown["externalId"] == self.external_id)
             and (not self.statuses or _status(shown, wall) in self.statuses)
-            and (self.created_from is None or _unix(shown["createdAt"]) >= self.created_from)
-            and (self.created_to is None or _unix(shown["createdAt"]) <= self.created_to)
+            and (self.created_since is None or created >= self.created_since)
+            and (self.created_from is None or created >= self.created_from)
+            and (self.created_to is None or created <= self.created_to)
         )
 
 
@@ -112,8 +118,8 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
         seen.add(name)
         if not parameter.looks_at.issubset(visible):
             raise Refusal("bad_request", f"{name} looks at what this gateway shows to no browser")
-        value = parameter.read(text, wall)
-        if value is None or parameter.member in asked:
+        value = parameter.read(text, wall) if len(text) <= MAX_TEXT else None
+        if value is None:
             raise Refusal("bad_request", f"{name} is {parameter.says}")
         asked[parameter.member] = value
     if "after" in asked and "before" in asked:
@@ -129,6 +135,8 @@ class Parameter:
     read: Callable[[str, float], Any]
     says: str
     """What a right value is."""
+    schema: dict[str, Any]
+    """The same as JSON schema."""
     looks_at: frozenset[str] = frozenset()
 
 
@@ -161,32 +169,58 @@ def _milliseconds(text: str, _: float) -> float | None:
 
 
 def _period(text: str, wall: float) -> float | None:
-    match = re.fullmatch(r"([1-9][0-9]{0,6})([smhdw])", text)
+    match = re.fullmatch(_PERIOD, text)
     return wall - int(match[1]) * _UNITS[match[2]] if match else None
 
 
+_PERIOD = r"([1-9][0-9]{0,6})([smhdw])"
+_STATUS = "|".join(STATUSES)
 _CURSOR = "a cursor that an answer to this caller gave"
-_VALUES = "one value or several, separated by commas"
-_DATE = "a time in Unix milliseconds, and stands beside no period"
+_CURSOR_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9_-]{24}$"}
+_DATE = "a time in Unix milliseconds"
+_DATE_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
+
+
+def _values(field_: str, member: str) -> Parameter:
+    schema = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$", "maxLength": MAX_TEXT}
+    says = "one value or several, separated by commas"
+    return Parameter(member, _list, says, schema, frozenset({field_}))
+
 
 PARAMETERS: dict[str, Parameter] = {
-    "page[size]": Parameter("size", _size, f"a whole number from 1 to {MAX_SIZE}"),
-    "page[after]": Parameter("after", _text, _CURSOR),
-    "page[before]": Parameter("before", _text, _CURSOR),
-    "filter[type]": Parameter("types", _list, _VALUES, frozenset({"type"})),
-    "filter[tags]": Parameter("tags", _list, _VALUES, frozenset({"tags"})),
-    "filter[taskIdentifier]": Parameter(
-        "task_identifiers", _list, _VALUES, frozenset({"taskIdentifier"})
+    "page[size]": Parameter(
+        "size",
+        _size,
+        f"a whole number from 1 to {MAX_SIZE}",
+        {"type": "integer", "minimum": 1, "maximum": MAX_SIZE, "default": DEFAULT_SIZE},
     ),
-    "filter[externalId]": Parameter("external_id", _text, "one id", frozenset({"externalId"})),
+    "page[after]": Parameter("after", _text, _CURSOR, _CURSOR_SCHEMA),
+    "page[before]": Parameter("before", _text, _CURSOR, _CURSOR_SCHEMA),
+    "filter[type]": _values("type", "types"),
+    "filter[tags]": _values("tags", "tags"),
+    "filter[taskIdentifier]": _values("taskIdentifier", "task_identifiers"),
+    "filter[externalId]": Parameter(
+        "external_id",
+        _text,
+        "one id",
+        {"type": "string", "minLength": 1, "maxLength": MAX_TEXT},
+        frozenset({"externalId"}),
+    ),
     "filter[status]": Parameter(
-        "statuses", _statuses, f"any of {', '.join(STATUSES)}", frozenset({"closedAt", "expiresAt"})
+        "statuses",
+        _statuses,
+        f"any of {', '.join(STATUSES)}, separated by commas",
+        {"type": "string", "pattern": f"^({_STATUS})(,({_STATUS}))*$", "maxLength": MAX_TEXT},
+        frozenset({"closedAt", "expiresAt"}),
     ),
     "filter[createdAt][period]": Parameter(
-        "created_from", _period, "a time back from now such as 30m, 24h or 7d, without a from"
+        "created_since",
+        _period,
+        "a time back from now such as 30m, 24h or 7d",
+        {"type": "string", "pattern": f"^{_PERIOD}$"},
     ),
-    "filter[createdAt][from]": Parameter("created_from", _milliseconds, _DATE),
-    "filter[createdAt][to]": Parameter("created_to", _milliseconds, _DATE),
+    "filter[createdAt][from]": Parameter("created_from", _milliseconds, _DATE, _DATE_SCHEMA),
+    "filter[createdAt][to]": Parameter("created_to", _milliseconds, _DATE, _DATE_SCHEMA),
 }
 _KNOWN = ", ".join(PARAMETERS)
 
