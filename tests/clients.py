@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,24 @@ class Node:
 @cache
 def bundle(name: str) -> bytes:
     """Bundle `sdk/`*name* with what it imports, for browsers."""
+    return esbuild(SDK / name)
+
+
+def esbuild(path: Path, *options: str) -> bytes:
+    """Bundle *path* with what it imports; packages are those of `sdk/package.json`."""
     done = subprocess.run(
         [
             need("node"),
-            "node_modules/esbuild/bin/esbuild",
-            name,
+            SDK / "node_modules/esbuild/bin/esbuild",
+            path,
             "--bundle",
             "--format=esm",
             "--log-level=error",
             "--external:node:http2",  # imported only where there is a Node
             '--define:process.env.NODE_ENV="production"',
+            *options,
         ],
-        cwd=SDK,
+        env={**os.environ, "NODE_PATH": str(SDK / "node_modules")},
         capture_output=True,
         check=False,
     )
@@ -88,21 +94,24 @@ def bundle(name: str) -> bytes:
 
 
 class Site:
-    """A frontend's own origin: pages from memory."""
+    """A frontend's own origin.
 
-    def __init__(self, **files: bytes) -> None:
-        """Serve *files*: ``index_html`` is at ``/index.html`` and at ``/``."""
-        pages = {"/" + name.replace("_", "."): data for name, data in files.items()}
+    Args:
+        files: bytes, or what makes them, by path; ``index_html`` is ``/index.html`` and ``/``.
+    """
 
+    def __init__(self, files: dict[str, bytes | Callable[[], bytes]]) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                path = self.path if self.path != "/" else "/index.html"
-                body = pages.get(path.partition("?")[0])
+                path = self.path.removeprefix("/") or "index.html"
+                body = files.get(path.replace(".", "_"))
                 self.send_response(404 if body is None else 200)
                 kind = "text/javascript" if path.endswith(".js") else "text/html; charset=utf-8"
                 self.send_header("content-type", kind)
                 self.end_headers()
-                self.wfile.write(body or b"")
+                self.wfile.write(body() if callable(body) else body or b"")
+
+            do_POST = do_GET  # noqa: N815  the server's own name
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -20,7 +20,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with Site(index_html=HTML, app_js=bundle("browser.mjs")) as site:
+    with Site({"index_html": HTML, "app_js": bundle("browser.mjs")}) as site:
         yield site
 
 
@@ -157,7 +157,7 @@ def test_a_chat_list_page_by_page_then_304(
 def test_an_origin_that_is_not_allowed_is_blocked(chromium: Browser, allowing: Gateway) -> None:
     asked = {"url": allowing.url, "token": allowing.token(*read("chat-1")), "id": "chat-1"}
     before = counted(allowing, "session")
-    with Site(index_html=HTML, app_js=bundle("browser.mjs")) as stranger:
+    with Site({"index_html": HTML, "app_js": bundle("browser.mjs")}) as stranger:
         page = open_page(chromium, stranger.origin)
         page.wait_for_function("globalThis.ask !== undefined")
         answer = page.evaluate("told => ask('retrieve', told)", {"retry": ONCE, **asked})
