@@ -1,6 +1,6 @@
 """A chat list: which of the sessions that a token names stand on a page. Decides without I/O.
 
-The sessions stand in the order in which the token names them, so the app's backend decides the
+The sessions stand in the order in which the token names them, so whoever mints it decides the
 order. A page is made of places: one for each session that exists and passes the filters, and one
 for each that cannot be loaded now, so that none is missing in silence. Filters look at what the
 browser may see and at nothing else. A cursor is a place between two named ids, and of no use to

@@ -52,7 +52,9 @@ def served(
     ],
     ids=["one", "list"],
 )
-def test_schemathesis_finds_nothing(served: Gateway, where: list[str], scopes: list[str]) -> None:
+def test_schemathesis_finds_nothing(
+    served: Gateway, tmp_path: Path, where: list[str], scopes: list[str]
+) -> None:
     found = subprocess.run(
         [
             Path(sys.executable).parent / "schemathesis",
@@ -71,7 +73,7 @@ def test_schemathesis_finds_nothing(served: Gateway, where: list[str], scopes: l
         capture_output=True,
         text=True,
         check=False,
-        cwd=HERE,
+        cwd=tmp_path,  # it keeps notes
     )
 
     assert found.returncode == 0, found.stdout + found.stderr
