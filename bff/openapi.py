@@ -30,6 +30,7 @@ _KNOWN: dict[str, Schema] = {
     "createdAt": _DATE,
     "updatedAt": _DATE,
 }
+_TROUBLE = [c for c, k in REFUSALS.items() if k.status in (502, 503, 504) and c != "not_ready"]
 _NULL_WHEN_HIDDEN = ("externalId", "closedAt", "closedReason", "expiresAt")
 
 _COMMON = ("X-Request-Id", "Vary", "Cache-Control")
@@ -164,8 +165,8 @@ def _list_parameters(visible: Iterable[str]) -> list[Schema]:
 
 def _path(common: Schema, body: Schema, codes: list[str], *more: str) -> Schema:
     """Describe a path that shows *body*, or refuses with one of *codes* or of the usual ones."""
-    usual = [c for c, kind in REFUSALS.items() if kind.status == 401 or kind.upstreams]  # noqa: PLR2004
-    refusals = _refusals([*codes, *usual, "rate_limited", "internal"])
+    usual = [code for code, kind in REFUSALS.items() if kind.status == 401]  # noqa: PLR2004
+    refusals = _refusals([*codes, *usual, *_TROUBLE, "rate_limited", "internal"])
     shown = (*_COMMON, *_SHOWN, *_LIMITED, "RateLimit", "RateLimit-Policy")
     responses = {
         "200": _response(_SAID[200], (*shown, *more), {"application/json": {"schema": body}}),
@@ -234,8 +235,8 @@ def _schemas(policy: Policy, by_type: Mapping[str, Policy]) -> Schema:
     other: Schema = {"type": "string", "not": {"enum": [*by_type]}} if by_type else _TEXT
     kinds = [_session(policy, other)]
     kinds += [_session(own, {"const": type_}) for type_, own in by_type.items()]
-    trouble = [code for code, kind in REFUSALS.items() if kind.upstreams]
-    unavailable = _object({"id": _TEXT, "error": _TEXT, "code": {"enum": [*trouble, "internal"]}})
+    codes = {"enum": [*_TROUBLE, "internal"]}
+    unavailable = _object({"id": _TEXT, "error": _TEXT, "code": codes})
     page = _object({"next": _TEXT, "previous": _TEXT}, optional=("next", "previous"))
     return {
         "Session": kinds[0] if len(kinds) == 1 else {"oneOf": kinds},
