@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+# What frontends run, for the tests that run it; without npm those say that they are skipped.
+NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock.json)
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
@@ -15,7 +17,7 @@ demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print l
 
 test: lint test-python ## Run lint, format check, types, import contracts and tests
 
-test-python: $(VENV)/dev ## Run the tests alone, on the Python of VENV
+test-python: $(VENV)/dev $(NODE_MODULES) ## Run the tests alone, on the Python of VENV
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
@@ -37,7 +39,7 @@ bench: $(VENV)/dev ## Measure beside the peers that are installed; BENCH="--seco
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) tests/sdk/node_modules .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
 $(VENV)/python:
@@ -51,4 +53,9 @@ $(VENV)/run: $(VENV)/python requirements/run.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# npm writes this file last: a stamp of its own.
+tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json tests/sdk/.npmrc
+	npm ci --prefix tests/sdk --silent
 	@touch $@

@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bff import __version__, sessions
+from bff import __version__, openapi, sessions
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
-from bff.gateway import Environment, Gateway, Head, Limits, Load
+from bff.gateway import Environment, Gateway, Head, Limits
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
 from bff.settings import EnvironmentSettings, Rate, Settings
@@ -95,7 +95,7 @@ class Service:
             default_policy=settings.default_policy,
             policies=settings.policies,
             replies=Replies(settings.allowed_origins),
-            pages=_PAGES,
+            pages=_PAGES | {b"/openapi.json": _openapi(settings)},
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
@@ -210,7 +210,7 @@ class Endpoint:
         answer = scope.get("extensions", {}).get(LOAD)
         if answer is None:
             answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = await self._gateway.finish(answer) if isinstance(answer, Load) else answer
+        reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
         await send_reply(reply, send)
 
 
@@ -247,7 +247,8 @@ class ErrorBoundary:
 def read_head(scope: Scope) -> Head:
     """Pick from an ASGI *scope* what the gateway looks at."""
     peer = scope["client"][0] if scope.get("client") else "local"
-    return Head.read(scope["method"], scope["raw_path"], scope["headers"], peer)
+    method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
+    return Head.read(method, path, query, scope["headers"], peer)
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
@@ -258,6 +259,11 @@ async def send_reply(reply: Reply, send: Send) -> None:
 
 def _limiter(name: str, rate: Rate | None) -> Limiter | None:
     return Limiter(name, rate.limit, rate.seconds) if rate else None
+
+
+def _openapi(settings: Settings) -> bytes:
+    told = openapi.document(settings.default_policy, settings.policies, __version__)
+    return json.dumps(told).encode()
 
 
 def _request_ids() -> Callable[[], bytes]:
@@ -272,7 +278,12 @@ _PAGES = {
             "name": "bff",
             "version": __version__,
             "description": "The browser-facing gateway of Trigger.dev sessions",
-            "routes": ["GET /api/v1/sessions/{session}", "GET /healthz"],
+            "routes": [
+                "GET /api/v1/sessions",
+                "GET /api/v1/sessions/{session}",
+                "GET /openapi.json",
+                "GET /healthz",
+            ],
         }
     ).encode(),
     b"/healthz": b'{"status": "ok"}',

@@ -89,7 +89,7 @@ def demo(port: int) -> None:
         telemetry = Telemetry(nowhere)
 
         async def go() -> None:
-            service = Service(told, telemetry)
+            service = Service(told, telemetry, routes=stage.routes())
             click.echo(stage.lines(f"http://{_address(browser)}"))
             await server.run(
                 [

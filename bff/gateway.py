@@ -1,9 +1,9 @@
 """The path of one request, start to end: read this file first.
 
 `Gateway.decide` goes from a request's head to an answer without any I/O; where the answer is not in
-memory it returns a `Load`, and `Gateway.finish` waits for that and decides again, on what was
-loaded. Both end in `_session` or `_refusal`: there is no other way out for a session, and none that
-does not ask first whether this caller may read it.
+memory it returns a `Load` (for a list, `Loads`), and `Gateway.finish` waits for that and decides
+again, on what was loaded. Both end in `_session`, `_page` or `_refusal`: there is no other way out
+for a session, and none that does not ask first whether this caller may read it.
 
     OPTIONS            → answered at once
     address            → counted before any cryptography               429
@@ -15,6 +15,9 @@ does not ask first whether this caller may read it.
     shared copy        → fresh, stale, joined or loaded                404 5xx
     copy and scopes    → decided again on the copy's own ids           403
     If-None-Match      → looked at last                                304
+
+A list of sessions takes the same path: its query in place of the id, the sessions that the token
+names in place of the scopes' check, and then for each of them the same copy, load and decision.
 """
 
 import asyncio
@@ -24,7 +27,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bff import sessions
+from bff import listing, sessions
 from bff.auth import Caller, Verifier
 from bff.cache import Cache, Copy, Missing, State
 from bff.errors import Refusal
@@ -56,6 +59,8 @@ class Head:
     path: bytes
     """Raw: percent-encoded, without query and fragment."""
     peer: str
+    query: bytes = b""
+    """Raw; only the list looks at it."""
     origin: bytes | None = None
     authorization: bytes | None = None
     if_none_match: bytes | None = None
@@ -69,10 +74,15 @@ class Head:
 
     @classmethod
     def read(
-        cls, method: str, path: bytes, headers: Iterable[tuple[bytes, bytes]], peer: str
+        cls,
+        method: str,
+        path: bytes,
+        query: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        peer: str,
     ) -> "Head":
         """Pick from *headers* (names in lower case) what a decision needs."""
-        head = cls(method, path, peer, id=sessions.plain_id(path))
+        head = cls(method, path, peer, query, id=sessions.plain_id(path))
         for name, value in headers:
             if name not in _LOOKED_AT:
                 continue
@@ -119,6 +129,20 @@ class Load:
     flight: "asyncio.Task[Copy | Refusal]"
     last_resort: Copy | None
     joined: bool
+
+
+Found = tuple[Copy, bytes, str]
+"""A copy to answer with, what the cache did in the words of Cache-Status, and in our own."""
+
+
+@dataclass(slots=True)
+class Loads:
+    """A list that has to be waited for."""
+
+    visit: Visit
+    caller: Caller[Grant]
+    listing: listing.Listing
+    loads: list[Load]
 
 
 @dataclass(slots=True)
@@ -178,6 +202,7 @@ class Gateway:
         self._trusted_proxies = trusted_proxies
         self._default_policy = default_policy
         self._policies = policies
+        self._visible = default_policy.visible.union(*(p.visible for p in policies.values()))
         self._replies = replies
         self._pages = pages
         self._clock = clock
@@ -185,7 +210,7 @@ class Gateway:
 
     # -- the decision
 
-    def decide(self, head: Head, now: float, wall: float) -> Reply | Load:
+    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
@@ -197,12 +222,16 @@ class Gateway:
         except Refusal as refusal:
             return self._refusal(visit, refusal)
 
-    def _decide(self, visit: Visit) -> Reply | Load:
+    def _decide(self, visit: Visit) -> Reply | Load | Loads:
         address = self._count_address(visit)
         page = self._route(visit)
         if page is not None:
             return page
         caller = self._authenticate(visit, address)
+        if visit.route == "list":
+            wanted = self._wanted(visit, caller)
+            self._count_caller(visit, caller, address)
+            return self._list(visit, caller, wanted)
         id_ = visit.head.id or sessions.parse_id(visit.head.path[len(sessions.ROUTE) :])
         if not caller.granted.covers(id_):
             if not sessions.may_be_alias(id_, caller.granted):
@@ -234,6 +263,13 @@ class Gateway:
             visit.route = "session"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
+            return None
+        if path == sessions.LIST_ROUTE:
+            visit.route = "list"
+            if head.method not in ("GET", "HEAD"):
+                raise Refusal(
+                    "method_not_allowed", "Sessions are started at the Trigger.dev API, not here"
+                )
             return None
         page = self._pages.get(path)
         if page is not None:
@@ -269,6 +305,19 @@ class Gateway:
         limiter = self._limits.bad_token
         return None if limiter is None else limiter.window(address, now)
 
+    def _wanted(self, visit: Visit, caller: Caller[Grant]) -> listing.Listing:
+        query = listing.parse(visit.head.query, visible=self._visible, wall=visit.wall)
+        if caller.granted.every:
+            raise Refusal(
+                "unauthorized",
+                "A list holds the sessions that the token names: mint it with one scope "
+                "read:sessions:<id> for each of them",
+            )
+        named = sessions.named(caller.granted)
+        if not named:
+            raise Refusal("unauthorized")
+        return listing.Listing(query, named, caller.key, visit.wall)
+
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
         if self._limits.caller is not None:
             key = caller.key if caller.has_actor else (caller.key, address)
@@ -286,6 +335,10 @@ class Gateway:
     # -- the shared copy
 
     def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
+        found = self._find(visit, caller, id_)
+        return found if isinstance(found, Load) else self._session(visit, caller, *found)
+
+    def _find(self, visit: Visit, caller: Caller[Grant], id_: str) -> Found | Load:
         now, environment = visit.now, self.environments[caller.environment]
         budget = environment.budget
         known = self.cache.find(environment.name, id_, now)
@@ -299,17 +352,17 @@ class Gateway:
             visit.probes = None
             known.epoch = budget.count_hot(known.epoch, now)
             if self.cache.ages.fresh(known, now, budget.stretched):
-                return self._session(visit, caller, known, b"hit", "hit")
+                return known, b"hit", "hit"
             state = self.cache.ages.state(known, now, budget.stretched)
             flight = self.cache.flight(environment.name, id_)
             wait = max(budget.wait(now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
                     self._load(environment, id_, known, now)
-                return self._session(visit, caller, known, b"hit; detail=stale", "stale")
+                return known, b"hit; detail=stale", "stale"
             if state is State.LAST_RESORT:
                 if flight is None and wait > 0:
-                    return self._last_resort(visit, caller, known)
+                    return _last_resort(known)
                 last_resort = known
         flight = self.cache.flight(environment.name, id_)
         joined = flight is not None
@@ -329,25 +382,68 @@ class Gateway:
             visit.probes.used += 1
             visit.reserved = True
 
-    async def finish(self, load: Load) -> Reply:
+    def _list(
+        self, visit: Visit, caller: Caller[Grant], wanted: listing.Listing, how: bytes = b"hit"
+    ) -> Reply | Loads:
+        """Answer a list from memory, or say for which sessions has to be waited."""
+        loads: list[Load] = []
+
+        def find(id_: str) -> Copy | Refusal | None:
+            if id_ not in wanted.known:
+                try:
+                    found = self._find(visit, caller, id_)
+                except Refusal as refusal:
+                    wanted.known[id_] = refusal
+                else:
+                    if isinstance(found, Load):
+                        loads.append(found)
+                        return None
+                    wanted.known[id_] = self._counted(found)
+            return wanted.known[id_]
+
+        page = wanted.page(find)
+        if page is None:
+            return Loads(visit, caller, wanted, loads)
+        return self._page(visit, caller, page, how)
+
+    def _counted(self, found: Found | Refusal) -> Copy | Refusal:
+        if isinstance(found, Refusal):
+            return found
+        copy, _, result = found
+        self.telemetry.count("bff_cache", result)
+        return copy
+
+    async def finish(self, load: Load | Loads) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
-        visit, flight = load.visit, load.flight
-        patience = PATIENCE_SECONDS if load.last_resort else None
-        await asyncio.wait([flight], timeout=patience)
-        outcome = flight.result() if flight.done() else Refusal("upstream_timeout")
+        if isinstance(load, Loads):
+            return await self._finish_list(load)
+        visit = load.visit
+        await _wait([load])
         visit.now, visit.wall = self._clock()
+        found = _landed(load)
         try:
-            if isinstance(outcome, Copy):
-                forward = b"stale" if load.last_resort else b"miss"
-                how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
-                result = "joined" if load.joined else "miss"
-                return self._session(visit, load.caller, outcome, how, result)
-            if load.last_resort and outcome.code != "not_found":
-                return self._last_resort(visit, load.caller, load.last_resort)
+            if not isinstance(found, Refusal):
+                return self._session(visit, load.caller, *found)
         except Refusal as refusal:
             return self._refusal(visit, refusal)
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
-        return self._refusal(visit, outcome)
+        return self._refusal(visit, found)
+
+    async def _finish_list(self, waited: Loads) -> Reply:
+        """Wait for what a page needs, and for more if some of it is missing or filtered out."""
+        visit, caller, wanted = waited.visit, waited.caller, waited.listing
+        while True:
+            await _wait(waited.loads)
+            visit.now, visit.wall = self._clock()
+            for load in waited.loads:
+                wanted.known[load.id] = self._counted(_landed(load))
+            try:
+                answer = self._list(visit, caller, wanted, b"fwd=miss")
+            except Refusal as refusal:
+                return self._refusal(visit, refusal)
+            if isinstance(answer, Reply):
+                return answer
+            waited = answer
 
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
@@ -461,7 +557,7 @@ class Gateway:
             return True, f"{trouble} ({environment.health}); copies are served meanwhile"
         return False, f"{trouble} ({environment.health}) and there is no copy to serve"
 
-    # -- the two ways out
+    # -- the ways out
 
     def _session(
         self, visit: Visit, caller: Caller[Grant], copy: Copy, how: bytes, result: str
@@ -484,8 +580,26 @@ class Gateway:
         )
         return self._count(visit, reply, "")
 
-    def _last_resort(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> Reply:
-        return self._session(visit, caller, copy, b"hit; detail=stale-if-error", "last_resort")
+    def _page(self, visit: Visit, caller: Caller[Grant], page: listing.Page, how: bytes) -> Reply:
+        """Answer with a page of a list, if this caller may read every session on it."""
+        for copy in page.copies:
+            _authorize(caller, copy)
+        if page.unavailable and not page.copies:
+            # An empty list would say that there are no sessions.
+            return self._refusal(visit, next(iter(page.unavailable.values())))
+        head, lost = visit.head, len(page.unavailable)
+        reply = self._replies.session(
+            page,
+            not_modified=head.if_none_match is not None and _matches(head.if_none_match, page.etag),
+            cache_status=how,
+            window=visit.window,
+            now=visit.now,
+            wall=visit.wall,
+            origin=head.origin,
+            request_id=visit.request_id,
+            lines=b"x-unavailable-sessions: %d\r\n" % lost if lost else b"",
+        )
+        return self._count(visit, reply, "")
 
     def _refusal(self, visit: Visit, refusal: Refusal) -> Reply:
         """Tell why not. Of an id that is not named, nothing but that is told."""
@@ -516,6 +630,29 @@ class Gateway:
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
         self.telemetry.count("bff_requests", visit.route, reply.status, code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
+
+
+async def _wait(loads: Sequence[Load]) -> None:
+    """Wait until all have landed, or for a second if every one of them has a last resort."""
+    patient = not all(load.last_resort for load in loads)
+    timeout = None if patient else PATIENCE_SECONDS
+    await asyncio.wait([load.flight for load in loads], timeout=timeout)
+
+
+def _landed(load: Load) -> Found | Refusal:
+    """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
+    outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
+    if isinstance(outcome, Copy):
+        forward = b"stale" if load.last_resort else b"miss"
+        how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
+        return outcome, how, "joined" if load.joined else "miss"
+    if load.last_resort and outcome.code != "not_found":
+        return _last_resort(load.last_resort)
+    return outcome
+
+
+def _last_resort(copy: Copy) -> Found:
+    return copy, b"hit; detail=stale-if-error", "last_resort"
 
 
 def _authorize(caller: Caller[Grant], copy: Copy) -> None:

@@ -23,7 +23,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.app import LOAD, Clock
-from bff.gateway import Gateway, Head, Load
+from bff.gateway import Gateway, Head, Load, Loads
+from bff.replies import Reply
 from bff.telemetry import Telemetry
 
 _WRITTEN_FOR: Final = frozenset(
@@ -94,7 +95,7 @@ class Lane(HttpToolsProtocol):
         """Begun in the bytes at hand."""
         self._head: Head | None = None
         """Of the last request in them that was decided here."""
-        self._load: Load | None = None
+        self._load: Load | Loads | None = None
         """Decided already, for the request that is parsed next."""
         self._again = b""
         """Bytes that are one request to be decided here, whole, and `_head` is its head."""
@@ -180,7 +181,7 @@ class Lane(HttpToolsProtocol):
         if self._plain:
             self._plain = False
             method = self.parser.get_method().decode()
-            self._head = head = Head.read(method, self.url, self.headers, self._peer)
+            self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
             if self._load is None and self._decide(head):
                 return
             load, self._load = self._load, None
@@ -196,7 +197,7 @@ class Lane(HttpToolsProtocol):
             answer = shared.gateway.decide(head, *shared.clock())
         except Exception as exc:  # noqa: BLE001  as in `app.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
-        if isinstance(answer, Load):
+        if not isinstance(answer, Reply):
             self._load = answer
             return False
         server = self.server_state
@@ -206,7 +207,7 @@ class Lane(HttpToolsProtocol):
         self._held += len(start) + len(answer.head) + len(answer.body)
         return True
 
-    def _hand_on(self, load: Load | None) -> None:
+    def _hand_on(self, load: Load | Loads | None) -> None:
         """Let uvicorn's own class have the request, as if it had seen it all along."""
         url, headers = self.url, self.headers
         super().on_message_begin()

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from bff.cache import Copy
 from bff.errors import Refusal
 from bff.limits import MAX_RESET, Limiter, Window
 
@@ -32,7 +31,7 @@ _PREFLIGHT: Final = (
 _EXPOSED: Final = (
     "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
-    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options"
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions"
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
 _NO_STORE: Final = b"cache-control: no-store\r\n"
@@ -55,6 +54,22 @@ class Reply:
         """The header lines as pairs, for ASGI."""
         pairs = (line.partition(b": ") for line in self.head.split(b"\r\n") if line)
         return [(name, value) for name, _, value in pairs]
+
+
+class Representation(Protocol):
+    """What a 200 shows: a `cache.Copy`, or a page of them."""
+
+    @property
+    def head(self) -> bytes:
+        """Header lines that depend on nothing but the body; see `copy_head`."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON."""
+
+    @property
+    def loaded(self) -> float:
+        """When it was loaded, or the oldest part of it."""
 
 
 @lru_cache(maxsize=64)  # codes and texts are ours, so there are few
@@ -96,7 +111,7 @@ class Replies:
 
     def session(
         self,
-        copy: Copy,
+        copy: Representation,
         *,
         not_modified: bool,
         cache_status: bytes,
@@ -105,11 +120,12 @@ class Replies:
         wall: float,
         origin: bytes | None,
         request_id: bytes,
+        lines: bytes = b"",
     ) -> Reply:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
         age = max(0.0, now - copy.loaded)
         common = self._lines_for(origin)
-        rate = rate_lines(window, now, wall)
+        rate = rate_lines(window, now, wall) + lines
         if not_modified:
             return Reply(
                 304, _SESSION % (common, request_id, copy.head, age, cache_status, rate), b""

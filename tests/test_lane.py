@@ -533,7 +533,7 @@ async def test_no_answer_can_be_split(
             (b"x-forwarded-for", forwarded),
         ]
         for asked in (PATH.encode() + b"chat-1", b"/" + path, PATH.encode() + path):
-            head = Head.read("GET", asked, headers, "192.0.2.1")
+            head = Head.read("GET", asked, b"", headers, "192.0.2.1")
             reply = world.service.gateway.decide(head, *clock())
             if isinstance(reply, lane.Load):
                 reply = await world.service.gateway.finish(reply)

@@ -79,7 +79,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
             one_.connection_lost(OSError())
 
         heads = [
-            Head.read("GET", b"/api/v1/sessions/chat-%d" % n,
+            Head.read("GET", b"/api/v1/sessions/chat-%d" % n, b"",
                       [(b"authorization", b"Bearer " + t)], f"10.0.{n % 200}.{n % 250}")
             for n, t in enumerate(made[:1000])
         ]  # fmt: skip
