@@ -14,16 +14,17 @@ def markdown(results: dict[str, Any]) -> str:
             f"another; median of {results['rounds']} rounds of {results['seconds']:g} s."
         ),
         "",
-        "| workload | server | requests/s | of bff | p50 ms | p99 ms | p99.9 ms | CPU µs | MiB |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| workload | server | requests/s | of bff | p50 ms | p99 ms | p99.9 ms | CPU µs a request | of bff's | MiB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for workload, rows in results["table"].items():
-        ours = rows.get("bff", {}).get("rate", 0)
+        bff = rows.get("bff", {"rate": 0.0, "cpu": 0.0})
         for name, r in sorted(rows.items(), key=lambda row: -row[1]["rate"]):
-            share = f"{r['rate'] / ours:.2f}" if ours else "—"
+            share = f"{r['rate'] / bff['rate']:.2f}" if bff["rate"] else "—"
+            cost = f"{r['cpu'] / bff['cpu']:.2f}" if bff["cpu"] else "—"
             lines.append(
                 f"| {workload} | {name} | {r['rate']:,.0f} | {share} | {r['p50']:.2f} | "
-                f"{r['p99']:.2f} | {r['p999']:.2f} | {r['cpu']:.1f} | {r['rss']:.0f} |"
+                f"{r['p99']:.2f} | {r['p999']:.2f} | {r['cpu']:.1f} | {cost} | {r['rss']:.0f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -87,7 +87,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
             gateway.decide(head, *clock())
         before, started = resident(), time.perf_counter()
         for n in range(requests):
-            gateway.decide(heads[n % 1000], *clock())
+            gateway.decide(heads[n % len(heads)], *clock())
             if n % 1000 == 0:
                 clock.advance(0.1)
                 world.log.truncate(0)

@@ -1,10 +1,11 @@
 -- One request a line of the file named first: method, path, then headers as name, value …, by tabs.
 -- Second argument: "cycle" | "unique" | "half" (every second one of a path nobody asked for yet);
--- third: milliseconds between two requests of one connection.
+-- third: milliseconds between two requests of one connection; then a seed, and the line to begin at.
 local requests, n, i, mode, pause, seen, at = {}, 0, 0, "cycle", 0, 0, 1
 local lines = {}
 function init(args)
-  math.randomseed(tonumber(args[4] or 1))
+  math.randomseed(tonumber(args[4]))
+  i = tonumber(args[5]) -- where in the file to begin
   for line in io.lines(args[1]) do
     local parts, headers = {}, {}
     for part in (line .. "\t"):gmatch("([^\t]*)\t") do parts[#parts + 1] = part end
