@@ -4,12 +4,14 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import click
 import uvloop
 
-from bff import __version__, server, settings
+from bff import __version__, doctor, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
@@ -101,12 +103,51 @@ def demo(port: int) -> None:
 
 
 @main.command()
-def check() -> None:
-    """Read the settings and say what they come to, or what is wrong with them."""
-    told = _settings()
-    for environment in told.environments:
-        click.echo(f"environment {environment.name}: {environment.id or 'own keys only'}")
-    click.echo("The settings can be used.")
+@click.option("--probe", is_flag=True, help="Ask upstream too, with the key.")
+@click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
+@click.option("--session", help="With --probe: the id of a session that exists.")
+def check(probe: bool, url: str | None, session: str | None) -> None:
+    """Show the settings and every problem with its remedy; exit 0 if all is well, else 2."""
+    if (url or session) and not probe:
+        raise click.UsageError("--url and --session are for --probe")
+    try:
+        told = settings.load(dict(os.environ))  # noqa: TID251  as in _settings
+    except settings.SettingsError as exc:
+        click.echo(doctor.report(exc.told))
+        click.echo("\nThese settings cannot be used:")
+        for problem in exc.problems:
+            click.echo(f"  - {problem}")
+        sys.exit(2)
+    click.echo(doctor.report(told.told))
+    click.echo("\nWhat browsers see")
+    for line in doctor.policy_lines(told):
+        click.echo(line)
+    for note in doctor.notes(told):
+        click.echo(f"\nNote: {note}")
+    click.echo("\nThe settings can be used.")
+    if probe and not asyncio.run(_probe(told, url, session)):
+        sys.exit(2)
+
+
+async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
+    well = True
+
+    async def show(title: str, findings: AsyncIterator[doctor.Finding]) -> None:
+        nonlocal well
+        click.echo(f"\n{title}")
+        async for finding in findings:
+            click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
+            well = well and finding.verdict is not doctor.Verdict.PROBLEM
+
+    async with aclosing(doctor.Prober(told, system_clock)) as prober:
+        for environment in told.environments:
+            title = f"Environment {environment.name}, upstream at {environment.api_url}"
+            await show(title, prober.upstream(environment, session))
+            if url is not None:
+                known = session or await prober.first_session(environment)
+                title = f"Environment {environment.name}, gateway at {url}"
+                await show(title, prober.gateway(environment, url, known))
+    return well
 
 
 @main.command()
