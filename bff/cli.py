@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -24,9 +25,12 @@ def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""
 
 
-def _settings(**overrides: Any) -> settings.Settings:
+def _environ(**overrides: Any) -> dict[str, str]:
     environ = dict(os.environ)  # noqa: TID251  the one place
-    environ |= {name: str(value) for name, value in overrides.items() if value is not None}
+    return environ | {name: str(v) for name, v in overrides.items() if v is not None}
+
+
+def _settings(environ: dict[str, str]) -> settings.Settings:
     try:
         return settings.load(environ)
     except settings.SettingsError as exc:
@@ -54,7 +58,8 @@ def _run(main_: Any) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
 def serve(host: str | None, port: int | None) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
-    told = _settings(BFF_HOST=host, BFF_PORT=port)
+    environ = _environ(BFF_HOST=host, BFF_PORT=port)
+    told = _settings(environ)
     telemetry = Telemetry()
     browser = _listen(told.host, told.port, "BFF_PORT")
     ops = _listen("127.0.0.1", told.ops_port, "BFF_OPS_PORT")
@@ -63,7 +68,8 @@ def serve(host: str | None, port: int | None) -> None:
     )
 
     async def go() -> None:
-        service = Service(told, telemetry)
+        service = Service(told, telemetry, reload=lambda: settings.load(environ))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [
                 (server.config(service.browser_app, lifespan=True), browser),
@@ -111,7 +117,7 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     if (url or session) and not probe:
         raise click.UsageError("--url and --session are for --probe")
     try:
-        told = settings.load(dict(os.environ))  # noqa: TID251  as in _settings
+        told = settings.load(_environ())
     except settings.SettingsError as exc:
         click.echo(doctor.report(exc.told))
         click.echo("\nThese settings cannot be used:")
@@ -160,7 +166,7 @@ def token(
     sessions: tuple[str, ...], more: tuple[str, ...], ttl: int, actor: str | None, name: str | None
 ) -> None:
     """Mint a token that lets a browser read the sessions named."""
-    environments = {e.name: e for e in _settings().environments}
+    environments = {e.name: e for e in _settings(_environ()).environments}
     if name is None and len(environments) == 1:
         name = next(iter(environments))
     if name not in environments:

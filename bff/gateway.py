@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 from bff import sessions
 from bff.auth import Caller, Verifier
-from bff.cache import Cache, Copy, Missing, State
+from bff.cache import Ages, Cache, Copy, Missing, State
 from bff.errors import Refusal
 from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
 from bff.policy import Policy
@@ -108,6 +108,8 @@ class Load:
     flight: "asyncio.Task[Copy | Refusal]"
     last_resort: Copy | None
     joined: bool
+    rules: "Rules"
+    """By which it was decided to wait."""
 
 
 @dataclass(slots=True)
@@ -115,6 +117,9 @@ class Environment:
     """One Trigger.dev environment at run time."""
 
     name: str
+    place: tuple[str | None, ...]
+    """What makes it this one and not another of the same name: copies of one are none of another.
+    """
     upstream: Upstream
     budget: Budget
     health: str | None = None
@@ -132,12 +137,31 @@ class Limits:
     caller: Limiter | None
 
 
-class Gateway:
-    """Answers browsers. Knows neither Starlette nor sockets.
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What can change while the gateway runs: all of it at once, or nothing.
 
     Args:
         environments: by name; `Verifier` speaks of them by the same names.
         policies: by session type; `default_policy` for every other.
+    """
+
+    environments: Mapping[str, Environment]
+    verifier: Verifier[Grant]
+    ages: Ages
+    max_bytes: int
+    limits: Limits
+    trusted_proxies: Sequence[Network]
+    default_policy: Policy
+    policies: Mapping[str, Policy]
+    replies: Replies
+
+
+class Gateway:
+    """Answers browsers. Knows neither Starlette nor sockets.
+
+    Args:
+        rules: to begin with; see `adopt`.
         pages: public JSON by path.
         clock: returns the two times, as in `Visit`; for what finishes after its decision.
         request_ids: makes an id for each answer.
@@ -145,32 +169,41 @@ class Gateway:
 
     def __init__(
         self,
+        rules: Rules,
         *,
-        environments: Mapping[str, Environment],
-        verifier: Verifier[Grant],
         cache: "Cache[Copy | Refusal]",
-        limits: Limits,
-        trusted_proxies: Sequence[Network],
-        default_policy: Policy,
-        policies: Mapping[str, Policy],
-        replies: Replies,
         pages: Mapping[bytes, bytes],
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
     ) -> None:
-        self.environments = environments
         self.cache = cache
         self.telemetry = telemetry
-        self.verifier = verifier
-        self._limits = limits
-        self._trusted_proxies = trusted_proxies
-        self._default_policy = default_policy
-        self._policies = policies
-        self._replies = replies
         self._pages = pages
         self._clock = clock
         self._request_ids = request_ids
+        self.rules = rules
+        self.adopt(rules)
+
+    def adopt(self, rules: Rules) -> None:
+        """Go on by *rules*; nothing awaits in here, so no request sees a part of them.
+
+        Copies stay, unless they would look different now or come from elsewhere. What is being
+        loaded will be projected by the new policy, so that stays even then.
+        """
+        before, self.rules = self.rules, rules
+        moved = _places(before) != _places(rules)
+        policies = (rules.default_policy, rules.policies)
+        self.environments = rules.environments
+        self.verifier = rules.verifier
+        self._limits = rules.limits
+        self._trusted_proxies = rules.trusted_proxies
+        self._default_policy = rules.default_policy
+        self._policies = rules.policies
+        self._replies = rules.replies
+        self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
+        if moved or (before.default_policy, before.policies) != policies:
+            self.cache.clear(loads=moved)
 
     # -- the decision
 
@@ -304,7 +337,7 @@ class Gateway:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
             flight = self._load(environment, id_, last_resort, now)
-        return Load(visit, caller, id_, flight, last_resort, joined)
+        return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -318,6 +351,8 @@ class Gateway:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
         visit, outcome = load.visit, await asyncio.shield(load.flight)
         visit.now, visit.wall = self._clock()
+        if load.rules is not self.rules:
+            return await self._finish_anew(load, outcome)
         try:
             if isinstance(outcome, Copy):
                 forward = b"stale" if load.last_resort else b"miss"
@@ -331,6 +366,16 @@ class Gateway:
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
         return self._refusal(visit, outcome)
 
+    async def _finish_anew(self, load: Load, outcome: Copy | Refusal) -> Reply:
+        """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
+
+        What was loaded is kept already, unless it may not be, so upstream is not asked twice.
+        """
+        if isinstance(outcome, Refusal):
+            return self._refusal(load.visit, outcome)
+        answer = self.decide(load.visit.head, *self._clock())
+        return await self.finish(answer) if isinstance(answer, Load) else answer
+
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
@@ -342,20 +387,23 @@ class Gateway:
     ) -> Copy | Refusal:
         """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
         started, _ = self._clock()
+        mark = self.cache.mark
         outcome: Copy | Refusal
         try:
             body = await environment.upstream.get(sessions.path(id_))
             outcome = self._project(
                 environment.name, sessions.parse_document(body, asked=id_), started
             )
-            self.cache.put(outcome)
+            self.cache.put(outcome, mark)
         except Refusal as refusal:
             outcome = refusal
         except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
             self.telemetry.exception("load_failed", exc)
             outcome = Refusal("internal")
         ended, _ = self._clock()
-        self._learn(environment, id_, outcome, known, ended, ended - started)
+        if isinstance(outcome, Refusal) and outcome.code == "not_found":
+            self.cache.put_missing(environment.name, id_, ended, mark)
+        self._learn(environment, outcome, known, ended, ended - started)
         return outcome
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
@@ -383,7 +431,6 @@ class Gateway:
     def _learn(
         self,
         environment: Environment,
-        id_: str,
         outcome: Copy | Refusal,
         known: Copy | None,
         now: float,
@@ -394,9 +441,7 @@ class Gateway:
         self.telemetry.count("bff_loads", code)
         self.telemetry.count("bff_load_seconds", by=seconds)
         if isinstance(outcome, Refusal):
-            if code == "not_found":
-                self.cache.put_missing(environment.name, id_, now)
-            elif known is not None:
+            if code != "not_found" and known is not None:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
@@ -498,6 +543,10 @@ class Gateway:
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
         self.telemetry.count("bff_requests", visit.route, str(reply.status), code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
+
+
+def _places(rules: Rules) -> dict[str, tuple[str | None, ...]]:
+    return {name: environment.place for name, environment in rules.environments.items()}
 
 
 def _authorize(caller: Caller[Grant], copy: Copy) -> None:

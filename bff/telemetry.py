@@ -43,6 +43,17 @@ METRICS: dict[str, Row] = {
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_purges": Row("Sessions purged by the operator."),
+    "bff_reloads": Row("Attempts to change settings without a restart: ok, failed.", ("outcome",)),
+    "bff_settings_current": Row(
+        "0 while changed settings cannot be used and the former ones go on, else 1.", gauge=True
+    ),
+    "bff_signing_key_used_timestamp_seconds": Row(
+        "When a signing key last let someone in (Unix seconds; 0 for never), by its number in the "
+        "settings from 1: a key that is being rotated out can go once this stands still.",
+        ("environment", "key"),
+        gauge=True,
+    ),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),

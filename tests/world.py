@@ -118,9 +118,11 @@ class World:
     async def start(self, **changes: str | None) -> None:
         """Start (again) with other settings, in front of the same upstream."""
         await self._stack.aclose()
+        self.told = dict(changes)
         self.service = Service(
             settings.load(environ(**changes)),
             self.telemetry,
+            reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
             transport=httpx2.ASGITransport(self.upstream),
         )
@@ -128,6 +130,11 @@ class World:
         await self._stack.enter_async_context(app.router.lifespan_context(app))
         self.browser = await self._stack.enter_async_context(_browser(app))
         self.ops = await self._stack.enter_async_context(_browser(self.service.ops_app))
+
+    def reload(self, **changes: str | None) -> None:
+        """Change settings while it runs."""
+        self.told |= changes
+        self.service.reload()
 
     def token(self, *scopes: object, **changes: Any) -> str:
         return sign(claims(self.clock.wall, *scopes, **changes))
