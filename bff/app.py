@@ -30,6 +30,8 @@ from bff.watch import Watch
 
 Clock = Callable[[], tuple[float, float]]
 
+LAG_SECONDS = 0.5
+"""Between two looks at how late the event loop is."""
 WATCH_SECONDS = 1.0
 """Between two looks at the files that settings came from."""
 _FIXED = ("host", "port", "ops_port", "upstream_connect_timeout", "upstream_timeout")
@@ -143,6 +145,12 @@ class Service:
             if watch.files != self._told.files:
                 watch = Watch(self._told.files)
 
+    async def _measure_lag(self) -> None:
+        while True:
+            due = self._clock()[0] + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self._telemetry.observe("bff_loop_lag_seconds", max(0.0, self._clock()[0] - due))
+
     def _rules(self, settings: Settings, before: Rules | None) -> Rules:
         """Build everything that *settings* decide, keeping counts where nothing changed."""
         issuers = tuple(
@@ -215,9 +223,11 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
-            watching = asyncio.create_task(self._watch())
+            # Held by this frame, which outlives them.
+            beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
             yield
-            watching.cancel()
+            for task in beside:
+                task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
 
@@ -262,6 +272,7 @@ class Service:
         gateway, environments = self.gateway, self.gateway.environments
         left = {name: e.budget.left(now) for name, e in environments.items()}
         return {
+            "bff_build_info": {(__version__,): 1},
             "bff_settings_current": {(): float(self._settings_current)},
             "bff_signing_key_used_timestamp_seconds": {
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses

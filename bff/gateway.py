@@ -21,6 +21,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,13 +31,18 @@ from bff.cache import Ages, Cache, Copy, Missing, State
 from bff.errors import Refusal
 from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
 from bff.policy import Policy
-from bff.replies import Replies, Reply, copy_head
+from bff.replies import Replies, Reply, copy_head, server_timing
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
 from bff.upstream import Upstream
 
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
+
+SLOW_SECONDS = 1.0
+"""A browser that waited longer is worth a line of the log."""
+SAMPLE = 1000
+"""Of this many answers with a session, one is logged."""
 
 PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
@@ -94,6 +100,8 @@ class Visit:
     """Of the limit that counted it last."""
     probes: Window | None = None
     """The address's bad tokens, while the id is not known to be one that the caller may read."""
+    waited: float | None = None
+    """Seconds, for a load."""
     reserved: bool = False
     """One of `probes` was taken in advance, for the load this visit started."""
 
@@ -182,6 +190,7 @@ class Gateway:
         self._pages = pages
         self._clock = clock
         self._request_ids = request_ids
+        self._served = 0
         self.rules = rules
         self.adopt(rules)
 
@@ -270,10 +279,12 @@ class Gateway:
         if head.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
         if not head.authorization:
+            self.telemetry.count("bff_bad_tokens", "token_missing")
             raise Refusal("token_missing")
         try:
             return self.verifier.verify(_bearer(head.authorization), visit.wall)
         except Refusal as refusal:
+            self.telemetry.count("bff_bad_tokens", refusal.code)
             if refusal.code == "secret_key_sent":
                 self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
             window = self._bad_tokens(address, visit.now)
@@ -350,7 +361,9 @@ class Gateway:
     async def finish(self, load: Load) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
         visit, outcome = load.visit, await asyncio.shield(load.flight)
+        began = visit.now
         visit.now, visit.wall = self._clock()
+        visit.waited = visit.now - began
         if load.rules is not self.rules:
             return await self._finish_anew(load, outcome)
         try:
@@ -439,7 +452,7 @@ class Gateway:
         """Draw the conclusions from a load for the next ones."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self.telemetry.count("bff_loads", code)
-        self.telemetry.count("bff_load_seconds", by=seconds)
+        self.telemetry.observe("bff_load_seconds", seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and known is not None:
                 known.retry = now + RETRY_SECONDS
@@ -497,12 +510,16 @@ class Gateway:
         _authorize(caller, copy)
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1  # it was no probe
+        head, age = visit.head, max(0.0, visit.now - copy.loaded)
         self.telemetry.count("bff_cache", result)
-        head = visit.head
+        self.telemetry.observe("bff_age_served_seconds", age)
+        self._served += 1
+        if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, result)
         reply = self._replies.session(
             copy,
             not_modified=_matches(head.if_none_match, copy.etag),
-            age=max(0.0, visit.now - copy.loaded),
+            age=age,
             cache_status=how,
             window=visit.window,
             now=visit.now,
@@ -510,7 +527,19 @@ class Gateway:
             origin=head.origin,
             request_id=visit.request_id,
         )
+        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
+            reply.head += server_timing(visit.waited)
         return self._count(visit, reply, "")
+
+    def _log_served(self, visit: Visit, result: str) -> None:
+        waited = visit.waited or 0.0
+        self.telemetry.log.info(
+            "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            request_id=visit.request_id.decode(),
+            result=result,
+            waited=round(waited, 4),
+            of=self._served,
+        )
 
     def _last_resort(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> Reply:
         return self._session(visit, caller, copy, b"hit; detail=stale-if-error", "last_resort")
@@ -531,13 +560,17 @@ class Gateway:
             origin=visit.head.origin,
             request_id=visit.request_id,
         )
-        self.telemetry.log.info(
-            "request_refused",
-            request_id=visit.request_id.decode(),
-            route=visit.route,
-            status=reply.status,
-            code=refusal.code,
-        )
+        # Of those over a limit, the first of a window: who floods is not to fill the log as well.
+        if refusal.code != "rate_limited" or (window := visit.window) is None or window.first:
+            level = logging.INFO if reply.status < 500 else logging.WARNING  # noqa: PLR2004
+            self.telemetry.log.log(
+                level,
+                "request_refused",
+                request_id=visit.request_id.decode(),
+                route=visit.route,
+                status=reply.status,
+                code=refusal.code,
+            )
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:

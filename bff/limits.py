@@ -31,6 +31,11 @@ class Window:
         return self.used > self.limiter.limit
 
     @property
+    def first(self) -> bool:
+        """Whether the last one taken was the first too many."""
+        return self.used == self.limiter.limit + 1
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing is left to take."""
         return self.used >= self.limiter.limit

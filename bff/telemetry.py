@@ -8,14 +8,22 @@ import logging
 import re
 import sys
 import traceback
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,13 @@ class Row:
     help: str
     labels: tuple[str, ...] = ()
     gauge: bool = False
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's, beside +Inf; none for what is no histogram."""
+
+    @property
+    def kind(self) -> str:
+        """The type, as Prometheus calls it."""
+        return "histogram" if self.buckets else "gauge" if self.gauge else "counter"
 
 
 METRICS: dict[str, Row] = {
@@ -37,12 +52,27 @@ METRICS: dict[str, Row] = {
         ("result",),
     ),
     "bff_loads": Row("Loads from upstream, by outcome: ok or an error code.", ("outcome",)),
-    "bff_load_seconds": Row("Seconds spent in loads, added up."),
+    "bff_load_seconds": Row(
+        "How long loads took.", buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+    ),
+    "bff_age_served_seconds": Row(
+        "How old the copies were that were answered with.", buckets=(0.1, 1.0, 2.0, 5.0, 30.0, 60.0)
+    ),
+    "bff_bad_tokens": Row(
+        "Requests without a valid token, by reason: token_missing, token_invalid, token_expired, "
+        "secret_key_sent.",
+        ("reason",),
+    ),
     "bff_limited": Row("Requests over a limit, by what was counted.", ("limit",)),
     "bff_dropped_fields": Row(
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_loop_lag_seconds": Row(
+        "How late the event loop woke up from a sleep: beyond 0.1 the process has too much to do.",
+        buckets=(0.005, 0.025, 0.1, 0.5, 2.0),
+    ),
+    "bff_build_info": Row("1, with the version.", ("version",), gauge=True),
     "bff_purges": Row("Sessions purged by the operator."),
     "bff_reloads": Row("Attempts to change settings without a restart: ok, failed.", ("outcome",)),
     "bff_settings_current": Row(
@@ -82,6 +112,12 @@ class Telemetry:
 
     def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
         self.counts: defaultdict[tuple[str, ...], float] = defaultdict(int)
+        self.observed: dict[str, tuple[list[int], list[float]]] = {
+            name: ([0] * (len(row.buckets) + 1), [0.0])
+            for name, row in METRICS.items()
+            if row.buckets
+        }
+        """By histogram: how many fell in each bucket, and their sum."""
         self.gauges: Gauges = dict
         self._fields_seen: set[str] = set()
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
@@ -98,6 +134,12 @@ class Telemetry:
     def count(self, *key: str, by: float = 1) -> None:
         """Add to a metric: *key* is its name, then its label values."""
         self.counts[key] += by
+
+    def observe(self, name: str, value: float) -> None:
+        """Add *value* to a histogram."""
+        counts, total = self.observed[name]
+        counts[bisect_left(METRICS[name].buckets, value)] += 1
+        total[0] += value
 
     def unknown_fields(self, names: set[str]) -> None:
         """Count fields that are new upstream; each is logged once, and only a plain name is."""
@@ -120,6 +162,7 @@ class Telemetry:
         """Everything counted, in the Prometheus text format."""
         registry = CollectorRegistry()
         registry.register(self)
+        ProcessCollector(registry=registry)
         return generate_latest(registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -127,7 +170,13 @@ class Telemetry:
         gauges = self.gauges()
         for name, row in METRICS.items():
             family: Metric
-            if row.gauge:
+            if row.buckets:
+                counts, total = self.observed[name]
+                bounds = [*map(floatToGoString, row.buckets), "+Inf"]
+                family = HistogramMetricFamily(name, row.help)
+                buckets = list(zip(bounds, accumulate(counts), strict=True))
+                family.add_metric((), buckets, total[0])
+            elif row.gauge:
                 family = GaugeMetricFamily(name, row.help, labels=row.labels)
                 for labels, value in gauges.get(name, {}).items():
                     family.add_metric(labels, value)
