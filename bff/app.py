@@ -34,7 +34,7 @@ LAG_SECONDS = 0.5
 """Between two looks at how late the event loop is."""
 WATCH_SECONDS = 1.0
 """Between two looks at the files that settings came from."""
-_FIXED = ("host", "port", "ops_port", "upstream_connect_timeout", "upstream_timeout")
+_FIXED = ("host", "port", "ops_host", "ops_port", "upstream_connect_timeout", "upstream_timeout")
 """Settings that sockets and connections were opened with: a change of them waits for a restart."""
 
 

@@ -61,8 +61,9 @@ def serve(host: str | None, port: int | None) -> None:
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
-    browser = _listen(told.host, told.port, "BFF_PORT")
-    ops = _listen("127.0.0.1", told.ops_port, "BFF_OPS_PORT")
+    given = server.inherited(environ)
+    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
+    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )

@@ -86,6 +86,11 @@ def notes(settings: Settings) -> list[str]:
         )
     if "*" in settings.allowed_origins:
         found.append("BFF_ALLOWED_ORIGINS is *: any page that holds a token may read")
+    if settings.ops_host not in ("127.0.0.1", "::1", "localhost"):
+        found.append(
+            "BFF_OPS_HOST is not loopback: whoever reaches the ops port reads the metrics and may "
+            "purge copies; let a network policy or firewall admit your monitoring alone"
+        )
     if not settings.trusted_proxies:
         found.append(
             "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers would share its address "

@@ -82,6 +82,7 @@ class Settings:
     allowed_origins: tuple[str, ...]
     host: str
     port: int
+    ops_host: str
     ops_port: int
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     rate_limit: Rate | None
@@ -348,7 +349,13 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_HOST": Setting(_text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
     "BFF_PORT": Setting(_port, "8787", "`8787`", "the browser port"),
-    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port, always on loopback"),
+    "BFF_OPS_HOST": Setting(
+        _text,
+        "127.0.0.1",
+        "`127.0.0.1`",
+        "the address of the ops port; beyond loopback, let only your own monitoring reach it",
+    ),
+    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port"),
     "BFF_TRUSTED_PROXIES": Setting(
         _networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
     ),
