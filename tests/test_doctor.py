@@ -256,6 +256,20 @@ async def test_clocks_that_disagree_are_found(clock: Clock, skew: float, found: 
         assert problems(gateway).count("let both follow NTP") == found
 
 
+async def test_a_front_that_routes_the_ops_port_is_found(world: World) -> None:
+    places = Places(world)
+
+    def front(request: httpx2.Request, answer: httpx2.Response) -> httpx2.Response:
+        if request.url.path != "/metrics":
+            return answer
+        return httpx2.Response(200, content=world.telemetry.metrics())
+
+    places.front = front
+    _, gateway = await probe(world, places)
+
+    assert "anybody reads /metrics here" in problems(gateway)
+
+
 async def test_a_gateway_with_other_keys_is_told_from_one_that_leaks(world: World) -> None:
     _, gateway = await probe(world, Places(world), BFF_SIGNING_KEYS="x" * 40)
 
