@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from world import OWN_KEY, PATH, World, read
 
 from bff.demo.upstream import Seen
+from bff.errors import REFUSALS
 from bff.gateway import SAMPLE
 from bff.telemetry import METRICS, Telemetry
 
@@ -45,6 +46,24 @@ async def test_the_documentation_names_every_metric_and_no_other(world: World) -
         )
         for name, row in METRICS.items()
     ]
+
+
+def test_the_documentation_names_every_error_code_and_no_other() -> None:
+    section = OPERATIONS.read_text().partition("## Error codes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| .+ \|$", section, re.MULTILINE)
+
+    assert rows == [(code, str(kind.status)) for code, kind in REFUSALS.items()]
+
+
+def test_the_documentation_names_every_event_that_is_logged() -> None:
+    section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(\w+)`", section)) - {"request_id"}
+    sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").glob("*.py")]
+    logged = r"(?:log\.(?:info|warning|error|log)|\.exception)\(\s*(?:level,\s*)?\"(\w+)\""
+
+    found = {event for source in sources for event in re.findall(logged, source)}
+    found |= {"slow_answer", "answer_sampled"}  # one of the two, by how long it took
+    assert found - {"server_error", "server"} == documented
 
 
 async def test_histograms_are_cumulative_and_add_up(world: World) -> None:
