@@ -94,7 +94,17 @@ def test_compose_is_what_the_specification_says() -> None:
 
 
 def test_every_service_is_hardened_and_watched() -> None:
-    for name, service in compose()["services"].items():
+    services = compose()["services"]
+    once = services.pop(
+        "caddy-volumes"
+    )  # runs before the others, as root, and touches nothing else
+    assert (once["network_mode"], once["cap_drop"], once["cap_add"]) == ("none", ["ALL"], ["CHOWN"])
+    assert {volume.partition(":")[0] for volume in once["volumes"]} == {
+        "caddy-data",
+        "caddy-config",
+    }
+    for name, service in services.items():
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "caddy" else [])
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
