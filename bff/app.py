@@ -25,6 +25,7 @@ from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
 from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing
 from bff.upstream import Quota, Transport, Upstream, client
 from bff.watch import Watch
 
@@ -34,7 +35,15 @@ LAG_SECONDS = 0.5
 """Between two looks at how late the event loop is."""
 WATCH_SECONDS = 1.0
 """Between two looks at the files that settings came from."""
-_FIXED = ("host", "port", "ops_host", "ops_port", "upstream_connect_timeout", "upstream_timeout")
+_FIXED = (
+    "host",
+    "port",
+    "ops_host",
+    "ops_port",
+    "upstream_connect_timeout",
+    "upstream_timeout",
+    "tracing",
+)
 """Settings that sockets and connections were opened with: a change of them waits for a restart."""
 
 
@@ -53,6 +62,7 @@ class Service:
         clock: the two times.
         transport: how upstream is reached; for tests.
         routes: more routes for the browser port; for the demo.
+        tracing: makes spans; None for none.
     """
 
     def __init__(
@@ -64,7 +74,9 @@ class Service:
         clock: Clock = system_clock,
         transport: Transport | None = None,
         routes: tuple[BaseRoute, ...] = (),
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
         self._http = client(
@@ -97,7 +109,11 @@ class Service:
             lifespan=self._lifespan,
         )
         # Not a catch-all route: Starlette matches decoded paths, and `.*` stops at a line break.
-        self.browser_app.router.default = Endpoint(self.gateway, clock)
+        self.browser_app.router.default = (
+            TracedEndpoint(self.gateway, clock, tracing)
+            if tracing
+            else Endpoint(self.gateway, clock)
+        )
         self.browser_app.router.redirect_slashes = False
         self.ops_app = Starlette(
             routes=[
@@ -211,6 +227,8 @@ class Service:
             user_agent=f"bff/{__version__}",
             observe=observe,
         )
+        if self._tracing:
+            upstream = self._tracing.upstream(upstream)
         return Environment(environment.name, place, upstream, budget)
 
     def _spawn(self, load: Coroutine[Any, Any, Copy | Refusal]) -> asyncio.Task[Copy | Refusal]:
@@ -230,6 +248,8 @@ class Service:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+            if self._tracing:
+                await asyncio.to_thread(self._tracing.close)
 
     # -- the ops port
 
@@ -305,6 +325,25 @@ class Endpoint:
         """Answer one request; its body, if any, is nobody's business."""
         answer = self._gateway.decide(read_head(scope), *self._clock())
         reply = await self._gateway.finish(answer) if isinstance(answer, Load) else answer
+        await send_reply(reply, send)
+
+
+class TracedEndpoint:
+    """The same, with spans."""
+
+    def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        head = read_head(scope)
+        with self._tracing.request(head, scope["headers"]) as span:
+            with span.decide():
+                answer = self._gateway.decide(head, *self._clock())
+            reply = await self._gateway.finish(answer) if isinstance(answer, Load) else answer
+            span.answered(reply, answer)
         await send_reply(reply, send)
 
 

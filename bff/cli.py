@@ -17,6 +17,7 @@ from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing, TracingError
 
 
 @click.group()
@@ -61,6 +62,11 @@ def serve(host: str | None, port: int | None) -> None:
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
+    try:
+        tracing = Tracing() if told.tracing else None
+    except TracingError as exc:
+        click.echo(exc, err=True)
+        sys.exit(2)
     given = server.inherited(environ)
     browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
     ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
@@ -69,7 +75,7 @@ def serve(host: str | None, port: int | None) -> None:
     )
 
     async def go() -> None:
-        service = Service(told, telemetry, reload=lambda: settings.load(environ))
+        service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [

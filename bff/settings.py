@@ -84,6 +84,7 @@ class Settings:
     port: int
     ops_host: str
     ops_port: int
+    tracing: bool
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     rate_limit: Rate | None
     ip_rate_limit: Rate | None
@@ -356,6 +357,12 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "the address of the ops port; beyond loopback, let only your own monitoring reach it",
     ),
     "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port"),
+    "BFF_TRACING": Setting(
+        _flag,
+        "false",
+        "`false`",
+        "`true` sends OpenTelemetry spans where the standard `OTEL_*` variables say",
+    ),
     "BFF_TRUSTED_PROXIES": Setting(
         _networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
     ),

@@ -112,12 +112,12 @@ class Telemetry:
 
     def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
         self.counts: defaultdict[tuple[str, ...], float] = defaultdict(int)
-        self.observed: dict[str, tuple[list[int], list[float]]] = {
-            name: ([0] * (len(row.buckets) + 1), [0.0])
+        self.observed: dict[str, tuple[tuple[float, ...], list[int], list[float]]] = {
+            name: (row.buckets, [0] * (len(row.buckets) + 1), [0.0])
             for name, row in METRICS.items()
             if row.buckets
         }
-        """By histogram: how many fell in each bucket, and their sum."""
+        """By histogram: its bounds, how many fell in each bucket, and their sum."""
         self.gauges: Gauges = dict
         self._fields_seen: set[str] = set()
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
@@ -137,8 +137,8 @@ class Telemetry:
 
     def observe(self, name: str, value: float) -> None:
         """Add *value* to a histogram."""
-        counts, total = self.observed[name]
-        counts[bisect_left(METRICS[name].buckets, value)] += 1
+        bounds, counts, total = self.observed[name]
+        counts[bisect_left(bounds, value)] += 1
         total[0] += value
 
     def unknown_fields(self, names: set[str]) -> None:
@@ -171,7 +171,7 @@ class Telemetry:
         for name, row in METRICS.items():
             family: Metric
             if row.buckets:
-                counts, total = self.observed[name]
+                _, counts, total = self.observed[name]
                 bounds = [*map(floatToGoString, row.buckets), "+Inf"]
                 family = HistogramMetricFamily(name, row.help)
                 buckets = list(zip(bounds, accumulate(counts), strict=True))

@@ -23,6 +23,7 @@ from bff import settings
 from bff.app import Service
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing
 
 ROOT_KEY = "tr_prod_rootKEYsentinel000000001"
 SECRET_KEY = "tr_dev_sk_SECRETsentinel0000000001"
@@ -105,6 +106,7 @@ class World:
         self.upstream = pretend(lambda: clock.wall)
         self.log = io.StringIO()
         self.telemetry = Telemetry(self.log)
+        self.tracing: Tracing | None = None
         self._changes = changes
         self._stack = AsyncExitStack()
 
@@ -125,6 +127,7 @@ class World:
             reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
             transport=httpx2.ASGITransport(self.upstream),
+            tracing=self.tracing,
         )
         app = self.service.browser_app
         await self._stack.enter_async_context(app.router.lifespan_context(app))
