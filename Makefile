@@ -3,15 +3,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo test lint promtool lock clean
+# Stamps are made one after another, whatever -j says.
+.NOTPARALLEL:
+.PHONY: help demo test test-python lint promtool lock clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print lines to paste
 	@$(BIN)/bff demo
 
-test: $(VENV)/dev lint ## Run lint, format check, types, import contracts and tests
+test: lint test-python ## Run lint, format check, types, import contracts and tests
+
+test-python: $(VENV)/dev ## Run the tests alone, on the Python of VENV
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from math import inf
 from typing import Any, Generic, TypeVar
 
-_OVERHEAD = 700
+_OVERHEAD = 500
 """Bytes that a copy costs beyond its body and head, measured; see `tests/test_cache.py`."""
 
 _MAX_PURGED = 10_000

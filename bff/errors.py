@@ -43,8 +43,6 @@ class Kind:
 
     status: int
     text: str
-    upstreams: bool = False
-    """Upstream's trouble or the budget's: a stale copy may be served in place of it."""
 
 
 REFUSALS: dict[str, Kind] = {
@@ -63,15 +61,11 @@ REFUSALS: dict[str, Kind] = {
     "method_not_allowed": Kind(405, "Method not allowed"),
     "not_served": Kind(410, "This gateway does not serve that route: ask the Trigger.dev API"),
     "rate_limited": Kind(429, "Rate limit exceeded"),
-    "upstream_rejected_credentials": Kind(
-        502, "The upstream rejected the gateway's credentials", upstreams=True
-    ),
-    "upstream_unavailable": Kind(502, "The upstream cannot be reached", upstreams=True),
-    "upstream_invalid": Kind(502, "The upstream's answer is not valid", upstreams=True),
-    "upstream_timeout": Kind(504, "The upstream did not answer in time", upstreams=True),
-    "over_budget": Kind(
-        503, "The gateway has spent its upstream budget; retry shortly", upstreams=True
-    ),
+    "upstream_rejected_credentials": Kind(502, "The upstream rejected the gateway's credentials"),
+    "upstream_unavailable": Kind(502, "The upstream cannot be reached"),
+    "upstream_invalid": Kind(502, "The upstream's answer is not valid"),
+    "upstream_timeout": Kind(504, "The upstream did not answer in time"),
+    "over_budget": Kind(503, "The gateway has spent its upstream budget; retry shortly"),
     "not_ready": Kind(503, "The gateway is not ready"),
     "internal": Kind(500, "Internal error"),
 }

@@ -36,6 +36,8 @@ from bff.scopes import Grant
 from bff.telemetry import Telemetry
 from bff.upstream import Upstream
 
+PATIENCE_SECONDS = 1.0
+"""Whoever could be answered with a usable copy waits no longer than this for a newer one."""
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
 
@@ -360,8 +362,10 @@ class Gateway:
 
     async def finish(self, load: Load) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
-        visit, outcome = load.visit, await asyncio.shield(load.flight)
-        began = visit.now
+        visit, flight, began = load.visit, load.flight, load.visit.now
+        patience = PATIENCE_SECONDS if load.last_resort else None
+        await asyncio.wait([flight], timeout=patience)
+        outcome = flight.result() if flight.done() else Refusal("upstream_timeout")
         visit.now, visit.wall = self._clock()
         visit.waited = visit.now - began
         if load.rules is not self.rules:
@@ -372,7 +376,7 @@ class Gateway:
                 how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
                 result = "joined" if load.joined else "miss"
                 return self._session(visit, load.caller, outcome, how, result)
-            if load.last_resort and outcome.kind.upstreams:
+            if load.last_resort and outcome.code != "not_found":
                 return self._last_resort(visit, load.caller, load.last_resort)
         except Refusal as refusal:
             return self._refusal(visit, refusal)

@@ -1,7 +1,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from world import Clock, Gateway, World, running_upstream
+from world import OFF, Clock, Gateway, World, running_upstream
 
 
 @pytest.fixture
@@ -31,5 +31,5 @@ def upstream() -> Iterator["running_upstream"]:
 @pytest.fixture(scope="module")
 def gateway(upstream: "running_upstream") -> Iterator[Gateway]:
     """`bff serve` as a process of its own, in front of `upstream`, limits wide open."""
-    with Gateway(upstream.port, BFF_RATE_LIMIT="off", BFF_BAD_TOKEN_LIMIT="off") as gateway:
+    with Gateway(upstream.port, **OFF, BFF_CACHE_NEGATIVE_TTL="0") as gateway:
         yield gateway

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import random
 from urllib.parse import quote
 
 import pytest
 from world import (
     ENVIRONMENT_ID,
     FRIENDLY,
+    OFF,
     ORIGIN,
     OWN_KEY,
     PATH,
@@ -19,7 +21,7 @@ from world import (
     sign,
 )
 
-from bff.demo.upstream import session
+from bff.demo.upstream import can_read, session
 
 
 async def test_a_browser_gets_the_session_without_what_it_must_not_see(world: World) -> None:
@@ -92,6 +94,36 @@ async def test_an_id_that_no_scope_can_mean_is_refused_without_asking(
         "type": "authorization",
     }
     assert world.calls == 0
+
+
+async def test_thousands_of_random_scope_sets_decide_as_upstream_does(world: World) -> None:
+    """The pretend upstream answers the same token itself; it has a grammar of its own."""
+    await world.start(**OFF)
+    chooser = random.Random(7)
+    documents = list(world.upstream.environments[0].sessions.values())
+    ids = [id_ for d in documents for id_ in (d["id"], d["externalId"]) if id_]
+    actions, types = ["read", "write", "admin", "*", ""], ["sessions", "all", "runs", ""]
+    granted = 0
+
+    def scope() -> object:
+        parts = [chooser.choice(actions), chooser.choice(types), chooser.choice([*ids, "", "x"])]
+        text = ":".join(parts[: chooser.choice([1, 2, 3, 3, 3])])
+        return chooser.choice([text] * 20 + ["admin", "read:sessions", None, 7])
+
+    for _ in range(3000):
+        scopes = [scope() for _ in range(chooser.randrange(5))]
+        document, asked = chooser.choice(
+            [(d, id_) for d in documents for id_ in (d["id"], d["externalId"]) if id_]
+        )
+        texts = tuple(text for text in scopes if isinstance(text, str))
+        expected = can_read(texts, document)
+        granted += expected
+
+        reply = await world.get(asked, token=world.token(*scopes))
+
+        assert (reply.status_code == 200) is expected, (asked, scopes)
+        assert reply.status_code in (200, 403)
+    assert 300 < granted < 2700, "both happen often"
 
 
 async def test_existence_of_what_is_not_named_cannot_be_learned(world: World) -> None:
@@ -722,6 +754,25 @@ async def test_a_slow_upstream_is_504_in_time(world: World) -> None:
     reply = await world.get("chat-1")
 
     assert (reply.status_code, reply.json()["code"]) == (504, "upstream_timeout")
+
+
+async def test_whoever_has_a_usable_copy_waits_a_second_at_most(world: World) -> None:
+    first = await world.get("chat-1")
+    world.clock.advance(20)
+
+    async def sleepy(_):
+        await asyncio.sleep(2)
+
+    world.upstream.override = sleepy
+    started = asyncio.get_running_loop().time()
+    stale = await world.get("chat-1")
+    waited = asyncio.get_running_loop().time() - started
+    await asyncio.sleep(2.2 - waited)
+    late = await world.get("chat-1")
+
+    assert (stale.status_code, stale.content) == (200, first.content)
+    assert 0.9 < waited < 1.8
+    assert (late.headers["cache-status"], world.calls) == ("bff; hit", 2), "the load went on"
 
 
 async def test_upstreams_429_is_honoured(world: World) -> None:

@@ -95,6 +95,11 @@ def pretend(wall: Any) -> PretendUpstream:
     return PretendUpstream(environment, clock=wall)
 
 
+OFF = {
+    f"BFF_{name}": "off"
+    for name in ("RATE_LIMIT", "IP_RATE_LIMIT", "BAD_TOKEN_LIMIT", "UPSTREAM_BUDGET")
+}
+"""Settings without limits."""
 FRIENDLY = {"chat-1": session(1)["id"], "chat-2": session(2)["id"]}
 
 
@@ -191,9 +196,9 @@ async def _browser(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
 class running_upstream:  # noqa: N801  reads as what it is: with running_upstream() as upstream
     """The pretend upstream on a socket, in a thread; `seen` is its evidence."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.app = pretend(time.time)
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off")
         self._server = uvicorn.Server(config)
@@ -279,10 +284,9 @@ class Gateway:
         return sign(claims(time.time(), *scopes, **changes))
 
     def raw(self, data: bytes, *, timeout: float = 5.0) -> bytes:
-        """Send bytes, and read until the gateway closes or falls silent."""
+        """Send bytes that end in a close, and read until the gateway closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
             received = b""
             while chunk := connection.recv(65536):
                 received += chunk

@@ -64,14 +64,14 @@ BOB='Authorization: Bearer {bob}'
 
 # What the browser gets: no triggerConfig, of metadata and tags only what the policy names.
 # Again within two seconds, 'cache-status' says hit: upstream was not asked.
-curl -si {url}/chat-live -H "$ANN"
+curl -siw '\\n' {url}/chat-live -H "$ANN"
 
 # A session that the token does not name: 403, whether or not it exists.
-curl -si {url}/chat-closing -H "$ANN"
+curl -siw '\\n' {url}/chat-closing -H "$ANN"
 
 # A browser that holds the current copy: 304, no body.
 ETAG=$(curl -sI {url}/chat-done -H "$ANN" | tr -d '\\r' | sed -n 's/^etag: //p')
-curl -si {url}/chat-done -H "$ANN" -H "If-None-Match: $ETAG"
+curl -siw '\\n' {url}/chat-done -H "$ANN" -H "If-None-Match: $ETAG"
 
 # 60 a minute are allowed to each caller here, so the 61st is a 429 that says when to return.
 curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}/chat-live?n=[1-61]' -H "$BOB" | sort | uniq -c

@@ -1,0 +1,114 @@
+"""The commands, as processes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from world import OWN_KEY, SECRET_KEY, environ
+
+from bff import __version__, sessions
+from bff.auth import Issuer, Verifier
+
+KEPT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+
+def bff(*arguments: str, **told: str | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bff", *arguments],
+        env=KEPT | environ(**told),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_version() -> None:
+    assert bff("--version").stdout == f"bff, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [("serve",), ("check",), ("token", "--session", "a")])
+def test_settings_that_cannot_be_used_are_told_at_once(command: tuple[str, ...]) -> None:
+    done = bff(*command, BFF_PORT="x", BFF_RATE_LIMIT="y", TRIGGER_SECRET_KEY=None)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    for name in ("BFF_PORT", "BFF_RATE_LIMIT", "TRIGGER_SECRET_KEY"):
+        assert f"- {name} " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert OWN_KEY not in done.stderr
+
+
+def test_check_says_that_all_is_well_without_secrets() -> None:
+    done = bff("check")
+
+    assert done.returncode == 0
+    assert "The settings can be used." in done.stdout
+    assert SECRET_KEY not in done.stdout
+    assert OWN_KEY not in done.stdout
+
+
+def test_a_port_that_is_taken_is_told_with_its_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = bff("serve", BFF_PORT=str(taken.getsockname()[1]))
+
+    assert done.returncode == 2
+    assert "set BFF_PORT" in done.stderr
+
+
+def test_token_mints_what_the_gateway_accepts() -> None:
+    done = bff("token", "--session", "chat-1", "a/b", "--ttl", "60", "--actor", "ann")
+    (token,) = done.stdout.split()
+    verifier = Verifier([Issuer("default", "env_test", (OWN_KEY,))], sessions.grant)
+
+    caller = verifier.verify(token.encode(), 0)
+
+    assert caller.granted.ids == {"chat-1", "a/b"}
+    assert caller.has_actor
+
+
+def test_the_demo_shows_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bff", "demo", "--port", str(port)],
+        env=KEPT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        printed = ""
+        while "Ctrl-C" not in printed:
+            line = process.stdout.readline()
+            assert line, printed
+            printed += line
+        # Pasted as they are: whatever is no comment and no prose.
+        lines = [x for x in printed.splitlines() if re.match(r"(curl|[A-Z]+=)", x)]
+        first = next(line for line in lines if line.startswith("curl"))
+        script = tmp_path / "paste.sh"
+        script.write_text("\n".join([*lines[:3], first, *lines[3:]]))
+        pasted = subprocess.run(
+            ["bash", str(script)], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+        process.stdout.close()
+
+    statuses = re.findall(r"^HTTP/1\.1 (\d+)", pasted, re.MULTILINE)
+    assert statuses == ["200", "200", "403", "304"]
+    assert "cache-status: bff; hit" in pasted
+    document = json.loads(re.search(r"^\{.*?\}$", pasted, re.MULTILINE)[0])  # type: ignore[index]
+    assert "triggerConfig" not in document
+    assert set(document["metadata"]) <= {"progress"}
+    assert re.search(r"^\s+60 200$", pasted, re.MULTILINE)
+    assert re.search(r"^\s+1 429$", pasted, re.MULTILINE)
+    assert process.returncode == 0
