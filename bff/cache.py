@@ -170,10 +170,11 @@ class Cache(Generic[OutcomeT]):
         """What a load takes before it asks, and brings to `put`: how many purges there were."""
         return self._purges
 
-    def put(self, copy: Copy, mark: int) -> None:
+    def put(self, copy: Copy, mark: int | None = None) -> None:
         """Keep *copy* under both its ids, in place of whatever was known there.
 
         Not if either was purged since *mark*: what was asked for before a purge is what it is for.
+        Without a mark, the copy is as of now.
         """
         if self._is_purged(copy.keys, mark):
             return
@@ -182,7 +183,7 @@ class Cache(Generic[OutcomeT]):
             copy.epoch = before.epoch  # a session is hot once, however often it is loaded
         self._insert(copy)
 
-    def put_missing(self, environment: str, id_: str, now: float, mark: int) -> None:
+    def put_missing(self, environment: str, id_: str, now: float, mark: int | None = None) -> None:
         """Remember that there is no such session, and forget what was known of it."""
         self.drop(environment, id_)
         missing = Missing(environment=environment, id=id_, until=now + self.ages.negative_ttl)
@@ -212,7 +213,9 @@ class Cache(Generic[OutcomeT]):
             self._cleared = self._purges
             self._flights.clear()
 
-    def _is_purged(self, keys: tuple[Key, ...], mark: int) -> bool:
+    def _is_purged(self, keys: tuple[Key, ...], mark: int | None) -> bool:
+        if mark is None:
+            return False
         return self._cleared > mark or any(self._purged.get(key, 0) > mark for key in keys)
 
     def drop(self, environment: str, id_: str) -> None:
