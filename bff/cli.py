@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import uvloop
@@ -35,9 +35,13 @@ def _settings(environ: dict[str, str]) -> settings.Settings:
     try:
         return settings.load(environ)
     except settings.SettingsError as exc:
-        lines = "\n".join(f"  - {problem}" for problem in exc.problems)
-        click.echo(f"These settings cannot be used:\n{lines}", err=True)
-        sys.exit(2)
+        _refuse(exc)
+
+
+def _refuse(exc: settings.SettingsError) -> NoReturn:
+    lines = "\n".join(f"  - {problem}" for problem in exc.problems)
+    click.echo(f"These settings cannot be used:\n{lines}", err=True)
+    sys.exit(2)
 
 
 def _listen(host: str, port: int, name: str) -> socket.socket:
@@ -126,11 +130,8 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     try:
         told = settings.load(_environ())
     except settings.SettingsError as exc:
-        click.echo(doctor.report(exc.told))
-        click.echo("\nThese settings cannot be used:")
-        for problem in exc.problems:
-            click.echo(f"  - {problem}")
-        sys.exit(2)
+        click.echo(f"{doctor.report(exc.told)}\n", err=True)
+        _refuse(exc)
     click.echo(doctor.report(told.told))
     click.echo("\nWhat browsers see")
     for line in doctor.policy_lines(told):

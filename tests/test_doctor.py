@@ -75,9 +75,9 @@ def test_every_problem_is_shown_with_its_remedy_and_the_exit_is_2() -> None:
     done = check(told)
 
     assert done.returncode == 2
-    assert "BFF_RATE_LIMIT is not a limit; write N/second" in done.stdout
-    assert "did you mean BFF_CACHE_TTL?" in done.stdout
-    assert "TRIGGER_API_URL may hold a host, a port and a path" in done.stdout
+    assert "BFF_RATE_LIMIT is not a limit; write N/second" in done.stderr
+    assert "did you mean BFF_CACHE_TTL?" in done.stderr
+    assert "TRIGGER_API_URL may hold a host, a port and a path" in done.stderr
     assert "pw@" not in done.stdout + done.stderr
 
 
