@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python lint lock bench clean
+.PHONY: help demo test test-python lint promtool lock bench clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
+
+promtool: ## Install what the tests of the alert rules need (Debian; as root)
+	apt-get update -q && apt-get install -yq --no-install-recommends prometheus
 
 lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \

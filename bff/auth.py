@@ -67,6 +67,18 @@ class Caller(Generic[GrantT]):
     """Unix seconds."""
     size: int
     """Bytes that remembering it costs, about."""
+    signed_by: "KeyUse"
+
+
+@dataclass(slots=True)
+class KeyUse:
+    """Which signing key it is, and when it last let someone in."""
+
+    environment: str
+    number: int
+    """From 1, in the order of the settings."""
+    last: float
+    """Unix seconds; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,7 @@ class Verifier(Generic[GrantT]):
     Args:
         issuers: the environments and their keys; the same key may stand in several of them.
         grant: reads the ``scopes`` claim, whatever it holds.
+        before: the verifier this one takes over from; when its keys were last used is known on.
         max_bytes: bound on the memory of verified tokens.
     """
 
@@ -96,13 +109,20 @@ class Verifier(Generic[GrantT]):
         issuers: Sequence[Issuer],
         grant: Callable[[Iterable[object]], GrantT],
         *,
+        before: "Verifier[GrantT] | None" = None,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
+        self.issuers = tuple(issuers)
         self._grant = grant
         self._keys: dict[str, list[Issuer]] = {}
+        self._uses: dict[tuple[str, str], KeyUse] = {}
+        known = before._uses if before else {}  # noqa: SLF001  its own kind
         for issuer in issuers:
-            for key in issuer.keys:
+            for number, key in enumerate(issuer.keys, start=1):
                 self._keys.setdefault(key, []).append(issuer)
+                use = (issuer.environment, key)
+                last = known[use].last if use in known else 0.0
+                self._uses[use] = KeyUse(issuer.environment, number, last)
         self._max_bytes = max_bytes
         self._bytes = 0
         # By last use, the longest ago first. (cachetools does this at ten times the cost.)
@@ -110,6 +130,11 @@ class Verifier(Generic[GrantT]):
 
     def __len__(self) -> int:
         return len(self._verified)
+
+    @property
+    def uses(self) -> Iterable[KeyUse]:
+        """When each key was last used."""
+        return self._uses.values()
 
     def verify(self, token: bytes, wall: float) -> Caller[GrantT]:
         """Tell who holds *token* at *wall* (Unix seconds).
@@ -129,6 +154,7 @@ class Verifier(Generic[GrantT]):
             raise Refusal("token_expired")
         if wall < caller.not_before:
             raise Refusal("token_invalid")
+        caller.signed_by.last = wall
         return caller
 
     def _remember(self, token: bytes, caller: Caller[GrantT]) -> None:
@@ -156,10 +182,10 @@ class Verifier(Generic[GrantT]):
             # may know more: whatever it is, the token is the browser's and it is not valid.
             except Exception:  # noqa: BLE001
                 break
-            return self._caller(claims, issuers, len(token))
+            return self._caller(claims, issuers, key, len(token))
         raise Refusal("token_invalid")
 
-    def _caller(self, claims: Any, issuers: list[Issuer], length: int) -> Caller[GrantT]:
+    def _caller(self, claims: Any, issuers: list[Issuer], key: str, length: int) -> Caller[GrantT]:
         if not isinstance(claims, dict) or claims.get("iss") != ISSUER:
             raise Refusal("token_invalid")
         audience, subject = claims.get("aud"), claims.get("sub")
@@ -186,6 +212,7 @@ class Verifier(Generic[GrantT]):
             expires=expires,
             not_before=not_before,
             size=2 * length + 1024,
+            signed_by=self._uses[issuer.environment, key],
         )
 
 

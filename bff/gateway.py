@@ -24,16 +24,18 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bff import listing, sessions
 from bff.auth import Caller, Verifier
-from bff.cache import Cache, Copy, Missing, State
+from bff.cache import Ages, Cache, Copy, Missing, State
 from bff.errors import Refusal
 from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
 from bff.policy import Policy
-from bff.replies import Replies, Reply, copy_head
+from bff.replies import Replies, Reply, copy_head, server_timing
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
 from bff.upstream import Upstream
@@ -44,6 +46,10 @@ RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
 
 _LOOKED_AT = frozenset((b"authorization", b"origin", b"if-none-match", b"x-forwarded-for"))
+SLOW_SECONDS = 1.0
+"""A browser that waited longer is worth a line of the log."""
+SAMPLE = 1000
+"""Of this many answers with a session, one is logged."""
 
 PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
@@ -115,6 +121,8 @@ class Visit:
     """Of the limit that counted it last."""
     probes: Window | None = None
     """The address's bad tokens, while the id is not known to be one that the caller may read."""
+    waited: float | None = None
+    """Seconds, for a load."""
     reserved: bool = False
     """One of `probes` was taken in advance, for the load this visit started."""
 
@@ -129,6 +137,8 @@ class Load:
     flight: "asyncio.Task[Copy | Refusal]"
     last_resort: Copy | None
     joined: bool
+    rules: "Rules"
+    """By which it was decided to wait."""
 
 
 Found = tuple[Copy, bytes, str]
@@ -150,6 +160,9 @@ class Environment:
     """One Trigger.dev environment at run time."""
 
     name: str
+    place: tuple[str | None, ...]
+    """What makes it this one and not another of the same name: copies of one are none of another.
+    """
     upstream: Upstream
     budget: Budget
     health: str | None = None
@@ -167,46 +180,77 @@ class Limits:
     caller: Limiter | None
 
 
-class Gateway:
-    """Answers browsers. Knows neither Starlette nor sockets.
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What can change while the gateway runs: all of it at once, or nothing.
 
     Args:
         environments: by name; `Verifier` speaks of them by the same names.
         policies: by session type; `default_policy` for every other.
         pages: public JSON by path.
+    """
+
+    environments: Mapping[str, Environment]
+    verifier: Verifier[Grant]
+    ages: Ages
+    max_bytes: int
+    limits: Limits
+    trusted_proxies: Sequence[Network]
+    default_policy: Policy
+    policies: Mapping[str, Policy]
+    replies: Replies
+    pages: Mapping[bytes, bytes]
+
+
+class Gateway:
+    """Answers browsers. Knows neither Starlette nor sockets.
+
+    Args:
+        rules: to begin with; see `adopt`.
         clock: returns the two times, as in `Visit`; for what finishes after its decision.
         request_ids: makes an id for each answer.
     """
 
     def __init__(
         self,
+        rules: Rules,
         *,
-        environments: Mapping[str, Environment],
-        verifier: Verifier[Grant],
         cache: "Cache[Copy | Refusal]",
-        limits: Limits,
-        trusted_proxies: Sequence[Network],
-        default_policy: Policy,
-        policies: Mapping[str, Policy],
-        replies: Replies,
-        pages: Mapping[bytes, bytes],
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
     ) -> None:
-        self.environments = environments
         self.cache = cache
         self.telemetry = telemetry
-        self.verifier = verifier
-        self._limits = limits
-        self._trusted_proxies = trusted_proxies
-        self._default_policy = default_policy
-        self._policies = policies
-        self._visible = default_policy.visible.union(*(p.visible for p in policies.values()))
-        self._replies = replies
-        self._pages = pages
         self._clock = clock
         self._request_ids = request_ids
+        self._served = 0
+        self.rules = rules
+        self.adopt(rules)
+
+    def adopt(self, rules: Rules) -> None:
+        """Go on by *rules*; nothing awaits in here, so no request sees a part of them.
+
+        Copies stay, unless they would look different now or come from elsewhere. What is being
+        loaded will be projected by the new policy, so that stays even then.
+        """
+        before, self.rules = self.rules, rules
+        moved = _places(before) != _places(rules)
+        policies = (rules.default_policy, rules.policies)
+        self.environments = rules.environments
+        self.verifier = rules.verifier
+        self._limits = rules.limits
+        self._trusted_proxies = rules.trusted_proxies
+        self._default_policy = rules.default_policy
+        self._policies = rules.policies
+        self._visible = rules.default_policy.visible.union(
+            *(policy.visible for policy in rules.policies.values())
+        )
+        self._replies = rules.replies
+        self._pages = rules.pages
+        self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
+        if moved or (before.default_policy, before.policies) != policies:
+            self.cache.clear(loads=moved)
 
     # -- the decision
 
@@ -287,10 +331,12 @@ class Gateway:
         if head.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
         if not head.authorization:
+            self.telemetry.count("bff_bad_tokens", "token_missing")
             raise Refusal("token_missing")
         try:
             return self.verifier.verify(head.token or _bearer(head.authorization), visit.wall)
         except Refusal as refusal:
+            self.telemetry.count("bff_bad_tokens", refusal.code)
             if refusal.code == "secret_key_sent":
                 self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
             window = self._bad_tokens(address, visit.now)
@@ -372,7 +418,7 @@ class Gateway:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
             flight = self._load(environment, id_, last_resort, now)
-        return Load(visit, caller, id_, flight, last_resort, joined)
+        return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -418,9 +464,10 @@ class Gateway:
         if isinstance(load, Loads):
             return await self._finish_list(load)
         visit = load.visit
-        await _wait([load])
-        visit.now, visit.wall = self._clock()
+        await self._wait(visit, [load])
         found = _landed(load)
+        if load.rules is not self.rules:
+            return await self._finish_anew(visit, found)
         try:
             if not isinstance(found, Refusal):
                 return self._session(visit, load.caller, *found)
@@ -433,10 +480,11 @@ class Gateway:
         """Wait for what a page needs, and for more if some of it is missing or filtered out."""
         visit, caller, wanted = waited.visit, waited.caller, waited.listing
         while True:
-            await _wait(waited.loads)
-            visit.now, visit.wall = self._clock()
+            await self._wait(visit, waited.loads)
             for load in waited.loads:
-                wanted.known[load.id] = self._counted(_landed(load))
+                wanted.known[load.id] = self._counted(found := _landed(load))
+                if load.rules is not self.rules:
+                    return await self._finish_anew(visit, found)
             try:
                 answer = self._list(visit, caller, wanted, b"fwd=miss")
             except Refusal as refusal:
@@ -444,6 +492,24 @@ class Gateway:
             if isinstance(answer, Reply):
                 return answer
             waited = answer
+
+    async def _wait(self, visit: Visit, loads: Sequence[Load]) -> None:
+        """Wait until all have landed, or for a second if every one of them has a last resort."""
+        began, _ = self._clock()
+        patience = PATIENCE_SECONDS if all(load.last_resort for load in loads) else None
+        await asyncio.wait([load.flight for load in loads], timeout=patience)
+        visit.now, visit.wall = self._clock()
+        visit.waited = (visit.waited or 0.0) + visit.now - began
+
+    async def _finish_anew(self, visit: Visit, found: Found | Refusal) -> Reply:
+        """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
+
+        What was loaded is kept already, unless it may not be, so upstream is not asked twice.
+        """
+        if isinstance(found, Refusal):
+            return self._refusal(visit, found)
+        answer = self.decide(visit.head, *self._clock())
+        return answer if isinstance(answer, Reply) else await self.finish(answer)
 
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
@@ -456,20 +522,23 @@ class Gateway:
     ) -> Copy | Refusal:
         """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
         started, _ = self._clock()
+        mark = self.cache.mark
         outcome: Copy | Refusal
         try:
             body = await environment.upstream.get(sessions.path(id_))
             outcome = self._project(
                 environment.name, sessions.parse_document(body, asked=id_), started
             )
-            self.cache.put(outcome)
+            self.cache.put(outcome, mark)
         except Refusal as refusal:
             outcome = refusal
         except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
             self.telemetry.exception("load_failed", exc)
             outcome = Refusal("internal")
         ended, _ = self._clock()
-        self._learn(environment, id_, outcome, known, ended, ended - started)
+        if isinstance(outcome, Refusal) and outcome.code == "not_found":
+            self.cache.put_missing(environment.name, id_, ended, mark)
+        self._learn(environment, outcome, known, ended, ended - started)
         return outcome
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
@@ -497,7 +566,6 @@ class Gateway:
     def _learn(
         self,
         environment: Environment,
-        id_: str,
         outcome: Copy | Refusal,
         known: Copy | None,
         now: float,
@@ -506,18 +574,20 @@ class Gateway:
         """Draw the conclusions from a load for the next ones."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self.telemetry.count("bff_loads", code)
-        self.telemetry.count("bff_load_seconds", by=seconds)
+        self.telemetry.observe("bff_load_seconds", seconds)
         if isinstance(outcome, Refusal):
-            if code == "not_found":
-                self.cache.put_missing(environment.name, id_, now)
-            elif known is not None:
+            if code != "not_found" and known is not None:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
                 outcome.retry_after = environment.budget.wait(now)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
-        fields = {"environment": environment.name, "outcome": code, "seconds": round(seconds, 4)}
+        fields: Any = {
+            "environment": environment.name,
+            "outcome": code,
+            "seconds": round(seconds, 4),
+        }
         if health == environment.health or (healthy and environment.health is None):
             self.telemetry.often("load_finished", now, **fields)
         elif healthy:
@@ -566,8 +636,12 @@ class Gateway:
         _authorize(caller, copy)
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1  # it was no probe
+        head, age = visit.head, max(0.0, visit.now - copy.loaded)
         self.telemetry.count("bff_cache", result)
-        head = visit.head
+        self.telemetry.observe("bff_age_served_seconds", age)
+        self._served += 1
+        if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, result)
         reply = self._replies.session(
             copy,
             not_modified=head.if_none_match is not None and _matches(head.if_none_match, copy.etag),
@@ -578,6 +652,8 @@ class Gateway:
             origin=head.origin,
             request_id=visit.request_id,
         )
+        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
+            reply.head += server_timing(visit.waited)
         return self._count(visit, reply, "")
 
     def _page(self, visit: Visit, caller: Caller[Grant], page: listing.Page, how: bytes) -> Reply:
@@ -599,7 +675,19 @@ class Gateway:
             request_id=visit.request_id,
             lines=b"x-unavailable-sessions: %d\r\n" % lost if lost else b"",
         )
+        if visit.waited is not None:
+            reply.head += server_timing(visit.waited)
         return self._count(visit, reply, "")
+
+    def _log_served(self, visit: Visit, result: str) -> None:
+        waited = visit.waited or 0.0
+        self.telemetry.log.info(
+            "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            request_id=visit.request_id.decode(),
+            result=result,
+            waited=round(waited, 4),
+            of=self._served,
+        )
 
     def _refusal(self, visit: Visit, refusal: Refusal) -> Reply:
         """Tell why not. Of an id that is not named, nothing but that is told."""
@@ -617,26 +705,22 @@ class Gateway:
             origin=visit.head.origin,
             request_id=visit.request_id,
         )
-        self.telemetry.often(
-            "request_refused",
-            visit.now,
-            request_id=visit.request_id.decode(),
-            route=visit.route,
-            status=reply.status,
-            code=refusal.code,
-        )
+        # Of those over a limit, the first of a window: who floods is not to fill the log as well.
+        if refusal.code != "rate_limited" or (window := visit.window) is None or window.first:
+            self.telemetry.often(
+                "request_refused",
+                visit.now,
+                logging.INFO if reply.status < 500 else logging.WARNING,  # noqa: PLR2004
+                request_id=visit.request_id.decode(),
+                route=visit.route,
+                status=reply.status,
+                code=refusal.code,
+            )
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
         self.telemetry.count("bff_requests", visit.route, reply.status, code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
-
-
-async def _wait(loads: Sequence[Load]) -> None:
-    """Wait until all have landed, or for a second if every one of them has a last resort."""
-    patient = not all(load.last_resort for load in loads)
-    timeout = None if patient else PATIENCE_SECONDS
-    await asyncio.wait([load.flight for load in loads], timeout=timeout)
 
 
 def _landed(load: Load) -> Found | Refusal:
@@ -653,6 +737,10 @@ def _landed(load: Load) -> Found | Refusal:
 
 def _last_resort(copy: Copy) -> Found:
     return copy, b"hit; detail=stale-if-error", "last_resort"
+
+
+def _places(rules: Rules) -> dict[str, tuple[str | None, ...]]:
+    return {name: environment.place for name, environment in rules.environments.items()}
 
 
 def _authorize(caller: Caller[Grant], copy: Copy) -> None:

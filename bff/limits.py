@@ -31,6 +31,11 @@ class Window:
         return self.used > self.limiter.limit
 
     @property
+    def first(self) -> bool:
+        """Whether the last one taken was the first too many."""
+        return self.used == self.limiter.limit + 1
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing is left to take."""
         return self.used >= self.limiter.limit
@@ -105,8 +110,8 @@ class Budget:
     """Seconds over which distinct sessions are counted as hot: twice a usual poll interval."""
 
     def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
-        self._limit = limit
-        self._seconds = seconds
+        self.limit = limit
+        self.seconds = seconds
         self._spent: deque[float] = deque(maxlen=limit)
         self._allowance = inf
         self._allowance_ends = -inf
@@ -123,13 +128,13 @@ class Budget:
             return self._paused - now
         if self._allowance < 1 and now < self._allowance_ends:
             return self._allowance_ends - now
-        if self._limit is not None and len(self._spent) == self._limit:
-            return max(0.0, self._spent[0] + self._seconds - now)
+        if self.limit is not None and len(self._spent) == self.limit:
+            return max(0.0, self._spent[0] + self.seconds - now)
         return 0.0
 
     def spend(self, now: float) -> None:
         """Count one load; ask `wait` before."""
-        if self._limit is not None:
+        if self.limit is not None:
             self._spent.append(now)
         self._allowance -= 1
 
@@ -154,8 +159,8 @@ class Budget:
             self._epoch = current
         if epoch != current:
             self._hot += 1
-            if self._limit is not None:
-                self.stretched = max(self._hot, self._hot_before) * self._seconds / self._limit
+            if self.limit is not None:
+                self.stretched = max(self._hot, self._hot_before) * self.seconds / self.limit
         return current
 
     def left(self, now: float) -> int | None:
@@ -163,9 +168,9 @@ class Budget:
         if self.wait(now) > 0:
             return 0
         bounds = []
-        if self._limit is not None:
-            recent = sum(1 for spent in self._spent if spent > now - self._seconds)
-            bounds.append(self._limit - recent)
+        if self.limit is not None:
+            recent = sum(1 for spent in self._spent if spent > now - self.seconds)
+            bounds.append(self.limit - recent)
         if self._allowance != inf and now < self._allowance_ends:
             bounds.append(int(self._allowance))
         return min(bounds, default=None)

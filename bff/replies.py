@@ -31,7 +31,7 @@ _PREFLIGHT: Final = (
 _EXPOSED: Final = (
     "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
-    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions"
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
 _NO_STORE: Final = b"cache-control: no-store\r\n"
@@ -194,6 +194,11 @@ class Replies:
 def copy_head(etag: bytes) -> bytes:
     """The header lines that depend on nothing but a copy: `cache.Copy.head`."""
     return b"%betag: %b\r\n" % (_REVALIDATE, etag)
+
+
+def server_timing(seconds: float) -> bytes:
+    """How long the answer was waited for, in milliseconds; what it was waited for is not told."""
+    return b"server-timing: bff;dur=%.1f\r\n" % (seconds * 1000)
 
 
 def rate_lines(window: Window | None, now: float, wall: float) -> bytes:

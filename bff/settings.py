@@ -8,8 +8,8 @@ file. Nothing here prints, and no problem quotes a secret.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import isfinite
 from pathlib import Path
@@ -49,6 +49,18 @@ class Rate:
     seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One setting as it was found, for people to read."""
+
+    where: str
+    """Empty for the top level, else the table of the file."""
+    name: str
+    shown: str
+    """The value; of a secret only that it is set."""
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSettings:
     """One Trigger.dev environment."""
@@ -70,7 +82,9 @@ class Settings:
     allowed_origins: tuple[str, ...]
     host: str
     port: int
+    ops_host: str
     ops_port: int
+    tracing: bool
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     rate_limit: Rate | None
     ip_rate_limit: Rate | None
@@ -86,6 +100,9 @@ class Settings:
     upstream_timeout: float
     default_policy: Policy
     policies: Mapping[str, Policy]
+    told: tuple[Told, ...] = field(compare=False)
+    files: tuple[str, ...] = field(compare=False)
+    """What was read: a change of one of these is a change of settings."""
 
 
 class SettingsError(Exception):
@@ -93,11 +110,13 @@ class SettingsError(Exception):
 
     Args:
         problems: every one of them, each with the name of its setting and a remedy.
+        told: what was found all the same.
     """
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], told: Iterable[Told] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.told = tuple(told)
 
 
 class ProblemError(ValueError):
@@ -338,7 +357,19 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_HOST": Setting(_text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
     "BFF_PORT": Setting(_port, "8787", "`8787`", "the browser port"),
-    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port, always on loopback"),
+    "BFF_OPS_HOST": Setting(
+        _text,
+        "127.0.0.1",
+        "`127.0.0.1`",
+        "the address of the ops port; beyond loopback, let only your own monitoring reach it",
+    ),
+    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port"),
+    "BFF_TRACING": Setting(
+        _flag,
+        "false",
+        "`false`",
+        "`true` sends OpenTelemetry spans where the standard `OTEL_*` variables say",
+    ),
     "BFF_TRUSTED_PROXIES": Setting(
         _networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
     ),
@@ -389,8 +420,11 @@ SETTINGS: dict[str, Setting] = ENVIRONMENT_SETTINGS | GLOBAL_SETTINGS | POLICY_S
 class _Reader:
     """Reads tables of raw values, and collects what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self.problems: list[str] = []
+        self.told: list[Told] = []
+        self.files: list[str] = []
+        self._environ = environ
 
     def values(
         self, table: Mapping[str, Setting], raw: Mapping[str, object], where: str
@@ -399,14 +433,25 @@ class _Reader:
         return {name: self._value(name, row, raw, where) for name, row in table.items()}
 
     def _value(self, name: str, row: Setting, raw: Mapping[str, object], where: str) -> Any:
+        before = len(self.problems)
         text = self._raw_text(name, row, raw, where)
-        if text is None:
-            return None
-        try:
-            return row.read(text)
-        except ProblemError as problem:
-            self.problems.append(f"{where}{name} {problem}")
-            return None
+        value = None
+        if text is not None:
+            try:
+                value = row.read(text)
+            except ProblemError as problem:
+                self.problems.append(f"{where}{name} {problem}")
+        usable = len(self.problems) == before
+        self.told.append(Told(where, name, _shown(row, text, usable), self._source(name, raw)))
+        return value
+
+    def _source(self, name: str, raw: Mapping[str, object]) -> str:
+        if file := raw.get(f"{name}_FILE"):
+            return str(file)
+        if not raw.get(name):
+            return "default"
+        # What stands in both is the environment's, and then the very same object.
+        return "environment" if raw[name] is self._environ.get(name) else "BFF_CONFIG"
 
     def _raw_text(
         self, name: str, row: Setting, raw: Mapping[str, object], where: str
@@ -432,6 +477,7 @@ class _Reader:
 
     def file(self, name: str, path: str) -> str | None:
         """Text of a file that the setting *name* names."""
+        self.files.append(path)
         try:
             return Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as exc:
@@ -445,6 +491,17 @@ class _Reader:
             close = _closest(name, known)
             hint = f"did you mean {close}?" if close else "see the README for what there is"
             self.problems.append(f"{where}{name} is not a setting; {hint}")
+
+
+def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001
+    if not usable:
+        return "(cannot be used)"  # and not quoted: who knows what was put there by mistake
+    if text is None:
+        return row.shown
+    if row.secret:
+        count = len(_list(text))
+        return "set" if count == 1 else f"set, {count} of them"
+    return text.replace("\n", ",")
 
 
 def _as_text(value: object) -> str | None:
@@ -475,7 +532,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises:
         SettingsError: with every problem found.
     """
-    reader = _Reader()
+    reader = _Reader(environ)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
     ours = {name: text for name, text in environ.items() if name.startswith(("BFF_", "TRIGGER_"))}
     known = _with_files(SETTINGS)
@@ -492,13 +549,15 @@ def load(environ: Mapping[str, str]) -> Settings:
         _check_http(reader, environment, allowed=bool(values["BFF_ALLOW_HTTP_API_URL"]))
     _check_distinct(reader, environments)
     if reader.problems or default_policy is None:
-        raise SettingsError(reader.problems)
+        raise SettingsError(reader.problems, reader.told)
     named = {name.removeprefix("BFF_").lower(): value for name, value in values.items()}
     named.pop("allow_http_api_url")
     return Settings(
         environments=tuple(environments),
         default_policy=default_policy,
         policies=policies,
+        told=tuple(reader.told),
+        files=tuple(reader.files),
         **named,
     )
 

@@ -7,7 +7,8 @@ certificate left unchecked, no cookie kept, no header passed on.
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 
@@ -58,6 +59,46 @@ def client(
     return http
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def ask(
+    http: httpx2.AsyncClient,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,  # noqa: ASYNC109  the whole answer's, reading included
+) -> Answer:
+    """Ask once, within *timeout* seconds; no redirect is followed.
+
+    Raises:
+        Refusal: ``upstream_timeout``, ``upstream_unavailable`` or ``upstream_invalid``.
+    """
+    async with _translated(timeout), http.stream(method, url, headers=headers) as response:
+        return Answer(response.status_code, response.headers, await _read(response))
+
+
+@asynccontextmanager
+async def _translated(seconds: float) -> AsyncIterator[None]:
+    """Turn the client's errors into ours, and end what takes longer than *seconds*."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (TimeoutError, httpx2.TimeoutException):
+        raise Refusal("upstream_timeout") from None
+    except (httpx2.RemoteProtocolError, httpx2.DecodingError):
+        raise Refusal("upstream_invalid") from None
+    except httpx2.HTTPError:
+        raise Refusal("upstream_unavailable") from None
+
+
 class Upstream:
     """One environment's API.
 
@@ -96,19 +137,20 @@ class Upstream:
             Refusal: ``not_found``, or one of upstream's (`errors.REFUSALS`); ``over_budget`` for
                 upstream's own 429, with ``retry_after``.
         """
-        try:
-            async with asyncio.timeout(self._timeout):
-                try:
-                    return await self._get(path)
-                except httpx2.ConnectError:
-                    # Nothing was sent, so nothing can happen twice.
-                    return await self._get(path)
-        except (TimeoutError, httpx2.TimeoutException):
-            raise Refusal("upstream_timeout") from None
-        except (httpx2.RemoteProtocolError, httpx2.DecodingError):
-            raise Refusal("upstream_invalid") from None
-        except httpx2.HTTPError:
-            raise Refusal("upstream_unavailable") from None
+        async with _translated(self._timeout):
+            try:
+                return await self._get(path)
+            except httpx2.ConnectError:
+                # Nothing was sent, so nothing can happen twice.
+                return await self._get(path)
+
+    async def probe(self, method: str, path: str) -> Answer:
+        """Ask what the operator wants to know (`bff check`), whatever the status of the answer.
+
+        Raises:
+            Refusal: as `ask` does.
+        """
+        return await ask(self._http, method, self._url + path, self._headers, timeout=self._timeout)
 
     async def _get(self, path: str) -> bytes:
         async with self._http.stream("GET", self._url + path, headers=self._headers) as response:

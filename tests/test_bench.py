@@ -1,4 +1,4 @@
-"""The benchmark runs, and counts what it says it counts. How long anything takes decides nothing."""
+"""The benchmark runs, and counts what it says. How long anything takes decides nothing."""
 
 import json
 import re
@@ -15,8 +15,10 @@ BENCH = Path(__file__).parent / "bench"
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed: apt-get install wrk")
 def test_a_short_benchmark(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCH), "--seconds", "1", "--rounds", "1", "--workload", "hits"]
-        + ["--sessions", "10", "--callers", "3", "--only", "bff", "--out", str(tmp_path)],
+        [
+            *(sys.executable, str(BENCH), "--seconds", "1", "--rounds", "1", "--workload", "hits"),
+            *("--sessions", "10", "--callers", "3", "--only", "bff", "--out", str(tmp_path)),
+        ],
         capture_output=True,
         text=True,
         check=True,
