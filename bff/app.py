@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -26,6 +27,7 @@ from bff.replies import Replies, Reply
 from bff.settings import EnvironmentSettings, Rate, Settings
 from bff.telemetry import Telemetry
 from bff.upstream import Quota, Transport, Upstream, client
+from bff.wire import Bounds, Doors, Guard
 
 Clock = Callable[[], tuple[float, float]]
 
@@ -97,6 +99,23 @@ class Service:
             clock=clock,
             request_ids=_request_ids(),
         )
+        bounds = Bounds(
+            head_bytes=settings.max_head_bytes,
+            headers=settings.max_headers,
+            request_seconds=settings.request_timeout,
+            idle_seconds=settings.idle_timeout,
+            connections=settings.max_connections,
+            connections_per_address=settings.max_connections_per_address,
+        )
+        self._doors = Doors(
+            bounds,
+            trusted=settings.trusted_proxies,
+            count=lambda reason: telemetry.count("bff_closed_connections", reason),
+        )
+        self.protocol = partial(
+            Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed
+        )
+        """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = self._gauges
         self._telemetry = telemetry
         self.browser_app = Starlette(
@@ -128,7 +147,7 @@ class Service:
         upstream = Upstream(
             self._http,
             url=environment.api_url,
-            secret_key=environment.secret_key.reveal(),
+            secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=settings.upstream_timeout,
             user_agent=f"bff/{__version__}",
@@ -177,6 +196,7 @@ class Service:
         gateway, environments = self.gateway, self.gateway.environments
         left = {name: e.budget.left(now) for name, e in environments.items()}
         return {
+            "bff_connections": {(): self._doors.open},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},

@@ -64,7 +64,10 @@ def serve(host: str | None, port: int | None) -> None:
         service = Service(told, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True), browser),
+                (
+                    server.config(service.browser_app, lifespan=True, protocol=service.protocol),
+                    browser,
+                ),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,
@@ -91,7 +94,12 @@ def demo(port: int) -> None:
             await server.run(
                 [
                     (server.config(stage.upstream, lifespan=False), upstream),
-                    (server.config(service.browser_app, lifespan=True), browser),
+                    (
+                        server.config(
+                            service.browser_app, lifespan=True, protocol=service.protocol
+                        ),
+                        browser,
+                    ),
                     (server.config(service.ops_app, lifespan=False), ops),
                 ],
                 telemetry,

@@ -43,6 +43,12 @@ METRICS: dict[str, Row] = {
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_closed_connections": Row(
+        "Connections ended by the gateway, by reason: bad_request, head_too_large, "
+        "incomplete_request, unread_answer, too_many, too_many_of_address.",
+        ("reason",),
+    ),
+    "bff_connections": Row("Connections of browsers that are open.", gauge=True),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),
