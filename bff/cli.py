@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import click
+import uvicorn
 import uvloop
 
 from bff import __version__, server, settings
@@ -42,6 +43,10 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
+def _browser(service: Service) -> uvicorn.Config:
+    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+
+
 def _run(main_: Any) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main_)
@@ -64,10 +69,7 @@ def serve(host: str | None, port: int | None) -> None:
         service = Service(told, telemetry)
         await server.run(
             [
-                (
-                    server.config(service.browser_app, lifespan=True, protocol=service.protocol),
-                    browser,
-                ),
+                (_browser(service), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,
@@ -94,12 +96,7 @@ def demo(port: int) -> None:
             await server.run(
                 [
                     (server.config(stage.upstream, lifespan=False), upstream),
-                    (
-                        server.config(
-                            service.browser_app, lifespan=True, protocol=service.protocol
-                        ),
-                        browser,
-                    ),
+                    (_browser(service), browser),
                     (server.config(service.ops_app, lifespan=False), ops),
                 ],
                 telemetry,

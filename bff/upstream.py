@@ -95,9 +95,11 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(self._timeout):
+                used = self._current
                 response = await self._send(path)
                 if response.status == _REJECTED and len(self._credentials) > 1:
-                    self._current = (self._current + 1) % len(self._credentials)
+                    if self._current == used:  # or another load has moved on already
+                        self._current = (used + 1) % len(self._credentials)
                     # While all keys are rejected, each load costs one call and no more.
                     if self._accepted:
                         response = await self._send(path)

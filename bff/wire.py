@@ -205,6 +205,8 @@ class Guard(HttpToolsProtocol):
             > bounds.head_bytes
         ):
             raise Refusal("head_too_large")
+        if self.parser.get_http_version() not in ("1.1", "1.0"):
+            raise Refusal("bad_request", "Speak HTTP/1.1")
         # A proxy that takes the same bytes for the next request is how requests are smuggled.
         if self._body and self.parser.get_method() in (b"GET", b"HEAD", b"OPTIONS"):
             raise Refusal("bad_request", "Send no body")
