@@ -70,7 +70,7 @@ def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> 
         try:
             while chunk := connection.recv(65536):
                 received += chunk
-                connection.settimeout(0.1 if _complete(received, len(data)) else patience)
+                connection.settimeout(0.03 if _goes_on(received, len(data)) else patience)
             closed = True
         except TimeoutError:
             pass
@@ -79,9 +79,9 @@ def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> 
     return Heard(received, closed, time.monotonic() - began)
 
 
-def _complete(received: bytes, parts: int) -> bool:
-    # After an answer it is only to be seen whether more comes, or the end.
-    return parts == 1 and received.startswith(b"HTTP/1.1 ") and b"\r\n\r\n" in received
+def _goes_on(received: bytes, parts: int) -> bool:
+    # After an answer that does not announce the end, it is only to be seen whether more comes.
+    return parts == 1 and b"\r\n\r\n" in received and b"connection: close" not in received
 
 
 def answered(body: bytes, status: str = "200 OK", *lines: str) -> bytes:
