@@ -226,8 +226,8 @@ async def test_20_ids_that_look_alike_never_share_a_copy(world: World) -> None:
         composed,
         unicodedata.normalize("NFD", composed),
         *("chat", "Chat", "CHAT", "chat ", "chat/", "chat//", "chat%", "chat%20", "cha t", "chat:"),
-        *(f"{ENVIRONMENT_ID}:chat", "default:chat", "default", "ｃhat", "chat\u200b", "chat|1"),
-        *("Straße", "STRASSE", "ı", "i", "I", "İ"),
+        *(f"{ENVIRONMENT_ID}:chat", "default:chat", "default", "\uff43hat", "chat\u200b", "chat|1"),
+        *("Straße", "STRASSE", "\u0131", "i", "I", "\u0130"),
     ]
     for number, name in enumerate(alike, start=100):
         world.upstream.environments[0].add(session(number, name))

@@ -79,7 +79,7 @@ def test_02_an_older_pyjwt_is_refused_at_start(
     monkeypatch.setattr(jwt, "__version__", version)
     monkeypatch.delitem(sys.modules, "bff.auth")
 
-    with pytest.raises(ImportError, match="install 2.12"):
+    with pytest.raises(ImportError, match="install 2"):
         importlib.import_module("bff.auth")
 
 

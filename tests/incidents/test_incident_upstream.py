@@ -1,5 +1,6 @@
 """Incidents 26 to 28, 30 and 35: upstream and the secrets on the way there."""
 
+import asyncio
 import json
 import os
 import socket
@@ -23,7 +24,6 @@ from world import (
     claims,
     environ,
     read,
-    running_upstream,
     sign,
 )
 
@@ -133,7 +133,7 @@ def _bff(*arguments: str, **changes: str | None) -> str:
 def test_26_check_and_repr_name_no_secret(changes: dict[str, str]) -> None:
     shown = _bff("check", **changes)
     assert shown
-    assert "sentinel" not in shown.replace("own-signing-key-sentinel" * 0, "")
+    assert "sentinel" not in shown
     try:
         shown = repr(settings.load(environ(**changes)))
     except settings.SettingsError as exc:
@@ -160,9 +160,11 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     try:
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
-            + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-            + ["-keyout", str(key), "-out", str(certificate)],
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
+                *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-keyout", str(key), "-out", str(certificate)),
+            ],
             check=True,
             capture_output=True,
         )
@@ -193,9 +195,11 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
     port = listener.getsockname()[1]
     # What turns it off in other programs is tried too: none of it is looked at.
     off = {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "SSL_VERIFY": "0"}
-    off |= {"SSL_CERT_FILE": str(certificate), "REQUESTS_CA_BUNDLE": str(certificate)}
-    off |= {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "NODE_TLS_REJECT_UNAUTHORIZED": "0"}
-    off.pop("SSL_CERT_FILE")  # the operator's own trust store is the operator's word
+    off |= {
+        "REQUESTS_CA_BUNDLE": str(certificate),
+        "HTTPS_PROXY": f"http://127.0.0.1:{port}",
+        "NODE_TLS_REJECT_UNAUTHORIZED": "0",
+    }
     with Gateway(1, TRIGGER_API_URL=f"https://127.0.0.1:{port}", **off) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
         (said,) = talk(gateway.port, data, patience=5).replies
@@ -311,8 +315,6 @@ async def test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers(wo
 
 
 async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: World) -> None:
-    import asyncio
-
     keys = world.upstream.environments[0].additional_keys
     keys[NEXT_KEY] = keys.pop(SECRET_KEY)
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN)
@@ -348,7 +350,7 @@ def test_35_on_the_wire(lane: dict[str, str], status: str) -> None:
         assert eventually(lambda: httpx2.get(gateway.ops_url + "/readyz").status_code == 503)
 
 
-def test_34_on_the_wire(upstream: running_upstream, lane: dict[str, str]) -> None:
+def test_34_on_the_wire(lane: dict[str, str]) -> None:
     limited = json.dumps({"error": "limited"}).encode()
     soon = str(int((time.time() + 1.5) * 1000))
     lines = ("x-ratelimit-limit: 750", "x-ratelimit-remaining: 0", f"x-ratelimit-reset: {soon}")
