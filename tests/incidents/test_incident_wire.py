@@ -1,5 +1,6 @@
 """Incidents 11, 12, 14, 17, 29, 32 and 33: bytes on the wire."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -95,6 +96,26 @@ def test_14_every_answer_says_how_it_may_be_kept(edge: Gateway) -> None:
         kept = "private, no-cache" if status in (200, 304) else "no-store"
         assert said.headers["cache-control"] == kept, status
         assert said.headers["vary"] == "Authorization, Origin", status
+
+
+async def test_17_a_cancelled_leader_cancels_nobody(world: World) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_: object) -> None:
+        await gate.wait()
+
+    world.upstream.override = slow
+    requests = [asyncio.create_task(world.get("chat-1")) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    for leaver in requests[:10]:
+        leaver.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+
+    assert [reply.status_code for reply in await asyncio.gather(*requests[10:])] == [200] * 10
+    assert all(leaver.cancelled() for leaver in requests[:10])
+    assert world.calls == 1
+    assert world.service.gateway.cache.flights == 0
 
 
 def test_17_the_leaders_disconnect_cancels_nobody(lane: dict[str, str]) -> None:
