@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo test lint lock clean
+.PHONY: help demo test faults lint lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print l
 
 test: $(VENV)/dev lint ## Run lint, format check, types, import contracts and tests
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/dev ## Take out each protection in a copy of the code and see its test fail
+	$(BIN)/python tests/faults
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check

@@ -241,7 +241,7 @@ async def test_34_a_429_upstream_is_waited_out(world: World) -> None:
     assert (await world.get("chat-2")).status_code == 200
 
 
-@pytest.mark.parametrize("reset", ["99999999999999999", "-1", "soon", "0", "9" * 400, ""])
+@pytest.mark.parametrize("reset", ["9" * 15, "9" * 17, "-1", "soon", "0", "9" * 400, ""])
 async def test_34_an_absurd_reset_stops_nothing_for_long(world: World, reset: str) -> None:
     world.answer(429, {}, x_ratelimit_limit="1", x_ratelimit_remaining="0", x_ratelimit_reset=reset)
     assert (await world.get("chat-1")).status_code == 503
