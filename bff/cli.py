@@ -14,6 +14,7 @@ from bff import __version__, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
+from bff.process import harden
 from bff.telemetry import Telemetry
 
 
@@ -57,6 +58,7 @@ def _run(main_: Any) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
 def serve(host: str | None, port: int | None) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
+    harden()
     told = _settings(BFF_HOST=host, BFF_PORT=port)
     telemetry = Telemetry()
     browser = _listen(told.host, told.port, "BFF_PORT")

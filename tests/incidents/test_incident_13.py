@@ -239,5 +239,22 @@ Machine.TestCase.settings = settings(
 )
 
 
+async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(world: World) -> None:
+    await world.get("chat-1")
+    known = world.upstream.environments[0].sessions
+    alias = [f"read:sessions:{list(known)[1]}"]
+    world.clock.advance(100)
+    world.answer(500, {"error": "down"})
+
+    unknown = await world.get("never-asked-for", *alias)
+    dead = await world.get("chat-1", *alias)
+    entitled = await world.get("chat-1")
+
+    assert (unknown.status_code, dead.status_code) == (403, 403)
+    assert dead.content == unknown.content
+    assert entitled.status_code == 502
+    assert world.calls == 3, "the copy says whose it is: no call for it"
+
+
 def test_13_only_who_may_read_a_session_gets_it() -> None:
     Machine.TestCase("runTest").runTest()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -139,6 +140,18 @@ def test_26_check_and_repr_name_no_secret(changes: dict[str, str]) -> None:
     except settings.SettingsError as exc:
         shown = repr(exc) + str(exc)
     assert "sentinel" not in shown
+
+
+def test_26_the_process_shows_no_secret(lane: dict[str, str]) -> None:
+    with Gateway(1, **lane) as gateway:
+        process = Path(f"/proc/{gateway.process.pid}")
+        limits = (process / "limits").read_text()
+        arguments = (process / "cmdline").read_bytes()
+        owner = (process / "environ").stat().st_uid
+
+    assert b"sentinel" not in arguments
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert owner == 0, "not dumpable: environ and mem are root's, whoever we are"
 
 
 async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:

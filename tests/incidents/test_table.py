@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,8 +53,6 @@ def test_every_incident_has_a_fault_that_still_applies() -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["table"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     assert {fault.incident for fault in module.FAULTS} == NUMBERS
