@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo test faults lint lock clean
+.PHONY: help demo test faults soak audit lint lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,10 @@ test: $(VENV)/dev lint ## Run lint, format check, types, import contracts and te
 faults: $(VENV)/dev ## Take out each protection in a copy of the code and see its test fail
 	$(BIN)/python tests/faults
 
+SECONDS ?= 300
+soak: $(VENV)/dev ## Let everything around the gateway fail for SECONDS=300, and print what held
+	$(BIN)/python tests/soak $(SECONDS)
+
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -29,6 +33,12 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/run.txt -o requirements/dev.txt \
 	  --group dev pyproject.toml
+
+audit: $(VENV)/audit ## Look known vulnerabilities of what is pinned up, list licences, write an SBOM to build/
+	@mkdir -p build
+	$(BIN)/pip-audit --require-hashes -r requirements/run.txt
+	$(BIN)/cyclonedx-py requirements requirements/run.txt -o build/sbom.json
+	$(BIN)/pip-licenses --from=mixed --order=license
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
