@@ -33,15 +33,17 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/run.txt -o requirements/dev.txt \
 	  --group dev pyproject.toml
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
 
-audit: $(VENV)/audit ## Look known vulnerabilities of what is pinned up, list licences, write an SBOM to build/
+audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
-	$(BIN)/pip-audit --require-hashes -r requirements/run.txt
-	$(BIN)/cyclonedx-py requirements requirements/run.txt -o build/sbom.json
-	$(BIN)/pip-licenses --from=mixed --order=license
+	$(VENV)-audit/bin/cyclonedx-py requirements requirements/run.txt -o build/sbom.json
+	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --order=license
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit build .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
 $(VENV)/python:
@@ -55,4 +57,9 @@ $(VENV)/run: $(VENV)/python requirements/run.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)-audit/run: requirements/audit.txt
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/audit.txt
 	@touch $@

@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("EXAMPLES", "200")),
+    max_examples=int(os.environ.get("EXAMPLES", "120")),
     stateful_step_count=40,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes; a failure shows its steps

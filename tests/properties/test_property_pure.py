@@ -16,7 +16,7 @@ from bff.errors import Refusal
 from bff.gateway import Head, Load
 from bff.policy import DEFAULT_FIELDS, Policy
 
-MORE = settings(max_examples=500, deadline=None, derandomize=True)
+MORE = settings(max_examples=200, deadline=None, derandomize=True)
 
 # -- ids and paths
 

@@ -4,7 +4,7 @@ import soak
 
 
 def test_the_promises_hold_for_a_while() -> None:
-    found = soak.run(15)
+    found = soak.run(10)
 
     print(found.lines())
     assert found.broken() == [], found.lines()
