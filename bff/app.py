@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -28,6 +29,7 @@ from bff.telemetry import Telemetry
 from bff.tracing import Tracing
 from bff.upstream import Quota, Transport, Upstream, client
 from bff.watch import Watch
+from bff.wire import Bounds, Doors, Guard
 
 Clock = Callable[[], tuple[float, float]]
 
@@ -103,6 +105,23 @@ class Service:
             clock=clock,
             request_ids=_request_ids(),
         )
+        bounds = Bounds(
+            head_bytes=settings.max_head_bytes,
+            headers=settings.max_headers,
+            request_seconds=settings.request_timeout,
+            idle_seconds=settings.idle_timeout,
+            connections=settings.max_connections,
+            connections_per_address=settings.max_connections_per_address,
+        )
+        self._doors = Doors(
+            bounds,
+            trusted=settings.trusted_proxies,
+            count=lambda reason: telemetry.count("bff_closed_connections", reason),
+        )
+        self.protocol = partial(
+            Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed
+        )
+        """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = self._gauges
         self.browser_app = Starlette(
             routes=routes,
@@ -223,7 +242,7 @@ class Service:
         upstream = Upstream(
             self._http,
             url=environment.api_url,
-            secret_key=environment.secret_key.reveal(),
+            secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=settings.upstream_timeout,
             user_agent=f"bff/{__version__}",
@@ -299,6 +318,7 @@ class Service:
             "bff_signing_key_used_timestamp_seconds": {
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
             },
+            "bff_connections": {(): self._doors.open},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},

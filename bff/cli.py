@@ -10,12 +10,14 @@ from contextlib import aclosing
 from typing import Any, NoReturn
 
 import click
+import uvicorn
 import uvloop
 
 from bff import __version__, doctor, lane, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
+from bff.process import harden
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing, TracingError
 
@@ -53,6 +55,10 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
+def _browser(service: Service) -> uvicorn.Config:
+    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+
+
 def _run(main_: Any) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main_)
@@ -63,6 +69,7 @@ def _run(main_: Any) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
 def serve(host: str | None, port: int | None) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
+    harden()
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
@@ -81,12 +88,12 @@ def serve(host: str | None, port: int | None) -> None:
     async def go() -> None:
         service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
-        http: Any = "httptools"
+        protocol = service.protocol
         if told.fast_lane and tracing is None:  # a span is a task's, and the lane has none
-            http = lane.protocol(service.gateway, system_clock, telemetry)
+            protocol = lane.protocol(service.gateway, system_clock, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True, http=http), browser),
+                (server.config(service.browser_app, lifespan=True, protocol=protocol), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,
@@ -113,7 +120,7 @@ def demo(port: int) -> None:
             await server.run(
                 [
                     (server.config(stage.upstream, lifespan=False), upstream),
-                    (server.config(service.browser_app, lifespan=True), browser),
+                    (_browser(service), browser),
                     (server.config(service.ops_app, lifespan=False), ops),
                 ],
                 telemetry,

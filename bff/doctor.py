@@ -101,7 +101,7 @@ def notes(settings: Settings) -> list[str]:
         "read:sessions) in TRIGGER_SECRET_KEY can do less harm; the root key then goes into "
         "BFF_SIGNING_KEYS"
         for e in settings.environments
-        if "_sk_" not in e.secret_key.reveal()
+        if not all("_sk_" in key.reveal() for key in e.secret_keys)
     ]
     return found
 
@@ -141,7 +141,7 @@ class Prober:
         upstream = Upstream(
             self._http,
             url=environment.api_url,
-            secret_key=environment.secret_key.reveal(),
+            secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=self._timeout,
             user_agent=f"bff/{__version__}",
@@ -168,7 +168,7 @@ class Prober:
 
     async def first_session(self, environment: EnvironmentSettings) -> str | None:
         """Find any session to prove isolation with; None if the key may not list them."""
-        headers = {"authorization": f"Bearer {environment.secret_key.reveal()}"}
+        headers = {"authorization": f"Bearer {environment.secret_keys[0].reveal()}"}
         if environment.branch is not None:
             headers["x-trigger-branch"] = environment.branch
         try:

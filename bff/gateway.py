@@ -378,6 +378,11 @@ class Gateway:
         visit = Visit(head, request_id, *self._clock())
         return self._refusal(visit, Refusal("internal"))
 
+    def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
+        """Answer for what came from *peer* and is no request, or one beyond the bounds."""
+        visit = Visit(Head("", b"", peer, origin=origin), self._request_ids(), *self._clock())
+        return self._refusal(visit, refusal)
+
     # -- the shared copy
 
     def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:

@@ -201,7 +201,7 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
     so from the right, the first address that is not a trusted proxy's is the browser's; what
     stands left of it is the browser's own invention.
     """
-    if not forwarded or not trusted or not _is_trusted(peer, trusted):
+    if not forwarded or not trusted or not is_trusted(peer, trusted):
         return peer
     address = peer
     hops = b",".join(forwarded).decode("latin-1").split(",")
@@ -212,12 +212,13 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
         except ValueError:
             break
         address = candidate
-        if not _is_trusted(address, trusted):
+        if not is_trusted(address, trusted):
             break
     return address
 
 
-def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """Whether *address* is in one of the *trusted* networks; ``::ffff:`` is unmapped."""
     try:
         parsed = ip_address(address)
     except ValueError:

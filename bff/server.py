@@ -48,14 +48,14 @@ class _Server(uvicorn.Server):
         yield  # one handler for all servers: `run` has it
 
 
-def config(app: Any, *, lifespan: bool, http: Any = "httptools") -> uvicorn.Config:
+def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.Config:
     """Configure a server: nothing is taken from the environment or from forwarding headers.
 
-    *http* is a protocol class in place of uvicorn's own (`lane.protocol`).
+    *protocol* makes what speaks on a connection, as uvicorn calls it.
     """
     return uvicorn.Config(
         app,
-        http=http,
+        http=protocol,
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,

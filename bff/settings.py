@@ -68,7 +68,8 @@ class EnvironmentSettings:
     name: str
     id: str | None
     api_url: str
-    secret_key: Secret
+    secret_keys: tuple[Secret, ...]
+    """The current one first; the others are tried once when upstream rejects it."""
     signing_keys: tuple[Secret, ...]
     branch: str | None
     upstream_budget: Rate | None
@@ -96,6 +97,12 @@ class Settings:
     cache_negative_ttl: float
     cache_max_bytes: int
     fast_lane: bool
+    max_connections: int
+    max_connections_per_address: int
+    max_head_bytes: int
+    max_headers: int
+    request_timeout: float
+    idle_timeout: float
     upstream_connect_timeout: float
     upstream_timeout: float
     default_policy: Policy
@@ -169,6 +176,12 @@ def _positive_seconds(text: str) -> float:
     if seconds == 0:
         raise ProblemError("is zero; write the seconds to wait, such as 5")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ProblemError("is not a number; write one from 1, such as 100")
+    return int(text)
 
 
 def _bytes(text: str) -> int:
@@ -251,12 +264,13 @@ def _secret(text: str) -> Secret:
     return Secret(text)
 
 
-def _secret_key(text: str) -> Secret:
-    if not text.startswith("tr_"):
+def _secret_keys(text: str) -> tuple[Secret, ...]:
+    keys = _list(text)
+    if not keys or not all(key.startswith("tr_") for key in keys):
         raise ProblemError(
             "is no Trigger.dev secret key; those begin with tr_ (see API keys there)"
         )
-    return _secret(text)
+    return tuple(map(_secret, keys))
 
 
 _ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
@@ -301,10 +315,11 @@ _FIELDS_TEXT = ",".join(DEFAULT_FIELDS)
 
 ENVIRONMENT_SETTINGS: dict[str, Setting] = {
     "TRIGGER_SECRET_KEY": Setting(
-        _secret_key,
+        _secret_keys,
         None,
         "required",
-        "sent upstream; a restricted `tr_*_sk_*` key is best",
+        "sent upstream; a restricted `tr_*_sk_*` key is best. Several: the current key first, then "
+        "the next, tried once when upstream rejects it",
         secret=True,
         required=True,
     ),
@@ -402,6 +417,29 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "on",
         "`on`",
         "answers from memory skip ASGI, for several times the requests a second; `off`",
+    ),
+    "BFF_MAX_CONNECTIONS": Setting(
+        _count, "10000", "`10000`", "connections of browsers in all; more are closed at once"
+    ),
+    "BFF_MAX_CONNECTIONS_PER_ADDRESS": Setting(
+        _count,
+        "1000",
+        "`1000`",
+        "the same per IPv4 address or IPv6 /64 that is not a trusted proxy",
+    ),
+    "BFF_MAX_HEAD_BYTES": Setting(
+        _count, "65536", "`65536`", "bytes of a request's line and headers; more is a 431"
+    ),
+    "BFF_MAX_HEADERS": Setting(_count, "100", "`100`", "headers of a request; more is a 431"),
+    "BFF_REQUEST_TIMEOUT": Setting(
+        _positive_seconds, "10", "`10`", "seconds a browser has to send a request"
+    ),
+    "BFF_IDLE_TIMEOUT": Setting(
+        _positive_seconds,
+        "75",
+        "`75`",
+        "seconds a connection may be without a request, or leave an answer unread; longer than the "
+        "proxy in front keeps its own",
     ),
     "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(
         _positive_seconds, "1", "`1`", "seconds to connect upstream"
@@ -604,10 +642,10 @@ def _environment(
 ) -> EnvironmentSettings | None:
     before = len(reader.problems)
     values = reader.values(ENVIRONMENT_SETTINGS, raw, where)
-    key: Secret | None = values["TRIGGER_SECRET_KEY"]
+    keys: tuple[Secret, ...] | None = values["TRIGGER_SECRET_KEY"]
     signing: tuple[Secret, ...] | None = values["BFF_SIGNING_KEYS"]
-    if signing is None and key is not None and _ROOT_KEY.fullmatch(key.reveal()):
-        signing = (key,)
+    if signing is None and keys is not None:
+        signing = tuple(key for key in keys if _ROOT_KEY.fullmatch(key.reveal()))
     if len(reader.problems) == before and not signing:
         reader.problems.append(
             f"{where}BFF_SIGNING_KEYS is not set and TRIGGER_SECRET_KEY is an additional key, that "
@@ -619,13 +657,13 @@ def _environment(
             f"{where}BFF_ENVIRONMENT_ID is not set; without it a token of another branch or "
             "environment would be accepted: set the environment's id (the `sub` of its tokens)"
         )
-    if len(reader.problems) > before or key is None or not signing:
+    if len(reader.problems) > before or not keys or not signing:
         return None
     return EnvironmentSettings(
         name=name,
         id=values["BFF_ENVIRONMENT_ID"],
         api_url=values["TRIGGER_API_URL"],
-        secret_key=key,
+        secret_keys=keys,
         signing_keys=signing,
         branch=values["BFF_BRANCH"],
         upstream_budget=values["BFF_UPSTREAM_BUDGET"],

@@ -87,6 +87,12 @@ METRICS: dict[str, Row] = {
         ("environment", "key"),
         gauge=True,
     ),
+    "bff_closed_connections": Row(
+        "Connections ended by the gateway, by reason: bad_request, head_too_large, "
+        "incomplete_request, unread_answer, too_many, too_many_of_address.",
+        ("reason",),
+    ),
+    "bff_connections": Row("Connections of browsers that are open.", gauge=True),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),

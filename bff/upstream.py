@@ -7,7 +7,7 @@ certificate left unchecked, no cookie kept, no header passed on.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
@@ -105,7 +105,8 @@ class Upstream:
     Args:
         http: from `client`.
         url: base URL, without a slash at its end.
-        secret_key: sent as the bearer token.
+        secret_keys: the first is sent as the bearer token; when upstream rejects it, the next is
+            from then on, and once for the request at hand.
         branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
         timeout: seconds for a whole answer, connecting and retrying included.
         observe: told of the bucket with each answer that describes it.
@@ -116,7 +117,7 @@ class Upstream:
         http: httpx2.AsyncClient,
         *,
         url: str,
-        secret_key: str,
+        secret_keys: Sequence[str],
         branch: str | None,
         timeout: float,
         user_agent: str,
@@ -126,7 +127,10 @@ class Upstream:
         self._url = url
         self._timeout = timeout
         self._observe = observe
-        self._headers = {"authorization": f"Bearer {secret_key}", "user-agent": user_agent}
+        self._credentials = [f"Bearer {key}" for key in secret_keys]
+        self._current = 0
+        self._accepted = True
+        self._headers = {"user-agent": user_agent}
         if branch is not None:
             self._headers["x-trigger-branch"] = branch
 
@@ -138,11 +142,16 @@ class Upstream:
                 upstream's own 429, with ``retry_after``.
         """
         async with _translated(self._timeout):
-            try:
-                return await self._get(path)
-            except httpx2.ConnectError:
-                # Nothing was sent, so nothing can happen twice.
-                return await self._get(path)
+            used = self._current
+            answer = await self._send(path)
+            if answer.status == _REJECTED and len(self._credentials) > 1:
+                if self._current == used:  # or another load has moved on already
+                    self._current = (used + 1) % len(self._credentials)
+                # While all keys are rejected, each load costs one call and no more.
+                if self._accepted:
+                    answer = await self._send(path)
+            self._accepted = answer.status != _REJECTED
+            return _body(answer)
 
     async def probe(self, method: str, path: str) -> Answer:
         """Ask what the operator wants to know (`bff check`), whatever the status of the answer.
@@ -150,27 +159,45 @@ class Upstream:
         Raises:
             Refusal: as `ask` does.
         """
-        return await ask(self._http, method, self._url + path, self._headers, timeout=self._timeout)
+        url, headers = self._url + path, self._signed()
+        return await ask(self._http, method, url, headers, timeout=self._timeout)
 
-    async def _get(self, path: str) -> bytes:
-        async with self._http.stream("GET", self._url + path, headers=self._headers) as response:
+    async def _send(self, path: str) -> Answer:
+        try:
+            return await self._send_once(path)
+        except httpx2.ConnectError:
+            # Nothing was sent, so nothing can happen twice.
+            return await self._send_once(path)
+
+    async def _send_once(self, path: str) -> Answer:
+        headers = self._signed()
+        async with self._http.stream("GET", self._url + path, headers=headers) as response:
             quota = read_quota(response.headers)
             if quota is not None:
                 self._observe(quota)
-            body = await _read(response)
-        status = response.status_code
-        if status == 200:  # noqa: PLR2004
-            return body
-        if status == 404 and _is_their_error(body):  # noqa: PLR2004
-            # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
-            raise Refusal("not_found")
-        if status in (401, 403):
-            raise Refusal("upstream_rejected_credentials")
-        if status == 429:  # noqa: PLR2004
-            raise Refusal("over_budget", retry_after=_retry_after(response.headers))
-        if status >= 500:  # noqa: PLR2004
-            raise Refusal("upstream_unavailable")
-        raise Refusal("upstream_invalid")
+            return Answer(response.status_code, response.headers, await _read(response))
+
+    def _signed(self) -> dict[str, str]:
+        return self._headers | {"authorization": self._credentials[self._current]}
+
+
+_REJECTED = 401
+
+
+def _body(response: Answer) -> bytes:
+    status = response.status
+    if status == 200:  # noqa: PLR2004
+        return response.body
+    if status == 404 and _is_their_error(response.body):  # noqa: PLR2004
+        # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
+        raise Refusal("not_found")
+    if status in (_REJECTED, 403):
+        raise Refusal("upstream_rejected_credentials")
+    if status == 429:  # noqa: PLR2004
+        raise Refusal("over_budget", retry_after=_retry_after(response.headers))
+    if status >= 500:  # noqa: PLR2004
+        raise Refusal("upstream_unavailable")
+    raise Refusal("upstream_invalid")
 
 
 async def _read(response: httpx2.Response) -> bytes:

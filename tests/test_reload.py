@@ -252,7 +252,7 @@ async def test_a_purge_during_a_load_wins(world: World, id_: str) -> None:
 @pytest.mark.parametrize("old_ends_first", [True, False])
 async def test_who_comes_after_a_purge_does_not_join_the_load_before_it(
     world: World,
-    old_ends_first: bool,  # noqa: FBT001
+    old_ends_first: bool,
 ) -> None:
     release = [asyncio.Event(), asyncio.Event()]
 
