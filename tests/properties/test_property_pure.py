@@ -77,7 +77,7 @@ async def test_no_head_is_a_5xx_or_an_exception(
 ) -> None:
     gateway = world.service.gateway
     world.clock.advance(61)
-    answer = gateway.decide(Head.read(method, path, headers, peer), *world.clock())
+    answer = gateway.decide(Head.read(method, path, b"", headers, peer), *world.clock())
     assert not isinstance(answer, Load), "without a good token nothing is ever loaded"
     assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
     assert b"\r\n\r\n" not in answer.head
