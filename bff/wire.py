@@ -165,7 +165,7 @@ class Guard(HttpToolsProtocol):
             or (self.headers is not None and len(self.headers) > self._bounds.headers)
         ):
             self._refuse(Refusal("head_too_large"))
-        elif self._deadline is None:
+        elif self._deadline is None or self._received == self._chunk:  # it began in this read
             self._within(self._bounds.request_seconds, self._late)
 
     def pause_writing(self) -> None:
