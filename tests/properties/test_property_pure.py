@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from world import World
 
 from bff import sessions
-from bff.demo.upstream import _can_read, session
+from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
 from bff.gateway import Head, Load
 from bff.policy import DEFAULT_FIELDS, Policy
@@ -119,7 +119,7 @@ def test_scopes_grant_what_upstream_grants(
     scopes: list[str], id_: str, external_id: str | None
 ) -> None:
     document = {"id": id_, "externalId": external_id}
-    theirs = _can_read(tuple(scopes), document)
+    theirs = can_read(tuple(scopes), document)
     assert sessions.grant(scopes).covers(id_, external_id) == theirs
 
 
