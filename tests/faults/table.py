@@ -340,13 +340,6 @@ FAULTS = [
     ),
     Fault(
         33,
-        "bff/lane.py",
-        "        if self._refused:\n            return\n",
-        "",
-        f"{_LANE}::test_there_is_one_400_and_nothing_after_it",
-    ),
-    Fault(
-        33,
         "bff/wire.py",
         'self._doors.count("incomplete_request")',
         "return",
