@@ -118,14 +118,12 @@ class Lane(Guard):
         A tab that polls sends the same bytes each time. Between two requests the parser remembers
         nothing, so they would come out as the same head: only what is new to it is parsed.
         """
-        if self._refused:
-            return
         head = self._head
         if data != self._again or head is None or self._busy() or not self._decide(head):
             began, self._requests, self._head = not self._incomplete, 0, None
             super().data_received(data)
             self._load = None  # taken by now: it was the only request's
-            one = began and self._requests == 1 and self._head is not None
+            one = began and self._requests == 1 and self._head is not None and not self._refused
             self._again = data if one and len(data) <= _MAX_AGAIN else b""
         elif self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
