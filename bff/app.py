@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -18,16 +18,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bff import __version__, sessions
 from bff.auth import Issuer, Verifier
-from bff.cache import Ages, Cache, Copy
+from bff.cache import Ages, Cache
 from bff.errors import Refusal
-from bff.gateway import Environment, Gateway, Head, Limits, Load
+from bff.fleet import Fleet, Space, fingerprint
+from bff.gateway import Environment, Gateway, Head, Limits, Load, Wait, make_copy
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
 from bff.settings import EnvironmentSettings, Rate, Settings
+from bff.store import Store, StoreError
 from bff.telemetry import Telemetry
 from bff.upstream import Quota, Transport, Upstream, client
 
 Clock = Callable[[], tuple[float, float]]
+T = TypeVar("T")
 
 
 def system_clock() -> tuple[float, float]:
@@ -56,12 +59,16 @@ class Service:
         routes: tuple[BaseRoute, ...] = (),
     ) -> None:
         self._clock = clock
+        self._told = settings
+        self._connected = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._http = client(
             connect_timeout=settings.upstream_connect_timeout,
             timeout=settings.upstream_timeout,
             transport=transport,
         )
+        self._telemetry = telemetry
+        self.fleet = self._fleet(settings) if settings.store_url else None
         self.gateway = Gateway(
             environments={e.name: self._environment(e, settings) for e in settings.environments},
             verifier=Verifier(
@@ -84,9 +91,9 @@ class Service:
                 on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
             ),
             limits=Limits(
-                address=_limiter("address", settings.ip_rate_limit),
-                bad_token=_limiter("bad-token", settings.bad_token_limit),
-                caller=_limiter("caller", settings.rate_limit),
+                address=_limiter("address", settings.ip_rate_limit, self.fleet),
+                bad_token=_limiter("bad-token", settings.bad_token_limit, self.fleet),
+                caller=_limiter("caller", settings.rate_limit, self.fleet),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
@@ -96,9 +103,9 @@ class Service:
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
+            fleet=self.fleet,
         )
         telemetry.gauges = self._gauges
-        self._telemetry = telemetry
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -124,6 +131,13 @@ class Service:
             budget.observe(
                 now, limit=quota.limit, remaining=quota.remaining, reset=quota.reset - wall
             )
+            if self.fleet is not None:
+                self.fleet.observe(
+                    environment.name,
+                    limit=quota.limit,
+                    remaining=quota.remaining,
+                    reset=quota.reset - wall,
+                )
 
         upstream = Upstream(
             self._http,
@@ -136,7 +150,41 @@ class Service:
         )
         return Environment(environment.name, upstream, budget)
 
-    def _spawn(self, load: Coroutine[Any, Any, Copy | Refusal]) -> asyncio.Task[Copy | Refusal]:
+    def _fleet(self, settings: Settings) -> Fleet:
+        telemetry, clock = self._telemetry, self._clock
+        assert settings.store_url is not None  # noqa: S101  asked by who calls
+
+        def changed(reason: str | None) -> None:
+            if reason is None:
+                telemetry.log.info("store_there", replicas=store.replicas)
+            else:
+                telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
+
+        store = Store(
+            settings.store_url,
+            timeout=settings.store_timeout,
+            name=os.urandom(8).hex(),
+            wall=lambda: clock()[1],
+            count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
+            changed=changed,
+        )
+        return Fleet(
+            store,
+            spaces=_spaces(settings),
+            make=make_copy,
+            negative_ttl=settings.cache_negative_ttl,
+            patience=settings.upstream_timeout,
+            clock=clock,
+            spawn=self._spawn,
+            tokens=lambda: os.urandom(8).hex(),
+            count=telemetry.count,
+            on_purge=self._forget,
+        )
+
+    def _forget(self, environment: str, id_: str) -> None:
+        self.gateway.cache.drop(environment, id_)
+
+    def _spawn(self, load: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(load)
         # The loop holds tasks weakly, and whoever waits for this one may leave.
         self._tasks.add(task)
@@ -146,9 +194,29 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
+            if self.fleet is not None:
+                await self.connect()
             yield
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+            if self.fleet is not None:
+                await self.fleet.stop()
+
+    async def connect(self) -> None:
+        """Reach the store, if there is one; once.
+
+        Raises:
+            StoreError: it cannot be used, and is not optional.
+        """
+        if self.fleet is None or self._connected:
+            return
+        self._connected = True
+        try:
+            await self.fleet.start()
+        except StoreError as exc:
+            if not self._told.store_optional:
+                raise
+            self._telemetry.log.warning("store_away", reason=str(exc))
 
     # -- the ops port
 
@@ -162,12 +230,24 @@ class Service:
         }
         # One environment's trouble must not take the others out of service.
         if any(ready for ready, _ in found.values()):
-            return JSONResponse({"status": "ready", "environments": environments})
+            return JSONResponse(
+                {"status": "ready", "environments": environments, **self._store_state()}
+            )
         refusal = Refusal("not_ready", retry_after=2)
         return JSONResponse(
             {"error": refusal.detail, "code": refusal.code, "environments": environments},
             refusal.kind.status,
         )
+
+    def _store_state(self) -> dict[str, str]:
+        if self.fleet is None:
+            return {}
+        if self.fleet.up:
+            return {"store": f"there, with {self.fleet.replicas} replicas"}
+        return {
+            "store": f"away ({self.fleet.store.reason}): this replica goes on alone, with its "
+            f"share of 1 in {self.fleet.replicas} of the limits"
+        }
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self._telemetry.metrics(), media_type="text/plain; version=0.0.4")
@@ -177,6 +257,8 @@ class Service:
         gateway, environments = self.gateway, self.gateway.environments
         left = {name: e.budget.left(now) for name, e in environments.items()}
         return {
+            "bff_store_up": {(): float(self.fleet.up)} if self.fleet else {},
+            "bff_replicas": {(): self.fleet.replicas} if self.fleet else {},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},
@@ -204,7 +286,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer one request; its body, if any, is nobody's business."""
         answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = await self._gateway.finish(answer) if isinstance(answer, Load) else answer
+        reply = await self._gateway.finish(answer) if isinstance(answer, Load | Wait) else answer
         await send_reply(reply, send)
 
 
@@ -250,8 +332,21 @@ async def send_reply(reply: Reply, send: Send) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def _limiter(name: str, rate: Rate | None) -> Limiter | None:
-    return Limiter(name, rate.limit, rate.seconds) if rate else None
+def _limiter(name: str, rate: Rate | None, fleet: Fleet | None) -> Limiter | None:
+    return Limiter(name, rate.limit, rate.seconds, lessor=fleet) if rate else None
+
+
+def _spaces(settings: Settings) -> dict[str, Space]:
+    """Where each environment's things are in the store: apart from whatever differs."""
+    policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
+    rules = fingerprint(__version__, settings.default_policy.fingerprint, sorted(policies.items()))
+    return {
+        # Without an id, the key alone says which environment it is.
+        e.name: Space(
+            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_key.reveal()), rules
+        )
+        for e in settings.environments
+    }
 
 
 def _request_ids() -> Callable[[], bytes]:

@@ -13,6 +13,7 @@ from bff import __version__, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
+from bff.store import StoreError
 from bff.telemetry import Telemetry
 
 
@@ -62,6 +63,14 @@ def serve(host: str | None, port: int | None) -> None:
 
     async def go() -> None:
         service = Service(told, telemetry)
+        try:
+            await service.connect()
+        except StoreError as exc:
+            click.echo(
+                f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start without",
+                err=True,
+            )
+            sys.exit(2)
         await server.run(
             [
                 (server.config(service.browser_app, lifespan=True), browser),

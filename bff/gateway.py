@@ -23,12 +23,22 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from bff import sessions
 from bff.auth import Caller, Verifier
 from bff.cache import Cache, Copy, Missing, State
 from bff.errors import Refusal
-from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
+from bff.fleet import Fleet, Question
+from bff.limits import (
+    Budget,
+    Limiter,
+    Network,
+    Unleased,
+    Window,
+    address_key,
+    browser_address,
+)
 from bff.policy import Policy
 from bff.replies import Replies, Reply, copy_head
 from bff.scopes import Grant
@@ -113,6 +123,14 @@ class Load:
 
 
 @dataclass(slots=True)
+class Wait:
+    """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
+
+    head: Head
+    lease: "asyncio.Task[None]"
+
+
+@dataclass(slots=True)
 class Environment:
     """One Trigger.dev environment at run time."""
 
@@ -143,6 +161,7 @@ class Gateway:
         pages: public JSON by path.
         clock: returns the two times, as in `Visit`; for what finishes after its decision.
         request_ids: makes an id for each answer.
+        fleet: the other replicas; None without a store.
     """
 
     def __init__(
@@ -160,6 +179,7 @@ class Gateway:
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
+        fleet: Fleet | None = None,
     ) -> None:
         self.environments = environments
         self.cache = cache
@@ -173,10 +193,11 @@ class Gateway:
         self._pages = pages
         self._clock = clock
         self._request_ids = request_ids
+        self.fleet = fleet
 
     # -- the decision
 
-    def decide(self, head: Head, now: float, wall: float) -> Reply | Load:
+    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Wait:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
@@ -187,6 +208,9 @@ class Gateway:
             return self._decide(visit)
         except Refusal as refusal:
             return self._refusal(visit, refusal)
+        except Unleased as lack:
+            self._uncount_address(visit, lack)
+            return Wait(head, lack.lease)
 
     def _decide(self, visit: Visit) -> Reply | Load:
         address = self._count_address(visit)
@@ -211,6 +235,13 @@ class Gateway:
                 raise Refusal("rate_limited")
             visit.window = None
         return address
+
+    def _uncount_address(self, visit: Visit, lack: Unleased) -> None:
+        """The decision is made again from its start: what it counted would be counted twice."""
+        head, limiter = visit.head, self._limits.address
+        if limiter is not None and lack.limiter is not limiter:
+            address = browser_address(head.peer, head.forwarded, self._trusted_proxies)
+            limiter.untake(address_key(address))
 
     def _route(self, visit: Visit) -> Reply | bytes:
         """Find the page, or the path segment that is to be a session id.
@@ -291,7 +322,7 @@ class Gateway:
             state = self.cache.ages.state(known, now, budget.stretched)
             if state is State.FRESH:
                 return self._session(visit, caller, known, b"hit", "hit")
-            wait = max(budget.wait(now), known.retry - now)
+            wait = max(self._wait(budget, now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
                     self._load(environment, id_, known, now)
@@ -301,12 +332,20 @@ class Gateway:
                     return self._last_resort(visit, caller, known)
                 last_resort = known
         if flight is None:
-            wait = budget.wait(now)
+            wait = self._wait(budget, now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
             flight = self._load(environment, id_, last_resort, now)
         return Load(visit, caller, id_, flight, last_resort, joined)
+
+    def _wait(self, budget: Budget, now: float) -> float:
+        """Seconds until a load may start; where replicas share a budget, the load itself asks."""
+        if self.fleet is not None:
+            if self.fleet.up:
+                return 0.0
+            budget.replicas = self.fleet.replicas
+        return budget.wait(now)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -316,8 +355,11 @@ class Gateway:
             visit.probes.used += 1
             visit.reserved = True
 
-    async def finish(self, load: Load) -> Reply:
+    async def finish(self, load: Load | Wait) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
+        if isinstance(load, Wait):
+            answer = await self._finish_wait(load)
+            return answer if isinstance(answer, Reply) else await self.finish(answer)
         visit, flight = load.visit, load.flight
         patience = PATIENCE_SECONDS if load.last_resort else None
         await asyncio.wait([flight], timeout=patience)
@@ -336,16 +378,68 @@ class Gateway:
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
         return self._refusal(visit, outcome)
 
+    async def _finish_wait(self, wait: Wait) -> Reply | Load:
+        """Wait for leases, for as long as a request may wait for the store, and decide again."""
+        assert self.fleet is not None  # noqa: S101  nothing else leases
+        ends = self._clock()[0] + self.fleet.store.timeout / 2
+        while True:
+            await asyncio.wait([wait.lease], timeout=max(0.0, ends - self._clock()[0]))
+            if not wait.lease.done():
+                self.fleet.store.give_up()
+            answer = self.decide(wait.head, *self._clock())
+            if not isinstance(answer, Wait):
+                return answer
+            wait = answer
+
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
-        environment.budget.spend(now)
-        return self.cache.fly(environment.name, id_, self._fetch(environment, id_, known))
+        spent = self.fleet is None or not self.fleet.up
+        if spent:
+            environment.budget.spend(now)
+        load = self._fetch(environment, id_, known, spent=spent)
+        return self.cache.fly(environment.name, id_, load)
 
     async def _fetch(
-        self, environment: Environment, id_: str, known: Copy | None
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
     ) -> Copy | Refusal:
-        """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
+        """One load, by this process or another: keep what it brings. Never raises."""
+        ask = partial(self._ask, environment, id_, known, spent=spent)
+        if self.fleet is None or id_ == PROBE_ID:
+            outcome = await ask()
+        else:
+            outcome = await self.fleet.load(
+                Question(
+                    environment=environment.name,
+                    id=id_,
+                    ask=ask,
+                    fresh=partial(self._is_fresh, environment.budget),
+                    lifetime=partial(self._lifetime, environment.budget),
+                )
+            )
+        if isinstance(outcome, Copy):
+            self.cache.put(outcome)
+        return outcome
+
+    def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
+        return self.cache.ages.state(copy, now, budget.stretched) is State.FRESH
+
+    def _lifetime(self, budget: Budget, copy: Copy) -> float:
+        """Seconds after its load for which a copy may be of use to any replica."""
+        ages = self.cache.ages
+        fresh = max(ages.closed_ttl if copy.closed else ages.ttl, budget.stretched)
+        return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
+
+    async def _ask(
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+    ) -> Copy | Refusal:
+        """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
+        if not spent and self.fleet is not None:
+            wait = await self.fleet.spend(environment.name, environment.budget)
+            if wait > 0:
+                if known is not None:
+                    known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+                return Refusal("over_budget", retry_after=wait)
         started, _ = self._clock()
         outcome: Copy | Refusal
         try:
@@ -353,7 +447,6 @@ class Gateway:
             outcome = self._project(
                 environment.name, sessions.parse_document(body, asked=id_), started
             )
-            self.cache.put(outcome)
         except Refusal as refusal:
             outcome = refusal
         except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
@@ -373,16 +466,13 @@ class Gateway:
             encoded = body.encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise Refusal("upstream_invalid") from None
-        etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()[:18])
-        return Copy(
-            environment=environment,
-            id=str(document["id"]),
-            external_id=document["externalId"],  # type: ignore[arg-type]  # validated
-            etag=etag,
-            head=copy_head(etag),
-            body=encoded,
-            closed=document["closedAt"] is not None,
-            loaded=loaded,
+        return make_copy(
+            environment,
+            str(document["id"]),
+            document["externalId"],  # type: ignore[arg-type]  # validated
+            encoded,
+            document["closedAt"] is not None,
+            loaded,
         )
 
     def _learn(
@@ -405,6 +495,8 @@ class Gateway:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
+                if self.fleet is not None:
+                    self.fleet.pause(environment.name, environment.budget.wait(now))
                 outcome.retry_after = environment.budget.wait(now)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
@@ -503,6 +595,28 @@ class Gateway:
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
         self.telemetry.count("bff_requests", visit.route, str(reply.status), code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
+
+
+def make_copy(
+    environment: str,
+    id_: str,
+    external_id: str | None,
+    body: bytes,
+    closed: bool,  # noqa: FBT001
+    loaded: float,
+) -> Copy:
+    """Make a copy of a projected and encoded *body*."""
+    etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
+    return Copy(
+        environment=environment,
+        id=id_,
+        external_id=external_id,
+        etag=etag,
+        head=copy_head(etag),
+        body=body,
+        closed=closed,
+        loaded=loaded,
+    )
 
 
 def _authorize(caller: Caller[Grant], copy: Copy) -> None:
