@@ -108,7 +108,6 @@ class Fleet:
         self._tokens = tokens
         self._count = count
         self._on_purge = on_purge
-        self._listening: asyncio.Task[None] | None = None
         # A request may wait for leases and then for a load: half of its time for each.
         self._within = store.timeout / 2
 
@@ -128,14 +127,10 @@ class Fleet:
         Raises:
             StoreError: the store cannot be used now; it is tried again all the same.
         """
-        self._listening = asyncio.create_task(self.store.listen(self._heard))
-        await self.store.open()
+        await self.store.open(self._heard)
 
     async def stop(self) -> None:
         """Disconnect."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
         await self.store.close()
 
     # -- limits

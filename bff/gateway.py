@@ -383,8 +383,9 @@ class Gateway:
         assert self.fleet is not None  # noqa: S101  nothing else leases
         ends = self._clock()[0] + self.fleet.store.timeout / 2
         while True:
-            await asyncio.wait([wait.lease], timeout=max(0.0, ends - self._clock()[0]))
-            if not wait.lease.done():
+            left = ends - self._clock()[0]
+            await asyncio.wait([wait.lease], timeout=max(0.0, left))
+            if left <= 0 or not wait.lease.done():
                 self.fleet.store.give_up()
             answer = self.decide(wait.head, *self._clock())
             if not isinstance(answer, Wait):

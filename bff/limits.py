@@ -96,9 +96,11 @@ class Window:
                 self._borrowed += share - self.granted
                 self.granted = share
             return
-        # What was spent without asking is leased afterwards.
-        self.granted -= self._borrowed
-        self._borrowed = 0
+        if self._borrowed:
+            # What was spent without asking is leased afterwards; what was refused was not spent.
+            self.used = min(self.used, self.granted)
+            self.granted -= self._borrowed
+            self._borrowed = 0
         if self.leasing is None:
             share = max(1, self.rest // PARTS, self.waiting + 1)
             want, self.waiting = self.used - self.granted + share, 0

@@ -93,6 +93,7 @@ class Store:
         self._wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._told: set[asyncio.Task[None]] = set()
+        self._closed = False
         from valkey import exceptions  # noqa: PLC0415  a tenth of a second: who has no store saves it
 
         self._errors = exceptions
@@ -101,13 +102,14 @@ class Store:
         # A listener waits for seconds at a time, on a connection of its own.
         self._listener = _client(place, 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000)
 
-    async def open(self) -> None:
-        """Connect, and begin to beat.
+    async def open(self, heard: Callable[[dict[str, str]], None]) -> None:
+        """Connect, and begin to beat and to hear what is published.
 
         Raises:
             StoreError: it cannot be used now; it goes on being tried all the same.
         """
-        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._beat())]
+        for work in (self._pump(), self._beat(), self._listen(heard)):
+            self._tasks.append(asyncio.create_task(work))
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._greet()
@@ -135,9 +137,12 @@ class Store:
         """Send what is queued, within a moment, and disconnect."""
         if self._told:
             await asyncio.wait(self._told, timeout=self.timeout)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closed = True
+        tasks = set(self._tasks)
+        while tasks:  # the client may take one cancellation for a timeout of its own
+            for task in tasks:
+                task.cancel()
+            _, tasks = await asyncio.wait(tasks, timeout=_SOCKET_SECONDS / 4)
         for client in (self._client, self._listener):
             with contextlib.suppress(*self._failures):
                 await client.aclose()
@@ -156,19 +161,28 @@ class Store:
 
     def tell(self, *commands: Command) -> None:
         """Send *commands* without waiting; when the store is away they are dropped."""
-        task = asyncio.create_task(self._tell(commands))
-        self._told.add(task)
-        task.add_done_callback(self._told.discard)
+        if self.up:
+            task = asyncio.create_task(self._tell(commands, self._enqueue(commands)))
+            self._told.add(task)
+            task.add_done_callback(self._told.discard)
 
-    async def _tell(self, commands: Sequence[Command]) -> None:
+    async def _tell(self, commands: Sequence[Command], answers: list[asyncio.Future[Any]]) -> None:
         with contextlib.suppress(Away):
-            await self.ask(*commands, within=self.timeout)
+            await self._answers(commands, answers, self.timeout)
 
     async def _ask(self, commands: Sequence[Command], within: float) -> list[Any]:
+        return await self._answers(commands, self._enqueue(commands), within)
+
+    def _enqueue(self, commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
         self._queue.extend(zip(commands, answers, strict=True))
         self._wanted.set()
+        return answers
+
+    async def _answers(
+        self, commands: Sequence[Command], answers: list[asyncio.Future[Any]], within: float
+    ) -> list[Any]:
         _, late = await asyncio.wait(answers, timeout=within)
         if late:
             # What arrived while this process was busy itself is not late.
@@ -207,7 +221,7 @@ class Store:
 
     async def _pump(self) -> None:
         """Send what is queued, batch after batch; nobody who waits for an answer cancels this."""
-        while True:
+        while not self._closed:
             await self._wanted.wait()
             batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]
             if not self._queue:
@@ -242,7 +256,7 @@ class Store:
         self._lost("slow")
 
     async def _beat(self) -> None:
-        while True:
+        while not self._closed:
             await asyncio.sleep(HEARTBEAT_SECONDS if self.up else HEARTBEAT_SECONDS / 4)
             with contextlib.suppress(Away):
                 await self._send_beat(self.timeout)
@@ -370,13 +384,13 @@ class Store:
         command = ("XADD", f"{_PREFIX}:purges", "MAXLEN", "~", 10_000, "*", *pairs)
         await self.ask(command, within=self.timeout)
 
-    async def listen(self, on_message: Callable[[dict[str, str]], None]) -> None:
+    async def _listen(self, heard: Callable[[dict[str, str]], None]) -> None:
         """Hear what is published, for ever.
 
         A stream and not a channel: who was cut off reads afterwards what was said meanwhile.
         """
         key, last = f"{_PREFIX}:purges", None
-        while True:
+        while not self._closed:
             try:
                 if last is None:
                     newest = await self._listener.xrevrange(key, count=1)
@@ -388,7 +402,7 @@ class Store:
             for _, messages in streams or ():
                 for number, fields in messages:
                     last = number
-                    on_message({k.decode(): v.decode(errors="replace") for k, v in fields.items()})
+                    heard({k.decode(): v.decode(errors="replace") for k, v in fields.items()})
 
 
 def _copy_key(space: str, id_: str) -> str:
