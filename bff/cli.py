@@ -15,6 +15,7 @@ from bff.app import Service, system_clock
 from bff.auth import mint
 from bff.store import StoreError
 from bff.telemetry import Telemetry
+from bff.workers import supervise
 
 
 @click.group()
@@ -43,6 +44,17 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
+def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
+    if told.store_url is None:
+        telemetry.log.warning(
+            "workers_count_alone",
+            workers=workers,
+            each="has copies, limits and an upstream budget of its own, so all of them together "
+            f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
+        )
+    return supervise(workers, telemetry.log)
+
+
 def _run(main_: Any) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main_)
@@ -51,12 +63,14 @@ def _run(main_: Any) -> None:
 @main.command()
 @click.option("--host", help="In place of BFF_HOST.")
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
-def serve(host: str | None, port: int | None) -> None:
+@click.option("--workers", type=click.IntRange(1, 64), default=1, help="Processes on one address.")
+def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     told = _settings(BFF_HOST=host, BFF_PORT=port)
     telemetry = Telemetry()
     browser = _listen(told.host, told.port, "BFF_PORT")
-    ops = _listen("127.0.0.1", told.ops_port, "BFF_OPS_PORT")
+    number = _fork(workers, told, telemetry) if workers > 1 else 0
+    ops = _listen("127.0.0.1", told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )
