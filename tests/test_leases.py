@@ -157,10 +157,13 @@ def test_nobody_holds_more_than_an_eighth_of_a_limit() -> None:
 
 def test_a_lease_that_arrives_in_the_next_window_leaves_nothing_of_the_former() -> None:
     limiter, lessor, counter, clock = alone(80)
-    spend(limiter, lessor, clock, 7)  # of ten: three are left, and more is on its way
-    window = limiter.take("key", clock.now)
+    spend(limiter, lessor, clock, 5)
+    clock.now += 59.9
+    spend(limiter, lessor, clock, 2)  # of ten: three are left, and more is on its way
     (lease,) = lessor.under_way
-    clock.now += 60
+    window = lease.window
+    assert window.granted - window.used == 3
+    clock.now += 0.2
     lease.reach(clock.now)
     lease.land()
 
