@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python lint lock clean
+.PHONY: help demo test test-python lint simulate lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
+
+simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against every poll of ten million sessions
+	$(BIN)/python tests/capacity.py
 
 lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \

@@ -155,7 +155,7 @@ class Fleet:
         else:
             self._count("bff_leases", limiter.name)
             # Counted from before it was asked, so that it never ends later here than there.
-            window.settle(want, given, rest, sent + seconds)
+            window.settle(self, want, given, rest, sent + seconds)
 
     # -- the budget
 

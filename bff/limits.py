@@ -18,8 +18,8 @@ MAX_RESET = 60.0
 Network = IPv4Network | IPv6Network
 
 
-PARTS = 8
-"""A lease leaves a replica at most this part of what is left of a window."""
+PARTS = 4
+"""All replicas together hold at most this part of what is left of a window without using it."""
 _NEVER = sys.maxsize
 
 
@@ -102,7 +102,7 @@ class Window:
             self.granted -= self._borrowed
             self._borrowed = 0
         if self.leasing is None:
-            share = max(1, self.rest // PARTS, self.waiting + 1)
+            share = max(self._share(lessor), self.waiting + 1)
             want, self.waiting = self.used - self.granted + share, 0
             if want <= 0:
                 return
@@ -111,7 +111,10 @@ class Window:
             self.waiting += 1
             raise Unleased(self.limiter, self.leasing)
 
-    def settle(self, want: int, given: int, rest: int, ends: float) -> None:
+    def _share(self, lessor: Lessor) -> int:
+        return max(1, self.rest // (PARTS * lessor.replicas))
+
+    def settle(self, lessor: Lessor, want: int, given: int, rest: int, ends: float) -> None:
         """Learn that *given* of *want* are leased until *ends*, and *rest* are left for others."""
         self.leasing = None
         if self._leased and ends - self.ends > self.limiter.seconds / 2:
@@ -121,7 +124,7 @@ class Window:
         self.granted += given
         self.rest = rest
         self.ends = ends
-        self.low = _NEVER if given < want else self.granted - max(1, rest // PARTS) // 2
+        self.low = _NEVER if given < want else self.granted - self._share(lessor) // 2
 
     def unsettle(self) -> None:
         """Learn that nothing could be leased."""

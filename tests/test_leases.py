@@ -44,7 +44,7 @@ class Lease:
     def land(self) -> None:
         assert self.answer is not None
         given, rest, seconds = self.answer
-        self.window.settle(self.want, given, rest, self.sent + seconds)
+        self.window.settle(self.lessor, self.want, given, rest, self.sent + seconds)
 
 
 class Lessor:
