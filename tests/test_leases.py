@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import capacity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,3 +188,10 @@ def test_without_a_lessor_the_whole_window_is_there_at_once() -> None:
     limiter = Limiter("caller", 3, 60)
 
     assert [limiter.take("key", 0.0).exceeded for _ in range(4)] == [False] * 3 + [True]
+
+
+def test_the_formulae_of_the_capacity_page_hold() -> None:
+    """The short form of `make simulate`."""
+    for case in capacity.cases(1000):
+        said, seen = capacity.formulae(case), capacity.simulate(case)
+        assert all(part < 0.05 for part in capacity.differences(said, seen).values()), case
