@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -16,21 +17,43 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bff import __version__, sessions
+from bff import __version__, openapi, sessions
 from bff.auth import Issuer, Verifier
-from bff.cache import Ages, Cache
+from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
 from bff.fleet import Fleet, Space, fingerprint
-from bff.gateway import Environment, Gateway, Head, Limits, Load, Wait, make_copy
+from bff.gateway import Environment, Gateway, Head, Limits, Rules, make_copy
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
-from bff.settings import EnvironmentSettings, Rate, Settings
-from bff.store import Store, StoreError
+from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError
+from bff.store import Away, Store, StoreError
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing
 from bff.upstream import Quota, Transport, Upstream, client
+from bff.watch import Watch
+from bff.wire import Bounds, Doors, Guard
 
 Clock = Callable[[], tuple[float, float]]
 T = TypeVar("T")
+
+LOAD = "bff.load"
+"""Among an ASGI scope's extensions: the `Load` that was decided on before the scope was made."""
+LAG_SECONDS = 0.5
+"""Between two looks at how late the event loop is."""
+WATCH_SECONDS = 1.0
+"""Between two looks at the files that settings came from."""
+_FIXED = (
+    "host",
+    "port",
+    "ops_host",
+    "ops_port",
+    "upstream_connect_timeout",
+    "upstream_timeout",
+    "tracing",
+    "store_url",
+    "store_timeout",
+)
+"""Settings that sockets and connections were opened with: a change of them waits for a restart."""
 
 
 def system_clock() -> tuple[float, float]:
@@ -44,9 +67,11 @@ class Service:
     Args:
         settings: what the gateway was told.
         telemetry: where it counts and logs.
+        reload: reads the settings again; raises `SettingsError`.
         clock: the two times.
         transport: how upstream is reached; for tests.
         routes: more routes for the browser port; for the demo.
+        tracing: makes spans; None for none.
     """
 
     def __init__(
@@ -54,10 +79,13 @@ class Service:
         settings: Settings,
         telemetry: Telemetry,
         *,
+        reload: Callable[[], Settings] | None = None,
         clock: Clock = system_clock,
         transport: Transport | None = None,
         routes: tuple[BaseRoute, ...] = (),
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._clock = clock
         self._told = settings
         self._connected = False
@@ -68,43 +96,40 @@ class Service:
             transport=transport,
         )
         self._telemetry = telemetry
+        self._settings_current = True
+        self._reload_settings = reload
         self.fleet = self._fleet(settings) if settings.store_url else None
+        cache: Cache[Copy | Refusal] = Cache(
+            _ages(settings),
+            max_bytes=settings.cache_max_bytes,
+            spawn=self._spawn,
+            on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
+        )
         self.gateway = Gateway(
-            environments={e.name: self._environment(e, settings) for e in settings.environments},
-            verifier=Verifier(
-                [
-                    Issuer(e.name, e.id, tuple(key.reveal() for key in e.signing_keys))
-                    for e in settings.environments
-                ],
-                sessions.grant,
-            ),
-            cache=Cache(
-                Ages(
-                    ttl=settings.cache_ttl,
-                    closed_ttl=settings.cache_closed_ttl,
-                    stale_while_revalidate=settings.cache_stale_while_revalidate,
-                    stale_if_error=settings.cache_stale_if_error,
-                    negative_ttl=settings.cache_negative_ttl,
-                ),
-                max_bytes=settings.cache_max_bytes,
-                spawn=self._spawn,
-                on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
-            ),
-            limits=Limits(
-                address=_limiter("address", settings.ip_rate_limit, self.fleet),
-                bad_token=_limiter("bad-token", settings.bad_token_limit, self.fleet),
-                caller=_limiter("caller", settings.rate_limit, self.fleet),
-            ),
-            trusted_proxies=settings.trusted_proxies,
-            default_policy=settings.default_policy,
-            policies=settings.policies,
-            replies=Replies(settings.allowed_origins),
-            pages=_PAGES,
+            self._rules(settings, None),
+            cache=cache,
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
             fleet=self.fleet,
         )
+        bounds = Bounds(
+            head_bytes=settings.max_head_bytes,
+            headers=settings.max_headers,
+            request_seconds=settings.request_timeout,
+            idle_seconds=settings.idle_timeout,
+            connections=settings.max_connections,
+            connections_per_address=settings.max_connections_per_address,
+        )
+        self._doors = Doors(
+            bounds,
+            trusted=settings.trusted_proxies,
+            count=lambda reason: telemetry.count("bff_closed_connections", reason),
+        )
+        self.protocol = partial(
+            Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed
+        )
+        """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = self._gauges
         self.browser_app = Starlette(
             routes=routes,
@@ -112,19 +137,113 @@ class Service:
             lifespan=self._lifespan,
         )
         # Not a catch-all route: Starlette matches decoded paths, and `.*` stops at a line break.
-        self.browser_app.router.default = Endpoint(self.gateway, clock)
+        self.browser_app.router.default = (
+            TracedEndpoint(self.gateway, clock, tracing)
+            if tracing
+            else Endpoint(self.gateway, clock)
+        )
         self.browser_app.router.redirect_slashes = False
         self.ops_app = Starlette(
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
+                Route("/cache/sessions/{session:path}", self._purge, methods=["DELETE"]),
             ]
         )
 
-    def _environment(self, environment: EnvironmentSettings, settings: Settings) -> Environment:
+    def reload(self) -> None:
+        """Read the settings again and go on by them: by all of them, or on trouble by none.
+
+        Never raises: whoever sent the signal, or changed the file, reads the log.
+        """
+        if self._reload_settings is None:
+            return
+        log, before = self._telemetry.log, self._told
+        try:
+            told = self._reload_settings()
+            rules = self._rules(told, self.gateway.rules)
+        except Exception as exc:  # noqa: BLE001  what runs goes on, whatever it was
+            self._settings_current = False
+            self._telemetry.count("bff_reloads", "failed")
+            if isinstance(exc, SettingsError):
+                log.error("settings_not_reloaded", problems=exc.problems)
+            else:
+                self._telemetry.exception("settings_not_reloaded", exc)
+            return
+        self.gateway.adopt(rules)
+        if self.fleet is not None:
+            self.fleet.adopt(_spaces(told), told.cache_negative_ttl)
+        self._told, self._settings_current = told, True
+        self._telemetry.count("bff_reloads", "ok")
+        log.info("settings_reloaded")
+        fixed = [name for name in _FIXED if getattr(told, name) != getattr(before, name)]
+        if fixed:
+            names = [f"BFF_{name.upper()}" for name in fixed]
+            log.warning("settings_need_restart", settings=names)
+
+    async def _watch(self) -> None:
+        watch = Watch(self._told.files)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if watch.changed():
+                self.reload()
+            if watch.files != self._told.files:
+                watch = Watch(self._told.files)
+
+    async def _measure_lag(self) -> None:
+        while True:
+            due = self._clock()[0] + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self._telemetry.observe("bff_loop_lag_seconds", max(0.0, self._clock()[0] - due))
+
+    def _rules(self, settings: Settings, before: Rules | None) -> Rules:
+        """Build everything that *settings* decide, keeping counts where nothing changed."""
+        issuers = tuple(
+            Issuer(e.name, e.id, tuple(key.reveal() for key in e.signing_keys))
+            for e in settings.environments
+        )
+        if before is not None and before.verifier.issuers == issuers:
+            verifier = before.verifier
+        else:
+            known = before.verifier if before else None
+            verifier = Verifier(issuers, sessions.grant, before=known)
+        environments = before.environments if before else {}
+        limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
+        return Rules(
+            environments={
+                e.name: self._environment(e, settings, environments.get(e.name))
+                for e in settings.environments
+            },
+            verifier=verifier,
+            ages=_ages(settings),
+            max_bytes=settings.cache_max_bytes,
+            limits=Limits(
+                address=_limiter("address", settings.ip_rate_limit, limits.address, self.fleet),
+                bad_token=_limiter(
+                    "bad-token", settings.bad_token_limit, limits.bad_token, self.fleet
+                ),
+                caller=_limiter("caller", settings.rate_limit, limits.caller, self.fleet),
+            ),
+            trusted_proxies=settings.trusted_proxies,
+            default_policy=settings.default_policy,
+            policies=settings.policies,
+            replies=Replies(settings.allowed_origins),
+            pages=_PAGES | {b"/openapi.json": _openapi(settings)},
+        )
+
+    def _environment(
+        self, environment: EnvironmentSettings, settings: Settings, before: Environment | None
+    ) -> Environment:
         rate = environment.upstream_budget
-        budget = Budget(rate.limit, rate.seconds) if rate else Budget(None)
+        place = (environment.api_url, environment.id, environment.branch)
+        if before is not None and before.place != place:
+            before = None
+        limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
+        if before is not None and (before.budget.limit, before.budget.seconds) == (limit, seconds):
+            budget = before.budget
+        else:
+            budget = Budget(limit, seconds)
 
         def observe(quota: Quota) -> None:
             now, wall = self._clock()
@@ -142,13 +261,15 @@ class Service:
         upstream = Upstream(
             self._http,
             url=environment.api_url,
-            secret_key=environment.secret_key.reveal(),
+            secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=settings.upstream_timeout,
             user_agent=f"bff/{__version__}",
             observe=observe,
         )
-        return Environment(environment.name, upstream, budget)
+        if self._tracing:
+            upstream = self._tracing.upstream(upstream)
+        return Environment(environment.name, place, upstream, budget)
 
     def _fleet(self, settings: Settings) -> Fleet:
         telemetry, clock = self._telemetry, self._clock
@@ -182,7 +303,7 @@ class Service:
         )
 
     def _forget(self, environment: str, id_: str) -> None:
-        self.gateway.cache.drop(environment, id_)
+        self.gateway.cache.purge(environment, id_)
 
     def _spawn(self, load: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(load)
@@ -194,13 +315,18 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
-            if self.fleet is not None:
-                await self.connect()
+            await self.connect()
+            # Held by this frame, which outlives them.
+            beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
             yield
+            for task in beside:
+                task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
             if self.fleet is not None:
                 await self.fleet.stop()
+            if self._tracing:
+                await asyncio.to_thread(self._tracing.close)
 
     async def connect(self) -> None:
         """Reach the store, if there is one; once.
@@ -249,6 +375,28 @@ class Service:
             f"share of 1 in {self.fleet.replicas} of the limits"
         }
 
+    async def _purge(self, request: Request) -> Response:
+        """Forget a session, under both its ids and in every environment, in every replica."""
+        segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
+        try:
+            id_ = sessions.parse_id(segment)
+        except Refusal as refusal:
+            return JSONResponse(
+                {"error": refusal.detail, "code": refusal.code}, refusal.kind.status
+            )
+        for name in self.gateway.environments:
+            self.gateway.cache.purge(name, id_)
+        self._telemetry.count("bff_purges")
+        try:
+            for name in self.gateway.environments if self.fleet else ():
+                await self.fleet.purge(name, id_)  # type: ignore[union-attr]  # just asked
+        except Away:
+            away = Refusal(
+                "not_ready", "The store is away: purged from this replica alone; send it again"
+            )
+            return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
+        return Response(status_code=204)
+
     async def _metrics(self, _: Request) -> Response:
         return Response(self._telemetry.metrics(), media_type="text/plain; version=0.0.4")
 
@@ -257,6 +405,12 @@ class Service:
         gateway, environments = self.gateway, self.gateway.environments
         left = {name: e.budget.left(now) for name, e in environments.items()}
         return {
+            "bff_build_info": {(__version__,): 1},
+            "bff_settings_current": {(): float(self._settings_current)},
+            "bff_signing_key_used_timestamp_seconds": {
+                (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
+            },
+            "bff_connections": {(): self._doors.open},
             "bff_store_up": {(): float(self.fleet.up)} if self.fleet else {},
             "bff_replicas": {(): self.fleet.replicas} if self.fleet else {},
             "bff_copies": {(): len(gateway.cache)},
@@ -285,8 +439,30 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer one request; its body, if any, is nobody's business."""
-        answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = await self._gateway.finish(answer) if isinstance(answer, Load | Wait) else answer
+        # The fast lane may have decided already, and once is how often a request is counted.
+        answer = scope.get("extensions", {}).get(LOAD)
+        if answer is None:
+            answer = self._gateway.decide(read_head(scope), *self._clock())
+        reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
+        await send_reply(reply, send)
+
+
+class TracedEndpoint:
+    """The same, with spans."""
+
+    def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        head = read_head(scope)
+        with self._tracing.request(head, scope["headers"]) as span:
+            with span.decide():
+                answer = self._gateway.decide(head, *self._clock())
+            reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
+            span.answered(reply, answer)
         await send_reply(reply, send)
 
 
@@ -323,7 +499,8 @@ class ErrorBoundary:
 def read_head(scope: Scope) -> Head:
     """Pick from an ASGI *scope* what the gateway looks at."""
     peer = scope["client"][0] if scope.get("client") else "local"
-    return Head.read(scope["method"], scope["raw_path"], scope["headers"], peer)
+    method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
+    return Head.read(method, path, query, scope["headers"], peer)
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
@@ -332,8 +509,14 @@ async def send_reply(reply: Reply, send: Send) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def _limiter(name: str, rate: Rate | None, fleet: Fleet | None) -> Limiter | None:
-    return Limiter(name, rate.limit, rate.seconds, lessor=fleet) if rate else None
+def _limiter(
+    name: str, rate: Rate | None, before: Limiter | None, fleet: Fleet | None
+) -> Limiter | None:
+    if rate is None:
+        return None
+    if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
+        return before
+    return Limiter(name, rate.limit, rate.seconds, lessor=fleet)
 
 
 def _spaces(settings: Settings) -> dict[str, Space]:
@@ -343,10 +526,25 @@ def _spaces(settings: Settings) -> dict[str, Space]:
     return {
         # Without an id, the key alone says which environment it is.
         e.name: Space(
-            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_key.reveal()), rules
+            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()), rules
         )
         for e in settings.environments
     }
+
+
+def _ages(settings: Settings) -> Ages:
+    return Ages(
+        ttl=settings.cache_ttl,
+        closed_ttl=settings.cache_closed_ttl,
+        stale_while_revalidate=settings.cache_stale_while_revalidate,
+        stale_if_error=settings.cache_stale_if_error,
+        negative_ttl=settings.cache_negative_ttl,
+    )
+
+
+def _openapi(settings: Settings) -> bytes:
+    told = openapi.document(settings.default_policy, settings.policies, __version__)
+    return json.dumps(told).encode()
 
 
 def _request_ids() -> Callable[[], bytes]:
@@ -361,7 +559,12 @@ _PAGES = {
             "name": "bff",
             "version": __version__,
             "description": "The browser-facing gateway of Trigger.dev sessions",
-            "routes": ["GET /api/v1/sessions/{session}", "GET /healthz"],
+            "routes": [
+                "GET /api/v1/sessions",
+                "GET /api/v1/sessions/{session}",
+                "GET /openapi.json",
+                "GET /healthz",
+            ],
         }
     ).encode(),
     b"/healthz": b'{"status": "ok"}',

@@ -8,12 +8,12 @@ shares its parent's signing key, so without ``sub`` a token of one branch would 
 import hashlib
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jwt
-from cachetools import LRUCache
 from jwt.algorithms import HMACAlgorithm
 
 from bff.errors import Refusal
@@ -67,6 +67,18 @@ class Caller(Generic[GrantT]):
     """Unix seconds."""
     size: int
     """Bytes that remembering it costs, about."""
+    signed_by: "KeyUse"
+
+
+@dataclass(slots=True)
+class KeyUse:
+    """Which signing key it is, and when it last let someone in."""
+
+    environment: str
+    number: int
+    """From 1, in the order of the settings."""
+    last: float
+    """Unix seconds; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,7 @@ class Verifier(Generic[GrantT]):
     Args:
         issuers: the environments and their keys; the same key may stand in several of them.
         grant: reads the ``scopes`` claim, whatever it holds.
+        before: the verifier this one takes over from; when its keys were last used is known on.
         max_bytes: bound on the memory of verified tokens.
     """
 
@@ -96,19 +109,32 @@ class Verifier(Generic[GrantT]):
         issuers: Sequence[Issuer],
         grant: Callable[[Iterable[object]], GrantT],
         *,
+        before: "Verifier[GrantT] | None" = None,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
+        self.issuers = tuple(issuers)
         self._grant = grant
         self._keys: dict[str, list[Issuer]] = {}
+        self._uses: dict[tuple[str, str], KeyUse] = {}
+        known = before._uses if before else {}  # noqa: SLF001  its own kind
         for issuer in issuers:
-            for key in issuer.keys:
+            for number, key in enumerate(issuer.keys, start=1):
                 self._keys.setdefault(key, []).append(issuer)
-        self._verified: LRUCache[bytes, Caller[GrantT]] = LRUCache(
-            max_bytes, getsizeof=lambda c: c.size
-        )
+                use = (issuer.environment, key)
+                last = known[use].last if use in known else 0.0
+                self._uses[use] = KeyUse(issuer.environment, number, last)
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        # By last use, the longest ago first. (cachetools does this at ten times the cost.)
+        self._verified: OrderedDict[bytes, Caller[GrantT]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._verified)
+
+    @property
+    def uses(self) -> Iterable[KeyUse]:
+        """When each key was last used."""
+        return self._uses.values()
 
     def verify(self, token: bytes, wall: float) -> Caller[GrantT]:
         """Tell who holds *token* at *wall* (Unix seconds).
@@ -116,18 +142,31 @@ class Verifier(Generic[GrantT]):
         Raises:
             Refusal: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
         """
-        try:
-            caller = self._verified[token]
-        except KeyError:
+        caller = self._verified.get(token)
+        if caller is not None:
+            self._verified.move_to_end(token)
+        else:
             caller = self._check(token)
             if caller.not_before <= wall < caller.expires:
-                self._verified[token] = caller
+                self._remember(token, caller)
         if wall >= caller.expires:
-            self._verified.pop(token, None)
+            self._forget(token)
             raise Refusal("token_expired")
         if wall < caller.not_before:
             raise Refusal("token_invalid")
+        caller.signed_by.last = wall
         return caller
+
+    def _remember(self, token: bytes, caller: Caller[GrantT]) -> None:
+        self._verified[token] = caller
+        self._bytes += caller.size
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._verified)))
+
+    def _forget(self, token: bytes) -> None:
+        caller = self._verified.pop(token, None)
+        if caller is not None:
+            self._bytes -= caller.size
 
     def _check(self, token: bytes) -> Caller[GrantT]:
         if token.startswith(b"tr_"):
@@ -143,10 +182,10 @@ class Verifier(Generic[GrantT]):
             # may know more: whatever it is, the token is the browser's and it is not valid.
             except Exception:  # noqa: BLE001
                 break
-            return self._caller(claims, issuers, len(token))
+            return self._caller(claims, issuers, key, len(token))
         raise Refusal("token_invalid")
 
-    def _caller(self, claims: Any, issuers: list[Issuer], length: int) -> Caller[GrantT]:
+    def _caller(self, claims: Any, issuers: list[Issuer], key: str, length: int) -> Caller[GrantT]:
         if not isinstance(claims, dict) or claims.get("iss") != ISSUER:
             raise Refusal("token_invalid")
         audience, subject = claims.get("aud"), claims.get("sub")
@@ -173,6 +212,7 @@ class Verifier(Generic[GrantT]):
             expires=expires,
             not_before=not_before,
             size=2 * length + 1024,
+            signed_by=self._uses[issuer.environment, key],
         )
 
 

@@ -2,19 +2,25 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, NoReturn
 
 import click
+import uvicorn
 import uvloop
 
-from bff import __version__, server, settings
+from bff import __version__, doctor, lane, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
+from bff.process import harden
 from bff.store import StoreError
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing, TracingError
 from bff.workers import supervise
 
 
@@ -24,15 +30,22 @@ def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""
 
 
-def _settings(**overrides: Any) -> settings.Settings:
+def _environ(**overrides: Any) -> dict[str, str]:
     environ = dict(os.environ)  # noqa: TID251  the one place
-    environ |= {name: str(value) for name, value in overrides.items() if value is not None}
+    return environ | {name: str(v) for name, v in overrides.items() if v is not None}
+
+
+def _settings(environ: dict[str, str]) -> settings.Settings:
     try:
         return settings.load(environ)
     except settings.SettingsError as exc:
-        lines = "\n".join(f"  - {problem}" for problem in exc.problems)
-        click.echo(f"These settings cannot be used:\n{lines}", err=True)
-        sys.exit(2)
+        _refuse(exc)
+
+
+def _refuse(exc: settings.SettingsError) -> NoReturn:
+    lines = "\n".join(f"  - {problem}" for problem in exc.problems)
+    click.echo(f"These settings cannot be used:\n{lines}", err=True)
+    sys.exit(2)
 
 
 def _listen(host: str, port: int, name: str) -> socket.socket:
@@ -55,6 +68,10 @@ def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
     return supervise(workers, telemetry.log)
 
 
+def _browser(service: Service) -> uvicorn.Config:
+    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+
+
 def _run(main_: Any) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main_)
@@ -66,17 +83,27 @@ def _run(main_: Any) -> None:
 @click.option("--workers", type=click.IntRange(1, 64), default=1, help="Processes on one address.")
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
-    told = _settings(BFF_HOST=host, BFF_PORT=port)
+    harden()
+    environ = _environ(BFF_HOST=host, BFF_PORT=port)
+    told = _settings(environ)
     telemetry = Telemetry()
-    browser = _listen(told.host, told.port, "BFF_PORT")
+    given = server.inherited(environ)
+    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
     number = _fork(workers, told, telemetry) if workers > 1 else 0
-    ops = _listen("127.0.0.1", told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
+    ops = None if number else given.get("ops")
+    if ops is None:
+        ops = _listen(told.ops_host, told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
+    try:
+        tracing = Tracing() if told.tracing else None  # after the fork: it has threads
+    except TracingError as exc:
+        click.echo(exc, err=True)
+        sys.exit(2)
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )
 
     async def go() -> None:
-        service = Service(told, telemetry)
+        service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
         try:
             await service.connect()
         except StoreError as exc:
@@ -85,9 +112,13 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
                 err=True,
             )
             sys.exit(2)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+        protocol = service.protocol
+        if told.fast_lane and tracing is None:  # a span is a task's, and the lane has none
+            protocol = lane.protocol(service.gateway, system_clock, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True), browser),
+                (server.config(service.browser_app, lifespan=True, protocol=protocol), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,
@@ -109,12 +140,12 @@ def demo(port: int) -> None:
         telemetry = Telemetry(nowhere)
 
         async def go() -> None:
-            service = Service(told, telemetry)
+            service = Service(told, telemetry, routes=stage.routes())
             click.echo(stage.lines(f"http://{_address(browser)}"))
             await server.run(
                 [
                     (server.config(stage.upstream, lifespan=False), upstream),
-                    (server.config(service.browser_app, lifespan=True), browser),
+                    (_browser(service), browser),
                     (server.config(service.ops_app, lifespan=False), ops),
                 ],
                 telemetry,
@@ -124,12 +155,48 @@ def demo(port: int) -> None:
 
 
 @main.command()
-def check() -> None:
-    """Read the settings and say what they come to, or what is wrong with them."""
-    told = _settings()
-    for environment in told.environments:
-        click.echo(f"environment {environment.name}: {environment.id or 'own keys only'}")
-    click.echo("The settings can be used.")
+@click.option("--probe", is_flag=True, help="Ask upstream too, with the key.")
+@click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
+@click.option("--session", help="With --probe: the id of a session that exists.")
+def check(probe: bool, url: str | None, session: str | None) -> None:
+    """Show the settings and every problem with its remedy; exit 0 if all is well, else 2."""
+    if (url or session) and not probe:
+        raise click.UsageError("--url and --session are for --probe")
+    try:
+        told = settings.load(_environ())
+    except settings.SettingsError as exc:
+        click.echo(f"{doctor.report(exc.told)}\n", err=True)
+        _refuse(exc)
+    click.echo(doctor.report(told.told))
+    click.echo("\nWhat browsers see")
+    for line in doctor.policy_lines(told):
+        click.echo(line)
+    for note in doctor.notes(told):
+        click.echo(f"\nNote: {note}")
+    click.echo("\nThe settings can be used.")
+    if probe and not asyncio.run(_probe(told, url, session)):
+        sys.exit(2)
+
+
+async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
+    well = True
+
+    async def show(title: str, findings: AsyncIterator[doctor.Finding]) -> None:
+        nonlocal well
+        click.echo(f"\n{title}")
+        async for finding in findings:
+            click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
+            well = well and finding.verdict is not doctor.Verdict.PROBLEM
+
+    async with aclosing(doctor.Prober(told, system_clock)) as prober:
+        for environment in told.environments:
+            title = f"Environment {environment.name}, upstream at {environment.api_url}"
+            await show(title, prober.upstream(environment, session))
+            if url is not None:
+                known = session or await prober.first_session(environment)
+                title = f"Environment {environment.name}, gateway at {url}"
+                await show(title, prober.gateway(environment, url, known))
+    return well
 
 
 @main.command()
@@ -142,7 +209,7 @@ def token(
     sessions: tuple[str, ...], more: tuple[str, ...], ttl: int, actor: str | None, name: str | None
 ) -> None:
     """Mint a token that lets a browser read the sessions named."""
-    environments = {e.name: e for e in _settings().environments}
+    environments = {e.name: e for e in _settings(_environ()).environments}
     if name is None and len(environments) == 1:
         name = next(iter(environments))
     if name not in environments:

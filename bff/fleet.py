@@ -26,6 +26,7 @@ from bff.store import Away, Store
 CLAIM_SECONDS: Final = 1.0
 """A replica that dies during a load keeps the others from loading that session for so long."""
 _POLL_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)
+_RETRY_SECONDS: Final = 1.0
 _FORMAT: Final = b"bff1"
 _PURGE_MEMORY_SECONDS: Final = 60.0
 """Longer than any load takes."""
@@ -129,6 +130,10 @@ class Fleet:
         """
         await self.store.open(self._heard)
 
+    def adopt(self, spaces: Mapping[str, Space], negative_ttl: float) -> None:
+        """Go on by other settings; loads under way are kept by nobody else."""
+        self.spaces, self.negative_ttl = spaces, negative_ttl
+
     async def stop(self) -> None:
         """Disconnect."""
         await self.store.close()
@@ -161,36 +166,43 @@ class Fleet:
 
     async def spend(self, environment: str, budget: Budget) -> float:
         """Spend one load; returns the seconds to wait instead, or 0 if it may begin."""
+        space, wait = self.spaces.get(environment), None
         try:
-            wait = await self.store.spend(
-                self.spaces[environment].place,
-                limit=budget.limit,
-                seconds=budget.seconds,
-                within=self._within,
-            )
+            if space is not None:
+                wait = await self.store.spend(
+                    space.place, limit=budget.limit, seconds=budget.seconds, within=self._within
+                )
         except Away:
-            now, _ = self._clock()
+            pass
+        if wait is None:
             budget.replicas = self.replicas
-            wait = budget.wait(now)
+            wait = budget.wait(self._clock()[0])
         if wait <= 0:
             budget.spend(self._clock()[0])
         return wait
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream said of its bucket."""
-        if self.up:
+        if self.up and environment in self.spaces:
             self.store.allow(self.spaces[environment].place, remaining - limit // 2, reset)
 
     def pause(self, environment: str, seconds: float) -> None:
         """Share that upstream wants nothing for *seconds*."""
-        if self.up:
+        if self.up and environment in self.spaces:
             self.store.pause(self.spaces[environment].place, seconds)
 
     # -- copies and loads
 
-    async def load(self, question: Question) -> Outcome:
-        """Get a session: another replica's copy if it is fresh, or a load that no other makes."""
-        space = self.spaces[question.environment].copies
+    async def load(self, question: Question) -> tuple[Outcome, bool]:
+        """Get a session: another replica's copy if it is fresh, or a load that no other makes.
+
+        Returns:
+            What was found, and whether it was this replica that asked upstream for it.
+        """
+        where = self.spaces.get(question.environment)
+        if where is None:  # a change of settings removed it meanwhile
+            return await question.ask(), True
+        space = where.copies
         token = self._tokens()
         claimed: int | None = None
         known: Copy | None = None
@@ -199,13 +211,13 @@ class Fleet:
             found = await self._read(space, question)
             if self._is_answer(found, question):
                 self._count("bff_shared_copies", "used")
-                return found
+                return found, False
             claimed, found = await self._claim(space, question, token)
             if self._is_answer(found, question):
                 if claimed is not None:
                     self.store.release(space, question.id, token)
                 self._count("bff_shared_copies", "used")
-                return found
+                return found, False
             known = found if isinstance(found, Copy) else None
         except Away:
             pass  # then this process loads, as if it were alone
@@ -216,13 +228,13 @@ class Fleet:
             if holding:
                 holding.cancel()
         if claimed is not None:
-            self._spawn(self._keep(space, question, outcome, known, token, claimed))
+            self._spawn(self._keep(where, question, outcome, known, token, claimed))
         if isinstance(outcome, Refusal) and outcome.code != "not_found" and known is not None:
             now, _ = self._clock()
             if now - known.loaded < question.lifetime(known):
-                known.retry = now + 1.0
-                return known
-        return outcome
+                known.retry = now + _RETRY_SECONDS
+                return known, False
+        return outcome, True
 
     def _is_answer(self, found: Outcome | None, question: Question) -> TypeGuard[Outcome]:
         if isinstance(found, Copy):
@@ -259,7 +271,7 @@ class Fleet:
 
     async def _keep(
         self,
-        space: str,
+        where: Space,
         question: Question,
         outcome: Outcome,
         known: Copy | None,
@@ -268,6 +280,11 @@ class Fleet:
     ) -> None:
         """Keep what a load brought, for all; then let others load."""
         now, wall = self._clock()
+        space = where.copies
+        if self.spaces.get(question.environment) is not where:
+            # The rules changed during the load: nobody can tell by which of them it was projected.
+            self.store.release(space, question.id, token)
+            return
         ids: list[str] = []
         value, left = b"", 0.0
         if isinstance(outcome, Copy):

@@ -80,6 +80,11 @@ class Window:
         return self.used > self.granted
 
     @property
+    def first(self) -> bool:
+        """Whether the last one taken was the first too many."""
+        return self.used == self.granted + 1
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing is left to take."""
         return self.used >= self.granted
@@ -137,7 +142,10 @@ class Window:
 
     def reset(self, now: float) -> float:
         """Seconds until a new window, at most `MAX_RESET`."""
-        return min(max(0.0, self.ends - now), MAX_RESET)
+        seconds = self.ends - now
+        if seconds > MAX_RESET:
+            return MAX_RESET
+        return seconds if seconds > 0 else 0.0
 
 
 class Limiter:
@@ -181,7 +189,11 @@ class Limiter:
 
     def take(self, key: Hashable, now: float) -> Window:
         """Count one for *key*; raises as `window` does, and then counts nothing."""
-        window = self.window(key, now)
+        window = self._windows.get(key)
+        if window is None or window.ends <= now:
+            window = self._open(key, now)
+        if window.used >= window.low and self._lessor is not None:
+            window.more(self._lessor)
         window.used += 1
         return window
 
@@ -228,6 +240,8 @@ class Budget:
         self._epoch = 0
         self._hot = 0
         self._hot_before = 0
+        self.stretched = 0.0
+        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
 
     def wait(self, now: float) -> float:
         """Seconds until one more load may be spent; 0 if it may now."""
@@ -268,14 +282,9 @@ class Budget:
             self._epoch = current
         if epoch != current:
             self._hot += 1
+            if self.limit is not None:
+                self.stretched = max(self._hot, self._hot_before) * self.seconds / self.limit
         return current
-
-    @property
-    def stretched(self) -> float:
-        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
-        if self.limit is None:
-            return 0.0
-        return max(self._hot, self._hot_before) * self.seconds / self.limit
 
     def left(self, now: float) -> int | None:
         """How many loads may be spent at once now; None if nothing bounds them."""
@@ -315,7 +324,7 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
     so from the right, the first address that is not a trusted proxy's is the browser's; what
     stands left of it is the browser's own invention.
     """
-    if not forwarded or not trusted or not _is_trusted(peer, trusted):
+    if not forwarded or not trusted or not is_trusted(peer, trusted):
         return peer
     address = peer
     hops = b",".join(forwarded).decode("latin-1").split(",")
@@ -326,12 +335,13 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
         except ValueError:
             break
         address = candidate
-        if not _is_trusted(address, trusted):
+        if not is_trusted(address, trusted):
             break
     return address
 
 
-def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """Whether *address* is in one of the *trusted* networks; ``::ffff:`` is unmapped."""
     try:
         parsed = ip_address(address)
     except ValueError:

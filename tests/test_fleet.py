@@ -15,7 +15,7 @@ from engines import ENGINES, Engine, free_port
 from world import FRIENDLY, OFF, Clock, World, read
 
 from bff.demo.upstream import Answer, session
-from bff.store import Away, StoreError
+from bff.store import StoreError
 
 
 class RealClock(Clock):
@@ -78,10 +78,11 @@ class Replicas:
 async def purge(world: World, id_: str) -> None:
     """Purge everywhere; as an operator does, again while the store is away."""
     for _ in range(100):
-        try:
-            return await world.service.fleet.purge("default", id_)
-        except Away:
-            await asyncio.sleep(0.05)
+        reply = await world.ops.delete("/cache/sessions/" + quote(id_, safe=""))
+        if reply.status_code == 204:
+            return
+        assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+        await asyncio.sleep(0.05)
     raise AssertionError("the store is away")
 
 
@@ -335,7 +336,7 @@ async def test_nothing_hidden_is_in_the_store_and_everything_expires(replicas: R
         for id_ in ("chat-1", "chat-2", "chat-closed", FRIENDLY["chat-2"], "none"):
             await world.get(id_)
         await world.get("chat-1", token="bad.bad.bad")
-    await one.service.fleet.purge("default", "chat-2")
+    await purge(one, "chat-2")
     await asyncio.sleep(0.1)
 
     found = everything(replicas.engine)
@@ -366,7 +367,7 @@ async def test_a_purge_reaches_every_replica_under_both_ids(replicas: Replicas) 
     assert len(replicas.upstream.seen) == 1
     await asyncio.sleep(0.05)
 
-    await worlds[0].service.fleet.purge("default", FRIENDLY["chat-1"])
+    await purge(worlds[0], FRIENDLY["chat-1"])
     document = replicas.upstream.environments[0].find("chat-1")
     document["taskIdentifier"] = "renamed"
     await asyncio.sleep(0.1)
@@ -403,7 +404,7 @@ async def test_a_purge_during_a_load_wins(replicas: Replicas, purged: str) -> No
     under_way = asyncio.create_task(one.get("chat-1"))
     await asked.wait()
     replicas.upstream.override = None
-    await two.service.fleet.purge("default", purged)
+    await purge(two, purged)
     replicas.upstream.environments[0].find("chat-1")["taskIdentifier"] = "renamed"
     go_on.set()
     assert (await under_way).json()["taskIdentifier"] == "my-chat", "asked before the purge"
@@ -562,8 +563,10 @@ async def test_a_purge_that_cannot_reach_the_others_says_so(own_replicas: Replic
     one, _ = await own_replicas.several(2)
     own_replicas.engine.kill()
     await until(lambda: not one.service.fleet.up)
-    with pytest.raises(Away):
-        await one.service.fleet.purge("default", "chat-1")
+
+    reply = await one.ops.delete("/cache/sessions/chat-1")
+
+    assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
 
 
 # -- who leaves
@@ -727,7 +730,7 @@ async def test_a_cluster(tmp_path, kind: str) -> None:
                 assert (await world.get("chat-1")).status_code == 200
                 await asyncio.sleep(0.05)
             assert len(replicas.upstream.seen) == 1
-            await one.service.fleet.purge("default", "chat-1")
+            await purge(one, "chat-1")
             await until(lambda: not two.service.gateway.cache._kept)
 
 
