@@ -69,7 +69,8 @@ def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
 
 
 def _browser(service: Service) -> uvicorn.Config:
-    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+    protocol = lane.protocol(service, system_clock)
+    return server.config(service.browser_app, lifespan=True, protocol=protocol)
 
 
 def _run(main_: Any) -> None:
@@ -113,12 +114,9 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             )
             sys.exit(2)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
-        protocol = service.protocol
-        if told.fast_lane and tracing is None:  # a span is a task's, and the lane has none
-            protocol = lane.protocol(service.gateway, system_clock, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True, protocol=protocol), browser),
+                (_browser(service), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,

@@ -116,7 +116,7 @@ class Store:
         except Away:
             raise self._trouble(f"cannot be used ({self.reason})") from None
         except self._errors.AuthenticationError:
-            raise self._trouble("rejects the username or the password") from None
+            raise self._trouble("rejects the name or the password") from None
         except self._errors.ResponseError as exc:
             raise self._trouble(f"answers with an error ({type(exc).__name__})") from None
         except self._failures as exc:

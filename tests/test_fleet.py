@@ -658,7 +658,7 @@ async def test_credentials_and_database(tmp_path) -> None:
             two = await replicas.add()
             assert two.service.fleet.up
             engine.url = f"valkey://gateway:wr0ng@127.0.0.1:{engine.port}"
-            with pytest.raises(StoreError, match="rejects the username or the password") as caught:
+            with pytest.raises(StoreError, match="rejects the name or the password") as caught:
                 await replicas.add()
             for world in (one, two):
                 assert "ntinel" not in world.log.getvalue()

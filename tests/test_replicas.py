@@ -37,7 +37,9 @@ class Traffic:
 
     def _run(self, number: int) -> None:
         turn = number
-        with httpx2.Client(timeout=10) as http:
+        # A connection for each request: what a killed process leaves in a pool closes at no known time.
+        unkept = httpx2.Limits(max_keepalive_connections=0)
+        with httpx2.Client(timeout=10, limits=unkept) as http:
             while not self._stop.is_set():
                 gateway = self.gateways[turn % len(self.gateways)]
                 id_ = self._paths[turn // len(self.gateways) % len(self._paths)]
