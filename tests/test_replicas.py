@@ -37,7 +37,7 @@ class Traffic:
 
     def _run(self, number: int) -> None:
         turn = number
-        # A connection for each request: what a killed process leaves in a pool closes at no known time.
+        # None kept: what a killed process leaves in a pool is closed at no known time.
         unkept = httpx2.Limits(max_keepalive_connections=0)
         with httpx2.Client(timeout=10, limits=unkept) as http:
             while not self._stop.is_set():
