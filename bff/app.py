@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -21,10 +21,12 @@ from bff import __version__, openapi, sessions
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
-from bff.gateway import Environment, Gateway, Head, Limits, Rules
+from bff.fleet import Fleet, Space, fingerprint
+from bff.gateway import Environment, Gateway, Head, Limits, Rules, make_copy
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
 from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError
+from bff.store import Away, Store, StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing
 from bff.upstream import Quota, Transport, Upstream, client
@@ -32,6 +34,7 @@ from bff.watch import Watch
 from bff.wire import Bounds, Doors, Guard
 
 Clock = Callable[[], tuple[float, float]]
+T = TypeVar("T")
 
 LOAD = "bff.load"
 """Among an ASGI scope's extensions: the `Load` that was decided on before the scope was made."""
@@ -47,6 +50,8 @@ _FIXED = (
     "upstream_connect_timeout",
     "upstream_timeout",
     "tracing",
+    "store_url",
+    "store_timeout",
     "fast_lane",
     "max_head_bytes",
     "max_headers",
@@ -89,6 +94,8 @@ class Service:
     ) -> None:
         self._tracing = tracing
         self._clock = clock
+        self._told = settings
+        self._connected = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._http = client(
             connect_timeout=settings.upstream_connect_timeout,
@@ -96,9 +103,9 @@ class Service:
             transport=transport,
         )
         self._telemetry = telemetry
-        self._told = settings
         self._settings_current = True
         self._reload_settings = reload
+        self.fleet = self._fleet(settings) if settings.store_url else None
         cache: Cache[Copy | Refusal] = Cache(
             _ages(settings),
             max_bytes=settings.cache_max_bytes,
@@ -111,6 +118,7 @@ class Service:
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
+            fleet=self.fleet,
         )
         bounds = Bounds(
             head_bytes=settings.max_head_bytes,
@@ -174,6 +182,8 @@ class Service:
                 self._telemetry.exception("settings_not_reloaded", exc)
             return
         self.gateway.adopt(rules)
+        if self.fleet is not None:
+            self.fleet.adopt(_spaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
         self._telemetry.count("bff_reloads", "ok")
         log.info("settings_reloaded")
@@ -219,9 +229,11 @@ class Service:
             ages=_ages(settings),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
-                address=_limiter("address", settings.ip_rate_limit, limits.address),
-                bad_token=_limiter("bad-token", settings.bad_token_limit, limits.bad_token),
-                caller=_limiter("caller", settings.rate_limit, limits.caller),
+                address=_limiter("address", settings.ip_rate_limit, limits.address, self.fleet),
+                bad_token=_limiter(
+                    "bad-token", settings.bad_token_limit, limits.bad_token, self.fleet
+                ),
+                caller=_limiter("caller", settings.rate_limit, limits.caller, self.fleet),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
@@ -248,6 +260,13 @@ class Service:
             budget.observe(
                 now, limit=quota.limit, remaining=quota.remaining, reset=quota.reset - wall
             )
+            if self.fleet is not None:
+                self.fleet.observe(
+                    environment.name,
+                    limit=quota.limit,
+                    remaining=quota.remaining,
+                    reset=quota.reset - wall,
+                )
 
         upstream = Upstream(
             self._http,
@@ -262,7 +281,41 @@ class Service:
             upstream = self._tracing.upstream(upstream)
         return Environment(environment.name, place, upstream, budget)
 
-    def _spawn(self, load: Coroutine[Any, Any, Copy | Refusal]) -> asyncio.Task[Copy | Refusal]:
+    def _fleet(self, settings: Settings) -> Fleet:
+        telemetry, clock = self._telemetry, self._clock
+        assert settings.store_url is not None  # noqa: S101  asked by who calls
+
+        def changed(reason: str | None) -> None:
+            if reason is None:
+                telemetry.log.info("store_there", replicas=store.replicas)
+            else:
+                telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
+
+        store = Store(
+            settings.store_url,
+            timeout=settings.store_timeout,
+            name=os.urandom(8).hex(),
+            wall=lambda: clock()[1],
+            count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
+            changed=changed,
+        )
+        return Fleet(
+            store,
+            spaces=_spaces(settings),
+            make=make_copy,
+            negative_ttl=settings.cache_negative_ttl,
+            patience=settings.upstream_timeout,
+            clock=clock,
+            spawn=self._spawn,
+            tokens=lambda: os.urandom(8).hex(),
+            count=telemetry.count,
+            on_purge=self._forget,
+        )
+
+    def _forget(self, environment: str, id_: str) -> None:
+        self.gateway.cache.purge(environment, id_)
+
+    def _spawn(self, load: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(load)
         # The loop holds tasks weakly, and whoever waits for this one may leave.
         self._tasks.add(task)
@@ -272,6 +325,7 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
+            await self.connect()
             # Held by this frame, which outlives them.
             beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
             yield
@@ -279,8 +333,26 @@ class Service:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+            if self.fleet is not None:
+                await self.fleet.stop()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
+
+    async def connect(self) -> None:
+        """Reach the store, if there is one; once.
+
+        Raises:
+            StoreError: it cannot be used, and is not optional.
+        """
+        if self.fleet is None or self._connected:
+            return
+        self._connected = True
+        try:
+            await self.fleet.start()
+        except StoreError as exc:
+            if not self._told.store_optional:
+                raise
+            self._telemetry.log.warning("store_away", reason=str(exc))
 
     # -- the ops port
 
@@ -294,15 +366,27 @@ class Service:
         }
         # One environment's trouble must not take the others out of service.
         if any(ready for ready, _ in found.values()):
-            return JSONResponse({"status": "ready", "environments": environments})
+            return JSONResponse(
+                {"status": "ready", "environments": environments, **self._store_state()}
+            )
         refusal = Refusal("not_ready", retry_after=2)
         return JSONResponse(
             {"error": refusal.detail, "code": refusal.code, "environments": environments},
             refusal.kind.status,
         )
 
+    def _store_state(self) -> dict[str, str]:
+        if self.fleet is None:
+            return {}
+        if self.fleet.up:
+            return {"store": f"there, with {self.fleet.replicas} replicas"}
+        return {
+            "store": f"away ({self.fleet.store.reason}): this replica goes on alone, with its "
+            f"share of 1 in {self.fleet.replicas} of the limits"
+        }
+
     async def _purge(self, request: Request) -> Response:
-        """Forget a session, under both its ids and in every environment."""
+        """Forget a session, under both its ids and in every environment, in every replica."""
         segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
         try:
             id_ = sessions.parse_id(segment)
@@ -313,6 +397,14 @@ class Service:
         for name in self.gateway.environments:
             self.gateway.cache.purge(name, id_)
         self._telemetry.count("bff_purges")
+        try:
+            for name in self.gateway.environments if self.fleet else ():
+                await self.fleet.purge(name, id_)  # type: ignore[union-attr]  # just asked
+        except Away:
+            away = Refusal(
+                "not_ready", "The store is away: purged from this replica alone; send it again"
+            )
+            return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
         return Response(status_code=204)
 
     async def _metrics(self, _: Request) -> Response:
@@ -329,6 +421,8 @@ class Service:
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
             },
             "bff_connections": {(): self._doors.open},
+            "bff_store_up": {(): float(self.fleet.up)} if self.fleet else {},
+            "bff_replicas": {(): self.fleet.replicas} if self.fleet else {},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},
@@ -425,12 +519,27 @@ async def send_reply(reply: Reply, send: Send) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def _limiter(name: str, rate: Rate | None, before: Limiter | None) -> Limiter | None:
+def _limiter(
+    name: str, rate: Rate | None, before: Limiter | None, fleet: Fleet | None
+) -> Limiter | None:
     if rate is None:
         return None
     if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds)
+    return Limiter(name, rate.limit, rate.seconds, lessor=fleet)
+
+
+def _spaces(settings: Settings) -> dict[str, Space]:
+    """Where each environment's things are in the store: apart from whatever differs."""
+    policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
+    rules = fingerprint(__version__, settings.default_policy.fingerprint, sorted(policies.items()))
+    return {
+        # Without an id, the key alone says which environment it is.
+        e.name: Space(
+            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()), rules
+        )
+        for e in settings.environments
+    }
 
 
 def _ages(settings: Settings) -> Ages:

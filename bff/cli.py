@@ -18,8 +18,10 @@ from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
 from bff.process import harden
+from bff.store import StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing, TracingError
+from bff.workers import supervise
 
 
 @click.group()
@@ -55,6 +57,17 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
+def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
+    if told.store_url is None:
+        telemetry.log.warning(
+            "workers_count_alone",
+            workers=workers,
+            each="has copies, limits and an upstream budget of its own, so all of them together "
+            f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
+        )
+    return supervise(workers, telemetry.log)
+
+
 def _browser(service: Service) -> uvicorn.Config:
     protocol = lane.protocol(service, system_clock)
     return server.config(service.browser_app, lifespan=True, protocol=protocol)
@@ -68,26 +81,38 @@ def _run(main_: Any) -> None:
 @main.command()
 @click.option("--host", help="In place of BFF_HOST.")
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
-def serve(host: str | None, port: int | None) -> None:
+@click.option("--workers", type=click.IntRange(1, 64), default=1, help="Processes on one address.")
+def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     harden()
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
+    given = server.inherited(environ)
+    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
+    number = _fork(workers, told, telemetry) if workers > 1 else 0
+    ops = None if number else given.get("ops")
+    if ops is None:
+        ops = _listen(told.ops_host, told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
     try:
-        tracing = Tracing() if told.tracing else None
+        tracing = Tracing() if told.tracing else None  # after the fork: it has threads
     except TracingError as exc:
         click.echo(exc, err=True)
         sys.exit(2)
-    given = server.inherited(environ)
-    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
-    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )
 
     async def go() -> None:
         service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
+        try:
+            await service.connect()
+        except StoreError as exc:
+            click.echo(
+                f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start without",
+                err=True,
+            )
+            sys.exit(2)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [

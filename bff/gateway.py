@@ -27,13 +27,23 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bff import listing, sessions
 from bff.auth import Caller, Verifier
 from bff.cache import Ages, Cache, Copy, Missing, State
 from bff.errors import Refusal
-from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
+from bff.fleet import Fleet, Question
+from bff.limits import (
+    Budget,
+    Limiter,
+    Network,
+    Unleased,
+    Window,
+    address_key,
+    browser_address,
+)
 from bff.policy import Policy
 from bff.replies import Replies, Reply, copy_head, server_timing
 from bff.scopes import Grant
@@ -156,6 +166,14 @@ class Loads:
 
 
 @dataclass(slots=True)
+class Wait:
+    """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
+
+    head: Head
+    lease: "asyncio.Task[None]"
+
+
+@dataclass(slots=True)
 class Environment:
     """One Trigger.dev environment at run time."""
 
@@ -209,6 +227,7 @@ class Gateway:
         rules: to begin with; see `adopt`.
         clock: returns the two times, as in `Visit`; for what finishes after its decision.
         request_ids: makes an id for each answer.
+        fleet: the other replicas; None without a store.
     """
 
     def __init__(
@@ -219,11 +238,13 @@ class Gateway:
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
+        fleet: Fleet | None = None,
     ) -> None:
         self.cache = cache
         self.telemetry = telemetry
         self._clock = clock
         self._request_ids = request_ids
+        self.fleet = fleet
         self._served = 0
         self.rules = rules
         self.adopt(rules)
@@ -254,7 +275,7 @@ class Gateway:
 
     # -- the decision
 
-    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads:
+    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads | Wait:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
@@ -265,6 +286,9 @@ class Gateway:
             return self._decide(visit)
         except Refusal as refusal:
             return self._refusal(visit, refusal)
+        except Unleased as lack:
+            self._uncount_address(visit, lack)
+            return Wait(head, lack.lease)
 
     def _decide(self, visit: Visit) -> Reply | Load | Loads:
         address = self._count_address(visit)
@@ -296,6 +320,13 @@ class Gateway:
                 visit.window = window
                 raise Refusal("rate_limited")
         return address
+
+    def _uncount_address(self, visit: Visit, lack: Unleased) -> None:
+        """The decision is made again from its start: what it counted would be counted twice."""
+        head, limiter = visit.head, self._limits.address
+        if limiter is not None and lack.limiter is not limiter:
+            address = browser_address(head.peer, head.forwarded, self._trusted_proxies)
+            limiter.untake(address_key(address))
 
     def _route(self, visit: Visit) -> Reply | None:
         """Answer with a page, or leave what is on a session's route to the rest of the way.
@@ -406,7 +437,7 @@ class Gateway:
                 return known, b"hit", "hit"
             state = self.cache.ages.state(known, now, budget.stretched)
             flight = self.cache.flight(environment.name, id_)
-            wait = max(budget.wait(now), known.retry - now)
+            wait = max(self._budget_wait(budget, now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
                     self._load(environment, id_, known, now)
@@ -418,12 +449,20 @@ class Gateway:
         flight = self.cache.flight(environment.name, id_)
         joined = flight is not None
         if flight is None:
-            wait = budget.wait(now)
+            wait = self._budget_wait(budget, now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
             flight = self._load(environment, id_, last_resort, now)
         return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
+
+    def _budget_wait(self, budget: Budget, now: float) -> float:
+        """Seconds until a load may start; where replicas share a budget, the load itself asks."""
+        if self.fleet is not None:
+            if self.fleet.up:
+                return 0.0
+            budget.replicas = self.fleet.replicas
+        return budget.wait(now)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -464,8 +503,11 @@ class Gateway:
         self.telemetry.count("bff_cache", result)
         return copy
 
-    async def finish(self, load: Load | Loads) -> Reply:
+    async def finish(self, load: Load | Loads | Wait) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
+        if isinstance(load, Wait):
+            answer = await self._finish_wait(load)
+            return answer if isinstance(answer, Reply) else await self.finish(answer)
         if isinstance(load, Loads):
             return await self._finish_list(load)
         visit = load.visit
@@ -516,16 +558,74 @@ class Gateway:
         answer = self.decide(visit.head, *self._clock())
         return answer if isinstance(answer, Reply) else await self.finish(answer)
 
+    async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
+        """Wait for leases, for as long as a request may wait for the store, and decide again."""
+        assert self.fleet is not None  # noqa: S101  nothing else leases
+        ends = self._clock()[0] + self.fleet.store.timeout / 2
+        while True:
+            left = ends - self._clock()[0]
+            await asyncio.wait([wait.lease], timeout=max(0.0, left))
+            if left <= 0 or not wait.lease.done():
+                self.fleet.store.give_up()
+            answer = self.decide(wait.head, *self._clock())
+            if not isinstance(answer, Wait):
+                return answer
+            wait = answer
+
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
-        environment.budget.spend(now)
-        return self.cache.fly(environment.name, id_, self._fetch(environment, id_, known))
+        spent = self.fleet is None or not self.fleet.up
+        if spent:
+            environment.budget.spend(now)
+        load = self._fetch(environment, id_, known, spent=spent)
+        return self.cache.fly(environment.name, id_, load)
 
     async def _fetch(
-        self, environment: Environment, id_: str, known: Copy | None
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
     ) -> Copy | Refusal:
-        """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
+        """One load, by this process or another: keep what it brings. Never raises."""
+        ask = partial(self._ask, environment, id_, known, spent=spent)
+        if self.fleet is None or id_ == PROBE_ID:
+            return await ask()
+        while True:
+            rules, mark = self.rules, self.cache.mark
+            outcome, ours = await self.fleet.load(
+                Question(
+                    environment=environment.name,
+                    id=id_,
+                    ask=ask,
+                    fresh=partial(self._is_fresh, environment.budget),
+                    lifetime=partial(self._lifetime, environment.budget),
+                )
+            )
+            if ours:
+                return outcome
+            if rules is self.rules:
+                if isinstance(outcome, Copy):
+                    self.cache.put(outcome, mark)
+                return outcome
+            # What another replica projected, it did by the former rules: look by the new ones.
+
+    def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
+        return self.cache.ages.state(copy, now, budget.stretched) is State.FRESH
+
+    def _lifetime(self, budget: Budget, copy: Copy) -> float:
+        """Seconds after its load for which a copy may be of use to any replica."""
+        ages = self.cache.ages
+        fresh = max(ages.closed_ttl if copy.closed else ages.ttl, budget.stretched)
+        return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
+
+    async def _ask(
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+    ) -> Copy | Refusal:
+        """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
+        if not spent and self.fleet is not None:
+            wait = await self.fleet.spend(environment.name, environment.budget)
+            if wait > 0:
+                if known is not None:
+                    known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+                return Refusal("over_budget", retry_after=wait)
         started, _ = self._clock()
         mark = self.cache.mark
         outcome: Copy | Refusal
@@ -556,16 +656,13 @@ class Gateway:
             encoded = body.encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise Refusal("upstream_invalid") from None
-        etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()[:18])
-        return Copy(
-            environment=environment,
-            id=str(document["id"]),
-            external_id=document["externalId"],  # type: ignore[arg-type]  # validated
-            etag=etag,
-            head=copy_head(etag),
-            body=encoded,
-            closed=document["closedAt"] is not None,
-            loaded=loaded,
+        return make_copy(
+            environment,
+            str(document["id"]),
+            document["externalId"],  # type: ignore[arg-type]  # validated
+            encoded,
+            document["closedAt"] is not None,
+            loaded,
         )
 
     def _learn(
@@ -585,6 +682,8 @@ class Gateway:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
+                if self.fleet is not None:
+                    self.fleet.pause(environment.name, environment.budget.wait(now))
                 outcome.retry_after = environment.budget.wait(now)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
@@ -726,6 +825,28 @@ class Gateway:
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
         self.telemetry.count("bff_requests", visit.route, reply.status, code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
+
+
+def make_copy(
+    environment: str,
+    id_: str,
+    external_id: str | None,
+    body: bytes,
+    closed: bool,  # noqa: FBT001
+    loaded: float,
+) -> Copy:
+    """Make a copy of a projected and encoded *body*."""
+    etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
+    return Copy(
+        environment=environment,
+        id=id_,
+        external_id=external_id,
+        etag=etag,
+        head=copy_head(etag),
+        body=body,
+        closed=closed,
+        loaded=loaded,
+    )
 
 
 def _landed(load: Load) -> Found | Refusal:

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.app import LOAD, Clock, Service
-from bff.gateway import Gateway, Head, Load, Loads
+from bff.gateway import Gateway, Head, Load, Loads, Wait
 from bff.replies import Reply
 from bff.wire import MAX_PIPELINED, Guard
 
@@ -95,7 +95,7 @@ class Lane(Guard):
         """Begun in the bytes at hand."""
         self._head: Head | None = None
         """Of the last request in them that was decided here."""
-        self._load: Load | Loads | None = None
+        self._load: Load | Loads | Wait | None = None
         """Decided already, for the request that is parsed next."""
         self._again = b""
         """Bytes that are one request to be decided here, whole, and `_head` is its head."""

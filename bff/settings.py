@@ -14,9 +14,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import isfinite
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bff.policy import DEFAULT_FIELDS, Policy, PolicyError
+from bff.store import Place
 
 
 class Secret:
@@ -96,6 +97,9 @@ class Settings:
     cache_stale_if_error: float
     cache_negative_ttl: float
     cache_max_bytes: int
+    store_url: Place | None
+    store_optional: bool
+    store_timeout: float
     fast_lane: bool
     max_connections: int
     max_connections_per_address: int
@@ -225,6 +229,42 @@ def _url(text: str) -> str:
     if parts.query or parts.fragment or "@" in parts.netloc or " " in text:
         raise ProblemError("may hold a host, a port and a path, and nothing else")
     return text.rstrip("/")
+
+
+_STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
+_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (README: BFF_STORE_URL)"
+
+
+def _store(text: str) -> Place:
+    try:
+        parts = urlsplit(text)
+        port = parts.port or 6379
+    except ValueError:
+        raise ProblemError(f"is not an address; {_STORE_HINT}") from None
+    scheme = _STORE_SCHEME.fullmatch(parts.scheme)
+    path = parts.path.strip("/")
+    if not scheme or not parts.hostname or not text.isprintable() or parts.fragment:
+        raise ProblemError(f"is not an address; {_STORE_HINT}")
+    if path and not re.fullmatch(r"[0-9]{1,3}", path):
+        raise ProblemError(f"names a database that is no number; {_STORE_HINT}")
+    if scheme[3] and path not in ("", "0"):
+        raise ProblemError("names a database, and a cluster has but one; leave it out")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    ca_file = options.pop("ca_file", None)
+    if options:
+        raise ProblemError("may have ?ca_file=PATH after it, and nothing else")
+    if ca_file is not None and not (scheme[2] and Path(ca_file).is_file()):
+        raise ProblemError("names a ca_file that is no file, or has no TLS; write valkeys://…")
+    return Place(
+        host=parts.hostname,
+        port=port,
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        database=int(path or 0),
+        tls=bool(scheme[2]),
+        cluster=bool(scheme[3]),
+        ca_file=ca_file,
+    )
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -411,6 +451,19 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_CACHE_MAX_BYTES": Setting(
         _bytes, "67108864", "`67108864`", "memory for copies; the least recently read go first"
+    ),
+    "BFF_STORE_URL": Setting(
+        _store,
+        None,
+        "—",
+        "`valkey://…`: shared copies, limits and budget of several replicas (docs/FLEET.md)",
+        secret=True,
+    ),
+    "BFF_STORE_OPTIONAL": Setting(
+        _flag, "false", "`false`", "`true` starts without the store when it cannot be reached"
+    ),
+    "BFF_STORE_TIMEOUT": Setting(
+        _positive_seconds, "0.05", "`0.05`", "seconds that a request may wait for the store"
     ),
     "BFF_FAST_LANE": Setting(
         _switch,

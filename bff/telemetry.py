@@ -68,6 +68,18 @@ METRICS: dict[str, Row] = {
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_store_commands": Row(
+        "Commands to the store, by outcome: ok, late, error, foreign (a value not ours, dropped).",
+        ("outcome",),
+    ),
+    "bff_leases": Row("Parts of windows leased from the store, by limit.", ("limit",)),
+    "bff_shared_copies": Row(
+        "Copies in the store, by what became of them: used, kept, purged (during their load), "
+        "dropped (foreign or corrupt).",
+        ("result",),
+    ),
+    "bff_store_up": Row("1 if the store is there, 0 if this replica is on its own.", gauge=True),
+    "bff_replicas": Row("Replicas that were seen at the store last.", gauge=True),
     "bff_log_lines_dropped": Row(
         "Log lines left out because there were too many of their kind in a second.", ("event",)
     ),
