@@ -23,9 +23,14 @@ from bff.errors import Refusal
 from bff.gateway import Environment, Gateway, Head, Limits, Load
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
-from bff.settings import EnvironmentSettings, Rate, Settings
+from bff.revocations import Revocation, RevocationError, Revocations, parse
+from bff.scopes import Grant
+from bff.settings import EnvironmentSettings, Rate, Settings, SourceSettings
+from bff.sources import KeySet, Source, read_jwks, shared_key
 from bff.telemetry import Telemetry
-from bff.upstream import Quota, Transport, Upstream, client
+from bff.upkeep import Upkeep
+from bff.upstream import Quota, Transport, Upstream, client, fetch
+from bff.verdicts import Verdicts
 
 Clock = Callable[[], tuple[float, float]]
 
@@ -62,15 +67,13 @@ class Service:
             timeout=settings.upstream_timeout,
             transport=transport,
         )
+        self._settings = settings
+        self._sources = tuple(map(_source, settings.token_sources))
+        self._ids: dict[str, str] = {}
+        """Environment ids that upstream told, by the environment's name."""
         self.gateway = Gateway(
             environments={e.name: self._environment(e, settings) for e in settings.environments},
-            verifier=Verifier(
-                [
-                    Issuer(e.name, e.id, tuple(key.reveal() for key in e.signing_keys))
-                    for e in settings.environments
-                ],
-                sessions.grant,
-            ),
+            verifier=self._verifier(settings),
             cache=Cache(
                 Ages(
                     ttl=settings.cache_ttl,
@@ -83,15 +86,18 @@ class Service:
                 spawn=self._spawn,
                 on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
             ),
+            verdicts=Verdicts(self._spawn),
+            revocations=Revocations(),
             limits=Limits(
                 address=_limiter("address", settings.ip_rate_limit),
                 bad_token=_limiter("bad-token", settings.bad_token_limit),
                 caller=_limiter("caller", settings.rate_limit),
             ),
+            token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
             policies=settings.policies,
-            replies=Replies(settings.allowed_origins),
+            replies=Replies(settings.allowed_origins, cookie=settings.token_cookie is not None),
             pages=_PAGES,
             telemetry=telemetry,
             clock=clock,
@@ -112,6 +118,7 @@ class Service:
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
+                Route("/revocations", self._revoke, methods=["POST"]),
             ]
         )
 
@@ -136,6 +143,24 @@ class Service:
         )
         return Environment(environment.name, upstream, budget)
 
+    def _verifier(self, settings: Settings) -> Verifier[Grant]:
+        issuers = [
+            Issuer(
+                e.name,
+                e.id or self._ids.get(e.name),
+                tuple(key.reveal() for key in e.signing_keys),
+                upstream="upstream" in e.verify,
+                pending=e.learn and e.name not in self._ids,
+            )
+            for e in settings.environments
+        ]
+        return Verifier(issuers, sessions.grant, sources=self._sources)
+
+    def _learned(self, name: str, id_: str) -> None:
+        """Go on with the id that upstream told of the environment *name*."""
+        self._ids[name] = id_
+        self.gateway.verifier = self._verifier(self._settings)
+
     def _spawn(self, load: Coroutine[Any, Any, Copy | Refusal]) -> asyncio.Task[Copy | Refusal]:
         task = asyncio.create_task(load)
         # The loop holds tasks weakly, and whoever waits for this one may leave.
@@ -146,9 +171,26 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
+            upkeep = asyncio.create_task(self._upkeep().run())
             yield
+            upkeep.cancel()
+            await asyncio.wait([upkeep])
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+
+    def _upkeep(self) -> Upkeep:
+        return Upkeep(
+            lambda url: fetch(self._http, url, self._settings.upstream_timeout),
+            self._sources,
+            {
+                e.name: self.gateway.environments[e.name].upstream.environment_id
+                for e in self._settings.environments
+                if e.learn
+            },
+            learned=self._learned,
+            clock=self._clock,
+            telemetry=self._telemetry,
+        )
 
     # -- the ops port
 
@@ -169,6 +211,25 @@ class Service:
             refusal.kind.status,
         )
 
+    async def _revoke(self, request: Request) -> Response:
+        """Take tokens back, from the next request on; see `revocations.parse` for the body."""
+        _, wall = self._clock()
+        try:
+            revocation = parse(await _json_body(request), wall)
+            self.revoke(revocation)
+        except RevocationError as exc:
+            return JSONResponse({"error": str(exc), "code": "bad_request"}, 400)
+        return JSONResponse({"revoked": revocation.kind, "until": revocation.until})
+
+    def revoke(self, revocation: Revocation) -> None:
+        """Take in a revocation, told here or by another replica.
+
+        Raises:
+            RevocationError: there is no room.
+        """
+        self.gateway.revocations.add(revocation, self._clock()[1])
+        self._telemetry.log.warning("revoked", kind=revocation.kind)
+
     async def _metrics(self, _: Request) -> Response:
         return Response(self._telemetry.metrics(), media_type="text/plain; version=0.0.4")
 
@@ -181,6 +242,7 @@ class Service:
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},
             "bff_verified_tokens": {(): len(gateway.verifier)},
+            "bff_revocations": {(): len(gateway.revocations)},
             "bff_stretched_ttl_seconds": {
                 (name,): e.budget.stretched for name, e in environments.items()
             },
@@ -248,6 +310,54 @@ async def send_reply(reply: Reply, send: Send) -> None:
     """Write *reply* as ASGI messages."""
     await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers()})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+async def _json_body(request: Request) -> dict[str, Any]:
+    """Read the body of a request that changes something.
+
+    No page in a browser gets here: its requests say where they come from, and one that says it
+    sends JSON to another origin would have to ask before.
+
+    Raises:
+        RevocationError: it may not be read, or holds no object.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json" or not _BROWSERS.isdisjoint(request.headers.keys()):
+        raise RevocationError("Send JSON, with its content type, and not from a browser")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise RevocationError(f"Send at most {_MAX_BODY} bytes")
+    try:
+        read = json.loads(body)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise RevocationError("Send a JSON object")
+    return read
+
+
+_MAX_BODY = 8192
+_BROWSERS = frozenset({"origin", "sec-fetch-site", "cookie"})
+
+
+def _source(told: SourceSettings) -> Source:
+    keys = [shared_key(key.reveal()) for key in told.shared_keys]
+    if told.jwks is not None:
+        keys = list(read_jwks(told.jwks, told.algorithms))
+    key_set = KeySet(keys, url=told.jwks_url, trusted_seconds=told.keys_trusted)
+    return Source(
+        name=told.name,
+        environment=told.environment,
+        issuer=told.issuer,
+        audiences=told.audiences,
+        algorithms=told.algorithms,
+        keys=key_set,
+        scopes_path=told.scopes_path,
+        scopes_are_text=told.scopes_are_text,
+        required=told.required,
+    )
 
 
 def _limiter(name: str, rate: Rate | None) -> Limiter | None:

@@ -11,6 +11,7 @@ does not ask first whether this caller may read it.
     token              → caller; bad ones are counted more tightly     400 401 429
     path               → session id                                    400
     id and scopes      → named, or maybe an alias of what is named     403
+    token, once more   → where upstream has the last word on it        401 403 429 5xx
     caller             → counted                                       429
     shared copy        → fresh, stale, joined or loaded                404 5xx
     copy and scopes    → decided again on the copy's own ids           403
@@ -21,7 +22,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bff import sessions
@@ -31,9 +32,11 @@ from bff.errors import Refusal
 from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
 from bff.policy import Policy
 from bff.replies import Replies, Reply, copy_head
+from bff.revocations import Revocations
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
 from bff.upstream import Upstream
+from bff.verdicts import UNDECIDED, Verdicts
 
 PATIENCE_SECONDS = 1.0
 """Whoever could be answered with a usable copy waits no longer than this for a newer one."""
@@ -58,6 +61,8 @@ class Head:
     authorization: bytes | None = None
     if_none_match: bytes | None = None
     forwarded: Sequence[bytes] = ()
+    cookies: Sequence[bytes] = ()
+    fetch_site: bytes | None = None
     ambiguous: bool = False
     """A header that may stand once only was repeated."""
 
@@ -78,6 +83,10 @@ class Head:
                 head.if_none_match = value
             elif name == b"x-forwarded-for":
                 head.forwarded = (*head.forwarded, value)
+            elif name == b"cookie":
+                head.cookies = (*head.cookies, value)
+            elif name == b"sec-fetch-site":
+                head.fetch_site = value
         return head
 
 
@@ -98,6 +107,10 @@ class Visit:
     """The address's bad tokens, while the id is not known to be one that the caller may read."""
     reserved: bool = False
     """One of `probes` was taken in advance, for the load this visit started."""
+    token: bytes = b""
+    address: str = ""
+    test: Window | None = None
+    """The address's bad tokens, of which one was taken in advance for the test this one started."""
 
 
 @dataclass(slots=True)
@@ -110,6 +123,8 @@ class Load:
     flight: "asyncio.Task[Copy | Refusal]"
     last_resort: Copy | None
     joined: bool
+    test: bool = False
+    """Upstream is asked with the caller's own token, and its answer is about that too."""
 
 
 @dataclass(slots=True)
@@ -151,7 +166,10 @@ class Gateway:
         environments: Mapping[str, Environment],
         verifier: Verifier[Grant],
         cache: "Cache[Copy | Refusal]",
+        verdicts: "Verdicts[Copy | Refusal]",
+        revocations: Revocations,
         limits: Limits,
+        token_cookie: bytes | None,
         trusted_proxies: Sequence[Network],
         default_policy: Policy,
         policies: Mapping[str, Policy],
@@ -165,6 +183,9 @@ class Gateway:
         self.cache = cache
         self.telemetry = telemetry
         self.verifier = verifier
+        self.verdicts = verdicts
+        self.revocations = revocations
+        self._token_cookie = token_cookie
         self._limits = limits
         self._trusted_proxies = trusted_proxies
         self._default_policy = default_policy
@@ -199,6 +220,8 @@ class Gateway:
             if not sessions.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
             visit.probes = self._bad_tokens(address, visit.now)
+        if caller.digest is not None and not self.verdicts.good(caller.digest, id_, visit.now):
+            return self._test(visit, caller, address, id_)
         self._count_caller(visit, caller, address)
         return self._look_up(visit, caller, id_)
 
@@ -238,20 +261,52 @@ class Gateway:
         head = visit.head
         if head.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
-        if not head.authorization:
+        if head.authorization is not None and not head.authorization:
             raise Refusal("token_missing")
+        cookie = self._from_cookie(head) if head.authorization is None else None
         try:
-            return self.verifier.verify(_bearer(head.authorization), visit.wall)
+            visit.token = cookie or _bearer(head.authorization or b"")
+            caller = self.verifier.verify(visit.token, visit.wall)
+            self._still_good(visit, caller)
         except Refusal as refusal:
-            if refusal.code == "secret_key_sent":
-                self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-            window = self._bad_tokens(address, visit.now)
-            if window is not None:
-                window.used += 1
-                if window.exceeded:
-                    visit.window = window
-                    raise Refusal("rate_limited") from None
+            if refusal.kind.status == 401:  # noqa: PLR2004
+                self._count_bad_token(visit, address, refusal)
             raise
+        return caller
+
+    def _still_good(self, visit: Visit, caller: Caller[Grant]) -> None:
+        if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
+            raise Refusal("token_revoked")
+
+    def _from_cookie(self, head: Head) -> bytes:
+        """Take the token from its cookie, if a page of this very origin asks to read.
+
+        The browser says so itself, in a header that no script can set. An `Origin` comes with what
+        another origin may have caused, so with one there is no cookie for us.
+        """
+        if (
+            self._token_cookie is not None
+            and head.cookies
+            and head.fetch_site == b"same-origin"
+            and head.origin is None
+        ):
+            pairs = (pair.strip().partition(b"=") for pair in b";".join(head.cookies).split(b";"))
+            found = [value for name, _, value in pairs if name == self._token_cookie and value]
+            if len(found) > 1:
+                raise Refusal("bad_request", "Send the token's cookie once")
+            if found:
+                return found[0]
+        raise Refusal("token_missing")
+
+    def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
+        if refusal.code == "secret_key_sent":
+            self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
+        window = self._bad_tokens(address, visit.now)
+        if window is not None:
+            window.used += 1
+            if window.exceeded:
+                visit.window = window
+                raise Refusal("rate_limited") from None
 
     def _bad_tokens(self, address: str, now: float) -> Window | None:
         limiter = self._limits.bad_token
@@ -271,6 +326,84 @@ class Gateway:
         visit = Visit(head, request_id, *self._clock())
         return self._refusal(visit, Refusal("internal"))
 
+    # -- upstream's word on a token
+
+    def _test(self, visit: Visit, caller: Caller[Grant], address: str, id_: str) -> Load:
+        """Put a token to upstream's test: load the session with it, once however many ask.
+
+        Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
+        limit before upstream meets the tokens; and what it claims has only been good for refusing.
+        """
+        digest, now = caller.digest or b"", visit.now
+        visit.address = address
+        code = self.verdicts.refused(digest, id_, now)
+        if code is not None:
+            raise self._refused(visit, caller, Refusal(code, retry_after=1))
+        flight = self.verdicts.flight(digest, id_)
+        joined = flight is not None
+        if flight is None:
+            if self.verdicts.full:
+                raise Refusal("over_budget", retry_after=1)
+            if visit.probes is not None:
+                self._reserve_probe(visit)
+            elif (window := self._bad_tokens(address, now)) is not None:
+                if window.exhausted:
+                    visit.window = window
+                    raise Refusal("rate_limited")
+                window.used += 1
+                visit.test = window
+            environment = self.environments[caller.environment]
+            load = self._fetch_as(environment, id_, caller, visit.token)
+            flight = self.verdicts.fly(digest, id_, load)
+        return Load(visit, caller, id_, flight, None, joined, test=True)
+
+    def _refused(self, visit: Visit, caller: Caller[Grant], refusal: Refusal) -> Refusal:
+        """Count, by what upstream's refusal says of the token; returns what is to be told."""
+        try:
+            if refusal.code == "token_invalid":
+                # Upstream looks at the token first, so this says nothing of the session.
+                visit.probes = None
+                if visit.test is None and not visit.reserved:
+                    self._count_bad_token(visit, visit.address, refusal)
+            elif refusal.code not in UNDECIDED:
+                self._passed(visit, caller)
+        except Refusal as limited:
+            return limited
+        return refusal
+
+    def _passed(self, visit: Visit, caller: Caller[Grant]) -> None:
+        """The token is a good one: take its bad mark back, and count its caller from now on."""
+        if visit.test is not None:
+            visit.test.used -= 1
+            visit.test = None
+        self._count_caller(visit, caller, visit.address)
+
+    async def _fetch_as(
+        self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
+    ) -> Copy | Refusal:
+        """One load that is a test of a token too. Never raises.
+
+        The token's `sub` is this environment's id and upstream has verified it, so what comes is
+        of this environment: it fills the shared copy as any load does. Health and budget are the
+        secret key's and learn nothing here.
+        """
+        digest, outcome = (
+            caller.digest or b"",
+            await self._brought(
+                environment, id_, lambda path: environment.upstream.get_as(token, path)
+            ),
+        )
+        now, wall = self._clock()
+        code = "ok" if isinstance(outcome, Copy) else outcome.code
+        self.telemetry.count("bff_token_tests", code)
+        if isinstance(outcome, Refusal):
+            self.verdicts.refuse(digest, id_, now, code, outcome.retry_after)
+        else:
+            ids = {id_, outcome.id, outcome.external_id or outcome.id}
+            self.verdicts.accept(digest, ids, now, caller.expires - wall)
+            self.verifier.remember(token, caller)
+        return outcome
+
     # -- the shared copy
 
     def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
@@ -285,7 +418,7 @@ class Gateway:
         last_resort = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
-            _authorize(caller, known)
+            self._authorize(visit, caller, known)
             visit.probes = None
             known.epoch = budget.count_hot(known.epoch, now)
             state = self.cache.ages.state(known, now, budget.stretched)
@@ -324,6 +457,9 @@ class Gateway:
         outcome = flight.result() if flight.done() else Refusal("upstream_timeout")
         visit.now, visit.wall = self._clock()
         try:
+            self._still_good(visit, load.caller)
+            if load.test:
+                outcome = self._tested(load, outcome)
             if isinstance(outcome, Copy):
                 forward = b"stale" if load.last_resort else b"miss"
                 how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
@@ -336,6 +472,12 @@ class Gateway:
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
         return self._refusal(visit, outcome)
 
+    def _tested(self, load: Load, outcome: Copy | Refusal) -> Copy | Refusal:
+        if isinstance(outcome, Refusal):
+            return self._refused(load.visit, load.caller, outcome)
+        self._passed(load.visit, load.caller)
+        return outcome
+
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
@@ -347,21 +489,29 @@ class Gateway:
     ) -> Copy | Refusal:
         """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
         started, _ = self._clock()
-        outcome: Copy | Refusal
-        try:
-            body = await environment.upstream.get(sessions.path(id_))
-            outcome = self._project(
-                environment.name, sessions.parse_document(body, asked=id_), started
-            )
-            self.cache.put(outcome)
-        except Refusal as refusal:
-            outcome = refusal
-        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
-            self.telemetry.exception("load_failed", exc)
-            outcome = Refusal("internal")
+        outcome = await self._brought(environment, id_, environment.upstream.get)
         ended, _ = self._clock()
         self._learn(environment, id_, outcome, known, ended, ended - started)
         return outcome
+
+    async def _brought(
+        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
+    ) -> Copy | Refusal:
+        started, _ = self._clock()
+        try:
+            body = await get(sessions.path(id_))
+            copy = self._project(
+                environment.name, sessions.parse_document(body, asked=id_), started
+            )
+            known = self.cache.find(environment.name, id_, started)
+            if not (isinstance(known, Copy) and known.loaded > started):
+                self.cache.put(copy)  # not over what was asked for later, and came sooner
+        except Refusal as refusal:
+            return refusal
+        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
+            self.telemetry.exception("load_failed", exc)
+            return Refusal("internal")
+        return copy
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy; whatever a browser must not see ends here."""
@@ -436,6 +586,11 @@ class Gateway:
     def ready(self, environment: Environment) -> tuple[bool, str]:
         """Whether *environment* can serve, as far as is known, and why."""
         now, _ = self._clock()
+        if environment.name in self.verifier.pending:
+            return False, (
+                "the environment's id is not known yet, so no token can be told to be its own: "
+                "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
+            )
         if environment.health == "ok":
             return True, "the upstream answers and accepts the key"
         if environment.health == "upstream_rejected_credentials":
@@ -454,7 +609,7 @@ class Gateway:
         self, visit: Visit, caller: Caller[Grant], copy: Copy, how: bytes, result: str
     ) -> Reply:
         """Answer with a copy, if this caller may read this session: the one door out."""
-        _authorize(caller, copy)
+        self._authorize(visit, caller, copy)
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1  # it was no probe
         self.telemetry.count("bff_cache", result)
@@ -471,6 +626,15 @@ class Gateway:
             request_id=visit.request_id,
         )
         return self._count(visit, reply, "")
+
+    def _authorize(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> None:
+        """Decide on the copy's own ids: either of them may be the one that the token names."""
+        if (
+            copy.environment != caller.environment
+            or not caller.granted.covers(copy.id, copy.external_id)
+            or self.revocations.session(copy.id, copy.external_id, caller.issued, visit.wall)
+        ):
+            raise Refusal("unauthorized")
 
     def _last_resort(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> Reply:
         return self._session(visit, caller, copy, b"hit; detail=stale-if-error", "last_resort")
@@ -503,14 +667,6 @@ class Gateway:
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
         self.telemetry.count("bff_requests", visit.route, str(reply.status), code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
-
-
-def _authorize(caller: Caller[Grant], copy: Copy) -> None:
-    """Decide on the copy's own ids: either of them may be the one that the token names."""
-    if copy.environment != caller.environment or not caller.granted.covers(
-        copy.id, copy.external_id
-    ):
-        raise Refusal("unauthorized")
 
 
 def _bearer(authorization: bytes) -> bytes:

@@ -34,6 +34,7 @@ _EXPOSED: Final = (
     "WWW-Authenticate, Allow, Vary, X-Content-Type-Options"
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
+_ALWAYS_COOKIE: Final = _ALWAYS.replace("Origin", "Origin, Cookie, Sec-Fetch-Site")
 _NO_STORE: Final = b"cache-control: no-store\r\n"
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
@@ -58,15 +59,19 @@ def refusal_body(refusal: Refusal, extra: Mapping[str, Any]) -> bytes:
 
 
 class Replies:
-    """Builds replies for the configured *origins* (exact; ``*`` for any)."""
+    """Builds replies for the configured *origins* (exact; ``*`` for any).
 
-    def __init__(self, origins: Sequence[str]) -> None:
+    *cookie* says that a token may come in one, which answers then vary with.
+    """
+
+    def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
         self._any = "*" in origins
-        self._no_origin = _ALWAYS.encode()
+        always = _ALWAYS_COOKIE if cookie else _ALWAYS
+        self._no_origin = always.encode()
         self._by_origin = {
             origin.encode("latin-1"): (
                 f"access-control-allow-origin: {origin}\r\n"
-                f"access-control-expose-headers: {_EXPOSED}\r\n{_ALWAYS}"
+                f"access-control-expose-headers: {_EXPOSED}\r\n{always}"
             ).encode("latin-1")
             for origin in origins
         }

@@ -38,6 +38,15 @@ METRICS: dict[str, Row] = {
     ),
     "bff_loads": Row("Loads from upstream, by outcome: ok or an error code.", ("outcome",)),
     "bff_load_seconds": Row("Seconds spent in loads, added up."),
+    "bff_token_tests": Row(
+        "Tokens put to upstream's test because no key here verifies them, by outcome: ok or an "
+        "error code.",
+        ("outcome",),
+    ),
+    "bff_key_fetches": Row(
+        "Fetches of a token source's keys, by outcome: ok, unusable or an error code.",
+        ("source", "outcome"),
+    ),
     "bff_limited": Row("Requests over a limit, by what was counted.", ("limit",)),
     "bff_dropped_fields": Row(
         "Top-level fields new upstream, dropped because no policy names them."
@@ -47,6 +56,7 @@ METRICS: dict[str, Row] = {
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),
     "bff_verified_tokens": Row("Tokens remembered as verified.", gauge=True),
+    "bff_revocations": Row("Revocations kept.", gauge=True),
     "bff_stretched_ttl_seconds": Row(
         "Least time a copy counts as fresh so that all hot sessions fit the budget.",
         ("environment",),

@@ -7,7 +7,7 @@ certificate left unchecked, no cookie kept, no header passed on.
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 
@@ -20,6 +20,7 @@ Transport = httpx2.AsyncBaseTransport
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_RETRY_AFTER = 60.0
+CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 _KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which common servers close an idle connection: one that is closed
 just as a request is sent on it is an error that no retry may mend."""
@@ -89,13 +90,56 @@ class Upstream:
             Refusal: ``not_found``, or one of upstream's (`errors.REFUSALS`); ``over_budget`` for
                 upstream's own 429, with ``retry_after``.
         """
+        return await self._asked(lambda: self._get(path))
+
+    async def get_as(self, token: bytes, path: str) -> bytes:
+        """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
+
+        Of the bucket that the answer describes nothing is told: it is the token's own.
+
+        Raises:
+            Refusal: as `get`; ``token_invalid`` and ``unauthorized`` are the token's.
+        """
+        bearer = f"Bearer {token.decode('ascii')}"
+        headers = {"authorization": bearer, "user-agent": self._headers["user-agent"]}
+
+        async def ask() -> bytes:
+            status, head, body = await exchange(self._http, "GET", self._url + path, headers)
+            if status in (401, 403):
+                raise Refusal("token_invalid" if status == 401 else "unauthorized")  # noqa: PLR2004
+            return _body(status, head, body)
+
+        return await self._asked(ask)
+
+    async def environment_id(self) -> str:
+        """Ask which environment the secret key is of; a restricted key may not know.
+
+        Raises:
+            Refusal: as `get`.
+        """
+
+        async def ask() -> bytes:
+            url = self._url + CLAIMS_PATH
+            return _body(*await exchange(self._http, "POST", url, self._headers))
+
+        try:
+            claims = json.loads(await self._asked(ask))
+        except (ValueError, RecursionError):
+            claims = None
+        subject = claims.get("sub") if isinstance(claims, dict) else None
+        if not isinstance(subject, str) or not subject:
+            raise Refusal("upstream_invalid")
+        return subject
+
+    async def _asked(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Ask once more if no connection came about, and turn the client's errors into ours."""
         try:
             async with asyncio.timeout(self._timeout):
                 try:
-                    return await self._get(path)
+                    return await ask()
                 except httpx2.ConnectError:
                     # Nothing was sent, so nothing can happen twice.
-                    return await self._get(path)
+                    return await ask()
         except (TimeoutError, httpx2.TimeoutException):
             raise Refusal("upstream_timeout") from None
         except (httpx2.RemoteProtocolError, httpx2.DecodingError):
@@ -109,19 +153,50 @@ class Upstream:
             if quota is not None:
                 self._observe(quota)
             body = await _read(response)
-        status = response.status_code
-        if status == 200:  # noqa: PLR2004
-            return body
-        if status == 404 and _is_their_error(body):  # noqa: PLR2004
-            # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
-            raise Refusal("not_found")
-        if status in (401, 403):
-            raise Refusal("upstream_rejected_credentials")
-        if status == 429:  # noqa: PLR2004
-            raise Refusal("over_budget", retry_after=_retry_after(response.headers))
-        if status >= 500:  # noqa: PLR2004
-            raise Refusal("upstream_unavailable")
-        raise Refusal("upstream_invalid")
+        return _body(response.status_code, response.headers, body)
+
+
+def _body(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
+    if status == 200:  # noqa: PLR2004
+        return body
+    if status == 404 and _is_their_error(body):  # noqa: PLR2004
+        # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
+        raise Refusal("not_found")
+    if status in (401, 403):
+        raise Refusal("upstream_rejected_credentials")
+    if status == 429:  # noqa: PLR2004
+        raise Refusal("over_budget", retry_after=_retry_after(headers))
+    if status >= 500:  # noqa: PLR2004
+        raise Refusal("upstream_unavailable")
+    raise Refusal("upstream_invalid")
+
+
+async def exchange(
+    http: httpx2.AsyncClient, method: str, url: str, headers: Mapping[str, str]
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Send one request: status, headers and the body, which is bounded."""
+    async with http.stream(method, url, headers=headers) as response:
+        return response.status_code, response.headers, await _read(response)
+
+
+async def fetch(http: httpx2.AsyncClient, url: str, seconds: float) -> bytes:
+    """GET a public document, by the rules of everything that leaves here: the body of a 200.
+
+    *seconds* are for the whole answer.
+
+    Raises:
+        Refusal: ``upstream_unavailable``, ``upstream_timeout`` or ``upstream_invalid``.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            status, _, body = await exchange(http, "GET", url, {})
+    except (TimeoutError, httpx2.TimeoutException):
+        raise Refusal("upstream_timeout") from None
+    except httpx2.HTTPError:
+        raise Refusal("upstream_unavailable") from None
+    if status != 200:  # noqa: PLR2004
+        raise Refusal("upstream_unavailable" if status >= 500 else "upstream_invalid")  # noqa: PLR2004
+    return body
 
 
 async def _read(response: httpx2.Response) -> bytes:
