@@ -105,6 +105,7 @@ class Service:
         )
         telemetry.gauges = self._gauges
         self._telemetry = telemetry
+        self.upkeep = self._upkeep()
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -171,7 +172,7 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
-            upkeep = asyncio.create_task(self._upkeep().run())
+            upkeep = asyncio.create_task(self.upkeep.run())
             yield
             upkeep.cancel()
             await asyncio.wait([upkeep])

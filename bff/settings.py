@@ -350,7 +350,7 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
     "BFF_VERIFY": Setting(
         _verify,
         None,
-        "`local` if there is a signing key, else `upstream`",
+        "local if there is a signing key, else upstream",
         "who verifies Trigger.dev's tokens: `local`, `upstream`, or `local,upstream`",
     ),
     "BFF_BRANCH": Setting(
@@ -720,6 +720,8 @@ def _shared_keys(text: str) -> tuple[Secret, ...]:
 
 def _claim_path(text: str) -> tuple[str, ...]:
     path = _list(text)
+    if not path:
+        raise ProblemError("is empty; write the name of a claim")
     if path[0] in _OWN_CLAIMS:
         raise ProblemError(
             f"begins with {path[0]}, which whoever signs in writes at the provider; have the "

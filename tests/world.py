@@ -108,6 +108,7 @@ class World:
     def __init__(self, clock: Clock, **changes: str | None) -> None:
         self.clock = clock
         self.upstream = pretend(lambda: clock.wall)
+        self.transport: httpx2.AsyncBaseTransport = httpx2.ASGITransport(self.upstream)
         self.log = io.StringIO()
         self.telemetry = Telemetry(self.log)
         self._changes = changes
@@ -127,7 +128,7 @@ class World:
             settings.load(environ(**changes)),
             self.telemetry,
             clock=self.clock,
-            transport=httpx2.ASGITransport(self.upstream),
+            transport=self.transport,
         )
         app = self.service.browser_app
         await self._stack.enter_async_context(app.router.lifespan_context(app))

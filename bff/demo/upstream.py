@@ -208,6 +208,8 @@ class PretendUpstream:
                     "access-control-max-age": "300",
                 },
             )
+        if seen.raw_path == "/api/v1/auth/jwt/claims":
+            return self._claims(seen)
         match = re.fullmatch(r"/api/v1/sessions/([^/]+)(/?)", seen.raw_path, re.IGNORECASE)
         if not match:
             return Answer(404, {"error": "Not found"})
@@ -231,6 +233,18 @@ class PretendUpstream:
             }
             return Answer(403, body, headers)
         return Answer(200, self.document(found), headers)
+
+    def _claims(self, seen: Seen) -> Answer:
+        """Tell the environment of a root or unrestricted key; a restricted one gets 401."""
+        credential = self._authenticate(seen)
+        if isinstance(credential, Answer):
+            return credential
+        environment, scopes, headers = credential
+        if seen.method != "POST":
+            return Answer(405, {"error": "Method not allowed"}, headers)
+        if scopes is not None:
+            return Answer(401, {"error": "Invalid API key"}, headers)
+        return Answer(200, {"sub": environment.id, "pub": True}, headers)
 
     def _authenticate(
         self, seen: Seen
