@@ -86,7 +86,7 @@ class Head:
             elif name == b"cookie":
                 head.cookies = (*head.cookies, value)
             elif name == b"sec-fetch-site":
-                head.fetch_site = value
+                head.fetch_site = value if head.fetch_site is None else b""  # twice is no word
         return head
 
 
