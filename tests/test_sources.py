@@ -18,7 +18,7 @@ from world import OWN_KEY, Clock, World, claims, environ, read, sign
 from bff import settings
 from bff.errors import Refusal
 from bff.settings import SOURCE_SETTINGS
-from bff.sources import KeySet, peek, read_jwks, shared_key
+from bff.sources import Key, KeySet, Source, peek, read_jwks, shared_key
 
 DOCS = Path(__file__).parent.parent / "docs" / "TOKENS.md"
 SHAPES = {"auth0": auth0, "clerk": clerk, "supabase": supabase, "keycloak": keycloak}
@@ -383,6 +383,42 @@ def test_what_of_a_jwks_is_a_key() -> None:
     assert kinds(json.loads(rs.to_jwk(weak))) == none
     assert kinds(json.loads(es.to_jwk(p384))) == none
     assert kinds(curve.jwk(), rsa_key.jwk(d="AQAB"))[0].startswith("holds a private key")
+
+
+def source(*keys: Key, algorithms: tuple[str, ...] = ("RS256", "EdDSA")) -> Source:
+    return Source(
+        name="one",
+        environment="default",
+        issuer="https://one.example.com",
+        audiences=("chat",),
+        algorithms=algorithms,
+        keys=KeySet(keys),
+        scopes_path=("scopes",),
+        scopes_are_text=False,
+        required={},
+    )
+
+
+def test_each_check_of_a_source_stands_by_itself() -> None:
+    """In the service others stand before some of them: here they are alone."""
+    rsa_key, edwards = KeyPair("RS256", "same"), KeyPair("EdDSA", "same")
+    listed = json.dumps({"keys": [rsa_key.jwk(), edwards.jwk()]})
+    keys = read_jwks(listed, ("RS256", "EdDSA"))
+    good = {"iss": "https://one.example.com", "aud": "chat", "sub": "ann"}
+
+    def verify(of: Source, key: KeyPair, **changes: object) -> dict:
+        token = key.sign(good | changes).encode()
+        return of.verify(token, peek(token)[0], 0.0)
+
+    assert verify(source(*keys), rsa_key) == verify(source(*keys), edwards) == good
+    for of, key, changes in (
+        (source(*keys, algorithms=("RS256",)), edwards, {}),
+        (source(*keys, algorithms=("EdDSA",)), rsa_key, {}),
+        (source(*keys), rsa_key, {"iss": "https://two.example.com"}),
+        (source(shared_key(SHARED)), rsa_key, {}),
+    ):
+        with pytest.raises(Refusal, match="token_invalid"):
+            verify(of, key, **changes)
 
 
 def test_when_a_jwks_is_fetched() -> None:

@@ -439,6 +439,9 @@ def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
     assert verdicts.good(b"mine", "a", 59.9)
     assert not verdicts.good(b"mine", "a", 60)
     assert len(verdicts._refused) == 100
+    verdicts.accept(b"short", ["a"], 0, 20)
+    assert verdicts.good(b"short", "a", 19.9)
+    assert not verdicts.good(b"short", "a", 20)
     for number in range(10_000):
         verdicts.accept(str(number).encode(), ["a"], 0, 60)
     assert len(verdicts) == 100
