@@ -109,8 +109,8 @@ class Visit:
     """One of `probes` was taken in advance, for the load this visit started."""
     token: bytes = b""
     address: str = ""
-    test: Window | None = None
-    """The address's bad tokens, of which one was taken in advance for the test this one started."""
+    counted: bool = False
+    """By caller: a request is counted once, and that of an untested token not before its test."""
 
 
 @dataclass(slots=True)
@@ -125,6 +125,8 @@ class Load:
     joined: bool
     test: bool = False
     """Upstream is asked with the caller's own token, and its answer is about that too."""
+    mark: Window | None = None
+    """The address's bad tokens, of which one was taken in advance for this test."""
 
 
 @dataclass(slots=True)
@@ -313,7 +315,8 @@ class Gateway:
         return None if limiter is None else limiter.window(address, now)
 
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
-        if self._limits.caller is not None:
+        if self._limits.caller is not None and not visit.counted:
+            visit.counted = True
             key = (caller.key, None if caller.has_actor else address)
             visit.window = self._limits.caller.take(key, visit.now)
             if visit.window.exceeded:
@@ -336,47 +339,43 @@ class Gateway:
         """
         digest, now = caller.digest or b"", visit.now
         visit.address = address
-        code = self.verdicts.refused(digest, id_, now)
-        if code is not None:
-            raise self._refused(visit, caller, Refusal(code, retry_after=1))
-        flight = self.verdicts.flight(digest, id_)
+        refused = self.verdicts.refused(digest, id_, now)
+        if refused is not None:
+            code, rest = refused
+            retry_after = rest if code == "over_budget" else None
+            raise self._refused(visit, caller, Refusal(code, retry_after=retry_after))
+        flight, mark = self.verdicts.flight(digest, id_), None
         joined = flight is not None
         if flight is None:
             if self.verdicts.full:
                 raise Refusal("over_budget", retry_after=1)
             if visit.probes is not None:
                 self._reserve_probe(visit)
-            elif (window := self._bad_tokens(address, now)) is not None:
-                if window.exhausted:
-                    visit.window = window
+            elif (mark := self._bad_tokens(address, now)) is not None:
+                if mark.exhausted:
+                    visit.window = mark
                     raise Refusal("rate_limited")
-                window.used += 1
-                visit.test = window
+                mark.used += 1
             environment = self.environments[caller.environment]
             load = self._fetch_as(environment, id_, caller, visit.token)
             flight = self.verdicts.fly(digest, id_, load)
-        return Load(visit, caller, id_, flight, None, joined, test=True)
+        return Load(visit, caller, id_, flight, None, joined, test=True, mark=mark)
 
-    def _refused(self, visit: Visit, caller: Caller[Grant], refusal: Refusal) -> Refusal:
+    def _refused(
+        self, visit: Visit, caller: Caller[Grant], refusal: Refusal, *, marked: bool = False
+    ) -> Refusal:
         """Count, by what upstream's refusal says of the token; returns what is to be told."""
         try:
             if refusal.code == "token_invalid":
                 # Upstream looks at the token first, so this says nothing of the session.
                 visit.probes = None
-                if visit.test is None and not visit.reserved:
+                if not marked and not visit.reserved:
                     self._count_bad_token(visit, visit.address, refusal)
             elif refusal.code not in UNDECIDED:
-                self._passed(visit, caller)
+                self._count_caller(visit, caller, visit.address)
         except Refusal as limited:
             return limited
         return refusal
-
-    def _passed(self, visit: Visit, caller: Caller[Grant]) -> None:
-        """The token is a good one: take its bad mark back, and count its caller from now on."""
-        if visit.test is not None:
-            visit.test.used -= 1
-            visit.test = None
-        self._count_caller(visit, caller, visit.address)
 
     async def _fetch_as(
         self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
@@ -473,9 +472,14 @@ class Gateway:
         return self._refusal(visit, outcome)
 
     def _tested(self, load: Load, outcome: Copy | Refusal) -> Copy | Refusal:
+        """Draw the conclusions from a test for the one who waited for it."""
+        visit, caller, mark = load.visit, load.caller, load.mark
+        passed = isinstance(outcome, Copy) or outcome.code in ("not_found", "unauthorized")
+        if mark is not None and passed:
+            mark.used -= 1  # it was no bad one
         if isinstance(outcome, Refusal):
-            return self._refused(load.visit, load.caller, outcome)
-        self._passed(load.visit, load.caller)
+            return self._refused(visit, caller, outcome, marked=mark is not None)
+        self._count_caller(visit, caller, visit.address)
         return outcome
 
     def _load(

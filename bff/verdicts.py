@@ -55,12 +55,12 @@ class Verdicts(Generic[OutcomeT]):
         """Whether upstream let this token read this session, not long ago."""
         return self._good.get((digest, id_), 0.0) > now
 
-    def refused(self, digest: bytes, id_: str, now: float) -> str | None:
-        """Give the code of the refusal that upstream, not long ago, answered with."""
+    def refused(self, digest: bytes, id_: str, now: float) -> tuple[str, float] | None:
+        """Give the refusal that came not long ago: its code, and for how many seconds it stands."""
         for key in ((digest, _ANY), (digest, id_)):
             until, code = self._refused.get(key, (0.0, ""))
             if until > now:
-                return code
+                return code, until - now
         return None
 
     def accept(self, digest: bytes, ids: Iterable[str], now: float, seconds: float) -> None:

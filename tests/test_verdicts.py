@@ -175,6 +175,10 @@ async def test_upstreams_limit_on_one_token_stops_that_token_alone(opaque: World
     opaque.upstream.override = limited
     reply = await opaque.get("chat-1", token=token)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "30")
+    opaque.clock.advance(10)
+    again = await opaque.get("chat-1", token=token)
+    assert (again.status_code, again.headers["retry-after"]) == (503, "20")
+    assert opaque.calls == 1
     assert (await ask(opaque, other))[0] == 200
     budget = opaque.service.gateway.environments["default"].budget
     assert budget.wait(opaque.clock.now) == 0, "the key's bucket is another"
