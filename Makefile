@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+# What frontends run, for the tests that run it; without npm those say that they are skipped.
+NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock.json)
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python lint lock clean
+.PHONY: help demo test test-python faults soak bench audit lint promtool lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,8 +17,15 @@ demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print l
 
 test: lint test-python ## Run lint, format check, types, import contracts and tests
 
-test-python: $(VENV)/dev ## Run the tests alone, on the Python of VENV
+test-python: $(VENV)/dev $(NODE_MODULES) ## Run the tests alone, on the Python of VENV
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/dev ## Take out each protection in a copy of the code and see its test fail
+	$(BIN)/python tests/faults
+
+SECONDS ?= 300
+soak: $(VENV)/dev ## Let everything around the gateway fail for SECONDS=300, and print what held
+	$(BIN)/python tests/soak $(SECONDS)
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
@@ -24,15 +33,32 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
 
+promtool: ## Install what the tests of the alert rules need (Debian; as root)
+	apt-get update -q && apt-get install -yq --no-install-recommends prometheus
+
 lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/run.txt --group build pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/run.txt -o requirements/dev.txt \
 	  --group dev pyproject.toml
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
+
+audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
+	@mkdir -p build
+	$(VENV)-audit/bin/cyclonedx-py requirements requirements/run.txt -o build/sbom.json
+	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --order=license
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
+
+bench: $(VENV)/dev ## Measure beside the peers that are installed; BENCH="--seconds 2 --rounds 1" is short
+	cd tests/bench/node && { ! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund; }
+	$(BIN)/python tests/bench --out docs/bench $(BENCH)
+	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit build tests/sdk/node_modules tests/bench/node/node_modules \
+	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
 $(VENV)/python:
@@ -46,4 +72,14 @@ $(VENV)/run: $(VENV)/python requirements/run.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# npm writes this file last: a stamp of its own.
+tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json tests/sdk/.npmrc
+	npm ci --prefix tests/sdk --silent
+	@touch $@
+
+$(VENV)-audit/run: requirements/audit.txt
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/audit.txt
 	@touch $@

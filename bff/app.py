@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,23 +17,42 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bff import __version__, sessions
+from bff import __version__, openapi, sessions
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
-from bff.gateway import Environment, Gateway, Head, Limits, Load
+from bff.gateway import Environment, Gateway, Head, Limits, Rules
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
 from bff.revocations import Revocation, RevocationError, Revocations, parse
-from bff.scopes import Grant
-from bff.settings import EnvironmentSettings, Rate, Settings, SourceSettings
+from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError, SourceSettings
 from bff.sources import KeySet, Source, read_jwks, shared_key
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing
 from bff.upkeep import Upkeep
 from bff.upstream import Quota, Transport, Upstream, client, fetch
 from bff.verdicts import Verdicts
+from bff.watch import Watch
+from bff.wire import Bounds, Doors, Guard
 
 Clock = Callable[[], tuple[float, float]]
+
+LOAD = "bff.load"
+"""Among an ASGI scope's extensions: the `Load` that was decided on before the scope was made."""
+LAG_SECONDS = 0.5
+"""Between two looks at how late the event loop is."""
+WATCH_SECONDS = 1.0
+"""Between two looks at the files that settings came from."""
+_FIXED = (
+    "host",
+    "port",
+    "ops_host",
+    "ops_port",
+    "upstream_connect_timeout",
+    "upstream_timeout",
+    "tracing",
+)
+"""Settings that sockets and connections were opened with: a change of them waits for a restart."""
 
 
 def system_clock() -> tuple[float, float]:
@@ -46,9 +66,11 @@ class Service:
     Args:
         settings: what the gateway was told.
         telemetry: where it counts and logs.
+        reload: reads the settings again; raises `SettingsError`.
         clock: the two times.
         transport: how upstream is reached; for tests.
         routes: more routes for the browser port; for the demo.
+        tracing: makes spans; None for none.
     """
 
     def __init__(
@@ -56,10 +78,13 @@ class Service:
         settings: Settings,
         telemetry: Telemetry,
         *,
+        reload: Callable[[], Settings] | None = None,
         clock: Clock = system_clock,
         transport: Transport | None = None,
         routes: tuple[BaseRoute, ...] = (),
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
         self._http = client(
@@ -67,65 +92,167 @@ class Service:
             timeout=settings.upstream_timeout,
             transport=transport,
         )
-        self._settings = settings
-        self._sources = tuple(map(_source, settings.token_sources))
-        self._ids: dict[str, str] = {}
-        """Environment ids that upstream told, by the environment's name."""
+        self._telemetry = telemetry
+        self._told = settings
+        self._settings_current = True
+        self._reload_settings = reload
+        self._ids: dict[str, tuple[object, str]] = {}
+        """Environment ids that upstream told: by name, each with what it was told of."""
+        cache: Cache[Copy | Refusal] = Cache(
+            _ages(settings),
+            max_bytes=settings.cache_max_bytes,
+            spawn=self._spawn,
+            on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
+        )
         self.gateway = Gateway(
-            environments={e.name: self._environment(e, settings) for e in settings.environments},
-            verifier=self._verifier(settings),
-            cache=Cache(
-                Ages(
-                    ttl=settings.cache_ttl,
-                    closed_ttl=settings.cache_closed_ttl,
-                    stale_while_revalidate=settings.cache_stale_while_revalidate,
-                    stale_if_error=settings.cache_stale_if_error,
-                    negative_ttl=settings.cache_negative_ttl,
-                ),
-                max_bytes=settings.cache_max_bytes,
-                spawn=self._spawn,
-                on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
-            ),
+            self._rules(settings, None),
+            cache=cache,
             verdicts=Verdicts(self._spawn),
             revocations=Revocations(),
-            limits=Limits(
-                address=_limiter("address", settings.ip_rate_limit),
-                bad_token=_limiter("bad-token", settings.bad_token_limit),
-                caller=_limiter("caller", settings.rate_limit),
-            ),
-            token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
-            trusted_proxies=settings.trusted_proxies,
-            default_policy=settings.default_policy,
-            policies=settings.policies,
-            replies=Replies(settings.allowed_origins, cookie=settings.token_cookie is not None),
-            pages=_PAGES,
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
         )
+        bounds = Bounds(
+            head_bytes=settings.max_head_bytes,
+            headers=settings.max_headers,
+            request_seconds=settings.request_timeout,
+            idle_seconds=settings.idle_timeout,
+            connections=settings.max_connections,
+            connections_per_address=settings.max_connections_per_address,
+        )
+        self._doors = Doors(
+            bounds,
+            trusted=settings.trusted_proxies,
+            count=lambda reason: telemetry.count("bff_closed_connections", reason),
+        )
+        self.protocol = partial(
+            Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed
+        )
+        """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = self._gauges
-        self._telemetry = telemetry
         self.upkeep = self._upkeep()
+        self._keeping: asyncio.Task[None] | None = None
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
             lifespan=self._lifespan,
         )
         # Not a catch-all route: Starlette matches decoded paths, and `.*` stops at a line break.
-        self.browser_app.router.default = Endpoint(self.gateway, clock)
+        self.browser_app.router.default = (
+            TracedEndpoint(self.gateway, clock, tracing)
+            if tracing
+            else Endpoint(self.gateway, clock)
+        )
         self.browser_app.router.redirect_slashes = False
         self.ops_app = Starlette(
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
+                Route("/cache/sessions/{session:path}", self._purge, methods=["DELETE"]),
                 Route("/revocations", self._revoke, methods=["POST"]),
             ]
         )
 
-    def _environment(self, environment: EnvironmentSettings, settings: Settings) -> Environment:
+    def reload(self) -> None:
+        """Read the settings again and go on by them: by all of them, or on trouble by none.
+
+        Never raises: whoever sent the signal, or changed the file, reads the log.
+        """
+        if self._reload_settings is None:
+            return
+        log, before = self._telemetry.log, self._told
+        try:
+            told = self._reload_settings()
+            rules = self._rules(told, self.gateway.rules)
+        except Exception as exc:  # noqa: BLE001  what runs goes on, whatever it was
+            self._settings_current = False
+            self._telemetry.count("bff_reloads", "failed")
+            if isinstance(exc, SettingsError):
+                log.error("settings_not_reloaded", problems=exc.problems)
+            else:
+                self._telemetry.exception("settings_not_reloaded", exc)
+            return
+        self.gateway.adopt(rules)
+        self._told, self._settings_current = told, True
+        self._keep_up()
+        self._telemetry.count("bff_reloads", "ok")
+        log.info("settings_reloaded")
+        fixed = [name for name in _FIXED if getattr(told, name) != getattr(before, name)]
+        if fixed:
+            names = [f"BFF_{name.upper()}" for name in fixed]
+            log.warning("settings_need_restart", settings=names)
+
+    async def _watch(self) -> None:
+        watch = Watch(self._told.files)
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if watch.changed():
+                self.reload()
+            if watch.files != self._told.files:
+                watch = Watch(self._told.files)
+
+    async def _measure_lag(self) -> None:
+        while True:
+            due = self._clock()[0] + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self._telemetry.observe("bff_loop_lag_seconds", max(0.0, self._clock()[0] - due))
+
+    def _rules(self, settings: Settings, before: Rules | None) -> Rules:
+        """Build everything that *settings* decide, keeping counts where nothing changed."""
+        issuers = tuple(
+            Issuer(
+                e.name,
+                self._id(e),
+                tuple(key.reveal() for key in e.signing_keys),
+                upstream="upstream" in e.verify,
+                pending=e.learn and self._id(e) is None,
+            )
+            for e in settings.environments
+        )
+        known = before.verifier if before else None
+        # Keys that were fetched stay, where the new settings would fetch the same.
+        sources = _sources(settings, self._told, () if known is None else known.sources)
+        if known is not None and (known.issuers, known.sources) == (issuers, sources):
+            verifier = known
+        else:
+            verifier = Verifier(issuers, sessions.grant, sources=sources, before=known)
+        environments = before.environments if before else {}
+        limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
+        return Rules(
+            environments={
+                e.name: self._environment(e, settings, environments.get(e.name))
+                for e in settings.environments
+            },
+            verifier=verifier,
+            ages=_ages(settings),
+            max_bytes=settings.cache_max_bytes,
+            limits=Limits(
+                address=_limiter("address", settings.ip_rate_limit, limits.address),
+                bad_token=_limiter("bad-token", settings.bad_token_limit, limits.bad_token),
+                caller=_limiter("caller", settings.rate_limit, limits.caller),
+            ),
+            trusted_proxies=settings.trusted_proxies,
+            default_policy=settings.default_policy,
+            policies=settings.policies,
+            replies=Replies(settings.allowed_origins, cookie=settings.token_cookie is not None),
+            token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
+            pages=_PAGES | {b"/openapi.json": _openapi(settings)},
+        )
+
+    def _environment(
+        self, environment: EnvironmentSettings, settings: Settings, before: Environment | None
+    ) -> Environment:
         rate = environment.upstream_budget
-        budget = Budget(rate.limit, rate.seconds) if rate else Budget(None)
+        place = (environment.api_url, self._id(environment), environment.branch)
+        if before is not None and before.place != place:
+            before = None
+        limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
+        if before is not None and (before.budget.limit, before.budget.seconds) == (limit, seconds):
+            budget = before.budget
+        else:
+            budget = Budget(limit, seconds)
 
         def observe(quota: Quota) -> None:
             now, wall = self._clock()
@@ -136,31 +263,25 @@ class Service:
         upstream = Upstream(
             self._http,
             url=environment.api_url,
-            secret_key=environment.secret_key.reveal(),
+            secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=settings.upstream_timeout,
             user_agent=f"bff/{__version__}",
             observe=observe,
         )
-        return Environment(environment.name, upstream, budget)
+        if self._tracing:
+            upstream = self._tracing.upstream(upstream)
+        return Environment(environment.name, place, upstream, budget)
 
-    def _verifier(self, settings: Settings) -> Verifier[Grant]:
-        issuers = [
-            Issuer(
-                e.name,
-                e.id or self._ids.get(e.name),
-                tuple(key.reveal() for key in e.signing_keys),
-                upstream="upstream" in e.verify,
-                pending=e.learn and e.name not in self._ids,
-            )
-            for e in settings.environments
-        ]
-        return Verifier(issuers, sessions.grant, sources=self._sources)
+    def _learned(self, environment: EnvironmentSettings, id_: str) -> None:
+        """Go on with the id that upstream told of *environment*."""
+        self._ids[environment.name] = (_told_of(environment), id_)
+        self.gateway.adopt(self._rules(self._told, self.gateway.rules))
 
-    def _learned(self, name: str, id_: str) -> None:
-        """Go on with the id that upstream told of the environment *name*."""
-        self._ids[name] = id_
-        self.gateway.verifier = self._verifier(self._settings)
+    def _id(self, environment: EnvironmentSettings) -> str | None:
+        """The id as the settings have it or, of that very key and place, upstream."""
+        told_of, id_ = self._ids.get(environment.name, (None, None))
+        return environment.id or (id_ if told_of == _told_of(environment) else None)
 
     def _spawn(self, load: Coroutine[Any, Any, Copy | Refusal]) -> asyncio.Task[Copy | Refusal]:
         task = asyncio.create_task(load)
@@ -172,26 +293,37 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
-            upkeep = asyncio.create_task(self.upkeep.run())
+            # Held by this frame, which outlives them.
+            beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
+            self._keeping = asyncio.create_task(self.upkeep.run())
             yield
-            upkeep.cancel()
-            await asyncio.wait([upkeep])
+            for task in (*beside, self._keeping):
+                task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+            if self._tracing:
+                await asyncio.to_thread(self._tracing.close)
 
     def _upkeep(self) -> Upkeep:
+        environments = self.gateway.environments
         return Upkeep(
-            lambda url: fetch(self._http, url, self._settings.upstream_timeout),
-            self._sources,
+            lambda url: fetch(self._http, url, self._told.upstream_timeout),
+            self.gateway.verifier.sources,
             {
-                e.name: self.gateway.environments[e.name].upstream.environment_id
-                for e in self._settings.environments
-                if e.learn
+                e.name: (environments[e.name].upstream.environment_id, partial(self._learned, e))
+                for e in self._told.environments
+                if e.learn and self._id(e) is None
             },
-            learned=self._learned,
             clock=self._clock,
             telemetry=self._telemetry,
         )
+
+    def _keep_up(self) -> None:
+        """Let the upkeep know what the settings are now."""
+        self.upkeep = self._upkeep()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = asyncio.create_task(self.upkeep.run())
 
     # -- the ops port
 
@@ -231,6 +363,20 @@ class Service:
         self.gateway.revocations.add(revocation, self._clock()[1])
         self._telemetry.log.warning("revoked", kind=revocation.kind)
 
+    async def _purge(self, request: Request) -> Response:
+        """Forget a session, under both its ids and in every environment."""
+        segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
+        try:
+            id_ = sessions.parse_id(segment)
+        except Refusal as refusal:
+            return JSONResponse(
+                {"error": refusal.detail, "code": refusal.code}, refusal.kind.status
+            )
+        for name in self.gateway.environments:
+            self.gateway.cache.purge(name, id_)
+        self._telemetry.count("bff_purges")
+        return Response(status_code=204)
+
     async def _metrics(self, _: Request) -> Response:
         return Response(self._telemetry.metrics(), media_type="text/plain; version=0.0.4")
 
@@ -239,6 +385,12 @@ class Service:
         gateway, environments = self.gateway, self.gateway.environments
         left = {name: e.budget.left(now) for name, e in environments.items()}
         return {
+            "bff_build_info": {(__version__,): 1},
+            "bff_settings_current": {(): float(self._settings_current)},
+            "bff_signing_key_used_timestamp_seconds": {
+                (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
+            },
+            "bff_connections": {(): self._doors.open},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},
@@ -266,8 +418,30 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer one request; its body, if any, is nobody's business."""
-        answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = await self._gateway.finish(answer) if isinstance(answer, Load) else answer
+        # The fast lane may have decided already, and once is how often a request is counted.
+        answer = scope.get("extensions", {}).get(LOAD)
+        if answer is None:
+            answer = self._gateway.decide(read_head(scope), *self._clock())
+        reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
+        await send_reply(reply, send)
+
+
+class TracedEndpoint:
+    """The same, with spans."""
+
+    def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        head = read_head(scope)
+        with self._tracing.request(head, scope["headers"]) as span:
+            with span.decide():
+                answer = self._gateway.decide(head, *self._clock())
+            reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
+            span.answered(reply, answer)
         await send_reply(reply, send)
 
 
@@ -304,7 +478,8 @@ class ErrorBoundary:
 def read_head(scope: Scope) -> Head:
     """Pick from an ASGI *scope* what the gateway looks at."""
     peer = scope["client"][0] if scope.get("client") else "local"
-    return Head.read(scope["method"], scope["raw_path"], scope["headers"], peer)
+    method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
+    return Head.read(method, path, query, scope["headers"], peer)
 
 
 async def send_reply(reply: Reply, send: Send) -> None:
@@ -343,26 +518,64 @@ _MAX_BODY = 8192
 _BROWSERS = frozenset({"origin", "sec-fetch-site", "cookie"})
 
 
-def _source(told: SourceSettings) -> Source:
-    keys = [shared_key(key.reveal()) for key in told.shared_keys]
-    if told.jwks is not None:
-        keys = list(read_jwks(told.jwks, told.algorithms))
-    key_set = KeySet(keys, url=told.jwks_url, trusted_seconds=told.keys_trusted)
-    return Source(
-        name=told.name,
-        environment=told.environment,
-        issuer=told.issuer,
-        audiences=told.audiences,
-        algorithms=told.algorithms,
-        keys=key_set,
-        scopes_path=told.scopes_path,
-        scopes_are_text=told.scopes_are_text,
-        required=told.required,
+def _limiter(name: str, rate: Rate | None, before: Limiter | None) -> Limiter | None:
+    if rate is None:
+        return None
+    if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
+        return before
+    return Limiter(name, rate.limit, rate.seconds)
+
+
+def _told_of(environment: EnvironmentSettings) -> object:
+    """What decides which environment upstream tells of."""
+    return environment.api_url, environment.branch, environment.secret_keys
+
+
+def _sources(settings: Settings, before: Settings, known: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Make the token sources; *known* are those of the settings *before*, in their order."""
+    pairs = list(zip(before.token_sources, known, strict=False))
+
+    def source(told: SourceSettings) -> Source:
+        fetched = None
+        for was, one in pairs:
+            if was == told:
+                return one
+            place = (told.jwks_url, told.algorithms, told.keys_trusted)
+            if told.jwks_url and place == (was.jwks_url, was.algorithms, was.keys_trusted):
+                fetched = one.keys
+        keys = [shared_key(key.reveal()) for key in told.shared_keys]
+        if told.jwks is not None:
+            keys = list(read_jwks(told.jwks, told.algorithms))
+        return Source(
+            name=told.name,
+            environment=told.environment,
+            issuer=told.issuer,
+            audiences=told.audiences,
+            algorithms=told.algorithms,
+            keys=KeySet(keys, url=told.jwks_url, trusted_seconds=told.keys_trusted)
+            if fetched is None
+            else fetched,
+            scopes_path=told.scopes_path,
+            scopes_are_text=told.scopes_are_text,
+            required=told.required,
+        )
+
+    return tuple(map(source, settings.token_sources))
+
+
+def _ages(settings: Settings) -> Ages:
+    return Ages(
+        ttl=settings.cache_ttl,
+        closed_ttl=settings.cache_closed_ttl,
+        stale_while_revalidate=settings.cache_stale_while_revalidate,
+        stale_if_error=settings.cache_stale_if_error,
+        negative_ttl=settings.cache_negative_ttl,
     )
 
 
-def _limiter(name: str, rate: Rate | None) -> Limiter | None:
-    return Limiter(name, rate.limit, rate.seconds) if rate else None
+def _openapi(settings: Settings) -> bytes:
+    told = openapi.document(settings.default_policy, settings.policies, __version__)
+    return json.dumps(told).encode()
 
 
 def _request_ids() -> Callable[[], bytes]:
@@ -377,7 +590,12 @@ _PAGES = {
             "name": "bff",
             "version": __version__,
             "description": "The browser-facing gateway of Trigger.dev sessions",
-            "routes": ["GET /api/v1/sessions/{session}", "GET /healthz"],
+            "routes": [
+                "GET /api/v1/sessions",
+                "GET /api/v1/sessions/{session}",
+                "GET /openapi.json",
+                "GET /healthz",
+            ],
         }
     ).encode(),
     b"/healthz": b'{"status": "ok"}',

@@ -11,12 +11,12 @@ Tokens of other issuers are their sources' (`sources.Source`), and no other key 
 import hashlib
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import jwt
-from cachetools import LRUCache
 from jwt.algorithms import HMACAlgorithm
 
 from bff.errors import Refusal
@@ -76,11 +76,26 @@ class Caller(Generic[GrantT]):
     """What it can be revoked by: ``act.sub`` and ``sub``."""
     issued: float
     """Unix seconds; minus infinity if the token does not say."""
+    signed_by: "KeyUse"
     keys: KeySet | None = None
     """Of the source that verified it; it is good while they are those of `generation`."""
     generation: int = 0
     digest: bytes | None = None
     """SHA-256 of a token on which upstream has the last word, session by session."""
+
+
+@dataclass(slots=True)
+class KeyUse:
+    """Which signing key it is, and when it last let someone in."""
+
+    environment: str
+    number: int
+    """From 1, in the order of the settings; 0 for a key that is not in the settings."""
+    last: float
+    """Unix seconds; 0 for never."""
+
+
+_ELSEWHERE = KeyUse("", 0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +126,7 @@ class Verifier(Generic[GrantT]):
         issuers: the environments and their keys; the same key may stand in several of them.
         sources: the other issuers.
         grant: reads the ``scopes`` claim, whatever it holds.
+        before: the verifier this one takes over from; when its keys were last used is known on.
         max_bytes: bound on the memory of verified tokens.
     """
 
@@ -120,23 +136,37 @@ class Verifier(Generic[GrantT]):
         grant: Callable[[Iterable[object]], GrantT],
         *,
         sources: Sequence[Source] = (),
+        before: "Verifier[GrantT] | None" = None,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
+        self.issuers = tuple(issuers)
         self._grant = grant
+        self.sources = tuple(sources)
         self._sources = {source.issuer: source for source in sources}
         self._upstream = [issuer for issuer in issuers if issuer.upstream]
         self.pending = frozenset(issuer.environment for issuer in issuers if issuer.pending)
         """Environments whose id is not known yet."""
         self._keys: dict[str, list[Issuer]] = {}
+        self._uses: dict[tuple[str, str], KeyUse] = {}
+        known = {} if before is None else before._uses  # noqa: SLF001  its own kind
         for issuer in issuers:
-            for key in issuer.keys:
+            for number, key in enumerate(issuer.keys, start=1):
                 self._keys.setdefault(key, []).append(issuer)
-        self._verified: LRUCache[bytes, Caller[GrantT]] = LRUCache(
-            max_bytes, getsizeof=lambda c: c.size
-        )
+                use = (issuer.environment, key)
+                last = known[use].last if use in known else 0.0
+                self._uses[use] = KeyUse(issuer.environment, number, last)
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        # By last use, the longest ago first. (cachetools does this at ten times the cost.)
+        self._verified: OrderedDict[bytes, Caller[GrantT]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._verified)
+
+    @property
+    def uses(self) -> Iterable[KeyUse]:
+        """When each key was last used."""
+        return self._uses.values()
 
     def verify(self, token: bytes, wall: float) -> Caller[GrantT]:
         """Tell who holds *token* at *wall* (Unix seconds).
@@ -145,23 +175,32 @@ class Verifier(Generic[GrantT]):
             Refusal: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
         """
         caller = self._verified.get(token)
-        if caller is not None and caller.keys is not None and not _stands(caller, wall):
-            self._verified.pop(token, None)
-            caller = None
-        if caller is None:
+        if caller is not None and (caller.keys is None or _stands(caller, wall)):
+            self._verified.move_to_end(token)
+        else:
             caller = self._check(token, wall)
             if caller.digest is None and caller.not_before <= wall < caller.expires:
                 self.remember(token, caller)
         if wall >= caller.expires:
-            self._verified.pop(token, None)
+            self._forget(token)
             raise Refusal("token_expired")
         if wall < caller.not_before:
             raise Refusal("token_invalid")
+        caller.signed_by.last = wall
         return caller
 
     def remember(self, token: bytes, caller: Caller[GrantT]) -> None:
         """Keep what a token says; the caller of one with a `digest`, once upstream let it pass."""
+        self._forget(token)
         self._verified[token] = caller
+        self._bytes += caller.size
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._verified)))
+
+    def _forget(self, token: bytes) -> None:
+        caller = self._verified.pop(token, None)
+        if caller is not None:
+            self._bytes -= caller.size
 
     def _check(self, token: bytes, wall: float) -> Caller[GrantT]:
         if token.startswith(b"tr_"):
@@ -185,17 +224,23 @@ class Verifier(Generic[GrantT]):
             # may know more: whatever it is, the token is the browser's and it is not valid.
             except Exception:  # noqa: BLE001
                 break
-            return self._caller(claims, issuers, len(token))
+            return self._caller(claims, issuers, len(token), key=key)
         else:
             # Upstream takes more than we do: other algorithms, tokens without end.
             odd = header.get("alg") != "HS256" or not header.keys().isdisjoint(("crit", "b64"))
             if self._upstream and not odd:
                 digest = hashlib.sha256(token).digest()
-                return self._caller(claimed, self._upstream, len(token), digest)
+                return self._caller(claimed, self._upstream, len(token), digest=digest)
         raise Refusal("token_invalid")
 
     def _caller(
-        self, claims: Any, issuers: list[Issuer], length: int, digest: bytes | None = None
+        self,
+        claims: Any,
+        issuers: list[Issuer],
+        length: int,
+        *,
+        key: str | None = None,
+        digest: bytes | None = None,
     ) -> Caller[GrantT]:
         if not isinstance(claims, dict) or claims.get("iss") != ISSUER:
             raise Refusal("token_invalid")
@@ -215,6 +260,7 @@ class Verifier(Generic[GrantT]):
             scopes if isinstance(scopes, list) else [],
             issuer.environment,
             length,
+            signed_by=_ELSEWHERE if key is None else self._uses[issuer.environment, key],
             digest=digest,
         )
 
@@ -227,6 +273,7 @@ class Verifier(Generic[GrantT]):
             source.scopes(claims),
             source.environment,
             length,
+            signed_by=_ELSEWHERE,
             source=source.name,
             keys=keys,
             generation=keys.generation,
@@ -239,6 +286,7 @@ class Verifier(Generic[GrantT]):
         environment: str,
         length: int,
         *,
+        signed_by: KeyUse,
         source: str | None = None,
         digest: bytes | None = None,
         keys: KeySet | None = None,
@@ -268,6 +316,7 @@ class Verifier(Generic[GrantT]):
             jti=jti if isinstance(jti, str) else None,
             subjects=(subject,) if actor is None else (actor, subject),
             issued=-math.inf if issued is None else issued,
+            signed_by=signed_by,
             keys=keys,
             generation=generation,
             digest=digest,

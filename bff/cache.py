@@ -4,7 +4,8 @@ Knows neither HTTP nor tokens: a copy is some bytes under two ids, and whoever a
 be done with it. Time is seconds on a clock that never jumps.
 
 The mutable state is `_kept` and `_ring` (what is known, by id and by age), changed by `_insert` and
-`_remove` only, and `_flights` (the load under way for each id), changed by `fly` only.
+`_remove` only, `_flights` (the load under way for each id), changed by `fly` and `purge` only, and
+`_purged` (what loads under way must not bring back), changed by `purge`, `clear` and `_land`.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ from typing import Any, Generic, TypeVar
 
 _OVERHEAD = 500
 """Bytes that a copy costs beyond its body and head, measured; see `tests/test_cache.py`."""
+
+_MAX_PURGED = 10_000
+"""Purges remembered while loads are under way; beyond them, none of those loads is kept."""
 
 Key = tuple[str, str]
 """Environment and session id, in either form."""
@@ -77,6 +81,7 @@ class Missing:
     id: str
     until: float
     touched: bool = False
+    external_id: None = None
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -98,6 +103,11 @@ class Ages:
     stale_while_revalidate: float
     stale_if_error: float
     negative_ttl: float
+
+    def fresh(self, copy: Copy, now: float, stretched: float) -> bool:
+        """Whether *copy* may be answered as it is; see `state`."""
+        age = now - copy.loaded
+        return age < stretched or age < (self.closed_ttl if copy.closed else self.ttl)
 
     def state(self, copy: Copy, now: float, stretched: float) -> State:
         """Tell what *copy* may be used for; *stretched* is the least time it counts as fresh."""
@@ -129,7 +139,7 @@ class Cache(Generic[OutcomeT]):
     ) -> None:
         self.ages = ages
         self.bytes = 0
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._spawn = spawn
         self._on_mismatch = on_mismatch
         self._kept: dict[Key, Copy | Missing] = {}
@@ -137,6 +147,10 @@ class Cache(Generic[OutcomeT]):
         # costs setting a flag and no reordering.
         self._ring: OrderedDict[Copy | Missing, None] = OrderedDict()
         self._flights: dict[Key, asyncio.Task[OutcomeT]] = {}
+        self._aloft = 0
+        self._purges = 0
+        self._cleared = 0
+        self._purged: dict[Key, int] = {}
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -146,7 +160,7 @@ class Cache(Generic[OutcomeT]):
         found = self._kept.get((environment, id_))
         if found is None:
             return None
-        if (environment, id_) not in found.keys:
+        if id_ not in (found.id, found.external_id) or found.environment != environment:
             self._remove(found)
             self._kept.pop((environment, id_), None)
             self._on_mismatch()
@@ -157,19 +171,58 @@ class Cache(Generic[OutcomeT]):
         found.touched = True
         return found
 
-    def put(self, copy: Copy) -> None:
-        """Keep *copy* under both its ids, in place of whatever was known there."""
+    @property
+    def mark(self) -> int:
+        """What a load takes before it asks, and brings to `put`: how many purges there were."""
+        return self._purges
+
+    def put(self, copy: Copy, mark: int | None = None) -> None:
+        """Keep *copy* under both its ids, in place of whatever was known there.
+
+        Not if either was purged since *mark*: what was asked for before a purge is what it is for.
+        Without a mark, the copy is as of now.
+        """
+        if self._is_purged(copy.keys, mark):
+            return
         before = self._kept.get(copy.keys[0])
         if isinstance(before, Copy):
             copy.epoch = before.epoch  # a session is hot once, however often it is loaded
         self._insert(copy)
 
-    def put_missing(self, environment: str, id_: str, now: float) -> None:
+    def put_missing(self, environment: str, id_: str, now: float, mark: int | None = None) -> None:
         """Remember that there is no such session, and forget what was known of it."""
         self.drop(environment, id_)
-        if self.ages.negative_ttl > 0:
-            until = now + self.ages.negative_ttl
-            self._insert(Missing(environment=environment, id=id_, until=until))
+        missing = Missing(environment=environment, id=id_, until=now + self.ages.negative_ttl)
+        if self.ages.negative_ttl > 0 and not self._is_purged(missing.keys, mark):
+            self._insert(missing)
+
+    def purge(self, environment: str, id_: str) -> None:
+        """Forget a session under both its ids, whatever a load under way brings of it."""
+        known = self._kept.get((environment, id_))
+        self._purges += 1
+        for key in known.keys if known else ((environment, id_),):
+            self._flights.pop(key, None)
+            self._purged[key] = self._purges
+        if known:
+            self._remove(known)
+        if len(self._purged) > _MAX_PURGED:
+            self._purged.clear()
+            self._cleared = self._purges
+
+    def clear(self, *, loads: bool) -> None:
+        """Forget everything kept and, if *loads*, what loads under way bring."""
+        for one in (self._kept, self._ring):
+            one.clear()
+        self.bytes = 0
+        if loads:
+            self._purges += 1
+            self._cleared = self._purges
+            self._flights.clear()
+
+    def _is_purged(self, keys: tuple[Key, ...], mark: int | None) -> bool:
+        if mark is None:
+            return False
+        return self._cleared > mark or any(self._purged.get(key, 0) > mark for key in keys)
 
     def drop(self, environment: str, id_: str) -> None:
         """Forget a session under both its ids."""
@@ -186,13 +239,21 @@ class Cache(Generic[OutcomeT]):
         """Start *load* as the one load of a session."""
         key = (environment, id_)
         task = self._flights[key] = self._spawn(load)
-        task.add_done_callback(lambda _: self._flights.pop(key, None))
+        self._aloft += 1
+        task.add_done_callback(lambda task: self._land(key, task))
         return task
+
+    def _land(self, key: Key, task: "asyncio.Task[OutcomeT]") -> None:
+        if self._flights.get(key) is task:  # else it was purged, and another may have begun
+            del self._flights[key]
+        self._aloft -= 1
+        if not self._aloft:
+            self._purged.clear()  # nobody is left who could bring anything back
 
     @property
     def flights(self) -> int:
         """How many loads are under way."""
-        return len(self._flights)
+        return self._aloft
 
     def usable(self, environment: str, now: float) -> bool:
         """Whether any copy of *environment* could still be served."""
@@ -207,13 +268,13 @@ class Cache(Generic[OutcomeT]):
         for key in new.keys:
             if known := self._kept.get(key):
                 self._remove(known)
-        if new.size > self._max_bytes:
+        if new.size > self.max_bytes:
             return
         for key in new.keys:
             self._kept[key] = new
         self._ring[new] = None
         self.bytes += new.size
-        while self.bytes > self._max_bytes:
+        while self.bytes > self.max_bytes:
             oldest, _ = self._ring.popitem(last=False)
             if oldest.touched and oldest is not new:
                 oldest.touched = False

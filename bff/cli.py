@@ -3,20 +3,26 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from http import HTTPStatus
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+import uvicorn
 import uvloop
 
-from bff import __version__, server, settings
+from bff import __version__, doctor, lane, server, settings
 from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
+from bff.process import harden
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing, TracingError
 
 
 @click.group()
@@ -25,15 +31,22 @@ def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""
 
 
-def _settings(**overrides: Any) -> settings.Settings:
+def _environ(**overrides: Any) -> dict[str, str]:
     environ = dict(os.environ)  # noqa: TID251  the one place
-    environ |= {name: str(value) for name, value in overrides.items() if value is not None}
+    return environ | {name: str(v) for name, v in overrides.items() if v is not None}
+
+
+def _settings(environ: dict[str, str]) -> settings.Settings:
     try:
         return settings.load(environ)
     except settings.SettingsError as exc:
-        lines = "\n".join(f"  - {problem}" for problem in exc.problems)
-        click.echo(f"These settings cannot be used:\n{lines}", err=True)
-        sys.exit(2)
+        _refuse(exc)
+
+
+def _refuse(exc: settings.SettingsError) -> NoReturn:
+    lines = "\n".join(f"  - {problem}" for problem in exc.problems)
+    click.echo(f"These settings cannot be used:\n{lines}", err=True)
+    sys.exit(2)
 
 
 def _listen(host: str, port: int, name: str) -> socket.socket:
@@ -43,6 +56,10 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         reason = os.strerror(exc.errno) if exc.errno else "no such address"
         click.echo(f"Cannot listen on {host}:{port} ({reason}); set {name}", err=True)
         sys.exit(2)
+
+
+def _browser(service: Service) -> uvicorn.Config:
+    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
 
 
 def _run(main_: Any) -> None:
@@ -55,19 +72,31 @@ def _run(main_: Any) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
 def serve(host: str | None, port: int | None) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
-    told = _settings(BFF_HOST=host, BFF_PORT=port)
+    harden()
+    environ = _environ(BFF_HOST=host, BFF_PORT=port)
+    told = _settings(environ)
     telemetry = Telemetry()
-    browser = _listen(told.host, told.port, "BFF_PORT")
-    ops = _listen("127.0.0.1", told.ops_port, "BFF_OPS_PORT")
+    try:
+        tracing = Tracing() if told.tracing else None
+    except TracingError as exc:
+        click.echo(exc, err=True)
+        sys.exit(2)
+    given = server.inherited(environ)
+    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
+    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )
 
     async def go() -> None:
-        service = Service(told, telemetry)
+        service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+        protocol = service.protocol
+        if told.fast_lane and tracing is None:  # a span is a task's, and the lane has none
+            protocol = lane.protocol(service.gateway, system_clock, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True), browser),
+                (server.config(service.browser_app, lifespan=True, protocol=protocol), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,
@@ -89,12 +118,12 @@ def demo(port: int) -> None:
         telemetry = Telemetry(nowhere)
 
         async def go() -> None:
-            service = Service(told, telemetry)
+            service = Service(told, telemetry, routes=stage.routes())
             click.echo(stage.lines(f"http://{_address(browser)}"))
             await server.run(
                 [
                     (server.config(stage.upstream, lifespan=False), upstream),
-                    (server.config(service.browser_app, lifespan=True), browser),
+                    (_browser(service), browser),
                     (server.config(service.ops_app, lifespan=False), ops),
                 ],
                 telemetry,
@@ -104,20 +133,48 @@ def demo(port: int) -> None:
 
 
 @main.command()
-def check() -> None:
-    """Read the settings and say what they come to, or what is wrong with them."""
-    told = _settings()
-    for environment in told.environments:
-        id_ = environment.id or ("asked for upstream" if environment.learn else "any")
-        how = ", then ".join(environment.verify)
-        click.echo(f"environment {environment.name}: id {id_}, tokens verified {how}")
-    for source in told.token_sources:
-        where = source.jwks_url or "its own file or keys"
-        click.echo(
-            f"token source {source.name}: {source.issuer}, {'|'.join(source.algorithms)}, "
-            f"keys from {where}, for environment {source.environment}"
-        )
-    click.echo("The settings can be used.")
+@click.option("--probe", is_flag=True, help="Ask upstream too, with the key.")
+@click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
+@click.option("--session", help="With --probe: the id of a session that exists.")
+def check(probe: bool, url: str | None, session: str | None) -> None:
+    """Show the settings and every problem with its remedy; exit 0 if all is well, else 2."""
+    if (url or session) and not probe:
+        raise click.UsageError("--url and --session are for --probe")
+    try:
+        told = settings.load(_environ())
+    except settings.SettingsError as exc:
+        click.echo(f"{doctor.report(exc.told)}\n", err=True)
+        _refuse(exc)
+    click.echo(doctor.report(told.told))
+    click.echo("\nWhat browsers see")
+    for line in doctor.policy_lines(told):
+        click.echo(line)
+    for note in doctor.notes(told):
+        click.echo(f"\nNote: {note}")
+    click.echo("\nThe settings can be used.")
+    if probe and not asyncio.run(_probe(told, url, session)):
+        sys.exit(2)
+
+
+async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
+    well = True
+
+    async def show(title: str, findings: AsyncIterator[doctor.Finding]) -> None:
+        nonlocal well
+        click.echo(f"\n{title}")
+        async for finding in findings:
+            click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
+            well = well and finding.verdict is not doctor.Verdict.PROBLEM
+
+    async with aclosing(doctor.Prober(told, system_clock)) as prober:
+        for environment in told.environments:
+            title = f"Environment {environment.name}, upstream at {environment.api_url}"
+            await show(title, prober.upstream(environment, session))
+            if url is not None:
+                known = session or await prober.first_session(environment)
+                title = f"Environment {environment.name}, gateway at {url}"
+                await show(title, prober.gateway(environment, url, known))
+    return well
 
 
 @main.command()
@@ -140,12 +197,12 @@ def token(
     issued_before: float | None,
 ) -> None:
     """Mint a token that lets a browser read the sessions named; or take tokens back."""
-    ids, told = (*sessions, *more), _settings()
+    ids, told = (*sessions, *more), _settings(_environ())
     if revoke:
         named = {"jti": jti, "subject": actor, "issued_before": issued_before}
         wanted = {key: value for key, value in named.items() if value is not None}
         for part in [wanted | {"session": id_} for id_ in ids] or [wanted]:
-            _revoke(told.ops_port, part)
+            _revoke(told.ops_host, told.ops_port, part)
         return
     if not ids:
         raise click.UsageError("Name a session: --session ID")
@@ -173,9 +230,9 @@ def token(
     )
 
 
-def _revoke(port: int, wanted: dict[str, Any]) -> None:
+def _revoke(host: str, port: int, wanted: dict[str, Any]) -> None:
     """Tell the gateway that runs on this machine, through its ops port."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = HTTPConnection(host, port, timeout=5)
     try:
         headers = {"content-type": "application/json"}
         connection.request("POST", "/revocations", json.dumps(wanted), headers)

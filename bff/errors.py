@@ -6,7 +6,7 @@ on, its text never carries a token, a key or upstream's own words.
 * Refusal
   + the browser's: 400 bad_request, invalid_session_id · 401 token_missing, token_invalid,
     token_expired, token_revoked, secret_key_sent · 403 unauthorized · 404 not_found, 405,
-    410 not_served · 429 rate_limited
+    410 not_served · 429 rate_limited · 431 head_too_large
   + upstream's: 502 upstream_rejected_credentials, upstream_unavailable, upstream_invalid ·
     504 upstream_timeout
   + ours: 503 over_budget, not_ready · 500 internal
@@ -61,6 +61,7 @@ REFUSALS: dict[str, Kind] = {
     "not_found": Kind(404, "Not found"),
     "method_not_allowed": Kind(405, "Method not allowed"),
     "not_served": Kind(410, "This gateway does not serve that route: ask the Trigger.dev API"),
+    "head_too_large": Kind(431, "The request's headers are too many or too large"),
     "rate_limited": Kind(429, "Rate limit exceeded"),
     "upstream_rejected_credentials": Kind(502, "The upstream rejected the gateway's credentials"),
     "upstream_unavailable": Kind(502, "The upstream cannot be reached"),

@@ -1,9 +1,9 @@
 """The path of one request, start to end: read this file first.
 
 `Gateway.decide` goes from a request's head to an answer without any I/O; where the answer is not in
-memory it returns a `Load`, and `Gateway.finish` waits for that and decides again, on what was
-loaded. Both end in `_session` or `_refusal`: there is no other way out for a session, and none that
-does not ask first whether this caller may read it.
+memory it returns a `Load` (for a list, `Loads`), and `Gateway.finish` waits for that and decides
+again, on what was loaded. Both end in `_session`, `_page` or `_refusal`: there is no other way out
+for a session, and none that does not ask first whether this caller may read it.
 
     OPTIONS            → answered at once
     address            → counted before any cryptography               429
@@ -16,22 +16,27 @@ does not ask first whether this caller may read it.
     shared copy        → fresh, stale, joined or loaded                404 5xx
     copy and scopes    → decided again on the copy's own ids           403
     If-None-Match      → looked at last                                304
+
+A list of sessions takes the same path: its query in place of the id, the sessions that the token
+names in place of the scopes' check, and then for each of them the same copy, load and decision.
 """
 
 import asyncio
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from bff import sessions
+from bff import listing, sessions
 from bff.auth import Caller, Verifier
-from bff.cache import Cache, Copy, Missing, State
+from bff.cache import Ages, Cache, Copy, Missing, State
 from bff.errors import Refusal
 from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
 from bff.policy import Policy
-from bff.replies import Replies, Reply, copy_head
+from bff.replies import Replies, Reply, copy_head, server_timing
 from bff.revocations import Revocations
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
@@ -42,6 +47,24 @@ PATIENCE_SECONDS = 1.0
 """Whoever could be answered with a usable copy waits no longer than this for a newer one."""
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
+
+_LOOKED_AT = frozenset(
+    (
+        b"authorization",
+        b"origin",
+        b"if-none-match",
+        b"x-forwarded-for",
+        b"cookie",
+        b"sec-fetch-site",
+    )
+)
+SLOW_SECONDS = 1.0
+"""A browser that waited longer is worth a line of the log."""
+SAMPLE = 1000
+"""Of this many answers with a session, one is logged."""
+
+_OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
+"""Codes of refusals that no other session of a list would change."""
 
 PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
@@ -57,6 +80,8 @@ class Head:
     path: bytes
     """Raw: percent-encoded, without query and fragment."""
     peer: str
+    query: bytes = b""
+    """Raw; only the list looks at it."""
     origin: bytes | None = None
     authorization: bytes | None = None
     if_none_match: bytes | None = None
@@ -65,17 +90,29 @@ class Head:
     fetch_site: bytes | None = None
     ambiguous: bool = False
     """A header that may stand once only was repeated."""
+    id: str | None = None
+    """The session's, if the path is one whose segment needs no decoding."""
+    token: bytes | None = None
+    """From `authorization`, if that is written as everyone writes it."""
 
     @classmethod
     def read(
-        cls, method: str, path: bytes, headers: Iterable[tuple[bytes, bytes]], peer: str
+        cls,
+        method: str,
+        path: bytes,
+        query: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        peer: str,
     ) -> "Head":
         """Pick from *headers* (names in lower case) what a decision needs."""
-        head = cls(method, path, peer)
+        head = cls(method, path, peer, query, id=sessions.plain_id(path))
         for name, value in headers:
+            if name not in _LOOKED_AT:
+                continue
             if name == b"authorization":
                 head.ambiguous |= head.authorization is not None
                 head.authorization = value
+                head.token = value[7:].strip() if value.startswith(b"Bearer ") else None
             elif name == b"origin":
                 head.ambiguous |= head.origin is not None
                 head.origin = value
@@ -85,7 +122,7 @@ class Head:
                 head.forwarded = (*head.forwarded, value)
             elif name == b"cookie":
                 head.cookies = (*head.cookies, value)
-            elif name == b"sec-fetch-site":
+            else:
                 head.fetch_site = value if head.fetch_site is None else b""  # twice is no word
         return head
 
@@ -105,6 +142,8 @@ class Visit:
     """Of the limit that counted it last."""
     probes: Window | None = None
     """The address's bad tokens, while the id is not known to be one that the caller may read."""
+    waited: float | None = None
+    """Seconds, for a load."""
     reserved: bool = False
     """One of `probes` was taken in advance, for the load this visit started."""
     token: bytes = b""
@@ -123,10 +162,26 @@ class Load:
     flight: "asyncio.Task[Copy | Refusal]"
     last_resort: Copy | None
     joined: bool
+    rules: "Rules"
+    """By which it was decided to wait."""
     test: bool = False
     """Upstream is asked with the caller's own token, and its answer is about that too."""
     mark: Window | None = None
     """The address's bad tokens, of which one was taken in advance for this test."""
+
+
+Found = tuple[Copy, bytes, str]
+"""A copy to answer with, what the cache did in the words of Cache-Status, and in our own."""
+
+
+@dataclass(slots=True)
+class Loads:
+    """A list that has to be waited for."""
+
+    visit: Visit
+    caller: Caller[Grant]
+    listing: listing.Listing
+    loads: list[Load]
 
 
 @dataclass(slots=True)
@@ -134,6 +189,9 @@ class Environment:
     """One Trigger.dev environment at run time."""
 
     name: str
+    place: tuple[str | None, ...]
+    """What makes it this one and not another of the same name: copies of one are none of another.
+    """
     upstream: Upstream
     budget: Budget
     health: str | None = None
@@ -151,59 +209,94 @@ class Limits:
     caller: Limiter | None
 
 
-class Gateway:
-    """Answers browsers. Knows neither Starlette nor sockets.
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What can change while the gateway runs: all of it at once, or nothing.
 
     Args:
         environments: by name; `Verifier` speaks of them by the same names.
         policies: by session type; `default_policy` for every other.
         pages: public JSON by path.
+        token_cookie: the name of a cookie that may hold the token.
+    """
+
+    environments: Mapping[str, Environment]
+    verifier: Verifier[Grant]
+    ages: Ages
+    max_bytes: int
+    limits: Limits
+    trusted_proxies: Sequence[Network]
+    default_policy: Policy
+    policies: Mapping[str, Policy]
+    replies: Replies
+    pages: Mapping[bytes, bytes]
+    token_cookie: bytes | None
+
+
+class Gateway:
+    """Answers browsers. Knows neither Starlette nor sockets.
+
+    Args:
+        rules: to begin with; see `adopt`.
         clock: returns the two times, as in `Visit`; for what finishes after its decision.
         request_ids: makes an id for each answer.
     """
 
     def __init__(
         self,
+        rules: Rules,
         *,
-        environments: Mapping[str, Environment],
-        verifier: Verifier[Grant],
         cache: "Cache[Copy | Refusal]",
         verdicts: "Verdicts[Copy | Refusal]",
         revocations: Revocations,
-        limits: Limits,
-        token_cookie: bytes | None,
-        trusted_proxies: Sequence[Network],
-        default_policy: Policy,
-        policies: Mapping[str, Policy],
-        replies: Replies,
-        pages: Mapping[bytes, bytes],
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
     ) -> None:
-        self.environments = environments
         self.cache = cache
         self.telemetry = telemetry
-        self.verifier = verifier
         self.verdicts = verdicts
         self.revocations = revocations
-        self._token_cookie = token_cookie
-        self._limits = limits
-        self._trusted_proxies = trusted_proxies
-        self._default_policy = default_policy
-        self._policies = policies
-        self._replies = replies
-        self._pages = pages
         self._clock = clock
         self._request_ids = request_ids
+        self._served = 0
+        self.rules = rules
+        self.adopt(rules)
+
+    def adopt(self, rules: Rules) -> None:
+        """Go on by *rules*; nothing awaits in here, so no request sees a part of them.
+
+        Copies stay, unless they would look different now or come from elsewhere. What is being
+        loaded will be projected by the new policy, so that stays even then.
+        """
+        before, self.rules = self.rules, rules
+        moved = _places(before) != _places(rules)
+        policies = (rules.default_policy, rules.policies)
+        self.environments = rules.environments
+        self.verifier = rules.verifier
+        self._limits = rules.limits
+        self._trusted_proxies = rules.trusted_proxies
+        self._default_policy = rules.default_policy
+        self._policies = rules.policies
+        self._visible = rules.default_policy.visible.union(
+            *(policy.visible for policy in rules.policies.values())
+        )
+        self._replies = rules.replies
+        self._pages = rules.pages
+        self._token_cookie = rules.token_cookie
+        if rules.verifier is not before.verifier:
+            self.verdicts.forget()
+        self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
+        if moved or (before.default_policy, before.policies) != policies:
+            self.cache.clear(loads=moved)
 
     # -- the decision
 
-    def decide(self, head: Head, now: float, wall: float) -> Reply | Load:
+    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
-            self.telemetry.count("bff_requests", "preflight", "204", "")
+            self.telemetry.count("bff_requests", "preflight", 204, "")
             return self._replies.preflight(head.origin, request_id)
         visit = Visit(head, request_id, now, wall)
         try:
@@ -211,43 +304,59 @@ class Gateway:
         except Refusal as refusal:
             return self._refusal(visit, refusal)
 
-    def _decide(self, visit: Visit) -> Reply | Load:
+    def _decide(self, visit: Visit) -> Reply | Load | Loads:
         address = self._count_address(visit)
-        page_or_segment = self._route(visit)
-        if isinstance(page_or_segment, Reply):
-            return page_or_segment
+        page = self._route(visit)
+        if page is not None:
+            return page
         caller = self._authenticate(visit, address)
-        id_ = sessions.parse_id(page_or_segment)
+        visit.address = address
+        if visit.route == "list":
+            wanted = self._wanted(visit, caller)
+            if caller.digest is None:
+                self._count_caller(visit, caller, address)
+            return self._list(visit, caller, wanted)
+        id_ = visit.head.id or sessions.parse_id(visit.head.path[len(sessions.ROUTE) :])
         if not caller.granted.covers(id_):
             if not sessions.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
             visit.probes = self._bad_tokens(address, visit.now)
-        if caller.digest is not None and not self.verdicts.good(caller.digest, id_, visit.now):
-            return self._test(visit, caller, address, id_)
+        if caller.digest is not None:
+            return self._test(visit, caller, id_) or self._look_up(visit, caller, id_)
         self._count_caller(visit, caller, address)
         return self._look_up(visit, caller, id_)
 
     def _count_address(self, visit: Visit) -> str:
-        head = visit.head
-        address = address_key(browser_address(head.peer, head.forwarded, self._trusted_proxies))
-        if self._limits.address is not None:
-            visit.window = self._limits.address.take(address, visit.now)
-            if visit.window.exceeded:
+        head, limiter = visit.head, self._limits.address
+        address = head.peer
+        if head.forwarded:
+            address = browser_address(address, head.forwarded, self._trusted_proxies)
+        address = address_key(address)
+        if limiter is not None:
+            window = limiter.take(address, visit.now)
+            if window.exceeded:
+                visit.window = window
                 raise Refusal("rate_limited")
-            visit.window = None
         return address
 
-    def _route(self, visit: Visit) -> Reply | bytes:
-        """Find the page, or the path segment that is to be a session id.
+    def _route(self, visit: Visit) -> Reply | None:
+        """Answer with a page, or leave what is on a session's route to the rest of the way.
 
         The raw path decides, so that no encoding of a route is another way to it.
         """
         head, path = visit.head, visit.head.path
-        if path.startswith(sessions.ROUTE) and b"/" not in path[len(sessions.ROUTE) :]:
+        if head.id or (path.startswith(sessions.ROUTE) and path.rfind(b"/") < len(sessions.ROUTE)):
             visit.route = "session"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
-            return path[len(sessions.ROUTE) :]
+            return None
+        if path == sessions.LIST_ROUTE:
+            visit.route = "list"
+            if head.method not in ("GET", "HEAD"):
+                raise Refusal(
+                    "method_not_allowed", "Sessions are started at the Trigger.dev API, not here"
+                )
+            return None
         page = self._pages.get(path)
         if page is not None:
             visit.route = "page"
@@ -263,11 +372,12 @@ class Gateway:
         head = visit.head
         if head.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
-        if head.authorization is not None and not head.authorization:
-            raise Refusal("token_missing")
         cookie = self._from_cookie(head) if head.authorization is None else None
+        if not (head.authorization or cookie):
+            self.telemetry.count("bff_bad_tokens", "token_missing")
+            raise Refusal("token_missing")
         try:
-            visit.token = cookie or _bearer(head.authorization or b"")
+            visit.token = head.token or cookie or _bearer(head.authorization or b"")
             caller = self.verifier.verify(visit.token, visit.wall)
             self._still_good(visit, caller)
         except Refusal as refusal:
@@ -280,7 +390,7 @@ class Gateway:
         if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
             raise Refusal("token_revoked")
 
-    def _from_cookie(self, head: Head) -> bytes:
+    def _from_cookie(self, head: Head) -> bytes | None:
         """Take the token from its cookie, if a page of this very origin asks to read.
 
         The browser says so itself, in a header that no script can set. An `Origin` comes with what
@@ -298,9 +408,10 @@ class Gateway:
                 raise Refusal("bad_request", "Send the token's cookie once")
             if found:
                 return found[0]
-        raise Refusal("token_missing")
+        return None
 
     def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
+        self.telemetry.count("bff_bad_tokens", refusal.code)
         if refusal.code == "secret_key_sent":
             self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
         window = self._bad_tokens(address, visit.now)
@@ -314,12 +425,25 @@ class Gateway:
         limiter = self._limits.bad_token
         return None if limiter is None else limiter.window(address, now)
 
+    def _wanted(self, visit: Visit, caller: Caller[Grant]) -> listing.Listing:
+        query = listing.parse(visit.head.query, visible=self._visible, wall=visit.wall)
+        if caller.granted.every:
+            raise Refusal(
+                "unauthorized",
+                "A list holds the sessions that the token names: mint it with one scope "
+                "read:sessions:<id> for each of them",
+            )
+        named = sessions.named(caller.granted)
+        if not named:
+            raise Refusal("unauthorized")
+        return listing.Listing(query, named, caller.key, visit.wall)
+
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
         if self._limits.caller is not None and not visit.counted:
             visit.counted = True
-            key = (caller.key, None if caller.has_actor else address)
-            visit.window = self._limits.caller.take(key, visit.now)
-            if visit.window.exceeded:
+            key = caller.key if caller.has_actor else (caller.key, address)
+            visit.window = window = self._limits.caller.take(key, visit.now)
+            if window.exceeded:
                 raise Refusal("rate_limited")
 
     def failed(self, head: Head, exc: Exception) -> Reply:
@@ -329,16 +453,25 @@ class Gateway:
         visit = Visit(head, request_id, *self._clock())
         return self._refusal(visit, Refusal("internal"))
 
+    def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
+        """Answer for what came from *peer* and is no request, or one beyond the bounds."""
+        visit = Visit(Head("", b"", peer, origin=origin), self._request_ids(), *self._clock())
+        return self._refusal(visit, refusal)
+
     # -- upstream's word on a token
 
-    def _test(self, visit: Visit, caller: Caller[Grant], address: str, id_: str) -> Load:
+    def _test(self, visit: Visit, caller: Caller[Grant], id_: str) -> Load | None:
         """Put a token to upstream's test: load the session with it, once however many ask.
+
+        None if it has passed not long ago.
 
         Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
         limit before upstream meets the tokens; and what it claims has only been good for refusing.
         """
         digest, now = caller.digest or b"", visit.now
-        visit.address = address
+        if self.verdicts.good(digest, id_, now):
+            self._count_caller(visit, caller, visit.address)
+            return None
         refused = self.verdicts.refused(digest, id_, now)
         if refused is not None:
             code, rest = refused
@@ -351,7 +484,9 @@ class Gateway:
                 raise Refusal("over_budget", retry_after=1)
             if visit.probes is not None:
                 self._reserve_probe(visit)
-            elif (mark := self._bad_tokens(address, now)) is not None:
+            elif not self.verdicts.genuine(digest, now):
+                mark = self._bad_tokens(visit.address, now)
+            if mark is not None:
                 if mark.exhausted:
                     visit.window = mark
                     raise Refusal("rate_limited")
@@ -359,7 +494,7 @@ class Gateway:
             environment = self.environments[caller.environment]
             load = self._fetch_as(environment, id_, caller, visit.token)
             flight = self.verdicts.fly(digest, id_, load)
-        return Load(visit, caller, id_, flight, None, joined, test=True, mark=mark)
+        return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, mark=mark)
 
     def _refused(
         self, visit: Visit, caller: Caller[Grant], refusal: Refusal, *, marked: bool = False
@@ -377,6 +512,21 @@ class Gateway:
             return limited
         return refusal
 
+    def _tested(self, load: Load, found: Found | Refusal) -> Found | Refusal:
+        """Draw the conclusions from a test for the one who waited for it."""
+        visit, caller, mark = load.visit, load.caller, load.mark
+        if isinstance(found, Refusal):
+            if mark is not None and found.code in ("not_found", "unauthorized"):
+                mark.used -= 1
+            return self._refused(visit, caller, found, marked=mark is not None)
+        if mark is not None:
+            mark.used -= 1  # it was no bad one
+        try:
+            self._count_caller(visit, caller, visit.address)
+        except Refusal as limited:
+            return limited
+        return found
+
     async def _fetch_as(
         self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
     ) -> Copy | Refusal:
@@ -386,59 +536,64 @@ class Gateway:
         of this environment: it fills the shared copy as any load does. Health and budget are the
         secret key's and learn nothing here.
         """
-        digest, outcome = (
-            caller.digest or b"",
-            await self._brought(
-                environment, id_, lambda path: environment.upstream.get_as(token, path)
-            ),
+        digest, verifier = caller.digest or b"", self.verifier
+        outcome = await self._brought(
+            environment, id_, lambda path: environment.upstream.get_as(token, path)
         )
         now, wall = self._clock()
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self.telemetry.count("bff_token_tests", code)
+        if verifier is not self.verifier:
+            return outcome  # other keys and other environments by now: it is to be asked again
         if isinstance(outcome, Refusal):
             self.verdicts.refuse(digest, id_, now, code, outcome.retry_after)
         else:
             ids = {id_, outcome.id, outcome.external_id or outcome.id}
             self.verdicts.accept(digest, ids, now, caller.expires - wall)
-            self.verifier.remember(token, caller)
+            verifier.remember(token, caller)
         return outcome
 
     # -- the shared copy
 
     def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
+        found = self._find(visit, caller, id_)
+        return found if isinstance(found, Load) else self._session(visit, caller, *found)
+
+    def _find(self, visit: Visit, caller: Caller[Grant], id_: str) -> Found | Load:
         now, environment = visit.now, self.environments[caller.environment]
         budget = environment.budget
         known = self.cache.find(environment.name, id_, now)
         if isinstance(known, Missing):
             self.telemetry.count("bff_cache", "negative")
             raise Refusal("not_found")
-        flight = self.cache.flight(environment.name, id_)
-        joined = flight is not None
         last_resort = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
             self._authorize(visit, caller, known)
             visit.probes = None
             known.epoch = budget.count_hot(known.epoch, now)
+            if self.cache.ages.fresh(known, now, budget.stretched):
+                return known, b"hit", "hit"
             state = self.cache.ages.state(known, now, budget.stretched)
-            if state is State.FRESH:
-                return self._session(visit, caller, known, b"hit", "hit")
+            flight = self.cache.flight(environment.name, id_)
             wait = max(budget.wait(now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
                     self._load(environment, id_, known, now)
-                return self._session(visit, caller, known, b"hit; detail=stale", "stale")
+                return known, b"hit; detail=stale", "stale"
             if state is State.LAST_RESORT:
                 if flight is None and wait > 0:
-                    return self._last_resort(visit, caller, known)
+                    return _last_resort(known)
                 last_resort = known
+        flight = self.cache.flight(environment.name, id_)
+        joined = flight is not None
         if flight is None:
             wait = budget.wait(now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
             flight = self._load(environment, id_, last_resort, now)
-        return Load(visit, caller, id_, flight, last_resort, joined)
+        return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -448,39 +603,115 @@ class Gateway:
             visit.probes.used += 1
             visit.reserved = True
 
-    async def finish(self, load: Load) -> Reply:
+    def _list(
+        self, visit: Visit, caller: Caller[Grant], wanted: listing.Listing, how: bytes = b"hit"
+    ) -> Reply | Loads:
+        """Answer a list from memory, or say for which sessions has to be waited."""
+        loads: list[Load] = []
+
+        def find(id_: str) -> Copy | Refusal | None:
+            if id_ not in wanted.known:
+                digest = caller.digest
+                if digest is not None and loads and not self.verdicts.genuine(digest, visit.now):
+                    return None  # first of all whether the token is one
+                try:
+                    test = None if digest is None else self._test(visit, caller, id_)
+                    found = test or self._find(visit, caller, id_)
+                except Refusal as refusal:
+                    if refusal.code in _OF_THE_CALLER:
+                        raise
+                    wanted.known[id_] = refusal
+                else:
+                    if isinstance(found, Load):
+                        loads.append(found)
+                        return None
+                    wanted.known[id_] = self._counted(found)
+            return wanted.known[id_]
+
+        page = wanted.page(find)
+        if page is None:
+            return Loads(visit, caller, wanted, loads)
+        return self._page(visit, caller, page, how)
+
+    def _counted(self, found: Found | Refusal) -> Copy | Refusal:
+        if isinstance(found, Refusal):
+            return found
+        copy, _, result = found
+        self.telemetry.count("bff_cache", result)
+        return copy
+
+    async def finish(self, load: Load | Loads) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
-        visit, flight = load.visit, load.flight
-        patience = PATIENCE_SECONDS if load.last_resort else None
-        await asyncio.wait([flight], timeout=patience)
-        outcome = flight.result() if flight.done() else Refusal("upstream_timeout")
-        visit.now, visit.wall = self._clock()
+        if isinstance(load, Loads):
+            return await self._finish_list(load)
+        visit = load.visit
+        await self._wait(visit, [load])
+        found = self._landed(load)
+        if load.rules is not self.rules:
+            return await self._finish_anew(visit, found)
         try:
             self._still_good(visit, load.caller)
-            if load.test:
-                outcome = self._tested(load, outcome)
-            if isinstance(outcome, Copy):
-                forward = b"stale" if load.last_resort else b"miss"
-                how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
-                result = "joined" if load.joined else "miss"
-                return self._session(visit, load.caller, outcome, how, result)
-            if load.last_resort and outcome.code != "not_found":
-                return self._last_resort(visit, load.caller, load.last_resort)
+            if not isinstance(found, Refusal):
+                return self._session(visit, load.caller, *found)
         except Refusal as refusal:
             return self._refusal(visit, refusal)
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
-        return self._refusal(visit, outcome)
+        return self._refusal(visit, found)
 
-    def _tested(self, load: Load, outcome: Copy | Refusal) -> Copy | Refusal:
-        """Draw the conclusions from a test for the one who waited for it."""
-        visit, caller, mark = load.visit, load.caller, load.mark
-        passed = isinstance(outcome, Copy) or outcome.code in ("not_found", "unauthorized")
-        if mark is not None and passed:
-            mark.used -= 1  # it was no bad one
-        if isinstance(outcome, Refusal):
-            return self._refused(visit, caller, outcome, marked=mark is not None)
-        self._count_caller(visit, caller, visit.address)
-        return outcome
+    def _landed(self, load: Load) -> Found | Refusal:
+        """What a load brought, as far as it is this caller's."""
+        found = _landed(load)
+        if load.test:
+            found = self._tested(load, found)
+        if isinstance(found, Refusal):
+            return found
+        if self._revoked(load.visit, load.caller, found[0]):
+            return Refusal("unauthorized")
+        return found
+
+    async def _finish_list(self, waited: Loads) -> Reply:
+        """Wait for what a page needs, and for more if some of it is missing or filtered out."""
+        visit, caller, wanted = waited.visit, waited.caller, waited.listing
+        while True:
+            await self._wait(visit, waited.loads)
+            for load in waited.loads:
+                found = self._landed(load)
+                if load.rules is not self.rules:
+                    return await self._finish_anew(visit, found)
+                if isinstance(found, Refusal) and self._of_the_caller(caller, found, visit.now):
+                    return self._refusal(visit, found)
+                wanted.known[load.id] = self._counted(found)
+            try:
+                self._still_good(visit, caller)
+                answer = self._list(visit, caller, wanted, b"fwd=miss")
+            except Refusal as refusal:
+                return self._refusal(visit, refusal)
+            if isinstance(answer, Reply):
+                return answer
+            waited = answer
+
+    def _of_the_caller(self, caller: Caller[Grant], refusal: Refusal, now: float) -> bool:
+        """Whether a refusal that one session met is all that there is to tell of the list."""
+        untested = caller.digest is not None and not self.verdicts.genuine(caller.digest, now)
+        return refusal.code in _OF_THE_CALLER or untested
+
+    async def _wait(self, visit: Visit, loads: Sequence[Load]) -> None:
+        """Wait until all have landed, or for a second if every one of them has a last resort."""
+        began, _ = self._clock()
+        patience = PATIENCE_SECONDS if all(load.last_resort for load in loads) else None
+        await asyncio.wait([load.flight for load in loads], timeout=patience)
+        visit.now, visit.wall = self._clock()
+        visit.waited = (visit.waited or 0.0) + visit.now - began
+
+    async def _finish_anew(self, visit: Visit, found: Found | Refusal) -> Reply:
+        """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
+
+        What was loaded is kept already, unless it may not be, so upstream is not asked twice.
+        """
+        if isinstance(found, Refusal):
+            return self._refusal(visit, found)
+        answer = self.decide(visit.head, *self._clock())
+        return answer if isinstance(answer, Reply) else await self.finish(answer)
 
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
@@ -493,15 +724,19 @@ class Gateway:
     ) -> Copy | Refusal:
         """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
         started, _ = self._clock()
+        mark = self.cache.mark
         outcome = await self._brought(environment, id_, environment.upstream.get)
         ended, _ = self._clock()
-        self._learn(environment, id_, outcome, known, ended, ended - started)
+        if isinstance(outcome, Refusal) and outcome.code == "not_found":
+            self.cache.put_missing(environment.name, id_, ended, mark)
+        self._learn(environment, outcome, known, ended, ended - started)
         return outcome
 
     async def _brought(
         self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
     ) -> Copy | Refusal:
         started, _ = self._clock()
+        mark = self.cache.mark
         try:
             body = await get(sessions.path(id_))
             copy = self._project(
@@ -509,7 +744,7 @@ class Gateway:
             )
             known = self.cache.find(environment.name, id_, started)
             if not (isinstance(known, Copy) and known.loaded > started):
-                self.cache.put(copy)  # not over what was asked for later, and came sooner
+                self.cache.put(copy, mark)  # not over what was asked for later, and came sooner
         except Refusal as refusal:
             return refusal
         except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
@@ -542,7 +777,6 @@ class Gateway:
     def _learn(
         self,
         environment: Environment,
-        id_: str,
         outcome: Copy | Refusal,
         known: Copy | None,
         now: float,
@@ -551,20 +785,22 @@ class Gateway:
         """Draw the conclusions from a load for the next ones."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self.telemetry.count("bff_loads", code)
-        self.telemetry.count("bff_load_seconds", by=seconds)
+        self.telemetry.observe("bff_load_seconds", seconds)
         if isinstance(outcome, Refusal):
-            if code == "not_found":
-                self.cache.put_missing(environment.name, id_, now)
-            elif known is not None:
+            if code != "not_found" and known is not None:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
                 outcome.retry_after = environment.budget.wait(now)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
-        fields = {"environment": environment.name, "outcome": code, "seconds": round(seconds, 4)}
+        fields: Any = {
+            "environment": environment.name,
+            "outcome": code,
+            "seconds": round(seconds, 4),
+        }
         if health == environment.health or (healthy and environment.health is None):
-            self.telemetry.log.info("load_finished", **fields)
+            self.telemetry.often("load_finished", now, **fields)
         elif healthy:
             self.telemetry.log.warning("upstream_recovered", **fields)
         elif code == "upstream_rejected_credentials":
@@ -607,7 +843,7 @@ class Gateway:
             return True, f"{trouble} ({environment.health}); copies are served meanwhile"
         return False, f"{trouble} ({environment.health}) and there is no copy to serve"
 
-    # -- the two ways out
+    # -- the ways out
 
     def _session(
         self, visit: Visit, caller: Caller[Grant], copy: Copy, how: bytes, result: str
@@ -616,12 +852,15 @@ class Gateway:
         self._authorize(visit, caller, copy)
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1  # it was no probe
+        head, age = visit.head, max(0.0, visit.now - copy.loaded)
         self.telemetry.count("bff_cache", result)
-        head = visit.head
+        self.telemetry.observe("bff_age_served_seconds", age)
+        self._served += 1
+        if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, result)
         reply = self._replies.session(
             copy,
-            not_modified=_matches(head.if_none_match, copy.etag),
-            age=max(0.0, visit.now - copy.loaded),
+            not_modified=head.if_none_match is not None and _matches(head.if_none_match, copy.etag),
             cache_status=how,
             window=visit.window,
             now=visit.now,
@@ -629,6 +868,8 @@ class Gateway:
             origin=head.origin,
             request_id=visit.request_id,
         )
+        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
+            reply.head += server_timing(visit.waited)
         return self._count(visit, reply, "")
 
     def _authorize(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> None:
@@ -636,12 +877,45 @@ class Gateway:
         if (
             copy.environment != caller.environment
             or not caller.granted.covers(copy.id, copy.external_id)
-            or self.revocations.session(copy.id, copy.external_id, caller.issued, visit.wall)
+            or self._revoked(visit, caller, copy)
         ):
             raise Refusal("unauthorized")
 
-    def _last_resort(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> Reply:
-        return self._session(visit, caller, copy, b"hit; detail=stale-if-error", "last_resort")
+    def _revoked(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> bool:
+        return self.revocations.session(copy.id, copy.external_id, caller.issued, visit.wall)
+
+    def _page(self, visit: Visit, caller: Caller[Grant], page: listing.Page, how: bytes) -> Reply:
+        """Answer with a page of a list, if this caller may read every session on it."""
+        for copy in page.copies:
+            self._authorize(visit, caller, copy)
+        if page.unavailable and not page.copies:
+            # An empty list would say that there are no sessions.
+            return self._refusal(visit, next(iter(page.unavailable.values())))
+        head, lost = visit.head, len(page.unavailable)
+        reply = self._replies.session(
+            page,
+            not_modified=head.if_none_match is not None and _matches(head.if_none_match, page.etag),
+            cache_status=how,
+            window=visit.window,
+            now=visit.now,
+            wall=visit.wall,
+            origin=head.origin,
+            request_id=visit.request_id,
+            lines=b"x-unavailable-sessions: %d\r\n" % lost if lost else b"",
+        )
+        if visit.waited is not None:
+            reply.head += server_timing(visit.waited)
+        return self._count(visit, reply, "")
+
+    def _log_served(self, visit: Visit, result: str) -> None:
+        waited = visit.waited or 0.0
+        self.telemetry.log.info(
+            "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            request_id=visit.request_id.decode(),
+            result=result,
+            waited=round(waited, 4),
+            of=self._served,
+        )
 
     def _refusal(self, visit: Visit, refusal: Refusal) -> Reply:
         """Tell why not. Of an id that is not named, nothing but that is told."""
@@ -659,18 +933,42 @@ class Gateway:
             origin=visit.head.origin,
             request_id=visit.request_id,
         )
-        self.telemetry.log.info(
-            "request_refused",
-            request_id=visit.request_id.decode(),
-            route=visit.route,
-            status=reply.status,
-            code=refusal.code,
-        )
+        # Of those over a limit, the first of a window: who floods is not to fill the log as well.
+        if refusal.code != "rate_limited" or (window := visit.window) is None or window.first:
+            self.telemetry.often(
+                "request_refused",
+                visit.now,
+                logging.INFO if reply.status < 500 else logging.WARNING,  # noqa: PLR2004
+                request_id=visit.request_id.decode(),
+                route=visit.route,
+                status=reply.status,
+                code=refusal.code,
+            )
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
-        self.telemetry.count("bff_requests", visit.route, str(reply.status), code)
+        self.telemetry.count("bff_requests", visit.route, reply.status, code)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
+
+
+def _landed(load: Load) -> Found | Refusal:
+    """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
+    outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
+    if isinstance(outcome, Copy):
+        forward = b"stale" if load.last_resort else b"miss"
+        how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
+        return outcome, how, "joined" if load.joined else "miss"
+    if load.last_resort and outcome.code != "not_found":
+        return _last_resort(load.last_resort)
+    return outcome
+
+
+def _last_resort(copy: Copy) -> Found:
+    return copy, b"hit; detail=stale-if-error", "last_resort"
+
+
+def _places(rules: Rules) -> dict[str, tuple[str | None, ...]]:
+    return {name: environment.place for name, environment in rules.environments.items()}
 
 
 def _bearer(authorization: bytes) -> bytes:
@@ -684,10 +982,8 @@ def _bearer(authorization: bytes) -> bytes:
     return token.strip()
 
 
-def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
+def _matches(if_none_match: bytes, etag: bytes) -> bool:
     """RFC 9110 §13.1.2: weak comparison, a list, or ``*``."""
-    if if_none_match is None:
-        return False
     if if_none_match == etag:
         return True
     candidates = (part.strip().removeprefix(b"W/") for part in if_none_match.split(b","))

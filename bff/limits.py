@@ -31,6 +31,11 @@ class Window:
         return self.used > self.limiter.limit
 
     @property
+    def first(self) -> bool:
+        """Whether the last one taken was the first too many."""
+        return self.used == self.limiter.limit + 1
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing is left to take."""
         return self.used >= self.limiter.limit
@@ -42,7 +47,10 @@ class Window:
 
     def reset(self, now: float) -> float:
         """Seconds until a new window, at most `MAX_RESET`."""
-        return min(max(0.0, self.ends - now), MAX_RESET)
+        seconds = self.ends - now
+        if seconds > MAX_RESET:
+            return MAX_RESET
+        return seconds if seconds > 0 else 0.0
 
 
 class Limiter:
@@ -70,7 +78,9 @@ class Limiter:
 
     def take(self, key: Hashable, now: float) -> Window:
         """Count one for *key*."""
-        window = self.window(key, now)
+        window = self._windows.get(key)
+        if window is None or window.ends <= now:
+            window = self._open(key, now)
         window.used += 1
         return window
 
@@ -100,8 +110,8 @@ class Budget:
     """Seconds over which distinct sessions are counted as hot: twice a usual poll interval."""
 
     def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
-        self._limit = limit
-        self._seconds = seconds
+        self.limit = limit
+        self.seconds = seconds
         self._spent: deque[float] = deque(maxlen=limit)
         self._allowance = inf
         self._allowance_ends = -inf
@@ -109,6 +119,8 @@ class Budget:
         self._epoch = 0
         self._hot = 0
         self._hot_before = 0
+        self.stretched = 0.0
+        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
 
     def wait(self, now: float) -> float:
         """Seconds until one more load may be spent; 0 if it may now."""
@@ -116,13 +128,13 @@ class Budget:
             return self._paused - now
         if self._allowance < 1 and now < self._allowance_ends:
             return self._allowance_ends - now
-        if self._limit is not None and len(self._spent) == self._limit:
-            return max(0.0, self._spent[0] + self._seconds - now)
+        if self.limit is not None and len(self._spent) == self.limit:
+            return max(0.0, self._spent[0] + self.seconds - now)
         return 0.0
 
     def spend(self, now: float) -> None:
         """Count one load; ask `wait` before."""
-        if self._limit is not None:
+        if self.limit is not None:
             self._spent.append(now)
         self._allowance -= 1
 
@@ -147,23 +159,18 @@ class Budget:
             self._epoch = current
         if epoch != current:
             self._hot += 1
+            if self.limit is not None:
+                self.stretched = max(self._hot, self._hot_before) * self.seconds / self.limit
         return current
-
-    @property
-    def stretched(self) -> float:
-        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
-        if self._limit is None:
-            return 0.0
-        return max(self._hot, self._hot_before) * self._seconds / self._limit
 
     def left(self, now: float) -> int | None:
         """How many loads may be spent at once now; None if nothing bounds them."""
         if self.wait(now) > 0:
             return 0
         bounds = []
-        if self._limit is not None:
-            recent = sum(1 for spent in self._spent if spent > now - self._seconds)
-            bounds.append(self._limit - recent)
+        if self.limit is not None:
+            recent = sum(1 for spent in self._spent if spent > now - self.seconds)
+            bounds.append(self.limit - recent)
         if self._allowance != inf and now < self._allowance_ends:
             bounds.append(int(self._allowance))
         return min(bounds, default=None)
@@ -194,7 +201,7 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
     so from the right, the first address that is not a trusted proxy's is the browser's; what
     stands left of it is the browser's own invention.
     """
-    if not forwarded or not trusted or not _is_trusted(peer, trusted):
+    if not forwarded or not trusted or not is_trusted(peer, trusted):
         return peer
     address = peer
     hops = b",".join(forwarded).decode("latin-1").split(",")
@@ -205,12 +212,13 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
         except ValueError:
             break
         address = candidate
-        if not _is_trusted(address, trusted):
+        if not is_trusted(address, trusted):
             break
     return address
 
 
-def _is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+def is_trusted(address: str, trusted: Sequence[Network]) -> bool:
+    """Whether *address* is in one of the *trusted* networks; ``::ffff:`` is unmapped."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -85,6 +85,12 @@ class Policy:
         set_(self, "_plain_fields", tuple(f for f in self.fields if f != "triggerConfig"))
 
     @property
+    def visible(self) -> frozenset[str]:
+        """Names of the top-level fields of which a browser may see something."""
+        settings = {"metadata": self.metadata, "tags": self.tags}
+        return frozenset(self.fields).union(name for name, rules in settings.items() if rules)
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits that differ between policies that show different things."""
         rules = [sorted(self.fields), sorted(self.metadata), sorted(self.tags)]

@@ -5,14 +5,14 @@ together once: per origin, per copy, per refusal.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from bff.cache import Copy
 from bff.errors import Refusal
-from bff.limits import MAX_RESET, Window
+from bff.limits import MAX_RESET, Limiter, Window
 
 MAX_PREFLIGHT_AGE: Final = 7200
 """Seconds: Chromium's own maximum. A removed origin stops being answered at once all the same."""
@@ -31,11 +31,15 @@ _PREFLIGHT: Final = (
 _EXPOSED: Final = (
     "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
-    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options"
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
 _ALWAYS_COOKIE: Final = _ALWAYS.replace("Origin", "Origin, Cookie, Sec-Fetch-Site")
 _NO_STORE: Final = b"cache-control: no-store\r\n"
+_SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
+_SESSION_BODY: Final = (
+    _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
+)
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
 
@@ -53,9 +57,28 @@ class Reply:
         return [(name, value) for name, _, value in pairs]
 
 
-def refusal_body(refusal: Refusal, extra: Mapping[str, Any]) -> bytes:
+class Representation(Protocol):
+    """What a 200 shows: a `cache.Copy`, or a page of them."""
+
+    @property
+    def head(self) -> bytes:
+        """Header lines that depend on nothing but the body; see `copy_head`."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON."""
+
+    @property
+    def loaded(self) -> float:
+        """When it was loaded, or the oldest part of it."""
+
+
+@lru_cache(maxsize=64)  # codes and texts are ours, so there are few
+def _refusal_body(code: str, detail: str) -> bytes:
     """JSON of upstream's shape: ``error`` is what the SDK shows, ``code`` what programs read."""
-    return json.dumps({"error": refusal.detail, "code": refusal.code, **extra}).encode()
+    unauthorized = {"param": "access_token", "type": "authorization"}
+    extra = unauthorized if code == "unauthorized" else {}
+    return json.dumps({"error": detail, "code": code, **extra}).encode()
 
 
 class Replies:
@@ -76,12 +99,13 @@ class Replies:
             for origin in origins
         }
 
-    def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
+    def _lines_for(self, origin: bytes | None) -> bytes:
         if origin is None:
-            head = self._no_origin
-        else:
-            head = self._by_origin.get(b"*" if self._any else origin, self._no_origin)
-        return b"%bx-request-id: %b\r\n" % (head, request_id)
+            return self._no_origin
+        return self._by_origin.get(b"*" if self._any else origin, self._no_origin)
+
+    def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
+        return b"%bx-request-id: %b\r\n" % (self._lines_for(origin), request_id)
 
     def preflight(self, origin: bytes | None, request_id: bytes) -> Reply:
         """Answer OPTIONS, for any path: what is not served must be readable too."""
@@ -92,32 +116,30 @@ class Replies:
 
     def session(
         self,
-        copy: Copy,
+        copy: Representation,
         *,
         not_modified: bool,
-        age: float,
         cache_status: bytes,
         window: Window | None,
         now: float,
         wall: float,
         origin: bytes | None,
         request_id: bytes,
+        lines: bytes = b"",
     ) -> Reply:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
-        head = b"%b%bage: %d\r\ncache-status: bff; %b\r\n%b" % (
-            self._common(origin, request_id),
-            copy.head,
-            age,
-            cache_status,
-            rate_lines(window, now, wall),
-        )
+        age = max(0.0, now - copy.loaded)
+        common = self._lines_for(origin)
+        rate = rate_lines(window, now, wall) + lines
         if not_modified:
-            return Reply(304, head, b"")
+            return Reply(
+                304, _SESSION % (common, request_id, copy.head, age, cache_status, rate), b""
+            )
+        body = copy.body
         return Reply(
             200,
-            b"%bcontent-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
-            % (head, len(copy.body)),
-            copy.body,
+            _SESSION_BODY % (common, request_id, copy.head, age, cache_status, rate, len(body)),
+            body,
         )
 
     def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Reply:
@@ -137,25 +159,22 @@ class Replies:
         """Tell the browser why not; *window* is the one that counted it last."""
         status = refusal.kind.status
         lines = rate_lines(window, now, wall)
-        extra: dict[str, Any] = {}
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
         if status == 429 and window is not None:  # noqa: PLR2004
             content_type = b"application/problem+json; charset=utf-8"
-            extra = _problem(refusal, window, now, wall)
+            body = json.dumps(_problem(refusal, window, now, wall)).encode()
             retry_after = window.reset(now)
         else:
+            body = _refusal_body(refusal.code, refusal.detail)
             # The SDK repeats whatever is not a 4xx; a retry is the frontend's to decide.
             lines += b"x-should-retry: false\r\n"
         if retry_after is not None:
             lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
         if status == 401:  # noqa: PLR2004
             lines += _challenge(refusal)
-        elif status == 403:  # noqa: PLR2004
-            extra = {"param": "access_token", "type": "authorization"}
         elif status == 405:  # noqa: PLR2004
             lines += b"allow: " + METHODS.encode() + b"\r\n"
-        body = refusal_body(refusal, extra)
         return self._json(status, body, lines, origin, request_id, content_type)
 
     def _json(
@@ -182,24 +201,36 @@ def copy_head(etag: bytes) -> bytes:
     return b"%betag: %b\r\n" % (_REVALIDATE, etag)
 
 
+def server_timing(seconds: float) -> bytes:
+    """How long the answer was waited for, in milliseconds; what it was waited for is not told."""
+    return b"server-timing: bff;dur=%.1f\r\n" % (seconds * 1000)
+
+
 def rate_lines(window: Window | None, now: float, wall: float) -> bytes:
     """The rate limit in upstream's headers (reset in Unix milliseconds) and in the IETF's."""
     if window is None:
         return b""
-    limiter, reset, remaining = window.limiter, window.reset(now), window.remaining
-    return (
-        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %d\r\nx-ratelimit-reset: %d\r\n"
-        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n'
-    ) % (
-        limiter.limit,
+    reset, remaining = window.reset(now), window.remaining
+    return _rate_template(window.limiter) % (
         remaining,
         ceil((wall + reset) * 1000),
+        remaining,
+        ceil(reset),
+    )
+
+
+@lru_cache(maxsize=16)
+def _rate_template(limiter: Limiter) -> bytes:
+    """All that stays the same for one limiter."""
+    return (
+        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %%d\r\nx-ratelimit-reset: %%d\r\n"
+        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%%d;t=%%d\r\n'
+    ) % (
+        limiter.limit,
         limiter.name.encode(),
         limiter.limit,
         limiter.seconds,
         limiter.name.encode(),
-        remaining,
-        ceil(reset),
     )
 
 
@@ -221,6 +252,7 @@ def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> dict[
     )
     return {
         "error": text,
+        "code": refusal.code,
         "title": "Rate Limit Exceeded",
         "status": 429,
         "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",

@@ -6,7 +6,7 @@ frontend relies on, so they are followed to the letter, odd ones included.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +17,17 @@ class Grant:
     """Every resource of the type, whatever its id."""
     ids: frozenset[str]
     """The ids that are named, in whichever form the token names them."""
+    named: tuple[str, ...] = field(default=(), compare=False)
+    """The same, each once, in the order of the token."""
 
     def covers(self, *ids: str | None) -> bool:
         """Whether any of the *ids* of one resource is granted."""
-        return self.every or any(id_ in self.ids for id_ in ids)
+        return self.every or not self.ids.isdisjoint(ids)
 
 
 def grant(scopes: Iterable[object], *, action: str, type_: str) -> Grant:
     """Read *scopes* for one *action* on one *type_*; what is not a string grants nothing."""
-    ids: set[str] = set()
+    ids: dict[str, None] = {}
     every = False
     for scope in scopes:
         if not isinstance(scope, str):
@@ -39,5 +41,5 @@ def grant(scopes: Iterable[object], *, action: str, type_: str) -> Grant:
         elif scope_type == "all" or (scope_type == type_ and not scope_id):
             every = True
         elif scope_type == type_:
-            ids.add(scope_id)
-    return Grant(every=every, ids=frozenset(ids))
+            ids[scope_id] = None
+    return Grant(every=every, ids=frozenset(ids), named=tuple(ids))

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ from bff.telemetry import ServerLog, Telemetry
 
 SHUTDOWN_SECONDS = 10
 """For requests in flight to finish; longer than any load may take by default."""
+_FIRST_FD = 3
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle minute of common proxies, so that it is they who close a connection."""
 
@@ -28,17 +30,32 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
+def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
+    """Take over the sockets that systemd opened (sd_listen_fds(3)), by their names.
+
+    They stay open while the gateway restarts, so that nobody is refused meanwhile.
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    found = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
+    return {name: socket.socket(fileno=fd) for name, fd in zip(names, found, strict=False)}
+
+
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # one handler for all servers: `run` has it
 
 
-def config(app: Any, *, lifespan: bool) -> uvicorn.Config:
-    """Configure a server: nothing is taken from the environment or from forwarding headers."""
+def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.Config:
+    """Configure a server: nothing is taken from the environment or from forwarding headers.
+
+    *protocol* makes what speaks on a connection, as uvicorn calls it.
+    """
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="on" if lifespan else "off",
         log_config=None,

@@ -8,8 +8,8 @@ file. Nothing here prints, and no problem quotes a secret.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import inf, isfinite
 from pathlib import Path
@@ -51,6 +51,18 @@ class Rate:
     seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One setting as it was found, for people to read."""
+
+    where: str
+    """Empty for the top level, else the table of the file."""
+    name: str
+    shown: str
+    """The value; of a secret only that it is set."""
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSettings:
     """One Trigger.dev environment."""
@@ -58,7 +70,8 @@ class EnvironmentSettings:
     name: str
     id: str | None
     api_url: str
-    secret_key: Secret
+    secret_keys: tuple[Secret, ...]
+    """The current one first; the others are tried once when upstream rejects it."""
     signing_keys: tuple[Secret, ...]
     branch: str | None
     upstream_budget: Rate | None
@@ -97,7 +110,9 @@ class Settings:
     allowed_origins: tuple[str, ...]
     host: str
     port: int
+    ops_host: str
     ops_port: int
+    tracing: bool
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     rate_limit: Rate | None
     ip_rate_limit: Rate | None
@@ -108,10 +123,20 @@ class Settings:
     cache_stale_if_error: float
     cache_negative_ttl: float
     cache_max_bytes: int
+    fast_lane: bool
+    max_connections: int
+    max_connections_per_address: int
+    max_head_bytes: int
+    max_headers: int
+    request_timeout: float
+    idle_timeout: float
     upstream_connect_timeout: float
     upstream_timeout: float
     default_policy: Policy
     policies: Mapping[str, Policy]
+    told: tuple[Told, ...] = field(compare=False)
+    files: tuple[str, ...] = field(compare=False)
+    """What was read: a change of one of these is a change of settings."""
 
 
 class SettingsError(Exception):
@@ -119,11 +144,13 @@ class SettingsError(Exception):
 
     Args:
         problems: every one of them, each with the name of its setting and a remedy.
+        told: what was found all the same.
     """
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], told: Iterable[Told] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.told = tuple(told)
 
 
 class ProblemError(ValueError):
@@ -149,6 +176,12 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ProblemError("is neither on nor off")
+    return text == "on"
+
+
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:  # noqa: PLR2004
         raise ProblemError("is not a port; write a number from 0 to 65535 (0 for any free one)")
@@ -170,6 +203,12 @@ def _positive_seconds(text: str) -> float:
     if seconds == 0:
         raise ProblemError("is zero; write the seconds to wait, such as 5")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise ProblemError("is not a number; write one from 1, such as 100")
+    return int(text)
 
 
 def _bytes(text: str) -> int:
@@ -252,12 +291,13 @@ def _secret(text: str) -> Secret:
     return Secret(text)
 
 
-def _secret_key(text: str) -> Secret:
-    if not text.startswith("tr_"):
+def _secret_keys(text: str) -> tuple[Secret, ...]:
+    keys = _list(text)
+    if not keys or not all(key.startswith("tr_") for key in keys):
         raise ProblemError(
             "is no Trigger.dev secret key; those begin with tr_ (see API keys there)"
         )
-    return _secret(text)
+    return tuple(map(_secret, keys))
 
 
 _ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
@@ -321,10 +361,11 @@ _FIELDS_TEXT = ",".join(DEFAULT_FIELDS)
 
 ENVIRONMENT_SETTINGS: dict[str, Setting] = {
     "TRIGGER_SECRET_KEY": Setting(
-        _secret_key,
+        _secret_keys,
         None,
         "required",
-        "sent upstream; a restricted `tr_*_sk_*` key is best",
+        "sent upstream; a restricted `tr_*_sk_*` key is best. Several: the current key first, then "
+        "the next, tried once when upstream rejects it",
         secret=True,
         required=True,
     ),
@@ -383,12 +424,24 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_HOST": Setting(_text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
     "BFF_PORT": Setting(_port, "8787", "`8787`", "the browser port"),
-    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port, always on loopback"),
+    "BFF_OPS_HOST": Setting(
+        _text,
+        "127.0.0.1",
+        "`127.0.0.1`",
+        "the address of the ops port; beyond loopback, let only your own monitoring reach it",
+    ),
+    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port"),
     "BFF_TOKEN_COOKIE": Setting(
         _cookie,
         None,
         "none",
         "a `__Host-` cookie that may hold the token, for pages of the gateway's own origin",
+    ),
+    "BFF_TRACING": Setting(
+        _flag,
+        "false",
+        "`false`",
+        "`true` sends OpenTelemetry spans where the standard `OTEL_*` variables say",
     ),
     "BFF_TRUSTED_PROXIES": Setting(
         _networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
@@ -417,6 +470,35 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     "BFF_CACHE_MAX_BYTES": Setting(
         _bytes, "67108864", "`67108864`", "memory for copies; the least recently read go first"
     ),
+    "BFF_FAST_LANE": Setting(
+        _switch,
+        "on",
+        "`on`",
+        "answers from memory skip ASGI, for several times the requests a second; `off`",
+    ),
+    "BFF_MAX_CONNECTIONS": Setting(
+        _count, "10000", "`10000`", "connections of browsers in all; more are closed at once"
+    ),
+    "BFF_MAX_CONNECTIONS_PER_ADDRESS": Setting(
+        _count,
+        "1000",
+        "`1000`",
+        "the same per IPv4 address or IPv6 /64 that is not a trusted proxy",
+    ),
+    "BFF_MAX_HEAD_BYTES": Setting(
+        _count, "65536", "`65536`", "bytes of a request's line and headers; more is a 431"
+    ),
+    "BFF_MAX_HEADERS": Setting(_count, "100", "`100`", "headers of a request; more is a 431"),
+    "BFF_REQUEST_TIMEOUT": Setting(
+        _positive_seconds, "10", "`10`", "seconds a browser has to send a request"
+    ),
+    "BFF_IDLE_TIMEOUT": Setting(
+        _positive_seconds,
+        "75",
+        "`75`",
+        "seconds a connection may be without a request, or leave an answer unread; longer than the "
+        "proxy in front keeps its own",
+    ),
     "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(
         _positive_seconds, "1", "`1`", "seconds to connect upstream"
     ),
@@ -434,8 +516,11 @@ SETTINGS: dict[str, Setting] = ENVIRONMENT_SETTINGS | GLOBAL_SETTINGS | POLICY_S
 class _Reader:
     """Reads tables of raw values, and collects what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self.problems: list[str] = []
+        self.told: list[Told] = []
+        self.files: list[str] = []
+        self._environ = environ
 
     def values(
         self, table: Mapping[str, Setting], raw: Mapping[str, object], where: str
@@ -444,14 +529,25 @@ class _Reader:
         return {name: self._value(name, row, raw, where) for name, row in table.items()}
 
     def _value(self, name: str, row: Setting, raw: Mapping[str, object], where: str) -> Any:
+        before = len(self.problems)
         text = self._raw_text(name, row, raw, where)
-        if text is None:
-            return None
-        try:
-            return row.read(text)
-        except ProblemError as problem:
-            self.problems.append(f"{where}{name} {problem}")
-            return None
+        value = None
+        if text is not None:
+            try:
+                value = row.read(text)
+            except ProblemError as problem:
+                self.problems.append(f"{where}{name} {problem}")
+        usable = len(self.problems) == before
+        self.told.append(Told(where, name, _shown(row, text, usable), self._source(name, raw)))
+        return value
+
+    def _source(self, name: str, raw: Mapping[str, object]) -> str:
+        if file := raw.get(f"{name}_FILE"):
+            return str(file)
+        if not raw.get(name):
+            return "default"
+        # What stands in both is the environment's, and then the very same object.
+        return "environment" if raw[name] is self._environ.get(name) else "BFF_CONFIG"
 
     def _raw_text(
         self, name: str, row: Setting, raw: Mapping[str, object], where: str
@@ -477,6 +573,7 @@ class _Reader:
 
     def file(self, name: str, path: str) -> str | None:
         """Text of a file that the setting *name* names."""
+        self.files.append(path)
         try:
             return Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as exc:
@@ -490,6 +587,17 @@ class _Reader:
             close = _closest(name, known)
             hint = f"did you mean {close}?" if close else "see the README for what there is"
             self.problems.append(f"{where}{name} is not a setting; {hint}")
+
+
+def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001
+    if not usable:
+        return "(cannot be used)"  # and not quoted: who knows what was put there by mistake
+    if text is None:
+        return row.shown
+    if row.secret:
+        count = len(_list(text))
+        return "set" if count == 1 else f"set, {count} of them"
+    return text.replace("\n", ",")
 
 
 def _as_text(value: object) -> str | None:
@@ -520,7 +628,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises:
         SettingsError: with every problem found.
     """
-    reader = _Reader()
+    reader = _Reader(environ)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
     ours = {name: text for name, text in environ.items() if name.startswith(("BFF_", "TRIGGER_"))}
     known = _with_files(SETTINGS)
@@ -540,7 +648,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     for environment in environments:
         _check_verify(reader, environment, sources)
     if reader.problems or default_policy is None:
-        raise SettingsError(reader.problems)
+        raise SettingsError(reader.problems, reader.told)
     named = {name.removeprefix("BFF_").lower(): value for name, value in values.items()}
     named.pop("allow_http_api_url")
     return Settings(
@@ -548,6 +656,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         token_sources=tuple(sources),
         default_policy=default_policy,
         policies=policies,
+        told=tuple(reader.told),
+        files=tuple(reader.files),
         **named,
     )
 
@@ -594,24 +704,24 @@ def _environment(
 ) -> EnvironmentSettings | None:
     before = len(reader.problems)
     values = reader.values(ENVIRONMENT_SETTINGS, raw, where)
-    key: Secret | None = values["TRIGGER_SECRET_KEY"]
+    keys: tuple[Secret, ...] | None = values["TRIGGER_SECRET_KEY"]
     signing: tuple[Secret, ...] = values["BFF_SIGNING_KEYS"] or ()
     verify: tuple[str, ...] | None = values["BFF_VERIFY"]
     if verify == ("upstream",) and signing:
         reader.problems.append(
             f"{where}BFF_SIGNING_KEYS has no effect with BFF_VERIFY=upstream; leave one of them out"
         )
-    if not signing and verify != ("upstream",) and key and _ROOT_KEY.fullmatch(key.reveal()):
-        signing = (key,)
+    if not signing and verify != ("upstream",):
+        signing = tuple(key for key in keys or () if _ROOT_KEY.fullmatch(key.reveal()))
     verify = verify or (("local",) if signing else ("upstream",))
     theirs = "upstream" in verify or any(k.reveal().startswith("tr_") for k in signing)
-    if len(reader.problems) > before or key is None:
+    if len(reader.problems) > before or not keys:
         return None
     return EnvironmentSettings(
         name=name,
         id=values["BFF_ENVIRONMENT_ID"],
         api_url=values["TRIGGER_API_URL"],
-        secret_key=key,
+        secret_keys=keys,
         signing_keys=signing,
         branch=values["BFF_BRANCH"],
         upstream_budget=values["BFF_UPSTREAM_BUDGET"],

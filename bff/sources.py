@@ -187,6 +187,10 @@ class KeySet:
         self._failed = True
         self.wanted.clear()
 
+    def abandon(self) -> None:
+        """Note that a fetch was given up, by no fault of anyone's: the next may begin at once."""
+        self._attempted = -math.inf
+
     def replace(self, keys: Sequence[Key], wall: float) -> None:
         """Take over what a fetch brought."""
         self._failed = False

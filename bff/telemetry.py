@@ -8,14 +8,22 @@ import logging
 import re
 import sys
 import traceback
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,13 @@ class Row:
     help: str
     labels: tuple[str, ...] = ()
     gauge: bool = False
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's, beside +Inf; none for what is no histogram."""
+
+    @property
+    def kind(self) -> str:
+        """The type, as Prometheus calls it."""
+        return "histogram" if self.buckets else "gauge" if self.gauge else "counter"
 
 
 METRICS: dict[str, Row] = {
@@ -37,7 +52,12 @@ METRICS: dict[str, Row] = {
         ("result",),
     ),
     "bff_loads": Row("Loads from upstream, by outcome: ok or an error code.", ("outcome",)),
-    "bff_load_seconds": Row("Seconds spent in loads, added up."),
+    "bff_load_seconds": Row(
+        "How long loads took.", buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+    ),
+    "bff_age_served_seconds": Row(
+        "How old the copies were that were answered with.", buckets=(0.1, 1.0, 2.0, 5.0, 30.0, 60.0)
+    ),
     "bff_token_tests": Row(
         "Tokens put to upstream's test because no key here verifies them, by outcome: ok or an "
         "error code.",
@@ -47,11 +67,41 @@ METRICS: dict[str, Row] = {
         "Fetches of a token source's keys, by outcome: ok, unusable or an error code.",
         ("source", "outcome"),
     ),
+    "bff_bad_tokens": Row(
+        "Requests without a valid token, by reason: token_missing, token_invalid, token_expired, "
+        "token_revoked, secret_key_sent.",
+        ("reason",),
+    ),
     "bff_limited": Row("Requests over a limit, by what was counted.", ("limit",)),
     "bff_dropped_fields": Row(
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_log_lines_dropped": Row(
+        "Log lines left out because there were too many of their kind in a second.", ("event",)
+    ),
+    "bff_loop_lag_seconds": Row(
+        "How late the event loop woke up from a sleep: beyond 0.1 the process has too much to do.",
+        buckets=(0.005, 0.025, 0.1, 0.5, 2.0),
+    ),
+    "bff_build_info": Row("1, with the version.", ("version",), gauge=True),
+    "bff_purges": Row("Sessions purged by the operator."),
+    "bff_reloads": Row("Attempts to change settings without a restart: ok, failed.", ("outcome",)),
+    "bff_settings_current": Row(
+        "0 while changed settings cannot be used and the former ones go on, else 1.", gauge=True
+    ),
+    "bff_signing_key_used_timestamp_seconds": Row(
+        "When a signing key last let someone in (Unix seconds; 0 for never), by its number in the "
+        "settings from 1: a key that is being rotated out can go once this stands still.",
+        ("environment", "key"),
+        gauge=True,
+    ),
+    "bff_closed_connections": Row(
+        "Connections ended by the gateway, by reason: bad_request, head_too_large, "
+        "incomplete_request, unread_answer, too_many, too_many_of_address.",
+        ("reason",),
+    ),
+    "bff_connections": Row("Connections of browsers that are open.", gauge=True),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),
@@ -68,6 +118,9 @@ METRICS: dict[str, Row] = {
     "bff_ready": Row("1 if the environment is ready, else 0.", ("environment",), gauge=True),
 }
 
+LINES_PER_SECOND = 50
+"""Of one kind: a line costs as much as several answers, and a flood must not be worth more."""
+
 Gauges = Callable[[], dict[str, dict[tuple[str, ...], float]]]
 
 
@@ -80,9 +133,16 @@ class Telemetry:
     """
 
     def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
-        self.counts: defaultdict[tuple[str, ...], float] = defaultdict(int)
+        self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
+        self.observed: dict[str, tuple[tuple[float, ...], list[int], list[float]]] = {
+            name: (row.buckets, [0] * (len(row.buckets) + 1), [0.0])
+            for name, row in METRICS.items()
+            if row.buckets
+        }
+        """By histogram: its bounds, how many fell in each bucket, and their sum."""
         self.gauges: Gauges = dict
         self._fields_seen: set[str] = set()
+        self._lines: dict[str, tuple[int, int]] = {}
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             structlog.PrintLogger(stream or sys.stdout),
             wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -94,9 +154,28 @@ class Telemetry:
             cache_logger_on_first_use=True,
         )
 
-    def count(self, *key: str, by: float = 1) -> None:
+    def count(self, *key: str | int, by: float = 1) -> None:
         """Add to a metric: *key* is its name, then its label values."""
         self.counts[key] += by
+
+    def often(self, event: str, now: float, level: int = logging.INFO, **fields: Any) -> None:
+        """Log what browsers can bring about at will, up to a number of lines in each second.
+
+        *now* is seconds on the clock that never jumps.
+        """
+        second, lines = self._lines.get(event, (0, 0))
+        lines = lines + 1 if second == int(now) else 1
+        self._lines[event] = int(now), lines
+        if lines <= LINES_PER_SECOND:
+            self.log.log(level, event, **fields)
+        else:
+            self.count("bff_log_lines_dropped", event)
+
+    def observe(self, name: str, value: float) -> None:
+        """Add *value* to a histogram."""
+        bounds, counts, total = self.observed[name]
+        counts[bisect_left(bounds, value)] += 1
+        total[0] += value
 
     def unknown_fields(self, names: set[str]) -> None:
         """Count fields that are new upstream; each is logged once, and only a plain name is."""
@@ -119,6 +198,7 @@ class Telemetry:
         """Everything counted, in the Prometheus text format."""
         registry = CollectorRegistry()
         registry.register(self)
+        ProcessCollector(registry=registry)
         return generate_latest(registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -126,15 +206,21 @@ class Telemetry:
         gauges = self.gauges()
         for name, row in METRICS.items():
             family: Metric
-            if row.gauge:
+            if row.buckets:
+                _, counts, total = self.observed[name]
+                bounds = [*map(floatToGoString, row.buckets), "+Inf"]
+                family = HistogramMetricFamily(name, row.help)
+                buckets = list(zip(bounds, accumulate(counts), strict=True))
+                family.add_metric((), buckets, total[0])
+            elif row.gauge:
                 family = GaugeMetricFamily(name, row.help, labels=row.labels)
                 for labels, value in gauges.get(name, {}).items():
                     family.add_metric(labels, value)
             else:
                 family = CounterMetricFamily(name, row.help, labels=row.labels)
                 counted = {key[1:]: n for key, n in self.counts.items() if key[0] == name}
-                for labels, value in (counted or ({} if row.labels else {(): 0})).items():
-                    family.add_metric(labels, value)
+                for key, n in (counted or ({} if row.labels else {(): 0})).items():
+                    family.add_metric([str(label) for label in key], n)
             yield family
 
 

@@ -23,8 +23,7 @@ class Upkeep:
     Args:
         fetch: gets a public document.
         sources: those whose keys are fetched, and others, which are left alone.
-        unknown: asks for the id of an environment, by its name.
-        learned: told of each id.
+        unknown: by an environment's name, what asks for its id and what is told of it.
         clock: the two times: one that never jumps, and Unix seconds.
     """
 
@@ -32,16 +31,14 @@ class Upkeep:
         self,
         fetch: Callable[[str], Awaitable[bytes]],
         sources: Sequence[Source],
-        unknown: Mapping[str, Callable[[], Awaitable[str]]],
+        unknown: Mapping[str, tuple[Callable[[], Awaitable[str]], Callable[[str], None]]],
         *,
-        learned: Callable[[str, str], None],
         clock: Callable[[], tuple[float, float]],
         telemetry: Telemetry,
     ) -> None:
         self._fetch = fetch
         self._sources = [source for source in sources if source.keys.url is not None]
         self._unknown = unknown
-        self._learned = learned
         self._clock = clock
         self._telemetry = telemetry
 
@@ -50,8 +47,8 @@ class Upkeep:
         async with asyncio.TaskGroup() as tasks:
             for source in self._sources:
                 tasks.create_task(self._keep(source))
-            for name, ask in self._unknown.items():
-                tasks.create_task(self._learn(name, ask))
+            for name, (ask, learned) in self._unknown.items():
+                tasks.create_task(self._learn(name, ask, learned))
 
     async def _keep(self, source: Source) -> None:
         while True:
@@ -74,6 +71,9 @@ class Upkeep:
         try:
             fetched = await self._fetch(keys.url or "")
             found = read_jwks(fetched, source.algorithms)
+        except asyncio.CancelledError:
+            keys.abandon()
+            raise
         except Refusal as refusal:
             outcome = refusal.code
             log.warning("keys_not_fetched", source=source.name, outcome=outcome)
@@ -91,7 +91,9 @@ class Upkeep:
                 log.info("keys_changed", source=source.name, keys=len(keys))
         self._telemetry.count("bff_key_fetches", source.name, outcome)
 
-    async def _learn(self, name: str, ask: Callable[[], Awaitable[str]]) -> None:
+    async def _learn(
+        self, name: str, ask: Callable[[], Awaitable[str]], learned: Callable[[str], None]
+    ) -> None:
         log = self._telemetry.log
         while True:
             wait = ASK_SECONDS
@@ -108,6 +110,6 @@ class Upkeep:
                 self._telemetry.exception("environment_id_unknown", exc, environment=name)
             else:
                 log.info("environment_id_learned", environment=name)
-                self._learned(name, id_)
+                learned(id_)
                 return
             await asyncio.sleep(wait)

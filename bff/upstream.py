@@ -7,7 +7,8 @@ certificate left unchecked, no cookie kept, no header passed on.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 
@@ -24,6 +25,9 @@ CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 _KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which common servers close an idle connection: one that is closed
 just as a request is sent on it is an error that no retry may mend."""
+_MAX_IDLE = 10
+"""Connections kept without a request: the client probes each of them at every request, which for a
+hundred costs more than the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,11 @@ def client(
     *, connect_timeout: float, timeout: float, transport: Transport | None = None
 ) -> httpx2.AsyncClient:
     """Open the one client that all environments share."""
-    limits = httpx2.Limits(max_connections=100, keepalive_expiry=_KEEP_ALIVE_SECONDS)
+    limits = httpx2.Limits(
+        max_connections=100,
+        max_keepalive_connections=_MAX_IDLE,
+        keepalive_expiry=_KEEP_ALIVE_SECONDS,
+    )
     http = httpx2.AsyncClient(
         transport=transport or httpx2.AsyncHTTPTransport(limits=limits, trust_env=False),
         timeout=httpx2.Timeout(timeout, connect=connect_timeout),
@@ -52,13 +60,54 @@ def client(
     return http
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def ask(
+    http: httpx2.AsyncClient,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    timeout: float,  # noqa: ASYNC109  the whole answer's, reading included
+) -> Answer:
+    """Ask once, within *timeout* seconds; no redirect is followed.
+
+    Raises:
+        Refusal: ``upstream_timeout``, ``upstream_unavailable`` or ``upstream_invalid``.
+    """
+    async with _translated(timeout), http.stream(method, url, headers=headers) as response:
+        return Answer(response.status_code, response.headers, await _read(response))
+
+
+@asynccontextmanager
+async def _translated(seconds: float) -> AsyncIterator[None]:
+    """Turn the client's errors into ours, and end what takes longer than *seconds*."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (TimeoutError, httpx2.TimeoutException):
+        raise Refusal("upstream_timeout") from None
+    except (httpx2.RemoteProtocolError, httpx2.DecodingError):
+        raise Refusal("upstream_invalid") from None
+    except httpx2.HTTPError:
+        raise Refusal("upstream_unavailable") from None
+
+
 class Upstream:
     """One environment's API.
 
     Args:
         http: from `client`.
         url: base URL, without a slash at its end.
-        secret_key: sent as the bearer token.
+        secret_keys: the first is sent as the bearer token; when upstream rejects it, the next is
+            from then on, and once for the request at hand.
         branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
         timeout: seconds for a whole answer, connecting and retrying included.
         observe: told of the bucket with each answer that describes it.
@@ -69,7 +118,7 @@ class Upstream:
         http: httpx2.AsyncClient,
         *,
         url: str,
-        secret_key: str,
+        secret_keys: Sequence[str],
         branch: str | None,
         timeout: float,
         user_agent: str,
@@ -79,7 +128,10 @@ class Upstream:
         self._url = url
         self._timeout = timeout
         self._observe = observe
-        self._headers = {"authorization": f"Bearer {secret_key}", "user-agent": user_agent}
+        self._credentials = [f"Bearer {key}" for key in secret_keys]
+        self._current = 0
+        self._accepted = True
+        self._headers = {"user-agent": user_agent}
         if branch is not None:
             self._headers["x-trigger-branch"] = branch
 
@@ -90,7 +142,17 @@ class Upstream:
             Refusal: ``not_found``, or one of upstream's (`errors.REFUSALS`); ``over_budget`` for
                 upstream's own 429, with ``retry_after``.
         """
-        return await self._asked(lambda: self._get(path))
+        async with _translated(self._timeout):
+            used = self._current
+            answer = await self._send(path)
+            if answer.status == _REJECTED and len(self._credentials) > 1:
+                if self._current == used:  # or another load has moved on already
+                    self._current = (used + 1) % len(self._credentials)
+                # While all keys are rejected, each load costs one call and no more.
+                if self._accepted:
+                    answer = await self._send(path)
+            self._accepted = answer.status != _REJECTED
+            return _body(answer)
 
     async def get_as(self, token: bytes, path: str) -> bytes:
         """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
@@ -102,14 +164,10 @@ class Upstream:
         """
         bearer = f"Bearer {token.decode('ascii')}"
         headers = {"authorization": bearer, "user-agent": self._headers["user-agent"]}
-
-        async def ask() -> bytes:
-            status, head, body = await exchange(self._http, "GET", self._url + path, headers)
-            if status in (401, 403):
-                raise Refusal("token_invalid" if status == 401 else "unauthorized")  # noqa: PLR2004
-            return _body(status, head, body)
-
-        return await self._asked(ask)
+        answer = await ask(self._http, "GET", self._url + path, headers, timeout=self._timeout)
+        if answer.status in (_REJECTED, 403):
+            raise Refusal("token_invalid" if answer.status == _REJECTED else "unauthorized")
+        return _body(answer)
 
     async def environment_id(self) -> str:
         """Ask which environment the secret key is of; a restricted key may not know.
@@ -117,13 +175,9 @@ class Upstream:
         Raises:
             Refusal: as `get`.
         """
-
-        async def ask() -> bytes:
-            url = self._url + CLAIMS_PATH
-            return _body(*await exchange(self._http, "POST", url, self._headers))
-
+        answer = await self.probe("POST", CLAIMS_PATH)
         try:
-            claims = json.loads(await self._asked(ask))
+            claims = json.loads(_body(answer))
         except (ValueError, RecursionError):
             claims = None
         subject = claims.get("sub") if isinstance(claims, dict) else None
@@ -131,52 +185,51 @@ class Upstream:
             raise Refusal("upstream_invalid")
         return subject
 
-    async def _asked(self, ask: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Ask once more if no connection came about, and turn the client's errors into ours."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                try:
-                    return await ask()
-                except httpx2.ConnectError:
-                    # Nothing was sent, so nothing can happen twice.
-                    return await ask()
-        except (TimeoutError, httpx2.TimeoutException):
-            raise Refusal("upstream_timeout") from None
-        except (httpx2.RemoteProtocolError, httpx2.DecodingError):
-            raise Refusal("upstream_invalid") from None
-        except httpx2.HTTPError:
-            raise Refusal("upstream_unavailable") from None
+    async def probe(self, method: str, path: str) -> Answer:
+        """Ask what the operator wants to know (`bff check`), whatever the status of the answer.
 
-    async def _get(self, path: str) -> bytes:
-        async with self._http.stream("GET", self._url + path, headers=self._headers) as response:
+        Raises:
+            Refusal: as `ask` does.
+        """
+        url, headers = self._url + path, self._signed()
+        return await ask(self._http, method, url, headers, timeout=self._timeout)
+
+    async def _send(self, path: str) -> Answer:
+        try:
+            return await self._send_once(path)
+        except httpx2.ConnectError:
+            # Nothing was sent, so nothing can happen twice.
+            return await self._send_once(path)
+
+    async def _send_once(self, path: str) -> Answer:
+        headers = self._signed()
+        async with self._http.stream("GET", self._url + path, headers=headers) as response:
             quota = read_quota(response.headers)
             if quota is not None:
                 self._observe(quota)
-            body = await _read(response)
-        return _body(response.status_code, response.headers, body)
+            return Answer(response.status_code, response.headers, await _read(response))
+
+    def _signed(self) -> dict[str, str]:
+        return self._headers | {"authorization": self._credentials[self._current]}
 
 
-def _body(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
+_REJECTED = 401
+
+
+def _body(response: Answer) -> bytes:
+    status = response.status
     if status == 200:  # noqa: PLR2004
-        return body
-    if status == 404 and _is_their_error(body):  # noqa: PLR2004
+        return response.body
+    if status == 404 and _is_their_error(response.body):  # noqa: PLR2004
         # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
         raise Refusal("not_found")
-    if status in (401, 403):
+    if status in (_REJECTED, 403):
         raise Refusal("upstream_rejected_credentials")
     if status == 429:  # noqa: PLR2004
-        raise Refusal("over_budget", retry_after=_retry_after(headers))
+        raise Refusal("over_budget", retry_after=_retry_after(response.headers))
     if status >= 500:  # noqa: PLR2004
         raise Refusal("upstream_unavailable")
     raise Refusal("upstream_invalid")
-
-
-async def exchange(
-    http: httpx2.AsyncClient, method: str, url: str, headers: Mapping[str, str]
-) -> tuple[int, Mapping[str, str], bytes]:
-    """Send one request: status, headers and the body, which is bounded."""
-    async with http.stream(method, url, headers=headers) as response:
-        return response.status_code, response.headers, await _read(response)
 
 
 async def fetch(http: httpx2.AsyncClient, url: str, seconds: float) -> bytes:
@@ -187,16 +240,10 @@ async def fetch(http: httpx2.AsyncClient, url: str, seconds: float) -> bytes:
     Raises:
         Refusal: ``upstream_unavailable``, ``upstream_timeout`` or ``upstream_invalid``.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            status, _, body = await exchange(http, "GET", url, {})
-    except (TimeoutError, httpx2.TimeoutException):
-        raise Refusal("upstream_timeout") from None
-    except httpx2.HTTPError:
-        raise Refusal("upstream_unavailable") from None
-    if status != 200:  # noqa: PLR2004
-        raise Refusal("upstream_unavailable" if status >= 500 else "upstream_invalid")  # noqa: PLR2004
-    return body
+    answer = await ask(http, "GET", url, {}, timeout=seconds)
+    if answer.status != 200:  # noqa: PLR2004
+        raise Refusal("upstream_unavailable" if answer.status >= 500 else "upstream_invalid")  # noqa: PLR2004
+    return answer.body
 
 
 async def _read(response: httpx2.Response) -> bytes:

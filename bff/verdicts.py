@@ -46,6 +46,7 @@ class Verdicts(Generic[OutcomeT]):
         self._max_flights = max_flights
         self._good: OrderedDict[_Key, float] = OrderedDict()
         self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
+        self._genuine: OrderedDict[bytes, float] = OrderedDict()
         self._flights: dict[_Key, asyncio.Task[OutcomeT]] = {}
 
     def __len__(self) -> int:
@@ -54,6 +55,10 @@ class Verdicts(Generic[OutcomeT]):
     def good(self, digest: bytes, id_: str, now: float) -> bool:
         """Whether upstream let this token read this session, not long ago."""
         return self._good.get((digest, id_), 0.0) > now
+
+    def genuine(self, digest: bytes, now: float) -> bool:
+        """Whether upstream, not long ago, took the token for one of its own; it grants nothing."""
+        return self._genuine.get(digest, 0.0) > now
 
     def refused(self, digest: bytes, id_: str, now: float) -> tuple[str, float] | None:
         """Give the refusal that came not long ago: its code, and for how many seconds it stands."""
@@ -66,6 +71,7 @@ class Verdicts(Generic[OutcomeT]):
     def accept(self, digest: bytes, ids: Iterable[str], now: float, seconds: float) -> None:
         """Keep a good verdict on the session with these *ids*, *seconds* at most."""
         until = now + min(seconds, GOOD_SECONDS)
+        self._put(self._genuine, digest, until)
         for id_ in ids:
             self._put(self._good, (digest, id_), until)
 
@@ -74,6 +80,8 @@ class Verdicts(Generic[OutcomeT]):
     ) -> None:
         """Keep a refusal."""
         seconds = REFUSED_SECONDS
+        if code in ("not_found", "unauthorized"):  # it looks at the token before that
+            self._put(self._genuine, digest, now + GOOD_SECONDS)
         if code in UNDECIDED:
             seconds = min(max(retry_after or 0.0, TROUBLE_SECONDS), GOOD_SECONDS)
         whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
@@ -81,10 +89,10 @@ class Verdicts(Generic[OutcomeT]):
 
     def forget(self) -> None:
         """Forget every verdict."""
-        self._good.clear()
-        self._refused.clear()
+        for kept in (self._good, self._refused, self._genuine):
+            kept.clear()
 
-    def _put(self, kept: OrderedDict[_Key, Any], key: _Key, value: Any) -> None:
+    def _put(self, kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
         kept.pop(key, None)
         kept[key] = value
         if len(kept) > self._max_kept:

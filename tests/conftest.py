@@ -1,6 +1,8 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from clients import chromium as launch_chromium
+from playwright.sync_api import Browser
 from world import OFF, Clock, Gateway, World, running_upstream
 
 
@@ -33,3 +35,10 @@ def gateway(upstream: "running_upstream") -> Iterator[Gateway]:
     """`bff serve` as a process of its own, in front of `upstream`, limits wide open."""
     with Gateway(upstream.port, **OFF, BFF_CACHE_NEGATIVE_TTL="0") as gateway:
         yield gateway
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for the tests of a module; all of them synchronous, for it runs a loop."""
+    with launch_chromium() as browser:
+        yield browser

@@ -340,7 +340,7 @@ async def _asgi(app, raw_path: bytes, headers: dict[str, str], method: str = "GE
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/api/v1/sessions", 410, "not_served"),
+        ("/api/v1/sessions/chat-1/close", 410, "not_served"),
         ("/api/v1/sessions/chat-1/", 410, "not_served"),
         ("/api/v1//sessions/chat-1", 410, "not_served"),
         ("/api/v1/%53essions/chat-1", 410, "not_served"),

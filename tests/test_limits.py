@@ -67,7 +67,7 @@ def test_windows_that_ended_are_forgotten_without_a_sweep() -> None:
         ("local", "127.0.0.1", False),
     ],
 )
-def test_addresses_are_counted_by_host_or_network(one: str, other: str, same: bool) -> None:  # noqa: FBT001
+def test_addresses_are_counted_by_host_or_network(one: str, other: str, same: bool) -> None:
     assert (address_key(one) == address_key(other)) is same
 
 

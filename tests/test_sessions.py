@@ -97,7 +97,7 @@ def test_the_longest_id_is_counted_in_characters() -> None:
         ("chat-1", ["chat-2", "session_2"], True),
     ],
 )
-def test_only_the_other_form_may_be_an_alias(id_: str, named: list[str], expected: bool) -> None:  # noqa: FBT001
+def test_only_the_other_form_may_be_an_alias(id_: str, named: list[str], expected: bool) -> None:
     granted = sessions.grant([f"read:sessions:{name}" for name in named])
 
     assert sessions.may_be_alias(id_, granted) is expected

@@ -51,7 +51,7 @@ async def upstream(url: str, **changes: object) -> AsyncIterator[tuple[Upstream,
     quotas: list[Quota] = []
     arguments = {
         "url": url,
-        "secret_key": SECRET_KEY,
+        "secret_keys": [SECRET_KEY],
         "branch": None,
         "timeout": 0.3,
         "user_agent": "bff/test",
@@ -177,7 +177,7 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
         asked = Upstream(
             http_,
             url="http://127.0.0.1:1",
-            secret_key="tr_dev_x",
+            secret_keys=["tr_dev_x"],
             branch=None,
             timeout=1,
             user_agent="bff",

@@ -23,6 +23,7 @@ from bff import settings
 from bff.app import Service
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 from bff.telemetry import Telemetry
+from bff.tracing import Tracing
 
 ROOT_KEY = "tr_prod_rootKEYsentinel000000001"
 SECRET_KEY = "tr_dev_sk_SECRETsentinel0000000001"
@@ -111,6 +112,7 @@ class World:
         self.transport: httpx2.AsyncBaseTransport = httpx2.ASGITransport(self.upstream)
         self.log = io.StringIO()
         self.telemetry = Telemetry(self.log)
+        self.tracing: Tracing | None = None
         self._changes = changes
         self._stack = AsyncExitStack()
 
@@ -124,16 +126,24 @@ class World:
     async def start(self, **changes: str | None) -> None:
         """Start (again) with other settings, in front of the same upstream."""
         await self._stack.aclose()
+        self.told = dict(changes)
         self.service = Service(
             settings.load(environ(**changes)),
             self.telemetry,
+            reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
             transport=self.transport,
+            tracing=self.tracing,
         )
         app = self.service.browser_app
         await self._stack.enter_async_context(app.router.lifespan_context(app))
         self.browser = await self._stack.enter_async_context(_browser(app))
         self.ops = await self._stack.enter_async_context(_browser(self.service.ops_app))
+
+    def reload(self, **changes: str | None) -> None:
+        """Change settings while it runs."""
+        self.told |= changes
+        self.service.reload()
 
     def token(self, *scopes: object, **changes: Any) -> str:
         return sign(claims(self.clock.wall, *scopes, **changes))

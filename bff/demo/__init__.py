@@ -4,8 +4,11 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.routing import Route
+
 from bff import settings
 from bff.auth import mint
+from bff.demo import playground
 from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
 
 ENVIRONMENT_ID = "env_demo"
@@ -14,6 +17,7 @@ RUN_SECONDS = 20
 """A chat's turn; each turn is a run of its own."""
 CLOSING_SECONDS = 90
 """From the start of the demo until one of the chats is closed."""
+ANNS_CHATS = ("chat-live", "chat-closing", "chat-done")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Demo:
 
     upstream: PretendUpstream
     root_key: str
-    started: float
+    clock: Callable[[], float]
+    """Unix seconds."""
 
     def settings(self, upstream_port: int, port: int, ops_port: int) -> settings.Settings:
         """Settings as an operator would write them."""
@@ -40,24 +45,37 @@ class Demo:
             }
         )
 
-    def token(self, *sessions: str, actor: str) -> str:
-        """Mint a token as the app's backend would for a browser."""
+    def token(self, *sessions: str, actor: str, age: int = 0) -> str:
+        """Mint a token as the app's backend would for a browser, *age* seconds ago."""
         return mint(
             self.root_key,
             environment_id=ENVIRONMENT_ID,
             scopes=[f"read:sessions:{id_}" for id_ in sessions],
-            issued=int(self.started),
+            issued=int(self.clock()) - age,
             ttl=TOKEN_SECONDS,
             actor=actor,
         )
 
+    def routes(self) -> tuple[Route, ...]:
+        """Routes of the playground."""
+        return playground.routes(self.upstream, self._tokens)
+
+    def _tokens(self) -> dict[str, str]:
+        ann = self.token(*ANNS_CHATS, actor="ann")
+        return {
+            "ann": ann,
+            "wrong": ann[:-4] + "AAAA",
+            "expired": self.token(*ANNS_CHATS, actor="ann", age=TOKEN_SECONDS + 60),
+        }
+
     def lines(self, base: str) -> str:
         """Lines to paste, each with what it shows."""
         url = f"{base}/api/v1/sessions"
-        ann = self.token("chat-live", "chat-done", actor="ann")
+        ann = self.token(*ANNS_CHATS, actor="ann")
         bob = self.token("chat-live", actor="bob")
         return f"""
-The gateway answers at {base}, a pretend Trigger.dev API stands behind it. Paste:
+The gateway answers at {base}, a pretend Trigger.dev API stands behind it.
+Open {base} in a browser to see it at work, or paste:
 
 ANN='Authorization: Bearer {ann}'
 BOB='Authorization: Bearer {bob}'
@@ -67,7 +85,10 @@ BOB='Authorization: Bearer {bob}'
 curl -siw '\\n' {url}/chat-live -H "$ANN"
 
 # A session that the token does not name: 403, whether or not it exists.
-curl -siw '\\n' {url}/chat-closing -H "$ANN"
+curl -siw '\\n' {url}/chat-of-bob -H "$ANN"
+
+# All of her chats in one request.
+curl -sw '\\n' {url} -H "$ANN"
 
 # A browser that holds the current copy: 304, no body.
 ETAG=$(curl -sI {url}/chat-done -H "$ANN" | tr -d '\\r' | sed -n 's/^etag: //p')
@@ -81,7 +102,7 @@ Ctrl-C ends the demo.
 
 
 def make(clock: Callable[[], float]) -> Demo:
-    """Set the stage: three chats, one that runs, one that closes soon, one that is done."""
+    """Set the stage: a chat that runs, one that closes soon, one that is done, one of Bob's."""
     started = clock()
     root_key = f"tr_dev_{secrets.token_hex(12)}"
     environment = Environment(ENVIRONMENT_ID, root_key)
@@ -91,6 +112,8 @@ def make(clock: Callable[[], float]) -> Demo:
     environment.add(
         session(3, "chat-done", **begun, closedAt=iso(started), closedReason="the user left")
     )
+
+    environment.add(session(4, "chat-of-bob", **begun))
 
     def live(document: Document, now: float) -> None:
         if document["closedAt"] is not None:
@@ -106,4 +129,4 @@ def make(clock: Callable[[], float]) -> Demo:
             document["closedAt"] = document["updatedAt"] = iso(started + CLOSING_SECONDS)
             document["closedReason"] = "the agent said goodbye"
 
-    return Demo(PretendUpstream(environment, clock=clock, live=live), root_key, started)
+    return Demo(PretendUpstream(environment, clock=clock, live=live), root_key, clock)

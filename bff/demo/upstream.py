@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import floor, inf
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import jwt
 
@@ -210,6 +210,8 @@ class PretendUpstream:
             )
         if seen.raw_path == "/api/v1/auth/jwt/claims":
             return self._claims(seen)
+        if seen.raw_path == "/api/v1/sessions" and seen.method == "GET":
+            return self._list(seen)
         match = re.fullmatch(r"/api/v1/sessions/([^/]+)(/?)", seen.raw_path, re.IGNORECASE)
         if not match:
             return Answer(404, {"error": "Not found"})
@@ -225,13 +227,7 @@ class PretendUpstream:
         if found is None:
             return Answer(404, {"error": "Not found"}, headers | {"x-should-retry": "false"})
         if scopes is not None and not can_read(scopes, found):
-            body = {
-                "error": "Unauthorized",
-                "code": "unauthorized",
-                "param": "access_token",
-                "type": "authorization",
-            }
-            return Answer(403, body, headers)
+            return Answer(403, _UNAUTHORIZED, headers)
         return Answer(200, self.document(found), headers)
 
     def _claims(self, seen: Seen) -> Answer:
@@ -245,6 +241,19 @@ class PretendUpstream:
         if scopes is not None:
             return Answer(401, {"error": "Invalid API key"}, headers)
         return Answer(200, {"sub": environment.id, "pub": True}, headers)
+
+    def _list(self, seen: Seen) -> Answer:
+        """List sessions, newest first, to whom all of them are open."""
+        credential = self._authenticate(seen)
+        if isinstance(credential, Answer):
+            return credential
+        environment, scopes, headers = credential
+        if scopes is not None and not can_read(scopes, {"id": None, "externalId": None}):
+            return Answer(403, _UNAUTHORIZED, headers)
+        size = int(dict(parse_qsl(seen.query)).get("page[size]", "20"))
+        found = sorted(environment.sessions.values(), key=lambda d: d["createdAt"], reverse=True)
+        page = [self.document(document) for document in found[:size]]
+        return Answer(200, {"data": page, "pagination": {}}, headers)
 
     def _authenticate(
         self, seen: Seen
@@ -334,6 +343,12 @@ class PretendUpstream:
         return Answer(429, body, {**headers, **_PROBLEM})
 
 
+_UNAUTHORIZED = {
+    "error": "Unauthorized",
+    "code": "unauthorized",
+    "param": "access_token",
+    "type": "authorization",
+}
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 

@@ -1,0 +1,77 @@
+"""The playground: a page beside the demo's gateway, and what only a demo may show it.
+
+The page is files as they are, for a browser alone: no build step, no other address, a content
+security policy that lets nothing else in. What it shows of upstream's own documents is of the
+pretend upstream; no gateway outside the demo has such routes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from bff.demo.upstream import Answer, PretendUpstream, Seen
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {ancestors}"
+)
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
+_FILES = ("playground.css", "playground.js", "playground.svg", "stranger.html", "stranger.js")
+
+
+def routes(upstream: PretendUpstream, tokens: Callable[[], dict[str, str]]) -> tuple[Route, ...]:
+    """Routes of the page; *tokens* mints what it asks with, by name."""
+
+    async def minted(_: Request) -> Response:
+        return JSONResponse(tokens(), headers=_headers())
+
+    async def held(request: Request) -> Response:
+        document = upstream.environments[0].find(request.path_params["session"])
+        if document is None:
+            return JSONResponse({"error": "Not found"}, 404, headers=_headers())
+        return JSONResponse(upstream.document(document), headers=_headers())
+
+    async def outage(request: Request) -> Response:
+        upstream.override = _down if request.method == "PUT" else None
+        return Response(status_code=204, headers=_headers())
+
+    return (
+        Route("/", _file("playground.html")),
+        *(Route(f"/demo/{name}", _file(name)) for name in _FILES),
+        Route("/demo/tokens", minted),
+        Route("/demo/upstream/{session}", held),
+        # Methods that no form of another site can send.
+        Route("/demo/outage", outage, methods=["PUT", "DELETE"]),
+    )
+
+
+async def _down(_: Seen) -> Answer:
+    return Answer(500, {"error": "an outage, for show"})
+
+
+def _headers(name: str = "") -> dict[str, str]:
+    ancestors = "'self'" if name.startswith("stranger") else "'none'"
+    return {
+        "content-security-policy": _POLICY.format(ancestors=ancestors),
+        "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+
+
+def _file(name: str) -> Callable[[Request], Response]:
+    path = Path(__file__).parent / name
+    content, type_ = path.read_bytes(), _TYPES[path.suffix]
+
+    def endpoint(_: Request) -> Response:
+        return Response(content, headers=_headers(name), media_type=type_)
+
+    return endpoint

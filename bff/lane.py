@@ -1,0 +1,248 @@
+"""The fast lane: answers from the protocol class what `Gateway.decide` answers without waiting.
+
+A hit needs no scope, no task and no ASGI cycle, which is most of what an ASGI server costs. So a
+complete request without a body is decided as soon as it is parsed. If that gives a `Load`, the
+request goes on to the application and takes the decision that was made with it; whatever is
+unusual in framing goes there undecided. Both ways give the same bytes (`tests/test_lane.py`).
+
+What is answered is written when the bytes that came in are parsed to their end: where they are not
+HTTP, one 400 is all that is written, as without the lane.
+
+This leans on how uvicorn's class works inside, so it is used with the sources that it was written
+for and tested with, and no others: see `written_for`.
+"""
+
+import asyncio
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from uvicorn.protocols.http import flow_control, httptools_impl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from bff.app import LOAD, Clock
+from bff.gateway import Gateway, Head, Load, Loads
+from bff.replies import Reply
+from bff.telemetry import Telemetry
+
+_WRITTEN_FOR: Final = frozenset(
+    ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
+)
+"""SHA-256 of the sources whose inner workings this knows."""
+_ORDINARY: Final = frozenset((b"content-length", b"transfer-encoding"))
+"""Headers of requests that have a body, or none that is odd."""
+_MAX_AGAIN: Final = 4096
+"""Bytes of a request that a connection keeps, to know it again."""
+_PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
+"""What a path without query and fragment consists of (RFC 3986 §3.3)."""
+
+
+def protocol(gateway: Gateway, clock: Clock, telemetry: Telemetry) -> Any:
+    """What uvicorn takes as ``http=``: this class, or its own one if that is not the known one."""
+    if not written_for():
+        telemetry.log.warning("fast_lane_off", reason="not tested with this version of uvicorn")
+        return HttpToolsProtocol
+    return partial(Lane, Shared(gateway, clock))
+
+
+def written_for() -> bool:
+    """Whether the uvicorn that is installed is one this was written for."""
+    try:
+        sources = [Path(str(m.__file__)).read_bytes() for m in (httptools_impl, flow_control)]
+    except OSError:  # installed without its sources
+        return False
+    return sha256(b"".join(sources)).hexdigest() in _WRITTEN_FOR
+
+
+class Shared:
+    """What the connections of one server share.
+
+    Args:
+        gateway: decides.
+        clock: the two times of `Gateway.decide`.
+    """
+
+    def __init__(self, gateway: Gateway, clock: Clock) -> None:
+        self.gateway = gateway
+        self.clock = clock
+        self._defaults: list[tuple[bytes, bytes]] = []
+        self._starts: dict[int, bytes] = {}
+
+    def start(self, status: int, defaults: list[tuple[bytes, bytes]]) -> bytes:
+        """Status line and the server's own headers, which it makes anew once a second."""
+        if defaults is not self._defaults:
+            self._defaults, self._starts = defaults, {}
+        start = self._starts.get(status)
+        if start is None:
+            lines = b"".join(b"%b: %b\r\n" % header for header in defaults)
+            start = self._starts[status] = STATUS_LINE[status] + lines
+        return start
+
+
+class Lane(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, shared: Shared, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._shared = shared
+        self._usual = not (self.access_log or self.root_path)
+        self._plain = False
+        self._between = True
+        """Nothing of a next request has come yet."""
+        self._requests = 0
+        """Begun in the bytes at hand."""
+        self._head: Head | None = None
+        """Of the last request in them that was decided here."""
+        self._load: Load | Loads | None = None
+        """Decided already, for the request that is parsed next."""
+        self._again = b""
+        """Bytes that are one request to be decided here, whole, and `_head` is its head."""
+        self._written: list[bytes] = []
+        self._held = 0
+        """Bytes in `_written`."""
+        self._idle_since: float | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin."""
+        super().connection_made(transport)
+        self._peer = self.client[0] if self.client else "local"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and write what was answered meanwhile.
+
+        A tab that polls sends the same bytes each time. Between two requests the parser remembers
+        nothing, so they would come out as the same head: only what is new to it is parsed.
+        """
+        self._idle_since = None
+        head = self._head
+        if data != self._again or head is None or self._busy() or not self._decide(head):
+            began, self._requests, self._head = self._between, 0, None
+            super().data_received(data)
+            self._load = None  # taken by now: it was the only request's
+            one = began and self._requests == 1 and self._head is not None
+            self._again = data if one and len(data) <= _MAX_AGAIN else b""
+        if self._written:
+            self.transport.write(b"".join(self._written))
+            self._written.clear()
+            self._held = 0
+            self._idle_since = self.loop.time()
+            if self._idle_timer is None:
+                self._wait_idle(self.timeout_keep_alive)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, and nothing else that came with it."""
+        self._written.clear()
+        self._held = 0
+        super().send_400_response(msg)
+
+    # -- the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self.url = b""
+        self.headers = []
+        self._between = False
+        self._requests += 1
+        self._plain = self._usual
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header (or, after a body, one trailer)."""
+        name = name.lower()
+        if name in _ORDINARY:
+            self._plain = False
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Choose the lane."""
+        if (
+            not self._plain
+            or self.url.translate(None, _PLAIN)
+            or self.url[:1] != b"/"
+            or not self.parser.should_keep_alive()
+            or self.parser.get_http_version() != "1.1"
+            or self.parser.should_upgrade()
+            or self._busy()
+        ):
+            self._plain = False
+            self._hand_on(None)
+
+    def on_message_complete(self) -> None:
+        """Answer, if this is the lane for it."""
+        self._between = True
+        if self._plain:
+            self._plain = False
+            method = self.parser.get_method().decode()
+            self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
+            if self._load is None and self._decide(head):
+                return
+            load, self._load = self._load, None
+            self._hand_on(load)
+        super().on_message_complete()
+
+    # -- what becomes of a request
+
+    def _decide(self, head: Head) -> bool:
+        """Answer a request; False if that has to wait, for `_load`."""
+        shared = self._shared
+        try:
+            answer = shared.gateway.decide(head, *shared.clock())
+        except Exception as exc:  # noqa: BLE001  as in `app.ErrorBoundary`
+            answer = shared.gateway.failed(head, exc)
+        if not isinstance(answer, Reply):
+            self._load = answer
+            return False
+        server = self.server_state
+        server.total_requests += 1
+        start = shared.start(answer.status, server.default_headers)
+        self._written += (start, answer.head, b"\r\n", answer.body)
+        self._held += len(start) + len(answer.head) + len(answer.body)
+        return True
+
+    def _hand_on(self, load: Load | Loads | None) -> None:
+        """Let uvicorn's own class have the request, as if it had seen it all along."""
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        super().on_url(url)
+        for name, value in headers:
+            super().on_header(name, value)
+        super().on_headers_complete()
+        if load is not None:
+            self.scope["extensions"] = {LOAD: load}  # type: ignore[dict-item]
+
+    def _busy(self) -> bool:
+        """Whether a request has to queue: uvicorn does that, and holds back what comes in."""
+        limit = self.limit_concurrency
+        return (
+            (self.cycle is not None and not self.cycle.response_complete)
+            or self.flow.write_paused
+            or self._held > HIGH_WATER_LIMIT
+            or (limit is not None and max(len(self.connections), len(self.tasks)) >= limit)
+        )
+
+    # -- idle connections
+
+    def _wait_idle(self, seconds: float) -> None:
+        self._idle_timer = self.loop.call_later(seconds, self._idle)
+
+    def _idle(self) -> None:
+        """Close, if nothing came for as long as a connection is kept.
+
+        One timer that is set again when it goes off: uvicorn's, made anew for each request, costs
+        as much as a decision.
+        """
+        self._idle_timer = None
+        if self._idle_since is not None:
+            rest = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if rest > 0:
+                self._wait_idle(rest)
+            else:
+                self.timeout_keep_alive_handler()

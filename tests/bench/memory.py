@@ -1,0 +1,107 @@
+"""What the gateway's memory is made of: bytes per copy, per verified token, per idle connection.
+
+Resident memory of one process that holds them, before and after; then a million requests.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from uvicorn.server import ServerState
+from world import OFF, Clock, World, claims, read, sign
+
+from bff import lane, server
+from bff.demo.upstream import session
+from bff.gateway import Head
+
+
+def resident() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Transport(asyncio.Transport):
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def main(copies: int, tokens: int, connections: int, requests: int) -> None:
+    clock = Clock()
+    async with World(clock, **OFF, BFF_CACHE_MAX_BYTES="1000000000", BFF_CACHE_TTL="3600") as world:
+        gateway = world.service.gateway
+        await world.get("chat-1")
+        environment = next(iter(gateway.environments.values()))
+
+        before = resident()
+        for n in range(copies):
+            document = json.loads(json.dumps(session(n + 10, f"chat-{n}")))
+            gateway.cache.put(gateway._project(environment.name, document, clock.now))
+        took = (resident() - before) / copies
+        estimate = gateway.cache.bytes / len(gateway.cache)
+        print(f"copy: {took:,.0f} bytes resident, {estimate:,.0f} by its own estimate ({copies:,})")
+
+        made = [
+            sign(claims(clock.wall, *read("chat-1"), jti=str(n))).encode() for n in range(tokens)
+        ]
+        before = resident()
+        for one in made:
+            gateway.verifier.verify(bytes(bytearray(one)), clock.wall)
+        print(f"verified token: {(resident() - before) / len(gateway.verifier):,.0f} bytes "
+              f"({len(gateway.verifier):,} kept of {tokens:,})")  # fmt: skip
+
+        config = server.config(
+            world.service.browser_app, lifespan=False,
+            http=lane.protocol(gateway, clock, world.telemetry),
+        )  # fmt: skip
+        config.load()
+        state = ServerState()
+        line = f"GET /api/v1/sessions/chat-1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.token(*read('chat-1'))}\r\n\r\n"
+        open_ = []
+        before = resident()
+        for _ in range(connections):
+            one_ = config.http_protocol_class(config=config, server_state=state, app_state={})
+            one_.connection_made(_Transport())
+            one_.data_received(bytes(bytearray(line.encode())))
+            open_.append(one_)
+        print(f"idle connection after a poll, without the kernel's and the loop's part: "
+              f"{(resident() - before) / connections:,.0f} bytes ({connections:,})")  # fmt: skip
+        for one_ in open_:
+            one_.connection_lost(OSError())
+
+        heads = [
+            Head.read("GET", b"/api/v1/sessions/chat-%d" % n, b"",
+                      [(b"authorization", b"Bearer " + t)], f"10.0.{n % 200}.{n % 250}")
+            for n, t in enumerate(made[:1000])
+        ]  # fmt: skip
+        for head in heads:
+            gateway.decide(head, *clock())
+        before, started = resident(), time.perf_counter()
+        for n in range(requests):
+            gateway.decide(heads[n % len(heads)], *clock())
+            if n % 1000 == 0:
+                clock.advance(0.1)
+                world.log.truncate(0)
+        seconds = time.perf_counter() - started
+        print(f"{requests:,} decisions: {(resident() - before) / 1024:+,.0f} KiB, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (
+        ("copies", 100_000),
+        ("tokens", 10_000),
+        ("connections", 5_000),
+        ("requests", 1_000_000),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    asyncio.run(main(**vars(parser.parse_args())))

@@ -1,0 +1,273 @@
+"""Incidents 15, 16, 18 and 19: shared copies."""
+
+import asyncio
+import json
+import random
+
+import pytest
+from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle, told
+from rawsockets import RawUpstream, answered, asked, request, talk
+from world import FRIENDLY, PATH, Gateway, World, read
+
+from bff.cache import Copy
+from bff.demo.upstream import session
+
+
+async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world: World) -> None:
+    await world.start(**WIDE_OPEN, **(NOTHING_KEPT | {"BFF_CACHE_NEGATIVE_TTL": "0"}))
+    dice = random.Random(15)
+    exp = int(world.clock.wall) + 10**6
+    tokens = {
+        name: world.token(*read(name), exp=exp) for name in ("chat-1", "chat-2", "chat-closed")
+    }
+    wrong = []
+
+    async def one(name: str) -> None:
+        reply = await ask(world, name, tokens[name])
+        if reply.status != 200 or json.loads(reply.body)["externalId"] != name:
+            wrong.append((name, reply.status))
+
+    for _ in range(1_000):
+        tasks = [asyncio.create_task(one(dice.choice(list(tokens)))) for _ in range(12)]
+        for _ in range(dice.randrange(4)):
+            await asyncio.sleep(0)
+        for task in tasks[:10]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        world.clock.advance(1)
+    await idle(world)
+
+    assert wrong == []
+    assert world.service.gateway.cache.flights == 0
+    assert len(asyncio.all_tasks()) <= 2
+
+
+async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: World) -> None:
+    for name in ("chat-1", "chat-2"):
+        await world.get(name)
+    kept = world.service.gateway.cache._kept
+    kept["default", "chat-1"] = kept["default", "chat-2"]
+
+    reply = await world.get("chat-1", "read:sessions")
+
+    assert reply.json()["externalId"] == "chat-1"
+    assert "bff_mismatched_copies_total 1.0" in (await world.ops.get("/metrics")).text
+
+
+async def test_16_who_waits_along_is_decided_on_individually(world: World) -> None:
+    await world.start(**WIDE_OPEN)
+    entitled = [world.token(*read(id_)) for id_ in ("chat-1", FRIENDLY["chat-1"])]
+    alias = world.token(*read(FRIENDLY["chat-2"]))
+
+    for leader_first in (True, False):
+        tokens = [*entitled, alias] if leader_first else [alias, *entitled]
+        replies = await asyncio.gather(*(world.get("chat-1", token=t) for t in tokens))
+        statuses = [r.status_code for r in replies]
+        assert statuses == ([200, 200, 403] if leader_first else [403, 200, 200])
+        assert all("chat-1" not in r.text for r in replies if r.status_code == 403)
+        world.clock.advance(100)
+    assert world.calls == 2
+
+
+_GOOD = session(1, "chat-1")
+_TEXT = json.dumps(_GOOD)
+
+
+def _without(*names: str) -> dict[str, object]:
+    return {name: value for name, value in _GOOD.items() if name not in names}
+
+
+_BAD: dict[str, bytes] = {
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "206": answered(_TEXT.encode(), "206 Partial Content", "Content-Range: bytes 0-1/2"),
+    "201": answered(_TEXT.encode(), "201 Created"),
+    "203": answered(_TEXT.encode(), "203 Non-Authoritative Information"),
+    "HTML": answered(b"<!doctype html><title>Log in</title>"),
+    "empty": answered(b""),
+    "truncated": answered(_TEXT.encode())[:-40],
+    "longer than said": answered(_TEXT.encode()).replace(b"Length: ", b"Length: 1"),
+    "truncated JSON": answered(_TEXT[:-40].encode()),
+    "2 MiB": answered(json.dumps(_GOOD | {"metadata": {"pad": "x" * 2 * 1024 * 1024}}).encode()),
+    "2 MiB in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"10000\r\n%b\r\n" % (b" " * 65536) * 32
+    + b"0\r\n\r\n",
+    "wrong id": answered(json.dumps(session(2, "chat-2")).encode()),
+    "wrong externalId": answered(json.dumps(_GOOD | {"externalId": "chat-2"}).encode()),
+    "a list": answered(json.dumps([_GOOD]).encode()),
+    "list envelope": answered(json.dumps({"data": [_GOOD], "pagination": {}}).encode()),
+    "duplicate keys": answered((_TEXT[:-1] + ',"externalId":"chat-1"}').encode()),
+    "duplicate keys below": answered(
+        _TEXT.replace('"metadata": {', '"metadata": {"plan": "x", ').encode()
+    ),
+    "deep nesting": answered(
+        (_TEXT[:-1] + ',"deep":' + "[" * 50_000 + "]" * 50_000 + "}").encode()
+    ),
+    "65 levels": answered((_TEXT[:-1] + ',"deep":' + "[" * 65 + "]" * 65 + "}").encode()),
+    "NaN": answered((_TEXT[:-1] + ',"n":NaN}').encode()),
+    "lone surrogate": answered((_TEXT.replace('"my-chat"', '"\\ud800"')).encode()),
+    "not UTF-8": answered(_TEXT.encode().replace(b"my-chat", b"\xff\xfe")),
+    "gzip": answered(_TEXT.encode(), "200 OK", "Content-Encoding: gzip"),
+    **{
+        f"{name} is {value!r}": answered(json.dumps(_GOOD | {name: value}).encode())
+        for name, value in [
+            *(("id", None), ("id", 1), ("id", "run_1"), ("type", None)),
+            *(("tags", "a"), ("tags", [1]), ("tags", None)),
+            *(("metadata", "x"), ("metadata", []), ("closedAt", 0), ("closedAt", "")),
+            *(("createdAt", None), ("createdAt", "yesterday")),
+            *(("updatedAt", "2026-02-30T00:00:00Z"), ("expiresAt", True)),
+            *(("triggerConfig", None), ("triggerConfig", [])),
+        ]
+    },
+    **{
+        f"no {name}": answered(json.dumps(_without(name)).encode())
+        for name in _GOOD
+        if name not in ("triggerConfig", "currentRunId")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def doubtful(lane: dict[str, str]):
+    """A gateway, and an upstream that answers with whatever bytes a test puts there."""
+
+    def behave(connection, head: bytes) -> None:
+        connection.sendall(up.answer if asked(head) == "chat-1" else answered(b"{}", "404 Nope"))
+        raise OSError("one answer a connection: some of them do not end")
+
+    with RawUpstream(behave) as up, Gateway(up.port, **WIDE_OPEN, **lane) as gateway:
+        yield up, gateway
+
+
+@pytest.mark.parametrize("answer", _BAD.values(), ids=_BAD)
+def test_18_a_bad_success_is_never_kept_nor_passed_on(
+    doubtful: tuple[RawUpstream, Gateway], answer: bytes
+) -> None:
+    up, gateway = doubtful
+    data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
+    up.answer = answer
+    before = len(up.seen)
+
+    bad = [talk(gateway.port, data, patience=5).replies[0] for _ in range(2)]
+
+    for said in bad:
+        assert said.status == 502
+        assert json.loads(said.body)["code"] in ("upstream_invalid", "upstream_unavailable")
+        assert b"chat" not in said.body
+    assert len(up.seen) - before == 2, "nothing of it was kept"
+
+
+async def test_18_nothing_of_it_takes_the_place_of_a_good_copy(world: World) -> None:
+    good = await world.get("chat-1")
+    for body in ({}, "<html>", session(2, "chat-2"), _GOOD | {"tags": None}):
+        world.clock.advance(9)
+        world.answer(200, body)
+        reply = await world.get("chat-1")
+        assert (reply.status_code, reply.content) == (200, good.content)
+
+
+async def test_19_stale_bytes_are_the_fresh_ones(world: World) -> None:
+    await world.start(BFF_EXPOSE_METADATA="*", BFF_EXPOSE_TAGS="*")
+    world.upstream.environments[0].find("chat-1")["metadata"] = {"ü": ["☃", "\x00", "😀" * 500]}
+    fresh = await world.get("chat-1")
+    world.answer(500)
+    stale = {}
+    for seconds in (1, 2, 20, 30):
+        world.clock.advance(seconds)
+        stale[seconds] = await world.get("chat-1")
+        await world.settle()
+
+    statuses = {seconds: reply.headers["cache-status"] for seconds, reply in stale.items()}
+    assert statuses[1] == "bff; hit"
+    assert "detail=stale" in statuses[2]
+    assert "stale-if-error" in statuses[20]
+    for reply in stale.values():
+        assert reply.content == fresh.content
+        for name in ("etag", "content-length", "content-type", "cache-control", "vary"):
+            assert reply.headers[name] == fresh.headers[name]
+
+
+async def test_30_ten_thousand_flaps_leave_nothing_behind(world: World) -> None:
+    await world.start(**WIDE_OPEN, **NOTHING_KEPT)
+    token = world.token("read:sessions", exp=int(world.clock.wall) + 10**6)
+    await ask(world, "chat-1", token)
+    tasks, files = len(asyncio.all_tasks()), descriptors()
+    statuses: dict[int, int] = {}
+
+    for number in range(10_000):
+        if number % 3 == 0:
+            world.answer((0, 500, 429, 401, 200, 302)[number // 3 % 6], {"error": "flap"})
+        reply = await ask(world, ("chat-1", "chat-2", "nope")[number % 3], token)
+        statuses[reply.status] = statuses.get(reply.status, 0) + 1
+        world.clock.advance(1)
+    await idle(world)
+
+    assert set(statuses) == {200, 404, 502, 503}
+    assert min(statuses.values()) > 500
+    assert len(asyncio.all_tasks()) == tasks
+    assert descriptors() <= files + 1
+    gateway = world.service.gateway
+    assert (gateway.cache.flights, len(world.service._tasks)) == (0, 0)
+    world.answer(0)
+    world.clock.advance(60)
+    assert (await ask(world, "chat-1", token)).status == 200
+
+
+async def test_34_a_429_upstream_is_waited_out(world: World) -> None:
+    await world.get("chat-1")
+    world.clock.advance(3)
+    reset = str(int((world.clock.wall + 20) * 1000))
+    world.answer(
+        429,
+        {"error": "limited"},
+        x_ratelimit_limit="750",
+        x_ratelimit_remaining="0",
+        x_ratelimit_reset=reset,
+    )
+    cold = await world.get("chat-2")
+    assert (cold.status_code, cold.json()["code"]) == (503, "over_budget")
+    assert 1 <= int(cold.headers["retry-after"]) <= 20
+    seen = world.calls
+
+    for _ in range(19):
+        world.clock.advance(1)
+        other = await world.get("chat-1")
+        assert (other.status_code, other.json()["externalId"]) == (200, "chat-1")
+        still = await world.get("chat-2")
+        assert (still.status_code, still.headers["x-should-retry"]) == (503, "false")
+
+    assert world.calls == seen, "no second call before the reset"
+    world.answer(0)
+    world.clock.advance(1.01)
+    assert (await world.get("chat-2")).status_code == 200
+
+
+@pytest.mark.parametrize("reset", ["9" * 15, "9" * 17, "-1", "soon", "0", "9" * 400, ""])
+async def test_34_an_absurd_reset_stops_nothing_for_long(world: World, reset: str) -> None:
+    world.answer(429, {}, x_ratelimit_limit="1", x_ratelimit_remaining="0", x_ratelimit_reset=reset)
+    assert (await world.get("chat-1")).status_code == 503
+    world.answer(0)
+
+    world.clock.advance(61)
+
+    assert (await world.get("chat-1")).status_code == 200
+
+
+async def test_36_a_valid_token_probes_no_more_than_bad_ones_do(world: World) -> None:
+    await world.start(BFF_RATE_LIMIT="off", BFF_IP_RATE_LIMIT="off", BFF_UPSTREAM_BUDGET="off")
+    token = world.token(*read(FRIENDLY["chat-1"]))
+    statuses, own = set(), set()
+
+    for number in range(10_000):
+        statuses.add((await ask(world, f"made-up-{number}", token)).status)
+        if number % 500 == 0:
+            own.add((await ask(world, FRIENDLY["chat-1"], token)).status)
+
+    assert statuses == {403}
+    assert own == {200}
+    assert world.calls <= 60 + 1, "the bad-token limit, and the caller's own session"
+    assert told(await ask(world, "made-up-1", token))["cache-control"] == "no-store"
+
+
+def test_19_the_copy_is_what_is_answered() -> None:
+    """The body's bytes are made once: there is no other place where they could change."""
+    assert "body" in Copy.__slots__

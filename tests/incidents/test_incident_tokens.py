@@ -1,0 +1,202 @@
+"""Incidents 1 to 4, 24 and 25: tokens."""
+
+import base64
+import hashlib
+import hmac
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+
+import jwt
+import pytest
+from hostile import WIDE_OPEN, ask, resident, told
+from world import ENVIRONMENT_ID, OWN_KEY, World, claims, read, sign
+
+from bff import sessions
+from bff.auth import Issuer, Verifier
+from bff.errors import Refusal
+
+_HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
+
+
+def _forge(header: dict[str, object], payload: object, key: str = OWN_KEY) -> str:
+    """A token with any header, its signature right for what the header says where there is one."""
+
+    def part(value: object) -> bytes:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+    signed = part(header) + b"." + part(payload)
+    alg = header.get("alg")
+    if isinstance(alg, str) and alg.lower() == "none":
+        return (signed + b".").decode()
+    digest = _HASHES.get(alg if isinstance(alg, str) else "", hashlib.sha256)
+    mac = hmac.new(key.encode(), signed, digest).digest()
+    return (signed + b"." + base64.urlsafe_b64encode(mac).rstrip(b"=")).decode()
+
+
+@pytest.mark.parametrize(
+    "alg",
+    [
+        *("none", "None", "nOnE", "HS384", "HS512", "RS256", "ES256", "", "hs256", "HS256 "),
+        *(None, ["HS256"], {"a": 1}, 256, True),
+    ],
+    ids=repr,
+)
+async def test_01_the_algorithm_is_not_taken_from_the_token(world: World, alg: object) -> None:
+    header = {"typ": "JWT", "alg": alg} if alg is not None else {"typ": "JWT"}
+    payload = claims(world.clock.wall, *read("chat-1"))
+
+    reply = await world.get("chat-1", token=_forge(header, payload))
+    good = await world.get("chat-1", token=_forge({"alg": "HS256"}, payload))
+
+    assert (reply.status_code, reply.json()["code"]) == (401, "token_invalid")
+    assert good.status_code == 200, "the same token is good with the one algorithm there is"
+
+
+async def test_01_none_is_none_with_a_signature_too(world: World) -> None:
+    signed = _forge({"alg": "HS256"}, claims(world.clock.wall, *read("chat-1")))
+    _, payload, signature = signed.split(".")
+    none = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
+
+    for token in (f"{none}.{payload}.", f"{none}.{payload}.{signature}", f"{none}.{payload}"):
+        assert (await world.get("chat-1", token=token)).status_code == 401
+
+
+@pytest.mark.parametrize("crit", [["x"], ["exp"], [], "x", {"x": 1}], ids=repr)
+async def test_02_an_unknown_crit_is_refused(world: World, crit: object) -> None:
+    header = {"alg": "HS256", "crit": crit, "x": 1}
+
+    token = _forge(header, claims(world.clock.wall, *read("chat-1")))
+
+    assert (await world.get("chat-1", token=token)).status_code == 401
+
+
+@pytest.mark.parametrize("version", ["2.11.9", "1.7.1", "2.3.0"])
+def test_02_an_older_pyjwt_is_refused_at_start(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(jwt, "__version__", version)
+    monkeypatch.delitem(sys.modules, "bff.auth")
+
+    with pytest.raises(ImportError, match="install 2"):
+        importlib.import_module("bff.auth")
+
+
+async def test_03_a_removed_key_ends_its_tokens_at_once(world: World) -> None:
+    other = "another-signing-key-0123456789abcdef"
+    await world.start(BFF_SIGNING_KEYS=f"{other},{OWN_KEY}")
+    token = world.token(*read("chat-1"))
+    assert (await world.get("chat-1", token=token)).status_code == 200
+
+    await world.start(BFF_SIGNING_KEYS=other)
+
+    assert (await world.get("chat-1", token=token)).json()["code"] == "token_invalid"
+
+
+async def test_03_a_verified_token_is_never_kept_past_its_end(world: World) -> None:
+    token = world.token(*read("chat-1"), exp=int(world.clock.wall) + 10)
+    assert (await world.get("chat-1", token=token)).status_code == 200
+    assert len(world.service.gateway.verifier) == 1
+
+    world.clock.advance(9.999)
+    assert (await world.get("chat-1", token=token)).status_code == 200
+    world.clock.advance(0.001)
+
+    assert (await world.get("chat-1", token=token)).json()["code"] == "token_expired"
+    assert len(world.service.gateway.verifier) == 0
+
+
+def test_04_a_hundred_thousand_tokens_take_bounded_memory() -> None:
+    verifier = Verifier([Issuer("e", ENVIRONMENT_ID, (OWN_KEY,))], sessions.grant)
+    wall = 1_800_000_000.0
+    kept = sign(claims(wall, *read("chat-1"))).encode()
+    padding = "x" * 6000
+
+    def good(number: int) -> bytes:
+        extra = {"pad": padding} if number % 20 == 0 else {}
+        return sign(claims(wall, *read(f"chat-{number}"), **extra)).encode()
+
+    for number in range(15_000):  # fills it
+        verifier.verify(good(number), wall)
+    full, before = len(verifier), resident()
+    verifier.verify(kept, wall)
+    for number in range(35_000):
+        verifier.verify(good(15_000 + number), wall)
+    grown = resident() - before
+    verifier.verify(kept, wall)
+    remembered = len(verifier)
+    bad = sign(claims(wall, *read("chat-1")), "not-the-key-" * 4).encode()
+    for number in range(50_000):
+        token = bad + (b"x" * 8000 if number % 20 == 0 else b"") + str(number).encode()
+        with pytest.raises(Refusal):
+            verifier.verify(token, wall)
+
+    assert full < 15_000, "there is a bound, and it was met"
+    assert grown < 24 * 1024 * 1024
+    assert resident() - before < 32 * 1024 * 1024
+    assert len(verifier) == remembered, "no bad token took the place of a good one"
+    assert kept in verifier._verified
+
+
+async def test_24_a_new_token_is_the_same_caller(world: World) -> None:
+    await world.start(BFF_RATE_LIMIT="5/minute")
+    for actor in (None, "ann"):
+        act = {"sub": actor} if actor else None
+        replies = [
+            await world.get("chat-1", token=world.token(*read("chat-1"), act=act, jti=str(n)))
+            for n in range(6)
+        ]
+        assert [r.status_code for r in replies] == [200] * 5 + [429]
+        # Order and repetition of scopes make no new caller either.
+        token = world.token(*read("chat-1"), *read("chat-1"), act=act, nonce=1)
+        assert (await world.get("chat-1", token=token)).status_code == 429
+
+
+async def test_25_ten_thousand_bad_tokens_cost_upstream_nothing(world: World) -> None:
+    await world.start(BFF_IP_RATE_LIMIT="off")
+    good = world.token(*read("chat-1"))
+    wrong = sign(claims(world.clock.wall, *read("chat-1")), "not-the-key-" * 4)
+    assert (await ask(world, "chat-1", good)).status == 200
+    refused = set()
+
+    for number in range(10_000):
+        bad = wrong[: len(wrong) - number % 50] + str(number)
+        refused.add((await ask(world, "chat-1", bad)).status)
+        if number % 100 == 0:
+            world.clock.advance(0.001)
+            assert (await ask(world, "chat-1", good)).status == 200
+
+    assert refused == {401, 429}
+    assert world.calls == 1
+    assert len(world.service.gateway.verifier) == 1
+
+
+async def test_25_bad_tokens_of_many_addresses_cost_upstream_nothing(world: World) -> None:
+    await world.start(**WIDE_OPEN)
+
+    for number in range(2_000):
+        reply = await ask(world, "chat-1", f"a.b.{number}", peer=f"10.0.{number % 250}.1")
+        assert (reply.status, told(reply)["cache-control"]) == (401, "no-store")
+
+    assert world.calls == 0
+
+
+def test_04_verifying_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are looked at again each time: nothing of them is kept."""
+    verifier = Verifier([Issuer("e", None, (OWN_KEY,))], sessions.grant)
+    checks = SimpleNamespace(count=0)
+    original = verifier._check
+
+    def counted(token: bytes):
+        checks.count += 1
+        return original(token)
+
+    monkeypatch.setattr(verifier, "_check", counted)
+    good = sign(claims(0, "read:sessions", sub="env")).encode()
+    for _ in range(3):
+        verifier.verify(good, 1.0)
+        with pytest.raises(Refusal):
+            verifier.verify(b"bad", 1.0)
+
+    assert checks.count == 1 + 3

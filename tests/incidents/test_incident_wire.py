@@ -1,0 +1,439 @@
+"""Incidents 11, 12, 14, 17, 29, 32 and 33: bytes on the wire."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hostile import WIDE_OPEN, eventually, metric, resident
+from rawsockets import LOOPBACK, RawUpstream, answered, asked, hang, request, talk
+from world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, World, read, running_upstream
+
+from bff.demo.upstream import session
+
+
+def test_11_two_authorization_headers_are_400(edge: Gateway, upstream: running_upstream) -> None:
+    before = len(upstream.seen)
+    mine, other = edge.token(*read("chat-1")), edge.token(*read("chat-2"))
+
+    for second in (f"Authorization: Bearer {other}", "authorization: Bearer x", "AUTHORIZATION:"):
+        heard = talk(edge.port, request(PATH + "chat-1", second, token=mine))
+        assert heard.statuses == [400]
+        assert json.loads(heard.replies[0].body)["code"] == "bad_request"
+    assert len(upstream.seen) == before
+
+
+def test_11_underscore_twins_are_other_headers(
+    upstream: running_upstream, lane: dict[str, str]
+) -> None:
+    with Gateway(
+        upstream.port, BFF_IP_RATE_LIMIT="3/minute", BFF_TRUSTED_PROXIES="127.0.0.0/8", **lane
+    ) as gateway:
+        token = gateway.token(*read("chat-1"))
+
+        def statuses(name: str) -> list[int]:
+            lines = [f"{name}: 192.0.2.{number}" for number in range(5)]
+            return [
+                talk(gateway.port, request(PATH + "chat-1", line, token=token)).statuses[0]
+                for line in lines
+            ]
+
+        assert statuses("X-Forwarded-For") == [200] * 5, "each its own address"
+        assert 429 in statuses("X_Forwarded_For"), "all of the peer's"
+        twin = request(PATH + "chat-1", f"Authorization_: Bearer {token}")
+        assert talk(gateway.port, twin).statuses[0] in (401, 429)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "authorization",
+        "close, authorization",
+        "x-trigger-branch, host",
+        "Authorization, keep-alive",
+    ],
+)
+def test_12_connection_strips_nothing_of_ours(
+    edge: Gateway, upstream: running_upstream, value: str
+) -> None:
+    before = len(upstream.seen)
+    lines = (f"Connection: {value}", "X-Mine: 1", "Cookie: a=b")
+
+    heard = talk(
+        edge.port, request(PATH + "nope", *lines, token=edge.token("read:sessions")), patience=3
+    )
+
+    assert heard.statuses == [404]
+    (seen,) = upstream.seen[before:]
+    assert seen.header("authorization") == f"Bearer {SECRET_KEY}"
+    assert seen.header("x-mine") is seen.header("cookie") is None
+    assert seen.header("connection") == "keep-alive"
+
+
+def test_14_every_answer_says_how_it_may_be_kept(edge: Gateway) -> None:
+    token, named = edge.token(*read("chat-1", "nope")), PATH + "chat-1"
+    etag = talk(edge.port, request(named, token=token)).replies[0].headers["etag"]
+    answers = {
+        200: request(named, token=token),
+        304: request(named, f"If-None-Match: {etag}", token=token),
+        204: request(named, f"Origin: {ORIGIN}", method="OPTIONS"),
+        401: request(named),
+        403: request(PATH + FRIENDLY["chat-2"], token=edge.token(*read(FRIENDLY["chat-1"]))),
+        404: request(PATH + "nope", token=token),
+        405: request(named, token=token, method="DELETE"),
+        410: request("/api/v1/runs"),
+        400: request(PATH + "%zz", token=token),
+        431: request(named, *["x: y"] * 101),
+    }
+    answers_by_bytes = [*answers.items(), (400, b"garbage\r\n\r\n"), (404, request("/nowhere"))]
+    for status, data in answers_by_bytes:
+        (said,) = talk(edge.port, data).replies
+        assert said.status == status
+        kept = "private, no-cache" if status in (200, 304) else "no-store"
+        assert said.headers["cache-control"] == kept, status
+        assert said.headers["vary"] == "Authorization, Origin", status
+
+
+async def test_17_a_cancelled_leader_cancels_nobody(world: World) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_: object) -> None:
+        await gate.wait()
+
+    world.upstream.override = slow
+    requests = [asyncio.create_task(world.get("chat-1")) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    for leaver in requests[:10]:
+        leaver.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+
+    assert [reply.status_code for reply in await asyncio.gather(*requests[10:])] == [200] * 10
+    assert all(leaver.cancelled() for leaver in requests[:10])
+    assert world.calls == 1
+    assert world.service.gateway.cache.flights == 0
+
+
+def test_17_the_leaders_disconnect_cancels_nobody(lane: dict[str, str]) -> None:
+    body = json.dumps(session(1, "chat-1")).encode()
+    gate = threading.Event()
+
+    def slow(connection: socket.socket, _: bytes) -> None:
+        gate.wait(10)
+        connection.sendall(answered(body))
+
+    with RawUpstream(slow) as up, Gateway(up.port, **lane) as gateway:
+        data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
+        leader = socket.create_connection((LOOPBACK, gateway.port))
+        leader.sendall(data)
+        assert eventually(lambda: len(up.seen) == 1)
+        others = [socket.create_connection((LOOPBACK, gateway.port)) for _ in range(20)]
+        for other in others:
+            other.sendall(data)
+        leader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        leader.close()
+        time.sleep(0.05)
+        gate.set()
+        for other in others:
+            other.settimeout(5)
+            assert other.recv(65536).startswith(b"HTTP/1.1 200 ")
+            other.close()
+
+        assert len(up.seen) == 1
+        assert metric(gateway, "bff_loads_in_flight") == 0
+        assert eventually(lambda: metric(gateway, "bff_connections") <= 1)
+
+
+_BODY = "POST {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {token}\r\n"
+_GET = _BODY.replace("POST", "GET")
+_CHUNKED = _BODY + "Transfer-Encoding: chunked\r\n\r\n"
+_SMUGGLED = {
+    "TE and CL": _BODY + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "CL and TE": _BODY + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "TE behind a tab and CL": _BODY
+    + "Transfer-Encoding:\tchunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+    "two CLs": _BODY + "Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd",
+    "two equal CLs": _BODY + "Content-Length: 4\r\nContent-Length: 4\r\n\r\nabcd",
+    "CL 0 and CL": _GET + "Content-Length: 0\r\nContent-Length: 4\r\n\r\nabcd",
+    "a list of CLs": _BODY + "Content-Length: 4, 4\r\n\r\nabcd",
+    "a signed CL": _BODY + "Content-Length: +4\r\n\r\nabcd",
+    "bare LF in the line": _GET.replace(" HTTP/1.1\r\n", " HTTP/1.1\n") + "\r\n",
+    "bare LF behind a header": _GET + "X: y\nY: z\r\n\r\n",
+    "bare LF at the end": _GET + "\n",
+    "bare CR": _GET + "X: y\rTransfer-Encoding: chunked\r\n\r\n",
+    "folded header": _GET + "X: y\r\n Transfer-Encoding: chunked\r\n\r\n",
+    "space before the colon": _GET + "Transfer-Encoding : chunked\r\n\r\n",
+    "NUL": _GET + "X: a\0b\r\n\r\n",
+    "hexadecimal prefix": _CHUNKED + "0x5\r\nabcde\r\n0\r\n\r\n",
+    "negative chunk": _CHUNKED + "-1\r\nabcde\r\n0\r\n\r\n",
+    "endless chunk size": _CHUNKED + "fffffffffffffffff\r\nabcde\r\n0\r\n\r\n",
+    "space behind a chunk size": _CHUNKED + "5 \r\nabcde\r\n0\r\n\r\n",
+    "bare LF in a chunk extension": _CHUNKED + "5;\nabcde\r\n0\r\n\r\n",
+    "no CRLF behind a chunk": _CHUNKED + "5\r\nabcdeXX0\r\n\r\n",
+    "other coding": _BODY + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "coding behind chunked": _BODY + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "body on GET": _GET + "Content-Length: 5\r\n\r\nabcde",
+    "chunks on GET": _GET + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "identity on GET": _GET + "Transfer-Encoding: identity\r\n\r\n",
+    "another protocol": "GET {path} HTTP/2.0\r\nAuthorization: Bearer {token}\r\n\r\n",
+    "HTTP/0.9": "GET {path}\r\n\r\n",
+    "HTTP/2 preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "CONNECT": "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("data", _SMUGGLED.values(), ids=_SMUGGLED)
+def test_29_what_two_parsers_may_read_differently_is_400_and_the_end(
+    edge: Gateway, upstream: running_upstream, data: str
+) -> None:
+    token = edge.token("read:sessions")
+    smuggled = request(PATH + "smuggled", token=token)
+    before = len(upstream.seen)
+
+    heard = talk(edge.port, data.format(path=PATH + "first", token=token).encode() + smuggled)
+
+    assert heard.closed
+    assert heard.statuses == [400]
+    assert heard.replies[0].headers["connection"] == "close"
+    assert json.loads(heard.replies[0].body)["code"] == "bad_request"
+    assert len(upstream.seen) == before, "nothing was asked, for the first or for the second"
+
+
+def test_29_nothing_is_answered_behind_the_last_request(
+    edge: Gateway, upstream: running_upstream
+) -> None:
+    token = edge.token(*read("chat-1"))
+    good = request(PATH + "chat-1", token=token)
+    smuggled = request(PATH + "smuggled", token=edge.token("read:sessions"))
+    before = len(upstream.seen)
+
+    for first in (
+        request(PATH + "chat-1", "Connection: close", token=token),
+        request(PATH + "chat-1", token=token).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        request(PATH + "chat-1", "Connection: Upgrade", "Upgrade: h2c", token=token),
+        good + b"\x16\x03\x01 no request\r\n\r\n",
+    ):
+        heard = talk(edge.port, first + smuggled)
+        assert (heard.statuses, heard.closed) == ([200], True)
+        assert heard.replies[0].headers["connection"] == "close"
+    assert not [seen for seen in upstream.seen[before:] if "smuggled" in seen.raw_path]
+
+
+def test_29_answers_come_in_the_order_of_requests(edge: Gateway) -> None:
+    token = edge.token("read:sessions")
+    names = ["chat-1", "nope", "chat-2", "chat-closed", "chat-1"]
+
+    data = b"".join(request(PATH + name, token=token) for name in names)
+    heard = talk(edge.port, data, b"")
+
+    assert heard.statuses == [200, 404, 200, 200, 200]
+    bodies = [json.loads(r.body).get("externalId") for r in heard.replies]
+    assert bodies == ["chat-1", None, "chat-2", "chat-closed", "chat-1"]
+
+
+def test_29_a_body_where_one_may_stand_is_not_read_as_a_request(
+    edge: Gateway, upstream: running_upstream
+) -> None:
+    token = edge.token("read:sessions")
+    smuggled = request(PATH + "smuggled", token=token)
+    before = len(upstream.seen)
+    post = request(PATH + "chat-1", f"Content-Length: {len(smuggled)}", token=token, method="POST")
+
+    assert talk(edge.port, post + smuggled).statuses == [405]
+    assert len(upstream.seen) == before
+
+
+_HEADERS = [
+    *("Authorization", "Origin", "If-None-Match", "X-Forwarded-For", "Host", "Cookie"),
+    *("Content-Length", "Transfer-Encoding", "Expect", "Connection", "Upgrade", "Accept-Encoding"),
+    *("Range", "Access-Control-Request-Headers", "traceparent", "X-Request-Id"),
+]
+
+
+@pytest.mark.parametrize("name", _HEADERS)
+def test_32_no_header_is_a_5xx_or_costs_unbounded_memory(edge: Gateway, name: str) -> None:
+    token = edge.token(*read("chat-1"))
+    own = () if name == "Authorization" else (f"Authorization: Bearer {token}",)
+    before = resident(edge.process.pid)
+
+    for value in (
+        "",
+        " ",
+        "é",
+        "ü\x80\xff",
+        ",,,",
+        '"',
+        "\t",
+        "a" * 65_000,
+        "a" * 65_536,
+        "é" * 60_000,
+    ):
+        data = f"GET {PATH}chat-1 HTTP/1.1\r\nHost: g\r\n" + "".join(f"{o}\r\n" for o in own)
+        heard = talk(edge.port, (data + f"{name}: {value}\r\n\r\n").encode("latin-1"))
+        assert heard.replies, (name, value[:10])
+        assert heard.statuses[0] < 500, (name, value[:10])
+
+    assert resident(edge.process.pid) - before < 8 * 1024 * 1024
+    (said,) = talk(edge.port, request(PATH + "chat-1", token=token)).replies
+    assert said.status == 200
+
+
+def test_32_floods_of_headers_are_refused_early(edge: Gateway) -> None:
+    token = edge.token(*read("chat-1"))
+    kilobytes = "y" * 1000
+    floods = [
+        *(request("/" + "y" * 8_000_000), request(PATH + "x", "x: " + "y" * 8_000_000)),
+        request(PATH + "x", *[f"x{n}: {kilobytes}" for n in range(8000)]),
+        request(PATH + "x", *[f"x{n}: y" for n in range(101)]),
+        request(PATH + "x", *["x: "] * 100_000),
+        request(PATH + "x", "x: " + "y" * 66_000),
+    ]
+    before = resident(edge.process.pid)
+
+    for flood in floods:
+        heard = talk(edge.port, flood)
+        assert (heard.statuses, heard.closed) == ([431], True)
+        assert json.loads(heard.replies[0].body)["code"] == "head_too_large"
+    assert resident(edge.process.pid) - before < 8 * 1024 * 1024
+    fits = request(PATH + "chat-1", *[f"x{n}: {'y' * 600}" for n in range(98)], token=token)
+    assert talk(edge.port, fits).statuses == [200], "98, Host and Authorization make 100"
+
+
+@pytest.fixture(scope="module")
+def impatient(lane: dict[str, str]):
+    """A gateway with a second of patience, whose sessions are a megabyte large."""
+    big = session(1, "chat-1") | {"metadata": {"pad": "x" * 900_000}}
+    body = json.dumps(big).encode()
+    with (
+        RawUpstream(lambda connection, _: connection.sendall(answered(body))) as up,
+        Gateway(
+            up.port,
+            BFF_REQUEST_TIMEOUT="1",
+            BFF_IDLE_TIMEOUT="1",
+            BFF_EXPOSE_METADATA="pad",
+            BFF_CACHE_TTL="60",
+            **WIDE_OPEN,
+            **lane,
+        ) as gateway,
+    ):
+        yield gateway
+
+
+def test_33_slow_writers_are_closed_in_bounded_time(impatient: Gateway) -> None:
+    token = impatient.token(*read("chat-1"))
+    data = request(PATH + "chat-1", token=token)
+    drips = [data[:40], *[bytes([byte]) for byte in data[40:70]]]
+
+    slow = (
+        drips,
+        [b"G"],
+        [b""],
+        [b"\r\n"] * 20,
+        [request(PATH + "chat-1", "Content-Length: 99", method="POST"), *[b"x"] * 20],
+        [request(PATH + "chat-1", "Transfer-Encoding: chunked", method="PUT"), *[b"1"] * 20],
+        [request(PATH + "chat-1", token=token, method="HEAD"), *[b"\r\n"] * 30],
+    )
+    with ThreadPoolExecutor(len(slow)) as pool:
+        ends = list(
+            pool.map(lambda parts: talk(impatient.port, *parts, pause=0.1, patience=4), slow)
+        )
+
+    for heard in ends:
+        assert heard.closed
+        assert heard.seconds < 4
+        assert not [status for status in heard.statuses if status not in (401, 405, 200)]
+    assert metric(impatient, "bff_closed_connections") >= 6
+    assert talk(impatient.port, data, patience=3).statuses == [200]
+
+
+def test_33_fifty_half_sent_heads_are_gone_in_bounded_time(impatient: Gateway) -> None:
+    connections = [socket.create_connection((LOOPBACK, impatient.port)) for _ in range(50)]
+    for connection in connections:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: g\r\nX-Slow: ")
+
+    assert eventually(lambda: metric(impatient, "bff_connections") <= 1, 4)
+    for connection in connections:
+        connection.close()
+
+
+def test_33_who_never_reads_costs_a_bounded_buffer_for_a_bounded_time(impatient: Gateway) -> None:
+    data = request(PATH + "chat-1", token=impatient.token(*read("chat-1")))
+    assert talk(impatient.port, data, patience=3).statuses == [200]
+    before = resident(impatient.process.pid)
+    connections = []
+    for _ in range(20):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((LOOPBACK, impatient.port))
+        connection.sendall(data * 30)  # 27 MB of answers each
+        connections.append(connection)
+    time.sleep(0.3)
+
+    assert resident(impatient.process.pid) - before < 20 * 2 * 1024 * 1024
+    assert eventually(lambda: metric(impatient, "bff_connections") <= 1, 6)
+    for connection in connections:
+        connection.close()
+
+
+def test_33_who_leaves_a_short_answer_unread_is_gone_too(
+    upstream: running_upstream, lane: dict[str, str]
+) -> None:
+    with Gateway(upstream.port, BFF_IDLE_TIMEOUT="1", **WIDE_OPEN, **lane) as gateway:
+        data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
+        connection = socket.create_connection((LOOPBACK, gateway.port))
+        connection.sendall(data)
+        assert eventually(lambda: metric(gateway, "bff_connections") == 1)
+        assert eventually(lambda: metric(gateway, "bff_connections") <= 1, 4)
+        with contextlib.suppress(ConnectionResetError):
+            connection.settimeout(4)
+            while connection.recv(65536):
+                pass
+        connection.close()
+
+
+def test_33_connections_are_bounded_in_all_and_by_address(
+    upstream: running_upstream, lane: dict[str, str]
+) -> None:
+    def crowd(gateway: Gateway, number: int) -> int:
+        connections = [socket.create_connection((LOOPBACK, gateway.port)) for _ in range(number)]
+        stayed = 0
+        for connection in connections:
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                connection.settimeout(2)
+                connection.sendall(request("/healthz"))
+                stayed += connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        for connection in connections:
+            connection.close()
+        return stayed
+
+    with Gateway(upstream.port, BFF_MAX_CONNECTIONS_PER_ADDRESS="5", **lane) as gateway:
+        assert crowd(gateway, 12) == 5
+        assert eventually(lambda: crowd(gateway, 5) == 5), "who leaves makes room"
+    with Gateway(
+        upstream.port,
+        BFF_MAX_CONNECTIONS_PER_ADDRESS="5",
+        BFF_TRUSTED_PROXIES="127.0.0.1",
+        BFF_MAX_CONNECTIONS="8",
+        **lane,
+    ) as gateway:
+        assert crowd(gateway, 12) == 8, "a proxy brings many, but not more than there may be"
+
+
+async def test_33_a_load_that_hangs_ends_in_time(world: World) -> None:
+    """The other side of the same: upstream writes slowly."""
+
+    def drip(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(answered(json.dumps(session(1, asked(head))).encode())[:60])
+        hang(connection, head)
+
+    with RawUpstream(drip) as up:
+        await world.start()
+        with Gateway(up.port, BFF_UPSTREAM_TIMEOUT="0.5") as gateway:
+            data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
+            heard = talk(gateway.port, data, patience=3)
+            assert heard.statuses == [504]
+            assert heard.seconds < 2

@@ -1,0 +1,62 @@
+"""The published table of incidents holds to the code, and every incident has a test and a fault."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+NUMBERS = set(range(1, 37))
+
+
+def _table() -> dict[int, tuple[str, str]]:
+    rows = re.findall(
+        r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$",
+        (ROOT / "docs/INCIDENTS.md").read_text(),
+        re.MULTILINE,
+    )
+    return {int(number): (tests, protection) for number, tests, protection in rows}
+
+
+def _tests() -> dict[str, str]:
+    return {
+        name: file.stem
+        for file in Path(__file__).parent.glob("test_incident_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\d\d_\w+)\(", file.read_text(), re.MULTILINE)
+    }
+
+
+def test_every_incident_stands_in_the_table_with_its_tests() -> None:
+    table, tests = _table(), _tests()
+    assert set(table) == NUMBERS
+    for number, (named, _) in table.items():
+        names = re.findall(r"`(test_\d\d_\w+)`", named)
+        assert names, number
+        assert all(name in tests and name.startswith(f"test_{number:02}_") for name in names)
+    unlisted = set(tests) - {
+        n for named, _ in table.values() for n in re.findall(r"`(\w+)`", named)
+    }
+    assert unlisted == set()
+
+
+def test_what_protects_is_there() -> None:
+    for number, (_, protection) in _table().items():
+        places = re.findall(r"`(bff/\w+\.py)(?:: ([\w.]+))?`", protection)
+        assert places, number
+        for file, name in places:
+            text = (ROOT / file).read_text()
+            assert not name or re.search(rf"\b{name.rpartition('.')[2]}\b", text), (file, name)
+
+
+def test_every_incident_has_a_fault_that_still_applies() -> None:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "tests/faults/table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["table"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    assert {fault.incident for fault in module.FAULTS} == NUMBERS
+    for fault in module.FAULTS:
+        assert (ROOT / fault.file).read_text().count(fault.old) == 1, fault
+        file, _, name = fault.test.partition("::")
+        assert f"def {name}" in (ROOT / file).read_text(), fault

@@ -1,0 +1,245 @@
+"""Properties of what is pure: paths, heads, scopes, documents under policies."""
+
+import json
+import re
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from world import World
+
+from bff import sessions
+from bff.demo.upstream import _can_read, session
+from bff.errors import Refusal
+from bff.gateway import Head, Load
+from bff.policy import DEFAULT_FIELDS, Policy
+
+MORE = settings(max_examples=200, deadline=None, derandomize=True)
+
+# -- ids and paths
+
+_BITS = ["..", ".", "%2e", "%2f", "/", "%5c", "%00", "%0d%0a", ";", "?", "#", "%", "%25", "ü", "a"]
+_SEGMENTS = st.one_of(
+    st.binary(max_size=40),
+    st.lists(st.sampled_from(_BITS), max_size=8).map(lambda bits: "".join(bits).encode()),
+    st.text(max_size=40).map(lambda text: quote(text, safe="").encode()),
+)
+
+
+@MORE
+@given(_SEGMENTS)
+def test_a_segment_is_an_id_that_survives_the_way_upstream_or_nothing(segment: bytes) -> None:
+    try:
+        id_ = sessions.parse_id(segment)
+    except Refusal as refusal:
+        assert refusal.code == "invalid_session_id"
+        return
+    path = sessions.path(id_)
+    prefix, last = path[: len(sessions.ROUTE)], path[len(sessions.ROUTE) :]
+    assert prefix.encode() == sessions.ROUTE
+    assert re.fullmatch(r"[A-Za-z0-9_.~%-]+", last)
+    assert last not in (".", "..")
+    assert unquote_to_bytes(last).decode() == id_
+    assert unquote_to_bytes(segment) == id_.encode(), "decoded once, changed by nothing"
+
+
+@MORE
+@given(st.text(min_size=1, max_size=256))
+def test_every_id_that_the_sdk_can_send_is_understood(id_: str) -> None:
+    try:
+        encoded = quote(id_, safe="!'()*-._~").encode()
+    except UnicodeEncodeError:
+        return
+    sayable = id_ not in (".", "..") and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in id_)
+    if sayable:
+        assert sessions.parse_id(encoded) == id_
+    else:
+        with pytest.raises(Refusal):
+            sessions.parse_id(encoded)
+
+
+# -- heads
+
+_NAMES = [b"authorization", b"origin", b"if-none-match", b"x-forwarded-for", b"cookie", b"host"]
+
+
+@settings(MORE, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(
+    method=st.sampled_from(["GET", "HEAD", "OPTIONS", "POST", "PATCH", "TRACE", "", "gEt"]),
+    path=st.one_of(st.binary(max_size=60), _SEGMENTS.map(lambda segment: sessions.ROUTE + segment)),
+    headers=st.lists(st.tuples(st.sampled_from(_NAMES), st.binary(max_size=80)), max_size=8),
+    peer=st.one_of(st.text(max_size=20), st.ip_addresses().map(str)),
+)
+async def test_no_head_is_a_5xx_or_an_exception(
+    world: World, method: str, path: bytes, headers: list[tuple[bytes, bytes]], peer: str
+) -> None:
+    gateway = world.service.gateway
+    world.clock.advance(61)
+    answer = gateway.decide(Head.read(method, path, headers, peer), *world.clock())
+    assert not isinstance(answer, Load), "without a good token nothing is ever loaded"
+    assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
+    assert b"\r\n\r\n" not in answer.head
+    for name, value in answer.headers():
+        assert re.fullmatch(rb"[a-z-]+", name), name
+        assert not re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", value)
+
+
+# -- scopes
+
+_WORDS = st.sampled_from(
+    [
+        "read",
+        "write",
+        "*",
+        "admin",
+        "sessions",
+        "all",
+        "",
+        "READ",
+        "runs",
+        "a",
+        "a:b",
+        ":",
+        "session_1",
+    ]
+)
+
+
+@MORE
+@given(
+    scopes=st.lists(
+        st.one_of(st.lists(_WORDS, max_size=5).map(":".join), st.text(max_size=12)), max_size=5
+    ),
+    id_=st.sampled_from(["session_1", "session_2"]),
+    external_id=st.sampled_from([None, "a", "a:b", "*", "sessions"]),
+)
+def test_scopes_grant_what_upstream_grants(
+    scopes: list[str], id_: str, external_id: str | None
+) -> None:
+    document = {"id": id_, "externalId": external_id}
+    theirs = _can_read(tuple(scopes), document)
+    assert sessions.grant(scopes).covers(id_, external_id) == theirs
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.lists(st.text()), st.booleans()))
+)
+def test_what_is_no_text_grants_nothing(scopes: list[object]) -> None:
+    granted = sessions.grant(scopes)
+    assert not granted.every
+    assert not granted.ids
+
+
+# -- documents under policies
+
+_KEYS = st.sampled_from(["a", "b", "c", "*", "plan", "0", "é", "a.b", ""])
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(_KEYS, inner, max_size=4)),
+    max_leaves=20,
+)
+_PATHS = st.lists(st.sampled_from(["a", "b", "c", "*", "plan", "0"]), min_size=1, max_size=4)
+_METADATA = st.lists(_PATHS.map(".".join), max_size=4)
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every scalar with where it stands; a list's items stand at ``[]``."""
+    if isinstance(value, dict) and value:
+        return [leaf for k, inner in value.items() for leaf in _leaves(inner, (*path, k))]
+    if isinstance(value, list) and value:
+        return [leaf for inner in value for leaf in _leaves(inner, (*path, "[]"))]
+    return [(path, json.dumps(value))]
+
+
+def _named(path: tuple[str, ...], rules: list[str]) -> bool:
+    """Whether a rule names *path* or what is above it: worked out step by step, without a tree."""
+    for rule in rules:
+        steps = rule.split(".")
+        if len(steps) <= len(path) and all(
+            step in (at, "*") for step, at in zip(steps, path, strict=False)
+        ):
+            return True
+    return False
+
+
+@MORE
+@given(
+    metadata=st.one_of(st.none(), st.dictionaries(_KEYS, _JSON, max_size=5)),
+    extra=st.dictionaries(st.text(min_size=1, max_size=6), _JSON, max_size=4),
+    rules=_METADATA,
+    tags=st.lists(st.text(max_size=6), max_size=5),
+    globs=st.lists(st.sampled_from(["public:*", "*", "a?", "[ab]", ""]), max_size=3),
+    fields=st.sets(st.sampled_from(["triggerConfig", "newField"])),
+)
+def test_nothing_unnamed_leaves_and_all_that_is_named_does(
+    metadata: dict[str, Any] | None,
+    extra: dict[str, Any],
+    rules: list[str],
+    tags: list[str],
+    globs: list[str],
+    fields: set[str],
+) -> None:
+    document = {**extra, **session(1, "chat"), "metadata": metadata, "tags": tags}
+    globs = [glob for glob in globs if glob]
+    policy = Policy(fields=(*DEFAULT_FIELDS, *fields), metadata=tuple(rules), tags=tuple(globs))
+    before = json.dumps(document)
+
+    shown = policy.project(document)
+
+    assert json.dumps(document) == before
+    allowed = set(DEFAULT_FIELDS) | fields | {"metadata", "tags"}
+    assert set(shown) <= allowed
+    if "triggerConfig" in shown:
+        assert shown["triggerConfig"] == {"basePayload": {}}
+    leaves = [] if shown["metadata"] is None else _leaves(shown["metadata"])
+    theirs = _leaves(metadata) if metadata else []
+    assert all(_named(path, rules) for path, _ in leaves)
+    expected = sorted(leaf for leaf in theirs if _named(leaf[0], rules))
+    assert sorted(leaves) == expected
+    assert set(shown["tags"]) <= set(tags)
+    # What the SDK's parser demands.
+    for name in ("id", "type", "taskIdentifier", "createdAt", "updatedAt"):
+        assert isinstance(shown[name], str)
+    for name in ("externalId", "metadata", "closedAt", "closedReason", "expiresAt"):
+        assert name in shown
+    assert shown["metadata"] is None or isinstance(shown["metadata"], dict)
+    assert all(isinstance(tag, str) for tag in shown["tags"])
+
+
+_NULLABLE = {"externalId", "metadata", "closedAt", "closedReason", "expiresAt", "currentRunId"}
+
+
+@MORE
+@given(
+    name=st.sampled_from(sorted(session(1))),
+    value=st.one_of(_JSON, st.just("2026-01-02T03:04:05.678Z"), st.just("session_x")),
+    absent=st.booleans(),
+)
+def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
+    name: str, value: Any, absent: bool
+) -> None:
+    document = session(1, "chat") | {name: value}
+    if absent:
+        del document[name]
+    asked = document.get("id", "x")
+    try:
+        read = sessions.parse_document(json.dumps(document).encode(), asked=str(asked))
+    except Refusal as refusal:
+        assert refusal.code == "upstream_invalid"
+        return
+    for key in ("id", "type", "taskIdentifier", "createdAt", "updatedAt"):
+        assert isinstance(read[key], str)
+    for key in session(1):
+        assert key in read or key in ("triggerConfig", "currentRunId")
+        assert read.get(key) is not None or key in _NULLABLE or key not in read
+    assert all(isinstance(tag, str) for tag in read["tags"])
+    assert read["metadata"] is None or isinstance(read["metadata"], dict)
+
+
+@MORE
+@given(st.one_of(st.binary(max_size=200), _JSON.map(lambda value: json.dumps(value).encode())))
+def test_no_bytes_of_upstream_are_an_exception(body: bytes) -> None:
+    with pytest.raises(Refusal):
+        sessions.parse_document(body, asked="chat")

@@ -1,0 +1,44 @@
+"""The benchmark runs, and counts what it says. How long anything takes decides nothing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed: apt-get install wrk")
+def test_a_short_benchmark(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(BENCH), "--seconds", "1", "--rounds", "1", "--workload", "hits"),
+            *("--sessions", "10", "--callers", "3", "--only", "bff", "--out", str(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["table"]["hits"]["bff"]["rate"] > 0, done.stdout
+    assert "| hits | bff |" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "bench.svg").read_text().startswith("<svg")
+
+
+def test_memory_is_counted_and_a_flood_of_hits_keeps_none_of_it() -> None:
+    numbers = ["--copies", "500", "--tokens", "200", "--connections", "50"]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "memory.py"), *numbers, "--requests", "100000"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for what in ("copy", "verified token", "idle connection"):
+        assert what in done.stdout
+    growth = re.search(r"decisions: ([+-][\d,]+) KiB", done.stdout)
+    assert growth
+    assert int(growth[1].replace(",", "")) < 4096, "100,000 decisions that kept 42 bytes each"

@@ -1,0 +1,204 @@
+"""What the operator is told: metrics equal to their documentation, and lines worth reading."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+from world import OWN_KEY, PATH, World, read
+
+from bff.demo.upstream import Seen
+from bff.errors import REFUSALS
+from bff.gateway import SAMPLE
+from bff.telemetry import METRICS, Telemetry
+
+OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
+
+
+async def metrics(world: World) -> dict[str, float]:
+    text = (await world.ops.get("/metrics")).text
+    return {
+        sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def names(text: str) -> set[tuple[str, str]]:
+    """Our families, as name and type."""
+    found = {(family.name, family.type) for family in text_string_to_metric_families(text)}
+    return {(name, kind) for name, kind in found if name.startswith("bff_")}
+
+
+async def test_the_documentation_names_every_metric_and_no_other(world: World) -> None:
+    exported = names((await world.ops.get("/metrics")).text)
+    section = OPERATIONS.read_text().partition("## Metrics")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \| (.*) \|$", section, re.MULTILINE)
+
+    assert exported == {(name, row.kind) for name, row in METRICS.items()}
+    assert rows == [
+        (
+            name + ("_total" if row.kind == "counter" else ""),
+            row.kind,
+            ", ".join(f"`{label}`" for label in row.labels) or "—",
+            row.help,
+        )
+        for name, row in METRICS.items()
+    ]
+
+
+def test_the_documentation_names_every_error_code_and_no_other() -> None:
+    section = OPERATIONS.read_text().partition("## Error codes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| .+ \|$", section, re.MULTILINE)
+
+    assert rows == [(code, str(kind.status)) for code, kind in REFUSALS.items()]
+
+
+def test_the_documentation_names_every_event_that_is_logged() -> None:
+    section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(\w+)`", section)) - {"request_id"}
+    sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").glob("*.py")]
+    logged = r"(?:log\.(?:info|warning|error|log)|\.exception)\(\s*(?:level,\s*)?\"(\w+)\""
+
+    found = {event for source in sources for event in re.findall(logged, source)}
+    found |= {"slow_answer", "answer_sampled"}  # one of the two, by how long it took
+    assert found - {"server_error", "server"} == documented
+
+
+async def test_histograms_are_cumulative_and_add_up(world: World) -> None:
+    await world.get("chat-1")
+    world.clock.advance(1.5)
+    await world.get("chat-1")
+
+    found = await metrics(world)
+
+    served = {k: v for k, v in found.items() if k.startswith("bff_age_served_seconds")}
+    assert served == {
+        'bff_age_served_seconds_bucket{"le": "0.1"}': 1.0,
+        'bff_age_served_seconds_bucket{"le": "1.0"}': 1.0,
+        'bff_age_served_seconds_bucket{"le": "2.0"}': 2.0,
+        'bff_age_served_seconds_bucket{"le": "5.0"}': 2.0,
+        'bff_age_served_seconds_bucket{"le": "30.0"}': 2.0,
+        'bff_age_served_seconds_bucket{"le": "60.0"}': 2.0,
+        'bff_age_served_seconds_bucket{"le": "+Inf"}': 2.0,
+        "bff_age_served_seconds_count{}": 2.0,
+        "bff_age_served_seconds_sum{}": 1.5,
+    }
+    assert found["bff_load_seconds_count{}"] == 1.0
+
+
+async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
+    expired = world.token(*read("chat-1"), exp=1)
+    for token in ("", "bad", "tr_dev_abc", expired, expired):
+        await world.browser.get(PATH + "chat-1", headers={"authorization": f"Bearer {token}"})
+    await world.browser.get(PATH + "chat-1")
+
+    found = await metrics(world)
+
+    reasons = {k.split('"')[3]: v for k, v in found.items() if k.startswith("bff_bad_tokens")}
+    assert reasons == {
+        "token_missing": 2.0,
+        "token_invalid": 1.0,
+        "secret_key_sent": 1.0,
+        "token_expired": 2.0,
+    }
+
+
+def test_labels_are_names_of_a_table_and_nothing_of_a_request() -> None:
+    assert {label for row in METRICS.values() for label in row.labels} <= {
+        "route", "status", "code", "result", "outcome", "limit", "environment", "reason", "key",
+        "version",
+    }  # fmt: skip
+
+
+async def test_the_process_itself_is_measured(world: World) -> None:
+    assert (await metrics(world))["process_resident_memory_bytes{}"] > 1e6
+
+
+# -- logs
+
+
+def events(world: World, name: str) -> list[dict[str, object]]:
+    return [line for line in world.logged() if line["event"] == name]
+
+
+async def test_a_refusal_is_a_line_with_the_request_id_of_its_answer(world: World) -> None:
+    reply = await world.get("chat-1", "read:sessions:chat-2")
+
+    (line,) = events(world, "request_refused")
+    assert line["request_id"] == reply.headers["x-request-id"]
+    assert (line["level"], line["status"], line["code"]) == ("info", 403, "unauthorized")
+
+
+async def test_our_own_and_upstreams_troubles_are_warnings(world: World) -> None:
+    world.answer(500, {})
+    await world.get("chat-1")
+
+    (line,) = events(world, "request_refused")
+    assert (line["level"], line["status"]) == ("warning", 502)
+
+
+async def test_who_floods_fills_no_log(world: World) -> None:
+    await world.start(BFF_RATE_LIMIT="2/minute")
+    for _ in range(50):
+        await world.get("chat-1")
+
+    assert len(events(world, "request_refused")) == 1
+    assert (await metrics(world))['bff_limited_total{"limit": "caller"}'] == 48.0
+
+
+async def test_of_the_hits_one_in_a_thousand_is_logged(world: World) -> None:
+    await world.start(BFF_RATE_LIMIT="off", BFF_IP_RATE_LIMIT="off")
+    token = world.token(*read("chat-1"))
+    for _ in range(SAMPLE + 5):
+        await world.get("chat-1", token=token)
+
+    (line,) = events(world, "answer_sampled")
+    assert (line["result"], line["level"], line["of"]) == ("hit", "info", SAMPLE)
+    assert token not in world.log.getvalue()
+
+
+async def test_a_slow_answer_is_a_line_and_the_browser_learns_how_slow(world: World) -> None:
+    async def slow(_: Seen) -> None:
+        world.clock.advance(1.25)
+
+    world.upstream.override = slow
+    reply = await world.get("chat-1")
+
+    (line,) = events(world, "slow_answer")
+    assert line["waited"] == 1.25
+    assert line["request_id"] == reply.headers["x-request-id"]
+    assert reply.headers["server-timing"] == "bff;dur=1250.0"
+    assert "server-timing" not in (await world.get("chat-1")).headers
+
+
+async def test_a_key_that_is_rejected_is_an_error_once_and_then_counted(world: World) -> None:
+    world.answer(401, {"error": "Invalid API key"})
+    for _ in range(3):
+        await world.get("chat-1")
+    assert len(events(world, "upstream_rejects_our_key")) == 1
+    assert events(world, "upstream_rejects_our_key")[0]["level"] == "error"
+    rejected = 'bff_loads_total{"outcome": "upstream_rejected_credentials"}'
+    assert (await metrics(world))[rejected] == 3.0
+
+    world.answer(0)
+    await world.get("chat-1")
+    assert len(events(world, "upstream_recovered")) == 1
+
+
+async def test_the_loops_lag_is_measured(world: World) -> None:
+    task = asyncio.create_task(world.service._measure_lag())
+    await asyncio.sleep(0)
+    world.clock.advance(3.0)
+    while not sum(world.telemetry.observed["bff_loop_lag_seconds"][1]):
+        await asyncio.sleep(0.05)
+    task.cancel()
+
+    found = await metrics(world)
+    assert found["bff_loop_lag_seconds_sum{}"] > 1.0
+
+
+def test_nothing_counted_is_shown_as_zero_not_absent() -> None:
+    assert b"bff_purges_total 0.0" in Telemetry().metrics()
+    assert OWN_KEY.encode() not in Telemetry().metrics()

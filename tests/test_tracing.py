@@ -1,0 +1,104 @@
+"""Spans: the browser's trace goes on here, ends here, and holds nothing of the request."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from world import FRIENDLY, SECRET_KEY, Clock, World, environ, read
+
+from bff.tracing import Tracing
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Traced(World):
+    """The service with spans kept in memory."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.exporter = InMemorySpanExporter()
+
+    async def spans(self) -> list[tuple[str, dict[str, object]]]:
+        await asyncio.to_thread(self.tracing._provider.force_flush)
+        return [(s.name, dict(s.attributes or {})) for s in self.exporter.get_finished_spans()]
+
+
+@pytest.fixture
+async def traced(clock: Clock) -> AsyncIterator[Traced]:
+    world = Traced(clock)
+    world.tracing = Tracing(world.exporter)
+    async with world:
+        yield world
+
+
+async def test_a_load_is_spanned_below_the_browsers_trace(traced: Traced) -> None:
+    await traced.get("chat-1", traceparent=f"00-{TRACE}-{PARENT}-01", baggage="user=sentinel")
+    await traced.get("chat-1")
+
+    spans = await traced.spans()
+    route = {"http.request.method": "GET", "http.route": "/api/v1/sessions/{session}"}
+    answered = route | {"http.response.status_code": 200}
+    assert spans == [
+        ("decide", {}),
+        ("load", {"bff.outcome": "ok"}),
+        ("GET /api/v1/sessions/{session}", answered | {"bff.joined": False}),
+        ("decide", {}),
+        ("GET /api/v1/sessions/{session}", answered),
+    ]
+    decide, load, request, _, second = traced.exporter.get_finished_spans()
+    assert request.parent is not None
+    assert f"{request.context.trace_id:032x}" == TRACE
+    assert f"{request.parent.span_id:016x}" == PARENT
+    assert decide.parent is not None
+    assert decide.parent.span_id == request.context.span_id
+    assert load.context.trace_id == request.context.trace_id
+    assert second.context.trace_id != request.context.trace_id
+
+
+async def test_nothing_of_a_trace_or_of_baggage_goes_upstream(traced: Traced) -> None:
+    await traced.get("chat-1", traceparent=f"00-{TRACE}-{PARENT}-01", baggage="user=sentinel")
+
+    (seen,) = traced.upstream.seen
+    sent = dict(seen.headers)
+    assert not {"traceparent", "tracestate", "baggage"} & set(sent)
+    assert TRACE not in str(sent)
+
+
+async def test_spans_hold_no_id_no_token_and_no_key(traced: Traced) -> None:
+    token = traced.token(*read("chat-1"))
+    await traced.get("chat-1", token=token)
+    await traced.get("nope", token=token)
+    await traced.browser.request("PROPFIND", "/api/v1/sessions/chat-1")
+    traced.answer(500, {"error": "sentinel"})
+    reply = await traced.get("chat-2")
+    assert reply.status_code == 502
+
+    await traced.spans()
+    shown = "".join(span.to_json() for span in traced.exporter.get_finished_spans())
+    for secret in ("chat-1", "nope", FRIENDLY["chat-1"], token, SECRET_KEY, "sentinel", "PROPFIND"):
+        assert secret not in shown
+    assert '"bff.outcome": "upstream_unavailable"' in shown
+    assert '"status_code": "ERROR"' in shown
+
+
+def test_off_imports_nothing_and_on_without_the_extra_says_what_to_install() -> None:
+    code = "import sys, bff.cli; print([m for m in sys.modules if m.startswith('opentelemetry')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == "[]"
+
+    code = "import sys; sys.modules['opentelemetry'] = None; from bff.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve"],
+        env=environ(BFF_TRACING="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "pip install 'bff[tracing]'" in done.stderr
