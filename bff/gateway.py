@@ -80,8 +80,6 @@ class Head:
     path: bytes
     """Raw: percent-encoded, without query and fragment."""
     peer: str
-    query: bytes = b""
-    """Raw; only the list looks at it."""
     origin: bytes | None = None
     authorization: bytes | None = None
     if_none_match: bytes | None = None
@@ -90,6 +88,8 @@ class Head:
     fetch_site: bytes | None = None
     ambiguous: bool = False
     """A header that may stand once only was repeated."""
+    query: bytes = b""
+    """Raw; only the list looks at it."""
     id: str | None = None
     """The session's, if the path is one whose segment needs no decoding."""
     token: bytes | None = None
@@ -105,7 +105,7 @@ class Head:
         peer: str,
     ) -> "Head":
         """Pick from *headers* (names in lower case) what a decision needs."""
-        head = cls(method, path, peer, query, id=sessions.plain_id(path))
+        head = cls(method, path, peer, query=query, id=sessions.plain_id(path))
         for name, value in headers:
             if name not in _LOOKED_AT:
                 continue

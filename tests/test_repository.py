@@ -1,6 +1,6 @@
 """The repository keeps its own promises: what the documentation says is what the code does.
 
-The tables of the README between `<!-- name -->` marks are made from the code's own tables:
+The tables of the documentation between `<!-- name -->` marks are made from the code's own tables:
 `python tests/test_repository.py` writes them, the test compares.
 """
 
@@ -24,6 +24,7 @@ from bff.telemetry import METRICS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "docs" / "OPERATIONS.md")
 
 
 def table(head: str, rows: list[str]) -> str:
@@ -40,9 +41,10 @@ TABLES = {
         [f"| `{code}` | {kind.status} | {kind.text} |" for code, kind in REFUSALS.items()],
     ),
     "metrics": table(
-        "| name | labels | meaning |",
+        "| metric | type | labels | meaning |",
         [
-            f"| `{name}{'' if row.gauge else '_total'}` | {', '.join(row.labels)} | {row.help} |"
+            f"| `{name}{'_total' if row.kind == 'counter' else ''}` | {row.kind} | "
+            f"{', '.join(f'`{label}`' for label in row.labels) or '—'} | {row.help} |"
             for name, row in METRICS.items()
         ],
     ),
@@ -64,9 +66,12 @@ def files() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_readme_documents_the_code_as_it_is(name: str) -> None:
-    assert TABLES[name] in README.read_text(), "run: python tests/test_repository.py"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_documentation_is_the_code_as_it_is(path: Path) -> None:
+    text = path.read_text()
+
+    assert "<!-- /" in text
+    assert text == with_tables(text), "run: python tests/test_repository.py"
 
 
 def test_every_setting_error_and_metric_says_what_it_means() -> None:
@@ -184,4 +189,5 @@ def test_everything_is_pinned_with_hashes() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(with_tables(document.read_text()))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from world import OWN_KEY, Clock, World, claims, sign
 
-from bff.demo.upstream import Answer, Seen, _can_read, session
+from bff.demo.upstream import Answer, Seen, can_read, session
 
 OTHER_KEY = "another-signing-key-0123456789abcdef"
 TTL, STALE_IF_ERROR = 2.0, 20.0
@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert reply.status != 401, "no trouble upstream is told with a 401"
         document = self.find(id_)
-        may_read = _can_read(tuple(map(str, scopes)), document or {"id": id_, "externalId": id_})
+        may_read = can_read(tuple(map(str, scopes)), document or {"id": id_, "externalId": id_})
         if reply.status in (200, 304):
             assert document is not None
             assert may_read, (scopes, id_)
@@ -168,7 +168,7 @@ class Machine(RuleBasedStateMachine):
             assert reply.status in (403, 429), "nothing of what is not named is told"
         if reply.status == 403:
             # An alias that could not be looked up is told as what it might be: not this caller's.
-            named = _can_read(tuple(map(str, scopes)), {"id": id_, "externalId": id_})
+            named = can_read(tuple(map(str, scopes)), {"id": id_, "externalId": id_})
             assert not named
 
     def find(self, id_: str) -> dict | None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from world import World
 
 from bff import sessions
-from bff.demo.upstream import _can_read, session
+from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
 from bff.gateway import Head, Load
 from bff.policy import DEFAULT_FIELDS, Policy
@@ -77,7 +77,7 @@ async def test_no_head_is_a_5xx_or_an_exception(
 ) -> None:
     gateway = world.service.gateway
     world.clock.advance(61)
-    answer = gateway.decide(Head.read(method, path, headers, peer), *world.clock())
+    answer = gateway.decide(Head.read(method, path, b"", headers, peer), *world.clock())
     assert not isinstance(answer, Load), "without a good token nothing is ever loaded"
     assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
     assert b"\r\n\r\n" not in answer.head
@@ -119,7 +119,7 @@ def test_scopes_grant_what_upstream_grants(
     scopes: list[str], id_: str, external_id: str | None
 ) -> None:
     document = {"id": id_, "externalId": external_id}
-    theirs = _can_read(tuple(scopes), document)
+    theirs = can_read(tuple(scopes), document)
     assert sessions.grant(scopes).covers(id_, external_id) == theirs
 
 
@@ -217,7 +217,7 @@ _NULLABLE = {"externalId", "metadata", "closedAt", "closedReason", "expiresAt", 
     value=st.one_of(_JSON, st.just("2026-01-02T03:04:05.678Z"), st.just("session_x")),
     absent=st.booleans(),
 )
-def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
+def test_a_document_that_is_let_in_is_one_that_the_sdkcan_read(
     name: str, value: Any, absent: bool
 ) -> None:
     document = session(1, "chat") | {name: value}
