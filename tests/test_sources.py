@@ -357,6 +357,29 @@ async def test_before_the_first_fetch_it_is_not_the_tokens_fault(
     assert (await outcome(sourced, sourced.token(*read("chat-1"))))[0] == 200
 
 
+async def test_a_reload_keeps_what_was_fetched_and_takes_over_what_changed(
+    sourced: World, jwks: running_jwks
+) -> None:
+    mine, theirs = token(sourced, "auth0"), token(sourced, "clerk")
+    assert (await outcome(sourced, mine))[0] == (await outcome(sourced, theirs))[0] == 200
+    config = Path(str(sourced._changes["BFF_CONFIG"]))
+    before, jwks.answer = config.read_text(), (500, b"", {})  # noqa: ASYNC240  a test may block
+
+    def change(text: str) -> None:
+        config.write_text(text)
+        sourced.reload(**sourced._changes)
+
+    change(before.replace('audience = "https://chat', 'audience = "https://x.chat'))
+    assert await outcome(sourced, mine) == (401, "token_invalid")
+    assert (await outcome(sourced, theirs))[0] == 200
+    change(before.replace('algorithms = "RS256"', 'algorithms = "RS512"'))
+    assert (await outcome(sourced, theirs))[0] == 200, "a bad file changes nothing"
+    change(before)
+    assert (await outcome(sourced, mine))[0] == 200, "its keys were kept all along"
+    sourced.reload(BFF_CONFIG=None)
+    assert await outcome(sourced, mine) == (401, "token_invalid")
+
+
 def test_what_of_a_jwks_is_a_key() -> None:
     def kinds(*jwks: object, wanted: tuple[str, ...] = ("RS256", "ES256", "EdDSA")) -> list[str]:
         try:

@@ -153,6 +153,29 @@ async def test_a_branch_learns_its_own_id(unnamed: World, tmp_path: Path) -> Non
         assert (await unnamed.get("chat-1", token=token)).json()["taskIdentifier"] == task
 
 
+async def test_another_key_is_asked_anew_and_until_then_nothing_is_believed(
+    unnamed: World,
+) -> None:
+    told = {"BFF_ENVIRONMENT_ID": None, "BFF_SIGNING_KEYS": None}
+    await unnamed.start(**told, TRIGGER_SECRET_KEY=FULL_KEY)
+    await learned(unnamed)
+    assert await status(unnamed) == 200
+    other = Environment("env_other", "tr_prod_OTHERsentinel0000000001", {"tr_prod_sk_other": ()})
+    other.add(session(66, "chat-1", taskIdentifier="of-another-environment"))
+    unnamed.upstream.environments = (*unnamed.upstream.environments, other)
+    before = len(asked(unnamed))
+
+    unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other")
+    assert await status(unnamed) == 503
+    await learned(unnamed)
+
+    assert len(asked(unnamed)) == before + 1
+    assert await status(unnamed) == 401, "a token of the environment that was"
+    assert len(unnamed.service.gateway.cache) == 0
+    unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other", BFF_RATE_LIMIT="9/minute")
+    assert unnamed.service.gateway.verifier.pending == frozenset()
+
+
 async def test_who_needs_no_id_is_not_asked_for_one(world: World) -> None:
     await world.start(BFF_ENVIRONMENT_ID=None)
     await asyncio.sleep(0.02)

@@ -432,6 +432,101 @@ async def test_nothing_of_a_token_is_logged_or_shown(opaque: World) -> None:
     assert 'bff_token_tests_total{outcome="token_invalid"} 1.0' in metrics
 
 
+# -- a list, and change without restart
+
+
+async def listed(world: World, token: str) -> tuple[int, list[str], list[str]]:
+    headers = {"authorization": f"Bearer {token}", "origin": ORIGIN}
+    reply = await world.browser.get(PATH.rstrip("/"), headers=headers)
+    body = reply.json()
+    if reply.status_code != 200:
+        return reply.status_code, [], [body["code"]]
+    return (
+        200,
+        [one["externalId"] for one in body["data"]],
+        [one["code"] for one in body.get("unavailable", [])],
+    )
+
+
+async def test_a_list_tests_the_token_once_and_then_each_session(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_BAD_TOKEN_LIMIT="1/minute", BFF_RATE_LIMIT="2/minute")
+    token = minted(opaque, *read("chat-1", "chat-2", "chat-closed", "nope"))
+
+    assert await listed(opaque, token) == (200, ["chat-1", "chat-2", "chat-closed"], [])
+    assert senders(opaque) == ["token"] * 4
+    assert await listed(opaque, token) == (200, ["chat-1", "chat-2", "chat-closed"], [])
+    assert senders(opaque) == ["token"] * 4
+    assert await listed(opaque, token) == (429, [], ["rate_limited"])
+
+
+async def test_an_invented_token_costs_one_test_however_much_it_lists(opaque: World) -> None:
+    forged = minted(opaque, *read(*(f"chat-{n}" for n in range(50))), key=OWN_KEY)
+
+    assert await listed(opaque, forged) == (401, [], ["token_invalid"])
+    assert await listed(opaque, forged) == (401, [], ["token_invalid"])
+    assert opaque.calls == 1
+    opaque.clock.advance(5)
+    opaque.answer(500, {"error": "down"})
+    assert await listed(opaque, forged) == (502, [], ["upstream_unavailable"])
+    assert opaque.calls == 2
+
+
+async def test_a_list_is_not_counted_for_whom_a_token_only_claims_to_be(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_RATE_LIMIT="1/minute")
+    mine = minted(opaque, *read("chat-1"), act={"sub": "ann"})
+    forged = minted(opaque, *read("chat-1"), act={"sub": "ann"}, key=OWN_KEY)
+
+    for _ in range(3):
+        assert (await listed(opaque, forged))[0] == 401
+
+    assert (await listed(opaque, mine))[0] == 200
+    assert (await listed(opaque, mine))[0] == 429
+
+
+async def test_a_revoked_session_is_reported_in_a_list_and_takes_no_other_along(
+    world: World,
+) -> None:
+    token = world.token(*read("chat-1", "chat-2"))
+    world.clock.advance(1)
+    await world.ops.post("/revocations", json={"session": "chat-1"})
+
+    for _ in range(2):
+        assert await listed(world, token) == (200, ["chat-2"], ["unauthorized"])
+
+
+async def test_verdicts_end_when_keys_or_environments_change(opaque: World) -> None:
+    token = minted(opaque, *read("chat-1"))
+    assert (await ask(opaque, token))[0] == 200
+    opaque.reload(**OPAQUE, BFF_RATE_LIMIT="200/minute")
+    assert (await ask(opaque, token))[0] == 200
+    assert opaque.calls == 1, "what has nothing to do with it changes nothing"
+
+    opaque.reload(**OPAQUE, BFF_ENVIRONMENT_ID="env_other")
+    assert await ask(opaque, token) == (401, "token_invalid")
+    opaque.reload(**OPAQUE, BFF_ENVIRONMENT_ID=ENVIRONMENT_ID)
+    assert (await ask(opaque, token))[0] == 200
+    assert senders(opaque) == ["token"] * 2
+    opaque.reload(BFF_SIGNING_KEYS=OWN_KEY, BFF_VERIFY="local")
+    assert await ask(opaque, token) == (401, "token_invalid")
+
+
+async def test_a_test_that_ends_under_other_rules_leaves_nothing(opaque: World) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_) -> None:
+        await gate.wait()
+
+    opaque.upstream.override = slow
+    waiting = asyncio.create_task(ask(opaque, minted(opaque, *read("chat-1"))))
+    await asyncio.sleep(0.01)
+    opaque.reload(BFF_SIGNING_KEYS=OWN_KEY, BFF_VERIFY="local")
+    gate.set()
+
+    assert await waiting == (401, "token_invalid")
+    gateway = opaque.service.gateway
+    assert (len(gateway.verdicts), len(gateway.verifier)) == (0, 0)
+
+
 # -- what is kept
 
 
