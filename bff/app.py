@@ -51,6 +51,13 @@ _FIXED = (
     "upstream_connect_timeout",
     "upstream_timeout",
     "tracing",
+    "fast_lane",
+    "max_head_bytes",
+    "max_headers",
+    "request_timeout",
+    "idle_timeout",
+    "max_connections",
+    "max_connections_per_address",
 )
 """Settings that sockets and connections were opened with: a change of them waits for a restart."""
 
@@ -130,6 +137,9 @@ class Service:
             Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed
         )
         """Makes the protocol of each connection on the browser port."""
+        # A span is a task's and a route is Starlette's: the lane has neither.
+        self.fast_lane = settings.fast_lane and tracing is None and not routes
+        """Whether `bff.lane` may answer in its place."""
         telemetry.gauges = self._gauges
         self.upkeep = self._upkeep()
         self._keeping: asyncio.Task[None] | None = None

@@ -59,7 +59,8 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
 
 
 def _browser(service: Service) -> uvicorn.Config:
-    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+    protocol = lane.protocol(service, system_clock)
+    return server.config(service.browser_app, lifespan=True, protocol=protocol)
 
 
 def _run(main_: Any) -> None:
@@ -91,12 +92,9 @@ def serve(host: str | None, port: int | None) -> None:
     async def go() -> None:
         service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
-        protocol = service.protocol
-        if told.fast_lane and tracing is None:  # a span is a task's, and the lane has none
-            protocol = lane.protocol(service.gateway, system_clock, telemetry)
         await server.run(
             [
-                (server.config(service.browser_app, lifespan=True, protocol=protocol), browser),
+                (_browser(service), browser),
                 (server.config(service.ops_app, lifespan=False), ops),
             ],
             telemetry,

@@ -6,7 +6,8 @@ request goes on to the application and takes the decision that was made with it;
 unusual in framing goes there undecided. Both ways give the same bytes (`tests/test_lane.py`).
 
 What is answered is written when the bytes that came in are parsed to their end: where they are not
-HTTP, one 400 is all that is written, as without the lane.
+HTTP, the last answer before says that it is the last, as without the lane. Every bound of
+`wire.Guard` holds.
 
 This leans on how uvicorn's class works inside, so it is used with the sources that it was written
 for and tested with, and no others: see `written_for`.
@@ -22,29 +23,30 @@ from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from bff.app import LOAD, Clock
+from bff.app import LOAD, Clock, Service
 from bff.gateway import Gateway, Head, Load, Loads
 from bff.replies import Reply
-from bff.telemetry import Telemetry
+from bff.wire import MAX_PIPELINED, Guard
 
 _WRITTEN_FOR: Final = frozenset(
     ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
 )
 """SHA-256 of the sources whose inner workings this knows."""
-_ORDINARY: Final = frozenset((b"content-length", b"transfer-encoding"))
-"""Headers of requests that have a body, or none that is odd."""
 _MAX_AGAIN: Final = 4096
 """Bytes of a request that a connection keeps, to know it again."""
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 """What a path without query and fragment consists of (RFC 3986 §3.3)."""
 
 
-def protocol(gateway: Gateway, clock: Clock, telemetry: Telemetry) -> Any:
-    """What uvicorn takes as ``http=``: this class, or its own one if that is not the known one."""
+def protocol(service: Service, clock: Clock) -> Any:
+    """What uvicorn takes as ``http=`` for the browser port: `Lane` where it may be, or `Guard`."""
+    if not service.fast_lane:
+        return service.protocol
     if not written_for():
-        telemetry.log.warning("fast_lane_off", reason="not tested with this version of uvicorn")
-        return HttpToolsProtocol
-    return partial(Lane, Shared(gateway, clock))
+        log = service.gateway.telemetry.log
+        log.warning("fast_lane_off", reason="not tested with this version of uvicorn")
+        return service.protocol
+    return partial(Lane, Shared(service.gateway, clock), **service.protocol.keywords)
 
 
 def written_for() -> bool:
@@ -81,7 +83,7 @@ class Shared:
         return start
 
 
-class Lane(HttpToolsProtocol):
+class Lane(Guard):
     """One connection."""
 
     def __init__(self, shared: Shared, **arguments: Any) -> None:
@@ -89,8 +91,6 @@ class Lane(HttpToolsProtocol):
         self._shared = shared
         self._usual = not (self.access_log or self.root_path)
         self._plain = False
-        self._between = True
-        """Nothing of a next request has come yet."""
         self._requests = 0
         """Begun in the bytes at hand."""
         self._head: Head | None = None
@@ -100,15 +100,11 @@ class Lane(HttpToolsProtocol):
         self._again = b""
         """Bytes that are one request to be decided here, whole, and `_head` is its head."""
         self._written: list[bytes] = []
+        """Answers, in four parts each."""
         self._held = 0
         """Bytes in `_written`."""
         self._idle_since: float | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin."""
-        super().connection_made(transport)
-        self._peer = self.client[0] if self.client else "local"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -122,70 +118,69 @@ class Lane(HttpToolsProtocol):
         A tab that polls sends the same bytes each time. Between two requests the parser remembers
         nothing, so they would come out as the same head: only what is new to it is parsed.
         """
-        self._idle_since = None
+        if self._refused:
+            return
         head = self._head
         if data != self._again or head is None or self._busy() or not self._decide(head):
-            began, self._requests, self._head = self._between, 0, None
+            began, self._requests, self._head = not self._incomplete, 0, None
             super().data_received(data)
             self._load = None  # taken by now: it was the only request's
             one = began and self._requests == 1 and self._head is not None
             self._again = data if one and len(data) <= _MAX_AGAIN else b""
+        elif self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         if self._written:
             self.transport.write(b"".join(self._written))
             self._written.clear()
             self._held = 0
-            self._idle_since = self.loop.time()
-            if self._idle_timer is None:
-                self._wait_idle(self.timeout_keep_alive)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, and nothing else that came with it."""
-        self._written.clear()
-        self._held = 0
-        super().send_400_response(msg)
+            if self._refused:
+                if not self._answering():
+                    self.transport.close()
+                    self._within(self._bounds.idle_seconds, self._never_read)
+            elif not self._incomplete and not self._answering():
+                self._idle_since = self.loop.time()
+                if self._idle_timer is None:
+                    self._wait_idle(self.timeout_keep_alive)
 
     # -- the parser's callbacks
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        self._begin()
+        self._idle_since = None
         self.url = b""
         self.headers = []
-        self._between = False
         self._requests += 1
-        self._plain = self._usual
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header (or, after a body, one trailer)."""
-        name = name.lower()
-        if name in _ORDINARY:
-            self._plain = False
-        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Choose the lane."""
-        if (
-            not self._plain
-            or self.url.translate(None, _PLAIN)
+        version = self._check()
+        if self.pipeline or self._requests > MAX_PIPELINED:
+            self._check_ahead()
+        self._plain = self._usual and not (
+            self._framed
+            or version != "1.1"
             or self.url[:1] != b"/"
+            or self.url.translate(None, _PLAIN)
             or not self.parser.should_keep_alive()
-            or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
             or self._busy()
-        ):
-            self._plain = False
-            self._hand_on(None)
+        )
+        if not self._plain:
+            self._hand_on()
 
     def on_message_complete(self) -> None:
         """Answer, if this is the lane for it."""
-        self._between = True
         if self._plain:
             self._plain = False
+            self._incomplete = False
             method = self.parser.get_method().decode()
             self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
             if self._load is None and self._decide(head):
                 return
             load, self._load = self._load, None
-            self._hand_on(load)
+            self._hand_on()
+            self.scope["extensions"] = {LOAD: load}  # type: ignore[dict-item]
         super().on_message_complete()
 
     # -- what becomes of a request
@@ -207,16 +202,22 @@ class Lane(HttpToolsProtocol):
         self._held += len(start) + len(answer.head) + len(answer.body)
         return True
 
-    def _hand_on(self, load: Load | Loads | None) -> None:
+    def _hand_on(self) -> None:
         """Let uvicorn's own class have the request, as if it had seen it all along."""
         url, headers = self.url, self.headers
-        super().on_message_begin()
-        super().on_url(url)
-        for name, value in headers:
-            super().on_header(name, value)
-        super().on_headers_complete()
-        if load is not None:
-            self.scope["extensions"] = {LOAD: load}  # type: ignore[dict-item]
+        HttpToolsProtocol.on_message_begin(self)
+        self.url = url
+        self.headers += headers  # the scope's
+        super()._hand_on()
+
+    def _ahead(self) -> int:
+        return len(self._written) // 4 + super()._ahead()
+
+    def _end_after_answers(self) -> bool:
+        if self._written and not self._answering():
+            self._written[-2] = b"connection: close\r\n\r\n"
+            return True
+        return super()._end_after_answers()
 
     def _busy(self) -> bool:
         """Whether a request has to queue: uvicorn does that, and holds back what comes in."""

@@ -110,8 +110,11 @@ class Guard(HttpToolsProtocol):
         self._incomplete = True
         """A request is under way; or the first one of the connection is awaited."""
         self._in_head = True
+        self._framed = False
+        """The request says how its body is framed, even if it has none."""
         self._body = False
         self._refused = False
+        self._peer = "local"
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -120,6 +123,8 @@ class Guard(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let a connection in, or close it where there are too many."""
         super().connection_made(transport)
+        if self.client:
+            self._peer = self.client[0]
         if self._doors.enter(self._peer):
             self._within(self._bounds.request_seconds, self._late)
         else:
@@ -160,7 +165,7 @@ class Guard(HttpToolsProtocol):
             or (self.headers is not None and len(self.headers) > self._bounds.headers)
         ):
             self._refuse(Refusal("head_too_large"))
-        elif self._deadline is None:
+        elif self._deadline is None or self._received == self._chunk:  # it began in this read
             self._within(self._bounds.request_seconds, self._late)
 
     def pause_writing(self) -> None:
@@ -178,7 +183,12 @@ class Guard(HttpToolsProtocol):
     # -- from the parser
 
     def on_message_begin(self) -> None:
-        """Begin a request, unless the one before it was the connection's last."""
+        """Begin a request."""
+        self._begin()
+        super().on_message_begin()
+
+    def _begin(self) -> None:
+        """Note a new request, unless the one before it was the connection's last."""
         if self.cycle is not None and not self.cycle.keep_alive:
             raise Refusal("bad_request")
         # Not when bytes arrive: empty lines between requests would keep a connection for ever.
@@ -186,18 +196,25 @@ class Guard(HttpToolsProtocol):
         if not self._incomplete:
             self._received = self._chunk
         self._incomplete = self._in_head = True
-        self._body = False
-        super().on_message_begin()
+        self._framed = self._body = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; remember whether it announces a body."""
         name = name.lower()
-        if name in _BODY and value != b"0":
-            self._body = True
+        if name in _BODY:
+            self._framed = True
+            if value != b"0":
+                self._body = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the head against the bounds, and hand the request on."""
+        """Check the head, and hand the request on."""
+        self._check()
+        self._check_ahead()
+        self._hand_on()
+
+    def _check(self) -> str:
+        """Hold the head against the bounds; the version of HTTP it speaks."""
         bounds = self._bounds
         if len(self.headers) > bounds.headers or (
             self._received > bounds.head_bytes
@@ -205,13 +222,27 @@ class Guard(HttpToolsProtocol):
             > bounds.head_bytes
         ):
             raise Refusal("head_too_large")
-        if self.parser.get_http_version() not in ("1.1", "1.0"):
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
             raise Refusal("bad_request", "Speak HTTP/1.1")
         # A proxy that takes the same bytes for the next request is how requests are smuggled.
         if self._body and self.parser.get_method() in (b"GET", b"HEAD", b"OPTIONS"):
             raise Refusal("bad_request", "Send no body")
-        if len(self.pipeline) >= MAX_PIPELINED:
+        return version
+
+    def _check_ahead(self) -> None:
+        if self._ahead() > MAX_PIPELINED:
             raise Refusal("bad_request", "Send fewer requests ahead")
+
+    def _ahead(self) -> int:
+        """How many requests are to be answered before this one."""
+        return len(self.pipeline) + self._answering()
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _hand_on(self) -> None:
+        """Let the application have the request."""
         super().on_headers_complete()
         self._in_head = False
         if self.parser.should_upgrade():
@@ -237,10 +268,6 @@ class Guard(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    @property
-    def _peer(self) -> str:
-        return self.client[0] if self.client else "local"
-
     def _within(self, seconds: float, then: Callable[[], None]) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
@@ -259,17 +286,30 @@ class Guard(HttpToolsProtocol):
         """Tell why and end the connection; after the answers that are due before, silently."""
         self._refused = True
         self._doors.count(refusal.code)
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            if self._in_head or self.pipeline or cycle.response_started:
-                cycle.keep_alive = False
-                return
-            cycle.disconnected = True  # it is this request whose body is malformed
+        if self._end_after_answers():
+            return
+        if self._answering():
+            self.cycle.disconnected = True  # it is this request whose body is malformed
+        elif self._incomplete and not self._in_head:
+            self._end()  # this one's too, and it was answered
+            return
         origin = next((v for n, v in self.headers or () if n == b"origin"), None)
         reply = self._render(refusal, self._peer, origin)
         self.transport.write(
             b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b"
             % (reply.status, HTTPStatus(reply.status).phrase.encode(), reply.head, reply.body)
         )
+        self._end()
+
+    def _end_after_answers(self) -> bool:
+        """Let the last answer that is due end the connection; False if none is."""
+        if self._answering() and (
+            self._in_head or self._ahead() > 1 or self.cycle.response_started
+        ):
+            self.cycle.keep_alive = False
+            return True
+        return False
+
+    def _end(self) -> None:
         self.transport.write_eof()
         self._within(LINGER_SECONDS, self.transport.abort)

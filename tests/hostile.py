@@ -14,7 +14,8 @@ from bff.gateway import Head, Load
 from bff.replies import Reply
 
 LANES: dict[str, dict[str, str]] = {
-    "asgi": {},
+    "asgi": {"BFF_FAST_LANE": "off"},
+    "fast": {"BFF_FAST_LANE": "on"},
 }
 """The ways from a socket to the decision, by the settings that choose them: every test on the wire
 runs once for each."""

@@ -61,7 +61,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
 
         config = server.config(
             world.service.browser_app, lifespan=False,
-            http=lane.protocol(gateway, clock, world.telemetry),
+            protocol=lane.protocol(world.service, clock),
         )  # fmt: skip
         config.load()
         state = ServerState()

@@ -19,6 +19,7 @@ class Fault:
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
 _WIRE = "tests/incidents/test_incident_wire.py"
+_LANE = "tests/test_lane.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
@@ -269,9 +270,30 @@ FAULTS = [
     Fault(
         29,
         "bff/wire.py",
-        "                cycle.keep_alive = False\n                return\n",
-        "                return\n",
+        "            self.cycle.keep_alive = False\n            return True\n",
+        "            return True\n",
         f"{_WIRE}::test_29_nothing_is_answered_behind_the_last_request",
+    ),
+    Fault(
+        29,
+        "bff/wire.py",
+        "elif self._incomplete and not self._in_head:",
+        "elif False:",
+        f"{_LANE}::test_a_body_that_turns_out_malformed_is_not_answered_again",
+    ),
+    Fault(
+        29,
+        "bff/lane.py",
+        'self._written[-2] = b"connection: close\\r\\n\\r\\n"',
+        "pass",
+        f"{_WIRE}::test_29_nothing_is_answered_behind_the_last_request",
+    ),
+    Fault(
+        29,
+        "bff/lane.py",
+        "            self._check_ahead()\n",
+        "            pass\n",
+        f"{_LANE}::test_so_many_requests_are_answered_of_a_pipeline_and_no_more",
     ),
     Fault(
         30,
@@ -300,6 +322,27 @@ FAULTS = [
         "            self._received > self._bounds.head_bytes\n",
         "            False\n",
         f"{_WIRE}::test_32_floods_of_headers_are_refused_early",
+    ),
+    Fault(
+        32,
+        "bff/lane.py",
+        "version = self._check()",
+        "version = self.parser.get_http_version()",
+        f"{_WIRE}::test_32_floods_of_headers_are_refused_early",
+    ),
+    Fault(
+        33,
+        "bff/lane.py",
+        "        self._begin()\n        self._idle_since = None\n",
+        "        self._begin()\n",
+        f"{_LANE}::test_idle_connections_close_and_busy_ones_do_not",
+    ),
+    Fault(
+        33,
+        "bff/lane.py",
+        "        if self._refused:\n            return\n",
+        "",
+        f"{_LANE}::test_there_is_one_400_and_nothing_after_it",
     ),
     Fault(
         33,

@@ -40,7 +40,7 @@ async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world
 
     assert wrong == []
     assert world.service.gateway.cache.flights == 0
-    assert len(asyncio.all_tasks()) == before
+    assert len(asyncio.all_tasks()) <= before
 
 
 async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: World) -> None:
