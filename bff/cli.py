@@ -1,12 +1,15 @@
 """The command line: the only module that prints or exits."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from http import HTTPStatus
+from http.client import HTTPConnection
 from typing import Any, NoReturn
 
 import click
@@ -198,32 +201,76 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
 
 
 @main.command()
-@click.option("--session", "sessions", multiple=True, required=True, help="An id to allow.")
+@click.option("--session", "sessions", multiple=True, help="An id to allow, or to revoke.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
 @click.option("--ttl", type=click.IntRange(1, 86400 * 30), default=900, help="Seconds it is valid.")
 @click.option("--actor", help="Who holds it (act.sub): limits are counted per actor.")
+@click.option("--jti", help="The token's own id, to revoke it by.")
 @click.option("--environment", "name", help="Of several environments, the one it is for.")
+@click.option("--revoke", is_flag=True, help="Revoke by --jti, --session, --actor or a moment.")
+@click.option("--issued-before", type=float, help="With --revoke: Unix seconds; now by default.")
 def token(
-    sessions: tuple[str, ...], more: tuple[str, ...], ttl: int, actor: str | None, name: str | None
+    sessions: tuple[str, ...],
+    more: tuple[str, ...],
+    ttl: int,
+    actor: str | None,
+    jti: str | None,
+    name: str | None,
+    revoke: bool,
+    issued_before: float | None,
 ) -> None:
-    """Mint a token that lets a browser read the sessions named."""
-    environments = {e.name: e for e in _settings(_environ()).environments}
+    """Mint a token that lets a browser read the sessions named; or take tokens back."""
+    ids, told = (*sessions, *more), _settings(_environ())
+    if revoke:
+        named = {"jti": jti, "subject": actor, "issued_before": issued_before}
+        wanted = {key: value for key, value in named.items() if value is not None}
+        for part in [wanted | {"session": id_} for id_ in ids] or [wanted]:
+            _revoke(told.ops_host, told.ops_port, part)
+        return
+    if not ids:
+        raise click.UsageError("Name a session: --session ID")
+    environments = {e.name: e for e in told.environments}
     if name is None and len(environments) == 1:
         name = next(iter(environments))
     if name not in environments:
         click.echo(f"Say which environment: --environment {'|'.join(environments)}", err=True)
         sys.exit(2)
     environment = environments[name]
+    if not environment.signing_keys or environment.learn:
+        missing = "BFF_ENVIRONMENT_ID" if environment.signing_keys else "a signing key"
+        click.echo(f"Minting takes {missing}, which is not set", err=True)
+        sys.exit(2)
     click.echo(
         mint(
             environment.signing_keys[0].reveal(),
             environment_id=environment.id or "bff",
-            scopes=[f"read:sessions:{id_}" for id_ in (*sessions, *more)],
+            scopes=[f"read:sessions:{id_}" for id_ in ids],
             issued=int(system_clock()[1]),
             ttl=ttl,
             actor=actor,
+            jti=jti,
         )
     )
+
+
+def _revoke(host: str, port: int, wanted: dict[str, Any]) -> None:
+    """Tell the gateway that runs on this machine, through its ops port."""
+    connection = HTTPConnection(host, port, timeout=5)
+    try:
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/revocations", json.dumps(wanted), headers)
+        answer = connection.getresponse()
+        body = answer.read().decode(errors="replace")
+    except OSError as exc:
+        click.echo(
+            f"No gateway answers on port {port} ({exc.strerror}); see BFF_OPS_PORT", err=True
+        )
+        sys.exit(1)
+    finally:
+        connection.close()
+    click.echo(body, err=answer.status != HTTPStatus.OK)
+    if answer.status != HTTPStatus.OK:
+        sys.exit(1)
 
 
 def _address(sock: socket.socket) -> str:

@@ -109,6 +109,7 @@ class World:
     def __init__(self, clock: Clock, **changes: str | None) -> None:
         self.clock = clock
         self.upstream = pretend(lambda: clock.wall)
+        self.transport: httpx2.AsyncBaseTransport = httpx2.ASGITransport(self.upstream)
         self.log = io.StringIO()
         self.telemetry = Telemetry(self.log)
         self.tracing: Tracing | None = None
@@ -131,7 +132,7 @@ class World:
             self.telemetry,
             reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
-            transport=httpx2.ASGITransport(self.upstream),
+            transport=self.transport,
             tracing=self.tracing,
         )
         app = self.service.browser_app

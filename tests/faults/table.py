@@ -123,14 +123,14 @@ FAULTS = [
     Fault(
         13,
         "bff/gateway.py",
-        'one door out."""\n        _authorize(caller, copy)\n',
-        'one door out."""\n',
+        'the one door out."""\n        self._authorize(visit, caller, copy)\n',
+        'the one door out."""\n',
         "tests/incidents/test_incident_13.py",
     ),
     Fault(
         13,
         "bff/gateway.py",
-        "            _authorize(caller, known)\n            visit.probes = None\n",
+        "            self._authorize(visit, caller, known)\n            visit.probes = None\n",
         "            visit.probes = None\n",
         "tests/incidents/test_incident_13.py::"
         "test_13_nothing_is_told_of_a_copy_that_is_not_the_callers",
@@ -152,8 +152,8 @@ FAULTS = [
     Fault(
         16,
         "bff/gateway.py",
-        'one door out."""\n        _authorize(caller, copy)\n',
-        'one door out."""\n',
+        'the one door out."""\n        self._authorize(visit, caller, copy)\n',
+        'the one door out."""\n',
         f"{_COPIES}::test_16_who_waits_along_is_decided_on_individually",
     ),
     Fault(
@@ -215,8 +215,8 @@ FAULTS = [
     Fault(
         24,
         "bff/auth.py",
-        "[issuer.environment, subject, texts, actor]",
-        "[issuer.environment, subject, texts, actor, claims]",
+        "[environment, subject, texts, actor]",
+        "[environment, subject, texts, actor, claims]",
         f"{_TOKENS}::test_24_a_new_token_is_the_same_caller",
     ),
     Fault(
