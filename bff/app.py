@@ -331,6 +331,7 @@ class Service:
             tokens=lambda: os.urandom(8).hex(),
             count=telemetry.count,
             on_purge=self._forget,
+            on_revocation=self._hear_revocation,
         )
 
     def _forget(self, environment: str, id_: str) -> None:
@@ -446,7 +447,19 @@ class Service:
             self.revoke(revocation)
         except RevocationError as exc:
             return JSONResponse({"error": str(exc), "code": "bad_request"}, 400)
+        try:
+            if self.fleet is not None:
+                await self.fleet.revoke(revocation.encode())
+        except Away:
+            return _alone("revoked at")
         return JSONResponse({"revoked": revocation.kind, "until": revocation.until})
+
+    def _hear_revocation(self, text: str) -> None:
+        """Take in what a replica told, unless it is foreign or there is no room."""
+        try:
+            self.gateway.revocations.add(Revocation.decode(text), self._clock()[1])
+        except ValueError:
+            self._telemetry.log.error("revocation_not_heard")
 
     def revoke(self, revocation: Revocation) -> None:
         """Take in a revocation, told here or by another replica.
@@ -473,10 +486,7 @@ class Service:
             for name in self.gateway.environments if self.fleet else ():
                 await self.fleet.purge(name, id_)  # type: ignore[union-attr]  # just asked
         except Away:
-            away = Refusal(
-                "not_ready", "The store is away: purged from this replica alone; send it again"
-            )
-            return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
+            return _alone("purged from")
         return Response(status_code=204)
 
     async def _metrics(self, _: Request) -> Response:
@@ -616,6 +626,12 @@ async def _json_body(request: Request) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise RevocationError("Send a JSON object")
     return read
+
+
+def _alone(did: str) -> Response:
+    """Tell an operator that other replicas could not be told."""
+    away = Refusal("not_ready", f"The store is away: {did} this replica alone; send it again")
+    return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
 
 
 _MAX_BODY = 8192

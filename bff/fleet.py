@@ -83,6 +83,7 @@ class Fleet:
         tokens: makes a text that nobody else makes.
         count: counts a metric.
         on_purge: told which session of which environment has to go from this process.
+        on_revocation: told what `revoke` told, here or elsewhere.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Fleet:
         tokens: Callable[[], str],
         count: Callable[..., None],
         on_purge: Callable[[str, str], None],
+        on_revocation: Callable[[str], None],
     ) -> None:
         self.store = store
         self.spaces = spaces
@@ -109,6 +111,7 @@ class Fleet:
         self._tokens = tokens
         self._count = count
         self._on_purge = on_purge
+        self._on_revocation = on_revocation
         # A request may wait for leases and then for a load: half of its time for each.
         self._within = store.timeout / 2
 
@@ -341,7 +344,15 @@ class Fleet:
         space = self.spaces[environment]
         for other in await self._purge(space.copies, id_):
             await self._purge(space.copies, other)
-        await self.store.publish(place=space.place, rules=space.rules, id=id_)
+        await self.store.publish("purges", place=space.place, rules=space.rules, id=id_)
+
+    async def revoke(self, revocation: str) -> None:
+        """Tell every replica of a revocation, also those that start later.
+
+        Raises:
+            Away: the store cannot be reached, so other replicas do not know.
+        """
+        await self.store.publish("revocations", revocation=revocation)
 
     async def _purge(self, copies: str, id_: str) -> list[str]:
         value = await self.store.purge(copies, id_, remembered=_PURGE_MEMORY_SECONDS)
@@ -351,6 +362,8 @@ class Fleet:
         return [other for other in (found.id, found.external_id) if other and other != id_]
 
     def _heard(self, message: dict[str, str]) -> None:
+        if "revocation" in message:
+            self._on_revocation(message["revocation"])
         for environment, space in self.spaces.items():
             if message.get("place") == space.place and "id" in message:
                 self._on_purge(environment, message["id"])

@@ -378,10 +378,11 @@ class Store:
         """Forget what is under an id, whatever it is."""
         self.tell(("UNLINK", _copy_key(space, id_)))
 
-    async def publish(self, **fields: str) -> None:
-        """Tell all replicas, this one included."""
+    async def publish(self, stream: str, **fields: str) -> None:
+        """Tell all replicas, this one included, on one of `_STREAMS`."""
         pairs = [part for pair in fields.items() for part in pair]
-        command = ("XADD", f"{_PREFIX}:purges", "MAXLEN", "~", 10_000, "*", *pairs)
+        key, kept = _stream_key(stream), _STREAMS[stream].kept
+        command = ("XADD", key, "MAXLEN", "~", kept, "*", *pairs)
         await self.ask(command, within=self.timeout)
 
     async def _listen(self, heard: Callable[[dict[str, str]], None]) -> None:
@@ -389,20 +390,44 @@ class Store:
 
         A stream and not a channel: who was cut off reads afterwards what was said meanwhile.
         """
-        key, last = f"{_PREFIX}:purges", None
+        last: dict[str, Any] = {}
         while not self._closed:
             try:
-                if last is None:
-                    newest = await self._listener.xrevrange(key, count=1)
-                    last = newest[0][0] if newest else "0-0"
-                streams = await self._listener.xread({key: last}, block=_BLOCK_MILLISECONDS)
+                for name, stream in _STREAMS.items():
+                    if (key := _stream_key(name)) not in last:
+                        newest = () if stream.from_the_first else await self._newest(key)
+                        last[key] = newest[0][0] if newest else "0-0"
+                streams = await self._listener.xread(last, block=_BLOCK_MILLISECONDS)
             except self._failures:
                 await asyncio.sleep(HEARTBEAT_SECONDS / 4)
                 continue
-            for _, messages in streams or ():
+            for key, messages in streams or ():
                 for number, fields in messages:
-                    last = number
+                    last[key.decode()] = number
                     heard({k.decode(): v.decode(errors="replace") for k, v in fields.items()})
+
+    async def _newest(self, key: str) -> Any:
+        return await self._listener.xrevrange(key, count=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What replicas tell one another, and how much of it is kept."""
+
+    kept: int
+    from_the_first: bool
+    """Whether a replica that starts hears all that is kept, or only what is new."""
+
+
+_STREAMS = {
+    "purges": _Stream(10_000, from_the_first=False),
+    "revocations": _Stream(100_000, from_the_first=True),
+}
+
+
+def _stream_key(name: str) -> str:
+    # One hash tag, for all are read at once.
+    return f"{_PREFIX}:{{told}}:{name}"
 
 
 def _copy_key(space: str, id_: str) -> str:
