@@ -311,6 +311,35 @@ async def test_another_policy_reads_none_of_it(replicas: Replicas) -> None:
     assert len(replicas.upstream.seen) == 2
 
 
+async def test_a_policy_that_changes_during_a_load_holds_for_what_it_brings(
+    replicas: Replicas,
+) -> None:
+    """Also where it is another replica, of the former policy, that loads."""
+    told = OFF | {"BFF_CACHE_TTL": "60", "BFF_EXPOSE_METADATA": "plan"}
+    one, two = await replicas.several(2, **told)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_):
+        asked.set()
+        await go_on.wait()
+
+    replicas.upstream.override = hold
+    loads = [asyncio.create_task(one.get("chat-1"))]
+    await asked.wait()
+    loads.append(asyncio.create_task(two.get("chat-1")))
+    await until(lambda: two.service.gateway.cache.flights)
+    await asyncio.sleep(0.05)
+    two.reload(**two.told | {"BFF_EXPOSE_METADATA": None})
+    loads.append(asyncio.create_task(two.get("chat-1")))
+    await asyncio.sleep(0.05)
+    go_on.set()
+
+    shown = [(await load).json()["metadata"] for load in loads]
+
+    assert shown == [{"plan": "enterprise"}, None, None]
+    assert (await two.get("chat-1")).json()["metadata"] is None
+
+
 def everything(engine: Engine) -> dict[bytes, bytes]:
     """Every key of a store, whatever its type."""
     found = {}
