@@ -385,6 +385,29 @@ async def test_nothing_hidden_is_in_the_store_and_everything_expires(replicas: R
     assert sorted(lasting) == [b"bff1:replicas", b"bff1:{told}:purges"], "both are bounded"
 
 
+# -- revocations
+
+
+async def test_a_revocation_reaches_every_replica_also_one_that_starts_later(
+    replicas: Replicas,
+) -> None:
+    one, two = await replicas.several(2, **OFF)
+    token = one.token(*read("chat-1"), jti="lost")
+    statuses = [(await world.get("chat-1", token=token)).status_code for world in (one, two)]
+    assert statuses == [200, 200]
+
+    reply = await one.ops.post("/revocations", json={"jti": "lost"})
+    assert reply.status_code == 200
+    (three,) = await replicas.several(1, **OFF)
+
+    for world in (one, two, three):
+        revocations = world.service.gateway.revocations
+        await until(lambda revocations=revocations: len(revocations) == 1)
+        assert (await world.get("chat-1", token=token)).json()["code"] == "token_revoked"
+        other = world.token(*read("chat-1"), jti="kept")
+        assert (await world.get("chat-1", token=other)).status_code == 200
+
+
 # -- purges
 
 

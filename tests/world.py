@@ -109,7 +109,8 @@ class World:
     def __init__(self, clock: Clock, **changes: str | None) -> None:
         self.clock = clock
         self.upstream = pretend(lambda: clock.wall)
-        self.transport: httpx2.AsyncBaseTransport = httpx2.ASGITransport(self.upstream)
+        self.transport: httpx2.AsyncBaseTransport | None = None
+        """How upstream is reached, if not in this process."""
         self.log = io.StringIO()
         self.telemetry = Telemetry(self.log)
         self.tracing: Tracing | None = None
@@ -132,7 +133,7 @@ class World:
             self.telemetry,
             reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
-            transport=self.transport,
+            transport=self.transport or httpx2.ASGITransport(self.upstream),
             tracing=self.tracing,
         )
         app = self.service.browser_app
