@@ -1,9 +1,16 @@
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 from clients import chromium as launch_chromium
 from playwright.sync_api import Browser
 from world import OFF, Clock, Gateway, World, running_upstream
+
+# How long an example takes says something of the machine, and nothing of the code.
+hypothesis.settings.register_profile(
+    "bff", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("bff")
 
 
 @pytest.fixture
