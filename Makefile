@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python faults soak bench audit lint promtool lock clean
+.PHONY: help demo test test-python faults soak bench simulate audit lint promtool lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
+
+simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against ten million sessions
+	$(BIN)/python tests/capacity.py
 
 promtool: ## Install what the tests of the alert rules need (Debian; as root)
 	apt-get update -q && apt-get install -yq --no-install-recommends prometheus

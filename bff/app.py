@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -21,17 +21,24 @@ from bff import __version__, openapi, sessions
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
-from bff.gateway import Environment, Gateway, Head, Limits, Rules
+from bff.fleet import Fleet, Space, fingerprint
+from bff.gateway import Environment, Gateway, Head, Limits, Rules, make_copy
 from bff.limits import Budget, Limiter
 from bff.replies import Replies, Reply
-from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError
+from bff.revocations import Revocation, RevocationError, Revocations, parse
+from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError, SourceSettings
+from bff.sources import KeySet, Source, read_jwks, shared_key
+from bff.store import Away, Store, StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing
-from bff.upstream import Quota, Transport, Upstream, client
+from bff.upkeep import Upkeep
+from bff.upstream import Quota, Transport, Upstream, client, fetch
+from bff.verdicts import Verdicts
 from bff.watch import Watch
 from bff.wire import Bounds, Doors, Guard
 
 Clock = Callable[[], tuple[float, float]]
+T = TypeVar("T")
 
 LOAD = "bff.load"
 """Among an ASGI scope's extensions: the `Load` that was decided on before the scope was made."""
@@ -47,6 +54,8 @@ _FIXED = (
     "upstream_connect_timeout",
     "upstream_timeout",
     "tracing",
+    "store_url",
+    "store_timeout",
     "fast_lane",
     "max_head_bytes",
     "max_headers",
@@ -89,6 +98,8 @@ class Service:
     ) -> None:
         self._tracing = tracing
         self._clock = clock
+        self._told = settings
+        self._connected = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._http = client(
             connect_timeout=settings.upstream_connect_timeout,
@@ -96,9 +107,11 @@ class Service:
             transport=transport,
         )
         self._telemetry = telemetry
-        self._told = settings
         self._settings_current = True
         self._reload_settings = reload
+        self.fleet = self._fleet(settings) if settings.store_url else None
+        self._ids: dict[str, tuple[object, str]] = {}
+        """Environment ids that upstream told: by name, each with what it was told of."""
         cache: Cache[Copy | Refusal] = Cache(
             _ages(settings),
             max_bytes=settings.cache_max_bytes,
@@ -108,9 +121,12 @@ class Service:
         self.gateway = Gateway(
             self._rules(settings, None),
             cache=cache,
+            verdicts=Verdicts(self._spawn),
+            revocations=Revocations(),
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
+            fleet=self.fleet,
         )
         bounds = Bounds(
             head_bytes=settings.max_head_bytes,
@@ -133,6 +149,8 @@ class Service:
         self.fast_lane = settings.fast_lane and tracing is None and not routes
         """Whether `bff.lane` may answer in its place."""
         telemetry.gauges = self._gauges
+        self.upkeep = self._upkeep()
+        self._keeping: asyncio.Task[None] | None = None
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -151,6 +169,7 @@ class Service:
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
                 Route("/cache/sessions/{session:path}", self._purge, methods=["DELETE"]),
+                Route("/revocations", self._revoke, methods=["POST"]),
             ]
         )
 
@@ -174,7 +193,10 @@ class Service:
                 self._telemetry.exception("settings_not_reloaded", exc)
             return
         self.gateway.adopt(rules)
+        if self.fleet is not None:
+            self.fleet.adopt(_spaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
+        self._keep_up()
         self._telemetry.count("bff_reloads", "ok")
         log.info("settings_reloaded")
         fixed = [name for name in _FIXED if getattr(told, name) != getattr(before, name)]
@@ -200,14 +222,22 @@ class Service:
     def _rules(self, settings: Settings, before: Rules | None) -> Rules:
         """Build everything that *settings* decide, keeping counts where nothing changed."""
         issuers = tuple(
-            Issuer(e.name, e.id, tuple(key.reveal() for key in e.signing_keys))
+            Issuer(
+                e.name,
+                self._id(e),
+                tuple(key.reveal() for key in e.signing_keys),
+                upstream="upstream" in e.verify,
+                pending=e.learn and self._id(e) is None,
+            )
             for e in settings.environments
         )
-        if before is not None and before.verifier.issuers == issuers:
-            verifier = before.verifier
+        known = before.verifier if before else None
+        # Keys that were fetched stay, where the new settings would fetch the same.
+        sources = _sources(settings, self._told, () if known is None else known.sources)
+        if known is not None and (known.issuers, known.sources) == (issuers, sources):
+            verifier = known
         else:
-            known = before.verifier if before else None
-            verifier = Verifier(issuers, sessions.grant, before=known)
+            verifier = Verifier(issuers, sessions.grant, sources=sources, before=known)
         environments = before.environments if before else {}
         limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
         return Rules(
@@ -219,14 +249,17 @@ class Service:
             ages=_ages(settings),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
-                address=_limiter("address", settings.ip_rate_limit, limits.address),
-                bad_token=_limiter("bad-token", settings.bad_token_limit, limits.bad_token),
-                caller=_limiter("caller", settings.rate_limit, limits.caller),
+                address=_limiter("address", settings.ip_rate_limit, limits.address, self.fleet),
+                bad_token=_limiter(
+                    "bad-token", settings.bad_token_limit, limits.bad_token, self.fleet
+                ),
+                caller=_limiter("caller", settings.rate_limit, limits.caller, self.fleet),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
             policies=settings.policies,
-            replies=Replies(settings.allowed_origins),
+            replies=Replies(settings.allowed_origins, cookie=settings.token_cookie is not None),
+            token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             pages=_PAGES | {b"/openapi.json": _openapi(settings)},
         )
 
@@ -234,7 +267,7 @@ class Service:
         self, environment: EnvironmentSettings, settings: Settings, before: Environment | None
     ) -> Environment:
         rate = environment.upstream_budget
-        place = (environment.api_url, environment.id, environment.branch)
+        place = (environment.api_url, self._id(environment), environment.branch)
         if before is not None and before.place != place:
             before = None
         limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
@@ -248,6 +281,13 @@ class Service:
             budget.observe(
                 now, limit=quota.limit, remaining=quota.remaining, reset=quota.reset - wall
             )
+            if self.fleet is not None:
+                self.fleet.observe(
+                    environment.name,
+                    limit=quota.limit,
+                    remaining=quota.remaining,
+                    reset=quota.reset - wall,
+                )
 
         upstream = Upstream(
             self._http,
@@ -262,7 +302,52 @@ class Service:
             upstream = self._tracing.upstream(upstream)
         return Environment(environment.name, place, upstream, budget)
 
-    def _spawn(self, load: Coroutine[Any, Any, Copy | Refusal]) -> asyncio.Task[Copy | Refusal]:
+    def _fleet(self, settings: Settings) -> Fleet:
+        telemetry, clock = self._telemetry, self._clock
+        assert settings.store_url is not None  # noqa: S101  asked by who calls
+
+        def changed(reason: str | None) -> None:
+            if reason is None:
+                telemetry.log.info("store_there", replicas=store.replicas)
+            else:
+                telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
+
+        store = Store(
+            settings.store_url,
+            timeout=settings.store_timeout,
+            name=os.urandom(8).hex(),
+            wall=lambda: clock()[1],
+            count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
+            changed=changed,
+        )
+        return Fleet(
+            store,
+            spaces=_spaces(settings),
+            make=make_copy,
+            negative_ttl=settings.cache_negative_ttl,
+            patience=settings.upstream_timeout,
+            clock=clock,
+            spawn=self._spawn,
+            tokens=lambda: os.urandom(8).hex(),
+            count=telemetry.count,
+            on_purge=self._forget,
+            on_revocation=self._hear_revocation,
+        )
+
+    def _forget(self, environment: str, id_: str) -> None:
+        self.gateway.cache.purge(environment, id_)
+
+    def _learned(self, environment: EnvironmentSettings, id_: str) -> None:
+        """Go on with the id that upstream told of *environment*."""
+        self._ids[environment.name] = (_told_of(environment), id_)
+        self.gateway.adopt(self._rules(self._told, self.gateway.rules))
+
+    def _id(self, environment: EnvironmentSettings) -> str | None:
+        """The id as the settings have it or, of that very key and place, upstream."""
+        told_of, id_ = self._ids.get(environment.name, (None, None))
+        return environment.id or (id_ if told_of == _told_of(environment) else None)
+
+    def _spawn(self, load: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(load)
         # The loop holds tasks weakly, and whoever waits for this one may leave.
         self._tasks.add(task)
@@ -272,15 +357,56 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._http:
+            await self.connect()
             # Held by this frame, which outlives them.
             beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
+            self._keeping = asyncio.create_task(self.upkeep.run())
             yield
-            for task in beside:
+            for task in (*beside, self._keeping):
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+            if self.fleet is not None:
+                await self.fleet.stop()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
+
+    async def connect(self) -> None:
+        """Reach the store, if there is one; once.
+
+        Raises:
+            StoreError: it cannot be used, and is not optional.
+        """
+        if self.fleet is None or self._connected:
+            return
+        self._connected = True
+        try:
+            await self.fleet.start()
+        except StoreError as exc:
+            if not self._told.store_optional:
+                raise
+            self._telemetry.log.warning("store_away", reason=str(exc))
+
+    def _upkeep(self) -> Upkeep:
+        environments = self.gateway.environments
+        return Upkeep(
+            lambda url: fetch(self._http, url, self._told.upstream_timeout),
+            self.gateway.verifier.sources,
+            {
+                e.name: (environments[e.name].upstream.environment_id, partial(self._learned, e))
+                for e in self._told.environments
+                if e.learn and self._id(e) is None
+            },
+            clock=self._clock,
+            telemetry=self._telemetry,
+        )
+
+    def _keep_up(self) -> None:
+        """Let the upkeep know what the settings are now."""
+        self.upkeep = self._upkeep()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = asyncio.create_task(self.upkeep.run())
 
     # -- the ops port
 
@@ -294,15 +420,58 @@ class Service:
         }
         # One environment's trouble must not take the others out of service.
         if any(ready for ready, _ in found.values()):
-            return JSONResponse({"status": "ready", "environments": environments})
+            return JSONResponse(
+                {"status": "ready", "environments": environments, **self._store_state()}
+            )
         refusal = Refusal("not_ready", retry_after=2)
         return JSONResponse(
             {"error": refusal.detail, "code": refusal.code, "environments": environments},
             refusal.kind.status,
         )
 
+    def _store_state(self) -> dict[str, str]:
+        if self.fleet is None:
+            return {}
+        if self.fleet.up:
+            return {"store": f"there, with {self.fleet.replicas} replicas"}
+        return {
+            "store": f"away ({self.fleet.store.reason}): this replica goes on alone, with its "
+            f"share of 1 in {self.fleet.replicas} of the limits"
+        }
+
+    async def _revoke(self, request: Request) -> Response:
+        """Take tokens back, from the next request on; see `revocations.parse` for the body."""
+        _, wall = self._clock()
+        try:
+            revocation = parse(await _json_body(request), wall)
+            self.revoke(revocation)
+        except RevocationError as exc:
+            return JSONResponse({"error": str(exc), "code": "bad_request"}, 400)
+        try:
+            if self.fleet is not None:
+                await self.fleet.revoke(revocation.encode())
+        except Away:
+            return _alone("revoked at")
+        return JSONResponse({"revoked": revocation.kind, "until": revocation.until})
+
+    def _hear_revocation(self, text: str) -> None:
+        """Take in what a replica told, unless it is foreign or there is no room."""
+        try:
+            self.gateway.revocations.add(Revocation.decode(text), self._clock()[1])
+        except ValueError:
+            self._telemetry.log.error("revocation_not_heard")
+
+    def revoke(self, revocation: Revocation) -> None:
+        """Take in a revocation, told here or by another replica.
+
+        Raises:
+            RevocationError: there is no room.
+        """
+        self.gateway.revocations.add(revocation, self._clock()[1])
+        self._telemetry.log.warning("revoked", kind=revocation.kind)
+
     async def _purge(self, request: Request) -> Response:
-        """Forget a session, under both its ids and in every environment."""
+        """Forget a session, under both its ids and in every environment, in every replica."""
         segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
         try:
             id_ = sessions.parse_id(segment)
@@ -313,6 +482,11 @@ class Service:
         for name in self.gateway.environments:
             self.gateway.cache.purge(name, id_)
         self._telemetry.count("bff_purges")
+        try:
+            for name in self.gateway.environments if self.fleet else ():
+                await self.fleet.purge(name, id_)  # type: ignore[union-attr]  # just asked
+        except Away:
+            return _alone("purged from")
         return Response(status_code=204)
 
     async def _metrics(self, _: Request) -> Response:
@@ -329,10 +503,13 @@ class Service:
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
             },
             "bff_connections": {(): self._doors.open},
+            "bff_store_up": {(): float(self.fleet.up)} if self.fleet else {},
+            "bff_replicas": {(): self.fleet.replicas} if self.fleet else {},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},
             "bff_verified_tokens": {(): len(gateway.verifier)},
+            "bff_revocations": {(): len(gateway.revocations)},
             "bff_stretched_ttl_seconds": {
                 (name,): e.budget.stretched for name, e in environments.items()
             },
@@ -425,12 +602,100 @@ async def send_reply(reply: Reply, send: Send) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def _limiter(name: str, rate: Rate | None, before: Limiter | None) -> Limiter | None:
+async def _json_body(request: Request) -> dict[str, Any]:
+    """Read the body of a request that changes something.
+
+    No page in a browser gets here: its requests say where they come from, and one that says it
+    sends JSON to another origin would have to ask before.
+
+    Raises:
+        RevocationError: it may not be read, or holds no object.
+    """
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json" or not _BROWSERS.isdisjoint(request.headers.keys()):
+        raise RevocationError("Send JSON, with its content type, and not from a browser")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise RevocationError(f"Send at most {_MAX_BODY} bytes")
+    try:
+        read = json.loads(body)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise RevocationError("Send a JSON object")
+    return read
+
+
+def _alone(did: str) -> Response:
+    """Tell an operator that other replicas could not be told."""
+    away = Refusal("not_ready", f"The store is away: {did} this replica alone; send it again")
+    return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
+
+
+_MAX_BODY = 8192
+_BROWSERS = frozenset({"origin", "sec-fetch-site", "cookie"})
+
+
+def _limiter(
+    name: str, rate: Rate | None, before: Limiter | None, fleet: Fleet | None
+) -> Limiter | None:
     if rate is None:
         return None
     if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds)
+    return Limiter(name, rate.limit, rate.seconds, lessor=fleet)
+
+
+def _spaces(settings: Settings) -> dict[str, Space]:
+    """Where each environment's things are in the store: apart from whatever differs."""
+    policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
+    rules = fingerprint(__version__, settings.default_policy.fingerprint, sorted(policies.items()))
+    return {
+        # Without an id, the key alone says which environment it is.
+        e.name: Space(
+            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()), rules
+        )
+        for e in settings.environments
+    }
+
+
+def _told_of(environment: EnvironmentSettings) -> object:
+    """What decides which environment upstream tells of."""
+    return environment.api_url, environment.branch, environment.secret_keys
+
+
+def _sources(settings: Settings, before: Settings, known: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Make the token sources; *known* are those of the settings *before*, in their order."""
+    pairs = list(zip(before.token_sources, known, strict=False))
+
+    def source(told: SourceSettings) -> Source:
+        fetched = None
+        for was, one in pairs:
+            if was == told:
+                return one
+            place = (told.jwks_url, told.algorithms, told.keys_trusted)
+            if told.jwks_url and place == (was.jwks_url, was.algorithms, was.keys_trusted):
+                fetched = one.keys
+        keys = [shared_key(key.reveal()) for key in told.shared_keys]
+        if told.jwks is not None:
+            keys = list(read_jwks(told.jwks, told.algorithms))
+        return Source(
+            name=told.name,
+            environment=told.environment,
+            issuer=told.issuer,
+            audiences=told.audiences,
+            algorithms=told.algorithms,
+            keys=KeySet(keys, url=told.jwks_url, trusted_seconds=told.keys_trusted)
+            if fetched is None
+            else fetched,
+            scopes_path=told.scopes_path,
+            scopes_are_text=told.scopes_are_text,
+            required=told.required,
+        )
+
+    return tuple(map(source, settings.token_sources))
 
 
 def _ages(settings: Settings) -> Ages:

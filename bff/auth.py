@@ -1,15 +1,18 @@
-"""A bearer token becomes a caller. The only user of PyJWT.
+"""A bearer token becomes a caller. With `sources`, the only user of PyJWT.
 
-Verification is pinned to HS256 and to Trigger.dev's issuer and audience; which key verified decides
-which environments the token may speak for, and its ``sub`` which of them it does. A preview branch
-shares its parent's signing key, so without ``sub`` a token of one branch would read another.
+Trigger.dev's own tokens are pinned to HS256 and to its issuer and audience; which key verified
+decides which environments the token may speak for, and its ``sub`` which of them it does. A preview
+branch shares its parent's signing key, so without ``sub`` a token of one branch would read another.
+Where an environment lets upstream verify, such a token that no key here verifies becomes a caller
+too, with a `digest`: what it claims is then good for refusing it, until upstream lets it pass.
+Tokens of other issuers are their sources' (`sources.Source`), and no other key is tried on them.
 """
 
 import hashlib
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +20,7 @@ import jwt
 from jwt.algorithms import HMACAlgorithm
 
 from bff.errors import Refusal
+from bff.sources import KeySet, Source, peek
 
 ISSUER = "https://id.trigger.dev"
 AUDIENCE = "https://api.trigger.dev"
@@ -67,7 +71,17 @@ class Caller(Generic[GrantT]):
     """Unix seconds."""
     size: int
     """Bytes that remembering it costs, about."""
+    jti: str | None
+    subjects: tuple[str, ...]
+    """What it can be revoked by: ``act.sub`` and ``sub``."""
+    issued: float
+    """Unix seconds; minus infinity if the token does not say."""
     signed_by: "KeyUse"
+    keys: KeySet | None = None
+    """Of the source that verified it; it is good while they are those of `generation`."""
+    generation: int = 0
+    digest: bytes | None = None
+    """SHA-256 of a token on which upstream has the last word, session by session."""
 
 
 @dataclass(slots=True)
@@ -76,19 +90,30 @@ class KeyUse:
 
     environment: str
     number: int
-    """From 1, in the order of the settings."""
+    """From 1, in the order of the settings; 0 for a key that is not in the settings."""
     last: float
     """Unix seconds; 0 for never."""
 
 
+_ELSEWHERE = KeyUse("", 0, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """The signing keys that one environment trusts."""
+    """What one environment trusts of the tokens that are Trigger.dev's, or look like it."""
 
     environment: str
     id: str | None
     """The only ``sub`` accepted; None (a gateway with keys of its own only) accepts any."""
     keys: tuple[str, ...]
+    upstream: bool = False
+    """Whether tokens that none of the keys verifies are put to upstream's test."""
+    pending: bool = False
+    """The id is not known yet: until it is, no token is this environment's."""
+
+    def accepts(self, subject: str) -> bool:
+        """Whether a token of *subject* is this environment's."""
+        return not self.pending and self.id in (None, subject)
 
 
 class Verifier(Generic[GrantT]):
@@ -99,6 +124,7 @@ class Verifier(Generic[GrantT]):
 
     Args:
         issuers: the environments and their keys; the same key may stand in several of them.
+        sources: the other issuers.
         grant: reads the ``scopes`` claim, whatever it holds.
         before: the verifier this one takes over from; when its keys were last used is known on.
         max_bytes: bound on the memory of verified tokens.
@@ -109,14 +135,20 @@ class Verifier(Generic[GrantT]):
         issuers: Sequence[Issuer],
         grant: Callable[[Iterable[object]], GrantT],
         *,
+        sources: Sequence[Source] = (),
         before: "Verifier[GrantT] | None" = None,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self.issuers = tuple(issuers)
         self._grant = grant
+        self.sources = tuple(sources)
+        self._sources = {source.issuer: source for source in sources}
+        self._upstream = [issuer for issuer in issuers if issuer.upstream]
+        self.pending = frozenset(issuer.environment for issuer in issuers if issuer.pending)
+        """Environments whose id is not known yet."""
         self._keys: dict[str, list[Issuer]] = {}
         self._uses: dict[tuple[str, str], KeyUse] = {}
-        known = before._uses if before else {}  # noqa: SLF001  its own kind
+        known = {} if before is None else before._uses  # noqa: SLF001  its own kind
         for issuer in issuers:
             for number, key in enumerate(issuer.keys, start=1):
                 self._keys.setdefault(key, []).append(issuer)
@@ -143,12 +175,12 @@ class Verifier(Generic[GrantT]):
             Refusal: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
         """
         caller = self._verified.get(token)
-        if caller is not None:
+        if caller is not None and (caller.keys is None or _stands(caller, wall)):
             self._verified.move_to_end(token)
         else:
-            caller = self._check(token)
-            if caller.not_before <= wall < caller.expires:
-                self._remember(token, caller)
+            caller = self._check(token, wall)
+            if caller.digest is None and caller.not_before <= wall < caller.expires:
+                self.remember(token, caller)
         if wall >= caller.expires:
             self._forget(token)
             raise Refusal("token_expired")
@@ -157,7 +189,9 @@ class Verifier(Generic[GrantT]):
         caller.signed_by.last = wall
         return caller
 
-    def _remember(self, token: bytes, caller: Caller[GrantT]) -> None:
+    def remember(self, token: bytes, caller: Caller[GrantT]) -> None:
+        """Keep what a token says; the caller of one with a `digest`, once upstream let it pass."""
+        self._forget(token)
         self._verified[token] = caller
         self._bytes += caller.size
         while self._bytes > self._max_bytes:
@@ -168,11 +202,19 @@ class Verifier(Generic[GrantT]):
         if caller is not None:
             self._bytes -= caller.size
 
-    def _check(self, token: bytes) -> Caller[GrantT]:
+    def _check(self, token: bytes, wall: float) -> Caller[GrantT]:
         if token.startswith(b"tr_"):
             raise Refusal("secret_key_sent")
         if len(token) > MAX_TOKEN_BYTES:
             raise Refusal("token_invalid")
+        header: Mapping[str, Any] = {}
+        claimed: Mapping[str, Any] = {}
+        if self._sources or self._upstream:
+            header, claimed = peek(token)
+            issuer = claimed.get("iss")
+            source = self._sources.get(issuer) if isinstance(issuer, str) else None
+            if source is not None:
+                return self._foreign(source, source.verify(token, header, wall), len(token))
         for key, issuers in self._keys.items():
             try:
                 claims = json.loads(_JWS.decode(token, key, algorithms=["HS256"]))
@@ -182,10 +224,24 @@ class Verifier(Generic[GrantT]):
             # may know more: whatever it is, the token is the browser's and it is not valid.
             except Exception:  # noqa: BLE001
                 break
-            return self._caller(claims, issuers, key, len(token))
+            return self._caller(claims, issuers, len(token), key=key)
+        else:
+            # Upstream takes more than we do: other algorithms, tokens without end.
+            odd = header.get("alg") != "HS256" or not header.keys().isdisjoint(("crit", "b64"))
+            if self._upstream and not odd:
+                digest = hashlib.sha256(token).digest()
+                return self._caller(claimed, self._upstream, len(token), digest=digest)
         raise Refusal("token_invalid")
 
-    def _caller(self, claims: Any, issuers: list[Issuer], key: str, length: int) -> Caller[GrantT]:
+    def _caller(
+        self,
+        claims: Any,
+        issuers: list[Issuer],
+        length: int,
+        *,
+        key: str | None = None,
+        digest: bytes | None = None,
+    ) -> Caller[GrantT]:
         if not isinstance(claims, dict) or claims.get("iss") != ISSUER:
             raise Refusal("token_invalid")
         audience, subject = claims.get("aud"), claims.get("sub")
@@ -193,27 +249,83 @@ class Verifier(Generic[GrantT]):
             raise Refusal("token_invalid")
         if claims.get("pub") is not True or not isinstance(subject, str) or not subject:
             raise Refusal("token_invalid")
-        issuer = next((issuer for issuer in issuers if issuer.id in (None, subject)), None)
-        expires, not_before = _date(claims.get("exp")), _date(claims.get("nbf", 0))
-        if issuer is None or expires is None or not_before is None:
-            raise Refusal("token_invalid")
+        issuer = next((issuer for issuer in issuers if issuer.accepts(subject)), None)
+        if issuer is None:
+            # Perhaps a token of an environment whose id is not known yet: not the token's fault.
+            pending = any(one.pending for one in issuers)
+            raise Refusal("not_ready", retry_after=2) if pending else Refusal("token_invalid")
         scopes = claims.get("scopes")
-        scopes = scopes if isinstance(scopes, list) else []
+        return self._read(
+            claims,
+            scopes if isinstance(scopes, list) else [],
+            issuer.environment,
+            length,
+            signed_by=_ELSEWHERE if key is None else self._uses[issuer.environment, key],
+            digest=digest,
+        )
+
+    def _foreign(self, source: Source, claims: dict[str, Any], length: int) -> Caller[GrantT]:
+        keys = source.keys
+        if not isinstance(claims.get("sub"), str) or not claims["sub"]:
+            raise Refusal("token_invalid")
+        return self._read(
+            claims,
+            source.scopes(claims),
+            source.environment,
+            length,
+            signed_by=_ELSEWHERE,
+            source=source.name,
+            keys=keys,
+            generation=keys.generation,
+        )
+
+    def _read(
+        self,
+        claims: Mapping[str, Any],
+        scopes: Sequence[object],
+        environment: str,
+        length: int,
+        *,
+        signed_by: KeyUse,
+        source: str | None = None,
+        digest: bytes | None = None,
+        keys: KeySet | None = None,
+        generation: int = 0,
+    ) -> Caller[GrantT]:
+        """Read what is the same for every token: dates, who holds it, what it grants."""
+        subject = claims["sub"]
+        expires, not_before = _date(claims.get("exp")), _date(claims.get("nbf", 0))
+        if expires is None or not_before is None:
+            raise Refusal("token_invalid")
+        issued, jti = _date(claims.get("iat")), claims.get("jti")
         act = claims.get("act")
         actor = act.get("sub") if isinstance(act, dict) else None
         actor = actor if isinstance(actor, str) and actor else None
         texts = sorted({scope for scope in scopes if isinstance(scope, str)})
-        identity = json.dumps([issuer.environment, subject, texts, actor]).encode()
+        who: list[Any] = [environment, subject, texts, actor]
+        identity = json.dumps(who if source is None else [*who, source]).encode()
         return Caller(
-            environment=issuer.environment,
+            environment=environment,
             granted=self._grant(scopes),
             key=hashlib.sha256(identity).digest(),
-            has_actor=actor is not None,
+            # An identity provider's subject is a person; Trigger.dev's is an environment.
+            has_actor=actor is not None or source is not None,
             expires=expires,
             not_before=not_before,
             size=2 * length + 1024,
-            signed_by=self._uses[issuer.environment, key],
+            jti=jti if isinstance(jti, str) else None,
+            subjects=(subject,) if actor is None else (actor, subject),
+            issued=-math.inf if issued is None else issued,
+            signed_by=signed_by,
+            keys=keys,
+            generation=generation,
+            digest=digest,
         )
+
+
+def _stands(caller: Caller[Any], wall: float) -> bool:
+    keys = caller.keys
+    return keys is None or (keys.generation == caller.generation and keys.trusted(wall))
 
 
 def mint(
@@ -224,6 +336,7 @@ def mint(
     issued: int,
     ttl: int,
     actor: str | None,
+    jti: str | None = None,
 ) -> str:
     """Sign a public access token, of the shape that upstream mints, valid *ttl* seconds."""
     claims: dict[str, Any] = {
@@ -237,6 +350,8 @@ def mint(
     }
     if actor is not None:
         claims["act"] = {"sub": actor}
+    if jti is not None:
+        claims["jti"] = jti
     return _JWS.encode(json.dumps(claims).encode(), key, algorithm="HS256")
 
 

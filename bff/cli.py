@@ -1,12 +1,15 @@
 """The command line: the only module that prints or exits."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from http import HTTPStatus
+from http.client import HTTPConnection
 from typing import Any, NoReturn
 
 import click
@@ -18,8 +21,10 @@ from bff import demo as demo_
 from bff.app import Service, system_clock
 from bff.auth import mint
 from bff.process import harden
+from bff.store import StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing, TracingError
+from bff.workers import supervise
 
 
 @click.group()
@@ -55,6 +60,17 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
+def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
+    if told.store_url is None:
+        telemetry.log.warning(
+            "workers_count_alone",
+            workers=workers,
+            each="has copies, limits and an upstream budget of its own, so all of them together "
+            f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
+        )
+    return supervise(workers, telemetry.log)
+
+
 def _browser(service: Service) -> uvicorn.Config:
     protocol = lane.protocol(service, system_clock)
     return server.config(service.browser_app, lifespan=True, protocol=protocol)
@@ -68,26 +84,38 @@ def _run(main_: Any) -> None:
 @main.command()
 @click.option("--host", help="In place of BFF_HOST.")
 @click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
-def serve(host: str | None, port: int | None) -> None:
+@click.option("--workers", type=click.IntRange(1, 64), default=1, help="Processes on one address.")
+def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     harden()
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
+    given = server.inherited(environ)
+    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
+    number = _fork(workers, told, telemetry) if workers > 1 else 0
+    ops = None if number else given.get("ops")
+    if ops is None:
+        ops = _listen(told.ops_host, told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
     try:
-        tracing = Tracing() if told.tracing else None
+        tracing = Tracing() if told.tracing else None  # after the fork: it has threads
     except TracingError as exc:
         click.echo(exc, err=True)
         sys.exit(2)
-    given = server.inherited(environ)
-    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
-    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )
 
     async def go() -> None:
         service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
+        try:
+            await service.connect()
+        except StoreError as exc:
+            click.echo(
+                f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start without",
+                err=True,
+            )
+            sys.exit(2)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [
@@ -173,32 +201,76 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
 
 
 @main.command()
-@click.option("--session", "sessions", multiple=True, required=True, help="An id to allow.")
+@click.option("--session", "sessions", multiple=True, help="An id to allow, or to revoke.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
 @click.option("--ttl", type=click.IntRange(1, 86400 * 30), default=900, help="Seconds it is valid.")
 @click.option("--actor", help="Who holds it (act.sub): limits are counted per actor.")
+@click.option("--jti", help="The token's own id, to revoke it by.")
 @click.option("--environment", "name", help="Of several environments, the one it is for.")
+@click.option("--revoke", is_flag=True, help="Revoke by --jti, --session, --actor or a moment.")
+@click.option("--issued-before", type=float, help="With --revoke: Unix seconds; now by default.")
 def token(
-    sessions: tuple[str, ...], more: tuple[str, ...], ttl: int, actor: str | None, name: str | None
+    sessions: tuple[str, ...],
+    more: tuple[str, ...],
+    ttl: int,
+    actor: str | None,
+    jti: str | None,
+    name: str | None,
+    revoke: bool,
+    issued_before: float | None,
 ) -> None:
-    """Mint a token that lets a browser read the sessions named."""
-    environments = {e.name: e for e in _settings(_environ()).environments}
+    """Mint a token that lets a browser read the sessions named; or take tokens back."""
+    ids, told = (*sessions, *more), _settings(_environ())
+    if revoke:
+        named = {"jti": jti, "subject": actor, "issued_before": issued_before}
+        wanted = {key: value for key, value in named.items() if value is not None}
+        for part in [wanted | {"session": id_} for id_ in ids] or [wanted]:
+            _revoke(told.ops_host, told.ops_port, part)
+        return
+    if not ids:
+        raise click.UsageError("Name a session: --session ID")
+    environments = {e.name: e for e in told.environments}
     if name is None and len(environments) == 1:
         name = next(iter(environments))
     if name not in environments:
         click.echo(f"Say which environment: --environment {'|'.join(environments)}", err=True)
         sys.exit(2)
     environment = environments[name]
+    if not environment.signing_keys or environment.learn:
+        missing = "BFF_ENVIRONMENT_ID" if environment.signing_keys else "a signing key"
+        click.echo(f"Minting takes {missing}, which is not set", err=True)
+        sys.exit(2)
     click.echo(
         mint(
             environment.signing_keys[0].reveal(),
             environment_id=environment.id or "bff",
-            scopes=[f"read:sessions:{id_}" for id_ in (*sessions, *more)],
+            scopes=[f"read:sessions:{id_}" for id_ in ids],
             issued=int(system_clock()[1]),
             ttl=ttl,
             actor=actor,
+            jti=jti,
         )
     )
+
+
+def _revoke(host: str, port: int, wanted: dict[str, Any]) -> None:
+    """Tell the gateway that runs on this machine, through its ops port."""
+    connection = HTTPConnection(host, port, timeout=5)
+    try:
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/revocations", json.dumps(wanted), headers)
+        answer = connection.getresponse()
+        body = answer.read().decode(errors="replace")
+    except OSError as exc:
+        click.echo(
+            f"No gateway answers on port {port} ({exc.strerror}); see BFF_OPS_PORT", err=True
+        )
+        sys.exit(1)
+    finally:
+        connection.close()
+    click.echo(body, err=answer.status != HTTPStatus.OK)
+    if answer.status != HTTPStatus.OK:
+        sys.exit(1)
 
 
 def _address(sock: socket.socket) -> str:

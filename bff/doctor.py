@@ -89,7 +89,8 @@ def notes(settings: Settings) -> list[str]:
     if settings.ops_host not in ("127.0.0.1", "::1", "localhost"):
         found.append(
             "BFF_OPS_HOST is not loopback: whoever reaches the ops port reads the metrics and may "
-            "purge copies; let a network policy or firewall admit your monitoring alone"
+            "purge copies and revoke tokens; let a network policy or firewall admit your "
+            "monitoring alone"
         )
     if not settings.trusted_proxies:
         found.append(
@@ -154,6 +155,7 @@ class Prober:
         if answer.status != 401:  # noqa: PLR2004
             claims = await upstream.probe("POST", "/api/v1/auth/jwt/claims")
             yield _environment_finding(claims, environment)
+            yield _mode_finding(claims, environment)
             quota = read_quota(claims.headers) or quota
         if quota is None:
             yield Finding(Verdict.UNSURE, "the answers tell nothing of the bucket (x-ratelimit-*)")
@@ -191,6 +193,13 @@ class Prober:
         id_ = session or "session_bff_check_no_such_session"
         other = ("session_" if sessions.is_friendly(id_) else "") + secrets.token_hex(12)
         target = url + "/api/v1/sessions/" + quote(id_, safe="")
+        if not environment.signing_keys or environment.learn:
+            yield Finding(
+                Verdict.UNSURE,
+                "isolation cannot be proved from here: making tokens takes a signing key and "
+                "BFF_ENVIRONMENT_ID",
+            )
+            return
         ann, bob = self._token(environment, id_), self._token(environment, other)
 
         first = await self._ask(target, ann)
@@ -325,6 +334,27 @@ def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Fi
         f"the key belongs to environment {subject}"
         + ("" if subject == environment.id else f", BFF_ENVIRONMENT_ID says {environment.id}"),
     )
+
+
+def _mode_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
+    """Tell who verifies tokens, and what of it the key decides."""
+    how = " and then by ".join(
+        {"local": "the keys here", "upstream": "upstream"}[one] for one in environment.verify
+    )
+    root = any("_sk_" not in key.reveal() for key in environment.secret_keys)
+    why = (
+        "a root key signs them, so BFF_VERIFY may be local or upstream"
+        if root
+        else "an additional key (tr_…_sk_…) signs none, so without BFF_SIGNING_KEYS upstream has to"
+    )
+    text = f"Trigger.dev's tokens are verified by {how}: {why}"
+    if environment.learn and answer.status != 200:  # noqa: PLR2004
+        return Finding(
+            Verdict.PROBLEM,
+            f"{text}; and the environment's id, which that takes, this key cannot tell: set "
+            "BFF_ENVIRONMENT_ID",
+        )
+    return Finding(Verdict.OK, text)
 
 
 def _cache_finding(answers: list[Answer]) -> Finding:

@@ -5,8 +5,8 @@ on, its text never carries a token, a key or upstream's own words.
 
 * Refusal
   + the browser's: 400 bad_request, invalid_session_id · 401 token_missing, token_invalid,
-    token_expired, secret_key_sent · 403 unauthorized · 404 not_found, 405, 410 not_served ·
-    429 rate_limited · 431 head_too_large
+    token_expired, token_revoked, secret_key_sent · 403 unauthorized · 404 not_found, 405,
+    410 not_served · 429 rate_limited · 431 head_too_large
   + upstream's: 502 upstream_rejected_credentials, upstream_unavailable, upstream_invalid ·
     504 upstream_timeout
   + ours: 503 over_budget, not_ready · 500 internal
@@ -53,6 +53,7 @@ REFUSALS: dict[str, Kind] = {
     "token_missing": Kind(401, "Send a public access token as 'Authorization: Bearer <token>'"),
     "token_invalid": Kind(401, "The public access token is invalid"),
     "token_expired": Kind(401, "The public access token has expired"),
+    "token_revoked": Kind(401, "The public access token has been revoked"),
     "secret_key_sent": Kind(
         401, "A secret key does not belong in a browser: rotate it and send a public access token"
     ),

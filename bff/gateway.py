@@ -11,6 +11,7 @@ for a session, and none that does not ask first whether this caller may read it.
     token              → caller; bad ones are counted more tightly     400 401 429
     path               → session id                                    400
     id and scopes      → named, or maybe an alias of what is named     403
+    token, once more   → where upstream has the last word on it        401 403 429 5xx
     caller             → counted                                       429
     shared copy        → fresh, stale, joined or loaded                404 5xx
     copy and scopes    → decided again on the copy's own ids           403
@@ -25,31 +26,55 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bff import listing, sessions
 from bff.auth import Caller, Verifier
 from bff.cache import Ages, Cache, Copy, Missing, State
 from bff.errors import Refusal
-from bff.limits import Budget, Limiter, Network, Window, address_key, browser_address
+from bff.fleet import Fleet, Question
+from bff.limits import (
+    Budget,
+    Limiter,
+    Network,
+    Unleased,
+    Window,
+    address_key,
+    browser_address,
+)
 from bff.policy import Policy
 from bff.replies import Replies, Reply, copy_head, server_timing
+from bff.revocations import Revocations
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
 from bff.upstream import Upstream
+from bff.verdicts import UNDECIDED, Verdicts
 
 PATIENCE_SECONDS = 1.0
 """Whoever could be answered with a usable copy waits no longer than this for a newer one."""
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
 
-_LOOKED_AT = frozenset((b"authorization", b"origin", b"if-none-match", b"x-forwarded-for"))
+_LOOKED_AT = frozenset(
+    (
+        b"authorization",
+        b"origin",
+        b"if-none-match",
+        b"x-forwarded-for",
+        b"cookie",
+        b"sec-fetch-site",
+    )
+)
 SLOW_SECONDS = 1.0
 """A browser that waited longer is worth a line of the log."""
 SAMPLE = 1000
 """Of this many answers with a session, one is logged."""
+
+_OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
+"""Codes of refusals that no other session of a list would change."""
 
 PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
@@ -69,6 +94,8 @@ class Head:
     authorization: bytes | None = None
     if_none_match: bytes | None = None
     forwarded: Sequence[bytes] = ()
+    cookies: Sequence[bytes] = ()
+    fetch_site: bytes | None = None
     ambiguous: bool = False
     """A header that may stand once only was repeated."""
     query: bytes = b""
@@ -101,8 +128,12 @@ class Head:
                 head.origin = value
             elif name == b"if-none-match":
                 head.if_none_match = value
-            else:
+            elif name == b"x-forwarded-for":
                 head.forwarded = (*head.forwarded, value)
+            elif name == b"cookie":
+                head.cookies = (*head.cookies, value)
+            else:
+                head.fetch_site = value if head.fetch_site is None else b""  # twice is no word
         return head
 
 
@@ -125,6 +156,10 @@ class Visit:
     """Seconds, for a load."""
     reserved: bool = False
     """One of `probes` was taken in advance, for the load this visit started."""
+    token: bytes = b""
+    address: str = ""
+    counted: bool = False
+    """By caller: a request is counted once, and that of an untested token not before its test."""
 
 
 @dataclass(slots=True)
@@ -139,6 +174,10 @@ class Load:
     joined: bool
     rules: "Rules"
     """By which it was decided to wait."""
+    test: bool = False
+    """Upstream is asked with the caller's own token, and its answer is about that too."""
+    mark: Window | None = None
+    """The address's bad tokens, of which one was taken in advance for this test."""
 
 
 Found = tuple[Copy, bytes, str]
@@ -153,6 +192,14 @@ class Loads:
     caller: Caller[Grant]
     listing: listing.Listing
     loads: list[Load]
+
+
+@dataclass(slots=True)
+class Wait:
+    """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
+
+    head: Head
+    lease: "asyncio.Task[None]"
 
 
 @dataclass(slots=True)
@@ -188,6 +235,7 @@ class Rules:
         environments: by name; `Verifier` speaks of them by the same names.
         policies: by session type; `default_policy` for every other.
         pages: public JSON by path.
+        token_cookie: the name of a cookie that may hold the token.
     """
 
     environments: Mapping[str, Environment]
@@ -200,6 +248,7 @@ class Rules:
     policies: Mapping[str, Policy]
     replies: Replies
     pages: Mapping[bytes, bytes]
+    token_cookie: bytes | None
 
 
 class Gateway:
@@ -209,6 +258,7 @@ class Gateway:
         rules: to begin with; see `adopt`.
         clock: returns the two times, as in `Visit`; for what finishes after its decision.
         request_ids: makes an id for each answer.
+        fleet: the other replicas; None without a store.
     """
 
     def __init__(
@@ -216,14 +266,20 @@ class Gateway:
         rules: Rules,
         *,
         cache: "Cache[Copy | Refusal]",
+        verdicts: "Verdicts[Copy | Refusal]",
+        revocations: Revocations,
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
+        fleet: Fleet | None = None,
     ) -> None:
         self.cache = cache
         self.telemetry = telemetry
+        self.verdicts = verdicts
+        self.revocations = revocations
         self._clock = clock
         self._request_ids = request_ids
+        self.fleet = fleet
         self._served = 0
         self.rules = rules
         self.adopt(rules)
@@ -248,13 +304,16 @@ class Gateway:
         )
         self._replies = rules.replies
         self._pages = rules.pages
+        self._token_cookie = rules.token_cookie
+        if rules.verifier is not before.verifier:
+            self.verdicts.forget()
         self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
         if moved or (before.default_policy, before.policies) != policies:
             self.cache.clear(loads=moved)
 
     # -- the decision
 
-    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads:
+    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads | Wait:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
@@ -265,6 +324,9 @@ class Gateway:
             return self._decide(visit)
         except Refusal as refusal:
             return self._refusal(visit, refusal)
+        except Unleased as lack:
+            self._uncount_address(visit, lack)
+            return Wait(head, lack.lease)
 
     def _decide(self, visit: Visit) -> Reply | Load | Loads:
         address = self._count_address(visit)
@@ -272,15 +334,19 @@ class Gateway:
         if page is not None:
             return page
         caller = self._authenticate(visit, address)
+        visit.address = address
         if visit.route == "list":
             wanted = self._wanted(visit, caller)
-            self._count_caller(visit, caller, address)
+            if caller.digest is None:
+                self._count_caller(visit, caller, address)
             return self._list(visit, caller, wanted)
         id_ = visit.head.id or sessions.parse_id(visit.head.path[len(sessions.ROUTE) :])
         if not caller.granted.covers(id_):
             if not sessions.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
             visit.probes = self._bad_tokens(address, visit.now)
+        if caller.digest is not None:
+            return self._test(visit, caller, id_) or self._look_up(visit, caller, id_)
         self._count_caller(visit, caller, address)
         return self._look_up(visit, caller, id_)
 
@@ -296,6 +362,13 @@ class Gateway:
                 visit.window = window
                 raise Refusal("rate_limited")
         return address
+
+    def _uncount_address(self, visit: Visit, lack: Unleased) -> None:
+        """The decision is made again from its start: what it counted would be counted twice."""
+        head, limiter = visit.head, self._limits.address
+        if limiter is not None and lack.limiter is not limiter:
+            address = browser_address(head.peer, head.forwarded, self._trusted_proxies)
+            limiter.untake(address_key(address))
 
     def _route(self, visit: Visit) -> Reply | None:
         """Answer with a page, or leave what is on a session's route to the rest of the way.
@@ -330,22 +403,54 @@ class Gateway:
         head = visit.head
         if head.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
-        if not head.authorization:
+        cookie = self._from_cookie(head) if head.authorization is None else None
+        if not (head.authorization or cookie):
             self.telemetry.count("bff_bad_tokens", "token_missing")
             raise Refusal("token_missing")
         try:
-            return self.verifier.verify(head.token or _bearer(head.authorization), visit.wall)
+            visit.token = head.token or cookie or _bearer(head.authorization or b"")
+            caller = self.verifier.verify(visit.token, visit.wall)
+            self._still_good(visit, caller)
         except Refusal as refusal:
-            self.telemetry.count("bff_bad_tokens", refusal.code)
-            if refusal.code == "secret_key_sent":
-                self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-            window = self._bad_tokens(address, visit.now)
-            if window is not None:
-                window.used += 1
-                if window.exceeded:
-                    visit.window = window
-                    raise Refusal("rate_limited") from None
+            if refusal.kind.status == 401:  # noqa: PLR2004
+                self._count_bad_token(visit, address, refusal)
             raise
+        return caller
+
+    def _still_good(self, visit: Visit, caller: Caller[Grant]) -> None:
+        if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
+            raise Refusal("token_revoked")
+
+    def _from_cookie(self, head: Head) -> bytes | None:
+        """Take the token from its cookie, if a page of this very origin asks to read.
+
+        The browser says so itself, in a header that no script can set. An `Origin` comes with what
+        another origin may have caused, so with one there is no cookie for us.
+        """
+        if (
+            self._token_cookie is not None
+            and head.cookies
+            and head.fetch_site == b"same-origin"
+            and head.origin is None
+        ):
+            pairs = (pair.strip().partition(b"=") for pair in b";".join(head.cookies).split(b";"))
+            found = [value for name, _, value in pairs if name == self._token_cookie and value]
+            if len(found) > 1:
+                raise Refusal("bad_request", "Send the token's cookie once")
+            if found:
+                return found[0]
+        return None
+
+    def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
+        self.telemetry.count("bff_bad_tokens", refusal.code)
+        if refusal.code == "secret_key_sent":
+            self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
+        window = self._bad_tokens(address, visit.now)
+        if window is not None:
+            window.used += 1
+            if window.exceeded:
+                visit.window = window
+                raise Refusal("rate_limited") from None
 
     def _bad_tokens(self, address: str, now: float) -> Window | None:
         limiter = self._limits.bad_token
@@ -365,7 +470,8 @@ class Gateway:
         return listing.Listing(query, named, caller.key, visit.wall)
 
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
-        if self._limits.caller is not None:
+        if self._limits.caller is not None and not visit.counted:
+            visit.counted = True
             key = caller.key if caller.has_actor else (caller.key, address)
             visit.window = window = self._limits.caller.take(key, visit.now)
             if window.exceeded:
@@ -383,6 +489,101 @@ class Gateway:
         visit = Visit(Head("", b"", peer, origin=origin), self._request_ids(), *self._clock())
         return self._refusal(visit, refusal)
 
+    # -- upstream's word on a token
+
+    def _test(self, visit: Visit, caller: Caller[Grant], id_: str) -> Load | None:
+        """Put a token to upstream's test: load the session with it, once however many ask.
+
+        None if it has passed not long ago.
+
+        Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
+        limit before upstream meets the tokens; and what it claims has only been good for refusing.
+        """
+        digest, now = caller.digest or b"", visit.now
+        if self.verdicts.good(digest, id_, now):
+            self._count_caller(visit, caller, visit.address)
+            return None
+        refused = self.verdicts.refused(digest, id_, now)
+        if refused is not None:
+            code, rest = refused
+            retry_after = rest if code == "over_budget" else None
+            raise self._refused(visit, caller, Refusal(code, retry_after=retry_after))
+        flight, mark = self.verdicts.flight(digest, id_), None
+        joined = flight is not None
+        if flight is None:
+            if self.verdicts.full:
+                raise Refusal("over_budget", retry_after=1)
+            if visit.probes is not None:
+                self._reserve_probe(visit)
+            elif not self.verdicts.genuine(digest, now):
+                mark = self._bad_tokens(visit.address, now)
+            if mark is not None:
+                if mark.exhausted:
+                    visit.window = mark
+                    raise Refusal("rate_limited")
+                mark.used += 1
+            environment = self.environments[caller.environment]
+            load = self._fetch_as(environment, id_, caller, visit.token)
+            flight = self.verdicts.fly(digest, id_, load)
+        return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, mark=mark)
+
+    def _refused(
+        self, visit: Visit, caller: Caller[Grant], refusal: Refusal, *, marked: bool = False
+    ) -> Refusal:
+        """Count, by what upstream's refusal says of the token; returns what is to be told."""
+        try:
+            if refusal.code == "token_invalid":
+                # Upstream looks at the token first, so this says nothing of the session.
+                visit.probes = None
+                if not marked and not visit.reserved:
+                    self._count_bad_token(visit, visit.address, refusal)
+            elif refusal.code not in UNDECIDED:
+                self._count_caller(visit, caller, visit.address)
+        except Refusal as limited:
+            return limited
+        return refusal
+
+    def _tested(self, load: Load, found: Found | Refusal) -> Found | Refusal:
+        """Draw the conclusions from a test for the one who waited for it."""
+        visit, caller, mark = load.visit, load.caller, load.mark
+        if isinstance(found, Refusal):
+            if mark is not None and found.code in ("not_found", "unauthorized"):
+                mark.used -= 1
+            return self._refused(visit, caller, found, marked=mark is not None)
+        if mark is not None:
+            mark.used -= 1  # it was no bad one
+        try:
+            self._count_caller(visit, caller, visit.address)
+        except Refusal as limited:
+            return limited
+        return found
+
+    async def _fetch_as(
+        self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
+    ) -> Copy | Refusal:
+        """One load that is a test of a token too. Never raises.
+
+        The token's `sub` is this environment's id and upstream has verified it, so what comes is
+        of this environment: it fills the shared copy as any load does. Health and budget are the
+        secret key's and learn nothing here.
+        """
+        digest, verifier = caller.digest or b"", self.verifier
+        outcome = await self._brought(
+            environment, id_, lambda path: environment.upstream.get_as(token, path)
+        )
+        now, wall = self._clock()
+        code = "ok" if isinstance(outcome, Copy) else outcome.code
+        self.telemetry.count("bff_token_tests", code)
+        if verifier is not self.verifier:
+            return outcome  # other keys and other environments by now: it is to be asked again
+        if isinstance(outcome, Refusal):
+            self.verdicts.refuse(digest, id_, now, code, outcome.retry_after)
+        else:
+            ids = {id_, outcome.id, outcome.external_id or outcome.id}
+            self.verdicts.accept(digest, ids, now, caller.expires - wall)
+            verifier.remember(token, caller)
+        return outcome
+
     # -- the shared copy
 
     def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
@@ -399,14 +600,14 @@ class Gateway:
         last_resort = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
-            _authorize(caller, known)
+            self._authorize(visit, caller, known)
             visit.probes = None
             known.epoch = budget.count_hot(known.epoch, now)
             if self.cache.ages.fresh(known, now, budget.stretched):
                 return known, b"hit", "hit"
             state = self.cache.ages.state(known, now, budget.stretched)
             flight = self.cache.flight(environment.name, id_)
-            wait = max(budget.wait(now), known.retry - now)
+            wait = max(self._budget_wait(budget, now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
                     self._load(environment, id_, known, now)
@@ -418,12 +619,20 @@ class Gateway:
         flight = self.cache.flight(environment.name, id_)
         joined = flight is not None
         if flight is None:
-            wait = budget.wait(now)
+            wait = self._budget_wait(budget, now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
             flight = self._load(environment, id_, last_resort, now)
         return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
+
+    def _budget_wait(self, budget: Budget, now: float) -> float:
+        """Seconds until a load may start; where replicas share a budget, the load itself asks."""
+        if self.fleet is not None:
+            if self.fleet.up:
+                return 0.0
+            budget.replicas = self.fleet.replicas
+        return budget.wait(now)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -441,9 +650,15 @@ class Gateway:
 
         def find(id_: str) -> Copy | Refusal | None:
             if id_ not in wanted.known:
+                digest = caller.digest
+                if digest is not None and loads and not self.verdicts.genuine(digest, visit.now):
+                    return None  # first of all whether the token is one
                 try:
-                    found = self._find(visit, caller, id_)
+                    test = None if digest is None else self._test(visit, caller, id_)
+                    found = test or self._find(visit, caller, id_)
                 except Refusal as refusal:
+                    if refusal.code in _OF_THE_CALLER:
+                        raise
                     wanted.known[id_] = refusal
                 else:
                     if isinstance(found, Load):
@@ -464,16 +679,20 @@ class Gateway:
         self.telemetry.count("bff_cache", result)
         return copy
 
-    async def finish(self, load: Load | Loads) -> Reply:
+    async def finish(self, load: Load | Loads | Wait) -> Reply:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
+        if isinstance(load, Wait):
+            answer = await self._finish_wait(load)
+            return answer if isinstance(answer, Reply) else await self.finish(answer)
         if isinstance(load, Loads):
             return await self._finish_list(load)
         visit = load.visit
         await self._wait(visit, [load])
-        found = _landed(load)
+        found = self._landed(load)
         if load.rules is not self.rules:
             return await self._finish_anew(visit, found)
         try:
+            self._still_good(visit, load.caller)
             if not isinstance(found, Refusal):
                 return self._session(visit, load.caller, *found)
         except Refusal as refusal:
@@ -481,22 +700,42 @@ class Gateway:
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
         return self._refusal(visit, found)
 
+    def _landed(self, load: Load) -> Found | Refusal:
+        """What a load brought, as far as it is this caller's."""
+        found = _landed(load)
+        if load.test:
+            found = self._tested(load, found)
+        if isinstance(found, Refusal):
+            return found
+        if self._revoked(load.visit, load.caller, found[0]):
+            return Refusal("unauthorized")
+        return found
+
     async def _finish_list(self, waited: Loads) -> Reply:
         """Wait for what a page needs, and for more if some of it is missing or filtered out."""
         visit, caller, wanted = waited.visit, waited.caller, waited.listing
         while True:
             await self._wait(visit, waited.loads)
             for load in waited.loads:
-                wanted.known[load.id] = self._counted(found := _landed(load))
+                found = self._landed(load)
                 if load.rules is not self.rules:
                     return await self._finish_anew(visit, found)
+                if isinstance(found, Refusal) and self._of_the_caller(caller, found, visit.now):
+                    return self._refusal(visit, found)
+                wanted.known[load.id] = self._counted(found)
             try:
+                self._still_good(visit, caller)
                 answer = self._list(visit, caller, wanted, b"fwd=miss")
             except Refusal as refusal:
                 return self._refusal(visit, refusal)
             if isinstance(answer, Reply):
                 return answer
             waited = answer
+
+    def _of_the_caller(self, caller: Caller[Grant], refusal: Refusal, now: float) -> bool:
+        """Whether a refusal that one session met is all that there is to tell of the list."""
+        untested = caller.digest is not None and not self.verdicts.genuine(caller.digest, now)
+        return refusal.code in _OF_THE_CALLER or untested
 
     async def _wait(self, visit: Visit, loads: Sequence[Load]) -> None:
         """Wait until all have landed, or for a second if every one of them has a last resort."""
@@ -516,35 +755,102 @@ class Gateway:
         answer = self.decide(visit.head, *self._clock())
         return answer if isinstance(answer, Reply) else await self.finish(answer)
 
+    async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
+        """Wait for leases, for as long as a request may wait for the store, and decide again."""
+        assert self.fleet is not None  # noqa: S101  nothing else leases
+        ends = self._clock()[0] + self.fleet.store.timeout / 2
+        while True:
+            left = ends - self._clock()[0]
+            await asyncio.wait([wait.lease], timeout=max(0.0, left))
+            if left <= 0 or not wait.lease.done():
+                self.fleet.store.give_up()
+            answer = self.decide(wait.head, *self._clock())
+            if not isinstance(answer, Wait):
+                return answer
+            wait = answer
+
     def _load(
         self, environment: Environment, id_: str, known: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
-        environment.budget.spend(now)
-        return self.cache.fly(environment.name, id_, self._fetch(environment, id_, known))
+        spent = self.fleet is None or not self.fleet.up
+        if spent:
+            environment.budget.spend(now)
+        load = self._fetch(environment, id_, known, spent=spent)
+        return self.cache.fly(environment.name, id_, load)
 
     async def _fetch(
-        self, environment: Environment, id_: str, known: Copy | None
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
     ) -> Copy | Refusal:
-        """One load: fetch, validate, project, encode and hash once, keep. Never raises."""
+        """One load, by this process or another: keep what it brings. Never raises."""
+        ask = partial(self._ask, environment, id_, known, spent=spent)
+        if self.fleet is None or id_ == PROBE_ID:
+            return await ask()
+        while True:
+            rules, mark = self.rules, self.cache.mark
+            outcome, ours = await self.fleet.load(
+                Question(
+                    environment=environment.name,
+                    id=id_,
+                    ask=ask,
+                    fresh=partial(self._is_fresh, environment.budget),
+                    lifetime=partial(self._lifetime, environment.budget),
+                )
+            )
+            if ours:
+                return outcome
+            if rules is self.rules:
+                if isinstance(outcome, Copy):
+                    self.cache.put(outcome, mark)
+                return outcome
+            # What another replica projected, it did by the former rules: look by the new ones.
+
+    def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
+        return self.cache.ages.state(copy, now, budget.stretched) is State.FRESH
+
+    def _lifetime(self, budget: Budget, copy: Copy) -> float:
+        """Seconds after its load for which a copy may be of use to any replica."""
+        ages = self.cache.ages
+        fresh = max(ages.closed_ttl if copy.closed else ages.ttl, budget.stretched)
+        return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
+
+    async def _ask(
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+    ) -> Copy | Refusal:
+        """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
+        if not spent and self.fleet is not None:
+            wait = await self.fleet.spend(environment.name, environment.budget)
+            if wait > 0:
+                if known is not None:
+                    known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+                return Refusal("over_budget", retry_after=wait)
         started, _ = self._clock()
         mark = self.cache.mark
-        outcome: Copy | Refusal
-        try:
-            body = await environment.upstream.get(sessions.path(id_))
-            outcome = self._project(
-                environment.name, sessions.parse_document(body, asked=id_), started
-            )
-            self.cache.put(outcome, mark)
-        except Refusal as refusal:
-            outcome = refusal
-        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
-            self.telemetry.exception("load_failed", exc)
-            outcome = Refusal("internal")
+        outcome = await self._brought(environment, id_, environment.upstream.get)
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self.cache.put_missing(environment.name, id_, ended, mark)
         self._learn(environment, outcome, known, ended, ended - started)
         return outcome
+
+    async def _brought(
+        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
+    ) -> Copy | Refusal:
+        started, _ = self._clock()
+        mark = self.cache.mark
+        try:
+            body = await get(sessions.path(id_))
+            copy = self._project(
+                environment.name, sessions.parse_document(body, asked=id_), started
+            )
+            known = self.cache.find(environment.name, id_, started)
+            if not (isinstance(known, Copy) and known.loaded > started):
+                self.cache.put(copy, mark)  # not over what was asked for later, and came sooner
+        except Refusal as refusal:
+            return refusal
+        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
+            self.telemetry.exception("load_failed", exc)
+            return Refusal("internal")
+        return copy
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy; whatever a browser must not see ends here."""
@@ -556,16 +862,13 @@ class Gateway:
             encoded = body.encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise Refusal("upstream_invalid") from None
-        etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()[:18])
-        return Copy(
-            environment=environment,
-            id=str(document["id"]),
-            external_id=document["externalId"],  # type: ignore[arg-type]  # validated
-            etag=etag,
-            head=copy_head(etag),
-            body=encoded,
-            closed=document["closedAt"] is not None,
-            loaded=loaded,
+        return make_copy(
+            environment,
+            str(document["id"]),
+            document["externalId"],  # type: ignore[arg-type]  # validated
+            encoded,
+            document["closedAt"] is not None,
+            loaded,
         )
 
     def _learn(
@@ -585,6 +888,8 @@ class Gateway:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
+                if self.fleet is not None:
+                    self.fleet.pause(environment.name, environment.budget.wait(now))
                 outcome.retry_after = environment.budget.wait(now)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
@@ -620,6 +925,11 @@ class Gateway:
     def ready(self, environment: Environment) -> tuple[bool, str]:
         """Whether *environment* can serve, as far as is known, and why."""
         now, _ = self._clock()
+        if environment.name in self.verifier.pending:
+            return False, (
+                "the environment's id is not known yet, so no token can be told to be its own: "
+                "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
+            )
         if environment.health == "ok":
             return True, "the upstream answers and accepts the key"
         if environment.health == "upstream_rejected_credentials":
@@ -638,7 +948,7 @@ class Gateway:
         self, visit: Visit, caller: Caller[Grant], copy: Copy, how: bytes, result: str
     ) -> Reply:
         """Answer with a copy, if this caller may read this session: the one door out."""
-        _authorize(caller, copy)
+        self._authorize(visit, caller, copy)
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1  # it was no probe
         head, age = visit.head, max(0.0, visit.now - copy.loaded)
@@ -661,10 +971,22 @@ class Gateway:
             reply.head += server_timing(visit.waited)
         return self._count(visit, reply, "")
 
+    def _authorize(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> None:
+        """Decide on the copy's own ids: either of them may be the one that the token names."""
+        if (
+            copy.environment != caller.environment
+            or not caller.granted.covers(copy.id, copy.external_id)
+            or self._revoked(visit, caller, copy)
+        ):
+            raise Refusal("unauthorized")
+
+    def _revoked(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> bool:
+        return self.revocations.session(copy.id, copy.external_id, caller.issued, visit.wall)
+
     def _page(self, visit: Visit, caller: Caller[Grant], page: listing.Page, how: bytes) -> Reply:
         """Answer with a page of a list, if this caller may read every session on it."""
         for copy in page.copies:
-            _authorize(caller, copy)
+            self._authorize(visit, caller, copy)
         if page.unavailable and not page.copies:
             # An empty list would say that there are no sessions.
             return self._refusal(visit, next(iter(page.unavailable.values())))
@@ -728,6 +1050,28 @@ class Gateway:
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
 
 
+def make_copy(
+    environment: str,
+    id_: str,
+    external_id: str | None,
+    body: bytes,
+    closed: bool,  # noqa: FBT001
+    loaded: float,
+) -> Copy:
+    """Make a copy of a projected and encoded *body*."""
+    etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
+    return Copy(
+        environment=environment,
+        id=id_,
+        external_id=external_id,
+        etag=etag,
+        head=copy_head(etag),
+        body=body,
+        closed=closed,
+        loaded=loaded,
+    )
+
+
 def _landed(load: Load) -> Found | Refusal:
     """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
     outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
@@ -746,14 +1090,6 @@ def _last_resort(copy: Copy) -> Found:
 
 def _places(rules: Rules) -> dict[str, tuple[str | None, ...]]:
     return {name: environment.place for name, environment in rules.environments.items()}
-
-
-def _authorize(caller: Caller[Grant], copy: Copy) -> None:
-    """Decide on the copy's own ids: either of them may be the one that the token names."""
-    if copy.environment != caller.environment or not caller.granted.covers(
-        copy.id, copy.external_id
-    ):
-        raise Refusal("unauthorized")
 
 
 def _bearer(authorization: bytes) -> bytes:

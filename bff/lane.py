@@ -24,7 +24,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.app import LOAD, Clock, Service
-from bff.gateway import Gateway, Head, Load, Loads
+from bff.gateway import Gateway, Head, Load, Loads, Wait
 from bff.replies import Reply
 from bff.wire import MAX_PIPELINED, Guard
 
@@ -95,7 +95,7 @@ class Lane(Guard):
         """Begun in the bytes at hand."""
         self._head: Head | None = None
         """Of the last request in them that was decided here."""
-        self._load: Load | Loads | None = None
+        self._load: Load | Loads | Wait | None = None
         """Decided already, for the request that is parsed next."""
         self._again = b""
         """Bytes that are one request to be decided here, whole, and `_head` is its head."""
@@ -118,14 +118,12 @@ class Lane(Guard):
         A tab that polls sends the same bytes each time. Between two requests the parser remembers
         nothing, so they would come out as the same head: only what is new to it is parsed.
         """
-        if self._refused:
-            return
         head = self._head
         if data != self._again or head is None or self._busy() or not self._decide(head):
             began, self._requests, self._head = not self._incomplete, 0, None
             super().data_received(data)
             self._load = None  # taken by now: it was the only request's
-            one = began and self._requests == 1 and self._head is not None
+            one = began and self._requests == 1 and self._head is not None and not self._refused
             self._again = data if one and len(data) <= _MAX_AGAIN else b""
         elif self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()

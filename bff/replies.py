@@ -34,6 +34,7 @@ _EXPOSED: Final = (
     "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
 )
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
+_ALWAYS_COOKIE: Final = _ALWAYS.replace("Origin", "Origin, Cookie, Sec-Fetch-Site")
 _NO_STORE: Final = b"cache-control: no-store\r\n"
 _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
 _SESSION_BODY: Final = (
@@ -81,15 +82,19 @@ def _refusal_body(code: str, detail: str) -> bytes:
 
 
 class Replies:
-    """Builds replies for the configured *origins* (exact; ``*`` for any)."""
+    """Builds replies for the configured *origins* (exact; ``*`` for any).
 
-    def __init__(self, origins: Sequence[str]) -> None:
+    *cookie* says that a token may come in one, which answers then vary with.
+    """
+
+    def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
         self._any = "*" in origins
-        self._no_origin = _ALWAYS.encode()
+        always = _ALWAYS_COOKIE if cookie else _ALWAYS
+        self._no_origin = always.encode()
         self._by_origin = {
             origin.encode("latin-1"): (
                 f"access-control-allow-origin: {origin}\r\n"
-                f"access-control-expose-headers: {_EXPOSED}\r\n{_ALWAYS}"
+                f"access-control-expose-headers: {_EXPOSED}\r\n{always}"
             ).encode("latin-1")
             for origin in origins
         }

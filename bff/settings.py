@@ -11,12 +11,15 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+from bff.auth import ISSUER
 from bff.policy import DEFAULT_FIELDS, Policy, PolicyError
+from bff.sources import PUBLIC_ALGORITHMS, SHARED_ALGORITHM, read_jwks
+from bff.store import Place
 
 
 class Secret:
@@ -73,6 +76,29 @@ class EnvironmentSettings:
     signing_keys: tuple[Secret, ...]
     branch: str | None
     upstream_budget: Rate | None
+    verify: tuple[str, ...]
+    """Who verifies Trigger.dev's tokens, in the order tried: ``local``, ``upstream``."""
+    learn: bool
+    """The id is not told, and tokens cannot do without: upstream is asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """One issuer of tokens beside Trigger.dev. Times are seconds."""
+
+    name: str
+    environment: str
+    issuer: str
+    audiences: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    jwks_url: str | None
+    jwks: str | None
+    """A JWK set that has been read from a file, and can be."""
+    shared_keys: tuple[Secret, ...]
+    keys_trusted: float
+    scopes_path: tuple[str, ...]
+    scopes_are_text: bool
+    required: Mapping[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +106,8 @@ class Settings:
     """Everything the gateway was told. Times are seconds, sizes are bytes, None is `off`."""
 
     environments: tuple[EnvironmentSettings, ...]
+    token_sources: tuple[SourceSettings, ...]
+    token_cookie: str | None
     allowed_origins: tuple[str, ...]
     host: str
     port: int
@@ -96,6 +124,9 @@ class Settings:
     cache_stale_if_error: float
     cache_negative_ttl: float
     cache_max_bytes: int
+    store_url: Place | None
+    store_optional: bool
+    store_timeout: float
     fast_lane: bool
     max_connections: int
     max_connections_per_address: int
@@ -227,6 +258,42 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+_STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
+_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (README: BFF_STORE_URL)"
+
+
+def _store(text: str) -> Place:
+    try:
+        parts = urlsplit(text)
+        port = parts.port or 6379
+    except ValueError:
+        raise ProblemError(f"is not an address; {_STORE_HINT}") from None
+    scheme = _STORE_SCHEME.fullmatch(parts.scheme)
+    path = parts.path.strip("/")
+    if not scheme or not parts.hostname or not text.isprintable() or parts.fragment:
+        raise ProblemError(f"is not an address; {_STORE_HINT}")
+    if path and not re.fullmatch(r"[0-9]{1,3}", path):
+        raise ProblemError(f"names a database that is no number; {_STORE_HINT}")
+    if scheme[3] and path not in ("", "0"):
+        raise ProblemError("names a database, and a cluster has but one; leave it out")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    ca_file = options.pop("ca_file", None)
+    if options:
+        raise ProblemError("may have ?ca_file=PATH after it, and nothing else")
+    if ca_file is not None and not (scheme[2] and Path(ca_file).is_file()):
+        raise ProblemError("names a ca_file that is no file, or has no TLS; write valkeys://…")
+    return Place(
+        host=parts.hostname,
+        port=port,
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        database=int(path or 0),
+        tls=bool(scheme[2]),
+        cluster=bool(scheme[3]),
+        ca_file=ca_file,
+    )
+
+
 def _origins(text: str) -> tuple[str, ...]:
     origins = _list(text)
     for origin in origins:
@@ -296,6 +363,25 @@ def _signing_keys(text: str) -> tuple[Secret, ...]:
     return tuple(map(Secret, keys))
 
 
+def _verify(text: str) -> tuple[str, ...]:
+    order = _list(text)
+    if order not in (("local",), ("upstream",), ("local", "upstream")):
+        raise ProblemError(
+            "is none of local, upstream and local,upstream (upstream first would ask it about "
+            "every token that a key here verifies for nothing)"
+        )
+    return order
+
+
+def _cookie(text: str) -> str:
+    if not re.fullmatch(r"__Host-[A-Za-z0-9_.-]{1,64}", text):
+        raise ProblemError(
+            "is no name for it; write one like __Host-bff-token: only with that prefix do browsers "
+            "see to it that no other host and no plain http sets it"
+        )
+    return text
+
+
 # -- the table
 
 
@@ -340,7 +426,13 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
         _text,
         None,
         "—",
-        "the `sub` accepted; required unless every signing key is the gateway's own",
+        "the `sub` accepted; asked for upstream if it is needed, which a restricted key may not",
+    ),
+    "BFF_VERIFY": Setting(
+        _verify,
+        None,
+        "local if there is a signing key, else upstream",
+        "who verifies Trigger.dev's tokens: `local`, `upstream`, or `local,upstream`",
     ),
     "BFF_BRANCH": Setting(
         _text, None, "—", "sent as `x-trigger-branch`; preview environments need it"
@@ -379,6 +471,12 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "the address of the ops port; beyond loopback, let only your own monitoring reach it",
     ),
     "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port"),
+    "BFF_TOKEN_COOKIE": Setting(
+        _cookie,
+        None,
+        "none",
+        "a `__Host-` cookie that may hold the token, for pages of the gateway's own origin",
+    ),
     "BFF_TRACING": Setting(
         _flag,
         "false",
@@ -411,6 +509,19 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_CACHE_MAX_BYTES": Setting(
         _bytes, "67108864", "`67108864`", "memory for copies; the least recently read go first"
+    ),
+    "BFF_STORE_URL": Setting(
+        _store,
+        None,
+        "—",
+        "`valkey://…`: shared copies, limits and budget of several replicas (docs/FLEET.md)",
+        secret=True,
+    ),
+    "BFF_STORE_OPTIONAL": Setting(
+        _flag, "false", "`false`", "`true` starts without the store when it cannot be reached"
+    ),
+    "BFF_STORE_TIMEOUT": Setting(
+        _positive_seconds, "0.05", "`0.05`", "seconds that a request may wait for the store"
     ),
     "BFF_FAST_LANE": Setting(
         _switch,
@@ -576,7 +687,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     known = _with_files(SETTINGS)
     # Trigger.dev's own tools read other TRIGGER_ names; only ours can be misspelt here.
     reader.unknown([n for n in ours if n.startswith("BFF_")], known | {"BFF_CONFIG"}, "")
-    tables = {"environments", "policies"}
+    tables = {"environments", "policies", "token_sources"}
     reader.unknown(list(file), known | tables, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, leaves the file's word standing.
     top = {k: v for k, v in file.items() if k not in tables} | {k: v for k, v in ours.items() if v}
@@ -586,12 +697,16 @@ def load(environ: Mapping[str, str]) -> Settings:
     for environment in environments:
         _check_http(reader, environment, allowed=bool(values["BFF_ALLOW_HTTP_API_URL"]))
     _check_distinct(reader, environments)
+    sources = _sources(reader, file.get("token_sources", []), [e.name for e in environments])
+    for environment in environments:
+        _check_verify(reader, environment, sources)
     if reader.problems or default_policy is None:
         raise SettingsError(reader.problems, reader.told)
     named = {name.removeprefix("BFF_").lower(): value for name, value in values.items()}
     named.pop("allow_http_api_url")
     return Settings(
         environments=tuple(environments),
+        token_sources=tuple(sources),
         default_policy=default_policy,
         policies=policies,
         told=tuple(reader.told),
@@ -643,21 +758,17 @@ def _environment(
     before = len(reader.problems)
     values = reader.values(ENVIRONMENT_SETTINGS, raw, where)
     keys: tuple[Secret, ...] | None = values["TRIGGER_SECRET_KEY"]
-    signing: tuple[Secret, ...] | None = values["BFF_SIGNING_KEYS"]
-    if signing is None and keys is not None:
-        signing = tuple(key for key in keys if _ROOT_KEY.fullmatch(key.reveal()))
-    if len(reader.problems) == before and not signing:
+    signing: tuple[Secret, ...] = values["BFF_SIGNING_KEYS"] or ()
+    verify: tuple[str, ...] | None = values["BFF_VERIFY"]
+    if verify == ("upstream",) and signing:
         reader.problems.append(
-            f"{where}BFF_SIGNING_KEYS is not set and TRIGGER_SECRET_KEY is an additional key, that "
-            "signs no tokens; set the environment's root key, or a key of your own"
+            f"{where}BFF_SIGNING_KEYS has no effect with BFF_VERIFY=upstream; leave one of them out"
         )
-    theirs = any(k.reveal().startswith("tr_") for k in signing or ())
-    if values["BFF_ENVIRONMENT_ID"] is None and (theirs or several):
-        reader.problems.append(
-            f"{where}BFF_ENVIRONMENT_ID is not set; without it a token of another branch or "
-            "environment would be accepted: set the environment's id (the `sub` of its tokens)"
-        )
-    if len(reader.problems) > before or not keys or not signing:
+    if not signing and verify != ("upstream",):
+        signing = tuple(key for key in keys or () if _ROOT_KEY.fullmatch(key.reveal()))
+    verify = verify or (("local",) if signing else ("upstream",))
+    theirs = "upstream" in verify or any(k.reveal().startswith("tr_") for k in signing)
+    if len(reader.problems) > before or not keys:
         return None
     return EnvironmentSettings(
         name=name,
@@ -667,7 +778,22 @@ def _environment(
         signing_keys=signing,
         branch=values["BFF_BRANCH"],
         upstream_budget=values["BFF_UPSTREAM_BUDGET"],
+        verify=verify,
+        # Without it a token of another branch or environment would be accepted.
+        learn=values["BFF_ENVIRONMENT_ID"] is None and (theirs or several),
     )
+
+
+def _check_verify(
+    reader: _Reader, environment: EnvironmentSettings, sources: list["SourceSettings"]
+) -> None:
+    own = environment.signing_keys or any(s.environment == environment.name for s in sources)
+    if "local" in environment.verify and not own:
+        reader.problems.append(
+            f"BFF_VERIFY of environment {environment.name!r} says local and there is no key here: "
+            "set BFF_SIGNING_KEYS to the environment's root key or to a key of your own (an "
+            "additional key, tr_…_sk_…, signs no tokens), name a token source, or say upstream"
+        )
 
 
 def _check_http(reader: _Reader, environment: EnvironmentSettings, *, allowed: bool) -> None:
@@ -682,7 +808,7 @@ def _check_http(reader: _Reader, environment: EnvironmentSettings, *, allowed: b
 def _check_distinct(reader: _Reader, environments: list[EnvironmentSettings]) -> None:
     for what, values in (
         ("name", [e.name for e in environments]),
-        ("BFF_ENVIRONMENT_ID", [e.id for e in environments]),
+        ("BFF_ENVIRONMENT_ID", [e.id for e in environments if e.id is not None]),
     ):
         if len(set(values)) < len(values):
             reader.problems.append(f"two environments have the same {what}; give each its own")
@@ -717,3 +843,193 @@ def _policy(reader: _Reader, raw: Mapping[str, object], where: str) -> Policy | 
     except PolicyError as exc:
         reader.problems.append(f"{where}BFF_EXPOSE_{exc.parameter.upper()}: {exc}")
         return None
+
+
+# -- token sources
+
+
+def _algorithms(text: str) -> tuple[str, ...]:
+    named = _list(text)
+    known = (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM)
+    if not named or not set(named) <= set(known):
+        raise ProblemError(f"may hold {', '.join(known)}; write what the issuer signs with")
+    if SHARED_ALGORITHM in named and len(named) > 1:
+        raise ProblemError(
+            f"holds {SHARED_ALGORITHM} and others; a source has shared keys or public ones"
+        )
+    return named
+
+
+def _jwks_url(text: str) -> str:
+    parts = urlsplit(_url(text))
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        raise ProblemError("would fetch keys in the clear, for anyone to swap; use https")
+    return text
+
+
+def _shared_keys(text: str) -> tuple[Secret, ...]:
+    if "-----" in text:
+        raise ProblemError("holds a PEM; a public key is no shared key: use jwks_url or jwks_file")
+    keys = _list(text)
+    for number, key in enumerate(keys, start=1):
+        _secret(key)
+        if len(key) < _MIN_OWN_KEY_BYTES:
+            raise ProblemError(
+                f"holds a key of {len(key)} bytes as number {number}; HS256 needs at least "
+                f"{_MIN_OWN_KEY_BYTES}"
+            )
+    return tuple(map(Secret, keys))
+
+
+def _claim_path(text: str) -> tuple[str, ...]:
+    path = _list(text)
+    if not path:
+        raise ProblemError("is empty; write the name of a claim")
+    if path[0] in _OWN_CLAIMS:
+        raise ProblemError(
+            f"begins with {path[0]}, which whoever signs in writes at the provider; have the "
+            "provider put scopes into a claim that only your servers write"
+        )
+    return path
+
+
+_OWN_CLAIMS = ("user_metadata", "unsafe_metadata", "unsafeMetadata")
+
+
+def _scopes_form(text: str) -> str:
+    if text not in ("list", "text"):
+        raise ProblemError("is neither list nor text")
+    return text
+
+
+SOURCE_SETTINGS: dict[str, Setting] = {
+    "name": Setting(_text, None, "required", "what logs and metrics call it", required=True),
+    "issuer": Setting(
+        _text, None, "required", "the `iss` of its tokens, to the letter", required=True
+    ),
+    "audience": Setting(
+        _list, "", "none", "the `aud` accepted, any of them; none: tokens must not have one"
+    ),
+    "algorithms": Setting(
+        _algorithms, None, "required", "`RS256`, `ES256`, `EdDSA`; or `HS256` alone", required=True
+    ),
+    "jwks_url": Setting(
+        _jwks_url, None, "—", "where its public keys are fetched; https, http only for loopback"
+    ),
+    "jwks_file": Setting(_text, None, "—", "a file that holds them, in place of the address"),
+    "shared_keys": Setting(
+        _shared_keys,
+        None,
+        "—",
+        "for `HS256`: the current key first; or `shared_keys_FILE`",
+        secret=True,
+    ),
+    "keys_trusted": Setting(
+        _positive_seconds,
+        "86400",
+        "`86400`",
+        "seconds that fetched keys are trusted while their server is away",
+    ),
+    "scopes_claim": Setting(
+        _claim_path, "scopes", "`scopes`", "the claim that holds scopes; a list is a path down"
+    ),
+    "scopes_form": Setting(
+        _scopes_form, "list", "`list`", "`list`, or `text` with spaces between the scopes"
+    ),
+    "environment": Setting(
+        _text, None, "the only one", "the environment that its tokens speak for, and no other"
+    ),
+}
+
+
+def _sources(reader: _Reader, tables: object, environments: list[str]) -> list[SourceSettings]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        reader.problems.append("BFF_CONFIG: write each token source under [[token_sources]]")
+        return []
+    found = []
+    for number, table in enumerate(tables, start=1):
+        where = f"BFF_CONFIG: token source {table.get('name', number)!r}: "
+        reader.unknown(list(table), _with_files(SOURCE_SETTINGS) | {"required"}, where)
+        source = _source(reader, table, environments, where)
+        if source is not None:
+            found.append(source)
+    for what, values in (
+        ("name", [s.name for s in found]),
+        ("issuer", [s.issuer for s in found]),
+    ):
+        if len(set(values)) < len(values):
+            reader.problems.append(
+                f"BFF_CONFIG: two token sources have the same {what}; give each its own"
+            )
+    return found
+
+
+def _source(
+    reader: _Reader, table: Mapping[str, object], environments: list[str], where: str
+) -> SourceSettings | None:
+    before = len(reader.problems)
+    told = reader.values(SOURCE_SETTINGS, table, where)
+
+    def problem(text: str) -> None:
+        reader.problems.append(where + text)
+
+    environment = told["environment"] or (environments[0] if len(environments) == 1 else None)
+    required = _required(table.get("required", {}))
+    path = table.get("jwks_file")
+    jwks = reader.file(where + "jwks_file", path) if isinstance(path, str) and path else None
+    if environment not in environments:
+        problem(f"environment is to be one of {', '.join(environments)}")
+    if told["issuer"] == ISSUER:
+        problem(f"issuer is Trigger.dev's own ({ISSUER}), which is verified without a source")
+    if required is None:
+        problem("required is to be a table of claims, each with a value or a list of values")
+    elif not told["audience"] and not required:
+        problem(
+            "audience is not set; set it, or for an issuer that names none (Clerk) require another "
+            "claim, such as azp: else a token meant for another application is accepted"
+        )
+    if told["algorithms"]:
+        _check_keys(told, jwks, problem)
+    if len(reader.problems) > before or environment is None or required is None:
+        return None
+    return SourceSettings(
+        name=told["name"],
+        environment=environment,
+        issuer=told["issuer"],
+        audiences=told["audience"],
+        algorithms=told["algorithms"],
+        jwks_url=told["jwks_url"],
+        jwks=jwks,
+        shared_keys=told["shared_keys"] or (),
+        # Keys that stand here are trusted for as long as they do.
+        keys_trusted=told["keys_trusted"] if told["jwks_url"] else inf,
+        scopes_path=told["scopes_claim"],
+        scopes_are_text=told["scopes_form"] == "text",
+        required=required,
+    )
+
+
+def _check_keys(told: Mapping[str, Any], jwks: str | None, problem: Callable[[str], None]) -> None:
+    algorithms: tuple[str, ...] = told["algorithms"]
+    shared = algorithms == (SHARED_ALGORITHM,)
+    given = [n for n in ("jwks_url", "jwks_file", "shared_keys") if told[n]]
+    if len(given) != 1 or (given == ["shared_keys"]) is not shared:
+        wanted = "shared_keys" if shared else "either jwks_url or jwks_file"
+        problem(f"for {', '.join(algorithms)} there has to be {wanted}, and nothing else")
+    elif jwks is not None:
+        try:
+            read_jwks(jwks, algorithms)
+        except ValueError as exc:
+            problem(f"jwks_file {exc}")
+
+
+def _required(table: object) -> dict[str, tuple[object, ...]] | None:
+    if not isinstance(table, dict):
+        return None
+    required = {}
+    for name, value in table.items():
+        values = tuple(value) if isinstance(value, list) else (value,)
+        if not values or not all(isinstance(v, str | int | bool) for v in values):
+            return None
+        required[name] = values
+    return required

@@ -58,9 +58,18 @@ METRICS: dict[str, Row] = {
     "bff_age_served_seconds": Row(
         "How old the copies were that were answered with.", buckets=(0.1, 1.0, 2.0, 5.0, 30.0, 60.0)
     ),
+    "bff_token_tests": Row(
+        "Tokens put to upstream's test because no key here verifies them, by outcome: ok or an "
+        "error code.",
+        ("outcome",),
+    ),
+    "bff_key_fetches": Row(
+        "Fetches of a token source's keys, by outcome: ok, unusable or an error code.",
+        ("source", "outcome"),
+    ),
     "bff_bad_tokens": Row(
         "Requests without a valid token, by reason: token_missing, token_invalid, token_expired, "
-        "secret_key_sent.",
+        "token_revoked, secret_key_sent.",
         ("reason",),
     ),
     "bff_limited": Row("Requests over a limit, by what was counted.", ("limit",)),
@@ -68,6 +77,18 @@ METRICS: dict[str, Row] = {
         "Top-level fields new upstream, dropped because no policy names them."
     ),
     "bff_mismatched_copies": Row("Copies dropped because they stood under a key not their own."),
+    "bff_store_commands": Row(
+        "Commands to the store, by outcome: ok, late, error, foreign (a value not ours, dropped).",
+        ("outcome",),
+    ),
+    "bff_leases": Row("Parts of windows leased from the store, by limit.", ("limit",)),
+    "bff_shared_copies": Row(
+        "Copies in the store, by what became of them: used, kept, purged (during their load), "
+        "dropped (foreign or corrupt).",
+        ("result",),
+    ),
+    "bff_store_up": Row("1 if the store is there, 0 if this replica is on its own.", gauge=True),
+    "bff_replicas": Row("Replicas that were seen at the store last.", gauge=True),
     "bff_log_lines_dropped": Row(
         "Log lines left out because there were too many of their kind in a second.", ("event",)
     ),
@@ -97,6 +118,7 @@ METRICS: dict[str, Row] = {
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
     "bff_loads_in_flight": Row("Loads under way.", gauge=True),
     "bff_verified_tokens": Row("Tokens remembered as verified.", gauge=True),
+    "bff_revocations": Row("Revocations kept.", gauge=True),
     "bff_stretched_ttl_seconds": Row(
         "Least time a copy counts as fresh so that all hot sessions fit the budget.",
         ("environment",),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bff import __version__
 from bff.errors import Refusal
-from bff.gateway import Head, Load, Loads
+from bff.gateway import Head, Load, Loads, Wait
 from bff.replies import Reply
 from bff.sessions import ROUTE
 from bff.upstream import Upstream
@@ -115,7 +115,7 @@ class RequestSpan:
         with self._tracer.start_as_current_span("decide", record_exception=False):
             yield
 
-    def answered(self, reply: Reply, answer: Reply | Load | Loads) -> None:
+    def answered(self, reply: Reply, answer: Reply | Load | Loads | Wait) -> None:
         """Note how it ended."""
         self._span.set_attribute("http.response.status_code", reply.status)
         if isinstance(answer, Load):

@@ -21,6 +21,7 @@ Transport = httpx2.AsyncBaseTransport
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_RETRY_AFTER = 60.0
+CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 _KEEP_ALIVE_SECONDS = 4.0
 """Below the five seconds after which common servers close an idle connection: one that is closed
 just as a request is sent on it is an error that no retry may mend."""
@@ -153,6 +154,37 @@ class Upstream:
             self._accepted = answer.status != _REJECTED
             return _body(answer)
 
+    async def get_as(self, token: bytes, path: str) -> bytes:
+        """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
+
+        Of the bucket that the answer describes nothing is told: it is the token's own.
+
+        Raises:
+            Refusal: as `get`; ``token_invalid`` and ``unauthorized`` are the token's.
+        """
+        bearer = f"Bearer {token.decode('ascii')}"
+        headers = {"authorization": bearer, "user-agent": self._headers["user-agent"]}
+        answer = await ask(self._http, "GET", self._url + path, headers, timeout=self._timeout)
+        if answer.status in (_REJECTED, 403):
+            raise Refusal("token_invalid" if answer.status == _REJECTED else "unauthorized")
+        return _body(answer)
+
+    async def environment_id(self) -> str:
+        """Ask which environment the secret key is of; a restricted key may not know.
+
+        Raises:
+            Refusal: as `get`.
+        """
+        answer = await self.probe("POST", CLAIMS_PATH)
+        try:
+            claims = json.loads(_body(answer))
+        except (ValueError, RecursionError):
+            claims = None
+        subject = claims.get("sub") if isinstance(claims, dict) else None
+        if not isinstance(subject, str) or not subject:
+            raise Refusal("upstream_invalid")
+        return subject
+
     async def probe(self, method: str, path: str) -> Answer:
         """Ask what the operator wants to know (`bff check`), whatever the status of the answer.
 
@@ -198,6 +230,20 @@ def _body(response: Answer) -> bytes:
     if status >= 500:  # noqa: PLR2004
         raise Refusal("upstream_unavailable")
     raise Refusal("upstream_invalid")
+
+
+async def fetch(http: httpx2.AsyncClient, url: str, seconds: float) -> bytes:
+    """GET a public document, by the rules of everything that leaves here: the body of a 200.
+
+    *seconds* are for the whole answer.
+
+    Raises:
+        Refusal: ``upstream_unavailable``, ``upstream_timeout`` or ``upstream_invalid``.
+    """
+    answer = await ask(http, "GET", url, {}, timeout=seconds)
+    if answer.status != 200:  # noqa: PLR2004
+        raise Refusal("upstream_unavailable" if answer.status >= 500 else "upstream_invalid")  # noqa: PLR2004
+    return answer.body
 
 
 async def _read(response: httpx2.Response) -> bytes:

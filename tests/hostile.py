@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ async def ask(
     world: World, segment: str, token: str | None, peer: str = "192.0.2.1", **fields: Any
 ) -> Reply:
     """One request to the gateway's heart, without an HTTP client's cost and its tidying up."""
-    authorization = None if token is None else b"Bearer " + token.encode("latin-1")
-    head = Head(
-        "GET", (PATH + segment).encode("latin-1"), peer, ORIGIN.encode(), authorization, **fields
+    headers = [(b"origin", ORIGIN.encode())]
+    if token is not None:
+        headers.append((b"authorization", b"Bearer " + token.encode("latin-1")))
+    head = replace(
+        Head.read("GET", (PATH + segment).encode("latin-1"), b"", headers, peer), **fields
     )
     gateway = world.service.gateway
     answer = gateway.decide(head, *world.clock())

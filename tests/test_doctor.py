@@ -104,7 +104,7 @@ def test_a_good_place_passes_every_probe(gateway: Gateway, live: dict[str, str])
         "the clock of the gateway agrees",
     ):
         assert text in done.stdout, text
-    assert done.stdout.count("\n  OK ") == 9
+    assert done.stdout.count("\n  OK ") == 10
     assert OWN_KEY not in done.stdout
     assert "eyJ" not in done.stdout
 
@@ -283,3 +283,44 @@ async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> N
 
     assert problems(gateway) == ""
     assert any(f.verdict is Verdict.UNSURE and "pass --session ID" in f.text for f in gateway)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({}, 0, "verified by the keys here: an additional key"),
+        ({"BFF_SIGNING_KEYS": None}, 0, "verified by upstream: an additional key"),
+        (
+            {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY},
+            0,
+            "verified by the keys here: a root key signs them",
+        ),
+        ({"BFF_VERIFY": "local,upstream"}, 0, "by the keys here and then by upstream"),
+        (
+            {"BFF_SIGNING_KEYS": None, "BFF_ENVIRONMENT_ID": None},
+            2,
+            "this key cannot tell: set BFF_ENVIRONMENT_ID",
+        ),
+    ],
+    ids=range(5),
+)
+def test_the_probe_says_who_verifies_tokens_and_why(
+    live: dict[str, str], changes: dict[str, str | None], code: int, says: str
+) -> None:
+    told = {name: text for name, text in (live | changes).items() if text is not None}
+
+    done = check(told, "--probe")
+
+    assert says in done.stdout
+    assert done.returncode == code, done.stdout
+
+
+def test_without_a_signing_key_isolation_is_left_unproved(
+    gateway: Gateway, live: dict[str, str]
+) -> None:
+    told = {name: text for name, text in live.items() if name != "BFF_SIGNING_KEYS"}
+
+    done = check(told, "--probe", "--url", gateway.url)
+
+    assert "isolation cannot be proved from here" in done.stdout
+    assert "Traceback" not in done.stderr

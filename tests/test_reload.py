@@ -136,6 +136,13 @@ async def test_what_needs_a_restart_is_said(world: World) -> None:
     assert line["settings"] == ["BFF_PORT", "BFF_UPSTREAM_TIMEOUT"]
 
 
+async def test_the_bounds_of_connections_and_the_lane_need_a_restart(world: World) -> None:
+    world.reload(BFF_FAST_LANE="off", BFF_MAX_CONNECTIONS="7", BFF_IDLE_TIMEOUT="9")
+
+    (line,) = [line for line in world.logged() if line["event"] == "settings_need_restart"]
+    assert line["settings"] == ["BFF_FAST_LANE", "BFF_IDLE_TIMEOUT", "BFF_MAX_CONNECTIONS"]
+
+
 async def test_which_key_was_used_last_is_told_by_number(world: World) -> None:
     await world.start(BFF_SIGNING_KEYS=f"{NEW_KEY},{OWN_KEY}")
     await world.get("chat-1", token=signed_with(world, OWN_KEY, "chat-1"))

@@ -68,14 +68,16 @@ def test_all_problems_come_together_each_with_its_name() -> None:
         ({"TRIGGER_SECRET_KEY": None}, "TRIGGER_SECRET_KEY is not set; set TRIGGER_SECRET_KEY or"),
         ({"TRIGGER_SECRET_KEY": "abc"}, "begin with tr_"),
         ({"TRIGGER_SECRET_KEY": "tr_dev_a b"}, "spaces"),
-        ({"BFF_SIGNING_KEYS": None}, "BFF_SIGNING_KEYS is not set and"),
+        ({"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "local"}, "says local and there is no key here"),
+        ({"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "local,upstream"}, "says local and there is no"),
+        ({"BFF_VERIFY": "upstream"}, "BFF_SIGNING_KEYS has no effect"),
+        ({"BFF_VERIFY": "upstream,local"}, "none of local, upstream and local,upstream"),
+        ({"BFF_VERIFY": "off"}, "none of local, upstream and local,upstream"),
+        ({"BFF_TOKEN_COOKIE": "token"}, "__Host-"),
+        ({"BFF_TOKEN_COOKIE": "__Host-a;b"}, "__Host-"),
         ({"BFF_SIGNING_KEYS": SECRET_KEY}, "signs no tokens"),
         ({"BFF_SIGNING_KEYS": "x" * 31}, "at least 32"),
         ({"BFF_SIGNING_KEYS": "tr_staging_x"}, "malformed root key"),
-        (
-            {"BFF_SIGNING_KEYS": ROOT_KEY, "BFF_ENVIRONMENT_ID": None},
-            "BFF_ENVIRONMENT_ID is not set",
-        ),
         ({"TRIGGER_API_URL": "http://api.example.com"}, "in the clear"),
         ({"TRIGGER_API_URL": "ftp://x"}, "is not an address"),
         ({"TRIGGER_API_URL": "https://user:pw@x"}, "nothing else"),
@@ -104,6 +106,40 @@ def test_each_problem_names_its_setting_and_a_remedy(changes: dict, says: str) -
 
     assert says in found
     assert found.startswith(("BFF_", "TRIGGER_"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "verify", "keys", "learn"),
+    [
+        ({}, ("local",), [OWN_KEY], False),
+        ({"BFF_ENVIRONMENT_ID": None}, ("local",), [OWN_KEY], False),
+        ({"BFF_ENVIRONMENT_ID": None, "BFF_VERIFY": "local,upstream"}, ..., [OWN_KEY], True),
+        ({"BFF_SIGNING_KEYS": None}, ("upstream",), [], False),
+        ({"BFF_SIGNING_KEYS": None, "BFF_ENVIRONMENT_ID": None}, ("upstream",), [], True),
+        ({"BFF_SIGNING_KEYS": ROOT_KEY, "BFF_ENVIRONMENT_ID": None}, ("local",), [ROOT_KEY], True),
+        (
+            {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY},
+            ("local",),
+            [ROOT_KEY],
+            False,
+        ),
+        (
+            {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY, "BFF_VERIFY": "upstream"},
+            ("upstream",),
+            [],
+            False,
+        ),
+    ],
+    ids=range(8),
+)
+def test_who_verifies_and_whether_the_id_has_to_be_asked_for(
+    changes: dict, verify: object, keys: list[str], *, learn: bool
+) -> None:
+    (environment,) = load(environ(**changes)).environments
+
+    assert environment.verify == (("local", "upstream") if verify is ... else verify)
+    assert [key.reveal() for key in environment.signing_keys] == keys
+    assert environment.learn is learn
 
 
 def test_no_problem_and_no_repr_quotes_a_secret(tmp_path) -> None:
@@ -214,15 +250,11 @@ def test_environments_and_policies_come_from_the_file(config) -> None:
         ('[policies.x]\nBFF_EXPOSE_FIELDS = "id"', "policy 'x': BFF_EXPOSE_FIELDS"),
         ('[[environments]]\nname = "A B"', "name may have"),
         (
-            f"[[environments]]\n{KEYS}",
-            "BFF_ENVIRONMENT_ID",
-        ),
-        (
             f'[[environments]]\n{KEYS}BFF_ENVIRONMENT_ID = "env_test"',
             "same BFF_ENVIRONMENT_ID",
         ),
     ],
-    ids=range(9),
+    ids=range(8),
 )
 def test_problems_of_the_file(config, text: str, says: str) -> None:
     assert any(says in found for found in problems(config(text)))

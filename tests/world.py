@@ -109,6 +109,8 @@ class World:
     def __init__(self, clock: Clock, **changes: str | None) -> None:
         self.clock = clock
         self.upstream = pretend(lambda: clock.wall)
+        self.transport: httpx2.AsyncBaseTransport | None = None
+        """How upstream is reached, if not in this process."""
         self.log = io.StringIO()
         self.telemetry = Telemetry(self.log)
         self.tracing: Tracing | None = None
@@ -131,7 +133,7 @@ class World:
             self.telemetry,
             reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
-            transport=httpx2.ASGITransport(self.upstream),
+            transport=self.transport or httpx2.ASGITransport(self.upstream),
             tracing=self.tracing,
         )
         app = self.service.browser_app
@@ -223,7 +225,8 @@ class running_upstream:  # noqa: N801  reads as what it is: with running_upstrea
 class Gateway:
     """`bff serve` in a process of its own."""
 
-    def __init__(self, upstream_port: int, **changes: str | None) -> None:
+    def __init__(self, upstream_port: int, *options: str, **changes: str | None) -> None:
+        self._options = options
         told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream_port}", BFF_PORT="0")
         told |= {"BFF_OPS_PORT": "0"}
         self._environ = told | {name: text for name, text in changes.items() if text is not None}
@@ -232,16 +235,17 @@ class Gateway:
     def __enter__(self) -> "Gateway":
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bff", "serve"],
+            [sys.executable, "-m", "bff", "serve", *self._options],
             env=kept | self._environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         assert self.process.stdout is not None
-        first = self.process.stdout.readline()
-        if not first.startswith("{"):
-            raise AssertionError(first + self.process.stdout.read())
+        while '"listening"' not in (first := self.process.stdout.readline()):
+            if not first.startswith("{"):
+                raise AssertionError(first + self.process.stdout.read())
+            self._lines.append(first)
         self._lines.append(first)
         listening = json.loads(first)
         self.port = int(listening["browser"].rpartition(":")[2])

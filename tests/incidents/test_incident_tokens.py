@@ -188,9 +188,9 @@ def test_04_verifying_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = SimpleNamespace(count=0)
     original = verifier._check
 
-    def counted(token: bytes):
+    def counted(token: bytes, wall: float):
         checks.count += 1
-        return original(token)
+        return original(token, wall)
 
     monkeypatch.setattr(verifier, "_check", counted)
     good = sign(claims(0, "read:sessions", sub="env")).encode()

@@ -69,15 +69,21 @@ _NAMES = [b"authorization", b"origin", b"if-none-match", b"x-forwarded-for", b"c
 @given(
     method=st.sampled_from(["GET", "HEAD", "OPTIONS", "POST", "PATCH", "TRACE", "", "gEt"]),
     path=st.one_of(st.binary(max_size=60), _SEGMENTS.map(lambda segment: sessions.ROUTE + segment)),
+    query=st.binary(max_size=60),
     headers=st.lists(st.tuples(st.sampled_from(_NAMES), st.binary(max_size=80)), max_size=8),
     peer=st.one_of(st.text(max_size=20), st.ip_addresses().map(str)),
 )
 async def test_no_head_is_a_5xx_or_an_exception(
-    world: World, method: str, path: bytes, headers: list[tuple[bytes, bytes]], peer: str
+    world: World,
+    method: str,
+    path: bytes,
+    query: bytes,
+    headers: list[tuple[bytes, bytes]],
+    peer: str,
 ) -> None:
     gateway = world.service.gateway
     world.clock.advance(61)
-    answer = gateway.decide(Head.read(method, path, b"", headers, peer), *world.clock())
+    answer = gateway.decide(Head.read(method, path, query, headers, peer), *world.clock())
     assert not isinstance(answer, Load), "without a good token nothing is ever loaded"
     assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
     assert b"\r\n\r\n" not in answer.head
@@ -217,7 +223,7 @@ _NULLABLE = {"externalId", "metadata", "closedAt", "closedReason", "expiresAt", 
     value=st.one_of(_JSON, st.just("2026-01-02T03:04:05.678Z"), st.just("session_x")),
     absent=st.booleans(),
 )
-def test_a_document_that_is_let_in_is_one_that_the_sdkcan_read(
+def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
     name: str, value: Any, absent: bool
 ) -> None:
     document = session(1, "chat") | {name: value}

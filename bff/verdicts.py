@@ -1,0 +1,117 @@
+"""What upstream said of tokens that no key here can verify. Decides without I/O.
+
+A verdict is about one token (by its hash) and one session, under either of its ids. Good ones and
+refusals are kept apart and bounded each, so that bad tokens push no good one out. A test under way
+is joined, not repeated. Time is seconds on a clock that never jumps.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, Generic, TypeVar
+
+GOOD_SECONDS: Final = 60.0
+"""A good verdict is kept no longer: what upstream takes back is taken back here within that."""
+REFUSED_SECONDS: Final = 5.0
+TROUBLE_SECONDS: Final = 1.0
+"""How long a test that upstream did not decide (it failed, it was busy) is not repeated."""
+UNDECIDED: Final = frozenset(
+    {"upstream_unavailable", "upstream_timeout", "upstream_invalid", "over_budget", "internal"}
+)
+
+OutcomeT = TypeVar("OutcomeT")
+_Key = tuple[bytes, str]
+_ANY = ""
+"""In place of a session's id: the token is bad whatever it asks for."""
+
+
+class Verdicts(Generic[OutcomeT]):
+    """The verdicts of one process, and the tests under way.
+
+    Args:
+        spawn: runs a test to its end, whoever leaves meanwhile.
+        max_kept: bound on the good ones, and on the refusals.
+        max_flights: tests at once; half of the connections upstream, so that loads have the rest.
+    """
+
+    def __init__(
+        self,
+        spawn: Callable[[Coroutine[Any, Any, OutcomeT]], "asyncio.Task[OutcomeT]"],
+        *,
+        max_kept: int = 50_000,
+        max_flights: int = 50,
+    ) -> None:
+        self._spawn = spawn
+        self._max_kept = max_kept
+        self._max_flights = max_flights
+        self._good: OrderedDict[_Key, float] = OrderedDict()
+        self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
+        self._genuine: OrderedDict[bytes, float] = OrderedDict()
+        self._flights: dict[_Key, asyncio.Task[OutcomeT]] = {}
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def good(self, digest: bytes, id_: str, now: float) -> bool:
+        """Whether upstream let this token read this session, not long ago."""
+        return self._good.get((digest, id_), 0.0) > now
+
+    def genuine(self, digest: bytes, now: float) -> bool:
+        """Whether upstream, not long ago, took the token for one of its own; it grants nothing."""
+        return self._genuine.get(digest, 0.0) > now
+
+    def refused(self, digest: bytes, id_: str, now: float) -> tuple[str, float] | None:
+        """Give the refusal that came not long ago: its code, and for how many seconds it stands."""
+        for key in ((digest, _ANY), (digest, id_)):
+            until, code = self._refused.get(key, (0.0, ""))
+            if until > now:
+                return code, until - now
+        return None
+
+    def accept(self, digest: bytes, ids: Iterable[str], now: float, seconds: float) -> None:
+        """Keep a good verdict on the session with these *ids*, *seconds* at most."""
+        until = now + min(seconds, GOOD_SECONDS)
+        self._put(self._genuine, digest, until)
+        for id_ in ids:
+            self._put(self._good, (digest, id_), until)
+
+    def refuse(
+        self, digest: bytes, id_: str, now: float, code: str, retry_after: float | None
+    ) -> None:
+        """Keep a refusal."""
+        seconds = REFUSED_SECONDS
+        if code in ("not_found", "unauthorized"):  # it looks at the token before that
+            self._put(self._genuine, digest, now + GOOD_SECONDS)
+        if code in UNDECIDED:
+            seconds = min(max(retry_after or 0.0, TROUBLE_SECONDS), GOOD_SECONDS)
+        whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
+        self._put(self._refused, (digest, _ANY if whole else id_), (now + seconds, code))
+
+    def forget(self) -> None:
+        """Forget every verdict."""
+        for kept in (self._good, self._refused, self._genuine):
+            kept.clear()
+
+    def _put(self, kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+        kept.pop(key, None)
+        kept[key] = value
+        if len(kept) > self._max_kept:
+            kept.popitem(last=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether no other test may begin now."""
+        return len(self._flights) >= self._max_flights
+
+    def flight(self, digest: bytes, id_: str) -> "asyncio.Task[OutcomeT] | None":
+        """The test under way of this token for this session."""
+        return self._flights.get((digest, id_))
+
+    def fly(
+        self, digest: bytes, id_: str, test: Coroutine[Any, Any, OutcomeT]
+    ) -> "asyncio.Task[OutcomeT]":
+        """Start *test* as the one test of this token for this session."""
+        key = (digest, id_)
+        task = self._flights[key] = self._spawn(test)
+        task.add_done_callback(lambda _: self._flights.pop(key, None))
+        return task

@@ -1,0 +1,212 @@
+"""Real gateway processes in front of a real store: killed and restarted while traffic flows."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+from engines import ENGINES, Engine
+from world import OFF, PATH, Gateway, read, running_upstream
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, tmp_path: Path) -> Iterator[Engine]:
+    if ENGINES[request.param] is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    with Engine(request.param, tmp_path) as engine:
+        yield engine
+
+
+class Traffic:
+    """Browsers that ask each gateway in turn, in threads of their own, until told to stop."""
+
+    def __init__(self, gateways: list[Gateway], paths: list[str], *, threads: int, pause: float):
+        self.gateways = gateways
+        self.replies: list[tuple[float, int, str]] = []
+        self.lost = 0
+        self._paths = paths
+        self._pause = pause
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
+
+    def _run(self, number: int) -> None:
+        turn = number
+        # None kept: what a killed process leaves in a pool is closed at no known time.
+        unkept = httpx2.Limits(max_keepalive_connections=0)
+        with httpx2.Client(timeout=10, limits=unkept) as http:
+            while not self._stop.is_set():
+                gateway = self.gateways[turn % len(self.gateways)]
+                id_ = self._paths[turn // len(self.gateways) % len(self._paths)]
+                turn += 1
+                headers = {"authorization": f"Bearer {self.tokens[id_]}"}
+                try:
+                    reply = http.get(gateway.url + PATH + id_, headers=headers)
+                except httpx2.TransportError:
+                    self.lost += 1
+                    time.sleep(0.01)
+                else:
+                    what = reply.json().get("externalId", reply.json().get("code"))
+                    self.replies.append((time.monotonic(), reply.status_code, what))
+                    assert reply.status_code != 200 or what == id_
+                time.sleep(self._pause)
+
+    def __enter__(self) -> "Traffic":
+        gateway = self.gateways[0]
+        self.tokens = {
+            id_: gateway.token(*read(id_), act={"sub": "someone"}) for id_ in self._paths
+        }
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def statuses(self) -> Counter[int]:
+        return Counter(status for _, status, _ in self.replies)
+
+
+def together(gateways: list[Gateway], number: int) -> None:
+    """Wait until each gateway sees *number* replicas at the store."""
+    for gateway in gateways:
+        for _ in range(1000):
+            metrics = httpx2.get(gateway.ops_url + "/metrics").text
+            if "bff_store_up 1.0" in metrics and f"bff_replicas {number}.0" in metrics:
+                break
+            time.sleep(0.02)
+        else:
+            raise AssertionError("they do not find together")
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"), [("valkey", 2), ("valkey", 4), ("redis", 4)], indirect=["engine"]
+)
+def test_one_load_for_each_ttl_and_none_beyond_the_limit(engine: Engine, number: int) -> None:
+    """Also while one of them is killed and started again."""
+    ttl = 0.5
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        "BFF_STORE_TIMEOUT": "2",
+        "BFF_CACHE_TTL": str(ttl),
+        "BFF_CACHE_STALE_WHILE_REVALIDATE": "0.25",
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = [stack.enter_context(Gateway(upstream.port, **told)) for _ in range(number)]
+        together(gateways, number)
+        before = len(upstream.seen)  # the probes of readiness
+        with Traffic(gateways, ["chat-1"], threads=4, pause=0.01) as traffic:
+            began = time.monotonic()
+            time.sleep(1.5)
+            gateways[-1].process.kill()
+            gateways[-1].process.wait()
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            time.sleep(1.5)
+            took = time.monotonic() - began
+        loads = len(upstream.seen) - before
+
+    assert set(traffic.statuses) == {200}
+    assert loads <= 1 + took / ttl, "a load begins when a copy is a TTL old: no more fit"
+    assert loads >= took / (ttl + 0.25) - 1
+
+
+def test_a_limit_is_not_exceeded_by_one_while_replicas_die(engine: Engine) -> None:
+    limit, number = 200, 4
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        "BFF_STORE_TIMEOUT": "2",
+        "BFF_RATE_LIMIT": f"{limit}/minute",
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = [stack.enter_context(Gateway(upstream.port, **told)) for _ in range(number)]
+        together(gateways, number)
+        with Traffic(gateways, ["chat-1"], threads=4, pause=0.0) as traffic:
+            while traffic.statuses[200] < limit // 3:
+                time.sleep(0.01)
+            gateways[-1].process.kill()
+            gateways[-1].process.wait()
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            while traffic.statuses[429] < 200:
+                time.sleep(0.05)
+
+    assert set(traffic.statuses) == {200, 429}
+    assert traffic.statuses[200] <= limit
+    assert traffic.statuses[200] >= limit - limit // 8, "but for what the dead one had leased"
+
+
+def test_the_store_dies_and_returns_while_traffic_flows(engine: Engine) -> None:
+    told = {
+        "BFF_STORE_URL": engine.url,
+        "BFF_RATE_LIMIT": "100000/minute",
+        "BFF_IP_RATE_LIMIT": "off",
+        "BFF_CACHE_TTL": "0.5",
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = [stack.enter_context(Gateway(upstream.port, **told)) for _ in range(2)]
+        together(gateways, 2)
+        paths = ["chat-1", "chat-2", "chat-closed"]
+        with Traffic(gateways, paths, threads=3, pause=0.005) as traffic:
+            time.sleep(1)
+            engine.kill()
+            time.sleep(1)
+            engine.start()
+            together(gateways, 2)
+            engine.freeze()
+            time.sleep(1)
+            engine.thaw()
+            together(gateways, 2)
+            time.sleep(0.5)
+
+        assert set(traffic.statuses) == {200}
+        assert traffic.lost == 0
+        for gateway in gateways:
+            assert gateway.output.count('"store_away"') <= 4
+            assert gateway.output.count('"store_there"') >= 3
+
+
+def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> None:
+    told = OFF | {"BFF_STORE_URL": engine.url, "BFF_RATE_LIMIT": "60/minute"}
+    with (
+        running_upstream() as upstream,
+        Gateway(upstream.port, "--workers", "2", **told) as gateway,
+    ):
+        token = gateway.token(*read("chat-1"), act={"sub": "someone"})
+
+        def ask() -> int:
+            url = gateway.url + PATH + "chat-1"
+            return httpx2.get(url, headers={"authorization": f"Bearer {token}"}).status_code
+
+        statuses = Counter(ask() for _ in range(80))
+        assert statuses == {200: 60, 429: 20}, "counted together"
+        workers = children(gateway.process.pid)
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        for _ in range(500):
+            now = children(gateway.process.pid)
+            if len(now) == 2 and workers[0] not in now:
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("nobody took its place")
+        assert ask() == 429
+        assert '"worker_died"' in gateway.output
+    assert gateway.process.returncode == 0
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_workers_without_a_store_say_what_each_counts_alone() -> None:
+    with running_upstream() as upstream, Gateway(upstream.port, "--workers", "2") as gateway:
+        assert '"workers_count_alone"' in gateway.output
+        assert "BFF_STORE_URL" in gateway.output
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

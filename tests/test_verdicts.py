@@ -1,0 +1,580 @@
+"""Tokens that only upstream can verify: what is asked, what is kept, and what nobody learns."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from world import (
+    ENVIRONMENT_ID,
+    FRIENDLY,
+    OFF,
+    ORIGIN,
+    OWN_KEY,
+    PATH,
+    ROOT_KEY,
+    SECRET_KEY,
+    Clock,
+    World,
+    claims,
+    read,
+    sign,
+)
+
+from bff.demo.upstream import Answer, Environment, can_read, session
+from bff.verdicts import Verdicts
+
+FOREIGN_KEY = "tr_prod_FOREIGNkeysentinel00000001"
+OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
+
+
+@pytest.fixture
+async def opaque(clock: Clock) -> AsyncIterator[World]:
+    """A gateway with a restricted additional key and nothing else; tokens are upstream's own."""
+    async with World(clock, **OPAQUE) as world:
+        yield world
+
+
+def minted(world: World, *scopes: object, key: str = ROOT_KEY, **changes: object) -> str:
+    return sign(claims(world.clock.wall, *scopes, **changes), key)
+
+
+async def ask(world: World, token: str, id_: str = "chat-1", **headers: str) -> tuple[int, str]:
+    reply = await world.get(id_, token=token, **headers)
+    return reply.status_code, reply.json().get("code", "") if reply.content else ""
+
+
+def senders(world: World) -> list[str]:
+    """Who asked upstream, in order: the secret key or a token."""
+    keys = [seen.header("authorization") for seen in world.upstream.seen]
+    return ["key" if key == f"Bearer {SECRET_KEY}" else "token" for key in keys]
+
+
+async def test_the_load_itself_is_the_test_and_later_loads_use_the_key(opaque: World) -> None:
+    token = minted(opaque, *read("chat-1"))
+
+    first = await opaque.get("chat-1", token=token)
+    assert first.status_code == 200
+    assert "triggerConfig" not in first.json()
+    assert first.headers["cache-status"] == "bff; fwd=miss; stored"
+    (seen,) = opaque.upstream.seen
+    assert seen.header("authorization") == f"Bearer {token}"
+    assert seen.header("x-trigger-branch") is None
+
+    assert (await opaque.get("chat-1", token=token)).headers["cache-status"] == "bff; hit"
+    assert (await ask(opaque, token, FRIENDLY["chat-1"]))[0] == 200, "either id has the verdict"
+    opaque.clock.advance(10)
+    assert (await opaque.get("chat-1", token=token)).headers["cache-status"].startswith("bff; fwd")
+    assert senders(opaque) == ["token", "key"]
+
+
+async def test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested(
+    opaque: World,
+) -> None:
+    mine, forged = minted(opaque, *read("chat-1")), minted(opaque, *read("chat-1"), key=OWN_KEY)
+    assert (await ask(opaque, mine))[0] == 200
+
+    assert await ask(opaque, forged) == (401, "token_invalid")
+    assert await ask(opaque, minted(opaque, *read("chat-1"), jti="2")) == (200, "")
+    assert senders(opaque) == ["token"] * 3
+
+
+async def test_one_token_is_one_test_a_session_a_minute_however_many_ask(opaque: World) -> None:
+    await opaque.start(**OFF, **OPAQUE, BFF_CACHE_TTL="600")
+    token = minted(opaque, *read("chat-1", "chat-2"))
+
+    for _ in range(60):
+        at_once = [ask(opaque, token, id_) for id_ in ("chat-1", "chat-2") for _ in range(20)]
+        assert {status for status, _ in await asyncio.gather(*at_once)} == {200}
+        opaque.clock.advance(1)
+    assert senders(opaque) == ["token", "token"]
+
+    assert (await ask(opaque, token))[0] == 200
+    assert senders(opaque) == ["token"] * 3, "after a minute, once more"
+
+
+async def test_what_upstream_takes_back_is_taken_back_within_a_minute(opaque: World) -> None:
+    token = minted(opaque, *read("chat-1"))
+    assert (await ask(opaque, token))[0] == 200
+    opaque.upstream.environments[0].root_key = "tr_prod_rotated00000000000000000001"
+
+    opaque.clock.advance(59)
+    assert (await ask(opaque, token))[0] == 200
+    opaque.clock.advance(1)
+
+    assert await ask(opaque, token) == (401, "token_invalid")
+
+
+async def test_a_verdict_ends_with_the_token(opaque: World) -> None:
+    token = minted(opaque, *read("chat-1"), exp=int(opaque.clock.wall) + 20)
+    assert (await ask(opaque, token))[0] == 200
+
+    opaque.clock.advance(20)
+
+    assert await ask(opaque, token) == (401, "token_expired")
+    assert senders(opaque) == ["token"]
+
+
+async def test_a_refusal_is_kept_for_five_seconds(opaque: World) -> None:
+    await opaque.start(**OFF, **OPAQUE)
+    forged = minted(opaque, *read("chat-1", "chat-2"), key=OWN_KEY)
+
+    for _ in range(20):
+        assert await ask(opaque, forged) == (401, "token_invalid")
+        assert await ask(opaque, forged, "chat-2") == (401, "token_invalid"), "whatever it asks for"
+    assert opaque.calls == 1
+    opaque.clock.advance(5)
+    await ask(opaque, forged)
+    assert opaque.calls == 2
+
+    missing = minted(opaque, *read("nope"))
+    for _ in range(5):
+        assert await ask(opaque, missing, "nope") == (404, "not_found")
+    assert opaque.calls == 3
+    opaque.clock.advance(5)
+    opaque.upstream.environments[0].add(session(9, "nope"))
+    assert (await ask(opaque, missing, "nope"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (500, "upstream_unavailable"),
+        (503, "upstream_unavailable"),
+        (302, "upstream_invalid"),
+        (204, "upstream_invalid"),
+        (429, "over_budget"),
+    ],
+)
+async def test_an_answer_that_decides_nothing_grants_nothing_and_is_not_asked_for_at_once(
+    opaque: World, status: int, code: str
+) -> None:
+    token, other = minted(opaque, *read("chat-1")), minted(opaque, *read("chat-1"), jti="2")
+    assert (await ask(opaque, other))[0] == 200
+    opaque.answer(status, {"error": "x"}, location="https://evil.example.com/")
+
+    assert [await ask(opaque, token) for _ in range(5)] == [
+        (503 if status == 429 else 502, code)
+    ] * 5
+    assert opaque.calls == 2
+    assert (await ask(opaque, other))[0] == 200, "who has a verdict is served from the copy"
+    assert opaque.service.gateway.environments["default"].health is None
+    opaque.answer(0)
+    opaque.clock.advance(1)
+    assert (await ask(opaque, token))[0] == 200
+
+
+async def test_upstreams_limit_on_one_token_stops_that_token_alone(opaque: World) -> None:
+    token, other = minted(opaque, *read("chat-1")), minted(opaque, *read("chat-1"), jti="2")
+
+    async def limited(seen) -> Answer | None:
+        if seen.header("authorization") != f"Bearer {token}":
+            return None
+        return Answer(429, {"error": "slow down"}, {"retry-after": "30", **LIMIT})
+
+    opaque.upstream.override = limited
+    reply = await opaque.get("chat-1", token=token)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "30")
+    opaque.clock.advance(10)
+    again = await opaque.get("chat-1", token=token)
+    assert (again.status_code, again.headers["retry-after"]) == (503, "20")
+    assert opaque.calls == 1
+    assert (await ask(opaque, other))[0] == 200
+    budget = opaque.service.gateway.environments["default"].budget
+    assert budget.wait(opaque.clock.now) == 0, "the key's bucket is another"
+    assert budget.left(opaque.clock.now) == 10
+
+
+LIMIT = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "1"}
+
+
+# -- what nobody learns, and nobody may cause
+
+
+async def test_another_customers_environment_fills_no_copy_of_ours(opaque: World) -> None:
+    """Upstream accepts their token, and has a session of the same name for it."""
+    theirs = Environment("env_theirs", FOREIGN_KEY)
+    theirs.add(session(66, "chat-1", taskIdentifier="theirs"))
+    opaque.upstream.environments = (*opaque.upstream.environments, theirs)
+    token = minted(opaque, "read:sessions", sub="env_theirs", key=FOREIGN_KEY)
+    assert (await opaque.browser.get("/healthz")).status_code == 200
+
+    assert await ask(opaque, token) == (401, "token_invalid")
+    assert opaque.calls == 0
+    mine = await opaque.get("chat-1", token=minted(opaque, *read("chat-1")))
+    assert mine.json()["taskIdentifier"] == "my-chat"
+    assert await ask(opaque, minted(opaque, *read("chat-1"), key=FOREIGN_KEY)) == (
+        401,
+        "token_invalid",
+    )
+
+
+async def test_without_the_environments_id_nothing_is_put_to_the_test(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_ENVIRONMENT_ID=None)
+    token = minted(opaque, *read("chat-1"))
+
+    assert await ask(opaque, token) == (503, "not_ready")
+    ready = await opaque.ops.get("/readyz")
+    assert ready.status_code == 503
+    assert "set BFF_ENVIRONMENT_ID" in ready.json()["environments"]["default"]["reason"]
+    assert "token" not in senders(opaque)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"exp": None}, "token_invalid"),
+        ({"exp": 1_800_000_000}, "token_expired"),
+        ({"nbf": 1_800_000_001}, "token_invalid"),
+        ({"iss": "https://evil.example"}, "token_invalid"),
+        ({"aud": "x"}, "token_invalid"),
+        ({"pub": False}, "token_invalid"),
+        ({"sub": "env_other"}, "token_invalid"),
+        ({"sub": None}, "token_invalid"),
+    ],
+    ids=repr,
+)
+async def test_what_a_token_claims_may_refuse_it_here(
+    opaque: World, change: dict[str, object], code: str
+) -> None:
+    token = minted(opaque, *read("chat-1"), **change)
+
+    assert await ask(opaque, token) == (401, code)
+    assert opaque.calls == 0
+
+
+@pytest.mark.parametrize("algorithm", ["HS384", "HS512"])
+async def test_algorithms_that_upstream_takes_and_we_do_not(opaque: World, algorithm: str) -> None:
+    with pytest.warns(Warning, match="HMAC key"):
+        token = sign(claims(opaque.clock.wall, *read("chat-1")), ROOT_KEY, algorithm=algorithm)
+
+    assert await ask(opaque, token) == (401, "token_invalid")
+    assert opaque.calls == 0
+
+
+async def test_a_secret_key_is_told_and_never_passed_on(opaque: World) -> None:
+    assert await ask(opaque, "tr_prod_sk_whatever") == (401, "secret_key_sent")
+    assert opaque.calls == 0
+
+
+async def test_no_scope_that_could_mean_it_is_403_whether_or_not_it_exists(opaque: World) -> None:
+    for key in (ROOT_KEY, OWN_KEY):
+        token = minted(opaque, *read("chat-2"), "read:runs", key=key)
+        for id_ in ("chat-1", "no-such-chat", "chat-closed"):
+            assert await ask(opaque, token, id_) == (403, "unauthorized")
+    assert opaque.calls == 0
+
+
+async def test_an_alias_that_is_none_tells_nothing(opaque: World) -> None:
+    token = minted(opaque, *read(FRIENDLY["chat-2"]))
+    shown = []
+    for id_ in ("chat-1", "no-such-chat", "chat-closed"):
+        reply = await opaque.get(id_, token=token)
+        shown.append((reply.status_code, reply.content, sorted(set(reply.headers))))
+    opaque.answer(500, {"error": "down"})
+    reply = await opaque.get("chat-in-bad-weather", token=token)
+    shown.append((reply.status_code, reply.content, sorted(set(reply.headers) | {"ratelimit"})))
+
+    assert {status for status, *_ in shown} == {403}
+    assert all(content == shown[0][1] for _, content, _ in shown)
+    opaque.answer(0)
+    assert (await ask(opaque, token, "chat-2"))[0] == 200, "an alias that is one"
+
+
+async def test_probing_by_alias_meets_the_bad_token_limit(opaque: World) -> None:
+    await opaque.start(BFF_RATE_LIMIT="off", BFF_UPSTREAM_BUDGET="off", **OPAQUE)
+    token = minted(opaque, *read(FRIENDLY["chat-1"]))
+    assert (await ask(opaque, token, FRIENDLY["chat-1"]))[0] == 200
+
+    statuses = {(await ask(opaque, token, f"made-up-{n}"))[0] for n in range(300)}
+
+    assert statuses == {403}
+    assert opaque.calls <= 61
+    assert (await ask(opaque, token, FRIENDLY["chat-1"]))[0] == 200
+
+
+async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
+    opaque: World,
+) -> None:
+    mine = minted(opaque, *read("chat-1"))
+    assert (await ask(opaque, mine))[0] == 200
+    invented = [minted(opaque, *read("chat-1"), key=OWN_KEY, jti=str(n)) for n in range(1000)]
+
+    answers = await asyncio.gather(*(ask(opaque, token) for token in invented))
+
+    assert opaque.calls <= 61
+    assert {status for status, _ in answers} <= {401, 429, 503}
+    assert (await ask(opaque, mine))[0] == 200, "who has a verdict is not harmed"
+    verdicts = opaque.service.gateway.verdicts
+    assert len(verdicts) == 2
+    assert len(opaque.service.gateway.verifier) == 1, "only verified tokens are remembered"
+
+
+async def test_good_tokens_cost_their_address_no_bad_one(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_BAD_TOKEN_LIMIT="1/minute")
+
+    for number in range(5):
+        token = minted(opaque, *read("chat-1"), jti=str(number))
+        assert (await ask(opaque, token))[0] == 200
+    missing = minted(opaque, *read("nope"))
+    assert (await ask(opaque, missing, "nope"))[0] == 404
+    forged = minted(opaque, *read("chat-1"), key=OWN_KEY)
+    assert (await ask(opaque, forged))[0] == 401
+
+    assert await ask(opaque, minted(opaque, *read("chat-1"), jti="x")) == (429, "rate_limited")
+
+
+async def test_limits_count_the_verified_subject_and_scopes(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_RATE_LIMIT="3/minute")
+
+    async def status(actor: str, jti: str) -> int:
+        token = minted(opaque, *read("chat-1"), act={"sub": actor}, jti=jti)
+        return (await ask(opaque, token))[0]
+
+    assert [await status("ann", str(n)) for n in range(4)] == [200, 200, 200, 429]
+    assert await status("bob", "1") == 200
+
+
+async def test_a_leaving_browser_cancels_no_test(opaque: World) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_) -> None:
+        await gate.wait()
+
+    opaque.upstream.override = slow
+    token = minted(opaque, *read("chat-1"))
+    leaver = asyncio.create_task(ask(opaque, token))
+    await asyncio.sleep(0.01)
+    stayer = asyncio.create_task(ask(opaque, token))
+    await asyncio.sleep(0.01)
+    leaver.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+
+    assert (await stayer)[0] == 200
+    assert opaque.calls == 1
+
+
+async def test_an_older_answer_does_not_replace_a_newer_one(opaque: World) -> None:
+    gate = asyncio.Event()
+    slow = minted(opaque, *read("chat-1"), jti="slow")
+    old = opaque.upstream.document(opaque.upstream.environments[0].find("chat-1"))
+
+    async def override(seen) -> Answer | None:
+        if seen.header("authorization") == f"Bearer {slow}":
+            await gate.wait()
+            return Answer(200, old)
+        return None
+
+    opaque.upstream.override = override
+    waiting = asyncio.create_task(ask(opaque, slow))
+    await asyncio.sleep(0.01)
+    opaque.clock.advance(1)
+    opaque.upstream.environments[0].find("chat-1")["currentRunId"] = "run_newer"
+    quick = minted(opaque, *read("chat-1"), jti="quick")
+    assert (await ask(opaque, quick))[0] == 200
+    gate.set()
+    assert (await waiting)[0] == 200
+
+    kept = await opaque.get("chat-1", token=quick)
+    assert kept.json()["currentRunId"] == "run_newer"
+
+
+async def test_local_first_then_upstream(clock: Clock) -> None:
+    async with World(clock, BFF_VERIFY="local,upstream") as world:
+        assert (await ask(world, minted(world, *read("chat-1"), key=OWN_KEY)))[0] == 200
+        assert (await ask(world, minted(world, *read("chat-1"))))[0] == 200
+        assert (await ask(world, minted(world, *read("chat-1"), key=FOREIGN_KEY)))[0] == 401
+        assert senders(world) == ["key", "token", "token"]
+
+        await world.start(BFF_VERIFY="local")
+        assert (await ask(world, minted(world, *read("chat-1"))))[0] == 401
+        assert len(senders(world)) == 3
+
+
+async def test_thousands_of_random_tokens_decide_as_upstream_does(opaque: World) -> None:
+    await opaque.start(**OFF, **OPAQUE)
+    chooser = random.Random(11)
+    documents = list(opaque.upstream.environments[0].sessions.values())
+    ids = [id_ for d in documents for id_ in (d["id"], d["externalId"]) if id_]
+    granted = 0
+    for number in range(1500):
+        chosen = [
+            ":".join([chooser.choice(["read", "write", "*"]), "sessions", chooser.choice(ids)])
+            for _ in range(chooser.randrange(4))
+        ]
+        key = chooser.choice([ROOT_KEY, ROOT_KEY, ROOT_KEY, OWN_KEY])
+        document = chooser.choice(documents)
+        asked = chooser.choice([id_ for id_ in (document["id"], document["externalId"]) if id_])
+        expected = key == ROOT_KEY and can_read(tuple(chosen), document)
+        granted += expected
+
+        status, _ = await ask(opaque, minted(opaque, *chosen, key=key, jti=str(number)), asked)
+
+        assert (status == 200) is expected, (asked, chosen, key)
+        assert status in (200, 401, 403)
+    assert 200 < granted < 1300
+
+
+async def test_nothing_of_a_token_is_logged_or_shown(opaque: World) -> None:
+    tokens = [
+        minted(opaque, *read("chat-1"), key=key, jti="sentinel") for key in (ROOT_KEY, OWN_KEY)
+    ]
+    for token in tokens:
+        await ask(opaque, token)
+    metrics = (await opaque.ops.get("/metrics")).text
+
+    for token in tokens:
+        for text in (opaque.log.getvalue(), metrics, repr(vars(opaque.service.gateway.verdicts))):
+            assert token not in text
+            assert token.rpartition(".")[2] not in text
+    assert 'bff_token_tests_total{outcome="ok"} 1.0' in metrics
+    assert 'bff_token_tests_total{outcome="token_invalid"} 1.0' in metrics
+
+
+# -- a list, and change without restart
+
+
+async def listed(world: World, token: str) -> tuple[int, list[str], list[str]]:
+    headers = {"authorization": f"Bearer {token}", "origin": ORIGIN}
+    reply = await world.browser.get(PATH.rstrip("/"), headers=headers)
+    body = reply.json()
+    if reply.status_code != 200:
+        return reply.status_code, [], [body["code"]]
+    return (
+        200,
+        [one["externalId"] for one in body["data"]],
+        [one["code"] for one in body.get("unavailable", [])],
+    )
+
+
+async def test_a_list_tests_the_token_once_and_then_each_session(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_BAD_TOKEN_LIMIT="1/minute", BFF_RATE_LIMIT="2/minute")
+    token = minted(opaque, *read("chat-1", "chat-2", "chat-closed", "nope"))
+
+    assert await listed(opaque, token) == (200, ["chat-1", "chat-2", "chat-closed"], [])
+    assert senders(opaque) == ["token"] * 4
+    assert await listed(opaque, token) == (200, ["chat-1", "chat-2", "chat-closed"], [])
+    assert senders(opaque) == ["token"] * 4
+    assert await listed(opaque, token) == (429, [], ["rate_limited"])
+
+
+async def test_an_invented_token_costs_one_test_however_much_it_lists(opaque: World) -> None:
+    forged = minted(opaque, *read(*(f"chat-{n}" for n in range(50))), key=OWN_KEY)
+
+    assert await listed(opaque, forged) == (401, [], ["token_invalid"])
+    assert await listed(opaque, forged) == (401, [], ["token_invalid"])
+    assert opaque.calls == 1
+    opaque.clock.advance(5)
+    opaque.answer(500, {"error": "down"})
+    assert await listed(opaque, forged) == (502, [], ["upstream_unavailable"])
+    assert opaque.calls == 2
+
+
+async def test_a_list_is_not_counted_for_whom_a_token_only_claims_to_be(opaque: World) -> None:
+    await opaque.start(**OPAQUE, BFF_RATE_LIMIT="1/minute")
+    mine = minted(opaque, *read("chat-1"), act={"sub": "ann"})
+    forged = minted(opaque, *read("chat-1"), act={"sub": "ann"}, key=OWN_KEY)
+
+    for _ in range(3):
+        assert (await listed(opaque, forged))[0] == 401
+
+    assert (await listed(opaque, mine))[0] == 200
+    assert (await listed(opaque, mine))[0] == 429
+
+
+async def test_a_revoked_session_is_reported_in_a_list_and_takes_no_other_along(
+    world: World,
+) -> None:
+    token = world.token(*read("chat-1", "chat-2"))
+    world.clock.advance(1)
+    await world.ops.post("/revocations", json={"session": "chat-1"})
+
+    for _ in range(2):
+        assert await listed(world, token) == (200, ["chat-2"], ["unauthorized"])
+
+
+async def test_verdicts_end_when_keys_or_environments_change(opaque: World) -> None:
+    token = minted(opaque, *read("chat-1"))
+    assert (await ask(opaque, token))[0] == 200
+    opaque.reload(**OPAQUE, BFF_RATE_LIMIT="200/minute")
+    assert (await ask(opaque, token))[0] == 200
+    assert opaque.calls == 1, "what has nothing to do with it changes nothing"
+
+    opaque.reload(**OPAQUE, BFF_ENVIRONMENT_ID="env_other")
+    assert await ask(opaque, token) == (401, "token_invalid")
+    opaque.reload(**OPAQUE, BFF_ENVIRONMENT_ID=ENVIRONMENT_ID)
+    assert (await ask(opaque, token))[0] == 200
+    assert senders(opaque) == ["token"] * 2
+    opaque.reload(BFF_SIGNING_KEYS=OWN_KEY, BFF_VERIFY="local")
+    assert await ask(opaque, token) == (401, "token_invalid")
+
+
+async def test_a_test_that_ends_under_other_rules_leaves_nothing(opaque: World) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_) -> None:
+        await gate.wait()
+
+    opaque.upstream.override = slow
+    waiting = asyncio.create_task(ask(opaque, minted(opaque, *read("chat-1"))))
+    await asyncio.sleep(0.01)
+    opaque.reload(BFF_SIGNING_KEYS=OWN_KEY, BFF_VERIFY="local")
+    gate.set()
+
+    assert await waiting == (401, "token_invalid")
+    gateway = opaque.service.gateway
+    assert (len(gateway.verdicts), len(gateway.verifier)) == (0, 0)
+
+
+# -- what is kept
+
+
+def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
+    verdicts: Verdicts[None] = Verdicts(lambda _: None, max_kept=100)  # type: ignore[arg-type]
+    verdicts.accept(b"mine", ["a", "b"], 0, 60)
+    for number in range(10_000):
+        verdicts.refuse(str(number).encode(), "a", 0, "token_invalid", None)
+    assert verdicts.good(b"mine", "a", 59.9)
+    assert not verdicts.good(b"mine", "a", 60)
+    assert len(verdicts._refused) == 100
+    verdicts.accept(b"short", ["a"], 0, 20)
+    assert verdicts.good(b"short", "a", 19.9)
+    assert not verdicts.good(b"short", "a", 20)
+    for number in range(10_000):
+        verdicts.accept(str(number).encode(), ["a"], 0, 60)
+    assert len(verdicts) == 100
+    assert not verdicts.good(b"mine", "a", 0)
+
+
+async def test_no_more_tests_at_once_than_half_the_connections(opaque: World) -> None:
+    await opaque.start(**OFF, **OPAQUE)
+    gate = asyncio.Event()
+
+    async def slow(_) -> None:
+        await gate.wait()
+
+    opaque.upstream.override = slow
+    tokens = [minted(opaque, *read("chat-1"), jti=str(n)) for n in range(80)]
+    asked = [asyncio.create_task(ask(opaque, token)) for token in tokens]
+    await asyncio.sleep(0.2)
+    gate.set()
+    answers = await asyncio.gather(*asked)
+
+    assert opaque.calls == 50
+    assert sorted(set(answers)) == [(200, ""), (503, "over_budget")]
+
+
+async def test_the_browser_is_told_in_its_own_words(opaque: World) -> None:
+    reply = await opaque.browser.get(
+        PATH + "chat-1",
+        headers={
+            "authorization": f"Bearer {minted(opaque, *read('chat-1'), key=OWN_KEY)}",
+            "origin": ORIGIN,
+        },
+    )
+
+    assert reply.status_code == 401
+    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert reply.headers["www-authenticate"].startswith('Bearer realm="bff", error="invalid_token"')
+    assert ENVIRONMENT_ID not in reply.text
