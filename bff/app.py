@@ -12,23 +12,22 @@ from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute
 
 from bff import __version__, openapi, sessions
+from bff.asgi import Clock, Endpoint, ErrorBoundary, TracedEndpoint
 from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
 from bff.fleet import Fleet, Space, fingerprint
-from bff.gateway import Environment, Gateway, Head, Limits, Rules, make_copy
+from bff.gateway import Environment, Gateway, Limits, Rules, make_copy
 from bff.limits import Budget, Limiter
-from bff.replies import Replies, Reply
-from bff.revocations import Revocation, RevocationError, Revocations, parse
+from bff.ops import Ops
+from bff.replies import Replies
+from bff.revocations import Revocation, Revocations
 from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError, SourceSettings
 from bff.sources import KeySet, Source, read_jwks, shared_key
-from bff.store import Away, Store, StoreError
+from bff.store import Store, StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing
 from bff.upkeep import Upkeep
@@ -37,11 +36,8 @@ from bff.verdicts import Verdicts
 from bff.watch import Watch
 from bff.wire import Bounds, Doors, Guard
 
-Clock = Callable[[], tuple[float, float]]
 T = TypeVar("T")
 
-LOAD = "bff.load"
-"""Among an ASGI scope's extensions: the `Load` that was decided on before the scope was made."""
 LAG_SECONDS = 0.5
 """Between two looks at how late the event loop is."""
 WATCH_SECONDS = 1.0
@@ -163,15 +159,7 @@ class Service:
             else Endpoint(self.gateway, clock)
         )
         self.browser_app.router.redirect_slashes = False
-        self.ops_app = Starlette(
-            routes=[
-                Route("/healthz", self._healthz),
-                Route("/readyz", self._readyz),
-                Route("/metrics", self._metrics),
-                Route("/cache/sessions/{session:path}", self._purge, methods=["DELETE"]),
-                Route("/revocations", self._revoke, methods=["POST"]),
-            ]
-        )
+        self.ops_app = Ops(self.gateway, telemetry, fleet=self.fleet, clock=clock).app
 
     def reload(self) -> None:
         """Read the settings again and go on by them: by all of them, or on trouble by none.
@@ -408,89 +396,12 @@ class Service:
             self._keeping.cancel()
             self._keeping = asyncio.create_task(self.upkeep.run())
 
-    # -- the ops port
-
-    async def _healthz(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def _readyz(self, _: Request) -> Response:
-        found = await self.gateway.readiness()
-        environments = {
-            name: {"ready": ready, "reason": reason} for name, (ready, reason) in found.items()
-        }
-        # One environment's trouble must not take the others out of service.
-        if any(ready for ready, _ in found.values()):
-            return JSONResponse(
-                {"status": "ready", "environments": environments, **self._store_state()}
-            )
-        refusal = Refusal("not_ready", retry_after=2)
-        return JSONResponse(
-            {"error": refusal.detail, "code": refusal.code, "environments": environments},
-            refusal.kind.status,
-        )
-
-    def _store_state(self) -> dict[str, str]:
-        if self.fleet is None:
-            return {}
-        if self.fleet.up:
-            return {"store": f"there, with {self.fleet.replicas} replicas"}
-        return {
-            "store": f"away ({self.fleet.store.reason}): this replica goes on alone, with its "
-            f"share of 1 in {self.fleet.replicas} of the limits"
-        }
-
-    async def _revoke(self, request: Request) -> Response:
-        """Take tokens back, from the next request on; see `revocations.parse` for the body."""
-        _, wall = self._clock()
-        try:
-            revocation = parse(await _json_body(request), wall)
-            self.revoke(revocation)
-        except RevocationError as exc:
-            return JSONResponse({"error": str(exc), "code": "bad_request"}, 400)
-        try:
-            if self.fleet is not None:
-                await self.fleet.revoke(revocation.encode())
-        except Away:
-            return _alone("revoked at")
-        return JSONResponse({"revoked": revocation.kind, "until": revocation.until})
-
     def _hear_revocation(self, text: str) -> None:
         """Take in what a replica told, unless it is foreign or there is no room."""
         try:
             self.gateway.revocations.add(Revocation.decode(text), self._clock()[1])
         except ValueError:
             self._telemetry.log.error("revocation_not_heard")
-
-    def revoke(self, revocation: Revocation) -> None:
-        """Take in a revocation, told here or by another replica.
-
-        Raises:
-            RevocationError: there is no room.
-        """
-        self.gateway.revocations.add(revocation, self._clock()[1])
-        self._telemetry.log.warning("revoked", kind=revocation.kind)
-
-    async def _purge(self, request: Request) -> Response:
-        """Forget a session, under both its ids and in every environment, in every replica."""
-        segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
-        try:
-            id_ = sessions.parse_id(segment)
-        except Refusal as refusal:
-            return JSONResponse(
-                {"error": refusal.detail, "code": refusal.code}, refusal.kind.status
-            )
-        for name in self.gateway.environments:
-            self.gateway.cache.purge(name, id_)
-        self._telemetry.count("bff_purges")
-        try:
-            for name in self.gateway.environments if self.fleet else ():
-                await self.fleet.purge(name, id_)  # type: ignore[union-attr]  # just asked
-        except Away:
-            return _alone("purged from")
-        return Response(status_code=204)
-
-    async def _metrics(self, _: Request) -> Response:
-        return Response(self._telemetry.metrics(), media_type="text/plain; version=0.0.4")
 
     def _gauges(self) -> dict[str, dict[tuple[str, ...], float]]:
         now, _ = self._clock()
@@ -521,121 +432,6 @@ class Service:
                 for name, environment in environments.items()
             },
         }
-
-
-class Endpoint:
-    """The ASGI side of the gateway: reads a head, writes a reply."""
-
-    def __init__(self, gateway: Gateway, clock: Clock) -> None:
-        self._gateway = gateway
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request; its body, if any, is nobody's business."""
-        # The fast lane may have decided already, and once is how often a request is counted.
-        answer = scope.get("extensions", {}).get(LOAD)
-        if answer is None:
-            answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
-        await send_reply(reply, send)
-
-
-class TracedEndpoint:
-    """The same, with spans."""
-
-    def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
-        self._gateway = gateway
-        self._clock = clock
-        self._tracing = tracing
-
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        head = read_head(scope)
-        with self._tracing.request(head, scope["headers"]) as span:
-            with span.decide():
-                answer = self._gateway.decide(head, *self._clock())
-            reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
-            span.answered(reply, answer)
-        await send_reply(reply, send)
-
-
-class ErrorBoundary:
-    """Answers what nobody foresaw, as JSON that the browser may read.
-
-    Starlette's own boundary stands outside of everything that adds headers.
-    """
-
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        self._app = app
-        self._gateway = gateway
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and answer for it if that fails before an answer began."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = False
-
-        async def watch(message: Message) -> None:
-            nonlocal began
-            began = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        except Exception as exc:  # noqa: BLE001  the last place where it can be told
-            reply = self._gateway.failed(read_head(scope), exc)
-            if not began:
-                await send_reply(reply, send)
-
-
-def read_head(scope: Scope) -> Head:
-    """Pick from an ASGI *scope* what the gateway looks at."""
-    peer = scope["client"][0] if scope.get("client") else "local"
-    method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
-    return Head.read(method, path, query, scope["headers"], peer)
-
-
-async def send_reply(reply: Reply, send: Send) -> None:
-    """Write *reply* as ASGI messages."""
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers()})
-    await send({"type": "http.response.body", "body": reply.body})
-
-
-async def _json_body(request: Request) -> dict[str, Any]:
-    """Read the body of a request that changes something.
-
-    No page in a browser gets here: its requests say where they come from, and one that says it
-    sends JSON to another origin would have to ask before.
-
-    Raises:
-        RevocationError: it may not be read, or holds no object.
-    """
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json" or not _BROWSERS.isdisjoint(request.headers.keys()):
-        raise RevocationError("Send JSON, with its content type, and not from a browser")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY:
-            raise RevocationError(f"Send at most {_MAX_BODY} bytes")
-    try:
-        read = json.loads(body)
-    except (ValueError, RecursionError):
-        read = None
-    if not isinstance(read, dict):
-        raise RevocationError("Send a JSON object")
-    return read
-
-
-def _alone(did: str) -> Response:
-    """Tell an operator that other replicas could not be told."""
-    away = Refusal("not_ready", f"The store is away: {did} this replica alone; send it again")
-    return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
-
-
-_MAX_BODY = 8192
-_BROWSERS = frozenset({"origin", "sec-fetch-site", "cookie"})
 
 
 def _limiter(

@@ -23,7 +23,8 @@ from uvicorn.protocols.http import flow_control, httptools_impl
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from bff.app import LOAD, Clock, Service
+from bff.app import Service
+from bff.asgi import LOAD, Clock
 from bff.gateway import Gateway, Head, Load, Loads, Wait
 from bff.replies import Reply
 from bff.wire import MAX_PIPELINED, Guard
@@ -188,7 +189,7 @@ class Lane(Guard):
         shared = self._shared
         try:
             answer = shared.gateway.decide(head, *shared.clock())
-        except Exception as exc:  # noqa: BLE001  as in `app.ErrorBoundary`
+        except Exception as exc:  # noqa: BLE001  as in `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if not isinstance(answer, Reply):
             self._load = answer

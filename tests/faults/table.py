@@ -64,7 +64,7 @@ FAULTS = [
     ),
     Fault(
         5,
-        "bff/app.py",
+        "bff/asgi.py",
         'scope["method"], scope["raw_path"], scope.get',
         'scope["method"], b"/" + dict(scope["headers"])[b"host"].partition(b"/")'
         '[2] + scope["raw_path"], scope.get',
@@ -94,7 +94,7 @@ FAULTS = [
     ),
     Fault(
         9,
-        "bff/app.py",
+        "bff/asgi.py",
         'scope["raw_path"], scope.get("query_string", b"")',
         'scope["raw_path"] + scope["query_string"], scope.get("query_string", b"")',
         f"{_PATHS}::test_09_query_and_fragment_change_nothing_and_go_nowhere",
