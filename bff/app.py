@@ -20,11 +20,13 @@ from bff.auth import Issuer, Verifier
 from bff.cache import Ages, Cache, Copy
 from bff.errors import Refusal
 from bff.fleet import Fleet, Space, fingerprint
-from bff.gateway import Environment, Gateway, Limits, Rules, make_copy
+from bff.gateway import Gateway
 from bff.limits import Budget, Limiter
+from bff.loads import make_copy
 from bff.ops import Ops
 from bff.replies import Replies
 from bff.revocations import Revocation, Revocations
+from bff.rules import Environment, Limits, Rules
 from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError, SourceSettings
 from bff.sources import KeySet, Source, read_jwks, shared_key
 from bff.store import Store, StoreError
@@ -428,7 +430,7 @@ class Service:
                 (name,): float("inf") if n is None else n for name, n in left.items()
             },
             "bff_ready": {
-                (name,): float(gateway.ready(environment)[0])
+                (name,): float(gateway.loader.ready(environment)[0])
                 for name, environment in environments.items()
             },
         }

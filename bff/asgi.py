@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bff.gateway import Gateway, Head
+from bff.gateway import Gateway
+from bff.head import Head
 from bff.replies import Reply
 from bff.tracing import Tracing
 

@@ -22,52 +22,27 @@ names in place of the scopes' check, and then for each of them the same copy, lo
 """
 
 import asyncio
-import base64
-import hashlib
-import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 from bff import listing, sessions
-from bff.auth import Caller, Verifier
-from bff.cache import Ages, Cache, Copy, Missing, State
+from bff.auth import Caller
+from bff.cache import Cache, Copy, Missing, State
 from bff.errors import Refusal
-from bff.fleet import Fleet, Question
-from bff.limits import (
-    Budget,
-    Limiter,
-    Network,
-    Unleased,
-    Window,
-    address_key,
-    browser_address,
-)
-from bff.policy import Policy
-from bff.replies import Replies, Reply, copy_head, server_timing
+from bff.fleet import Fleet
+from bff.head import Head
+from bff.limits import Unleased, Window, address_key, browser_address
+from bff.loads import Loader
+from bff.replies import Reply, server_timing
 from bff.revocations import Revocations
+from bff.rules import Rules
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
-from bff.upstream import Upstream
 from bff.verdicts import UNDECIDED, Verdicts
 
 PATIENCE_SECONDS = 1.0
 """Whoever could be answered with a usable copy waits no longer than this for a newer one."""
-RETRY_SECONDS = 1.0
-"""After a failed load, a usable copy is answered this long before the next attempt."""
-
-_LOOKED_AT = frozenset(
-    (
-        b"authorization",
-        b"origin",
-        b"if-none-match",
-        b"x-forwarded-for",
-        b"cookie",
-        b"sec-fetch-site",
-    )
-)
 SLOW_SECONDS = 1.0
 """A browser that waited longer is worth a line of the log."""
 SAMPLE = 1000
@@ -75,66 +50,6 @@ SAMPLE = 1000
 
 _OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 """Codes of refusals that no other session of a list would change."""
-
-PROBE_ID = "session_readiness_probe"
-"""Asked for to learn whether the key works; upstream answers that there is no such session."""
-PROBE_SECONDS = 2.0
-"""Between two such questions."""
-
-
-@dataclass(slots=True)
-class Head:
-    """What of a request is looked at, and nothing else ever is."""
-
-    method: str
-    path: bytes
-    """Raw: percent-encoded, without query and fragment."""
-    peer: str
-    origin: bytes | None = None
-    authorization: bytes | None = None
-    if_none_match: bytes | None = None
-    forwarded: Sequence[bytes] = ()
-    cookies: Sequence[bytes] = ()
-    fetch_site: bytes | None = None
-    ambiguous: bool = False
-    """A header that may stand once only was repeated."""
-    query: bytes = b""
-    """Raw; only the list looks at it."""
-    id: str | None = None
-    """The session's, if the path is one whose segment needs no decoding."""
-    token: bytes | None = None
-    """From `authorization`, if that is written as everyone writes it."""
-
-    @classmethod
-    def read(
-        cls,
-        method: str,
-        path: bytes,
-        query: bytes,
-        headers: Iterable[tuple[bytes, bytes]],
-        peer: str,
-    ) -> "Head":
-        """Pick from *headers* (names in lower case) what a decision needs."""
-        head = cls(method, path, peer, query=query, id=sessions.plain_id(path))
-        for name, value in headers:
-            if name not in _LOOKED_AT:
-                continue
-            if name == b"authorization":
-                head.ambiguous |= head.authorization is not None
-                head.authorization = value
-                head.token = value[7:].strip() if value.startswith(b"Bearer ") else None
-            elif name == b"origin":
-                head.ambiguous |= head.origin is not None
-                head.origin = value
-            elif name == b"if-none-match":
-                head.if_none_match = value
-            elif name == b"x-forwarded-for":
-                head.forwarded = (*head.forwarded, value)
-            elif name == b"cookie":
-                head.cookies = (*head.cookies, value)
-            else:
-                head.fetch_site = value if head.fetch_site is None else b""  # twice is no word
-        return head
 
 
 @dataclass(slots=True)
@@ -202,55 +117,6 @@ class Wait:
     lease: "asyncio.Task[None]"
 
 
-@dataclass(slots=True)
-class Environment:
-    """One Trigger.dev environment at run time."""
-
-    name: str
-    place: tuple[str | None, ...]
-    """What makes it this one and not another of the same name: copies of one are none of another.
-    """
-    upstream: Upstream
-    budget: Budget
-    health: str | None = None
-    """None before the first load, then "ok" or the error code that the last one ended in."""
-    checked: float = float("-inf")
-    """When `health` was learned."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The limiters; None is `off`."""
-
-    address: Limiter | None
-    bad_token: Limiter | None
-    caller: Limiter | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What can change while the gateway runs: all of it at once, or nothing.
-
-    Args:
-        environments: by name; `Verifier` speaks of them by the same names.
-        policies: by session type; `default_policy` for every other.
-        pages: public JSON by path.
-        token_cookie: the name of a cookie that may hold the token.
-    """
-
-    environments: Mapping[str, Environment]
-    verifier: Verifier[Grant]
-    ages: Ages
-    max_bytes: int
-    limits: Limits
-    trusted_proxies: Sequence[Network]
-    default_policy: Policy
-    policies: Mapping[str, Policy]
-    replies: Replies
-    pages: Mapping[bytes, bytes]
-    token_cookie: bytes | None
-
-
 class Gateway:
     """Answers browsers. Knows neither Starlette nor sockets.
 
@@ -281,6 +147,9 @@ class Gateway:
         self._request_ids = request_ids
         self.fleet = fleet
         self._served = 0
+        self.loader = Loader(
+            rules, cache=cache, verdicts=verdicts, telemetry=telemetry, clock=clock, fleet=fleet
+        )
         self.rules = rules
         self.adopt(rules)
 
@@ -291,22 +160,18 @@ class Gateway:
         loaded will be projected by the new policy, so that stays even then.
         """
         before, self.rules = self.rules, rules
-        moved = _places(before) != _places(rules)
+        moved = before.places != rules.places
         policies = (rules.default_policy, rules.policies)
         self.environments = rules.environments
         self.verifier = rules.verifier
         self._limits = rules.limits
         self._trusted_proxies = rules.trusted_proxies
-        self._default_policy = rules.default_policy
-        self._policies = rules.policies
-        self._visible = rules.default_policy.visible.union(
-            *(policy.visible for policy in rules.policies.values())
-        )
         self._replies = rules.replies
         self._pages = rules.pages
         self._token_cookie = rules.token_cookie
         if rules.verifier is not before.verifier:
             self.verdicts.forget()
+        self.loader.adopt(rules)
         self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
         if moved or (before.default_policy, before.policies) != policies:
             self.cache.clear(loads=moved)
@@ -457,7 +322,7 @@ class Gateway:
         return None if limiter is None else limiter.window(address, now)
 
     def _wanted(self, visit: Visit, caller: Caller[Grant]) -> listing.Listing:
-        query = listing.parse(visit.head.query, visible=self._visible, wall=visit.wall)
+        query = listing.parse(visit.head.query, visible=self.rules.visible, wall=visit.wall)
         if caller.granted.every:
             raise Refusal(
                 "unauthorized",
@@ -523,8 +388,8 @@ class Gateway:
                     raise Refusal("rate_limited")
                 mark.used += 1
             environment = self.environments[caller.environment]
-            load = self._fetch_as(environment, id_, caller, visit.token)
-            flight = self.verdicts.fly(digest, id_, load)
+            test = self.loader.test(environment, id_, caller, visit.token)
+            flight = self.verdicts.fly(digest, id_, test)
         return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, mark=mark)
 
     def _refused(
@@ -558,32 +423,6 @@ class Gateway:
             return limited
         return found
 
-    async def _fetch_as(
-        self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
-    ) -> Copy | Refusal:
-        """One load that is a test of a token too. Never raises.
-
-        The token's `sub` is this environment's id and upstream has verified it, so what comes is
-        of this environment: it fills the shared copy as any load does. Health and budget are the
-        secret key's and learn nothing here.
-        """
-        digest, verifier = caller.digest or b"", self.verifier
-        outcome = await self._brought(
-            environment, id_, lambda path: environment.upstream.get_as(token, path)
-        )
-        now, wall = self._clock()
-        code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self.telemetry.count("bff_token_tests", code)
-        if verifier is not self.verifier:
-            return outcome  # other keys and other environments by now: it is to be asked again
-        if isinstance(outcome, Refusal):
-            self.verdicts.refuse(digest, id_, now, code, outcome.retry_after)
-        else:
-            ids = {id_, outcome.id, outcome.external_id or outcome.id}
-            self.verdicts.accept(digest, ids, now, caller.expires - wall)
-            verifier.remember(token, caller)
-        return outcome
-
     # -- the shared copy
 
     def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
@@ -607,10 +446,10 @@ class Gateway:
                 return known, b"hit", "hit"
             state = self.cache.ages.state(known, now, budget.stretched)
             flight = self.cache.flight(environment.name, id_)
-            wait = max(self._budget_wait(budget, now), known.retry - now)
+            wait = max(self.loader.wait(budget, now), known.retry - now)
             if state is State.STALE:
                 if flight is None and wait <= 0:
-                    self._load(environment, id_, known, now)
+                    self.loader.start(environment, id_, known, now)
                 return known, b"hit; detail=stale", "stale"
             if state is State.LAST_RESORT:
                 if flight is None and wait > 0:
@@ -619,20 +458,12 @@ class Gateway:
         flight = self.cache.flight(environment.name, id_)
         joined = flight is not None
         if flight is None:
-            wait = self._budget_wait(budget, now)
+            wait = self.loader.wait(budget, now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(visit)
-            flight = self._load(environment, id_, last_resort, now)
+            flight = self.loader.start(environment, id_, last_resort, now)
         return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
-
-    def _budget_wait(self, budget: Budget, now: float) -> float:
-        """Seconds until a load may start; where replicas share a budget, the load itself asks."""
-        if self.fleet is not None:
-            if self.fleet.up:
-                return 0.0
-            budget.replicas = self.fleet.replicas
-        return budget.wait(now)
 
     def _reserve_probe(self, visit: Visit) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -769,179 +600,6 @@ class Gateway:
                 return answer
             wait = answer
 
-    def _load(
-        self, environment: Environment, id_: str, known: Copy | None, now: float
-    ) -> "asyncio.Task[Copy | Refusal]":
-        spent = self.fleet is None or not self.fleet.up
-        if spent:
-            environment.budget.spend(now)
-        load = self._fetch(environment, id_, known, spent=spent)
-        return self.cache.fly(environment.name, id_, load)
-
-    async def _fetch(
-        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
-    ) -> Copy | Refusal:
-        """One load, by this process or another: keep what it brings. Never raises."""
-        ask = partial(self._ask, environment, id_, known, spent=spent)
-        if self.fleet is None or id_ == PROBE_ID:
-            return await ask()
-        while True:
-            rules, mark = self.rules, self.cache.mark
-            outcome, ours = await self.fleet.load(
-                Question(
-                    environment=environment.name,
-                    id=id_,
-                    ask=ask,
-                    fresh=partial(self._is_fresh, environment.budget),
-                    lifetime=partial(self._lifetime, environment.budget),
-                )
-            )
-            if ours:
-                return outcome
-            if rules is self.rules:
-                if isinstance(outcome, Copy):
-                    self.cache.put(outcome, mark)
-                return outcome
-            # What another replica projected, it did by the former rules: look by the new ones.
-
-    def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
-        return self.cache.ages.state(copy, now, budget.stretched) is State.FRESH
-
-    def _lifetime(self, budget: Budget, copy: Copy) -> float:
-        """Seconds after its load for which a copy may be of use to any replica."""
-        ages = self.cache.ages
-        fresh = max(ages.closed_ttl if copy.closed else ages.ttl, budget.stretched)
-        return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
-
-    async def _ask(
-        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
-    ) -> Copy | Refusal:
-        """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
-        if not spent and self.fleet is not None:
-            wait = await self.fleet.spend(environment.name, environment.budget)
-            if wait > 0:
-                if known is not None:
-                    known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
-                return Refusal("over_budget", retry_after=wait)
-        started, _ = self._clock()
-        mark = self.cache.mark
-        outcome = await self._brought(environment, id_, environment.upstream.get)
-        ended, _ = self._clock()
-        if isinstance(outcome, Refusal) and outcome.code == "not_found":
-            self.cache.put_missing(environment.name, id_, ended, mark)
-        self._learn(environment, outcome, known, ended, ended - started)
-        return outcome
-
-    async def _brought(
-        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
-    ) -> Copy | Refusal:
-        started, _ = self._clock()
-        mark = self.cache.mark
-        try:
-            body = await get(sessions.path(id_))
-            copy = self._project(
-                environment.name, sessions.parse_document(body, asked=id_), started
-            )
-            known = self.cache.find(environment.name, id_, started)
-            if not (isinstance(known, Copy) and known.loaded > started):
-                self.cache.put(copy, mark)  # not over what was asked for later, and came sooner
-        except Refusal as refusal:
-            return refusal
-        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
-            self.telemetry.exception("load_failed", exc)
-            return Refusal("internal")
-        return copy
-
-    def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
-        """Make the copy; whatever a browser must not see ends here."""
-        policy = self._policies.get(str(document["type"]), self._default_policy)
-        self.telemetry.unknown_fields(document.keys() - sessions.FIELDS - set(policy.fields))
-        shown = policy.project(document)
-        try:
-            body = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            encoded = body.encode()
-        except ValueError:  # a lone surrogate, or a number beyond the floats
-            raise Refusal("upstream_invalid") from None
-        return make_copy(
-            environment,
-            str(document["id"]),
-            document["externalId"],  # type: ignore[arg-type]  # validated
-            encoded,
-            document["closedAt"] is not None,
-            loaded,
-        )
-
-    def _learn(
-        self,
-        environment: Environment,
-        outcome: Copy | Refusal,
-        known: Copy | None,
-        now: float,
-        seconds: float,
-    ) -> None:
-        """Draw the conclusions from a load for the next ones."""
-        code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self.telemetry.count("bff_loads", code)
-        self.telemetry.observe("bff_load_seconds", seconds)
-        if isinstance(outcome, Refusal):
-            if code != "not_found" and known is not None:
-                known.retry = now + RETRY_SECONDS
-            if code == "over_budget":
-                environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
-                if self.fleet is not None:
-                    self.fleet.pause(environment.name, environment.budget.wait(now))
-                outcome.retry_after = environment.budget.wait(now)
-        healthy = code in ("ok", "not_found", "over_budget")
-        health = "ok" if healthy else code
-        fields: Any = {
-            "environment": environment.name,
-            "outcome": code,
-            "seconds": round(seconds, 4),
-        }
-        if health == environment.health or (healthy and environment.health is None):
-            self.telemetry.often("load_finished", now, **fields)
-        elif healthy:
-            self.telemetry.log.warning("upstream_recovered", **fields)
-        elif code == "upstream_rejected_credentials":
-            self.telemetry.log.error("upstream_rejects_our_key", **fields)
-        else:
-            self.telemetry.log.warning("upstream_failing", **fields)
-        environment.health, environment.checked = health, now
-
-    async def readiness(self) -> dict[str, tuple[bool, str]]:
-        """Whether each environment can serve, and why; asks upstream where that is not known."""
-        now, _ = self._clock()
-        loads = [
-            self.cache.flight(environment.name, PROBE_ID)
-            or self._load(environment, PROBE_ID, None, now)
-            for environment in self.environments.values()
-            if environment.health != "ok" and now - environment.checked >= PROBE_SECONDS
-            if environment.budget.wait(now) <= 0
-        ]
-        if loads:
-            await asyncio.wait(loads)
-        return {name: self.ready(env) for name, env in self.environments.items()}
-
-    def ready(self, environment: Environment) -> tuple[bool, str]:
-        """Whether *environment* can serve, as far as is known, and why."""
-        now, _ = self._clock()
-        if environment.name in self.verifier.pending:
-            return False, (
-                "the environment's id is not known yet, so no token can be told to be its own: "
-                "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
-            )
-        if environment.health == "ok":
-            return True, "the upstream answers and accepts the key"
-        if environment.health == "upstream_rejected_credentials":
-            return False, (
-                "the upstream rejects the secret key, or it may not read sessions: "
-                "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
-            )
-        trouble = "the upstream fails" if environment.health else "the upstream was not asked yet"
-        if self.cache.usable(environment.name, now):
-            return True, f"{trouble} ({environment.health}); copies are served meanwhile"
-        return False, f"{trouble} ({environment.health}) and there is no copy to serve"
-
     # -- the ways out
 
     def _session(
@@ -1050,28 +708,6 @@ class Gateway:
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
 
 
-def make_copy(
-    environment: str,
-    id_: str,
-    external_id: str | None,
-    body: bytes,
-    closed: bool,  # noqa: FBT001
-    loaded: float,
-) -> Copy:
-    """Make a copy of a projected and encoded *body*."""
-    etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
-    return Copy(
-        environment=environment,
-        id=id_,
-        external_id=external_id,
-        etag=etag,
-        head=copy_head(etag),
-        body=body,
-        closed=closed,
-        loaded=loaded,
-    )
-
-
 def _landed(load: Load) -> Found | Refusal:
     """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
     outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
@@ -1086,10 +722,6 @@ def _landed(load: Load) -> Found | Refusal:
 
 def _last_resort(copy: Copy) -> Found:
     return copy, b"hit; detail=stale-if-error", "last_resort"
-
-
-def _places(rules: Rules) -> dict[str, tuple[str | None, ...]]:
-    return {name: environment.place for name, environment in rules.environments.items()}
 
 
 def _bearer(authorization: bytes) -> bytes:

@@ -25,7 +25,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.app import Service
 from bff.asgi import LOAD, Clock
-from bff.gateway import Gateway, Head, Load, Loads, Wait
+from bff.gateway import Gateway, Load, Loads, Wait
+from bff.head import Head
 from bff.replies import Reply
 from bff.wire import MAX_PIPELINED, Guard
 

@@ -48,7 +48,7 @@ class Ops:
         return JSONResponse({"status": "ok"})
 
     async def _readyz(self, _: Request) -> Response:
-        found = await self._gateway.readiness()
+        found = await self._gateway.loader.readiness()
         environments = {
             name: {"ready": ready, "reason": reason} for name, (ready, reason) in found.items()
         }

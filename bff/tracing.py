@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from bff import __version__
 from bff.errors import Refusal
-from bff.gateway import Head, Load, Loads, Wait
+from bff.gateway import Load, Loads, Wait
+from bff.head import Head
 from bff.replies import Reply
 from bff.sessions import ROUTE
 from bff.upstream import Upstream

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 from world import ORIGIN, PATH, World
 
-from bff.gateway import Head, Load
+from bff.gateway import Load
+from bff.head import Head
 from bff.replies import Reply
 
 LANES: dict[str, dict[str, str]] = {

@@ -25,7 +25,7 @@ from world import FRIENDLY, OFF, ORIGIN, PATH, SECRET_KEY, Clock, World, claims,
 from bff import lane, server
 from bff.cli import main
 from bff.demo.upstream import session
-from bff.gateway import Head
+from bff.head import Head
 from bff.lane import Lane
 from bff.wire import MAX_PIPELINED, Guard
 

@@ -19,7 +19,7 @@ from world import OFF, Clock, World, claims, read, sign
 
 from bff import lane, server
 from bff.demo.upstream import session
-from bff.gateway import Head
+from bff.head import Head
 
 
 def resident() -> int:
@@ -45,7 +45,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         before = resident()
         for n in range(copies):
             document = json.loads(json.dumps(session(n + 10, f"chat-{n}")))
-            gateway.cache.put(gateway._project(environment.name, document, clock.now))
+            gateway.cache.put(gateway.loader._project(environment.name, document, clock.now))
         took = (resident() - before) / copies
         estimate = gateway.cache.bytes / len(gateway.cache)
         print(f"copy: {took:,.0f} bytes resident, {estimate:,.0f} by its own estimate ({copies:,})")

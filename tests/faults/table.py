@@ -108,7 +108,7 @@ FAULTS = [
     ),
     Fault(
         11,
-        "bff/gateway.py",
+        "bff/head.py",
         "head.ambiguous |= head.authorization is not None",
         "pass",
         f"{_WIRE}::test_11_two_authorization_headers_are_400",

@@ -160,7 +160,7 @@ async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError(SECRET_KEY)
 
-    world.service.gateway._project = broken
+    world.service.gateway.loader._project = broken
     assert (await world.get("chat-1")).json()["code"] == "internal"
     world.service.gateway._authenticate = broken
     assert (await world.get("chat-1")).json()["code"] == "internal"

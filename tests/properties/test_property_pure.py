@@ -13,7 +13,8 @@ from world import World
 from bff import sessions
 from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
-from bff.gateway import Head, Load
+from bff.gateway import Load
+from bff.head import Head
 from bff.policy import DEFAULT_FIELDS, Policy
 
 MORE = settings(max_examples=200, deadline=None, derandomize=True)

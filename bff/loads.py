@@ -1,0 +1,294 @@
+"""Brings sessions from upstream, or from the replica that did: one load each, whoever waits.
+
+A load spends from the budget, asks, validates, projects, encodes and hashes once; what a browser
+must not see is gone before anything is kept. It ends in a copy or a refusal and never raises, for
+many may wait for it.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from bff import sessions
+from bff.auth import Caller
+from bff.cache import Cache, Copy, State
+from bff.errors import Refusal
+from bff.fleet import Fleet, Question
+from bff.limits import Budget
+from bff.replies import copy_head
+from bff.rules import Environment, Rules
+from bff.scopes import Grant
+from bff.telemetry import Telemetry
+from bff.verdicts import Verdicts
+
+RETRY_SECONDS = 1.0
+"""After a failed load, a usable copy is answered this long before the next attempt."""
+PROBE_ID = "session_readiness_probe"
+"""Asked for to learn whether the key works; upstream answers that there is no such session."""
+PROBE_SECONDS = 2.0
+"""Between two such questions."""
+
+
+class Loader:
+    """Starts loads, keeps what they bring, and learns from them how upstream is.
+
+    Args:
+        rules: to begin with; see `adopt`.
+        clock: the two times: one that never jumps, and Unix seconds.
+        fleet: the other replicas; None without a store.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        cache: "Cache[Copy | Refusal]",
+        verdicts: "Verdicts[Copy | Refusal]",
+        telemetry: Telemetry,
+        clock: Callable[[], tuple[float, float]],
+        fleet: Fleet | None,
+    ) -> None:
+        self._cache = cache
+        self._verdicts = verdicts
+        self._telemetry = telemetry
+        self._clock = clock
+        self._fleet = fleet
+        self._rules = rules
+
+    def adopt(self, rules: Rules) -> None:
+        """Go on by *rules*: what is being loaded is projected by the new policy."""
+        self._rules = rules
+
+    def wait(self, budget: Budget, now: float) -> float:
+        """Seconds until a load may start; where replicas share a budget, the load itself asks."""
+        if self._fleet is not None:
+            if self._fleet.up:
+                return 0.0
+            budget.replicas = self._fleet.replicas
+        return budget.wait(now)
+
+    def start(
+        self, environment: Environment, id_: str, known: Copy | None, now: float
+    ) -> "asyncio.Task[Copy | Refusal]":
+        """Start the one load of a session; ask `wait` before. *known* is the copy there is."""
+        spent = self._fleet is None or not self._fleet.up
+        if spent:
+            environment.budget.spend(now)
+        load = self._fetch(environment, id_, known, spent=spent)
+        return self._cache.fly(environment.name, id_, load)
+
+    async def _fetch(
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+    ) -> Copy | Refusal:
+        """One load, by this process or another: keep what it brings. Never raises."""
+        ask = partial(self._ask, environment, id_, known, spent=spent)
+        if self._fleet is None or id_ == PROBE_ID:
+            return await ask()
+        while True:
+            rules, mark = self._rules, self._cache.mark
+            outcome, ours = await self._fleet.load(
+                Question(
+                    environment=environment.name,
+                    id=id_,
+                    ask=ask,
+                    fresh=partial(self._is_fresh, environment.budget),
+                    lifetime=partial(self._lifetime, environment.budget),
+                )
+            )
+            if ours:
+                return outcome
+            if rules is self._rules:
+                if isinstance(outcome, Copy):
+                    self._cache.put(outcome, mark)
+                return outcome
+            # What another replica projected, it did by the former rules: look by the new ones.
+
+    def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
+        return self._cache.ages.state(copy, now, budget.stretched) is State.FRESH
+
+    def _lifetime(self, budget: Budget, copy: Copy) -> float:
+        """Seconds after its load for which a copy may be of use to any replica."""
+        ages = self._cache.ages
+        fresh = max(ages.closed_ttl if copy.closed else ages.ttl, budget.stretched)
+        return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
+
+    async def _ask(
+        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+    ) -> Copy | Refusal:
+        """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
+        if not spent and self._fleet is not None:
+            wait = await self._fleet.spend(environment.name, environment.budget)
+            if wait > 0:
+                if known is not None:
+                    known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+                return Refusal("over_budget", retry_after=wait)
+        started, _ = self._clock()
+        mark = self._cache.mark
+        outcome = await self._brought(environment, id_, environment.upstream.get)
+        ended, _ = self._clock()
+        if isinstance(outcome, Refusal) and outcome.code == "not_found":
+            self._cache.put_missing(environment.name, id_, ended, mark)
+        self._learn(environment, outcome, known, ended, ended - started)
+        return outcome
+
+    async def _brought(
+        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
+    ) -> Copy | Refusal:
+        started, _ = self._clock()
+        mark = self._cache.mark
+        try:
+            body = await get(sessions.path(id_))
+            copy = self._project(
+                environment.name, sessions.parse_document(body, asked=id_), started
+            )
+            known = self._cache.find(environment.name, id_, started)
+            if not (isinstance(known, Copy) and known.loaded > started):
+                self._cache.put(copy, mark)  # not over what was asked for later, and came sooner
+        except Refusal as refusal:
+            return refusal
+        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
+            self._telemetry.exception("load_failed", exc)
+            return Refusal("internal")
+        return copy
+
+    def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
+        """Make the copy; whatever a browser must not see ends here."""
+        policy = self._rules.policies.get(str(document["type"]), self._rules.default_policy)
+        self._telemetry.unknown_fields(document.keys() - sessions.FIELDS - set(policy.fields))
+        shown = policy.project(document)
+        try:
+            body = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            encoded = body.encode()
+        except ValueError:  # a lone surrogate, or a number beyond the floats
+            raise Refusal("upstream_invalid") from None
+        return make_copy(
+            environment,
+            str(document["id"]),
+            document["externalId"],  # type: ignore[arg-type]  # validated
+            encoded,
+            document["closedAt"] is not None,
+            loaded,
+        )
+
+    def _learn(
+        self,
+        environment: Environment,
+        outcome: Copy | Refusal,
+        known: Copy | None,
+        now: float,
+        seconds: float,
+    ) -> None:
+        """Draw the conclusions from a load for the next ones."""
+        code = "ok" if isinstance(outcome, Copy) else outcome.code
+        self._telemetry.count("bff_loads", code)
+        self._telemetry.observe("bff_load_seconds", seconds)
+        if isinstance(outcome, Refusal):
+            if code != "not_found" and known is not None:
+                known.retry = now + RETRY_SECONDS
+            if code == "over_budget":
+                environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
+                if self._fleet is not None:
+                    self._fleet.pause(environment.name, environment.budget.wait(now))
+                outcome.retry_after = environment.budget.wait(now)
+        healthy = code in ("ok", "not_found", "over_budget")
+        health = "ok" if healthy else code
+        fields: Any = {
+            "environment": environment.name,
+            "outcome": code,
+            "seconds": round(seconds, 4),
+        }
+        if health == environment.health or (healthy and environment.health is None):
+            self._telemetry.often("load_finished", now, **fields)
+        elif healthy:
+            self._telemetry.log.warning("upstream_recovered", **fields)
+        elif code == "upstream_rejected_credentials":
+            self._telemetry.log.error("upstream_rejects_our_key", **fields)
+        else:
+            self._telemetry.log.warning("upstream_failing", **fields)
+        environment.health, environment.checked = health, now
+
+    async def readiness(self) -> dict[str, tuple[bool, str]]:
+        """Whether each environment can serve, and why; asks upstream where that is not known."""
+        now, _ = self._clock()
+        loads = [
+            self._cache.flight(environment.name, PROBE_ID)
+            or self.start(environment, PROBE_ID, None, now)
+            for environment in self._rules.environments.values()
+            if environment.health != "ok" and now - environment.checked >= PROBE_SECONDS
+            if environment.budget.wait(now) <= 0
+        ]
+        if loads:
+            await asyncio.wait(loads)
+        return {name: self.ready(env) for name, env in self._rules.environments.items()}
+
+    def ready(self, environment: Environment) -> tuple[bool, str]:
+        """Whether *environment* can serve, as far as is known, and why."""
+        now, _ = self._clock()
+        if environment.name in self._rules.verifier.pending:
+            return False, (
+                "the environment's id is not known yet, so no token can be told to be its own: "
+                "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
+            )
+        if environment.health == "ok":
+            return True, "the upstream answers and accepts the key"
+        if environment.health == "upstream_rejected_credentials":
+            return False, (
+                "the upstream rejects the secret key, or it may not read sessions: "
+                "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
+            )
+        trouble = "the upstream fails" if environment.health else "the upstream was not asked yet"
+        if self._cache.usable(environment.name, now):
+            return True, f"{trouble} ({environment.health}); copies are served meanwhile"
+        return False, f"{trouble} ({environment.health}) and there is no copy to serve"
+
+    async def test(
+        self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
+    ) -> Copy | Refusal:
+        """One load that is a test of a token too. Never raises.
+
+        The token's `sub` is this environment's id and upstream has verified it, so what comes is
+        of this environment: it fills the shared copy as any load does. Health and budget are the
+        secret key's and learn nothing here.
+        """
+        digest, verifier = caller.digest or b"", self._rules.verifier
+        outcome = await self._brought(
+            environment, id_, lambda path: environment.upstream.get_as(token, path)
+        )
+        now, wall = self._clock()
+        code = "ok" if isinstance(outcome, Copy) else outcome.code
+        self._telemetry.count("bff_token_tests", code)
+        if verifier is not self._rules.verifier:
+            return outcome  # other keys and other environments by now: it is to be asked again
+        if isinstance(outcome, Refusal):
+            self._verdicts.refuse(digest, id_, now, code, outcome.retry_after)
+        else:
+            ids = {id_, outcome.id, outcome.external_id or outcome.id}
+            self._verdicts.accept(digest, ids, now, caller.expires - wall)
+            verifier.remember(token, caller)
+        return outcome
+
+
+def make_copy(
+    environment: str,
+    id_: str,
+    external_id: str | None,
+    body: bytes,
+    closed: bool,  # noqa: FBT001
+    loaded: float,
+) -> Copy:
+    """Make a copy of a projected and encoded *body*."""
+    etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
+    return Copy(
+        environment=environment,
+        id=id_,
+        external_id=external_id,
+        etag=etag,
+        head=copy_head(etag),
+        body=body,
+        closed=closed,
+        loaded=loaded,
+    )
