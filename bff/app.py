@@ -24,10 +24,11 @@ from bff.gateway import Gateway
 from bff.limits import Budget, Limiter
 from bff.loads import make_copy
 from bff.ops import Ops
+from bff.parse import Rate
 from bff.replies import Replies
 from bff.revocations import Revocation, Revocations
 from bff.rules import Environment, Limits, Rules
-from bff.settings import EnvironmentSettings, Rate, Settings, SettingsError, SourceSettings
+from bff.settings import EnvironmentSettings, Settings, SettingsError, SourceSettings
 from bff.sources import KeySet, Source, read_jwks, shared_key
 from bff.store import Store, StoreError
 from bff.telemetry import Telemetry

@@ -10,46 +10,18 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from math import inf, isfinite
+from ipaddress import IPv4Network, IPv6Network
+from math import inf
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
+from bff import parse
 from bff.auth import ISSUER
+from bff.parse import ProblemError, Rate, Secret
 from bff.policy import DEFAULT_FIELDS, Policy, PolicyError
-from bff.sources import PUBLIC_ALGORITHMS, SHARED_ALGORITHM, read_jwks
+from bff.sources import SHARED_ALGORITHM, read_jwks
 from bff.store import Place
-
-
-class Secret:
-    """A text that no log, message or repr shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Give the text to who sends or verifies with it."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """*limit* in any *seconds*."""
-
-    limit: int
-    seconds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,231 +129,6 @@ class SettingsError(Exception):
         self.told = tuple(told)
 
 
-class ProblemError(ValueError):
-    """What is wrong with one value, and what to write instead; never the value of a secret."""
-
-
-# -- how texts are read
-
-
-def _text(text: str) -> str:
-    if not text.isprintable():
-        raise ProblemError("has control characters; write plain text")
-    return text
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
-
-
-def _flag(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ProblemError("is neither true nor false")
-    return text == "true"
-
-
-def _switch(text: str) -> bool:
-    if text not in ("on", "off"):
-        raise ProblemError("is neither on nor off")
-    return text == "on"
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:  # noqa: PLR2004
-        raise ProblemError("is not a port; write a number from 0 to 65535 (0 for any free one)")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not (isfinite(seconds) and 0 <= seconds <= 86400):  # noqa: PLR2004
-        raise ProblemError("is not a duration; write seconds from 0 to 86400, such as 2 or 0.5")
-    return seconds
-
-
-def _positive_seconds(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds == 0:
-        raise ProblemError("is zero; write the seconds to wait, such as 5")
-    return seconds
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ProblemError("is not a number; write one from 1, such as 100")
-    return int(text)
-
-
-def _bytes(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise ProblemError("is not a size; write a number of bytes, such as 67108864")
-    return int(text)
-
-
-_PERIODS = {"second": 1, "minute": 60, "hour": 3600}
-
-
-def _rate(text: str) -> Rate | None:
-    if text == "off":
-        return None
-    match = re.fullmatch(r"([1-9][0-9]{0,8})\s*/\s*(second|minute|hour)", text)
-    if not match:
-        raise ProblemError(
-            "is not a limit; write N/second, N/minute or N/hour with N from 1, or off"
-        )
-    return Rate(int(match[1]), _PERIODS[match[2]])
-
-
-_LOOPBACK = ("localhost",)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host in _LOOPBACK
-
-
-def _url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        raise ProblemError("is not an address; write one like https://api.trigger.dev") from None
-    if parts.scheme not in ("https", "http") or not parts.hostname or not text.isprintable():
-        raise ProblemError("is not an address; write one like https://api.trigger.dev")
-    if parts.query or parts.fragment or "@" in parts.netloc or " " in text:
-        raise ProblemError("may hold a host, a port and a path, and nothing else")
-    return text.rstrip("/")
-
-
-_STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
-_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (README: BFF_STORE_URL)"
-
-
-def _store(text: str) -> Place:
-    try:
-        parts = urlsplit(text)
-        port = parts.port or 6379
-    except ValueError:
-        raise ProblemError(f"is not an address; {_STORE_HINT}") from None
-    scheme = _STORE_SCHEME.fullmatch(parts.scheme)
-    path = parts.path.strip("/")
-    if not scheme or not parts.hostname or not text.isprintable() or parts.fragment:
-        raise ProblemError(f"is not an address; {_STORE_HINT}")
-    if path and not re.fullmatch(r"[0-9]{1,3}", path):
-        raise ProblemError(f"names a database that is no number; {_STORE_HINT}")
-    if scheme[3] and path not in ("", "0"):
-        raise ProblemError("names a database, and a cluster has but one; leave it out")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    ca_file = options.pop("ca_file", None)
-    if options:
-        raise ProblemError("may have ?ca_file=PATH after it, and nothing else")
-    if ca_file is not None and not (scheme[2] and Path(ca_file).is_file()):
-        raise ProblemError("names a ca_file that is no file, or has no TLS; write valkeys://…")
-    return Place(
-        host=parts.hostname,
-        port=port,
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-        database=int(path or 0),
-        tls=bool(scheme[2]),
-        cluster=bool(scheme[3]),
-        ca_file=ca_file,
-    )
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins = _list(text)
-    for origin in origins:
-        if origin != "*" and not _is_origin(origin):
-            raise ProblemError(
-                f"holds {origin!r}, which no browser sends; write a scheme, a host in lower case "
-                "and a port that is not the default one, such as https://app.example.com, or *"
-            )
-    if "*" in origins and len(origins) > 1:
-        raise ProblemError("holds * and more; write either * or the origins")
-    return origins
-
-
-def _is_origin(text: str) -> bool:
-    match = re.fullmatch(
-        r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?", text
-    )
-    return bool(match) and {"http": "80", "https": "443"}.get(match[1]) != match[3]  # type: ignore[index]
-
-
-def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    try:
-        return tuple(ip_network(part) for part in _list(text))
-    except ValueError:
-        raise ProblemError(
-            "holds what is no network; write addresses or CIDRs, such as 10.0.0.0/8"
-        ) from None
-
-
-def _secret(text: str) -> Secret:
-    if not (text.isascii() and text.isprintable()) or " " in text:
-        raise ProblemError(
-            "holds spaces, line breaks or signs that no key has; check how it was copied"
-        )
-    return Secret(text)
-
-
-def _secret_keys(text: str) -> tuple[Secret, ...]:
-    keys = _list(text)
-    if not keys or not all(key.startswith("tr_") for key in keys):
-        raise ProblemError(
-            "is no Trigger.dev secret key; those begin with tr_ (see API keys there)"
-        )
-    return tuple(map(_secret, keys))
-
-
-_ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
-_MIN_OWN_KEY_BYTES = 32
-
-
-def _signing_keys(text: str) -> tuple[Secret, ...]:
-    keys = _list(text)
-    for number, key in enumerate(keys, start=1):
-        _secret(key)
-        if re.match(r"tr_[a-z]+_sk_", key):
-            raise ProblemError(
-                f"holds an additional key (tr_…_sk_…) as number {number}, which signs no tokens; "
-                "use the environment's root key, or a key of your own"
-            )
-        if key.startswith("tr_") and not _ROOT_KEY.fullmatch(key):
-            raise ProblemError(f"holds a malformed root key as number {number}; copy it again")
-        if not key.startswith("tr_") and len(key) < _MIN_OWN_KEY_BYTES:
-            raise ProblemError(
-                f"holds a key of {len(key)} bytes as number {number}; a key of your own needs at "
-                f"least {_MIN_OWN_KEY_BYTES}: openssl rand -hex 32"
-            )
-    return tuple(map(Secret, keys))
-
-
-def _verify(text: str) -> tuple[str, ...]:
-    order = _list(text)
-    if order not in (("local",), ("upstream",), ("local", "upstream")):
-        raise ProblemError(
-            "is none of local, upstream and local,upstream (upstream first would ask it about "
-            "every token that a key here verifies for nothing)"
-        )
-    return order
-
-
-def _cookie(text: str) -> str:
-    if not re.fullmatch(r"__Host-[A-Za-z0-9_.-]{1,64}", text):
-        raise ProblemError(
-            "is no name for it; write one like __Host-bff-token: only with that prefix do browsers "
-            "see to it that no other host and no plain http sets it"
-        )
-    return text
-
-
 # -- the table
 
 
@@ -401,7 +148,7 @@ _FIELDS_TEXT = ",".join(DEFAULT_FIELDS)
 
 ENVIRONMENT_SETTINGS: dict[str, Setting] = {
     "TRIGGER_SECRET_KEY": Setting(
-        _secret_keys,
+        parse.secret_keys,
         None,
         "required",
         "sent upstream; a restricted `tr_*_sk_*` key is best. Several: the current key first, then "
@@ -410,35 +157,35 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
         required=True,
     ),
     "TRIGGER_API_URL": Setting(
-        _url,
+        parse.url,
         "https://api.trigger.dev",
         "`https://api.trigger.dev`",
         "the API; http only for loopback, unless `BFF_ALLOW_HTTP_API_URL`",
     ),
     "BFF_SIGNING_KEYS": Setting(
-        _signing_keys,
+        parse.signing_keys,
         None,
         "the secret key, if it is a root key",
         "what verifies tokens: the current key first, then those being rotated out",
         secret=True,
     ),
     "BFF_ENVIRONMENT_ID": Setting(
-        _text,
+        parse.text,
         None,
         "—",
         "the `sub` accepted; asked for upstream if it is needed, which a restricted key may not",
     ),
     "BFF_VERIFY": Setting(
-        _verify,
+        parse.verify,
         None,
         "local if there is a signing key, else upstream",
         "who verifies Trigger.dev's tokens: `local`, `upstream`, or `local,upstream`",
     ),
     "BFF_BRANCH": Setting(
-        _text, None, "—", "sent as `x-trigger-branch`; preview environments need it"
+        parse.text, None, "—", "sent as `x-trigger-branch`; preview environments need it"
     ),
     "BFF_UPSTREAM_BUDGET": Setting(
-        _rate,
+        parse.rate,
         "10/second",
         "`10/second`",
         "what may be spent of the environment's shared upstream bucket; `off`",
@@ -447,116 +194,124 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
 
 POLICY_SETTINGS: dict[str, Setting] = {
     "BFF_EXPOSE_FIELDS": Setting(
-        _list, _FIELDS_TEXT, "the default list", "top-level fields that browsers see"
+        parse.texts, _FIELDS_TEXT, "the default list", "top-level fields that browsers see"
     ),
     "BFF_EXPOSE_METADATA": Setting(
-        _list, "", "none", "paths below `metadata` that browsers see: `plan`, `steps.*.title`"
+        parse.texts, "", "none", "paths below `metadata` that browsers see: `plan`, `steps.*.title`"
     ),
-    "BFF_EXPOSE_TAGS": Setting(_list, "", "none", "globs of tags that browsers see: `public:*`"),
+    "BFF_EXPOSE_TAGS": Setting(
+        parse.texts, "", "none", "globs of tags that browsers see: `public:*`"
+    ),
 }
 
 GLOBAL_SETTINGS: dict[str, Setting] = {
     "BFF_ALLOW_HTTP_API_URL": Setting(
-        _flag, "false", "`false`", "`true` sends the secret key over plain http beyond loopback"
+        parse.flag,
+        "false",
+        "`false`",
+        "`true` sends the secret key over plain http beyond loopback",
     ),
     "BFF_ALLOWED_ORIGINS": Setting(
-        _origins, "", "none", "exact origins, or `*`; never with credentials"
+        parse.origins, "", "none", "exact origins, or `*`; never with credentials"
     ),
-    "BFF_HOST": Setting(_text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
-    "BFF_PORT": Setting(_port, "8787", "`8787`", "the browser port"),
+    "BFF_HOST": Setting(parse.text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
+    "BFF_PORT": Setting(parse.port, "8787", "`8787`", "the browser port"),
     "BFF_OPS_HOST": Setting(
-        _text,
+        parse.text,
         "127.0.0.1",
         "`127.0.0.1`",
         "the address of the ops port; beyond loopback, let only your own monitoring reach it",
     ),
-    "BFF_OPS_PORT": Setting(_port, "9787", "`9787`", "the ops port"),
+    "BFF_OPS_PORT": Setting(parse.port, "9787", "`9787`", "the ops port"),
     "BFF_TOKEN_COOKIE": Setting(
-        _cookie,
+        parse.cookie,
         None,
         "none",
         "a `__Host-` cookie that may hold the token, for pages of the gateway's own origin",
     ),
     "BFF_TRACING": Setting(
-        _flag,
+        parse.flag,
         "false",
         "`false`",
         "`true` sends OpenTelemetry spans where the standard `OTEL_*` variables say",
     ),
     "BFF_TRUSTED_PROXIES": Setting(
-        _networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
+        parse.networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
     ),
-    "BFF_RATE_LIMIT": Setting(_rate, "300/minute", "`300/minute`", "per caller; `off`"),
+    "BFF_RATE_LIMIT": Setting(parse.rate, "300/minute", "`300/minute`", "per caller; `off`"),
     "BFF_IP_RATE_LIMIT": Setting(
-        _rate, "3000/minute", "`3000/minute`", "per IPv4 address or IPv6 /64; `off`"
+        parse.rate, "3000/minute", "`3000/minute`", "per IPv4 address or IPv6 /64; `off`"
     ),
     "BFF_BAD_TOKEN_LIMIT": Setting(
-        _rate,
+        parse.rate,
         "60/minute",
         "`60/minute`",
         "bad tokens and probed ids, per IPv4 address or IPv6 /64; `off`",
     ),
-    "BFF_CACHE_TTL": Setting(_seconds, "2", "`2`", "seconds an open session is fresh"),
-    "BFF_CACHE_CLOSED_TTL": Setting(_seconds, "30", "`30`", "the same once `closedAt` is set"),
+    "BFF_CACHE_TTL": Setting(parse.seconds, "2", "`2`", "seconds an open session is fresh"),
+    "BFF_CACHE_CLOSED_TTL": Setting(parse.seconds, "30", "`30`", "the same once `closedAt` is set"),
     "BFF_CACHE_STALE_WHILE_REVALIDATE": Setting(
-        _seconds, "5", "`5`", "seconds beyond that in which it is answered and refreshed behind"
+        parse.seconds,
+        "5",
+        "`5`",
+        "seconds beyond that in which it is answered and refreshed behind",
     ),
     "BFF_CACHE_STALE_IF_ERROR": Setting(
-        _seconds, "60", "`60`", "seconds beyond that in which it is answered if loading fails"
+        parse.seconds, "60", "`60`", "seconds beyond that in which it is answered if loading fails"
     ),
     "BFF_CACHE_NEGATIVE_TTL": Setting(
-        _seconds, "1", "`1`", "seconds a 404 is remembered; other errors never are"
+        parse.seconds, "1", "`1`", "seconds a 404 is remembered; other errors never are"
     ),
     "BFF_CACHE_MAX_BYTES": Setting(
-        _bytes, "67108864", "`67108864`", "memory for copies; the least recently read go first"
+        parse.size, "67108864", "`67108864`", "memory for copies; the least recently read go first"
     ),
     "BFF_STORE_URL": Setting(
-        _store,
+        parse.store,
         None,
         "—",
         "`valkey://…`: shared copies, limits and budget of several replicas (docs/FLEET.md)",
         secret=True,
     ),
     "BFF_STORE_OPTIONAL": Setting(
-        _flag, "false", "`false`", "`true` starts without the store when it cannot be reached"
+        parse.flag, "false", "`false`", "`true` starts without the store when it cannot be reached"
     ),
     "BFF_STORE_TIMEOUT": Setting(
-        _positive_seconds, "0.05", "`0.05`", "seconds that a request may wait for the store"
+        parse.positive_seconds, "0.05", "`0.05`", "seconds that a request may wait for the store"
     ),
     "BFF_FAST_LANE": Setting(
-        _switch,
+        parse.switch,
         "on",
         "`on`",
         "answers from memory skip ASGI, for several times the requests a second; `off`",
     ),
     "BFF_MAX_CONNECTIONS": Setting(
-        _count, "10000", "`10000`", "connections of browsers in all; more are closed at once"
+        parse.count, "10000", "`10000`", "connections of browsers in all; more are closed at once"
     ),
     "BFF_MAX_CONNECTIONS_PER_ADDRESS": Setting(
-        _count,
+        parse.count,
         "1000",
         "`1000`",
         "the same per IPv4 address or IPv6 /64 that is not a trusted proxy",
     ),
     "BFF_MAX_HEAD_BYTES": Setting(
-        _count, "65536", "`65536`", "bytes of a request's line and headers; more is a 431"
+        parse.count, "65536", "`65536`", "bytes of a request's line and headers; more is a 431"
     ),
-    "BFF_MAX_HEADERS": Setting(_count, "100", "`100`", "headers of a request; more is a 431"),
+    "BFF_MAX_HEADERS": Setting(parse.count, "100", "`100`", "headers of a request; more is a 431"),
     "BFF_REQUEST_TIMEOUT": Setting(
-        _positive_seconds, "10", "`10`", "seconds a browser has to send a request"
+        parse.positive_seconds, "10", "`10`", "seconds a browser has to send a request"
     ),
     "BFF_IDLE_TIMEOUT": Setting(
-        _positive_seconds,
+        parse.positive_seconds,
         "75",
         "`75`",
         "seconds a connection may be without a request, or leave an answer unread; longer than the "
         "proxy in front keeps its own",
     ),
     "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(
-        _positive_seconds, "1", "`1`", "seconds to connect upstream"
+        parse.positive_seconds, "1", "`1`", "seconds to connect upstream"
     ),
     "BFF_UPSTREAM_TIMEOUT": Setting(
-        _positive_seconds, "5", "`5`", "seconds for a whole answer from upstream"
+        parse.positive_seconds, "5", "`5`", "seconds for a whole answer from upstream"
     ),
 }
 
@@ -648,7 +403,7 @@ def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001
     if text is None:
         return row.shown
     if row.secret:
-        count = len(_list(text))
+        count = len(parse.texts(text))
         return "set" if count == 1 else f"set, {count} of them"
     return text.replace("\n", ",")
 
@@ -765,7 +520,7 @@ def _environment(
             f"{where}BFF_SIGNING_KEYS has no effect with BFF_VERIFY=upstream; leave one of them out"
         )
     if not signing and verify != ("upstream",):
-        signing = tuple(key for key in keys or () if _ROOT_KEY.fullmatch(key.reveal()))
+        signing = tuple(key for key in keys or () if parse.ROOT_KEY.fullmatch(key.reveal()))
     verify = verify or (("local",) if signing else ("upstream",))
     theirs = "upstream" in verify or any(k.reveal().startswith("tr_") for k in signing)
     if len(reader.problems) > before or not keys:
@@ -798,7 +553,7 @@ def _check_verify(
 
 def _check_http(reader: _Reader, environment: EnvironmentSettings, *, allowed: bool) -> None:
     parts = urlsplit(environment.api_url)
-    if parts.scheme == "http" and not allowed and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not allowed and not parse.is_loopback(parts.hostname or ""):
         reader.problems.append(
             f"TRIGGER_API_URL of environment {environment.name!r} would send the secret key in the "
             "clear; use https, or set BFF_ALLOW_HTTP_API_URL=true if the network is yours alone"
@@ -848,96 +603,49 @@ def _policy(reader: _Reader, raw: Mapping[str, object], where: str) -> Policy | 
 # -- token sources
 
 
-def _algorithms(text: str) -> tuple[str, ...]:
-    named = _list(text)
-    known = (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM)
-    if not named or not set(named) <= set(known):
-        raise ProblemError(f"may hold {', '.join(known)}; write what the issuer signs with")
-    if SHARED_ALGORITHM in named and len(named) > 1:
-        raise ProblemError(
-            f"holds {SHARED_ALGORITHM} and others; a source has shared keys or public ones"
-        )
-    return named
-
-
-def _jwks_url(text: str) -> str:
-    parts = urlsplit(_url(text))
-    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
-        raise ProblemError("would fetch keys in the clear, for anyone to swap; use https")
-    return text
-
-
-def _shared_keys(text: str) -> tuple[Secret, ...]:
-    if "-----" in text:
-        raise ProblemError("holds a PEM; a public key is no shared key: use jwks_url or jwks_file")
-    keys = _list(text)
-    for number, key in enumerate(keys, start=1):
-        _secret(key)
-        if len(key) < _MIN_OWN_KEY_BYTES:
-            raise ProblemError(
-                f"holds a key of {len(key)} bytes as number {number}; HS256 needs at least "
-                f"{_MIN_OWN_KEY_BYTES}"
-            )
-    return tuple(map(Secret, keys))
-
-
-def _claim_path(text: str) -> tuple[str, ...]:
-    path = _list(text)
-    if not path:
-        raise ProblemError("is empty; write the name of a claim")
-    if path[0] in _OWN_CLAIMS:
-        raise ProblemError(
-            f"begins with {path[0]}, which whoever signs in writes at the provider; have the "
-            "provider put scopes into a claim that only your servers write"
-        )
-    return path
-
-
-_OWN_CLAIMS = ("user_metadata", "unsafe_metadata", "unsafeMetadata")
-
-
-def _scopes_form(text: str) -> str:
-    if text not in ("list", "text"):
-        raise ProblemError("is neither list nor text")
-    return text
-
-
 SOURCE_SETTINGS: dict[str, Setting] = {
-    "name": Setting(_text, None, "required", "what logs and metrics call it", required=True),
+    "name": Setting(parse.text, None, "required", "what logs and metrics call it", required=True),
     "issuer": Setting(
-        _text, None, "required", "the `iss` of its tokens, to the letter", required=True
+        parse.text, None, "required", "the `iss` of its tokens, to the letter", required=True
     ),
     "audience": Setting(
-        _list, "", "none", "the `aud` accepted, any of them; none: tokens must not have one"
+        parse.texts, "", "none", "the `aud` accepted, any of them; none: tokens must not have one"
     ),
     "algorithms": Setting(
-        _algorithms, None, "required", "`RS256`, `ES256`, `EdDSA`; or `HS256` alone", required=True
+        parse.algorithms,
+        None,
+        "required",
+        "`RS256`, `ES256`, `EdDSA`; or `HS256` alone",
+        required=True,
     ),
     "jwks_url": Setting(
-        _jwks_url, None, "—", "where its public keys are fetched; https, http only for loopback"
+        parse.jwks_url,
+        None,
+        "—",
+        "where its public keys are fetched; https, http only for loopback",
     ),
-    "jwks_file": Setting(_text, None, "—", "a file that holds them, in place of the address"),
+    "jwks_file": Setting(parse.text, None, "—", "a file that holds them, in place of the address"),
     "shared_keys": Setting(
-        _shared_keys,
+        parse.shared_keys,
         None,
         "—",
         "for `HS256`: the current key first; or `shared_keys_FILE`",
         secret=True,
     ),
     "keys_trusted": Setting(
-        _positive_seconds,
+        parse.positive_seconds,
         "86400",
         "`86400`",
         "seconds that fetched keys are trusted while their server is away",
     ),
     "scopes_claim": Setting(
-        _claim_path, "scopes", "`scopes`", "the claim that holds scopes; a list is a path down"
+        parse.claim_path, "scopes", "`scopes`", "the claim that holds scopes; a list is a path down"
     ),
     "scopes_form": Setting(
-        _scopes_form, "list", "`list`", "`list`, or `text` with spaces between the scopes"
+        parse.scopes_form, "list", "`list`", "`list`, or `text` with spaces between the scopes"
     ),
     "environment": Setting(
-        _text, None, "the only one", "the environment that its tokens speak for, and no other"
+        parse.text, None, "the only one", "the environment that its tokens speak for, and no other"
     ),
 }
 

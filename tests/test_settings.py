@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
 
 from bff import settings
-from bff.settings import Rate, SettingsError, load
+from bff.parse import Rate
+from bff.settings import SettingsError, load
 
 KEYS = f'TRIGGER_SECRET_KEY = "{SECRET_KEY}"\nBFF_SIGNING_KEYS = "{OWN_KEY}"\n'
 

@@ -235,7 +235,7 @@ FAULTS = [
     ),
     Fault(
         26,
-        "bff/settings.py",
+        "bff/parse.py",
         'return "Secret(…)"',
         "return self._text",
         f"{_UPSTREAM}::test_26_check_and_repr_name_no_secret",
