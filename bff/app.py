@@ -34,7 +34,7 @@ from bff.store import Store, StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing
 from bff.upkeep import Upkeep
-from bff.upstream import Quota, Transport, Upstream, client, fetch
+from bff.upstream import Client, Quota, Transport, Upstream
 from bff.verdicts import Verdicts
 from bff.watch import Watch
 from bff.wire import Bounds, Doors, Guard
@@ -100,10 +100,8 @@ class Service:
         self._told = settings
         self._connected = False
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._http = client(
-            connect_timeout=settings.upstream_connect_timeout,
-            timeout=settings.upstream_timeout,
-            transport=transport,
+        self._client = Client(
+            connect_timeout=settings.upstream_connect_timeout, transport=transport
         )
         self._telemetry = telemetry
         self._settings_current = True
@@ -281,7 +279,7 @@ class Service:
                 )
 
         upstream = Upstream(
-            self._http,
+            self._client,
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
@@ -347,7 +345,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with self._http:
+        async with self._client:
             await self.connect()
             # Held by this frame, which outlives them.
             beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
@@ -381,7 +379,7 @@ class Service:
     def _upkeep(self) -> Upkeep:
         environments = self.gateway.environments
         return Upkeep(
-            lambda url: fetch(self._http, url, self._told.upstream_timeout),
+            lambda url: self._client.fetch(url, timeout=self._told.upstream_timeout),
             self.gateway.verifier.sources,
             {
                 e.name: (environments[e.name].upstream.environment_id, partial(self._learned, e))

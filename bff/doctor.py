@@ -19,7 +19,7 @@ from bff import __version__, sessions
 from bff.auth import mint
 from bff.errors import Refusal
 from bff.settings import EnvironmentSettings, Settings, Told
-from bff.upstream import Answer, Quota, Transport, Upstream, ask, client, read_quota
+from bff.upstream import Answer, Client, Quota, Transport, Upstream, read_quota
 
 Clock = Callable[[], tuple[float, float]]
 
@@ -119,15 +119,13 @@ class Prober:
         self._settings = settings
         self._clock = clock
         self._timeout = settings.upstream_timeout
-        self._http = client(
-            connect_timeout=settings.upstream_connect_timeout,
-            timeout=settings.upstream_timeout,
-            transport=transport,
+        self._client = Client(
+            connect_timeout=settings.upstream_connect_timeout, transport=transport
         )
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._client.aclose()
 
     def upstream(
         self, environment: EnvironmentSettings, session: str | None
@@ -140,7 +138,7 @@ class Prober:
     ) -> AsyncIterator[Finding]:
         quota: Quota | None = None
         upstream = Upstream(
-            self._http,
+            self._client,
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
@@ -280,7 +278,7 @@ class Prober:
 
     async def _ask(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
         sent = {"user-agent": f"bff/{__version__}", **headers}
-        return await ask(self._http, method, url, sent, timeout=self._timeout)
+        return await self._client.ask(method, url, sent, timeout=self._timeout)
 
 
 def _verdict(*, well: bool) -> Verdict:

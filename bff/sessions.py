@@ -103,7 +103,7 @@ def parse_document(body: bytes, *, asked: str) -> dict[str, Any]:
         raise Refusal("upstream_invalid") from None
     if (
         not isinstance(document, dict)
-        or _too_deep(document)
+        or (body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document))
         or not all(valid(document.get(name, _ABSENT)) for name, valid in _FIELDS.items())
         or not is_friendly(document["id"])
         or is_friendly(document["externalId"] or "")

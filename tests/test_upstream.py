@@ -11,7 +11,7 @@ import pytest
 from world import SECRET_KEY
 
 from bff.errors import Refusal
-from bff.upstream import Quota, Upstream, client
+from bff.upstream import Client, Quota, Upstream
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
 
@@ -57,8 +57,8 @@ async def upstream(url: str, **changes: object) -> AsyncIterator[tuple[Upstream,
         "user_agent": "bff/test",
         "observe": quotas.append,
     }
-    async with client(connect_timeout=0.2, timeout=0.3) as http:
-        yield Upstream(http, **(arguments | changes)), quotas
+    async with Client(connect_timeout=0.2) as client:
+        yield Upstream(client, **(arguments | changes)), quotas
 
 
 async def refusal(answer: bytes | Handler) -> tuple[Refusal, list[bytes]]:
@@ -173,9 +173,9 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
             attempts.append(request)
             raise httpx2.ConnectError("refused") if len(attempts) < 9 else AssertionError
 
-    async with client(connect_timeout=1, timeout=1, transport=Refusing()) as http_:  # type: ignore[arg-type]
+    async with Client(connect_timeout=1, transport=Refusing()) as client:  # type: ignore[arg-type]
         asked = Upstream(
-            http_,
+            client,
             url="http://127.0.0.1:1",
             secret_keys=["tr_dev_x"],
             branch=None,

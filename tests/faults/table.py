@@ -257,8 +257,9 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream.py",
-        "follow_redirects=False",
-        "follow_redirects=True",
+        "await self._transport.handle_async_request(request)",
+        "await httpx2.AsyncClient(transport=self._transport, follow_redirects=True)"
+        ".send(request, stream=True)",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
