@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import load
+
 BENCH = Path(__file__).parent / "bench"
 
 
@@ -27,6 +30,13 @@ def test_a_short_benchmark(tmp_path: Path) -> None:
     assert results["table"]["hits"]["bff"]["rate"] > 0, done.stdout
     assert "| hits | bff |" in (tmp_path / "bench.md").read_text()
     assert (tmp_path / "bench.svg").read_text().startswith("<svg")
+
+
+def test_a_load_is_measured_beside_the_bare_call() -> None:
+    took = load.measure(rounds=1)
+    assert set(took) == {"bare client call", "load"}
+    assert all(times["least"] > 0 for times in took.values())
+    assert "| load |" in "\n".join(load.table(took))
 
 
 def test_memory_is_counted_and_a_flood_of_hits_keeps_none_of_it() -> None:

@@ -16,6 +16,7 @@ from world import (
     SECRET_KEY,
     Clock,
     Gateway,
+    Through,
     World,
     environ,
     running_upstream,
@@ -160,7 +161,7 @@ async def probe(
     world: World, places: Places, **changes: str
 ) -> tuple[list[Finding], list[Finding]]:
     told = settings.load(environ(**changes))
-    prober = Prober(told, world.clock, transport=places)
+    prober = Prober(told, world.clock, transport=Through(places))
     (environment,) = told.environments
     up = [finding async for finding in prober.upstream(environment, None)]
     session = await prober.first_session(environment)

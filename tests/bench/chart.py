@@ -3,30 +3,63 @@
 from html import escape
 from typing import Any
 
-COLOURS = {"bff": "#2563eb", "bff, lane off": "#93b4f5"}
+import load
+
+COLOURS = {"bff": "#2563eb", "bff, lane off": "#93b4f5", "bff, Valkey": "#60a5fa"}
+BARE = "bare starlette"
 GREY = "#a8a29e"
 
 
 def markdown(results: dict[str, Any]) -> str:
+    table = results["table"]
+    bare = table.get("hits", {}).get(BARE, {}).get("rate")
     lines = [
-        (
-            f"Measured {results['date']} on {results['machine']}; the server on one core, wrk on "
-            f"another; median of {results['rounds']} rounds of {results['seconds']:g} s."
-        ),
+        told(results),
         "",
-        "| workload | server | requests/s | of bff | p50 ms | p99 ms | p99.9 ms | CPU µs a request | of bff's | MiB |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| workload | server | requests/s | bff's, to this | to the bare route | p50 ms | p99 ms | p99.9 ms | CPU µs a request | of bff's | MiB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for workload, rows in results["table"].items():
+    for workload, rows in table.items():
         bff = rows.get("bff", {"rate": 0.0, "cpu": 0.0})
         for name, r in sorted(rows.items(), key=lambda row: -row[1]["rate"]):
-            share = f"{r['rate'] / bff['rate']:.2f}" if bff["rate"] else "—"
+            share = f"{bff['rate'] / r['rate']:.2f}" if bff["rate"] else "—"
             cost = f"{r['cpu'] / bff['cpu']:.2f}" if bff["cpu"] else "—"
+            route = f"{r['rate'] / bare:.2f}" if bare else "—"
             lines.append(
-                f"| {workload} | {name} | {r['rate']:,.0f} | {share} | {r['p50']:.2f} | "
+                f"| {workload} | {name} | {r['rate']:,.0f} | {share} | {route} | {r['p50']:.2f} | "
                 f"{r['p99']:.2f} | {r['p999']:.2f} | {r['cpu']:.1f} | {cost} | {r['rss']:.0f} |"
             )
+    if results.get("cold"):
+        lines += ["", *load.table(results["cold"])]
+    if results.get("startup"):
+        seconds = ", ".join(f"{one:.2f}" for one in sorted(results["startup"]))
+        lines += ["", f"From exec of `bff serve` to its first answer: {seconds} s."]
     return "\n".join(lines) + "\n"
+
+
+def told(results: dict[str, Any]) -> str:
+    return (
+        f"Measured {results['date']} on {results['machine']}; the server on one core, wrk on "
+        f"another; median of {results['rounds']} rounds of {results['seconds']:g} s."
+    )
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What the README shows of it."""
+    shown = ("hits", "preflights", "10,000 sessions x 1,000")
+    names = sorted(
+        results["table"]["hits"], key=lambda name: -results["table"]["hits"][name]["rate"]
+    )
+    lines = [
+        f"| requests/s on one core | {' | '.join(shown)} | CPU µs a hit |",
+        "|---|" + "---:|" * (len(shown) + 1),
+    ]
+    for name in names:
+        cells = [results["table"].get(workload, {}).get(name) for workload in shown]
+        rates = [f"{cell['rate']:,.0f}" if cell else "—" for cell in cells]
+        cpu = results["table"]["hits"][name]["cpu"]
+        lines.append(f"| {name} | {' | '.join(rates)} | {cpu:.0f} |")
+    return "\n".join([*lines, "", told(results)])
 
 
 def svg(results: dict[str, Any]) -> str:

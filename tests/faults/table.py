@@ -116,8 +116,8 @@ FAULTS = [
     Fault(
         12,
         "bff/upstream.py",
-        '{"authorization": self._credentials[self._current]}',
-        '{"connection": "authorization"}',
+        '(b"authorization", b"Bearer " + key.encode())',
+        '(b"connection", b"authorization")',
         f"{_WIRE}::test_12_connection_strips_nothing_of_ours",
     ),
     Fault(
@@ -243,8 +243,8 @@ FAULTS = [
     Fault(
         27,
         "bff/upstream.py",
-        "limits=limits, trust_env=False",
-        "limits=limits, trust_env=False, verify=False",
+        "httpx2.create_ssl_context(trust_env=False)",
+        "httpx2.create_ssl_context(verify=False, trust_env=False)",
         f"{_UPSTREAM}::test_27_an_unverified_certificate_is_not_talked_to",
     ),
     Fault(
@@ -257,9 +257,10 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream.py",
-        "await self._transport.handle_async_request(request)",
-        "await httpx2.AsyncClient(transport=self._transport, follow_redirects=True)"
-        ".send(request, stream=True)",
+        "            return Answer(response.status, told,",
+        """            if "location" in told:
+                return await self.send(method, Address.read(told["location"]), b"", headers)
+            return Answer(response.status, told,""",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(

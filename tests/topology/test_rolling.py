@@ -17,6 +17,7 @@ from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import httpx2
 import pytest
 from world import PATH, Gateway, claims, environ, read, running_upstream, sign
@@ -177,7 +178,7 @@ def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology
 async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) -> None:
     told = settings.load(environ(TRIGGER_API_URL=f"http://127.0.0.1:{topology.upstream.port}"))
     (environment,) = told.environments
-    trusted = httpx2.AsyncHTTPTransport(verify=topology.caddy.trusted())
+    trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
     async with aclosing(Prober(told, system_clock, transport=trusted)) as prober:
         session = await prober.first_session(environment)
         assert session is not None

@@ -1,0 +1,139 @@
+"""What a load costs, beside what the HTTP client costs alone: CPU microseconds, in one process.
+
+    python tests/bench/load.py
+
+A fast upstream on the other core, one warm connection, one load at a time. In turns, so that a busy
+moment hurts both; the least of many rounds counts, and the median is told too.
+"""
+
+import asyncio
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx2
+import uvloop
+
+from bff import settings
+from bff.app import Service, system_clock
+from bff.auth import mint
+from bff.head import Head
+from bff.replies import Reply
+from bff.telemetry import Telemetry
+
+ORIGIN = Path(__file__).with_name("origin.py")
+KEY = "benchmark-signing-key-0123456789abcdef"
+LOADS = 100
+"""In a round."""
+
+
+def measure(rounds: int) -> dict[str, dict[str, float]]:
+    """By what was done: the least and the median of the microseconds it took."""
+    port = _free_port()
+    origin = subprocess.Popen(["taskset", "-c", "1", sys.executable, str(ORIGIN), str(port)])
+    os.sched_setaffinity(0, {0})
+    try:
+        _listens(port)
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            return runner.run(_rounds(rounds, f"http://127.0.0.1:{port}", Telemetry(nowhere)))
+    finally:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        origin.kill()
+        origin.wait()
+
+
+async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
+    told = settings.load(
+        {
+            "TRIGGER_SECRET_KEY": "tr_dev_sk_bench",
+            "TRIGGER_API_URL": url,
+            "BFF_SIGNING_KEYS": KEY,
+            "BFF_UPSTREAM_BUDGET": "off",
+            "BFF_RATE_LIMIT": "999999999/minute",
+            "BFF_IP_RATE_LIMIT": "999999999/minute",
+        }
+    )
+    bearer = mint(
+        KEY, environment_id="env", scopes=["read:sessions"], issued=int(time.time()), ttl=7200,
+        actor="u",
+    )  # fmt: skip
+    service = Service(told, telemetry)
+    gateway, numbers = service.gateway, iter(range(10**9))
+    headers = [(b"authorization", b"Bearer " + bearer.encode())]
+    limits = httpx2.Limits(max_connections=100, max_keepalive_connections=10)
+    async with httpx2.AsyncClient(trust_env=False, limits=limits) as client:
+
+        async def call() -> None:
+            path = f"{url}/api/v1/sessions/call-{next(numbers)}"
+            answer = await client.get(path, headers={"authorization": f"Bearer {KEY}"})
+            assert answer.status_code == 200
+
+        async def load() -> None:
+            path = b"/api/v1/sessions/load-%d" % next(numbers)
+            head = Head.read("GET", path, b"", headers, "127.0.0.1")
+            answer = gateway.decide(head, *system_clock())
+            assert not isinstance(answer, Reply)
+            assert (await gateway.finish(answer)).status == 200
+
+        took = await _in_turns({"bare client call": call, "load": load}, rounds)
+    await service._client.aclose()
+    return took
+
+
+async def _in_turns(
+    works: dict[str, Callable[[], Awaitable[None]]], rounds: int
+) -> dict[str, dict[str, float]]:
+    took: dict[str, list[float]] = {name: [] for name in works}
+    for n in range(rounds + 2):
+        for name, work in works.items():
+            began = time.process_time()
+            for _ in range(LOADS):
+                await work()
+            if n >= 2:  # the first two warm up
+                took[name].append((time.process_time() - began) / LOADS * 1e6)
+    return {
+        name: {"least": min(times), "median": statistics.median(times)}
+        for name, times in took.items()
+    }
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def _listens(port: int) -> None:
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.025)
+        else:
+            return
+    raise RuntimeError("the upstream does not listen")
+
+
+def table(cold: dict[str, dict[str, float]]) -> list[str]:
+    """The same for people, in Markdown."""
+    call = cold["bare client call"]
+    return [
+        "| CPU of one process | least µs | median µs | of the call (least) | of the call (median) |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {name} | {took['least']:,.0f} | {took['median']:,.0f} | "
+            f"{took['least'] / call['least']:.2f} | {took['median'] / call['median']:.2f} |"
+            for name, took in cold.items()
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(table(measure(rounds=30))))
