@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
@@ -18,9 +19,10 @@ import uvloop
 
 from bff import __version__, doctor, lane, server, settings
 from bff import demo as demo_
-from bff.app import Service, system_clock
+from bff.app import WATCH_SECONDS, Service, system_clock
 from bff.auth import mint
 from bff.process import harden
+from bff.siblings import Mailboxes, Siblings
 from bff.store import StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing, TracingError
@@ -60,7 +62,12 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
-def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
+def _fork(
+    workers: int, told: settings.Settings, telemetry: Telemetry
+) -> tuple[Siblings | None, bool]:
+    """Return in each worker with what it knows of the others, and whether another had its place."""
+    if workers == 1:
+        return None, False
     if told.store_url is None:
         telemetry.log.warning(
             "workers_count_alone",
@@ -68,7 +75,26 @@ def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
             each="has copies, limits and an upstream budget of its own, so all of them together "
             f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
         )
-    return supervise(workers, telemetry.log)
+    boxes = Mailboxes(workers)
+    number, replaces = supervise(workers, telemetry.log)
+    telemetry.be(number)
+    return Siblings(boxes, number), replaces
+
+
+def _settings_now(environ: dict[str, str], telemetry: Telemetry) -> settings.Settings:
+    """Read what has changed since the supervisor began: a key that was removed stays removed.
+
+    While they cannot be read the others go on by what they know, and this worker waits.
+    """
+    problems: list[str] = []
+    while True:
+        try:
+            return settings.load(environ)
+        except settings.SettingsError as exc:
+            if exc.problems != problems:
+                telemetry.log.error("settings_not_reloaded", problems=exc.problems)
+            problems = list(exc.problems)
+            time.sleep(WATCH_SECONDS)
 
 
 def _browser(service: Service) -> uvicorn.Config:
@@ -93,10 +119,10 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     telemetry = Telemetry()
     given = server.inherited(environ)
     browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
-    number = _fork(workers, told, telemetry) if workers > 1 else 0
-    ops = None if number else given.get("ops")
-    if ops is None:
-        ops = _listen(told.ops_host, told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
+    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
+    siblings, replaces = _fork(workers, told, telemetry)
+    if replaces:
+        told = _settings_now(environ, telemetry)
     try:
         tracing = Tracing() if told.tracing else None  # after the fork: it has threads
     except TracingError as exc:
@@ -107,15 +133,26 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     )
 
     async def go() -> None:
-        service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
+        service = Service(
+            told,
+            telemetry,
+            tracing=tracing,
+            siblings=siblings,
+            reload=lambda: settings.load(environ),
+        )
         try:
             await service.connect()
         except StoreError as exc:
-            click.echo(
-                f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start without",
-                err=True,
-            )
-            sys.exit(2)
+            if replaces:  # the others go on without it too
+                telemetry.log.warning("store_away", reason=str(exc))
+            else:
+                click.echo(
+                    f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start "
+                    "without",
+                    err=True,
+                )
+                sys.exit(2)
+        await service.ops.join()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [

@@ -182,7 +182,7 @@ class Gateway:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
-            self.telemetry.count("bff_requests", "preflight", 204, "")
+            self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
             return self._replies.preflight(head.origin, request_id)
         visit = Visit(head, request_id, now, wall)
         try:
@@ -351,7 +351,8 @@ class Gateway:
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
-        visit = Visit(Head("", b"", peer, origin=origin), self._request_ids(), *self._clock())
+        head = Head("", b"", peer, origin=origin, lane="none")
+        visit = Visit(head, self._request_ids(), *self._clock())
         return self._refusal(visit, refusal)
 
     # -- upstream's word on a token
@@ -704,7 +705,7 @@ class Gateway:
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
-        self.telemetry.count("bff_requests", visit.route, reply.status, code)
+        self.telemetry.count("bff_requests", visit.route, reply.status, code, visit.head.lane)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
 
 

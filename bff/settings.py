@@ -85,6 +85,7 @@ class Settings:
     port: int
     ops_host: str
     ops_port: int
+    ops_names: tuple[str, ...]
     tracing: bool
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     rate_limit: Rate | None
@@ -223,6 +224,12 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "the address of the ops port; beyond loopback, let only your own monitoring reach it",
     ),
     "BFF_OPS_PORT": Setting(parse.port, "9787", "`9787`", "the ops port"),
+    "BFF_OPS_NAMES": Setting(
+        parse.texts,
+        "",
+        "none",
+        "host names by which the ops port may be asked for, beside addresses and `localhost`",
+    ),
     "BFF_TOKEN_COOKIE": Setting(
         parse.cookie,
         None,

@@ -10,7 +10,7 @@ import sys
 import traceback
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TextIO
@@ -44,7 +44,9 @@ class Row:
 
 METRICS: dict[str, Row] = {
     "bff_requests": Row(
-        "Answers to browsers, by route, status and code.", ("route", "status", "code")
+        "Answers to browsers, by route, status, code, and the lane they took: fast, asgi, or none "
+        "for what was no request.",
+        ("route", "status", "code", "lane"),
     ),
     "bff_cache": Row(
         "Answers that hold a session or its absence, by what the cache did: hit, stale, miss, "
@@ -96,6 +98,12 @@ METRICS: dict[str, Row] = {
         "How late the event loop woke up from a sleep: beyond 0.1 the process has too much to do.",
         buckets=(0.005, 0.025, 0.1, 0.5, 2.0),
     ),
+    "bff_worker_up": Row(
+        "With --workers: 1 if the worker gave its metrics when it was asked, 0 if it hangs or is "
+        "being replaced.",
+        ("worker",),
+        gauge=True,
+    ),
     "bff_build_info": Row("1, with the version.", ("version",), gauge=True),
     "bff_purges": Row("Sessions purged by the operator."),
     "bff_reloads": Row("Attempts to change settings without a restart: ok, failed.", ("outcome",)),
@@ -143,6 +151,9 @@ class Telemetry:
         stream: where log lines go.
         level: the least level that is written.
     """
+
+    worker: int | None = None
+    """This process among several: a label of all its metrics."""
 
     def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
@@ -206,12 +217,18 @@ class Telemetry:
         ]
         self.log.error(event, exception=type(exc).__name__, frames=frames, **fields)
 
+    def be(self, worker: int) -> None:
+        """Say in each line and each metric which of several processes this is."""
+        self.worker = worker
+        self.log = self.log.bind(worker=worker)
+
     def metrics(self) -> bytes:
         """Everything counted, in the Prometheus text format."""
         registry = CollectorRegistry()
         registry.register(self)
         ProcessCollector(registry=registry)
-        return generate_latest(registry)
+        text = generate_latest(registry)
+        return text if self.worker is None else _labelled(text, b'worker="%d"' % self.worker)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the table (the protocol of a Prometheus collector)."""
@@ -234,6 +251,41 @@ class Telemetry:
                 for key, n in (counted or ({} if row.labels else {(): 0})).items():
                     family.add_metric([str(label) for label in key], n)
             yield family
+
+
+def _labelled(text: bytes, label: bytes) -> bytes:
+    """Put one more label first at every sample."""
+    return re.sub(
+        rb"^(?!#)(\w+)(?:\{(.*)\})?(?= )",
+        lambda m: b"%b{%b}" % (m[1], b",".join((label, m[2])) if m[2] else label),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def together(texts: Mapping[int, str | None]) -> str:
+    """Make one text of those of several workers; None is that of a worker which did not answer.
+
+    Each family stands once, as Prometheus wants it. Nothing is added up: a worker that dies takes
+    its counters along, and a sum that falls would be taken for a restart of them all.
+    """
+    families: dict[str, list[str]] = {}
+    for text in filter(None, texts.values()):
+        for family in text.split("# HELP ")[1:]:
+            head, kind, *samples = family.splitlines()
+            families.setdefault(f"# HELP {head}\n{kind}", []).extend(samples)
+    return "".join(
+        "\n".join((head, *samples, *_up(head, texts))) + "\n" for head, samples in families.items()
+    )
+
+
+def _up(head: str, texts: Mapping[int, str | None]) -> list[str]:
+    if not head.startswith("# HELP bff_worker_up "):
+        return []
+    return [
+        f'bff_worker_up{{worker="{number}"}} {float(text is not None)}'
+        for number, text in sorted(texts.items())
+    ]
 
 
 class ServerLog(logging.Handler):

@@ -129,6 +129,19 @@ async def test_limits_change_and_unchanged_ones_go_on_counting(world: World) -> 
     assert (await world.get("chat-1")).headers["x-ratelimit-remaining"] == "4"
 
 
+async def test_proxies_that_are_trusted_from_now_on_count_as_such_at_the_door_too(
+    world: World,
+) -> None:
+    await world.start(BFF_MAX_CONNECTIONS_PER_ADDRESS="1")
+    doors = world.service._doors
+    assert [doors.enter("192.0.2.9"), doors.enter("192.0.2.9")] == [True, False]
+
+    world.reload(BFF_TRUSTED_PROXIES="192.0.2.0/24")
+    assert doors.enter("192.0.2.9")
+    world.reload(BFF_TRUSTED_PROXIES=None)
+    assert not doors.enter("192.0.2.9")
+
+
 async def test_what_needs_a_restart_is_said(world: World) -> None:
     world.reload(BFF_PORT="9999", BFF_UPSTREAM_TIMEOUT="3")
 

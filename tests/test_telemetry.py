@@ -97,7 +97,7 @@ async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
 def test_labels_are_names_of_a_table_and_nothing_of_a_request() -> None:
     assert {label for row in METRICS.values() for label in row.labels} <= {
         "route", "status", "code", "result", "outcome", "limit", "environment", "reason", "key",
-        "event", "source",
+        "event", "source", "lane", "worker",
         "version",
     }  # fmt: skip
 
