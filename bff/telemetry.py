@@ -25,6 +25,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
+from bff.errors import REFUSALS
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -35,6 +37,9 @@ class Row:
     gauge: bool = False
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram's, beside +Inf; none for what is no histogram."""
+    shown: tuple[str, ...] = ()
+    """Values of its one label that are there from the start, as 0: of a counter that begins at 1,
+    Prometheus sees no increase, so the first of its kind would raise no alert."""
 
     @property
     def kind(self) -> str:
@@ -52,8 +57,13 @@ METRICS: dict[str, Row] = {
         "Answers that hold a session or its absence, by what the cache did: hit, stale, miss, "
         "joined, negative, last_resort.",
         ("result",),
+        shown=("hit", "stale", "miss", "joined", "negative", "last_resort"),
     ),
-    "bff_loads": Row("Loads from upstream, by outcome: ok or an error code.", ("outcome",)),
+    "bff_loads": Row(
+        "Loads from upstream, by outcome: ok or an error code.",
+        ("outcome",),
+        shown=("ok", *(code for code in REFUSALS if code.startswith("upstream_")), "internal"),
+    ),
     "bff_load_seconds": Row(
         "How long loads took.", buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
     ),
@@ -73,8 +83,16 @@ METRICS: dict[str, Row] = {
         "Requests without a valid token, by reason: token_missing, token_invalid, token_expired, "
         "token_revoked, secret_key_sent.",
         ("reason",),
+        shown=(
+            *(code for code in REFUSALS if code.startswith("token_")),
+            "secret_key_sent",
+        ),
     ),
-    "bff_limited": Row("Requests over a limit, by what was counted.", ("limit",)),
+    "bff_limited": Row(
+        "Requests over a limit, by what was counted: address, bad-token, caller.",
+        ("limit",),
+        shown=("address", "bad-token", "caller"),
+    ),
     "bff_dropped_fields": Row(
         "Top-level fields new upstream, dropped because no policy names them."
     ),
@@ -106,7 +124,11 @@ METRICS: dict[str, Row] = {
     ),
     "bff_build_info": Row("1, with the version.", ("version",), gauge=True),
     "bff_purges": Row("Sessions purged by the operator."),
-    "bff_reloads": Row("Attempts to change settings without a restart: ok, failed.", ("outcome",)),
+    "bff_reloads": Row(
+        "Attempts to change settings without a restart: ok, failed.",
+        ("outcome",),
+        shown=("ok", "failed"),
+    ),
     "bff_settings_current": Row(
         "0 while changed settings cannot be used and the former ones go on, else 1.", gauge=True
     ),
@@ -120,6 +142,7 @@ METRICS: dict[str, Row] = {
         "Connections ended by the gateway, by reason: bad_request, head_too_large, "
         "incomplete_request, unread_answer, too_many, too_many_of_address.",
         ("reason",),
+        shown=("too_many", "too_many_of_address"),
     ),
     "bff_connections": Row("Connections of browsers that are open.", gauge=True),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
@@ -247,8 +270,10 @@ class Telemetry:
                     family.add_metric(labels, value)
             else:
                 family = CounterMetricFamily(name, row.help, labels=row.labels)
-                counted = {key[1:]: n for key, n in self.counts.items() if key[0] == name}
-                for key, n in (counted or ({} if row.labels else {(): 0})).items():
+                counted: dict[tuple[str | int, ...], float] = {(value,): 0 for value in row.shown}
+                counted |= {} if row.labels else {(): 0}
+                counted |= {key[1:]: n for key, n in self.counts.items() if key[0] == name}
+                for key, n in counted.items():
                     family.add_metric([str(label) for label in key], n)
             yield family
 

@@ -39,7 +39,7 @@ FAMILIES = {
     for suffix in {"counter": ["_total"], "gauge": [""]}.get(
         row.kind, ["_bucket", "_count", "_sum"]
     )
-} | {"process_resident_memory_bytes"}
+} | {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 
 def tool(name: str) -> str:
@@ -242,17 +242,67 @@ def test_every_alert_is_tested_and_has_a_runbook() -> None:
         assert rule["annotations"]["runbook"].endswith(f"OPERATIONS.md#{rule['alert'].lower()}")
 
 
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
+    return found
+
+
 def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
-    dashboard = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
+    shown = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
     expressions += [rule["expr"] for rule in rules()]
 
     asked = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
     assert asked <= FAMILIES, asked - FAMILIES
-    labels = {label for row in METRICS.values() for label in row.labels} | {"instance", "le", "job"}
+    labels = {label for row in METRICS.values() for label in row.labels}
+    labels |= {"instance", "le", "job", "worker"}
     for text in expressions:
         for group in re.findall(r"(?:by|on) ?\(([^)]*)\)", text):
             assert {name.strip() for name in group.split(",")} <= labels, text
+        for selector in re.findall(r"\{([^}]*)\}", text):
+            assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", selector)) <= labels, text
+    elsewhere = {"bff_worker_up", "bff_log_lines_dropped_total"}  # an alert, and for who reads logs
+    for name in METRICS:
+        family = {f for f in FAMILIES if f == name or f.startswith(f"{name}_")}
+        assert family & (shown | elsewhere), f"{name} is nowhere to be seen"
+
+
+def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
+    """What can be said without it: the model's shape, as its documentation describes it."""
+    found = dashboard()
+    panels = found["panels"]
+    variables = {variable["name"] for variable in found["templating"]["list"]}
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert {panel["type"] for panel in panels} == {"row", "stat", "timeseries"}
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert all(0 <= x < 24 for x, _ in cells), panel["title"]
+        taken |= cells
+        for target in panel.get("targets", ()):
+            used = set(re.findall(r"\$(\w+)", target["expr"]))
+            assert used <= variables | {"__rate_interval"}
+            assert target["datasource"]["uid"] == "${datasource}"
+            # A legend names labels that the query leaves.
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
+                known = {"instance", "worker"} if not grouped else set(re.split(r", ", grouped[0]))
+                assert label in known, target["expr"]
+        if panel["type"] != "row":
+            assert panel["description"].endswith(".")
+            refs = [target["refId"] for target in panel["targets"]]
+            assert len(set(refs)) == len(refs)
+    provisioned = yaml.safe_load(
+        (DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text()
+    )
+    assert [one["type"] for one in provisioned["datasources"]] == ["prometheus"]
 
 
 # -- Kubernetes

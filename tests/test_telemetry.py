@@ -89,6 +89,7 @@ async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
     assert reasons == {
         "token_missing": 2.0,
         "token_invalid": 1.0,
+        "token_revoked": 0.0,
         "secret_key_sent": 1.0,
         "token_expired": 2.0,
     }
@@ -100,6 +101,24 @@ def test_labels_are_names_of_a_table_and_nothing_of_a_request() -> None:
         "event", "source", "lane", "worker",
         "version",
     }  # fmt: skip
+
+
+async def test_what_an_alert_waits_for_is_there_before_it_happens(world: World) -> None:
+    """Of a series that begins with 1 Prometheus sees no increase, and the first one is the one."""
+    found = await metrics(world)
+
+    for sample in (
+        'bff_bad_tokens_total{"reason": "secret_key_sent"}',
+        'bff_loads_total{"outcome": "upstream_rejected_credentials"}',
+        'bff_closed_connections_total{"reason": "too_many"}',
+        'bff_limited_total{"limit": "address"}',
+        'bff_reloads_total{"outcome": "failed"}',
+    ):
+        assert found[sample] == 0.0
+    for name, row in METRICS.items():
+        assert not row.shown or len(row.labels) == 1, name
+        if row.shown and ":" in row.help and "error code" not in row.help:
+            assert set(row.shown) <= set(re.findall(r"[\w-]+", row.help.partition(":")[2]))
 
 
 async def test_the_process_itself_is_measured(world: World) -> None:

@@ -6,6 +6,7 @@ the secrets that `deploy/make-secrets` writes; only addresses and the certificat
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -108,6 +109,47 @@ class Caddy:
         return ssl.create_default_context(cafile=str(root))
 
 
+class Prometheus:
+    """Debian's, with the configuration and the rules that are shipped; it only asks more often."""
+
+    def __init__(self, home: Path, targets: list[int]) -> None:
+        self._home = home / "prometheus"
+        self._home.mkdir()
+        folder = ROOT / "deploy/prometheus"
+        shutil.copy(folder / "rules.yml", self._home)
+        told = yaml.safe_load((folder / "prometheus.yml").read_text())
+        told["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+        (job,) = told["scrape_configs"]
+        assert job["static_configs"] == [{"targets": ["gateway-1:9787", "gateway-2:9787"]}]
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in targets]}]
+        (self._home / "prometheus.yml").write_text(yaml.safe_dump(told))
+        self._port = free_port()
+        self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self._port}/api/v1")
+
+    def __enter__(self) -> "Prometheus":
+        self._process = subprocess.Popen(
+            [
+                need("prometheus"),
+                f"--config.file={self._home}/prometheus.yml",
+                f"--storage.tsdb.path={self._home}/data",
+                f"--web.listen-address=127.0.0.1:{self._port}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.close()
+        self._process.terminate()
+        self._process.wait(timeout=20)
+
+    def ask(self, path: str, **params: str) -> Any:
+        reply = self._http.get(path, params=params)
+        assert reply.status_code == 200, reply.text
+        return reply.json()["data"]
+
+
 class Topology:
     """What docker-compose.yml describes, with its own settings, users and commands."""
 
@@ -125,7 +167,9 @@ class Topology:
         self.upstream = stack.enter_context(running_upstream())
         self._start_store(free_port())
         self.ports = [free_port(), free_port()]
-        self.gateways = [self._start(port) for port in self.ports]
+        self.ops_ports = [free_port(), free_port()]
+        self.gateways = [self._start(number) for number in (0, 1)]
+        self.prometheus = stack.enter_context(Prometheus(home, self.ops_ports))
         self.caddy = stack.enter_context(Caddy(home, self.ports))
 
     def _start_store(self, port: int) -> None:
@@ -144,18 +188,19 @@ class Topology:
         self.store.kill()
         self.store.wait(timeout=20)
 
-    def _start(self, port: int) -> Gateway:
+    def _start(self, number: int) -> Gateway:
         """A gateway by the settings of its service; only addresses differ."""
         here = {
             "BFF_HOST": "127.0.0.1",
             "BFF_OPS_HOST": "127.0.0.1",
-            "BFF_PORT": str(port),
+            "BFF_PORT": str(self.ports[number]),
+            "BFF_OPS_PORT": str(self.ops_ports[number]),
             "BFF_TRUSTED_PROXIES": "127.0.0.1",
             "TRIGGER_API_URL": f"http://127.0.0.1:{self.upstream.port}",
             "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
             # All browsers here have one address, and ask as fast as they can.
-            "BFF_RATE_LIMIT": "off",
-            "BFF_IP_RATE_LIMIT": "off",
+            "BFF_RATE_LIMIT": "1000000/minute",
+            "BFF_IP_RATE_LIMIT": "1000000/minute",
         }
         told = self._services["gateway-1"]["environment"] | here
         del told["BFF_ALLOWED_ORIGINS"], told["BFF_UPSTREAM_BUDGET"]
@@ -177,7 +222,7 @@ class Topology:
         old = self.gateways[number]
         old.process.send_signal(signal.SIGTERM)
         assert old.process.wait(timeout=20) in (0, -signal.SIGTERM)
-        self.gateways[number] = self._start(self.ports[number])
+        self.gateways[number] = self._start(number)
         self.together()
 
     def replace_store(self) -> None:
@@ -388,3 +433,24 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
     served = topology.metrics()
     assert all('bff_cache_total{result="hit"}' in text for text in served)
     assert any('bff_shared_copies_total{result="used"}' in text for text in served)
+
+
+def test_prometheus_scrapes_them_and_the_dashboard_has_something_to_show(
+    topology: Topology,
+) -> None:
+    """Every query of the dashboard and every rule, by the real one, on what the tests above did."""
+    ends = time.monotonic() + 20
+    while any(t["health"] != "up" for t in topology.prometheus.ask("/targets")["activeTargets"]):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    (group,) = topology.prometheus.ask("/rules")["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+    empty = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            query = target["expr"].replace("$__rate_interval", "2m").replace("$instance", ".*")
+            if not topology.prometheus.ask("/query", query=query)["result"]:
+                empty.add(panel["title"])
+    assert empty == {"Token sources and tests"}, "there are none of them here"
