@@ -649,6 +649,8 @@ class Gateway:
         if page.unavailable and not page.copies:
             # An empty list would say that there are no sessions.
             return self._refusal(visit, next(iter(page.unavailable.values())))
+        if (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, "list")
         head, lost = visit.head, len(page.unavailable)
         reply = self._replies.session(
             page,
@@ -667,8 +669,9 @@ class Gateway:
 
     def _log_served(self, visit: Visit, result: str) -> None:
         waited = visit.waited or 0.0
-        self.telemetry.log.info(
+        self.telemetry.often(  # thousands may have waited for one load
             "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            visit.now,
             request_id=visit.request_id.decode(),
             result=result,
             waited=round(waited, 4),

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from world import OWN_KEY, PATH, World, read
+from world import OFF, OWN_KEY, PATH, World, read
 
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
 from bff.gateway import SAMPLE
-from bff.telemetry import METRICS, Telemetry
+from bff.telemetry import LINES_PER_SECOND, METRICS, Telemetry
 
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
 
@@ -180,6 +180,32 @@ async def test_a_slow_answer_is_a_line_and_the_browser_learns_how_slow(world: Wo
     assert line["request_id"] == reply.headers["x-request-id"]
     assert reply.headers["server-timing"] == "bff;dur=1250.0"
     assert "server-timing" not in (await world.get("chat-1")).headers
+
+
+async def test_thousands_who_waited_for_one_slow_load_fill_no_log(world: World) -> None:
+    await world.start(**OFF)
+
+    async def slow(_: Seen) -> None:
+        world.clock.advance(1.25)
+
+    world.upstream.override = slow
+    await asyncio.gather(*(world.get("chat-1") for _ in range(LINES_PER_SECOND + 30)))
+
+    assert len(events(world, "slow_answer")) == LINES_PER_SECOND
+    dropped = 'bff_log_lines_dropped_total{"event": "slow_answer"}'
+    assert (await metrics(world))[dropped] == 30
+
+
+async def test_a_slow_list_is_a_line_too(world: World) -> None:
+    async def slow(_: Seen) -> None:
+        world.clock.advance(1.25)
+
+    world.upstream.override = slow
+    headers = {"authorization": f"Bearer {world.token(*read('chat-1'))}"}
+    reply = await world.browser.get("/api/v1/sessions", headers=headers)
+
+    (line,) = events(world, "slow_answer")
+    assert (line["result"], line["request_id"]) == ("list", reply.headers["x-request-id"])
 
 
 async def test_a_key_that_is_rejected_is_an_error_once_and_then_counted(world: World) -> None:
