@@ -48,7 +48,7 @@ def _settings(environ: dict[str, str]) -> settings.Settings:
 
 
 def _refuse(exc: settings.SettingsError) -> NoReturn:
-    lines = "\n".join(f"  - {problem}" for problem in exc.problems)
+    lines = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
     click.echo(f"These settings cannot be used:\n{lines}", err=True)
     sys.exit(2)
 
@@ -217,16 +217,18 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
 
 
 async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
-    well = True
+    problems = 0
 
     async def show(title: str, findings: AsyncIterator[doctor.Finding]) -> None:
-        nonlocal well
+        nonlocal problems
         click.echo(f"\n{title}")
         async for finding in findings:
             click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
-            well = well and finding.verdict is not doctor.Verdict.PROBLEM
+            problems += finding.verdict is doctor.Verdict.PROBLEM
 
     async with aclosing(doctor.Prober(told, system_clock)) as prober:
+        if told.store_url is not None:
+            await show("Store", prober.store())
         for environment in told.environments:
             title = f"Environment {environment.name}, upstream at {environment.api_url}"
             await show(title, prober.upstream(environment, session))
@@ -234,7 +236,8 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
                 known = session or await prober.first_session(environment)
                 title = f"Environment {environment.name}, gateway at {url}"
                 await show(title, prober.gateway(environment, url, known))
-    return well
+    click.echo(f"\nProblems: {problems or 'none'}")
+    return not problems
 
 
 @main.command()

@@ -407,7 +407,7 @@ class _Reader:
 def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001
     if not usable:
         return "(cannot be used)"  # and not quoted: who knows what was put there by mistake
-    if text is None:
+    if text is None or text == row.default:
         return row.shown
     if row.secret:
         count = len(parse.texts(text))
