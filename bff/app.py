@@ -110,6 +110,8 @@ class Service:
         self._telemetry = telemetry
         self._settings_current = True
         self._reload_settings = reload
+        # From now on, not from when the loop is reached: a key may be removed while this starts.
+        self._files = Watch(settings.files)
         self.fleet = self._fleet(settings) if settings.store_url else None
         self._ids: dict[str, tuple[object, str]] = {}
         """Environment ids that upstream told: by name, each with what it was told of."""
@@ -207,13 +209,12 @@ class Service:
             log.warning("settings_need_restart", settings=names)
 
     async def _watch(self) -> None:
-        watch = Watch(self._told.files)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if watch.changed():
+            if self._files.changed():
                 self.reload()
-            if watch.files != self._told.files:
-                watch = Watch(self._told.files)
+            if self._files.files != self._told.files:
+                self._files = Watch(self._told.files)
 
     async def _measure_lag(self) -> None:
         while True:

@@ -114,6 +114,8 @@ def _run(main_: Any) -> None:
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     harden()
+    # Until the loop takes it: what changes meanwhile is seen in the files.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
@@ -193,7 +195,7 @@ def demo(port: int) -> None:
 
 
 @main.command()
-@click.option("--probe", is_flag=True, help="Ask upstream too, with the key.")
+@click.option("--probe", is_flag=True, help="Ask upstream too, with the key, and the store.")
 @click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
 @click.option("--session", help="With --probe: the id of a session that exists.")
 def check(probe: bool, url: str | None, session: str | None) -> None:

@@ -13,6 +13,7 @@ from world import (
     ORIGIN,
     OWN_KEY,
     PATH,
+    Clock,
     Gateway,
     World,
     claims,
@@ -21,6 +22,7 @@ from world import (
     sign,
 )
 
+from bff.app import Service
 from bff.demo.upstream import Seen
 from bff.watch import Watch
 
@@ -226,6 +228,27 @@ def test_a_running_gateway_takes_new_keys_on_a_signal_and_by_itself(
             time.sleep(0.05)
 
         assert reply.status_code == 200
+
+
+async def test_what_changes_while_the_gateway_starts_is_noticed(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{NEW_KEY}\n{OWN_KEY}")
+    monkeypatch.setattr("bff.app.WATCH_SECONDS", 0.01)
+    connect = Service.connect
+
+    async def slowly(service: Service) -> None:
+        keys.write_text(NEW_KEY)
+        await connect(service)
+
+    monkeypatch.setattr(Service, "connect", slowly)
+    told = {"BFF_SIGNING_KEYS": None, "BFF_SIGNING_KEYS_FILE": str(keys)}
+    async with World(clock, **told) as world:
+        async with asyncio.timeout(10):
+            while "settings_reloaded" not in world.log.getvalue():
+                await asyncio.sleep(0.01)
+        assert (await world.get("chat-1")).status_code == 401
 
 
 # -- the purge

@@ -189,6 +189,16 @@ def test_who_takes_a_dead_ones_place_goes_by_the_settings_of_now(
         assert ask_all(gateway, new) == {200}
 
 
+def test_a_signal_to_reload_ends_no_worker_that_is_starting(upstream: running_upstream) -> None:
+    with workers(upstream) as gateway:
+        os.kill(pids(gateway)[1], signal.SIGKILL)
+        until(lambda: '"worker_died"' in gateway.output)
+        while len(pids(gateway)) < 2 or up(gateway) != [1, 1]:
+            os.kill(gateway.process.pid, signal.SIGHUP)
+            time.sleep(0.005)
+        assert gateway.output.count('"worker_died"') == 1
+
+
 def test_while_the_settings_cannot_be_read_a_new_worker_waits_and_the_others_serve(
     upstream: running_upstream, tmp_path: Path
 ) -> None:
