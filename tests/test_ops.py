@@ -1,10 +1,34 @@
 """The ops port: for programs of the operator's, and for no page in any browser."""
 
+import re
+from pathlib import Path
+
 import httpx2
 import pytest
 from clients import FLAGS, need
 from playwright.sync_api import sync_playwright
 from world import Gateway, World, running_upstream
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("document", "heading"),
+    [("README.md", "| ops port (loopback) | |"), ("docs/OPERATIONS.md", "## The ops port")],
+)
+async def test_the_documentation_names_every_route_and_no_other(
+    world: World, document: str, heading: str
+) -> None:
+    section = (ROOT / document).read_text().partition(f"\n{heading}\n")[2]
+    table = section.partition("|\n\n")[0]
+    documented = set(re.findall(r"^\| `([A-Z]+) (/\S*)` \|", table, re.MULTILINE))
+    routes = {
+        (method, route.path.replace(":path", ""))
+        for route in world.service.ops_app.routes
+        for method in route.methods - {"HEAD"}
+    }
+
+    assert documented == routes
 
 
 async def ask(world: World, **headers: str) -> int:

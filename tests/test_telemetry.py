@@ -46,7 +46,7 @@ def test_the_documentation_names_every_error_code_and_no_other() -> None:
 
 def test_the_documentation_names_every_event_that_is_logged() -> None:
     section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
-    documented = set(re.findall(r"`(\w+)`", section)) - {"request_id"}
+    documented = set(re.findall(r"`(\w+)`", section)) - {"request_id", "worker"}
     sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").glob("*.py")]
     logged = r"(?:log\.(?:info|warning|error)|\.often|\.exception)\(\s*\"(\w+)\""
 
