@@ -225,7 +225,7 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_OPS_PORT": Setting(parse.port, "9787", "`9787`", "the ops port"),
     "BFF_OPS_NAMES": Setting(
-        parse.texts,
+        parse.host_names,
         "",
         "none",
         "host names by which the ops port may be asked for, beside addresses and `localhost`",

@@ -68,6 +68,26 @@ def test_the_dockerfile_has_nothing_that_a_linter_minds() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_image_is_pinned_runs_as_nobody_and_can_install_nothing() -> None:
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    build, last = text.split("\nFROM ")[1:]
+
+    assert re.findall(r"^ARG PYTHON=(.+)$", text, re.MULTILINE)[0].count(".") == 2
+    assert (build.splitlines()[0], last.splitlines()[0]) == ("${PYTHON} AS build", "${PYTHON}")
+    assert "--require-hashes" in build
+    assert re.search(r"pip uninstall --yes flit_core pip$", build, re.MULTILINE)
+    (command,) = re.findall(r"^RUN (.+)$", last, re.MULTILINE)
+    for gone in ("site-packages/*", "/ensurepip", "/usr/local/bin/pip*"):
+        assert gone in command.partition("&&")[0]
+    assert "install" not in command
+    assert re.findall(r"^COPY (.+)$", last, re.MULTILINE) == ["--from=build /opt/bff /opt/bff"]
+    assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^STOPSIGNAL (.+)$", last, re.MULTILINE) == ["SIGTERM"]
+    assert re.search(r"^HEALTHCHECK .+/healthz", last, re.MULTILINE)
+    # A shell would stand between SIGTERM and the process.
+    assert re.findall(r"^ENTRYPOINT (.+)$", last, re.MULTILINE) == ['["bff"]']
+
+
 def test_what_the_dockerfile_copies_is_let_in_and_nothing_else() -> None:
     copied = re.findall(
         r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
