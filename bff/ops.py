@@ -3,6 +3,8 @@
 Whichever worker accepts a connection answers for all of them, and says so where it cannot.
 """
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -21,7 +23,7 @@ from bff.errors import Refusal
 from bff.fleet import Fleet
 from bff.gateway import Gateway
 from bff.revocations import Revocation, RevocationError, parse
-from bff.siblings import Siblings
+from bff.siblings import PATIENCE_SECONDS, Siblings
 from bff.store import Away
 from bff.telemetry import Telemetry, together
 
@@ -80,7 +82,11 @@ class Ops:
             case "metrics":
                 return self._telemetry.metrics().decode()
             case "readiness":
-                return await self._gateway.loader.readiness()
+                loader, environments = self._gateway.loader, self._gateway.environments
+                with contextlib.suppress(TimeoutError):  # a slow upstream is no slow worker
+                    async with asyncio.timeout(PATIENCE_SECONDS / 2):
+                        await loader.readiness()
+                return {name: loader.ready(one) for name, one in environments.items()}
             case "revocations":
                 return [known.encode() for known in self._gateway.revocations.all()]
             case "revoke":
@@ -112,8 +118,10 @@ class Ops:
         return JSONResponse({"status": "ok"})
 
     async def _readyz(self, _: Request) -> Response:
-        others = await self._ask("readiness")
-        found = dict(await self._gateway.loader.readiness())
+        others, known = await asyncio.gather(
+            self._ask("readiness"), self._gateway.loader.readiness()
+        )
+        found = dict(known)
         for number, theirs in others.items():
             for name, (ready, reason) in (theirs or {}).items():
                 if not ready and found.get(name, (True,))[0]:

@@ -1,7 +1,10 @@
 """Workers behind one ops port: who answers there answers for all, also while some die or hang."""
 
+import asyncio
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +15,8 @@ import pytest
 from engines import Engine
 from prometheus_client.parser import text_string_to_metric_families
 from world import OFF, OWN_KEY, PATH, Gateway, claims, read, running_upstream, sign
+
+from bff.demo.upstream import Seen
 
 NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
 http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
@@ -166,6 +171,30 @@ def test_a_worker_that_hangs_is_seen_and_nothing_is_said_to_be_done_by_it(
         until(lambda: of_each(gateway, "bff_revocations") == [1, 1])
         assert of_each(gateway, "bff_copies") == [0, 0]
         assert http.delete(gateway.ops_url + "/cache/sessions/chat-1").status_code == 204
+
+
+def test_a_slow_upstream_is_no_worker_that_hangs(upstream: running_upstream) -> None:
+    """Ready is what all of them are; and who still waits for upstream is not silent."""
+    asked = threading.Event()
+
+    async def slow(_: Seen) -> None:
+        asked.set()
+        await asyncio.sleep(2)
+
+    with workers(upstream) as gateway:
+        upstream.app.override = slow
+        try:
+            first = http.get(gateway.ops_url + "/readyz")
+            assert asked.is_set()
+            assert first.status_code == 503
+            assert first.json()["workers"] == {"answering": 2, "silent": []}
+            assert re.match(
+                r"worker [01]: the upstream was not asked yet",
+                first.json()["environments"]["default"]["reason"],
+            )
+        finally:
+            upstream.app.override = None
+        until(lambda: http.get(gateway.ops_url + "/readyz").status_code == 200)
 
 
 def test_who_takes_a_dead_ones_place_goes_by_the_settings_of_now(

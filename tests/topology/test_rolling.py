@@ -267,7 +267,10 @@ def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
             headers=topology.token("chat-1") | {"if-none-match": reply.headers["etag"]},
         )
         app = browser.get("/")
-        ops = [browser.get(path).status_code for path in ("/metrics", "/readyz", "/cache/x")]
+        ops = [
+            browser.get(path).status_code
+            for path in ("/metrics", "/readyz", "/cache/x", "/revocations")
+        ]
 
     assert reply.json()["id"]
     assert reply.headers["cache-control"] == "private, no-cache"
@@ -276,7 +279,7 @@ def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
     assert again.status_code == 304
     assert app.status_code == 200
     assert "x-request-id" not in app.headers
-    assert ops == [404, 404, 404]
+    assert ops == [404] * 4
 
 
 def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology) -> None:
