@@ -27,6 +27,9 @@ from bff.siblings import PATIENCE_SECONDS, Siblings
 from bff.store import Away
 from bff.telemetry import Telemetry, together
 
+LEARN_SECONDS = 10.0
+"""For a worker that starts to be told what was revoked: there may be many, and it matters."""
+
 
 class Ops:
     """The routes of the ops port.
@@ -72,9 +75,12 @@ class Ops:
         if self._siblings is None:
             return
         self._siblings.listen(self._answer)
-        for known in (await self._siblings.ask("revocations")).values():
+        answers = await self._siblings.ask("revocations", patience=LEARN_SECONDS)
+        for known in answers.values():
             for text in known or ():
                 self.hear_revocation(text)
+        if all(known is None for known in answers.values()):
+            self._telemetry.log.error("revocations_not_learned", remedy="send them again")
 
     async def _answer(self, question: str, *words: str) -> Any:
         """Answer another worker; what it is told is confirmed with true."""

@@ -55,13 +55,15 @@ class Siblings:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def ask(self, *question: str) -> Mapping[int, Any]:
+    async def ask(self, *question: str, patience: float = PATIENCE_SECONDS) -> Mapping[int, Any]:
         """Ask all the others at once; None is the answer of those that gave none in time."""
-        answers = await asyncio.gather(*(_ask(out, question) for out in self._others.values()))
+        answers = await asyncio.gather(
+            *(_ask(out, question, patience) for out in self._others.values())
+        )
         return dict(zip(self._others, answers, strict=True))
 
 
-async def _ask(out: socket.socket, question: tuple[str, ...]) -> Any:
+async def _ask(out: socket.socket, question: tuple[str, ...], patience: float) -> Any:
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -71,7 +73,7 @@ async def _ask(out: socket.socket, question: tuple[str, ...]) -> Any:
             return None
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience):
             writer.write(json.dumps(question).encode())
             writer.write_eof()
             return json.loads(await reader.read())

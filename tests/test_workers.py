@@ -14,9 +14,10 @@ import httpx2
 import pytest
 from engines import Engine
 from prometheus_client.parser import text_string_to_metric_families
-from world import OFF, OWN_KEY, PATH, Gateway, claims, read, running_upstream, sign
+from world import OFF, OWN_KEY, PATH, Clock, Gateway, World, claims, read, running_upstream, sign
 
 from bff.demo.upstream import Seen
+from bff.siblings import Mailboxes, Siblings
 
 NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
 http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
@@ -136,6 +137,21 @@ def test_a_revocation_reaches_every_worker_and_who_comes_after(upstream: running
         kill(gateway, pids(gateway)[0])
         assert ask_all(gateway, token) == {401}
         assert ask_all(gateway, gateway.token(*read("chat-1"), jti="two")) == {200}
+
+
+async def test_a_worker_that_nobody_tells_what_was_revoked_says_so(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bff.ops.LEARN_SECONDS", 0.01)
+    async with World(clock) as world:
+        boxes = Mailboxes(2)
+        world.service.ops._siblings = Siblings(boxes, 0)
+        await world.service.ops.join()
+        asyncio.get_running_loop().remove_reader(boxes.ins[0])
+        for sock in (*boxes.ins, *boxes.outs):
+            sock.close()
+
+        assert world.logged()[-1]["event"] == "revocations_not_learned"
 
 
 def test_a_worker_that_hangs_is_seen_and_nothing_is_said_to_be_done_by_it(
