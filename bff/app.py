@@ -46,7 +46,7 @@ LAG_SECONDS = 0.5
 """Between two looks at how late the event loop is."""
 WATCH_SECONDS = 1.0
 """Between two looks at the files that settings came from."""
-_FIXED = (
+FIXED = (
     "host",
     "port",
     "ops_host",
@@ -203,7 +203,7 @@ class Service:
         self._keep_up()
         self._telemetry.count("bff_reloads", "ok")
         log.info("settings_reloaded")
-        fixed = [name for name in _FIXED if getattr(told, name) != getattr(before, name)]
+        fixed = [name for name in FIXED if getattr(told, name) != getattr(before, name)]
         if fixed:
             names = [f"BFF_{name.upper()}" for name in fixed]
             log.warning("settings_need_restart", settings=names)

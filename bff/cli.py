@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ import uvloop
 
 from bff import __version__, doctor, lane, server, settings
 from bff import demo as demo_
-from bff.app import WATCH_SECONDS, Service, system_clock
+from bff.app import FIXED, WATCH_SECONDS, Service, system_clock
 from bff.auth import mint
 from bff.process import harden
 from bff.siblings import Mailboxes, Siblings
@@ -81,15 +82,19 @@ def _fork(
     return Siblings(boxes, number), replaces
 
 
-def _settings_now(environ: dict[str, str], telemetry: Telemetry) -> settings.Settings:
-    """Read what has changed since the supervisor began: a key that was removed stays removed.
+def _settings_now(
+    environ: dict[str, str], began: settings.Settings, telemetry: Telemetry
+) -> settings.Settings:
+    """Read what has changed since the supervisor *began*: a key that was removed stays removed.
 
-    While they cannot be read the others go on by what they know, and this worker waits.
+    What waits for a restart waits here too. While they cannot be read the others go on by what they
+    know, and this worker waits.
     """
     problems: list[str] = []
     while True:
         try:
-            return settings.load(environ)
+            now = settings.load(environ)
+            return replace(now, **{name: getattr(began, name) for name in FIXED})
         except settings.SettingsError as exc:
             if exc.problems != problems:
                 telemetry.log.error("settings_not_reloaded", problems=exc.problems)
@@ -124,7 +129,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
     siblings, replaces = _fork(workers, told, telemetry)
     if replaces:
-        told = _settings_now(environ, telemetry)
+        told = _settings_now(environ, told, telemetry)
     try:
         tracing = Tracing() if told.tracing else None  # after the fork: it has threads
     except TracingError as exc:
