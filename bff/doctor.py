@@ -58,7 +58,8 @@ def report(told: tuple[Told, ...]) -> str:
     lines: list[str] = []
     for place in dict.fromkeys(one.where for one in told):
         here = [one for one in told if one.where == place]
-        of = f" for {place.removesuffix(': ')}" if place else ""
+        of = place.removeprefix("BFF_CONFIG: ").removesuffix(": ")
+        of = f" for {of}" if of else ""
         for title, rows in (
             ("Set", [one for one in here if one.source != "default"]),
             ("Defaults", [one for one in here if one.source == "default"]),

@@ -69,7 +69,7 @@ def test_the_table_shows_each_setting_with_its_source_and_no_secret(tmp_path) ->
     assert "BFF_CACHE_TTL" in before
     assert "BFF_CACHE_CLOSED_TTL" in defaults
     assert "`" not in done.stdout
-    assert "policy 'chat.agent'" in done.stdout
+    assert "\nSet for policy 'chat.agent'\n" in done.stdout
     assert "metadata.progress" in done.stdout
     assert set(settings.SETTINGS) <= set(rows)
     assert OWN_KEY not in done.stdout + done.stderr
