@@ -183,9 +183,10 @@ def test_behind_what_is_shipped_everything_is_well(
 @pytest.mark.parametrize(
     ("proxy", "found"),
     [
-        (nginx_that_caches, "for another session gets [200, 304, 200] and no token 200"),
-        # It passes its cache by where there is an Authorization, as RFC 9111 §3.5 has it.
-        (haproxy_that_caches, "something in front rewrites Cache-Control"),
+        (nginx_that_caches, r"for another session gets \[200, 304, 200\] and no token 200"),
+        # It may pass its cache by where there is an Authorization (RFC 9111 §3.5), and then shows by
+        # its headers alone.
+        (haproxy_that_caches, "something in front (keeps copies|rewrites Cache-Control)"),
     ],
 )
 def test_a_proxy_that_keeps_copies_is_found(
@@ -196,5 +197,5 @@ def test_a_proxy_that_keeps_copies_is_found(
         done = check(told, "--probe", "--url", url)
 
     assert done.returncode == 2
-    (line,) = (line for line in done.stdout.splitlines() if found in line)
-    assert line.startswith("  PROBLEM ")
+    problems = [line for line in done.stdout.splitlines() if line.startswith("  PROBLEM ")]
+    assert any(re.search(found, line) for line in problems), done.stdout
