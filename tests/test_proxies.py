@@ -184,8 +184,8 @@ def test_behind_what_is_shipped_everything_is_well(
     ("proxy", "found"),
     [
         (nginx_that_caches, r"for another session gets \[200, 304, 200\] and no token 200"),
-        # It may pass its cache by where there is an Authorization (RFC 9111 §3.5), and then shows by
-        # its headers alone.
+        # It may pass its cache by where there is an Authorization (RFC 9111 §3.5): then its headers
+        # show it.
         (haproxy_that_caches, "something in front (keeps copies|rewrites Cache-Control)"),
     ],
 )
