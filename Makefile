@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python faults soak bench simulate audit lint promtool lock clean
+.PHONY: help demo test test-python faults soak bench simulate audit lint programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,9 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against ten million sessions
 	$(BIN)/python tests/capacity.py
 
-promtool: ## Install what the tests of the alert rules need (Debian; as root)
-	apt-get update -q && apt-get install -yq --no-install-recommends prometheus
+programs: ## Install the programs that tests drive (Debian; as root)
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq \
+	  --no-install-recommends chromium haproxy nginx-light nodejs npm prometheus redis-server systemd
 
 lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
@@ -45,6 +46,9 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/run.txt -o requirements/dev.txt \
 	  --group dev pyproject.toml
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -c requirements/dev.txt -o requirements/tracing.txt \
+	  --group build --extra tracing pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \

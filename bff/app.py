@@ -26,9 +26,10 @@ from bff.loads import make_copy
 from bff.ops import Ops
 from bff.parse import Rate
 from bff.replies import Replies
-from bff.revocations import Revocation, Revocations
+from bff.revocations import Revocations
 from bff.rules import Environment, Limits, Rules
 from bff.settings import EnvironmentSettings, Settings, SettingsError, SourceSettings
+from bff.siblings import Siblings
 from bff.sources import KeySet, Source, read_jwks, shared_key
 from bff.store import Store, StoreError
 from bff.telemetry import Telemetry
@@ -45,11 +46,12 @@ LAG_SECONDS = 0.5
 """Between two looks at how late the event loop is."""
 WATCH_SECONDS = 1.0
 """Between two looks at the files that settings came from."""
-_FIXED = (
+FIXED = (
     "host",
     "port",
     "ops_host",
     "ops_port",
+    "ops_names",
     "upstream_connect_timeout",
     "upstream_timeout",
     "tracing",
@@ -82,6 +84,7 @@ class Service:
         transport: how upstream is reached; for tests.
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
+        siblings: the other workers; None if this process is the only one.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Service:
         transport: Transport | None = None,
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self._tracing = tracing
         self._clock = clock
@@ -106,6 +110,8 @@ class Service:
         self._telemetry = telemetry
         self._settings_current = True
         self._reload_settings = reload
+        # From now on, not from when the loop is reached: a key may be removed while this starts.
+        self._files = Watch(settings.files)
         self.fleet = self._fleet(settings) if settings.store_url else None
         self._ids: dict[str, tuple[object, str]] = {}
         """Environment ids that upstream told: by name, each with what it was told of."""
@@ -160,7 +166,15 @@ class Service:
             else Endpoint(self.gateway, clock)
         )
         self.browser_app.router.redirect_slashes = False
-        self.ops_app = Ops(self.gateway, telemetry, fleet=self.fleet, clock=clock).app
+        self.ops = Ops(
+            self.gateway,
+            telemetry,
+            fleet=self.fleet,
+            siblings=siblings,
+            names=settings.ops_names,
+            clock=clock,
+        )
+        self.ops_app = self.ops.app
 
     def reload(self) -> None:
         """Read the settings again and go on by them: by all of them, or on trouble by none.
@@ -182,25 +196,25 @@ class Service:
                 self._telemetry.exception("settings_not_reloaded", exc)
             return
         self.gateway.adopt(rules)
+        self._doors.trusted = rules.trusted_proxies
         if self.fleet is not None:
             self.fleet.adopt(_spaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
         self._keep_up()
         self._telemetry.count("bff_reloads", "ok")
         log.info("settings_reloaded")
-        fixed = [name for name in _FIXED if getattr(told, name) != getattr(before, name)]
+        fixed = [name for name in FIXED if getattr(told, name) != getattr(before, name)]
         if fixed:
             names = [f"BFF_{name.upper()}" for name in fixed]
             log.warning("settings_need_restart", settings=names)
 
     async def _watch(self) -> None:
-        watch = Watch(self._told.files)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if watch.changed():
+            if self._files.changed():
                 self.reload()
-            if watch.files != self._told.files:
-                watch = Watch(self._told.files)
+            if self._files.files != self._told.files:
+                self._files = Watch(self._told.files)
 
     async def _measure_lag(self) -> None:
         while True:
@@ -323,6 +337,9 @@ class Service:
             on_revocation=self._hear_revocation,
         )
 
+    def _hear_revocation(self, text: str) -> None:
+        self.ops.hear_revocation(text)
+
     def _forget(self, environment: str, id_: str) -> None:
         self.gateway.cache.purge(environment, id_)
 
@@ -396,13 +413,6 @@ class Service:
         if self._keeping is not None:
             self._keeping.cancel()
             self._keeping = asyncio.create_task(self.upkeep.run())
-
-    def _hear_revocation(self, text: str) -> None:
-        """Take in what a replica told, unless it is foreign or there is no room."""
-        try:
-            self.gateway.revocations.add(Revocation.decode(text), self._clock()[1])
-        except ValueError:
-            self._telemetry.log.error("revocation_not_heard")
 
     def _gauges(self) -> dict[str, dict[tuple[str, ...], float]]:
         now, _ = self._clock()

@@ -6,8 +6,10 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection
 from typing import Any, NoReturn
@@ -18,9 +20,10 @@ import uvloop
 
 from bff import __version__, doctor, lane, server, settings
 from bff import demo as demo_
-from bff.app import Service, system_clock
+from bff.app import FIXED, WATCH_SECONDS, Service, system_clock
 from bff.auth import mint
 from bff.process import harden
+from bff.siblings import Mailboxes, Siblings
 from bff.store import StoreError
 from bff.telemetry import Telemetry
 from bff.tracing import Tracing, TracingError
@@ -46,7 +49,7 @@ def _settings(environ: dict[str, str]) -> settings.Settings:
 
 
 def _refuse(exc: settings.SettingsError) -> NoReturn:
-    lines = "\n".join(f"  - {problem}" for problem in exc.problems)
+    lines = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
     click.echo(f"These settings cannot be used:\n{lines}", err=True)
     sys.exit(2)
 
@@ -60,7 +63,12 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
-def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
+def _fork(
+    workers: int, told: settings.Settings, telemetry: Telemetry
+) -> tuple[Siblings | None, bool]:
+    """Return in each worker with what it knows of the others, and whether another had its place."""
+    if workers == 1:
+        return None, False
     if told.store_url is None:
         telemetry.log.warning(
             "workers_count_alone",
@@ -68,7 +76,30 @@ def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
             each="has copies, limits and an upstream budget of its own, so all of them together "
             f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
         )
-    return supervise(workers, telemetry.log)
+    boxes = Mailboxes(workers)
+    number, replaces = supervise(workers, telemetry.log)
+    telemetry.be(number)
+    return Siblings(boxes, number), replaces
+
+
+def _settings_now(
+    environ: dict[str, str], began: settings.Settings, telemetry: Telemetry
+) -> settings.Settings:
+    """Read what has changed since the supervisor *began*: a key that was removed stays removed.
+
+    What waits for a restart waits here too. While they cannot be read the others go on by what they
+    know, and this worker waits.
+    """
+    problems: list[str] = []
+    while True:
+        try:
+            now = settings.load(environ)
+            return replace(now, **{name: getattr(began, name) for name in FIXED})
+        except settings.SettingsError as exc:
+            if exc.problems != problems:
+                telemetry.log.error("settings_not_reloaded", problems=exc.problems)
+            problems = list(exc.problems)
+            time.sleep(WATCH_SECONDS)
 
 
 def _browser(service: Service) -> uvicorn.Config:
@@ -88,15 +119,17 @@ def _run(main_: Any) -> None:
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     harden()
+    # Until the loop takes it: what changes meanwhile is seen in the files.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
     given = server.inherited(environ)
     browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
-    number = _fork(workers, told, telemetry) if workers > 1 else 0
-    ops = None if number else given.get("ops")
-    if ops is None:
-        ops = _listen(told.ops_host, told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
+    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
+    siblings, replaces = _fork(workers, told, telemetry)
+    if replaces:
+        told = _settings_now(environ, told, telemetry)
     try:
         tracing = Tracing() if told.tracing else None  # after the fork: it has threads
     except TracingError as exc:
@@ -107,15 +140,26 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     )
 
     async def go() -> None:
-        service = Service(told, telemetry, tracing=tracing, reload=lambda: settings.load(environ))
+        service = Service(
+            told,
+            telemetry,
+            tracing=tracing,
+            siblings=siblings,
+            reload=lambda: settings.load(environ),
+        )
         try:
             await service.connect()
         except StoreError as exc:
-            click.echo(
-                f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start without",
-                err=True,
-            )
-            sys.exit(2)
+            if replaces:  # the others go on without it too
+                telemetry.log.warning("store_away", reason=str(exc))
+            else:
+                click.echo(
+                    f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start "
+                    "without",
+                    err=True,
+                )
+                sys.exit(2)
+        await service.ops.join()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [
@@ -156,7 +200,7 @@ def demo(port: int) -> None:
 
 
 @main.command()
-@click.option("--probe", is_flag=True, help="Ask upstream too, with the key.")
+@click.option("--probe", is_flag=True, help="Ask upstream too, with the key, and the store.")
 @click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
 @click.option("--session", help="With --probe: the id of a session that exists.")
 def check(probe: bool, url: str | None, session: str | None) -> None:
@@ -180,16 +224,18 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
 
 
 async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
-    well = True
+    problems = 0
 
     async def show(title: str, findings: AsyncIterator[doctor.Finding]) -> None:
-        nonlocal well
+        nonlocal problems
         click.echo(f"\n{title}")
         async for finding in findings:
             click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
-            well = well and finding.verdict is not doctor.Verdict.PROBLEM
+            problems += finding.verdict is doctor.Verdict.PROBLEM
 
     async with aclosing(doctor.Prober(told, system_clock)) as prober:
+        if told.store_url is not None:
+            await show("Store", prober.store())
         for environment in told.environments:
             title = f"Environment {environment.name}, upstream at {environment.api_url}"
             await show(title, prober.upstream(environment, session))
@@ -197,7 +243,8 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
                 known = session or await prober.first_session(environment)
                 title = f"Environment {environment.name}, gateway at {url}"
                 await show(title, prober.gateway(environment, url, known))
-    return well
+    click.echo(f"\nProblems: {problems or 'none'}")
+    return not problems
 
 
 @main.command()

@@ -19,6 +19,7 @@ from bff import __version__, sessions
 from bff.auth import mint
 from bff.errors import Refusal
 from bff.settings import EnvironmentSettings, Settings, Told
+from bff.store import Store, StoreError
 from bff.upstream import Answer, Client, Quota, Transport, Upstream, read_quota
 
 Clock = Callable[[], tuple[float, float]]
@@ -51,18 +52,28 @@ class Finding:
 
 
 def report(told: tuple[Told, ...]) -> str:
-    """Lay out settings in columns: name, value, where it came from."""
-    rows = [(one.name, one.shown.replace("`", ""), one.source, one.where) for one in told]
-    names = max((len(row[0]) for row in rows), default=0)
-    values = min(48, max((len(row[1]) for row in rows), default=0))
-    lines = []
-    where = ""
-    for name, shown, source, place in rows:
-        if place != where:
-            lines.append(f"\n{place.removesuffix(': ')}")
-            where = place
-        lines.append(f"  {name:<{names}}  {shown:<{values}}  {source}")
+    """Lay out settings in columns: name, value, and where it came from; first what somebody set."""
+    names = max((len(one.name) for one in told), default=0)
+    values = min(48, max((len(_plain(one)) for one in told if one.source != "default"), default=0))
+    lines: list[str] = []
+    for place in dict.fromkeys(one.where for one in told):
+        here = [one for one in told if one.where == place]
+        of = place.removeprefix("BFF_CONFIG: ").removesuffix(": ")
+        of = f" for {of}" if of else ""
+        for title, rows in (
+            ("Set", [one for one in here if one.source != "default"]),
+            ("Defaults", [one for one in here if one.source == "default"]),
+        ):
+            if rows:
+                lines += ["", title + of] if lines else [title + of]
+            for one in rows:
+                source = f"  {one.source}" if one.source != "default" else ""
+                lines.append(f"  {one.name:<{names}}  {_plain(one):<{values}}{source}".rstrip())
     return "\n".join(lines)
+
+
+def _plain(one: Told) -> str:
+    return one.shown.replace("`", "")
 
 
 def policy_lines(settings: Settings) -> list[str]:
@@ -177,6 +188,32 @@ class Prober:
         except (Refusal, ValueError, LookupError, TypeError):
             return None
 
+    async def store(self) -> AsyncIterator[Finding]:
+        """Ask the store, if there is one, as a gateway that starts."""
+        place = self._settings.store_url
+        if place is None:
+            return
+        store = Store(
+            place,
+            timeout=self._settings.store_timeout,
+            name=f"bff-check-{secrets.token_hex(4)}",
+            wall=lambda: self._clock()[1],
+            count=lambda *_: None,
+            changed=lambda _: None,
+        )
+        try:
+            await store.open(lambda _: None)
+        except StoreError as exc:
+            yield Finding(Verdict.PROBLEM, f"{exc}: check BFF_STORE_URL, and what stands between")
+        else:
+            yield Finding(
+                Verdict.OK,
+                f"it accepts the name and the password; replicas that are there: "
+                f"{store.replicas - 1}",
+            )
+        finally:
+            await store.close()
+
     # -- a running gateway
 
     def gateway(
@@ -229,7 +266,7 @@ class Prober:
             Verdict.UNSURE if kept and not session else _verdict(well=kept),
             f"isolation: while the copy is shared, a token for another session gets {statuses} and "
             f"no token {alone.status}"
-            + (proof if kept else ": something in front answers without asking the gateway"),
+            + (proof if kept else ": something in front keeps copies of its own; turn that off"),
         )
         yield _cache_finding([first, *refused, again, alone])
         yield await self._origin_finding(target, ann)
@@ -330,7 +367,11 @@ def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Fi
     return Finding(
         _verdict(well=subject == environment.id),
         f"the key belongs to environment {subject}"
-        + ("" if subject == environment.id else f", BFF_ENVIRONMENT_ID says {environment.id}"),
+        + (
+            ""
+            if subject == environment.id
+            else f", BFF_ENVIRONMENT_ID says {environment.id}: one of the two is another's"
+        ),
     )
 
 

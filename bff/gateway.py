@@ -182,7 +182,7 @@ class Gateway:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
-            self.telemetry.count("bff_requests", "preflight", 204, "")
+            self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
             return self._replies.preflight(head.origin, request_id)
         visit = Visit(head, request_id, now, wall)
         try:
@@ -351,7 +351,8 @@ class Gateway:
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
-        visit = Visit(Head("", b"", peer, origin=origin), self._request_ids(), *self._clock())
+        head = Head("", b"", peer, origin=origin, lane="none")
+        visit = Visit(head, self._request_ids(), *self._clock())
         return self._refusal(visit, refusal)
 
     # -- upstream's word on a token
@@ -648,6 +649,8 @@ class Gateway:
         if page.unavailable and not page.copies:
             # An empty list would say that there are no sessions.
             return self._refusal(visit, next(iter(page.unavailable.values())))
+        if (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, "list")
         head, lost = visit.head, len(page.unavailable)
         reply = self._replies.session(
             page,
@@ -666,8 +669,9 @@ class Gateway:
 
     def _log_served(self, visit: Visit, result: str) -> None:
         waited = visit.waited or 0.0
-        self.telemetry.log.info(
+        self.telemetry.often(  # thousands may have waited for one load
             "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            visit.now,
             request_id=visit.request_id.decode(),
             result=result,
             waited=round(waited, 4),
@@ -704,7 +708,7 @@ class Gateway:
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
-        self.telemetry.count("bff_requests", visit.route, reply.status, code)
+        self.telemetry.count("bff_requests", visit.route, reply.status, code, visit.head.lane)
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
 
 

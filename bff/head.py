@@ -39,6 +39,8 @@ class Head:
     """The session's, if the path is one whose segment needs no decoding."""
     token: bytes | None = None
     """From `authorization`, if that is written as everyone writes it."""
+    lane: str = "asgi"
+    """What answers it: for the count of answers."""
 
     @classmethod
     def read(

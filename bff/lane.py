@@ -176,6 +176,7 @@ class Lane(Guard):
             self._incomplete = False
             method = self.parser.get_method().decode()
             self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
+            head.lane = "fast"
             if self._load is None and self._decide(head):
                 return
             load, self._load = self._load, None
@@ -193,6 +194,7 @@ class Lane(Guard):
         except Exception as exc:  # noqa: BLE001  as in `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if not isinstance(answer, Reply):
+            head.lane = "asgi"
             self._load = answer
             return False
         server = self.server_state

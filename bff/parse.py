@@ -198,6 +198,16 @@ def _is_origin(text: str) -> bool:
     return bool(match) and {"http": "80", "https": "443"}.get(match[1]) != match[3]  # type: ignore[index]
 
 
+def host_names(text: str) -> tuple[str, ...]:
+    names = texts(text)
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+            raise ProblemError(
+                f"holds {name!r}, which is no host name; write it without scheme, port and path"
+            )
+    return names
+
+
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     try:
         return tuple(ip_network(part) for part in texts(text))

@@ -85,6 +85,7 @@ class Settings:
     port: int
     ops_host: str
     ops_port: int
+    ops_names: tuple[str, ...]
     tracing: bool
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     rate_limit: Rate | None
@@ -223,6 +224,12 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "the address of the ops port; beyond loopback, let only your own monitoring reach it",
     ),
     "BFF_OPS_PORT": Setting(parse.port, "9787", "`9787`", "the ops port"),
+    "BFF_OPS_NAMES": Setting(
+        parse.host_names,
+        "",
+        "none",
+        "host names by which the ops port may be asked for, beside addresses and `localhost`",
+    ),
     "BFF_TOKEN_COOKIE": Setting(
         parse.cookie,
         None,
@@ -400,7 +407,7 @@ class _Reader:
 def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001
     if not usable:
         return "(cannot be used)"  # and not quoted: who knows what was put there by mistake
-    if text is None:
+    if text is None or text == row.default:
         return row.shown
     if row.secret:
         count = len(parse.texts(text))

@@ -10,7 +10,7 @@ import sys
 import traceback
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TextIO
@@ -25,6 +25,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.utils import floatToGoString
 
+from bff.errors import REFUSALS
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -35,6 +37,9 @@ class Row:
     gauge: bool = False
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram's, beside +Inf; none for what is no histogram."""
+    shown: tuple[str, ...] = ()
+    """Values of its one label that are there from the start, as 0: of a counter that begins at 1,
+    Prometheus sees no increase, so the first of its kind would raise no alert."""
 
     @property
     def kind(self) -> str:
@@ -44,14 +49,21 @@ class Row:
 
 METRICS: dict[str, Row] = {
     "bff_requests": Row(
-        "Answers to browsers, by route, status and code.", ("route", "status", "code")
+        "Answers to browsers, by route, status, code, and the lane they took: fast, asgi, or none "
+        "for what was no request.",
+        ("route", "status", "code", "lane"),
     ),
     "bff_cache": Row(
         "Answers that hold a session or its absence, by what the cache did: hit, stale, miss, "
         "joined, negative, last_resort.",
         ("result",),
+        shown=("hit", "stale", "miss", "joined", "negative", "last_resort"),
     ),
-    "bff_loads": Row("Loads from upstream, by outcome: ok or an error code.", ("outcome",)),
+    "bff_loads": Row(
+        "Loads from upstream, by outcome: ok or an error code.",
+        ("outcome",),
+        shown=("ok", *(code for code in REFUSALS if code.startswith("upstream_")), "internal"),
+    ),
     "bff_load_seconds": Row(
         "How long loads took.", buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
     ),
@@ -71,8 +83,16 @@ METRICS: dict[str, Row] = {
         "Requests without a valid token, by reason: token_missing, token_invalid, token_expired, "
         "token_revoked, secret_key_sent.",
         ("reason",),
+        shown=(
+            *(code for code in REFUSALS if code.startswith("token_")),
+            "secret_key_sent",
+        ),
     ),
-    "bff_limited": Row("Requests over a limit, by what was counted.", ("limit",)),
+    "bff_limited": Row(
+        "Requests over a limit, by what was counted: address, bad-token, caller.",
+        ("limit",),
+        shown=("address", "bad-token", "caller"),
+    ),
     "bff_dropped_fields": Row(
         "Top-level fields new upstream, dropped because no policy names them."
     ),
@@ -96,9 +116,19 @@ METRICS: dict[str, Row] = {
         "How late the event loop woke up from a sleep: beyond 0.1 the process has too much to do.",
         buckets=(0.005, 0.025, 0.1, 0.5, 2.0),
     ),
+    "bff_worker_up": Row(
+        "With --workers: 1 if the worker gave its metrics when it was asked, 0 if it hangs or is "
+        "being replaced.",
+        ("worker",),
+        gauge=True,
+    ),
     "bff_build_info": Row("1, with the version.", ("version",), gauge=True),
     "bff_purges": Row("Sessions purged by the operator."),
-    "bff_reloads": Row("Attempts to change settings without a restart: ok, failed.", ("outcome",)),
+    "bff_reloads": Row(
+        "Attempts to change settings without a restart: ok, failed.",
+        ("outcome",),
+        shown=("ok", "failed"),
+    ),
     "bff_settings_current": Row(
         "0 while changed settings cannot be used and the former ones go on, else 1.", gauge=True
     ),
@@ -112,6 +142,7 @@ METRICS: dict[str, Row] = {
         "Connections ended by the gateway, by reason: bad_request, head_too_large, "
         "incomplete_request, unread_answer, too_many, too_many_of_address.",
         ("reason",),
+        shown=("too_many", "too_many_of_address"),
     ),
     "bff_connections": Row("Connections of browsers that are open.", gauge=True),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
@@ -143,6 +174,9 @@ class Telemetry:
         stream: where log lines go.
         level: the least level that is written.
     """
+
+    worker: int | None = None
+    """This process among several: a label of all its metrics."""
 
     def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
@@ -206,12 +240,18 @@ class Telemetry:
         ]
         self.log.error(event, exception=type(exc).__name__, frames=frames, **fields)
 
+    def be(self, worker: int) -> None:
+        """Say in each line and each metric which of several processes this is."""
+        self.worker = worker
+        self.log = self.log.bind(worker=worker)
+
     def metrics(self) -> bytes:
         """Everything counted, in the Prometheus text format."""
         registry = CollectorRegistry()
         registry.register(self)
         ProcessCollector(registry=registry)
-        return generate_latest(registry)
+        text = generate_latest(registry)
+        return text if self.worker is None else _labelled(text, b'worker="%d"' % self.worker)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the table (the protocol of a Prometheus collector)."""
@@ -230,10 +270,47 @@ class Telemetry:
                     family.add_metric(labels, value)
             else:
                 family = CounterMetricFamily(name, row.help, labels=row.labels)
-                counted = {key[1:]: n for key, n in self.counts.items() if key[0] == name}
-                for key, n in (counted or ({} if row.labels else {(): 0})).items():
+                counted: dict[tuple[str | int, ...], float] = {(value,): 0 for value in row.shown}
+                counted |= {} if row.labels else {(): 0}
+                counted |= {key[1:]: n for key, n in self.counts.items() if key[0] == name}
+                for key, n in counted.items():
                     family.add_metric([str(label) for label in key], n)
             yield family
+
+
+def _labelled(text: bytes, label: bytes) -> bytes:
+    """Put one more label first at every sample."""
+    return re.sub(
+        rb"^(?!#)(\w+)(?:\{(.*)\})?(?= )",
+        lambda m: b"%b{%b}" % (m[1], b",".join((label, m[2])) if m[2] else label),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def together(texts: Mapping[int, str | None]) -> str:
+    """Make one text of those of several workers; None is that of a worker which did not answer.
+
+    Each family stands once, as Prometheus wants it. Nothing is added up: a worker that dies takes
+    its counters along, and a sum that falls would be taken for a restart of them all.
+    """
+    families: dict[str, list[str]] = {}
+    for text in filter(None, texts.values()):
+        for family in text.split("# HELP ")[1:]:
+            head, kind, *samples = family.splitlines()
+            families.setdefault(f"# HELP {head}\n{kind}", []).extend(samples)
+    return "".join(
+        "\n".join((head, *samples, *_up(head, texts))) + "\n" for head, samples in families.items()
+    )
+
+
+def _up(head: str, texts: Mapping[int, str | None]) -> list[str]:
+    if not head.startswith("# HELP bff_worker_up "):
+        return []
+    return [
+        f'bff_worker_up{{worker="{number}"}} {float(text is not None)}'
+        for number, text in sorted(texts.items())
+    ]
 
 
 class ServerLog(logging.Handler):

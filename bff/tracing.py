@@ -5,7 +5,7 @@ The browser's ``traceparent`` is continued here and ends here: upstream gets nei
 or an address. Where spans go, and how many, is said with the standard ``OTEL_*`` variables.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from bff.errors import Refusal
 from bff.gateway import Load, Loads, Wait
 from bff.head import Head
 from bff.replies import Reply
-from bff.sessions import ROUTE
+from bff.sessions import LIST_ROUTE, ROUTE
 from bff.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class Tracing:
     ) -> "Iterator[RequestSpan]":
         """Span one request, as the child of what its ``traceparent`` names."""
         carrier = {n.decode(): v.decode("latin-1") for n, v in headers if n in _CONTINUED}
-        route = "/api/v1/sessions/{session}" if head.path.startswith(ROUTE) else "other"
+        route = "other"
+        if head.path == LIST_ROUTE:
+            route = LIST_ROUTE.decode()
+        elif head.path.startswith(ROUTE):
+            route = ROUTE.decode() + "{session}"
         method = head.method if head.method in _METHODS else "_OTHER"
         with self._tracer.start_as_current_span(
             f"{method} {route}",
@@ -84,21 +88,24 @@ class Tracing:
 
     def upstream(self, upstream: Upstream) -> Upstream:
         """Span the loads of *upstream*, each as the child of the decision that began it."""
-        get = upstream.get
 
-        async def traced(path: str) -> bytes:
-            with self._tracer.start_as_current_span(
-                "load", kind=self._kinds.CLIENT, record_exception=False
-            ) as span:
-                try:
-                    body = await get(path)
-                except Refusal as refusal:
-                    span.set_attribute("bff.outcome", refusal.code)
-                    raise
-                span.set_attribute("bff.outcome", "ok")
-                return body
+        def traced(get: Callable[..., Awaitable[bytes]]) -> Any:
+            async def load(*arguments: Any) -> bytes:
+                with self._tracer.start_as_current_span(
+                    "load", kind=self._kinds.CLIENT, record_exception=False
+                ) as span:
+                    try:
+                        body = await get(*arguments)
+                    except Refusal as refusal:
+                        span.set_attribute("bff.outcome", refusal.code)
+                        raise
+                    span.set_attribute("bff.outcome", "ok")
+                    return body
 
-        upstream.get = traced  # type: ignore[method-assign]
+            return load
+
+        upstream.get = traced(upstream.get)  # type: ignore[method-assign]
+        upstream.get_as = traced(upstream.get_as)  # type: ignore[method-assign]
         return upstream
 
 

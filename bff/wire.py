@@ -59,7 +59,7 @@ class Doors:
         self.open = 0
         self.count = count
         self._bounds = bounds
-        self._trusted = trusted
+        self.trusted = trusted
         self._by_address: Counter[str] = Counter()
 
     def enter(self, peer: str) -> bool:
@@ -71,7 +71,7 @@ class Doors:
             self.count("too_many")
             return False
         if self._by_address[address] > self._bounds.connections_per_address and not is_trusted(
-            peer, self._trusted
+            peer, self.trusted
         ):
             self.count("too_many_of_address")
             return False

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from engines import Engine
 from world import (
     ENVIRONMENT_ID,
     OWN_KEY,
@@ -62,8 +63,13 @@ def test_the_table_shows_each_setting_with_its_source_and_no_secret(tmp_path) ->
     assert rows["TRIGGER_SECRET_KEY"] == ["TRIGGER_SECRET_KEY", "set", "environment"]
     assert rows["BFF_SIGNING_KEYS"][1:] == ["set,", "2", "of", "them", str(tmp_path / "keys")]
     assert rows["BFF_CACHE_TTL"] == ["BFF_CACHE_TTL", "3", "BFF_CONFIG"]
-    assert rows["BFF_CACHE_CLOSED_TTL"] == ["BFF_CACHE_CLOSED_TTL", "30", "default"]
-    assert "policy 'chat.agent'" in done.stdout
+    assert rows["BFF_CACHE_CLOSED_TTL"] == ["BFF_CACHE_CLOSED_TTL", "30"]
+    before, _, defaults = done.stdout.partition("\nDefaults\n")
+    assert before.startswith("Set\n")
+    assert "BFF_CACHE_TTL" in before
+    assert "BFF_CACHE_CLOSED_TTL" in defaults
+    assert "`" not in done.stdout
+    assert "\nSet for policy 'chat.agent'\n" in done.stdout
     assert "metadata.progress" in done.stdout
     assert set(settings.SETTINGS) <= set(rows)
     assert OWN_KEY not in done.stdout + done.stderr
@@ -115,6 +121,24 @@ def test_a_wrong_key_is_a_problem_with_a_remedy(live: dict[str, str]) -> None:
 
     assert done.returncode == 2
     assert "PROBLEM  the key is rejected: check TRIGGER_SECRET_KEY" in done.stdout
+
+
+def test_the_store_is_asked_too(live: dict[str, str], tmp_path) -> None:
+    with Engine("valkey", tmp_path, "--requirepass", "pw") as engine:
+        told = {"BFF_STORE_URL": engine.url.replace("//", "//:pw@")}
+        well = check(live | told, "--probe")
+        refused = check(live | {"BFF_STORE_URL": engine.url.replace("//", "//:no@")}, "--probe")
+    away = check(live | told, "--probe")
+
+    assert well.returncode == 0, well.stdout
+    assert (
+        "OK       it accepts the name and the password; replicas that are there: 0" in well.stdout
+    )
+    assert well.stdout.endswith("\nProblems: none\n")
+    for done, why in ((refused, "rejects the name or the password"), (away, "cannot be reached")):
+        assert done.returncode == 2
+        assert f"{why}: check BFF_STORE_URL" in done.stdout
+        assert done.stdout.endswith("\nProblems: 1\n")
 
 
 def test_a_gateway_that_is_not_there_is_a_problem(live: dict[str, str]) -> None:

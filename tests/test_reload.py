@@ -13,6 +13,7 @@ from world import (
     ORIGIN,
     OWN_KEY,
     PATH,
+    Clock,
     Gateway,
     World,
     claims,
@@ -21,6 +22,7 @@ from world import (
     sign,
 )
 
+from bff.app import Service
 from bff.demo.upstream import Seen
 from bff.watch import Watch
 
@@ -129,6 +131,19 @@ async def test_limits_change_and_unchanged_ones_go_on_counting(world: World) -> 
     assert (await world.get("chat-1")).headers["x-ratelimit-remaining"] == "4"
 
 
+async def test_proxies_that_are_trusted_from_now_on_count_as_such_at_the_door_too(
+    world: World,
+) -> None:
+    await world.start(BFF_MAX_CONNECTIONS_PER_ADDRESS="1")
+    doors = world.service._doors
+    assert [doors.enter("192.0.2.9"), doors.enter("192.0.2.9")] == [True, False]
+
+    world.reload(BFF_TRUSTED_PROXIES="192.0.2.0/24")
+    assert doors.enter("192.0.2.9")
+    world.reload(BFF_TRUSTED_PROXIES=None)
+    assert not doors.enter("192.0.2.9")
+
+
 async def test_what_needs_a_restart_is_said(world: World) -> None:
     world.reload(BFF_PORT="9999", BFF_UPSTREAM_TIMEOUT="3")
 
@@ -213,6 +228,27 @@ def test_a_running_gateway_takes_new_keys_on_a_signal_and_by_itself(
             time.sleep(0.05)
 
         assert reply.status_code == 200
+
+
+async def test_what_changes_while_the_gateway_starts_is_noticed(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{NEW_KEY}\n{OWN_KEY}")
+    monkeypatch.setattr("bff.app.WATCH_SECONDS", 0.01)
+    connect = Service.connect
+
+    async def slowly(service: Service) -> None:
+        keys.write_text(NEW_KEY)
+        await connect(service)
+
+    monkeypatch.setattr(Service, "connect", slowly)
+    told = {"BFF_SIGNING_KEYS": None, "BFF_SIGNING_KEYS_FILE": str(keys)}
+    async with World(clock, **told) as world:
+        async with asyncio.timeout(10):
+            while "settings_reloaded" not in world.log.getvalue():
+                await asyncio.sleep(0.01)
+        assert (await world.get("chat-1")).status_code == 401
 
 
 # -- the purge

@@ -173,7 +173,11 @@ def test_the_store_dies_and_returns_while_traffic_flows(engine: Engine) -> None:
 
 
 def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> None:
-    told = OFF | {"BFF_STORE_URL": engine.url, "BFF_RATE_LIMIT": "60/minute"}
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        "BFF_STORE_TIMEOUT": "2",
+        "BFF_RATE_LIMIT": "60/minute",
+    }
     with (
         running_upstream() as upstream,
         Gateway(upstream.port, "--workers", "2", **told) as gateway,

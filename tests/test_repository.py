@@ -177,11 +177,16 @@ def test_no_file_names_a_registry_or_a_machine() -> None:
 
 
 def test_everything_is_pinned_with_hashes() -> None:
-    for name in ("run", "dev"):
+    for name in ("run", "tracing", "dev"):
         pins = (ROOT / "requirements" / f"{name}.txt").read_text()
         for pin in re.split(r"\n(?=\S)", pins.strip()):
             assert re.match(r"[a-z0-9._-]+==\S+", pin, re.IGNORECASE), pin
             assert "--hash=sha256:" in pin, pin
+    run, tracing = (
+        set(re.findall(r"^\S+==\S+", (ROOT / f"requirements/{name}.txt").read_text(), re.MULTILINE))
+        for name in ("run", "tracing")
+    )
+    assert run < tracing
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = (ROOT / "requirements" / "run.txt").read_text().lower()
     for needed in project["dependencies"]:

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from world import OWN_KEY, PATH, World, read
+from world import OFF, OWN_KEY, PATH, World, read
 
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
 from bff.gateway import SAMPLE
-from bff.telemetry import METRICS, Telemetry
+from bff.telemetry import LINES_PER_SECOND, METRICS, Telemetry
 
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
 
@@ -46,7 +46,7 @@ def test_the_documentation_names_every_error_code_and_no_other() -> None:
 
 def test_the_documentation_names_every_event_that_is_logged() -> None:
     section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
-    documented = set(re.findall(r"`(\w+)`", section)) - {"request_id"}
+    documented = set(re.findall(r"`(\w+)`", section)) - {"request_id", "worker"}
     sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").glob("*.py")]
     logged = r"(?:log\.(?:info|warning|error)|\.often|\.exception)\(\s*\"(\w+)\""
 
@@ -89,6 +89,7 @@ async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
     assert reasons == {
         "token_missing": 2.0,
         "token_invalid": 1.0,
+        "token_revoked": 0.0,
         "secret_key_sent": 1.0,
         "token_expired": 2.0,
     }
@@ -97,9 +98,27 @@ async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
 def test_labels_are_names_of_a_table_and_nothing_of_a_request() -> None:
     assert {label for row in METRICS.values() for label in row.labels} <= {
         "route", "status", "code", "result", "outcome", "limit", "environment", "reason", "key",
-        "event", "source",
+        "event", "source", "lane", "worker",
         "version",
     }  # fmt: skip
+
+
+async def test_what_an_alert_waits_for_is_there_before_it_happens(world: World) -> None:
+    """Of a series that begins with 1 Prometheus sees no increase, and the first one is the one."""
+    found = await metrics(world)
+
+    for sample in (
+        'bff_bad_tokens_total{"reason": "secret_key_sent"}',
+        'bff_loads_total{"outcome": "upstream_rejected_credentials"}',
+        'bff_closed_connections_total{"reason": "too_many"}',
+        'bff_limited_total{"limit": "address"}',
+        'bff_reloads_total{"outcome": "failed"}',
+    ):
+        assert found[sample] == 0.0
+    for name, row in METRICS.items():
+        assert not row.shown or len(row.labels) == 1, name
+        if row.shown and ":" in row.help and "error code" not in row.help:
+            assert set(row.shown) <= set(re.findall(r"[\w-]+", row.help.partition(":")[2]))
 
 
 async def test_the_process_itself_is_measured(world: World) -> None:
@@ -161,6 +180,32 @@ async def test_a_slow_answer_is_a_line_and_the_browser_learns_how_slow(world: Wo
     assert line["request_id"] == reply.headers["x-request-id"]
     assert reply.headers["server-timing"] == "bff;dur=1250.0"
     assert "server-timing" not in (await world.get("chat-1")).headers
+
+
+async def test_thousands_who_waited_for_one_slow_load_fill_no_log(world: World) -> None:
+    await world.start(**OFF)
+
+    async def slow(_: Seen) -> None:
+        world.clock.advance(1.25)
+
+    world.upstream.override = slow
+    await asyncio.gather(*(world.get("chat-1") for _ in range(LINES_PER_SECOND + 30)))
+
+    assert len(events(world, "slow_answer")) == LINES_PER_SECOND
+    dropped = 'bff_log_lines_dropped_total{"event": "slow_answer"}'
+    assert (await metrics(world))[dropped] == 30
+
+
+async def test_a_slow_list_is_a_line_too(world: World) -> None:
+    async def slow(_: Seen) -> None:
+        world.clock.advance(1.25)
+
+    world.upstream.override = slow
+    headers = {"authorization": f"Bearer {world.token(*read('chat-1'))}"}
+    reply = await world.browser.get("/api/v1/sessions", headers=headers)
+
+    (line,) = events(world, "slow_answer")
+    assert (line["result"], line["request_id"]) == ("list", reply.headers["x-request-id"])
 
 
 async def test_a_key_that_is_rejected_is_an_error_once_and_then_counted(world: World) -> None:

@@ -1,14 +1,32 @@
 """Spans: the browser's trace goes on here, ends here, and holds nothing of the request."""
 
 import asyncio
+import gzip
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from world import FRIENDLY, SECRET_KEY, Clock, World, environ, read
+from world import (
+    FRIENDLY,
+    PATH,
+    ROOT_KEY,
+    SECRET_KEY,
+    Clock,
+    Gateway,
+    World,
+    claims,
+    environ,
+    read,
+    running_upstream,
+    sign,
+)
 
+from bff.sessions import LIST_ROUTE
 from bff.tracing import Tracing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -17,8 +35,8 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 class Traced(World):
     """The service with spans kept in memory."""
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
+    def __init__(self, clock: Clock, **changes: str | None) -> None:
+        super().__init__(clock, **changes)
         self.exporter = InMemorySpanExporter()
 
     async def spans(self) -> list[tuple[str, dict[str, object]]]:
@@ -82,6 +100,47 @@ async def test_spans_hold_no_id_no_token_and_no_key(traced: Traced) -> None:
         assert secret not in shown
     assert '"bff.outcome": "upstream_unavailable"' in shown
     assert '"status_code": "ERROR"' in shown
+
+
+async def test_a_list_and_a_test_of_a_token_are_spanned_too(clock: Clock) -> None:
+    traced = Traced(clock, BFF_SIGNING_KEYS=None, BFF_VERIFY="upstream")
+    traced.tracing = Tracing(traced.exporter)
+    async with traced:
+        token = sign(claims(clock.wall, *read("chat-1")), ROOT_KEY)
+        await traced.browser.get(LIST_ROUTE.decode(), headers={"authorization": f"Bearer {token}"})
+        names = [(name, attributes.get("bff.outcome")) for name, attributes in await traced.spans()]
+
+    assert names == [("decide", None), ("load", "ok"), (f"GET {LIST_ROUTE.decode()}", None)]
+
+
+def test_spans_arrive_where_the_standard_variables_say(upstream: running_upstream) -> None:
+    """By OTLP over HTTP, from the process, also those of its last moments."""
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+        with Gateway(upstream.port, BFF_TRACING="true", **told) as gateway:
+            headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
+            headers["traceparent"] = f"00-{TRACE}-{PARENT}-01"
+            assert httpx2.get(gateway.url + PATH + "chat-1", headers=headers).status_code == 200
+        collector.shutdown()
+
+    assert gateway.process.returncode == 0
+    sent = b"".join(gzip.decompress(r) if r[:2] == b"\x1f\x8b" else r for r in received)
+    for text in (b"GET /api/v1/sessions/{session}", b"decide", b"load", bytes.fromhex(TRACE)):
+        assert text in sent
+    assert b"chat-1" not in sent
 
 
 def test_off_imports_nothing_and_on_without_the_extra_says_what_to_install() -> None:

@@ -164,7 +164,9 @@ class World:
         app = self.service.browser_app
         await self._stack.enter_async_context(app.router.lifespan_context(app))
         self.browser = await self._stack.enter_async_context(_browser(app))
-        self.ops = await self._stack.enter_async_context(_browser(self.service.ops_app))
+        self.ops = await self._stack.enter_async_context(
+            _browser(self.service.ops_app, "http://127.0.0.1:9787")
+        )
 
     def reload(self, **changes: str | None) -> None:
         """Change settings while it runs."""
@@ -214,9 +216,9 @@ class World:
 
 
 @asynccontextmanager
-async def _browser(app: Any) -> AsyncIterator[httpx2.AsyncClient]:
+async def _browser(app: Any, url: str = "http://gateway") -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
+    async with httpx2.AsyncClient(transport=transport, base_url=url) as client:
         yield client
 
 

@@ -1,18 +1,22 @@
-"""The topology of docker-compose.yml as processes: Caddy with TLS, two gateways, an upstream.
+"""What docker-compose.yml describes, as processes: Caddy with TLS, two gateways, Valkey.
 
-Caddy reads the very file that is shipped; only ports and the certificate's issuer differ.
+Caddy reads the very file that is shipped, Valkey and the gateways are started as compose says, with
+the secrets that `deploy/make-secrets` writes; only addresses and the certificate's issuer differ.
 """
 
+import base64
+import hashlib
+import json
+import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
@@ -20,19 +24,30 @@ from typing import Any
 import httpcore2
 import httpx2
 import pytest
-from world import PATH, Gateway, claims, environ, read, running_upstream, sign
+import yaml
+from clients import FLAGS, bundle, need
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from engines import ENGINES, free_port
+from playwright.sync_api import Page, sync_playwright
+from world import (
+    ENVIRONMENT_ID,
+    PATH,
+    SECRET_KEY,
+    Gateway,
+    claims,
+    environ,
+    read,
+    running_upstream,
+    sign,
+)
 
 from bff import settings
 from bff.app import system_clock
 from bff.doctor import Prober, Verdict
 
-CADDYFILE = Path(__file__).parents[2] / "deploy" / "Caddyfile"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+ROOT = Path(__file__).parents[2]
+CADDYFILE = ROOT / "deploy" / "Caddyfile"
 
 
 class Caddy:
@@ -82,28 +97,124 @@ class Caddy:
         """A client that trusts Caddy's own authority, and nothing else."""
         return httpx2.Client(base_url=self.url, verify=self.trusted(), trust_env=False, **kwargs)
 
+    def key(self) -> str:
+        """The key that signs certificates here, as Chromium is told to trust it."""
+        made = (self._home / "caddy/pki/authorities/local/intermediate.crt").read_bytes()
+        key = x509.load_pem_x509_certificate(made).public_key()
+        der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return base64.b64encode(hashlib.sha256(der).digest()).decode()
+
     def trusted(self) -> ssl.SSLContext:
         root = self._home / "caddy/pki/authorities/local/root.crt"
         return ssl.create_default_context(cafile=str(root))
 
 
+class Prometheus:
+    """Debian's, with the configuration and the rules that are shipped; it only asks more often."""
+
+    def __init__(self, home: Path, targets: list[int]) -> None:
+        self._home = home / "prometheus"
+        self._home.mkdir()
+        folder = ROOT / "deploy/prometheus"
+        shutil.copy(folder / "rules.yml", self._home)
+        told = yaml.safe_load((folder / "prometheus.yml").read_text())
+        told["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+        (job,) = told["scrape_configs"]
+        assert job["static_configs"] == [{"targets": ["gateway-1:9787", "gateway-2:9787"]}]
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in targets]}]
+        (self._home / "prometheus.yml").write_text(yaml.safe_dump(told))
+        self._port = free_port()
+        self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self._port}/api/v1")
+
+    def __enter__(self) -> "Prometheus":
+        self._process = subprocess.Popen(
+            [
+                need("prometheus"),
+                f"--config.file={self._home}/prometheus.yml",
+                f"--storage.tsdb.path={self._home}/data",
+                f"--web.listen-address=127.0.0.1:{self._port}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.close()
+        self._process.terminate()
+        self._process.wait(timeout=20)
+
+    def ask(self, path: str, **params: str) -> Any:
+        reply = self._http.get(path, params=params)
+        assert reply.status_code == 200, reply.text
+        return reply.json()["data"]
+
+
 class Topology:
+    """What docker-compose.yml describes, with its own settings, users and commands."""
+
     def __init__(self, stack: ExitStack, home: Path) -> None:
         self._stack = stack
+        self._secrets = home / "secrets"
+        subprocess.run(
+            [ROOT / "deploy/make-secrets", self._secrets],
+            env={"PATH": os.environ["PATH"], "TRIGGER_SECRET_KEY": SECRET_KEY},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        self.key = (self._secrets / "signing_keys").read_text()
+        self._services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
         self.upstream = stack.enter_context(running_upstream())
+        self._start_store(free_port())
         self.ports = [free_port(), free_port()]
-        self.gateways = [self._start(port) for port in self.ports]
+        self.ops_ports = [free_port(), free_port()]
+        self.gateways = [self._start(number) for number in (0, 1)]
+        self.prometheus = stack.enter_context(Prometheus(home, self.ops_ports))
         self.caddy = stack.enter_context(Caddy(home, self.ports))
 
-    def _start(self, port: int) -> Gateway:
+    def _start_store(self, port: int) -> None:
+        """Valkey by the command of its service; only where it listens differs."""
+        program, *arguments = self._services["valkey"]["command"]
+        assert program == "valkey-server"
+        told = [word.replace("/run/secrets", str(self._secrets)) for word in arguments]
+        here = ["--bind", "127.0.0.1", "--port", str(port), "--dir", "/"]
+        self.store = subprocess.Popen(
+            [ENGINES["valkey"], *told, *here], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self._stack.callback(self.stop_store)
+        self._store_port = port
+
+    def stop_store(self) -> None:
+        self.store.kill()
+        self.store.wait(timeout=20)
+
+    def _start(self, number: int) -> Gateway:
+        """A gateway by the settings of its service; only addresses differ."""
+        here = {
+            "BFF_HOST": "127.0.0.1",
+            "BFF_OPS_HOST": "127.0.0.1",
+            "BFF_PORT": str(self.ports[number]),
+            "BFF_OPS_PORT": str(self.ops_ports[number]),
+            "BFF_TRUSTED_PROXIES": "127.0.0.1",
+            "TRIGGER_API_URL": f"http://127.0.0.1:{self.upstream.port}",
+            "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
+            # All browsers here have one address, and ask as fast as they can.
+            "BFF_RATE_LIMIT": "1000000/minute",
+            "BFF_IP_RATE_LIMIT": "1000000/minute",
+        }
+        told = self._services["gateway-1"]["environment"] | here
+        del told["BFF_ALLOWED_ORIGINS"], told["BFF_UPSTREAM_BUDGET"]
+        url = (self._secrets / "store_url").read_text()
+        place = self._secrets.parent / "store_url"
+        place.write_text(url.replace("valkey:6379", f"127.0.0.1:{self._store_port}"))
+        files = {
+            name: path.replace("/run/secrets", str(self._secrets))
+            for name, path in told.items()
+            if name.endswith("_FILE")
+        }
+        told |= files | {"BFF_STORE_URL_FILE": str(place), "BFF_SIGNING_KEYS": ""}
         return self._stack.enter_context(
-            Gateway(
-                self.upstream.port,
-                BFF_PORT=str(port),
-                BFF_RATE_LIMIT="off",
-                BFF_IP_RATE_LIMIT="off",
-                BFF_TRUSTED_PROXIES="127.0.0.1",
-            )
+            Gateway(self.upstream.port, **told, TRIGGER_SECRET_KEY="", BFF_ALLOWED_ORIGINS="")
         )
 
     def replace(self, number: int) -> None:
@@ -111,7 +222,35 @@ class Topology:
         old = self.gateways[number]
         old.process.send_signal(signal.SIGTERM)
         assert old.process.wait(timeout=20) in (0, -signal.SIGTERM)
-        self.gateways[number] = self._start(self.ports[number])
+        self.gateways[number] = self._start(number)
+        self.together()
+
+    def replace_store(self) -> None:
+        """Lose everything in it."""
+        self.stop_store()
+        self._until(lambda text: "bff_store_up 0.0" in text)
+        self._start_store(self._store_port)
+        self.together()
+
+    def together(self) -> None:
+        """Wait until the gateways meet at the store."""
+        self._until(lambda text: "bff_store_up 1.0" in text and "bff_replicas 2.0" in text)
+
+    def _until(self, met: Callable[[str], bool]) -> None:
+        ends = time.monotonic() + 20
+        while not all(map(met, self.metrics())):
+            assert time.monotonic() < ends, [gateway.output for gateway in self.gateways]
+            time.sleep(0.05)
+
+    def metrics(self) -> list[str]:
+        with httpx2.Client() as http:
+            return [http.get(gateway.ops_url + "/metrics").text for gateway in self.gateways]
+
+    def token(self, *ids: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.bare_token(*ids)}"}
+
+    def bare_token(self, *ids: str) -> str:
+        return sign(claims(time.time(), *read(*ids)), self.key)
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +259,18 @@ def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
         yield Topology(stack, tmp_path_factory.mktemp("caddy"))
 
 
-def token(*ids: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {sign(claims(time.time(), *read(*ids)))}"}
-
-
 def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
-        reply = browser.get(PATH + "chat-1", headers=token("chat-1"))
+        reply = browser.get(PATH + "chat-1", headers=topology.token("chat-1"))
         again = browser.get(
-            PATH + "chat-1", headers=token("chat-1") | {"if-none-match": reply.headers["etag"]}
+            PATH + "chat-1",
+            headers=topology.token("chat-1") | {"if-none-match": reply.headers["etag"]},
         )
         app = browser.get("/")
-        ops = [browser.get(path).status_code for path in ("/metrics", "/readyz", "/cache/x")]
+        ops = [
+            browser.get(path).status_code
+            for path in ("/metrics", "/readyz", "/cache/x", "/revocations")
+        ]
 
     assert reply.json()["id"]
     assert reply.headers["cache-control"] == "private, no-cache"
@@ -140,12 +279,14 @@ def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
     assert again.status_code == 304
     assert app.status_code == 200
     assert "x-request-id" not in app.headers
-    assert ops == [404, 404, 404]
+    assert ops == [404] * 4
 
 
 def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
-        reply = browser.get(PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC", headers=token("a/b: c%?#ü"))
+        reply = browser.get(
+            PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC", headers=topology.token("a/b: c%?#ü")
+        )
 
     assert reply.status_code == 200
     assert PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC" in {s.raw_path for s in topology.upstream.seen}
@@ -154,7 +295,9 @@ def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology)
 def test_a_header_or_a_body_beyond_its_bound_ends_at_caddy(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
         header = browser.get(PATH + "chat-1", headers={"x-large": "x" * 200_000})
-        body = browser.post(PATH + "chat-1", content=b"x" * 100_000, headers=token("chat-1"))
+        body = browser.post(
+            PATH + "chat-1", content=b"x" * 100_000, headers=topology.token("chat-1")
+        )
 
     assert header.status_code == 431
     assert body.status_code in (405, 413)
@@ -170,13 +313,14 @@ def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology
             for n in range(140)
         )
 
-    # 60 bad tokens a minute at each of two gateways, whatever the header said.
-    assert statuses[429] >= 20
+    # 60 bad tokens a minute at both gateways together, whatever the header said.
+    assert statuses[401] <= 60
     assert set(statuses) == {401, 429}
 
 
 async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) -> None:
-    told = settings.load(environ(TRIGGER_API_URL=f"http://127.0.0.1:{topology.upstream.port}"))
+    url = f"http://127.0.0.1:{topology.upstream.port}"
+    told = settings.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = told.environments
     trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
     async with aclosing(Prober(told, system_clock, transport=trusted)) as prober:
@@ -188,15 +332,55 @@ async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) 
     assert len(found) == 6
 
 
-def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(topology: Topology) -> None:
-    """Six browsers poll three sessions all the while; every answer is the session or a 304."""
+@pytest.fixture(scope="module")
+def page(topology: Topology) -> Iterator[Page]:
+    """The app's own page in Chromium, by HTTP/3, with the official SDK in it."""
+    flags = [flag for flag in FLAGS if flag != "--disable-quic"] + [
+        f"--origin-to-force-quic-on=localhost:{topology.caddy.port}",
+        f"--ignore-certificate-errors-spki-list={topology.caddy.key()}",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=need("chromium"), chromium_sandbox=False, args=flags
+        )
+        page = browser.new_page()
+        page.goto(topology.caddy.url)
+        page.add_script_tag(content=bundle("browser.mjs").decode(), type="module")
+        page.wait_for_function("globalThis.ask !== undefined")
+        yield page
+        browser.close()
+
+
+def preflights(topology: Topology) -> list[str]:
+    lines = "\n".join(topology.metrics()).splitlines()
+    return [line for line in lines if 'route="preflight"' in line]
+
+
+def test_a_browser_asks_by_http_3_and_without_a_preflight(page: Page, topology: Topology) -> None:
+    asked = {"url": topology.caddy.url, "token": topology.bare_token("chat-1"), "id": "chat-1"}
+    before = preflights(topology)
+    answer = page.evaluate("told => ask('retrieve', told)", asked)
+
+    assert answer["value"]["externalId"] == "chat-1"
+    protocols = page.evaluate(
+        "performance.getEntriesByType('resource').map((one) => [one.name, one.nextHopProtocol])"
+    )
+    assert [f"{topology.caddy.url}{PATH}chat-1", "h3"] in protocols
+    assert preflights(topology) == before
+
+
+def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
+    topology: Topology, page: Page
+) -> None:
+    """Six programs and a browser poll three sessions all the while, and lose not one answer."""
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
+    ids = ("chat-1", "chat-2", "chat-closed")
 
     def poll(id_: str) -> None:
         etag = ""
-        headers = token(id_)
+        headers = topology.token(id_)
         with topology.caddy.browser(timeout=20) as browser:
             while not stop.is_set():
                 try:
@@ -209,25 +393,67 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(topology: Topo
                 if reply.status_code == 200 and reply.json()["externalId"] != id_:
                     wrong.append(reply.text)
 
-    browsers = [
-        threading.Thread(target=poll, args=(id_,))
-        for id_ in ("chat-1", "chat-2", "chat-closed") * 2
-    ]
-    for browser in browsers:
-        browser.start()
+    asked = {"url": topology.caddy.url, "retry": {"maxAttempts": 1}}
+    page.evaluate(
+        """([ids, told]) => {
+            globalThis.seen = {};
+            globalThis.polling = true;
+            globalThis.done = (async () => {
+                for (let n = 0; globalThis.polling; n++) {
+                    const id = ids[n % ids.length];
+                    const { value, message } = await ask("retrieve", { id, ...told });
+                    const what = value === undefined ? message : String(value.externalId === id);
+                    seen[what] = (seen[what] ?? 0) + 1;
+                }
+            })();
+        }""",
+        [ids, asked | {"token": topology.bare_token(*ids)}],
+    )
+    programs = [threading.Thread(target=poll, args=(id_,)) for id_ in ids * 2]
+    for program in programs:
+        program.start()
     began = {id(gateway) for gateway in topology.gateways}
     try:
         for number in (0, 1):
             topology.replace(number)
             time.sleep(2.5)  # until Caddy has seen it healthy again, or both would be away
+        topology.replace_store()
+        time.sleep(0.5)
     finally:
         stop.set()
-        for browser in browsers:
-            browser.join()
+        for program in programs:
+            program.join()
+        seen = page.evaluate(
+            "async () => { globalThis.polling = false; await globalThis.done; return seen; }"
+        )
 
     assert not began & {id(gateway) for gateway in topology.gateways}
     assert not wrong
     assert set(outcomes) == {"200", "304"}, outcomes
     assert outcomes["304"] > 200
-    served = [httpx2.get(gateway.ops_url + "/metrics").text for gateway in topology.gateways]
+    assert set(seen) == {"true"}, seen
+    assert seen["true"] > 20
+    served = topology.metrics()
     assert all('bff_cache_total{result="hit"}' in text for text in served)
+    assert any('bff_shared_copies_total{result="used"}' in text for text in served)
+
+
+def test_prometheus_scrapes_them_and_the_dashboard_has_something_to_show(
+    topology: Topology,
+) -> None:
+    """Every query of the dashboard and every rule, by the real one, on what the tests above did."""
+    ends = time.monotonic() + 20
+    while any(t["health"] != "up" for t in topology.prometheus.ask("/targets")["activeTargets"]):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    (group,) = topology.prometheus.ask("/rules")["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+    empty = set()
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            query = target["expr"].replace("$__rate_interval", "2m").replace("$instance", ".*")
+            if not topology.prometheus.ask("/query", query=query)["result"]:
+                empty.add(panel["title"])
+    assert empty == {"Token sources and tests"}, "there are none of them here"
