@@ -298,6 +298,7 @@ class Service:
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
+                self._spawn(fleet.retell([r.encode() for r in self.gateway.revocations.all()]))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
 
@@ -309,7 +310,7 @@ class Service:
             count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
             changed=changed,
         )
-        return Fleet(
+        fleet = Fleet(
             store,
             spaces=_spaces(settings),
             make=make_copy,
@@ -322,6 +323,7 @@ class Service:
             on_purge=self._forget,
             on_revocation=self._hear_revocation,
         )
+        return fleet
 
     def _forget(self, environment: str, id_: str) -> None:
         self.gateway.cache.purge(environment, id_)
