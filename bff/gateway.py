@@ -209,8 +209,9 @@ class Gateway:
             if not sessions.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
             visit.probes = self._bad_tokens(address, visit.now)
-        if caller.digest is not None:
-            return self._test(visit, caller, id_) or self._look_up(visit, caller, id_)
+        digest = caller.digest
+        if digest is not None and not self.verdicts.good(digest, id_, visit.now):
+            return self._test(visit, caller, digest, id_)
         self._count_caller(visit, caller, address)
         return self._look_up(visit, caller, id_)
 
@@ -358,18 +359,13 @@ class Gateway:
 
     # -- upstream's word on a token
 
-    def _test(self, visit: Visit, caller: Caller[Grant], id_: str) -> Load | None:
+    def _test(self, visit: Visit, caller: Caller[Grant], digest: bytes, id_: str) -> Load:
         """Put a token to upstream's test: load the session with it, once however many ask.
-
-        None if it has passed not long ago.
 
         Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
         limit before upstream meets the tokens; and what it claims has only been good for refusing.
         """
-        digest, now = caller.digest or b"", visit.now
-        if self.verdicts.good(digest, id_, now):
-            self._count_caller(visit, caller, visit.address)
-            return None
+        now = visit.now
         refused = self.verdicts.refused(digest, id_, now)
         if refused is not None:
             code, rest = refused
@@ -479,15 +475,19 @@ class Gateway:
     ) -> Reply | Loads:
         """Answer a list from memory, or say for which sessions has to be waited."""
         loads: list[Load] = []
+        digest = caller.digest
 
         def find(id_: str) -> Copy | Refusal | None:
             if id_ not in wanted.known:
-                digest = caller.digest
                 if digest is not None and loads and not self.verdicts.genuine(digest, visit.now):
                     return None  # first of all whether the token is one
                 try:
-                    test = None if digest is None else self._test(visit, caller, id_)
-                    found = test or self._find(visit, caller, id_)
+                    found: Found | Load
+                    if digest is not None and not self.verdicts.good(digest, id_, visit.now):
+                        found = self._test(visit, caller, digest, id_)
+                    else:
+                        self._count_caller(visit, caller, visit.address)
+                        found = self._find(visit, caller, id_)
                 except Refusal as refusal:
                     if refusal.code in _OF_THE_CALLER:
                         raise

@@ -25,6 +25,8 @@ from world import (
     sign,
 )
 
+from bff.revocations import parse
+
 OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
 
 
@@ -67,6 +69,21 @@ async def test_a_caller_is_counted_after_the_test_where_limits_are_leased(opaque
     assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
     forged = minted(*read("chat-1"), key=OWN_KEY)
     assert (await opaque.get("chat-1", token=forged)).status_code == 401
+
+
+async def test_who_starts_has_heard_what_was_revoked_before_it_serves(engine: Engine) -> None:
+    with engine.client() as store:
+        store.flushall()
+        pipeline = store.pipeline()
+        for number in range(5_000):
+            told = parse({"jti": f"token-{number}"}, time.time()).encode()
+            pipeline.xadd("bff1:{told}:revocations", {"revocation": told})
+        pipeline.execute()
+    clock = RealClock()
+    clock.wall = time.time()
+
+    async with World(clock, BFF_STORE_URL=engine.url) as world:
+        assert len(world.service.gateway.revocations) == 5_000
 
 
 # -- revocations, by real processes

@@ -3,9 +3,11 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import hostile as heart
 import pytest
+from kinds import KINDS, Kind
 from world import (
     ENVIRONMENT_ID,
     FRIENDLY,
@@ -23,6 +25,8 @@ from world import (
 )
 
 from bff.demo.upstream import Answer, Environment, can_read, session
+from bff.head import Head
+from bff.replies import Reply
 from bff.verdicts import Verdicts
 
 FOREIGN_KEY = "tr_prod_FOREIGNkeysentinel00000001"
@@ -67,6 +71,27 @@ async def test_the_load_itself_is_the_test_and_later_loads_use_the_key(opaque: W
     opaque.clock.advance(10)
     assert (await opaque.get("chat-1", token=token)).headers["cache-status"].startswith("bff; fwd")
     assert senders(opaque) == ["token", "key"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_a_hit_takes_no_waiting_and_no_signature_whoever_verified(
+    clock: Clock, tmp_path: Path, name: str
+) -> None:
+    kind = Kind(name, tmp_path)
+    async with World(clock, **kind.settings, BFF_CACHE_TTL="600") as world:
+        token = kind.token(world, *read("chat-1"))
+        first = await heart.ask(world, "chat-1", token)
+        gateway, checks = world.service.gateway, []
+        gateway.verifier._check = lambda *told: checks.append(told)  # type: ignore[method-assign]
+        head = [(b"authorization", b"Bearer " + token.encode())]
+        hits = [
+            gateway.decide(Head.read("GET", path, b"", head, "192.0.2.1"), *clock())
+            for path in (PATH.encode() + b"chat-1", PATH.encode() + FRIENDLY["chat-1"].encode())
+        ]
+
+    assert first.status == 200
+    assert [(type(hit), hit.status, hit.body) for hit in hits] == [(Reply, 200, first.body)] * 2
+    assert checks == []
 
 
 async def test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested(
