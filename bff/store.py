@@ -394,8 +394,9 @@ class Store:
 
     async def is_silent(self, stream: str) -> bool:
         """Whether nothing was published on *stream* that is still kept."""
-        (length,) = await self.ask(("XLEN", _stream_key(stream)), within=self.timeout)
-        return length == 0  # type: ignore[no-any-return]
+        command = ("XREVRANGE", _stream_key(stream), "+", "-", "COUNT", 1)
+        (newest,) = await self.ask(command, within=self.timeout)
+        return not newest
 
     async def _listen(self, heard: Callable[[dict[str, str]], None]) -> None:
         """Hear what is published, for ever.

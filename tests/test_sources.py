@@ -577,7 +577,7 @@ def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
         f"kept {verdicts.REFUSED_SECONDS:.0f} seconds",
         f"every {sources.REFRESH_SECONDS / 60:.0f} minutes",
         f"at most every {sources.UNKNOWN_KEY_SECONDS:.0f} seconds",
-        f"`RS256` of {sources.MIN_RSA_BITS} bits or more",
+        f"`RS256` of {sources.MIN_RSA_BITS} to {sources.MAX_RSA_BITS} bits",
         f"{revocations.DEFAULT_TTL / 86400:.0f} days if it is left out",
     ):
         assert said in text

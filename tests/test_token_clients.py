@@ -1,18 +1,15 @@
 """Tokens in real frontends: a cookie in Chromium, and the official SDK where upstream verifies."""
 
-import http.client
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from clients import Node, open_page
+from clients import Node, OneOrigin, open_page
 from hostile import eventually
 from playwright.sync_api import Browser, Page
 from world import FRIENDLY, PATH, ROOT_KEY, Gateway, claims, read, running_upstream, sign
@@ -20,79 +17,6 @@ from world import FRIENDLY, PATH, ROOT_KEY, Gateway, claims, read, running_upstr
 from bff.demo.upstream import Answer, Seen
 
 NAME = "__Host-bff-token"
-HOP = frozenset(
-    {"connection", "transfer-encoding", "content-length", "date", "server", "keep-alive"}
-)
-
-
-class OneOrigin:
-    """A site whose server passes ``/api/`` on to the gateway, as a reverse proxy does.
-
-    On ``localhost``, which browsers trust as they trust TLS. `seen` are the requests for the
-    gateway, with what the browser said of itself and the status they got: the evidence.
-    """
-
-    def __init__(self, gateway: int, cookie: str) -> None:
-        self.seen: list[tuple[str, str | None, bool, int]] = []
-        self.pages: dict[str, str] = {}
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                if not self.path.startswith("/api/"):
-                    self._page()
-                    return
-                length = int(self.headers.get("content-length", 0))
-                body = self.rfile.read(length) or None
-                connection = http.client.HTTPConnection("127.0.0.1", gateway)
-                connection.request(self.command, self.path, body, dict(self.headers))
-                reply = connection.getresponse()
-                has_cookie = NAME in (self.headers.get("cookie") or "")
-                site = self.headers.get("sec-fetch-site")
-                outer.seen.append((self.command, site, has_cookie, reply.status))
-                content = reply.read()
-                self.send_response(reply.status)
-                for name, value in reply.getheaders():
-                    if name.lower() not in HOP:
-                        self.send_header(name, value)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-                connection.close()
-
-            do_POST = do_PUT = do_HEAD = do_OPTIONS = do_GET  # noqa: N815  the server's own names
-
-            def _page(self) -> None:
-                content = outer.pages.get(self.path, "<!doctype html><title>app</title>").encode()
-                self.send_response(200)
-                self.send_header("content-type", "text/html; charset=utf-8")
-                if self.path == "/login":
-                    self.send_header("set-cookie", cookie)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_port
-        self.origin = f"http://localhost:{self.port}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.01,), daemon=True
-        )
-
-    def __enter__(self) -> "OneOrigin":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ def main(incidents: list[str]) -> int:
 def _try(fault: Fault) -> str:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
-        ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("bff", "tests"):
+        ignore = shutil.ignore_patterns("__pycache__", "node_modules")
+        for name in ("bff", "tests", "docs"):
             shutil.copytree(ROOT / name, copy / name, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
         file = copy / fault.file

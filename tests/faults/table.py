@@ -557,7 +557,7 @@ FAULTS = [
         "bff/sources.py",
         "not MIN_RSA_BITS <= value.key_size <= MAX_RSA_BITS",
         "False",
-        f"{_HOSTILE}::test_a_hostile_token_of_another_issuer_is_refused",
+        f"{_SOURCES}::test_what_of_a_jwks_is_a_key",
     ),
     Fault(
         0,
