@@ -268,11 +268,9 @@ class OneOrigin:
 
             def _page(self) -> None:
                 content = outer.pages.get(self.path, b"<!doctype html><title>app</title>")
-                kind = (
-                    "text/javascript" if self.path.endswith(".js") else "text/html; charset=utf-8"
-                )
+                kind = "javascript" if self.path.endswith(".js") else "html"
                 self.send_response(200)
-                self.send_header("content-type", kind)
+                self.send_header("content-type", f"text/{kind}; charset=utf-8")
                 if self.path == "/login":
                     self.send_header("set-cookie", cookie)
                 self.send_header("content-length", str(len(content)))
