@@ -508,7 +508,9 @@ def _ages(settings: Settings) -> Ages:
 
 
 def _openapi(settings: Settings) -> bytes:
-    told = openapi.document(settings.default_policy, settings.policies, __version__)
+    told = openapi.document(
+        settings.default_policy, settings.policies, __version__, cookie=settings.token_cookie
+    )
     return json.dumps(told).encode()
 
 
