@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,8 +9,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from click.testing import CliRunner, Result
 from world import FRIENDLY, ROOT_KEY, Gateway, World, claims, environ, read, running_upstream, sign
 
+from bff.cli import main
 from bff.revocations import Revocation, RevocationError, Revocations, parse
 
 NOW = 1_800_000_000.5
@@ -216,13 +217,9 @@ def test_replicas_tell_one_another_in_full() -> None:
 def test_the_command_takes_tokens_back_at_a_running_gateway(upstream: running_upstream) -> None:
     with Gateway(upstream.port) as gateway:
         told = environ(BFF_OPS_PORT=str(gateway.ops_port))
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 
-        def bff(*arguments: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "bff", "token", *arguments]
-            return subprocess.run(
-                command, env=kept | told, capture_output=True, text=True, timeout=30, check=False
-            )
+        def bff(*arguments: str) -> Result:
+            return CliRunner().invoke(main, ["token", *arguments], env=told)
 
         def status(token: str, id_: str = "chat-1") -> int:
             headers = {"authorization": f"Bearer {token}"}
@@ -234,19 +231,21 @@ def test_the_command_takes_tokens_back_at_a_running_gateway(upstream: running_up
         minted = bff("--session", "chat-2", "--jti", "one").stdout.strip()
         assert [status(token) for token in tokens.values()] == [200] * 3
         session, actor, jti, moment = re.findall(r"^bff token (--revoke .*)$", DOCS, re.MULTILINE)
-        assert bff(*jti.split()).returncode == 0
+        assert bff(*jti.split()).exit_code == 0
         assert [status(token) for token in tokens.values()] == [200, 401, 200]
-        assert bff(*actor.split()).returncode == 0
+        assert bff(*actor.split()).exit_code == 0
         assert [status(token) for token in tokens.values()] == [401, 401, 200]
-        assert bff(*session.split()).returncode == 0
+        assert bff(*session.split()).exit_code == 0
         assert (status(tokens["session"]), status(tokens["session"], "chat-2")) == (403, 200)
-        assert bff(*moment.split()).returncode == 0
+        assert bff(*moment.split()).exit_code == 0
         assert (status(tokens["session"], "chat-2"), status(minted, "chat-2")) == (401, 200)
         refused = bff("--revoke", "--issued-before", "9999999999999")
-        assert refused.returncode == 1
+        assert refused.exit_code == 1
         assert "may not be later than now" in refused.stderr
-        assert bff("--revoke").returncode == 1
-        assert bff().returncode == 2
+        assert bff("--revoke").exit_code == 1
+        assert bff().exit_code == 2
+        command = [sys.executable, "-m", "bff", "token", *jti.split()]
+        subprocess.run(command, env=told, check=True, timeout=30)
     gone = bff("--revoke", "--jti", "one")
-    assert gone.returncode == 1
+    assert gone.exit_code == 1
     assert "BFF_OPS_PORT" in gone.stderr

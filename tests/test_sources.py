@@ -157,15 +157,13 @@ async def test_scopes_of_another_shape_or_place_grant_nothing(
 
 
 @pytest.mark.parametrize("provider", SHAPES)
-@pytest.mark.parametrize("signer", SHAPES)
-async def test_no_token_verifies_under_another_sources_key(
-    sourced: World, provider: str, signer: str
-) -> None:
+async def test_no_token_verifies_under_another_sources_key(sourced: World, provider: str) -> None:
     forged = SHAPES[provider](sourced.clock.wall, read("chat-1"))
 
-    for kid in (KEYS[provider].kid, KEYS[signer].kid, None):
-        status, _ = await outcome(sourced, KEYS[signer].sign(forged, kid=kid))
-        assert status == (200 if provider == signer else 401)
+    for signer in SHAPES:
+        for kid in (KEYS[provider].kid, KEYS[signer].kid, None):
+            status, _ = await outcome(sourced, KEYS[signer].sign(forged, kid=kid))
+            assert status == (200 if provider == signer else 401)
 
 
 async def test_a_source_is_chosen_by_issuer_before_any_key_is_tried(sourced: World) -> None:

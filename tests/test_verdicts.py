@@ -109,10 +109,10 @@ async def test_one_token_is_one_test_a_session_a_minute_however_many_ask(opaque:
     await opaque.start(**OFF, **OPAQUE, BFF_CACHE_TTL="600")
     token = minted(opaque, *read("chat-1", "chat-2"))
 
-    for _ in range(60):
+    for _ in range(10):
         at_once = [ask(opaque, token, id_) for id_ in ("chat-1", "chat-2") for _ in range(20)]
         assert {status for status, _ in await asyncio.gather(*at_once)} == {200}
-        opaque.clock.advance(1)
+        opaque.clock.advance(6)
     assert senders(opaque) == ["token", "token"]
 
     assert (await ask(opaque, token))[0] == 200
@@ -533,7 +533,7 @@ async def test_thousands_of_random_tokens_decide_as_upstream_does(opaque: World)
     documents = list(opaque.upstream.environments[0].sessions.values())
     ids = [id_ for d in documents for id_ in (d["id"], d["externalId"]) if id_]
     granted = 0
-    for number in range(1500):
+    for number in range(600):
         chosen = [
             ":".join([chooser.choice(["read", "write", "*"]), "sessions", chooser.choice(ids)])
             for _ in range(chooser.randrange(4))
@@ -548,7 +548,7 @@ async def test_thousands_of_random_tokens_decide_as_upstream_does(opaque: World)
 
         assert (status == 200) is expected, (asked, chosen, key)
         assert status in (200, 401, 403)
-    assert 200 < granted < 1300
+    assert 100 < granted < 500
 
 
 async def test_nothing_of_a_token_is_logged_or_shown(opaque: World) -> None:
