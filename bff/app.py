@@ -312,6 +312,7 @@ class Service:
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
+                self._spawn(fleet.retell([r.encode() for r in self.gateway.revocations.all()]))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
 
@@ -323,7 +324,7 @@ class Service:
             count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
             changed=changed,
         )
-        return Fleet(
+        fleet = Fleet(
             store,
             spaces=_spaces(settings),
             make=make_copy,
@@ -336,6 +337,7 @@ class Service:
             on_purge=self._forget,
             on_revocation=self._hear_revocation,
         )
+        return fleet
 
     def _hear_revocation(self, text: str) -> None:
         self.ops.hear_revocation(text)
@@ -516,7 +518,9 @@ def _ages(settings: Settings) -> Ages:
 
 
 def _openapi(settings: Settings) -> bytes:
-    told = openapi.document(settings.default_policy, settings.policies, __version__)
+    told = openapi.document(
+        settings.default_policy, settings.policies, __version__, cookie=settings.token_cookie
+    )
     return json.dumps(told).encode()
 
 

@@ -24,6 +24,9 @@ from bff.sources import KeySet, Source, peek
 
 ISSUER = "https://id.trigger.dev"
 AUDIENCE = "https://api.trigger.dev"
+SKEW_SECONDS = 60.0
+"""How far ahead the clock of who mints tokens may be. A token that says it was issued later than
+that would escape every revocation until then."""
 MAX_TOKEN_BYTES = 32 * 1024
 """A token that names 200 sessions has about 12 KiB."""
 
@@ -298,6 +301,8 @@ class Verifier(Generic[GrantT]):
         if expires is None or not_before is None:
             raise Refusal("token_invalid")
         issued, jti = _date(claims.get("iat")), claims.get("jti")
+        if issued is not None:
+            not_before = max(not_before, issued - SKEW_SECONDS)
         act = claims.get("act")
         actor = act.get("sub") if isinstance(act, dict) else None
         actor = actor if isinstance(actor, str) and actor else None

@@ -13,7 +13,7 @@ slow to arrive makes a copy younger.
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final, TypeGuard
@@ -353,6 +353,15 @@ class Fleet:
             Away: the store cannot be reached, so other replicas do not know.
         """
         await self.store.publish("revocations", revocation=revocation)
+
+    async def retell(self, revocations: Sequence[str]) -> None:
+        """Tell a store that has forgotten them, for it started again without its data."""
+        try:
+            if revocations and await self.store.is_silent("revocations"):
+                for revocation in revocations:
+                    await self.revoke(revocation)
+        except Away:
+            pass  # it is told when it comes back
 
     async def _purge(self, copies: str, id_: str) -> list[str]:
         value = await self.store.purge(copies, id_, remembered=_PURGE_MEMORY_SECONDS)

@@ -91,8 +91,8 @@ class Load:
     """By which it was decided to wait."""
     test: bool = False
     """Upstream is asked with the caller's own token, and its answer is about that too."""
-    mark: Window | None = None
-    """The address's bad tokens, of which one was taken in advance for this test."""
+    marked: bool = False
+    """The token was counted as a bad one in advance, by who started this test."""
 
 
 Found = tuple[Copy, bytes, str]
@@ -169,7 +169,7 @@ class Gateway:
         self._replies = rules.replies
         self._pages = rules.pages
         self._token_cookie = rules.token_cookie
-        if rules.verifier is not before.verifier:
+        if moved or rules.verifier is not before.verifier:
             self.verdicts.forget()
         self.loader.adopt(rules)
         self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
@@ -190,8 +190,7 @@ class Gateway:
         except Refusal as refusal:
             return self._refusal(visit, refusal)
         except Unleased as lack:
-            self._uncount_address(visit, lack)
-            return Wait(head, lack.lease)
+            return self._uncounted(visit, lack)
 
     def _decide(self, visit: Visit) -> Reply | Load | Loads:
         address = self._count_address(visit)
@@ -210,8 +209,9 @@ class Gateway:
             if not sessions.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
             visit.probes = self._bad_tokens(address, visit.now)
-        if caller.digest is not None:
-            return self._test(visit, caller, id_) or self._look_up(visit, caller, id_)
+        digest = caller.digest
+        if digest is not None and not self.verdicts.good(digest, id_, visit.now):
+            return self._test(visit, caller, digest, id_)
         self._count_caller(visit, caller, address)
         return self._look_up(visit, caller, id_)
 
@@ -228,12 +228,15 @@ class Gateway:
                 raise Refusal("rate_limited")
         return address
 
-    def _uncount_address(self, visit: Visit, lack: Unleased) -> None:
+    def _uncounted(self, visit: Visit, lack: Unleased) -> Wait:
         """The decision is made again from its start: what it counted would be counted twice."""
         head, limiter = visit.head, self._limits.address
         if limiter is not None and lack.limiter is not limiter:
             address = browser_address(head.peer, head.forwarded, self._trusted_proxies)
             limiter.untake(address_key(address))
+        if visit.reserved and visit.probes is not None:
+            visit.probes.used -= 1
+        return Wait(head, lack.lease)
 
     def _route(self, visit: Visit) -> Reply | None:
         """Answer with a page, or leave what is on a session's route to the rest of the way.
@@ -357,18 +360,13 @@ class Gateway:
 
     # -- upstream's word on a token
 
-    def _test(self, visit: Visit, caller: Caller[Grant], id_: str) -> Load | None:
+    def _test(self, visit: Visit, caller: Caller[Grant], digest: bytes, id_: str) -> Load:
         """Put a token to upstream's test: load the session with it, once however many ask.
-
-        None if it has passed not long ago.
 
         Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
         limit before upstream meets the tokens; and what it claims has only been good for refusing.
         """
-        digest, now = caller.digest or b"", visit.now
-        if self.verdicts.good(digest, id_, now):
-            self._count_caller(visit, caller, visit.address)
-            return None
+        now = visit.now
         refused = self.verdicts.refused(digest, id_, now)
         if refused is not None:
             code, rest = refused
@@ -389,9 +387,10 @@ class Gateway:
                     raise Refusal("rate_limited")
                 mark.used += 1
             environment = self.environments[caller.environment]
-            test = self.loader.test(environment, id_, caller, visit.token)
+            test = self.loader.test(environment, id_, caller, visit.token, mark)
             flight = self.verdicts.fly(digest, id_, test)
-        return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, mark=mark)
+        marked = mark is not None
+        return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, marked=marked)
 
     def _refused(
         self, visit: Visit, caller: Caller[Grant], refusal: Refusal, *, marked: bool = False
@@ -401,7 +400,9 @@ class Gateway:
             if refusal.code == "token_invalid":
                 # Upstream looks at the token first, so this says nothing of the session.
                 visit.probes = None
-                if not marked and not visit.reserved:
+                if marked or visit.reserved:
+                    self.telemetry.count("bff_bad_tokens", refusal.code)
+                else:
                     self._count_bad_token(visit, visit.address, refusal)
             elif refusal.code not in UNDECIDED:
                 self._count_caller(visit, caller, visit.address)
@@ -411,13 +412,9 @@ class Gateway:
 
     def _tested(self, load: Load, found: Found | Refusal) -> Found | Refusal:
         """Draw the conclusions from a test for the one who waited for it."""
-        visit, caller, mark = load.visit, load.caller, load.mark
+        visit, caller = load.visit, load.caller
         if isinstance(found, Refusal):
-            if mark is not None and found.code in ("not_found", "unauthorized"):
-                mark.used -= 1
-            return self._refused(visit, caller, found, marked=mark is not None)
-        if mark is not None:
-            mark.used -= 1  # it was no bad one
+            return self._refused(visit, caller, found, marked=load.marked)
         try:
             self._count_caller(visit, caller, visit.address)
         except Refusal as limited:
@@ -479,15 +476,19 @@ class Gateway:
     ) -> Reply | Loads:
         """Answer a list from memory, or say for which sessions has to be waited."""
         loads: list[Load] = []
+        digest = caller.digest
 
         def find(id_: str) -> Copy | Refusal | None:
             if id_ not in wanted.known:
-                digest = caller.digest
                 if digest is not None and loads and not self.verdicts.genuine(digest, visit.now):
                     return None  # first of all whether the token is one
                 try:
-                    test = None if digest is None else self._test(visit, caller, id_)
-                    found = test or self._find(visit, caller, id_)
+                    found: Found | Load
+                    if digest is not None and not self.verdicts.good(digest, id_, visit.now):
+                        found = self._test(visit, caller, digest, id_)
+                    else:
+                        self._count_caller(visit, caller, visit.address)
+                        found = self._find(visit, caller, id_)
                 except Refusal as refusal:
                     if refusal.code in _OF_THE_CALLER:
                         raise
@@ -516,8 +517,14 @@ class Gateway:
         if isinstance(load, Wait):
             answer = await self._finish_wait(load)
             return answer if isinstance(answer, Reply) else await self.finish(answer)
-        if isinstance(load, Loads):
-            return await self._finish_list(load)
+        try:
+            if isinstance(load, Loads):
+                return await self._finish_list(load)
+            return await self._finish_load(load)
+        except Unleased as lack:  # by a tested caller: what upstream said of the token is kept
+            return await self.finish(self._uncounted(load.visit, lack))
+
+    async def _finish_load(self, load: Load) -> Reply:
         visit = load.visit
         await self._wait(visit, [load])
         found = self._landed(load)
@@ -683,7 +690,7 @@ class Gateway:
         if visit.probes is not None and refusal.code != "rate_limited":
             if not visit.reserved:
                 visit.probes.used += 1
-            refusal = Refusal("unauthorized")
+            refusal, visit.window = Refusal("unauthorized"), None
         if refusal.code == "rate_limited" and visit.window is not None:
             self.telemetry.count("bff_limited", visit.window.limiter.name)
         reply = self._replies.refusal(

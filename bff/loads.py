@@ -18,12 +18,12 @@ from bff.auth import Caller
 from bff.cache import Cache, Copy, State
 from bff.errors import Refusal
 from bff.fleet import Fleet, Question
-from bff.limits import Budget
+from bff.limits import Budget, Window
 from bff.replies import copy_head
 from bff.rules import Environment, Rules
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
-from bff.verdicts import Verdicts
+from bff.verdicts import GENUINE, Verdicts
 
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
@@ -246,29 +246,38 @@ class Loader:
         return False, f"{trouble} ({environment.health}) and there is no copy to serve"
 
     async def test(
-        self, environment: Environment, id_: str, caller: Caller[Grant], token: bytes
+        self,
+        environment: Environment,
+        id_: str,
+        caller: Caller[Grant],
+        token: bytes,
+        mark: Window | None,
     ) -> Copy | Refusal:
         """One load that is a test of a token too. Never raises.
 
         The token's `sub` is this environment's id and upstream has verified it, so what comes is
         of this environment: it fills the shared copy as any load does. Health and budget are the
-        secret key's and learn nothing here.
+        secret key's and learn nothing here. *mark* is where the token was counted as a bad one in
+        advance; it is given back when it was none, whoever still waits.
         """
-        digest, verifier = caller.digest or b"", self._rules.verifier
+        digest, rules, (_, wall) = caller.digest or b"", self._rules, self._clock()
         outcome = await self._brought(
-            environment, id_, lambda path: environment.upstream.get_as(token, path)
+            environment, id_, lambda path: environment.upstream.get_as(token, path, wall)
         )
         now, wall = self._clock()
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self._telemetry.count("bff_token_tests", code)
-        if verifier is not self._rules.verifier:
-            return outcome  # other keys and other environments by now: it is to be asked again
+        if mark is not None and code in ("ok", *GENUINE):
+            mark.used -= 1
+        current = self._rules
+        if (current.verifier, current.places) != (rules.verifier, rules.places):
+            return outcome  # other keys or another upstream by now: it is to be asked again
         if isinstance(outcome, Refusal):
             self._verdicts.refuse(digest, id_, now, code, outcome.retry_after)
         else:
             ids = {id_, outcome.id, outcome.external_id or outcome.id}
             self._verdicts.accept(digest, ids, now, caller.expires - wall)
-            verifier.remember(token, caller)
+            rules.verifier.remember(token, caller)
         return outcome
 
 

@@ -77,8 +77,13 @@ for an allowed origin. Other methods on these paths are 405 `method_not_allowed`
 caller's rate limit, a list too."""
 
 
-def document(policy: Policy, by_type: Mapping[str, Policy], version: str) -> Schema:
-    """Describe a gateway with this default *policy* and those of certain session types."""
+def document(
+    policy: Policy, by_type: Mapping[str, Policy], version: str, *, cookie: str | None = None
+) -> Schema:
+    """Describe a gateway with this default *policy* and those of certain session types.
+
+    *cookie* is the name of the one that may hold the token, if any.
+    """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     list_, one = ["bad_request", "unauthorized"], ["bad_request", "invalid_session_id"]
     one += ["unauthorized", "not_found"]
@@ -89,7 +94,7 @@ def document(policy: Policy, by_type: Mapping[str, Policy], version: str) -> Sch
             "version": version,
             "description": _DESCRIPTION,
         },
-        "security": [{"token": []}],
+        "security": [{"token": []}, *([{"cookie": []}] if cookie else [])],
         "paths": {
             sessions.ROUTE.decode() + "{session}": _path(
                 {
@@ -116,8 +121,9 @@ def document(policy: Policy, by_type: Mapping[str, Policy], version: str) -> Sch
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "A Trigger.dev public access token (read:sessions:<id>)",
-                }
+                    "description": "A token whose scopes name sessions (read:sessions:<id>)",
+                },
+                **({"cookie": _COOKIE | {"name": cookie}} if cookie else {}),
             },
             "headers": {
                 name: {"description": text, "schema": schema}
@@ -127,6 +133,12 @@ def document(policy: Policy, by_type: Mapping[str, Policy], version: str) -> Sch
         },
     }
 
+
+_COOKIE = {
+    "type": "apiKey",
+    "in": "cookie",
+    "description": "The same token, for pages of this very origin (Sec-Fetch-Site: same-origin)",
+}
 
 _PAGES = {
     "/": "What this is",

@@ -53,7 +53,7 @@ class Revocation:
                 before=math.inf if before is None else float(before),
                 until=float(until),
             )
-        except (TypeError, KeyError, RecursionError):
+        except (TypeError, KeyError, RecursionError, OverflowError):
             raise ValueError("no revocation") from None
         if made.kind not in KINDS or not isinstance(made.value, str):
             raise ValueError("no revocation")
@@ -125,7 +125,7 @@ class Revocations:
         return len(self._kept)
 
     def all(self) -> tuple[Revocation, ...]:
-        """List them, for a replica that starts."""
+        """List them, for a store that has forgotten them."""
         return tuple(self._kept.values())
 
     def add(self, new: Revocation, wall: float) -> None:

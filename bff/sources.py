@@ -34,6 +34,8 @@ RETRY_SECONDS: Final = 10.0
 """The same while its server fails."""
 MAX_KEYS: Final = 100
 MIN_RSA_BITS: Final = 2048
+MAX_RSA_BITS: Final = 8192
+"""A longer one takes longer to verify by than a decision may."""
 
 _SEGMENT = re.compile(rb"[A-Za-z0-9_-]+")
 
@@ -119,7 +121,7 @@ def _read_jwk(jwk: Any, wanted: Sequence[str]) -> Key | None:
         value = _READERS[algorithm](jwk)
     except Exception:  # noqa: BLE001  whatever is wrong with it, it is no key
         return None
-    if algorithm == "RS256" and value.key_size < MIN_RSA_BITS:
+    if algorithm == "RS256" and not MIN_RSA_BITS <= value.key_size <= MAX_RSA_BITS:
         return None
     members = json.dumps([jwk.get(name) for name in ("kty", "crv", "n", "e", "x", "y")])
     return Key(kid, algorithm, value, hashlib.sha256(members.encode()).digest())

@@ -26,6 +26,9 @@ _SOCKET_SECONDS: Final = 1.0
 """A connection that says nothing for so long is closed, and a new one opened."""
 _OPEN_SECONDS: Final = 3.0
 _BLOCK_MILLISECONDS: Final = 1000
+_HEARD_AT_ONCE: Final = 1000
+_HEAR_SECONDS: Final = 30.0
+"""To hear what was told before this replica started; a hundred thousand take two."""
 _MAX_BATCH: Final = 500
 _GRACE_SECONDS: Final = 0.001
 _PREFIX: Final = "bff1"
@@ -94,6 +97,8 @@ class Store:
         self._tasks: list[asyncio.Task[None]] = []
         self._told: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._heard_all = asyncio.Event()
+        """Set once all that was told before this replica started has been heard."""
         from valkey import exceptions  # noqa: PLC0415  a tenth of a second: who has no store saves it
 
         self._errors = exceptions
@@ -103,7 +108,7 @@ class Store:
         self._listener = _client(place, 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000)
 
     async def open(self, heard: Callable[[dict[str, str]], None]) -> None:
-        """Connect, and begin to beat and to hear what is published.
+        """Connect, begin to beat, and hear what was published that who starts has to know.
 
         Raises:
             StoreError: it cannot be used now; it goes on being tried all the same.
@@ -113,6 +118,8 @@ class Store:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._greet()
+            async with asyncio.timeout(_HEAR_SECONDS):
+                await self._heard_all.wait()
         except Away:
             raise self._trouble(f"cannot be used ({self.reason})") from None
         except self._errors.AuthenticationError:
@@ -385,19 +392,26 @@ class Store:
         command = ("XADD", key, "MAXLEN", "~", kept, "*", *pairs)
         await self.ask(command, within=self.timeout)
 
+    async def is_silent(self, stream: str) -> bool:
+        """Whether nothing was published on *stream* that is still kept."""
+        command = ("XREVRANGE", _stream_key(stream), "+", "-", "COUNT", 1)
+        (newest,) = await self.ask(command, within=self.timeout)
+        return not newest
+
     async def _listen(self, heard: Callable[[dict[str, str]], None]) -> None:
         """Hear what is published, for ever.
 
         A stream and not a channel: who was cut off reads afterwards what was said meanwhile.
         """
         last: dict[str, Any] = {}
+        block: int | None = None
         while not self._closed:
             try:
                 for name, stream in _STREAMS.items():
                     if (key := _stream_key(name)) not in last:
                         newest = () if stream.from_the_first else await self._newest(key)
                         last[key] = newest[0][0] if newest else "0-0"
-                streams = await self._listener.xread(last, block=_BLOCK_MILLISECONDS)
+                streams = await self._listener.xread(last, count=_HEARD_AT_ONCE, block=block)
             except self._failures:
                 await asyncio.sleep(HEARTBEAT_SECONDS / 4)
                 continue
@@ -405,6 +419,9 @@ class Store:
                 for number, fields in messages:
                     last[key.decode()] = number
                     heard({k.decode(): v.decode(errors="replace") for k, v in fields.items()})
+            if not streams:
+                block = _BLOCK_MILLISECONDS
+                self._heard_all.set()
 
     async def _newest(self, key: str) -> Any:
         return await self._listener.xrevrange(key, count=1)

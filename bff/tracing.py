@@ -5,9 +5,9 @@ The browser's ``traceparent`` is continued here and ends here: upstream gets nei
 or an address. Where spans go, and how many, is said with the standard ``OTEL_*`` variables.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from bff import __version__
 from bff.errors import Refusal
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 _CONTINUED = (b"traceparent", b"tracestate")
+_P = ParamSpec("_P")
+_Answer = Coroutine[Any, Any, bytes]
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -88,25 +90,24 @@ class Tracing:
 
     def upstream(self, upstream: Upstream) -> Upstream:
         """Span the loads of *upstream*, each as the child of the decision that began it."""
-
-        def traced(get: Callable[..., Awaitable[bytes]]) -> Any:
-            async def load(*arguments: Any) -> bytes:
-                with self._tracer.start_as_current_span(
-                    "load", kind=self._kinds.CLIENT, record_exception=False
-                ) as span:
-                    try:
-                        body = await get(*arguments)
-                    except Refusal as refusal:
-                        span.set_attribute("bff.outcome", refusal.code)
-                        raise
-                    span.set_attribute("bff.outcome", "ok")
-                    return body
-
-            return load
-
-        upstream.get = traced(upstream.get)  # type: ignore[method-assign]
-        upstream.get_as = traced(upstream.get_as)  # type: ignore[method-assign]
+        upstream.get = self._spanned(upstream.get)  # type: ignore[method-assign]
+        upstream.get_as = self._spanned(upstream.get_as)  # type: ignore[method-assign]
         return upstream
+
+    def _spanned(self, get: Callable[_P, _Answer]) -> Callable[_P, _Answer]:
+        async def traced(*told: _P.args, **named: _P.kwargs) -> bytes:
+            with self._tracer.start_as_current_span(
+                "load", kind=self._kinds.CLIENT, record_exception=False
+            ) as span:
+                try:
+                    body = await get(*told, **named)
+                except Refusal as refusal:
+                    span.set_attribute("bff.outcome", refusal.code)
+                    raise
+                span.set_attribute("bff.outcome", "ok")
+                return body
+
+        return traced
 
 
 class RequestSpan:

@@ -240,19 +240,24 @@ class Upstream:
             self._accepted = answer.status != _REJECTED
             return _body(answer)
 
-    async def get_as(self, token: bytes, path: str) -> bytes:
+    async def get_as(self, token: bytes, path: str, wall: float) -> bytes:
         """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
 
         Of the bucket that the answer describes nothing is told: it is the token's own.
 
         Raises:
-            Refusal: as `get`; ``token_invalid`` and ``unauthorized`` are the token's.
+            Refusal: as `get`; ``token_invalid`` and ``unauthorized`` are the token's, and so is
+                ``over_budget``, until the reset that upstream tells (it is *wall* now).
         """
         headers = (self._agent, (b"authorization", b"Bearer " + token))
         async with _translated(self._timeout):
             answer = await self._client.send("GET", self._address, path.encode(), headers)
         if answer.status in (_REJECTED, 403):
             raise Refusal("token_invalid" if answer.status == _REJECTED else "unauthorized")
+        quota = read_quota(answer.headers)
+        if answer.status == 429 and quota is not None:  # noqa: PLR2004
+            rest = min(max(quota.reset - wall, 0.0), MAX_RETRY_AFTER)
+            raise Refusal("over_budget", retry_after=max(rest, _retry_after(answer.headers) or 0.0))
         return _body(answer)
 
     async def environment_id(self) -> str:

@@ -12,12 +12,19 @@ from typing import Any, Final, Generic, TypeVar
 
 GOOD_SECONDS: Final = 60.0
 """A good verdict is kept no longer: what upstream takes back is taken back here within that."""
+GENUINE_SECONDS: Final = 900.0
+"""How long a token that passed once is none of the untested: it is tested again as often as
+any, but is not counted as a bad one meanwhile, or an outage upstream would count everyone so."""
 REFUSED_SECONDS: Final = 5.0
 TROUBLE_SECONDS: Final = 1.0
 """How long a test that upstream did not decide (it failed, it was busy) is not repeated."""
 UNDECIDED: Final = frozenset(
     {"upstream_unavailable", "upstream_timeout", "upstream_invalid", "over_budget", "internal"}
 )
+
+GENUINE: Final = frozenset({"not_found", "unauthorized"})
+"""Refusals of a session by which upstream takes the token for one of its own: it looks at the
+token first."""
 
 OutcomeT = TypeVar("OutcomeT")
 _Key = tuple[bytes, str]
@@ -30,7 +37,8 @@ class Verdicts(Generic[OutcomeT]):
 
     Args:
         spawn: runs a test to its end, whoever leaves meanwhile.
-        max_kept: bound on the good ones, and on the refusals.
+        max_kept: bound on the good ones.
+        max_refused: bound on the refusals, which are kept for so much less long.
         max_flights: tests at once; half of the connections upstream, so that loads have the rest.
     """
 
@@ -39,10 +47,12 @@ class Verdicts(Generic[OutcomeT]):
         spawn: Callable[[Coroutine[Any, Any, OutcomeT]], "asyncio.Task[OutcomeT]"],
         *,
         max_kept: int = 50_000,
+        max_refused: int = 10_000,
         max_flights: int = 50,
     ) -> None:
         self._spawn = spawn
         self._max_kept = max_kept
+        self._max_refused = max_refused
         self._max_flights = max_flights
         self._good: OrderedDict[_Key, float] = OrderedDict()
         self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
@@ -70,32 +80,36 @@ class Verdicts(Generic[OutcomeT]):
 
     def accept(self, digest: bytes, ids: Iterable[str], now: float, seconds: float) -> None:
         """Keep a good verdict on the session with these *ids*, *seconds* at most."""
+        self._put(self._genuine, digest, now + min(seconds, GENUINE_SECONDS), self._max_kept)
         until = now + min(seconds, GOOD_SECONDS)
-        self._put(self._genuine, digest, until)
         for id_ in ids:
-            self._put(self._good, (digest, id_), until)
+            self._put(self._good, (digest, id_), until, self._max_kept)
 
     def refuse(
         self, digest: bytes, id_: str, now: float, code: str, retry_after: float | None
     ) -> None:
         """Keep a refusal."""
         seconds = REFUSED_SECONDS
-        if code in ("not_found", "unauthorized"):  # it looks at the token before that
-            self._put(self._genuine, digest, now + GOOD_SECONDS)
+        if code in GENUINE:
+            if not self.genuine(digest, now):
+                self._put(self._genuine, digest, now + GOOD_SECONDS, self._max_kept)
+        elif code == "token_invalid":
+            self._genuine.pop(digest, None)
         if code in UNDECIDED:
             seconds = min(max(retry_after or 0.0, TROUBLE_SECONDS), GOOD_SECONDS)
         whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
-        self._put(self._refused, (digest, _ANY if whole else id_), (now + seconds, code))
+        key = (digest, _ANY if whole else id_)
+        self._put(self._refused, key, (now + seconds, code), self._max_refused)
 
     def forget(self) -> None:
         """Forget every verdict."""
         for kept in (self._good, self._refused, self._genuine):
             kept.clear()
 
-    def _put(self, kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    def _put(self, kept: OrderedDict[Any, Any], key: Any, value: Any, bound: int) -> None:
         kept.pop(key, None)
         kept[key] = value
-        if len(kept) > self._max_kept:
+        if len(kept) > bound:
             kept.popitem(last=False)
 
     @property

@@ -1,6 +1,7 @@
 """What frontends really run: the official packages on Node, a front proxy, a browser."""
 
 import contextlib
+import http.client
 import http.server
 import json
 import os
@@ -213,3 +214,85 @@ class Front:
             gateway.sendall(rest)
             while chunk := gateway.recv(65536):
                 browser.sendall(chunk)
+
+
+_HOP = frozenset(
+    {"connection", "transfer-encoding", "content-length", "date", "server", "keep-alive"}
+)
+
+
+class OneOrigin:
+    """A site whose server passes ``/api/`` on to the gateway, as a reverse proxy does.
+
+    Args:
+        gateway: the port.
+        cookie: what ``/login`` sets.
+        prefix: below which the gateway is, and which is taken off again.
+
+    On ``localhost``, which browsers trust as they trust TLS. `seen` are the requests for the
+    gateway, with what the browser said of itself and the status they got: the evidence.
+    """
+
+    def __init__(self, gateway: int, cookie: str, prefix: str = "") -> None:
+        self.seen: list[tuple[str, str | None, bool, int]] = []
+        self.pages: dict[str, bytes] = {}
+        outer, name = self, cookie.partition("=")[0]
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if not self.path.startswith(prefix + "/api/"):
+                    self._page()
+                    return
+                length = int(self.headers.get("content-length", 0))
+                body = self.rfile.read(length) or None
+                connection = http.client.HTTPConnection("127.0.0.1", gateway)
+                path = self.path.removeprefix(prefix)
+                connection.request(self.command, path, body, dict(self.headers))
+                reply = connection.getresponse()
+                has_cookie = name in (self.headers.get("cookie") or "")
+                site = self.headers.get("sec-fetch-site")
+                outer.seen.append((self.command, site, has_cookie, reply.status))
+                content = reply.read()
+                self.send_response(reply.status)
+                for header, value in reply.getheaders():
+                    if header.lower() not in _HOP:
+                        self.send_header(header, value)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+                connection.close()
+
+            do_POST = do_PUT = do_HEAD = do_OPTIONS = do_GET  # noqa: N815  the server's own names
+
+            def _page(self) -> None:
+                content = outer.pages.get(self.path, b"<!doctype html><title>app</title>")
+                kind = "javascript" if self.path.endswith(".js") else "html"
+                self.send_response(200)
+                self.send_header("content-type", f"text/{kind}; charset=utf-8")
+                if self.path == "/login":
+                    self.send_header("set-cookie", cookie)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        self.origin = f"http://localhost:{self.port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.01,), daemon=True
+        )
+
+    def __enter__(self) -> "OneOrigin":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

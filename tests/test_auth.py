@@ -119,6 +119,8 @@ def test_odd_headers_are_refused(verifier: Verifier, header: object) -> None:
         {"exp": [1]},
         {"nbf": NOW + 1},
         {"nbf": "x"},
+        {"iat": NOW + 61},
+        {"iat": NOW + 10**9},
     ],
     ids=repr,
 )
@@ -268,3 +270,9 @@ def test_minted_tokens_are_what_upstream_mints() -> None:
         "iat": NOW,
         "exp": NOW + 60,
     }
+
+
+def test_a_clock_that_runs_ahead_a_little_is_no_reason_to_refuse(verifier: Verifier) -> None:
+    token = sign(claims(NOW, *read("chat-1"), iat=NOW + 60)).encode()
+
+    assert verifier.verify(token, NOW).issued == NOW + 60

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import jwt
 import pytest
-from clients import Site, esbuild, need, open_page
+from clients import OneOrigin, Site, esbuild, need, open_page
 from playwright.sync_api import Browser, Page, expect
 from world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, read, running_upstream
 
@@ -210,6 +210,29 @@ def test_react_with_swr(app: App) -> None:
     expect(page.locator("p")).to_have_text("my-chat")
     expect(page.locator("output")).to_have_text("unauthorized")
     assert minted == tokens, "of three that failed with the expired token, one minted"
+
+
+def test_a_cookie_that_no_script_can_read(
+    chromium: Browser, tmp_path: Path, upstream: running_upstream
+) -> None:
+    (tmp_path / "cookie.ts").write_text(snippet("cookie.ts"))
+    (tmp_path / "main.ts").write_text(
+        'import { getSession } from "./cookie"; Object.assign(globalThis, { getSession });'
+    )
+    name = "__Host-bff-token"
+    with Gateway(upstream.port, BFF_TOKEN_COOKIE=name) as gateway:
+        token = gateway.token(*read("chat-1"))
+        cookie = f"{name}={token}; Secure; HttpOnly; SameSite=Strict; Path=/"
+        with OneOrigin(gateway.port, cookie, prefix="/trigger") as site:
+            site.pages = {"/login": HTML, "/app.js": esbuild(tmp_path / "main.ts")}
+            page = open_page(chromium, site.origin + "/login")
+            page.wait_for_function("!!globalThis.getSession")
+            found = page.evaluate("() => getSession('chat-1')")
+            refused = page.evaluate("() => getSession('chat-2').catch(({ code }) => code)")
+            cookies = page.evaluate("() => document.cookie")
+            page.context.close()
+
+    assert (found["externalId"], refused, cookies) == ("chat-1", "unauthorized", "")
 
 
 def test_polling_goes_on_by_itself(app: App) -> None:

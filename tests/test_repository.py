@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from world import World
 
 import bff
 from bff import settings
@@ -191,6 +192,14 @@ def test_everything_is_pinned_with_hashes() -> None:
     pinned = (ROOT / "requirements" / "run.txt").read_text().lower()
     for needed in project["dependencies"]:
         assert f"\n{re.split('[><=]', needed)[0].lower()}==" in "\n" + pinned
+
+
+async def test_every_route_of_the_ops_port_is_written_down(world: World) -> None:
+    for route in world.service.ops_app.routes:
+        method = next(iter(route.methods - {"HEAD"}))
+        name = f"`{method} {route.path.replace(':path', '')}`"
+        for page in DOCUMENTS:
+            assert name in page.read_text(), (name, page.name)
 
 
 if __name__ == "__main__":

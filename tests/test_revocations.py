@@ -2,17 +2,21 @@
 
 import asyncio
 import json
-import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import pytest
+from click.testing import CliRunner, Result
 from world import FRIENDLY, ROOT_KEY, Gateway, World, claims, environ, read, running_upstream, sign
 
+from bff.cli import main
 from bff.revocations import Revocation, RevocationError, Revocations, parse
 
 NOW = 1_800_000_000.5
+DOCS = (Path(__file__).parent.parent / "docs" / "TOKENS.md").read_text()
 
 
 async def revoke(world: World, **body: object) -> None:
@@ -85,7 +89,7 @@ async def test_everything_issued_before_a_moment(world: World) -> None:
 
     assert [(await ask(world, token))[0] for token in tokens] == [401] * 5
     assert await ask(world, young) == (200, "")
-    await revoke(world, issued_before=world.clock.wall - 9)
+    await revoke(world, issued_before=world.clock.wall - 11)
     assert (await ask(world, tokens[0]))[0] == 401, "an earlier moment takes nothing back"
 
 
@@ -213,32 +217,35 @@ def test_replicas_tell_one_another_in_full() -> None:
 def test_the_command_takes_tokens_back_at_a_running_gateway(upstream: running_upstream) -> None:
     with Gateway(upstream.port) as gateway:
         told = environ(BFF_OPS_PORT=str(gateway.ops_port))
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 
-        def bff(*arguments: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "bff", "token", *arguments]
-            return subprocess.run(
-                command, env=kept | told, capture_output=True, text=True, timeout=30, check=False
-            )
+        def bff(*arguments: str) -> Result:
+            return CliRunner().invoke(main, ["token", *arguments], env=told)
 
-        def status(token: str) -> int:
+        def status(token: str, id_: str = "chat-1") -> int:
             headers = {"authorization": f"Bearer {token}"}
-            return httpx2.get(f"{gateway.url}/api/v1/sessions/chat-1", headers=headers).status_code
+            return httpx2.get(f"{gateway.url}/api/v1/sessions/{id_}", headers=headers).status_code
 
-        token = bff("--session", "chat-1", "--jti", "one").stdout.strip()
-        assert status(token) == 200
-        assert bff("--revoke", "--jti", "one").returncode == 0
-        assert status(token) == 401
-        other = bff("--session", "chat-1", "--actor", "ann").stdout.strip()
-        assert status(other) == 200
-        assert bff("--revoke", "--actor", "ann").returncode == 0
-        assert status(other) == 401
+        ids = read("chat-1", "chat-2")
+        marked = {"ann": {"act": {"sub": "ann"}}, "7d1e": {"jti": "7d1e"}, "session": {"iat": 1}}
+        tokens = {name: gateway.token(*ids, **claims) for name, claims in marked.items()}
+        minted = bff("--session", "chat-2", "--jti", "one").stdout.strip()
+        assert [status(token) for token in tokens.values()] == [200] * 3
+        session, actor, jti, moment = re.findall(r"^bff token (--revoke .*)$", DOCS, re.MULTILINE)
+        assert bff(*jti.split()).exit_code == 0
+        assert [status(token) for token in tokens.values()] == [200, 401, 200]
+        assert bff(*actor.split()).exit_code == 0
+        assert [status(token) for token in tokens.values()] == [401, 401, 200]
+        assert bff(*session.split()).exit_code == 0
+        assert (status(tokens["session"]), status(tokens["session"], "chat-2")) == (403, 200)
+        assert bff(*moment.split()).exit_code == 0
+        assert (status(tokens["session"], "chat-2"), status(minted, "chat-2")) == (401, 200)
         refused = bff("--revoke", "--issued-before", "9999999999999")
-        assert refused.returncode == 1
+        assert refused.exit_code == 1
         assert "may not be later than now" in refused.stderr
-        assert bff("--revoke", "--issued-before", "1").returncode == 0
-        assert bff("--revoke").returncode == 1
-        assert bff().returncode == 2
+        assert bff("--revoke").exit_code == 1
+        assert bff().exit_code == 2
+        command = [sys.executable, "-m", "bff", "token", *jti.split()]
+        subprocess.run(command, env=told, check=True, timeout=30)
     gone = bff("--revoke", "--jti", "one")
-    assert gone.returncode == 1
+    assert gone.exit_code == 1
     assert "BFF_OPS_PORT" in gone.stderr

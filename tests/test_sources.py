@@ -157,15 +157,13 @@ async def test_scopes_of_another_shape_or_place_grant_nothing(
 
 
 @pytest.mark.parametrize("provider", SHAPES)
-@pytest.mark.parametrize("signer", SHAPES)
-async def test_no_token_verifies_under_another_sources_key(
-    sourced: World, provider: str, signer: str
-) -> None:
+async def test_no_token_verifies_under_another_sources_key(sourced: World, provider: str) -> None:
     forged = SHAPES[provider](sourced.clock.wall, read("chat-1"))
 
-    for kid in (KEYS[provider].kid, KEYS[signer].kid, None):
-        status, _ = await outcome(sourced, KEYS[signer].sign(forged, kid=kid))
-        assert status == (200 if provider == signer else 401)
+    for signer in SHAPES:
+        for kid in (KEYS[provider].kid, KEYS[signer].kid, None):
+            status, _ = await outcome(sourced, KEYS[signer].sign(forged, kid=kid))
+            assert status == (200 if provider == signer else 401)
 
 
 async def test_a_source_is_chosen_by_issuer_before_any_key_is_tried(sourced: World) -> None:
@@ -577,7 +575,7 @@ def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
         f"kept {verdicts.REFUSED_SECONDS:.0f} seconds",
         f"every {sources.REFRESH_SECONDS / 60:.0f} minutes",
         f"at most every {sources.UNKNOWN_KEY_SECONDS:.0f} seconds",
-        f"`RS256` of {sources.MIN_RSA_BITS} bits or more",
+        f"`RS256` of {sources.MIN_RSA_BITS} to {sources.MAX_RSA_BITS} bits",
         f"{revocations.DEFAULT_TTL / 86400:.0f} days if it is left out",
     ):
         assert said in text

@@ -93,6 +93,17 @@ async def test_a_cookie_that_is_none_or_two(cookies: World) -> None:
     assert await ask(cookies, SAME | {"cookie": f"{NAME}=tr_dev_key"}) == (401, "secret_key_sent")
 
 
+async def test_it_is_described(cookies: World) -> None:
+    described = (await cookies.browser.get("/openapi.json")).json()
+    assert described["security"] == [{"token": []}, {"cookie": []}]
+    assert described["components"]["securitySchemes"]["cookie"]["name"] == NAME
+
+    await cookies.start()
+    described = (await cookies.browser.get("/openapi.json")).json()
+    assert described["security"] == [{"token": []}]
+    assert [*described["components"]["securitySchemes"]] == ["token"]
+
+
 async def test_bad_cookies_are_bad_tokens(cookies: World) -> None:
     await cookies.start(BFF_TOKEN_COOKIE=NAME, BFF_BAD_TOKEN_LIMIT="2/minute")
 

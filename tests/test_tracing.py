@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from world import (
     FRIENDLY,
+    OWN_KEY,
     PATH,
     ROOT_KEY,
     SECRET_KEY,
@@ -38,6 +39,7 @@ class Traced(World):
     def __init__(self, clock: Clock, **changes: str | None) -> None:
         super().__init__(clock, **changes)
         self.exporter = InMemorySpanExporter()
+        self.tracing = Tracing(self.exporter)
 
     async def spans(self) -> list[tuple[str, dict[str, object]]]:
         await asyncio.to_thread(self.tracing._provider.force_flush)
@@ -46,9 +48,7 @@ class Traced(World):
 
 @pytest.fixture
 async def traced(clock: Clock) -> AsyncIterator[Traced]:
-    world = Traced(clock)
-    world.tracing = Tracing(world.exporter)
-    async with world:
+    async with Traced(clock) as world:
         yield world
 
 
@@ -74,6 +74,16 @@ async def test_a_load_is_spanned_below_the_browsers_trace(traced: Traced) -> Non
     assert decide.parent.span_id == request.context.span_id
     assert load.context.trace_id == request.context.trace_id
     assert second.context.trace_id != request.context.trace_id
+
+
+async def test_a_load_with_the_callers_own_token_is_spanned_too(clock: Clock) -> None:
+    traced = Traced(clock, BFF_SIGNING_KEYS=None)
+    async with traced:
+        for key in (ROOT_KEY, OWN_KEY):
+            await traced.get("chat-1", token=sign(claims(clock.wall, *read("chat-1")), key))
+        loads = [attributes for name, attributes in await traced.spans() if name == "load"]
+
+    assert loads == [{"bff.outcome": "ok"}, {"bff.outcome": "token_invalid"}]
 
 
 async def test_nothing_of_a_trace_or_of_baggage_goes_upstream(traced: Traced) -> None:

@@ -1,12 +1,16 @@
 """What is fetched off the path of any request: environment ids, and keys by a real process."""
 
 import asyncio
+import io
+import json
+import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
+from hostile import eventually
 from issuers import KeyPair, auth0, running_jwks
 from world import (
     ENVIRONMENT_ID,
@@ -22,10 +26,16 @@ from world import (
     sign,
 )
 
-from bff import upkeep
+from bff import sources, upkeep
+from bff.app import system_clock
 from bff.demo.upstream import Environment, session
+from bff.sources import KeySet, Source
+from bff.telemetry import Telemetry
+from bff.upkeep import Upkeep
 
 FULL_KEY = "tr_prod_sk_FULLsentinel000000000001"
+OTHER_KEY = "tr_prod_sk_OTHERsentinel00000000001"
+OTHER_ROOT_KEY = "tr_prod_OTHERsentinel00000000001"
 ASK = "/api/v1/auth/jwt/claims"
 
 
@@ -231,3 +241,92 @@ def test_a_process_fetches_keys_and_its_id_by_itself(
             assert jwks.seen == ["/auth0"], "fetched once, whoever came"
             for text in (SECRET_KEY, FULL_KEY, key.sign(good)):
                 assert text not in gateway.output
+
+
+@pytest.fixture
+def two_environments() -> Iterator[running_upstream]:
+    other = Environment("env_other", OTHER_ROOT_KEY, {OTHER_KEY: ()})
+    other.add(session(66, "chat-1", taskIdentifier="of-another-environment"))
+    with running_upstream() as upstream:
+        upstream.app.environments[0].additional_keys[FULL_KEY] = ()
+        upstream.app.environments = (*upstream.app.environments, other)
+        yield upstream
+
+
+def test_another_key_in_the_file_and_a_sighup_ask_anew(
+    two_environments: running_upstream, tmp_path: Path
+) -> None:
+    """And no token of the former environment is believed meanwhile, or after."""
+    upstream = two_environments
+    key = tmp_path / "key"
+    key.write_text(FULL_KEY + "\n")
+    told = {"BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": "", "TRIGGER_SECRET_KEY": ""}
+    with Gateway(upstream.port, **told, TRIGGER_SECRET_KEY_FILE=str(key)) as gateway:
+
+        def ask(token: str) -> tuple[int, str | None]:
+            url = f"{gateway.url}/api/v1/sessions/chat-1"
+            reply = httpx2.get(url, headers={"authorization": f"Bearer {token}"})
+            return reply.status_code, reply.json().get("taskIdentifier")
+
+        mine = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
+        theirs = sign(claims(time.time(), *read("chat-1"), sub="env_other"), OTHER_ROOT_KEY)
+        assert eventually(lambda: ask(mine) == (200, "my-chat"))
+        assert ask(theirs)[0] == 401
+        key.write_text(OTHER_KEY + "\n")
+        gateway.process.send_signal(signal.SIGHUP)
+
+        def changed() -> bool:
+            status, _ = ask(theirs)
+            assert status in (401, 503, 200)
+            return status == 200
+
+        assert eventually(changed)
+        assert ask(theirs) == (200, "of-another-environment")
+        assert ask(mine)[0] == 401
+        asked_with = [
+            seen.header("authorization") for seen in upstream.seen if seen.raw_path == ASK
+        ]
+        assert asked_with[-2:] == [f"Bearer {FULL_KEY}", f"Bearer {OTHER_KEY}"]
+        assert OTHER_KEY not in gateway.output
+
+
+async def test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real loop on the real clock, with shorter times."""
+    monkeypatch.setattr(sources, "UNKNOWN_KEY_SECONDS", 0.1)
+    pair, fetched = KeyPair("EdDSA", "one"), []
+    keys = KeySet(url="https://idp.example.com/keys")
+    source = Source(
+        name="idp",
+        environment="default",
+        issuer="https://idp.example.com",
+        audiences=("chat",),
+        algorithms=("EdDSA",),
+        keys=keys,
+        scopes_path=("scopes",),
+        scopes_are_text=False,
+        required={},
+    )
+
+    async def fetch(url: str) -> bytes:
+        fetched.append(url)
+        return json.dumps({"keys": [pair.jwk()]}).encode()
+
+    clock = system_clock
+    work = Upkeep(fetch, [source], {}, clock=clock, telemetry=Telemetry(io.StringIO()))
+    task = asyncio.create_task(work.run())
+    while not keys:
+        await asyncio.sleep(0.001)
+    began, number = clock()[0], 0
+    while len(fetched) < 4:
+        for _ in range(100):
+            number += 1
+            assert keys.find(f"made-up-{number}", clock()[1]) == ()
+        await asyncio.sleep(0.001)
+    took = clock()[0] - began
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert took >= 0.3, "three more, a tenth of a second apart"
+    assert number > 100

@@ -22,11 +22,12 @@ SECONDS = 120
 
 def main(incidents: list[str]) -> int:
     chosen = [f for f in FAULTS if not incidents or str(f.incident) in incidents]
+    failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = list(pool.map(_try, chosen))
-    for fault, verdict in zip(chosen, verdicts, strict=True):
-        print(f"{fault.incident:3} {verdict:40} {fault.file}: {fault.test.rpartition('/')[2]}")
-    failed = sum("caught" in verdict for verdict in verdicts)
+        for fault, verdict in zip(chosen, pool.map(_try, chosen), strict=True):
+            where = f"{fault.file}: {fault.test.rpartition('/')[2]}"
+            print(f"{fault.incident:3} {verdict:40} {where}", flush=True)
+            failed += "caught" in verdict
     print(f"{failed} of {len(chosen)} faults were caught.")
     return 0 if failed == len(chosen) else 1
 
@@ -34,8 +35,8 @@ def main(incidents: list[str]) -> int:
 def _try(fault: Fault) -> str:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
-        ignore = shutil.ignore_patterns("__pycache__")
-        for name in ("bff", "tests"):
+        ignore = shutil.ignore_patterns("__pycache__", "node_modules")
+        for name in ("bff", "tests", "docs"):
             shutil.copytree(ROOT / name, copy / name, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", copy)
         file = copy / fault.file

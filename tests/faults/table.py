@@ -9,6 +9,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Fault:
     incident: int
+    """0 for a threat of SECURITY.md that is none of them."""
     file: str
     old: str
     """Stands in the file once."""
@@ -23,6 +24,14 @@ _LANE = "tests/test_lane.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
+_VERDICTS = "tests/test_verdicts.py"
+_TOKEN_REPLICAS = "tests/test_token_replicas.py"
+_AUTH = "tests/test_auth.py"
+_SOURCES = "tests/test_sources.py"
+_HOSTILE = "tests/test_hostile_tokens.py"
+_UPKEEP = "tests/test_upkeep.py"
+_COOKIE = "tests/test_token_cookie.py"
+_REVOCATIONS = "tests/test_revocations.py"
 
 FAULTS = [
     Fault(
@@ -395,5 +404,285 @@ FAULTS = [
         "if visit.probes.exhausted:",
         "if False:",
         f"{_COPIES}::test_36_a_valid_token_probes_no_more_than_bad_ones_do",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "not self.verdicts.good(digest, id_, visit.now):\n            return self._test(",
+        "not digest:\n            return self._test(",
+        f"{_VERDICTS}::test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested",
+    ),
+    Fault(
+        0,
+        "bff/verdicts.py",
+        "until = now + min(seconds, GOOD_SECONDS)",
+        "until = now + seconds",
+        f"{_VERDICTS}::test_what_upstream_takes_back_is_taken_back_within_a_minute",
+    ),
+    Fault(
+        0,
+        "bff/verdicts.py",
+        "if len(kept) > bound:",
+        "if False:",
+        f"{_VERDICTS}::test_what_verdicts_may_cost_is_bounded_in_bytes",
+    ),
+    Fault(
+        0,
+        "bff/verdicts.py",
+        "return len(self._flights) >= self._max_flights",
+        "return False",
+        f"{_VERDICTS}::test_no_more_tests_at_once_than_half_the_connections",
+    ),
+    Fault(
+        0,
+        "bff/verdicts.py",
+        "REFUSED_SECONDS: Final = 5.0",
+        "REFUSED_SECONDS: Final = 0.0",
+        f"{_VERDICTS}::test_a_refusal_is_kept_for_five_seconds",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "if mark.exhausted:",
+        "if False:",
+        f"{_VERDICTS}::test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        'refusal, visit.window = Refusal("unauthorized"), None',
+        'refusal = Refusal("unauthorized")',
+        f"{_VERDICTS}::test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "if moved or rules.verifier is not",
+        "if rules.verifier is not",
+        f"{_VERDICTS}::test_what_one_upstream_said_is_no_word_of_another",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "except Unleased as lack:  # by a tested",
+        "except ZeroDivisionError as lack:  # by a tested",
+        f"{_TOKEN_REPLICAS}::test_a_caller_is_counted_after_the_test_where_limits_are_leased",
+    ),
+    Fault(
+        0,
+        "bff/loads.py",
+        "if (current.verifier, current.places) != (rules.verifier, rules.places):",
+        "if False:",
+        f"{_VERDICTS}::test_a_test_that_ends_under_other_rules_leaves_nothing",
+    ),
+    Fault(
+        0,
+        "bff/loads.py",
+        'if mark is not None and code in ("ok", *GENUINE):',
+        "if False:",
+        f"{_VERDICTS}::test_who_leaves_before_its_test_ends_is_counted_as_no_bad_one",
+    ),
+    Fault(
+        0,
+        "bff/upstream.py",
+        "if answer.status == 429 and quota is not None:",
+        "if False:",
+        f"{_VERDICTS}::test_the_sixty_a_minute_of_a_token_upstream_are_respected",
+    ),
+    Fault(
+        0,
+        "bff/auth.py",
+        "return not self.pending and self.id in (None, subject)",
+        "return not self.pending",
+        f"{_VERDICTS}::test_another_customers_environment_fills_no_copy_of_ours",
+    ),
+    Fault(
+        0,
+        "bff/auth.py",
+        "return not self.pending and self.id in (None, subject)",
+        "return self.id in (None, subject)",
+        f"{_VERDICTS}::test_without_the_environments_id_nothing_is_put_to_the_test",
+    ),
+    Fault(
+        0,
+        "bff/auth.py",
+        "if self._upstream and not odd:",
+        "if self._upstream:",
+        f"{_VERDICTS}::test_algorithms_that_upstream_takes_and_we_do_not",
+    ),
+    Fault(
+        0,
+        "bff/auth.py",
+        "not_before = max(not_before, issued - SKEW_SECONDS)",
+        "pass",
+        f"{_AUTH}::test_odd_claims_are_refused",
+    ),
+    Fault(
+        0,
+        "bff/auth.py",
+        "keys.generation == caller.generation and keys.trusted(wall)",
+        "keys.trusted(wall)",
+        f"{_SOURCES}::test_a_key_that_is_gone_verifies_nothing_not_even_what_is_remembered",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        "if algorithm not in self.algorithms or not",
+        "if not",
+        f"{_SOURCES}::test_each_check_of_a_source_stands_by_itself",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        'if claims.get("iss") != self.issuer:',
+        "if False:",
+        f"{_SOURCES}::test_each_check_of_a_source_stands_by_itself",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        "if not any(isinstance(one, str) and one in self.audiences for one in named):",
+        "if False:",
+        f"{_HOSTILE}::test_a_hostile_token_of_another_issuer_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        " and type(claims.get(name)) is type(v)",
+        "",
+        f"{_SOURCES}::test_a_claim_that_is_not_as_told_is_401",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        "not MIN_RSA_BITS <= value.key_size <= MAX_RSA_BITS",
+        "False",
+        f"{_SOURCES}::test_what_of_a_jwks_is_a_key",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        'None if kty == "RSA" else curve)',
+        'None if kty == "RSA" else {"P-384": "P-256"}.get(str(curve), curve))',
+        f"{_HOSTILE}::test_a_hostile_token_of_another_issuer_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        'if "d" in jwk:',
+        "if False:",
+        f"{_SOURCES}::test_what_of_a_jwks_is_a_key",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        "if not self.trusted(wall):",
+        "if False:",
+        f"{_SOURCES}::test_while_its_server_says_nonsense_the_keys_stay_and_are_trusted_for_a_day",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        "pause = UNKNOWN_KEY_SECONDS",
+        "pause = 0.0",
+        f"{_UPKEEP}::test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come",
+    ),
+    Fault(
+        0,
+        "bff/sources.py",
+        "if len(members) != len(pairs):",
+        "if False:",
+        f"{_SOURCES}::test_what_cannot_be_read_is_refused_before_anyone_verifies",
+    ),
+    Fault(
+        0,
+        "bff/settings.py",
+        'if told["issuer"] == ISSUER:',
+        "if False:",
+        f"{_SOURCES}::test_problems_of_sources",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        'and head.fetch_site == b"same-origin"',
+        "and True",
+        f"{_COOKIE}::test_a_foreign_page_can_do_nothing_with_it",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "and head.origin is None",
+        "and True",
+        f"{_COOKIE}::test_a_foreign_page_can_do_nothing_with_it",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "self._from_cookie(head) if head.authorization is None else None",
+        "self._from_cookie(head)",
+        f"{_COOKIE}::test_a_header_wins_a_bad_one_too",
+    ),
+    Fault(
+        0,
+        "bff/head.py",
+        'value if head.fetch_site is None else b""',
+        "value",
+        f"{_COOKIE}::test_on_the_wire",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        'raise Refusal("token_revoked")',
+        "pass",
+        f"{_REVOCATIONS}::test_by_jti_and_only_that",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "            or self._revoked(visit, caller, copy)\n        ):",
+        "        ):",
+        f"{_REVOCATIONS}::test_by_session_under_either_id",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "            self._still_good(visit, load.caller)\n",
+        "",
+        f"{_REVOCATIONS}::test_while_a_load_is_under_way",
+    ),
+    Fault(
+        0,
+        "bff/revocations.py",
+        "before=max(new.before, known.before)",
+        "before=new.before",
+        f"{_REVOCATIONS}::test_everything_issued_before_a_moment",
+    ),
+    Fault(
+        0,
+        "bff/revocations.py",
+        "if len(self._kept) >= self._max_kept:\n                raise",
+        "if False:\n                raise",
+        f"{_REVOCATIONS}::test_they_are_bounded_and_none_is_dropped_before_its_time",
+    ),
+    Fault(
+        0,
+        "bff/ops.py",
+        '_BROWSERS = frozenset({"origin", "sec-fetch-site", "cookie"})',
+        "_BROWSERS: frozenset[str] = frozenset()",
+        f"{_REVOCATIONS}::test_no_page_in_a_browser_revokes_anything",
+    ),
+    Fault(
+        0,
+        "bff/store.py",
+        "                await self._heard_all.wait()\n",
+        "                pass\n",
+        f"{_TOKEN_REPLICAS}::test_who_starts_has_heard_what_was_revoked_before_it_serves",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        'if revocations and await self.store.is_silent("revocations"):',
+        "if False:",
+        f"{_TOKEN_REPLICAS}::test_a_store_that_forgot_is_told_again_and_one_that_is_away_is_no_reason_to_serve",
     ),
 ]

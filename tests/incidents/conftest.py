@@ -1,8 +1,10 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hostile import LANES, WIDE_OPEN
-from world import Gateway, running_upstream
+from kinds import KINDS, Kind
+from world import Gateway, World, running_upstream
 
 
 @pytest.fixture(scope="module", params=LANES)
@@ -18,3 +20,16 @@ def edge(upstream: "running_upstream", lane: dict[str, str]) -> Iterator[Gateway
         upstream.port, BFF_CACHE_TTL="0", BFF_CACHE_NEGATIVE_TTL="0", **WIDE_OPEN, **lane
     ) as gateway:
         yield gateway
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    """Who verifies a test's tokens: the gateway's own key, upstream, or another issuer's key."""
+    return Kind(request.param, tmp_path)
+
+
+@pytest.fixture
+async def of_kind(world: World, kind: Kind) -> World:
+    """A gateway that takes tokens of that kind."""
+    await world.start(**kind.settings)
+    return world

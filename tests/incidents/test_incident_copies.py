@@ -6,6 +6,7 @@ import random
 
 import pytest
 from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle, told
+from kinds import Kind
 from rawsockets import RawUpstream, answered, asked, request, talk
 from world import FRIENDLY, PATH, Gateway, World, read
 
@@ -56,10 +57,11 @@ async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: W
     assert "bff_mismatched_copies_total 1.0" in (await world.ops.get("/metrics")).text
 
 
-async def test_16_who_waits_along_is_decided_on_individually(world: World) -> None:
-    await world.start(**WIDE_OPEN)
-    entitled = [world.token(*read(id_)) for id_ in ("chat-1", FRIENDLY["chat-1"])]
-    alias = world.token(*read(FRIENDLY["chat-2"]))
+async def test_16_who_waits_along_is_decided_on_individually(world: World, kind: Kind) -> None:
+    await world.start(**kind.settings, **WIDE_OPEN)
+    exp = int(world.clock.wall) + 10_000
+    entitled = [kind.token(world, *read(id_), exp=exp) for id_ in ("chat-1", FRIENDLY["chat-1"])]
+    alias = kind.token(world, *read(FRIENDLY["chat-2"]), exp=exp)
 
     for leader_first in (True, False):
         tokens = [*entitled, alias] if leader_first else [alias, *entitled]
@@ -68,7 +70,31 @@ async def test_16_who_waits_along_is_decided_on_individually(world: World) -> No
         assert statuses == ([200, 200, 403] if leader_first else [403, 200, 200])
         assert all("chat-1" not in r.text for r in replies if r.status_code == 403)
         world.clock.advance(100)
-    assert world.calls == 2
+    assert world.calls == (6 if kind.name == "upstream" else 2), (
+        "a test for each token, or one load"
+    )
+
+
+async def test_16_who_waits_for_a_list_is_decided_on_individually(
+    of_kind: World, kind: Kind
+) -> None:
+    tokens = [
+        kind.token(of_kind, *read("chat-1", "chat-2"), jti="one"),
+        kind.token(of_kind, *read("chat-1"), jti="two"),
+        kind.token(of_kind, "read:runs:chat-1", jti="three"),
+        kind.token(of_kind, *read("chat-1", "chat-2"), jti="four", forged=True),
+    ]
+
+    replies = await asyncio.gather(
+        *(
+            of_kind.browser.get("/api/v1/sessions", headers={"authorization": f"Bearer {token}"})
+            for token in tokens
+        )
+    )
+
+    assert [reply.status_code for reply in replies] == [200, 200, 403, 401]
+    shown = [[one["externalId"] for one in reply.json()["data"]] for reply in replies[:2]]
+    assert shown == [["chat-1", "chat-2"], ["chat-1"]]
 
 
 _GOOD = session(1, "chat-1")
@@ -254,9 +280,10 @@ async def test_34_an_absurd_reset_stops_nothing_for_long(world: World, reset: st
     assert (await world.get("chat-1")).status_code == 200
 
 
-async def test_36_a_valid_token_probes_no_more_than_bad_ones_do(world: World) -> None:
-    await world.start(BFF_RATE_LIMIT="off", BFF_IP_RATE_LIMIT="off", BFF_UPSTREAM_BUDGET="off")
-    token = world.token(*read(FRIENDLY["chat-1"]))
+async def test_36_a_valid_token_probes_no_more_than_bad_ones_do(world: World, kind: Kind) -> None:
+    wide = WIDE_OPEN | {"BFF_BAD_TOKEN_LIMIT": "60/minute"}
+    await world.start(**kind.settings, **wide)
+    token = kind.token(world, *read(FRIENDLY["chat-1"]))
     statuses, own = set(), set()
 
     for number in range(10_000):

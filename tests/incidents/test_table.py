@@ -55,7 +55,7 @@ def test_every_incident_has_a_fault_that_still_applies() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["table"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    assert {fault.incident for fault in module.FAULTS} == NUMBERS
+    assert {fault.incident for fault in module.FAULTS} == NUMBERS | {0}
     for fault in module.FAULTS:
         assert (ROOT / fault.file).read_text().count(fault.old) == 1, fault
         file, _, name = fault.test.partition("::")

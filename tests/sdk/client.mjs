@@ -6,6 +6,7 @@ import * as sdk from "@trigger.dev/sdk";
 const scoped = (config, call) => sdk.auth.withAuth({ requestOptions: {}, ...config }, call);
 
 const calls = {
+  mint: ({ options }) => sdk.auth.createPublicToken(options),
   retrieve: ({ id, options }) => sdk.sessions.retrieve(id, options),
   update: ({ id }) => sdk.sessions.update(id, { tags: [] }),
   close: ({ id }) => sdk.sessions.close(id, {}),
