@@ -5,6 +5,7 @@ the secrets that `deploy/make-secrets` writes; only addresses and the certificat
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -137,7 +138,14 @@ class Prometheus:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        return self
+        ends = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(httpx2.TransportError):
+                if self._http.get("/targets").is_success:
+                    return self
+            assert self._process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.05)
 
     def __exit__(self, *exc: object) -> None:
         self._http.close()
@@ -315,7 +323,7 @@ def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology
 
     # 60 bad tokens a minute at both gateways together, whatever the header said.
     assert statuses[401] <= 60
-    assert set(statuses) == {401, 429}
+    assert statuses[401] + statuses[429] == 140
 
 
 async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) -> None:
@@ -441,19 +449,27 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
 def test_prometheus_scrapes_them_and_the_dashboard_has_something_to_show(
     topology: Topology,
 ) -> None:
-    """Every query of the dashboard and every rule, by the real one, on what the tests above did."""
-    ends = time.monotonic() + 20
-    while any(t["health"] != "up" for t in topology.prometheus.ask("/targets")["activeTargets"]):
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    """Every query of the dashboard and every rule, by the real one."""
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+    queries = {
+        target["expr"].replace("$__rate_interval", "2m").replace("$instance", ".*"): panel["title"]
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    }
+    ends = time.monotonic() + 40
+    with topology.caddy.browser() as browser:
+        while True:
+            for headers in (topology.token("chat-1"), {}):
+                browser.get(PATH + "chat-1", headers=headers)
+            empty = {
+                title
+                for query, title in queries.items()
+                if not topology.prometheus.ask("/query", query=query)["result"]
+            }
+            if empty == {"Token sources and tests"}:  # there are none of them here
+                break
+            assert time.monotonic() < ends, empty
+    targets = topology.prometheus.ask("/targets")["activeTargets"]
+    assert [target["health"] for target in targets] == ["up", "up"]
     (group,) = topology.prometheus.ask("/rules")["groups"]
     assert {rule["health"] for rule in group["rules"]} == {"ok"}
-
-    dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
-    empty = set()
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
-            query = target["expr"].replace("$__rate_interval", "2m").replace("$instance", ".*")
-            if not topology.prometheus.ask("/query", query=query)["result"]:
-                empty.add(panel["title"])
-    assert empty == {"Token sources and tests"}, "there are none of them here"
