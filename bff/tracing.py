@@ -5,7 +5,7 @@ The browser's ``traceparent`` is continued here and ends here: upstream gets nei
 or an address. Where spans go, and how many, is said with the standard ``OTEL_*`` variables.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +86,12 @@ class Tracing:
         """Span the loads of *upstream*, each as the child of the decision that began it."""
         get = upstream.get
 
-        async def traced(path: str) -> bytes:
+        async def traced(path: str, again: Callable[[], Awaitable[None]]) -> bytes:
             with self._tracer.start_as_current_span(
                 "load", kind=self._kinds.CLIENT, record_exception=False
             ) as span:
                 try:
-                    body = await get(path)
+                    body = await get(path, again)
                 except Refusal as refusal:
                     span.set_attribute("bff.outcome", refusal.code)
                     raise

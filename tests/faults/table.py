@@ -385,6 +385,13 @@ FAULTS = [
     Fault(
         35,
         "bff/upstream.py",
+        "                    await again()\n",
+        "",
+        f"{_UPSTREAM}::test_35_the_call_with_the_next_key_is_spent_from_the_budget_too",
+    ),
+    Fault(
+        35,
+        "bff/upstream.py",
         "if status in (_REJECTED, 403):",
         'if status in (_REJECTED, 403): raise Refusal("token_invalid")\n    if False:',
         f"{_UPSTREAM}::test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers",
