@@ -264,7 +264,8 @@ class Soak:
         """When the store began anew."""
         self.seen: tuple[set[int], set[int]] = (set(), set())
         self.tokens: dict[tuple[int, int], str] = {}
-        self.samples: list[tuple[float, int, int, float]] = []
+        self.samples: list[tuple[float, int]] = []
+        """Seconds, and bytes of memory."""
 
     async def run(self) -> Findings:
         with ExitStack() as stack:
@@ -283,6 +284,7 @@ class Soak:
             for replica in self.replicas:
                 stack.callback(lambda replica=replica: replica.up and replica.end())
             await asyncio.gather(*(asyncio.to_thread(r.begin) for r in self.replicas))
+            self.at_first = self.measured()
             self.began = time.monotonic()
             self.until = self.began + self.seconds
             async with asyncio.TaskGroup() as group:
@@ -515,7 +517,9 @@ class Soak:
             found.wrong_refusals += named and not friendly
         elif status >= 500 and named:
             loaded = replica.loaded.get(wanted)
-            found.avoidable_errors += loaded is not None and now - loaded < STALE_IF_ERROR - 2
+            if loaded is not None and now - loaded < STALE_IF_ERROR - 2:
+                found.avoidable_errors += 1
+                self.tell(f"replica {replica.number}: {body!r} though a copy was {now - loaded:.1f} s old, asked {now-sent:.2f} s ago")
 
     async def hurried(self, number: int) -> None:
         """One caller who asks every replica in turn, as fast as they answer."""
@@ -555,7 +559,7 @@ class Soak:
         every, told = max(0.5, min(5.0, self.seconds / 30)), self.began
         while time.monotonic() < self.until:
             await asyncio.sleep(every)
-            self.samples.append((time.monotonic(), *self.measured()))
+            self.samples.append((time.monotonic() - self.began, self.measured()[0]))
             if time.monotonic() - told > max(5.0, self.seconds / 60):
                 told = time.monotonic()
                 found = self.found
@@ -579,18 +583,17 @@ class Soak:
             self.found.loads_left += metric(replica, "bff_loads_in_flight")
             left = metric(replica, "bff_connections")
             self.found.connections_left = max(self.found.connections_left, left)
-        self.rest = self.measured()
+        for name, column in (("grown_descriptors", 1), ("grown_tasks", 2)):
+            setattr(self.found, name, self.measured()[column] - self.at_first[column])
 
     def conclude(self) -> None:
         found = self.found
         found.callers, found.sessions = len(self.seen[0]), len(self.seen[1])
         # Caches are full by then, or as good as.
-        warm = [s[1:] for s in self.samples if s[0] - self.began > self.seconds / 3]
-        cut = max(1, len(warm) // 4)
-        first, last = warm[:cut], warm[-cut:]
-        found.grown_bytes = _typical(last, 0) - _typical(first, 0)
-        found.grown_descriptors = _typical(last, 1) - _typical(first, 1)
-        found.grown_tasks = _typical(last, 2) - _typical(first, 2)
+        warm = [sample for sample in self.samples if sample[0] > self.seconds / 3]
+        quarter = max(1, len(warm) // 4)
+        first, last = (sorted(size for _, size in some)[len(some) // 2] for some in (warm[:quarter], warm[-quarter:]))
+        found.grown_bytes = last - first
         calls = self.upstream.calls()
         found.calls = len(calls)
         used = self.most([(call, call) for call in calls], BUDGET)
@@ -632,12 +635,6 @@ class Soak:
             total += max(0.0, until - since)
             reached = max(reached, until)
         return total + sum(begin - 1 < moment < end for moment in self.emptied)
-
-
-def _typical(samples: list[tuple], column: int) -> float:
-    """The middle one: a moment's bustle is no growth."""
-    values = sorted(sample[column] for sample in samples)
-    return values[len(values) // 2]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ In FOLDER, `upstream` holds one byte of weather and one with a bit for each secr
 """
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
@@ -62,6 +63,8 @@ def main(port: int, sessions: int, folder: Path) -> None:
                 await asyncio.sleep(0.3)
         return None
 
+    # Answers that it breaks off are its own errors, which are not what is looked for here.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
     app = PretendUpstream(environment, clock=time.time)
     app.override = override
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
