@@ -48,7 +48,7 @@ async def ask(
     )
     gateway = world.service.gateway
     answer = gateway.decide(head, *world.clock())
-    return await gateway.finish(answer) if isinstance(answer, Load) else answer
+    return answer if isinstance(answer, Reply) else await gateway.finish(answer)
 
 
 def told(reply: Reply) -> dict[str, str]:

@@ -446,7 +446,7 @@ class Soak:
         connection = connections.setdefault(place, Connection(replica.port))
         if dice.random() < 0.01:  # and some leave before they are answered
             asyncio.get_running_loop().call_later(0.001, connection.close)
-        sent = time.monotonic()
+        sent, known = time.monotonic(), replica.loaded.get(wanted)
         try:
             async with asyncio.timeout(10):
                 status, headers, body = await connection.get(id_, token)
@@ -463,7 +463,7 @@ class Soak:
         if place == (replica.number, replica.lives):
             self.seen[0].add(caller)
             good = False if expired else self.verdict(key, sent)
-            self.judge(replica, status, headers, body, theirs, wanted, sent, good, friendly)
+            self.judge(replica, status, headers, body, theirs, wanted, known, good, friendly)
 
     def verdict(self, key: int, sent: float) -> bool | None:
         """Whether a token of *key* was good all the time that the request was under way."""
@@ -494,7 +494,7 @@ class Soak:
         body: bytes,
         theirs: list[int],
         wanted: int,
-        sent: float,
+        known: float | None,
         good: bool | None,
         friendly: bool,
     ) -> None:
@@ -516,10 +516,9 @@ class Soak:
         elif status == 403:
             found.wrong_refusals += named and not friendly
         elif status >= 500 and named:
-            loaded = replica.loaded.get(wanted)
-            if loaded is not None and now - loaded < STALE_IF_ERROR - 2:
+            if known is not None and now - known < STALE_IF_ERROR - 2 and replica.loaded.get(wanted):
                 found.avoidable_errors += 1
-                self.tell(f"replica {replica.number}: {body!r} though a copy was {now - loaded:.1f} s old, asked {now-sent:.2f} s ago")
+                self.tell(f"replica {replica.number}, with a copy {now - known:.0f} s old: {body!r}")
 
     async def hurried(self, number: int) -> None:
         """One caller who asks every replica in turn, as fast as they answer."""
