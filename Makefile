@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python faults soak bench simulate audit lint promtool lock clean
+.PHONY: help demo test test-python faults soak soak-faults fuzz bench simulate audit lint promtool lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ faults: $(VENV)/dev ## Take out each protection in a copy of the code and see it
 SECONDS ?= 300
 soak: $(VENV)/dev ## Let everything around the gateway fail for SECONDS=300, and print what held
 	$(BIN)/python tests/soak $(SECONDS)
+
+soak-faults: $(VENV)/dev ## Plant a fault for each promise of the soak and see it noticed (six minutes)
+	$(BIN)/python tests/soak faults
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check

@@ -83,27 +83,30 @@ class Findings:
 
     def broken(self) -> list[str]:
         """The promises that did not hold."""
-        checks = {
-            "an unentitled caller was answered": self.unentitled,
-            "an entitled caller was refused as if it were not": self.wrong_refusals,
-            "a 5xx while a usable copy existed": self.avoidable_errors,
-            "an answer beyond the age bounds": self.too_old,
-            "an answer was lost": self.lost,
-            "the budget was exceeded": self.budget_used > 1,
-            "a limit was exceeded": self.limit_used > 1,
-            "memory grew": self.grown_bytes > 24 * 1024 * 1024,
-            "descriptors grew": self.grown_descriptors > 12,
-            "tasks grew": self.grown_tasks > 12,
-            "connections were left open": self.connections_left > 2,
-            "loads were left in flight": self.loads_left > 0,
-            "nothing was answered": not self.answers[200],
-        }
-        return [what for what, failed in checks.items() if failed]
+        return [promise for promise, broken in PROMISES.items() if broken(self)]
 
     def lines(self) -> str:
         """One figure a line."""
         told = {n: dict(v) if isinstance(v, Counter) else v for n, v in vars(self).items()}
         return "\n".join(f"{name:24} {value}" for name, value in told.items())
+
+
+PROMISES: dict[str, Callable[[Findings], object]] = {
+    "an unentitled caller was answered": lambda found: found.unentitled,
+    "an entitled caller was refused as if it were not": lambda found: found.wrong_refusals,
+    "a 5xx while a usable copy existed": lambda found: found.avoidable_errors,
+    "an answer beyond the age bounds": lambda found: found.too_old,
+    "an answer was lost": lambda found: found.lost,
+    "the budget was exceeded": lambda found: found.budget_used > 1,
+    "a limit was exceeded": lambda found: found.limit_used > 1,
+    "memory grew": lambda found: found.grown_bytes > 24 * 1024 * 1024,
+    "descriptors grew": lambda found: found.grown_descriptors > 15,
+    "tasks grew": lambda found: found.grown_tasks > 15,
+    "connections were left open": lambda found: found.connections_left > 2,
+    "loads were left in flight": lambda found: found.loads_left > 0,
+    "nothing was answered": lambda found: not found.answers[200],
+}
+"""How each would be broken."""
 
 
 class Replica(Gateway):
@@ -262,6 +265,8 @@ class Soak:
         """Of those in a hurry: when they asked and when they were answered."""
         self.emptied: list[float] = []
         """When the store began anew."""
+        self.late: list[tuple[float, float]] = []
+        """When upstream thawed, and how many seconds of calls it noted then."""
         self.seen: tuple[set[int], set[int]] = (set(), set())
         self.tokens: dict[tuple[int, int], str] = {}
         self.samples: list[tuple[float, int]] = []
@@ -340,8 +345,10 @@ class Soak:
 
     async def freeze_upstream(self) -> None:
         async with self.upstream.lock:
+            began = time.monotonic()
             with frozen(self.upstream.process):
                 await self.pause(2)
+            self.late.append((time.monotonic(), time.monotonic() - began))
 
     async def kill_store(self) -> None:
         async with self.store_lock:
@@ -516,9 +523,15 @@ class Soak:
         elif status == 403:
             found.wrong_refusals += named and not friendly
         elif status >= 500 and named:
-            if known is not None and now - known < STALE_IF_ERROR - 2 and replica.loaded.get(wanted):
+            if (
+                known is not None
+                and now - known < STALE_IF_ERROR - 2
+                and replica.loaded.get(wanted)
+            ):
                 found.avoidable_errors += 1
-                self.tell(f"replica {replica.number}, with a copy {now - known:.0f} s old: {body!r}")
+                self.tell(
+                    f"replica {replica.number}, with a copy {now - known:.0f} s old: {body!r}"
+                )
 
     async def hurried(self, number: int) -> None:
         """One caller who asks every replica in turn, as fast as they answer."""
@@ -591,18 +604,26 @@ class Soak:
         # Caches are full by then, or as good as.
         warm = [sample for sample in self.samples if sample[0] > self.seconds / 3]
         quarter = max(1, len(warm) // 4)
-        first, last = (sorted(size for _, size in some)[len(some) // 2] for some in (warm[:quarter], warm[-quarter:]))
+        first, last = (
+            sorted(size for _, size in some)[len(some) // 2]
+            for some in (warm[:quarter], warm[-quarter:])
+        )
         found.grown_bytes = last - first
         calls = self.upstream.calls()
         found.calls = len(calls)
-        used = self.most([(call, call) for call in calls], BUDGET)
+        used = self.most([(call, call) for call in calls], BUDGET, self.noted_late)
         found.budget_used, found.most_calls_in_calm = used
         for times in self.answered.values():
-            share, most = self.most(times, RATE)
+            share, most = self.most(times, RATE, lambda *_: 0.0)
             found.limit_used = max(found.limit_used, share)
             found.most_answers_in_calm = max(found.most_answers_in_calm, most)
 
-    def most(self, times: list[tuple[float, float]], limit: int) -> tuple[float, int]:
+    def most(
+        self,
+        times: list[tuple[float, float]],
+        limit: int,
+        late: Callable[[float, float], float],
+    ) -> tuple[float, int]:
         """The most that began and ended within a window: over what may be, and in calm."""
         times = sorted(times, key=lambda pair: pair[1])
         share, calm = 0.0, 0
@@ -610,7 +631,8 @@ class Soak:
         for begin in sorted(begin for begin, _ in times):
             lo, hi = bisect_left(ends, begin), bisect_left(ends, begin + WINDOW)
             number = sum(1 for began, _ in times[lo:hi] if began >= begin)
-            more = self.without_store(begin, begin + WINDOW)
+            window = begin, begin + WINDOW
+            more = self.without_store(*window) + late(*window)
             share = max(share, round(number / (limit * (WINDOW + 1 + more)), 3))
             if not more:
                 calm = max(calm, number)
@@ -634,6 +656,10 @@ class Soak:
             total += max(0.0, until - since)
             reached = max(reached, until)
         return total + sum(begin - 1 < moment < end for moment in self.emptied)
+
+    def noted_late(self, begin: float, end: float) -> float:
+        """Seconds of calls that are in a window though they were made before it."""
+        return sum(seconds for thaw, seconds in self.late if begin - 1 < thaw < end)
 
 
 @contextmanager
