@@ -23,6 +23,7 @@ _LANE = "tests/test_lane.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
+_ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_who_may_read_a_session_gets_it"
 
 FAULTS = [
     Fault(
@@ -134,6 +135,27 @@ FAULTS = [
         "            visit.probes = None\n",
         "tests/incidents/test_incident_13.py::"
         "test_13_nothing_is_told_of_a_copy_that_is_not_the_callers",
+    ),
+    Fault(
+        13,
+        "bff/gateway.py",
+        "            or self._revoked(visit, caller, copy)\n",
+        "",
+        _ANYTHING,
+    ),
+    Fault(
+        13,
+        "bff/fleet.py",
+        '                self._on_purge(environment, message["id"])\n',
+        "                pass\n",
+        _ANYTHING,
+    ),
+    Fault(
+        13,
+        "bff/gateway.py",
+        'if load.last_resort and outcome.code != "not_found":',
+        "if False:",
+        _ANYTHING,
     ),
     Fault(
         14,

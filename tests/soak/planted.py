@@ -11,6 +11,9 @@ class Planted:
     old: str
     """Stands in the file once."""
     new: str
+    seconds: float = 20
+    calm: bool = True
+    """Nothing else goes wrong meanwhile, so that no allowance has to be made for it."""
 
 
 _LEAK = "self.__dict__.setdefault('leak', []).append"
@@ -33,18 +36,20 @@ PLANTED = [
         "bff/gateway.py",
         'if load.last_resort and outcome.code != "not_found":',
         "if False:",
+        calm=False,
     ),
     Planted(
         "an answer beyond the age bounds",
         "bff/cache.py",
         "return age < stretched or age <",
         "return age < 90 or age <",
+        seconds=60,
     ),
     Planted(
         "an answer was lost",
         "bff/wire.py",
         "        self._chunk = len(data)\n",
-        "        self._chunk = len(data)\n        len(data) % 97 or self.transport.abort()\n",
+        "        self._chunk = len(data)\n        len(data) % 7 or self.transport.abort()\n",
     ),
     Planted(
         "the budget was exceeded",
@@ -63,7 +68,7 @@ PLANTED = [
         "bff/gateway.py",
         '        self.telemetry.count("bff_requests", visit.route, reply.status, code)\n',
         '        self.telemetry.count("bff_requests", visit.route, reply.status, code)\n'
-        f"        {_LEAK}(bytearray(60000))\n",
+        f"        {_LEAK}(bytearray(200000))\n",
     ),
     Planted(
         "descriptors grew",
