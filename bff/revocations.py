@@ -53,7 +53,7 @@ class Revocation:
                 before=math.inf if before is None else float(before),
                 until=float(until),
             )
-        except (TypeError, KeyError, RecursionError):
+        except (TypeError, KeyError, OverflowError, RecursionError):
             raise ValueError("no revocation") from None
         if made.kind not in KINDS or not isinstance(made.value, str):
             raise ValueError("no revocation")
