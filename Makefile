@@ -24,11 +24,15 @@ faults: $(VENV)/dev ## Take out each protection in a copy of the code and see it
 	$(BIN)/python tests/faults
 
 SECONDS ?= 300
+FUZZ    ?= 60
 soak: $(VENV)/dev ## Let everything around the gateway fail for SECONDS=300, and print what held
 	$(BIN)/python tests/soak $(SECONDS)
 
 soak-faults: $(VENV)/dev ## Plant a fault for each promise of the soak and see it noticed (six minutes)
 	$(BIN)/python tests/soak faults
+
+fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ=60 seconds for each target
+	$(VENV)-fuzz/bin/python tests/fuzz $(FUZZ)
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
@@ -50,6 +54,8 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	  --group dev pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/fuzz.txt --group fuzz
 
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
@@ -63,7 +69,7 @@ bench: $(VENV)/dev ## Measure beside the peers that are installed; BENCH="--seco
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit build tests/sdk/node_modules tests/bench/node/node_modules \
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz build tests/sdk/node_modules tests/bench/node/node_modules \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
@@ -78,6 +84,14 @@ $(VENV)/run: $(VENV)/python requirements/run.txt pyproject.toml
 
 $(VENV)/dev: $(VENV)/run requirements/dev.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# The fuzzer is heavy and of its own pace: in no other set of packages.
+$(VENV)-fuzz/run: requirements/fuzz.txt requirements/dev.txt requirements/run.txt
+	$(PYTHON) -m venv $(VENV)-fuzz
+	$(VENV)-fuzz/bin/pip install -q --disable-pip-version-check --require-hashes \
+	  -r requirements/run.txt -r requirements/dev.txt -r requirements/fuzz.txt
+	$(VENV)-fuzz/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 # npm writes this file last: a stamp of its own.

@@ -39,7 +39,7 @@ from bff.demo.upstream import session
 HERE = Path(__file__).parent
 SIGNING_KEYS = [f"soak-signing-key-0123456789abcdef-{number}" for number in range(3)]
 REPLICAS, CALLERS, SESSIONS, TABS, HURRIED = 3, 3000, 1000, 40, 3
-BUDGET, RATE = 50, 20
+BUDGET, RATE = 50, 5
 """A second, both."""
 TTL, STALE_WHILE_REVALIDATE, STALE_IF_ERROR = 1.0, 1.0, 10.0
 STRETCH = SESSIONS / BUDGET
