@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python faults soak bench simulate audit lint programs lock clean
+.PHONY: help demo test test-python faults soak soak-faults fuzz bench simulate audit lint programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,15 @@ faults: $(VENV)/dev ## Take out each protection in a copy of the code and see it
 	$(BIN)/python tests/faults
 
 SECONDS ?= 300
+FUZZ    ?= 60
 soak: $(VENV)/dev ## Let everything around the gateway fail for SECONDS=300, and print what held
 	$(BIN)/python tests/soak $(SECONDS)
+
+soak-faults: $(VENV)/dev ## Plant a fault for each promise of the soak and see it noticed (six minutes)
+	$(BIN)/python tests/soak faults
+
+fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ=60 seconds for each target
+	$(VENV)-fuzz/bin/python tests/fuzz $(FUZZ)
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
@@ -53,6 +60,8 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/bench.txt --group bench
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/fuzz.txt --group fuzz
 
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
@@ -66,7 +75,7 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit build tests/sdk/node_modules tests/bench/node/node_modules \
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz build tests/sdk/node_modules tests/bench/node/node_modules \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
@@ -85,6 +94,14 @@ $(VENV)/dev: $(VENV)/run requirements/dev.txt
 
 $(VENV)/bench: $(VENV)/dev requirements/bench.txt
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+# The fuzzer is heavy and of its own pace: in no other set of packages.
+$(VENV)-fuzz/run: requirements/fuzz.txt requirements/dev.txt requirements/run.txt
+	$(PYTHON) -m venv $(VENV)-fuzz
+	$(VENV)-fuzz/bin/pip install -q --disable-pip-version-check --require-hashes \
+	  -r requirements/run.txt -r requirements/dev.txt -r requirements/fuzz.txt
+	$(VENV)-fuzz/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 # npm writes this file last: a stamp of its own.

@@ -404,17 +404,21 @@ class Found:
 def encode(space: str, copy: Copy, lifetime: float, loaded: float) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
     return _seal(
-        [space, copy.id, copy.external_id, copy.closed, False, loaded, lifetime], copy.body
+        [space, copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)],
+        copy.body,
     )
 
 
 def encode_missing(space: str, id_: str, lifetime: float) -> bytes:
     """Write that there is no such session; how old that is, the store knows."""
-    return _seal([space, id_, None, False, True, inf, lifetime], b"")
+    return _seal([space, id_, None, False, True, inf, float(lifetime)], b"")
 
 
 def _seal(about: list[Any], body: bytes) -> bytes:
-    text = json.dumps(about).encode() + b"\n" + body
+    return _seal_text(json.dumps(about).encode() + b"\n" + body)
+
+
+def _seal_text(text: bytes) -> bytes:
     return b"%b %b\n%b" % (_FORMAT, hashlib.sha256(text).hexdigest().encode(), text)
 
 
@@ -427,11 +431,17 @@ def decode(space: str, id_: str, value: bytes) -> Found | None:
     try:
         its_space, *fields = json.loads(about)
         found = Found(body, *fields)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     if its_space != space or id_ not in (found.id, found.external_id):
         return None
-    return found
+    # A seal is no signature: whoever writes one may have meant something else by it.
+    kinds = [type(field) for field in fields]
+    return found if kinds in _KINDS else None
+
+
+_KINDS: Final = [[str, ids, bool, bool, float, float] for ids in (str, type(None))]
+"""Of the fields of a `Found`, but for the body."""
 
 
 def fingerprint(*parts: object) -> str:

@@ -120,20 +120,39 @@ class Loader:
         self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
     ) -> Copy | Refusal:
         """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
-        if not spent and self._fleet is not None:
-            wait = await self._fleet.spend(environment.name, environment.budget)
+        wait = 0.0 if spent else await self._spend(environment)
+
+        async def again() -> None:
+            nonlocal wait
+            wait = await self._spend(environment)
             if wait > 0:
-                if known is not None:
-                    known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
-                return Refusal("over_budget", retry_after=wait)
+                raise Refusal("over_budget", retry_after=wait)
+
         started, _ = self._clock()
         mark = self._cache.mark
-        outcome = await self._brought(environment, id_, environment.upstream.get)
+        if wait <= 0:
+            get = partial(environment.upstream.get, again=again)
+            outcome = await self._brought(environment, id_, get)
+        if wait > 0:
+            if known is not None:
+                known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+            return Refusal("over_budget", retry_after=wait)
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self._cache.put_missing(environment.name, id_, ended, mark)
         self._learn(environment, outcome, known, ended, ended - started)
         return outcome
+
+    async def _spend(self, environment: Environment) -> float:
+        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
+        budget = environment.budget
+        if self._fleet is not None:
+            return await self._fleet.spend(environment.name, budget)
+        now, _ = self._clock()
+        wait = budget.wait(now)
+        if wait <= 0:
+            budget.spend(now)
+        return wait
 
     async def _brought(
         self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]

@@ -8,7 +8,7 @@ path, or takes credentials or a proxy from the environment. A load costs a quart
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -221,12 +221,16 @@ class Upstream:
         ]
         """The headers of a request, for each key."""
 
-    async def get(self, path: str) -> bytes:
+    async def get(self, path: str, again: Callable[[], Awaitable[None]]) -> bytes:
         """GET *path*: the body of a 200.
+
+        Args:
+            again: awaited before a second call, which a load makes when its key was rejected just
+                now and there is a next one. It spends that call, or raises.
 
         Raises:
             Refusal: ``not_found``, or one of upstream's (`errors.REFUSALS`); ``over_budget`` for
-                upstream's own 429, with ``retry_after``.
+                upstream's own 429, with ``retry_after``; whatever *again* raises.
         """
         async with _translated(self._timeout):
             used = self._current
@@ -236,6 +240,7 @@ class Upstream:
                     self._current = (used + 1) % len(self._signed)
                 # While all keys are rejected, each load costs one call and no more.
                 if self._accepted:
+                    await again()
                     answer = await self._send(path)
             self._accepted = answer.status != _REJECTED
             return _body(answer)

@@ -11,7 +11,6 @@ from typing import Any
 import httpx2
 from world import ORIGIN, PATH, World
 
-from bff.gateway import Load
 from bff.head import Head
 from bff.replies import Reply
 
@@ -48,7 +47,7 @@ async def ask(
     )
     gateway = world.service.gateway
     answer = gateway.decide(head, *world.clock())
-    return await gateway.finish(answer) if isinstance(answer, Load) else answer
+    return answer if isinstance(answer, Reply) else await gateway.finish(answer)
 
 
 def told(reply: Reply) -> dict[str, str]:

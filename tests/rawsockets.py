@@ -105,10 +105,10 @@ class RawUpstream:
     `seen` holds the bytes of each request's head; `behave` answers.
     """
 
-    def __init__(self, behave: Behaviour) -> None:
+    def __init__(self, behave: Behaviour, port: int = 0) -> None:
         self.behave = behave
         self.seen: list[bytes] = []
-        self._socket = socket.create_server((LOOPBACK, 0), backlog=512)
+        self._socket = socket.create_server((LOOPBACK, port), backlog=512)
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._open: set[socket.socket] = set()

@@ -253,16 +253,16 @@ class Gateway:
     """`bff serve` in a process of its own."""
 
     def __init__(self, upstream_port: int, *options: str, **changes: str | None) -> None:
-        self._options = options
         told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream_port}", BFF_PORT="0")
         told |= {"BFF_OPS_PORT": "0"}
         self._environ = told | {name: text for name, text in changes.items() if text is not None}
         self._lines: list[str] = []
+        self._command = [sys.executable, "-m", "bff", "serve", *options]
 
     def __enter__(self) -> "Gateway":
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bff", "serve", *self._options],
+            self._command,
             env=kept | self._environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hostile import LANES, WIDE_OPEN, descriptors, metric, resident
 from rawsockets import Behaviour, RawUpstream, Said, answered, asked, hang, request, reset, talk
-from world import PATH, SECRET_KEY, Gateway
+from world import PATH, SECRET_KEY, Gateway, World
 
 from bff.demo.upstream import session
 
@@ -111,6 +111,30 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
     "cookies": (_sends(_with("Set-Cookie: a=1; Path=/", "Clear-Site-Data: *")), {FINE}),
     "clocks that are wrong": (
         _sends(_with("Date: Thu, 01 Jan 1970 00:00:00 GMT", "Age: 99999999", "Expires: 0")),
+        {FINE},
+    ),
+    "100 and silence": (_sends(lambda _: b"HTTP/1.1 100 Continue\r\n\r\n", then=hang), {LATE}),
+    "a slow status line": (_drips(b"HTTP/1.1 ", b"2", 0.05), {INVALID, LATE}),
+    "a header a byte at a time": (_drips(b"HTTP/1.1 200 OK\r\nx-slow: ", b"y", 0.05), {LATE}),
+    "a chunk a byte at a time": (
+        _drips(_OK + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n", b" ", 0.05),
+        {LATE},
+    ),
+    "a chunk that is longer than said": (
+        _sends(lambda _: _OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{}}\r\n0\r\n\r\n"),
+        {INVALID},
+    ),
+    "deflate, said": (_sends(_body(zlib.compress, "Content-Encoding: deflate")), {INVALID}),
+    "two answers of which one is a 200": (
+        _sends(lambda good: answered(b"{}", "500 Oops") + good),
+        {LOST},
+    ),
+    "101": (
+        _sends(lambda _: b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"),
+        {INVALID, LOST},
+    ),
+    "dates of other centuries": (
+        _sends(_with("Date: Fri, 31 Dec 9999 23:59:59 GMT", "Retry-After: -99999999999999999999")),
         {FINE},
     ),
     "a redirect to itself": (
@@ -235,7 +259,48 @@ def test_refused_and_back(lane_settings: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with Gateway(port, **WIDE_OPEN, **lane_settings) as gateway:
-        assert json.loads(_ask(gateway, "cold").body)["code"] == LOST
+        for _ in range(3):
+            assert json.loads(_ask(gateway, "cold").body)["code"] == LOST
+        with RawUpstream(lambda c, head: c.sendall(_good(asked(head))), port) as up:
+            assert _ask(gateway, "cold").status == 200, "with the first request"
+            assert len(up.seen) == 1
+
+
+_FAR = str(10**15 - 1)
+_RESETS = {
+    "past": "1",
+    "zero": "0",
+    "negative": "-5",
+    "far": _FAR,
+    "beyond all numbers": "9" * 4000,
+    "fraction": "1e99",
+    "words": "soon",
+    "empty": "",
+    "other digits": "\u0661\u0662".encode().decode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("reset", _RESETS.values(), ids=_RESETS)
+@pytest.mark.parametrize("retry_after", [None, "0", "-1", "99999999", "Fri, 31 Dec 9999 23:59:59"])
+async def test_429_with_an_absurd_reset(world: World, reset: str, retry_after: str | None) -> None:
+    """Told as a 503 with a near end, spent once, kept nowhere, and over within a minute."""
+    kept = await world.get("chat-1")
+    world.clock.advance(10)
+    lines = {"x_ratelimit_limit": "750", "x_ratelimit_remaining": "0", "x_ratelimit_reset": reset}
+    lines |= {} if retry_after is None else {"retry_after": retry_after}
+    world.answer(429, {"error": "limited"}, **lines)
+    calls = world.calls
+
+    told = [await world.get("chat-2") for _ in range(5)]
+    meanwhile = await world.get("chat-1")
+
+    assert {(reply.status_code, reply.json()["code"]) for reply in told} == {(503, "over_budget")}
+    assert all(1 <= int(reply.headers["retry-after"]) <= 60 for reply in told)
+    assert world.calls == calls + 1
+    assert (meanwhile.status_code, meanwhile.content) == (200, kept.content)
+    world.answer(0)
+    world.clock.advance(1 if retry_after != "99999999" and reset != _FAR else 60)
+    assert (await world.get("chat-2")).status_code == 200
 
 
 @pytest.fixture(params=LANES)

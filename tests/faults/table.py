@@ -32,6 +32,7 @@ _HOSTILE = "tests/test_hostile_tokens.py"
 _UPKEEP = "tests/test_upkeep.py"
 _COOKIE = "tests/test_token_cookie.py"
 _REVOCATIONS = "tests/test_revocations.py"
+_ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_who_may_read_a_session_gets_it"
 
 FAULTS = [
     Fault(
@@ -143,6 +144,27 @@ FAULTS = [
         "            visit.probes = None\n",
         "tests/incidents/test_incident_13.py::"
         "test_13_nothing_is_told_of_a_copy_that_is_not_the_callers",
+    ),
+    Fault(
+        13,
+        "bff/gateway.py",
+        "            or self._revoked(visit, caller, copy)\n",
+        "",
+        _ANYTHING,
+    ),
+    Fault(
+        13,
+        "bff/fleet.py",
+        '                self._on_purge(environment, message["id"])\n',
+        "                pass\n",
+        _ANYTHING,
+    ),
+    Fault(
+        13,
+        "bff/gateway.py",
+        'if load.last_resort and outcome.code != "not_found":',
+        "if False:",
+        _ANYTHING,
     ),
     Fault(
         14,
@@ -390,6 +412,13 @@ FAULTS = [
         "if self._accepted:",
         "if False:",
         f"{_UPSTREAM}::test_35_the_next_key_takes_over_once",
+    ),
+    Fault(
+        35,
+        "bff/upstream.py",
+        "                    await again()\n",
+        "",
+        f"{_UPSTREAM}::test_35_the_call_with_the_next_key_is_spent_from_the_budget_too",
     ),
     Fault(
         35,
@@ -667,8 +696,8 @@ FAULTS = [
     Fault(
         0,
         "bff/ops.py",
-        '_BROWSERS = frozenset({"origin", "sec-fetch-site", "cookie"})',
-        "_BROWSERS: frozenset[str] = frozenset()",
+        'media != "application/json"',
+        "False",
         f"{_REVOCATIONS}::test_no_page_in_a_browser_revokes_anything",
     ),
     Fault(

@@ -1,31 +1,38 @@
 """Incident 13: an answer to the wrong caller; held as a property of everything at once.
 
-A machine of random tokens, sessions, orders, times and weather upstream. What may be answered is
-worked out by the pretend upstream's own reading of scopes, which shares no code with the gateway.
+A machine of random tokens, sessions, orders, times, weather upstream, and replicas with or without
+a store between them; keys, policy and revocations change and sessions are purged on the way. What
+may be answered is worked out by the pretend upstream's own reading of scopes, which shares no code
+with the gateway. In the store's place is one whose time can be moved (`standin`).
 """
 
 import asyncio
 import json
 import os
-import tempfile
 from collections import defaultdict
-from pathlib import Path
+from dataclasses import dataclass
+from math import inf
+from unittest.mock import patch
 from urllib.parse import quote
 
-import pytest
 from hostile import ask, idle, told
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kinds import Kind
+from standin import Shared, StandIn
 from world import OWN_KEY, SECRET_KEY, Clock, World, claims, sign
 
 from bff.demo.upstream import Answer, Seen, can_read, session
+from bff.replies import Reply
 
+STORE = -1
+"""Among replicas, what tells those that come back or start."""
+NEXT_SECRET_KEY = "tr_dev_sk_NEXTsentinel00000000001"
 OTHER_KEY = "another-signing-key-0123456789abcdef"
 TTL, STALE_IF_ERROR = 2.0, 20.0
-BUDGET = 5
-RATE = 12
+BUDGET = 2
+RATE = 8
 
 DOCUMENTS = {
     session(number)["id"]: session(number, external_id)
@@ -35,6 +42,8 @@ DOCUMENTS = {
 }
 IDS = [id_ for d in DOCUMENTS.values() for id_ in (d["id"], d["externalId"]) if id_]
 IDS += ["no-such-chat", session(99)["id"]]
+HOT = ["chat-1", session(1)["id"]]
+SOME_ID = st.one_of(st.sampled_from(HOT), st.sampled_from(HOT), st.sampled_from(IDS))
 
 SCOPES = st.one_of(
     st.sampled_from(IDS).map(lambda id_: f"read:sessions:{id_}"),
@@ -46,53 +55,93 @@ SCOPES = st.one_of(
     ),
     st.just(17),
 )
+GOOD = ["read:sessions", "read:sessions:chat-1", f"read:sessions:{HOT[1]}"]
+VISITS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 5), SOME_ID, st.booleans()), min_size=2, max_size=8
+)
+"""At which replica, by which of the last tokens, for what, and whether a copy is held already."""
 WEATHER = ["fine", "fine", "500", "401", "429", "HTML", "wrong session", "slow"]
 
 
+@dataclass(eq=False)
+class Minted:
+    text: str
+    scopes: list[object]
+    issued: int
+    expires: int
+    key: str
+
+
+@dataclass(eq=False)
+class Taken:
+    """A revocation: what of, and which replicas know."""
+
+    kind: str
+    value: str
+    before: float
+    known_to: set[int]
+
+
 class Machine(RuleBasedStateMachine):
-    """Callers, clocks and weather."""
+    """Callers, clocks, weather and operators."""
 
-    kind = "local"
-
-    @initialize()
-    def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.tokens_of = Kind(self.kind, Path(self.folder.name))
+    @initialize(number=st.sampled_from([1, 2, 2, 3]), alone=st.booleans())
+    def begin(self, number: int, alone: bool) -> None:
         self.runner = asyncio.Runner()
         self.clock = Clock()
-        self.world = World(self.clock)
-        self.runner.run(self.start(OWN_KEY))
-        self.world.upstream.environments[0].sessions.clear()
+        self.shared = None if alone and number == 1 else Shared(lambda: self.clock.now)
+        self.worlds = [World(self.clock) for _ in range(number)]
+        self.upstream = self.worlds[0].upstream
+        for world in self.worlds:
+            world.upstream = self.upstream
+        environment = self.upstream.environments[0]
+        environment.sessions.clear()
         for document in DOCUMENTS.values():
-            self.world.upstream.environments[0].add(dict(document))
-        self.world.upstream.override = self.override
+            environment.add(dict(document))
+        environment.additional_keys[NEXT_SECRET_KEY] = ("read:sessions",)
+        self.upstream.override = self.override
         self.weather = "fine"
         self.gate = asyncio.Event()
-        self.tokens: list[tuple[str, list[object], float, str]] = []
-        self.keys = [OWN_KEY]
+        self.tokens: list[Minted] = []
+        self.keys, self.plan = [OWN_KEY], False
         self.asked: list[float] = []
         self.versions: dict[str, list[tuple[float, str]]] = {
             id_: [(self.clock.now, d["currentRunId"])] for id_, d in DOCUMENTS.items()
         }
-        self.gone: dict[str, float] = {}
+        self.purged: dict[str, float] = {}
         self.answered: defaultdict[object, list[float]] = defaultdict(list)
+        self.loaded: dict[tuple[int, str], float] = {}
+        """When the newest copy that a replica answered with was loaded, at the earliest."""
+        self.taken: list[Taken] = []
+        self.cut: set[int] = set()
+        """Replicas that do not reach the store."""
+        self.trouble: list[float] = []
+        """Whenever one was without the store, or the store began anew."""
+        for index in range(number):
+            self.runner.run(self.start(index))
+        for scope in GOOD:
+            self.mint([scope], 900)
 
-    async def start(self, keys: str) -> None:
-        await self.world.start(
-            **{"BFF_SIGNING_KEYS": keys, **self.tokens_of.settings},
-            BFF_CACHE_STALE_IF_ERROR=str(STALE_IF_ERROR),
-            BFF_UPSTREAM_BUDGET=f"{BUDGET}/second",
-            BFF_RATE_LIMIT=f"{RATE}/minute",
-            BFF_UPSTREAM_TIMEOUT="30",
-        )
+    async def start(self, index: int) -> None:
+        def connect(_: object, **arguments: object) -> StandIn:
+            return StandIn(self.shared, **arguments)
+
+        with patch("bff.app.Store", connect):
+            await self.worlds[index].start(
+                BFF_SIGNING_KEYS=",".join(self.keys),
+                TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_SECRET_KEY}",
+                BFF_CACHE_STALE_IF_ERROR=str(STALE_IF_ERROR),
+                BFF_UPSTREAM_BUDGET=f"{BUDGET}/second",
+                BFF_RATE_LIMIT=f"{RATE}/minute",
+                BFF_UPSTREAM_TIMEOUT="30",
+                BFF_STORE_TIMEOUT="30",
+                BFF_STORE_URL="valkey://127.0.0.1:1" if self.shared else None,
+                BFF_EXPOSE_METADATA="plan" if self.plan else None,
+            )
 
     async def override(self, seen: Seen) -> Answer | None:
-        weather = self.weather
-        if seen.header("authorization") == f"Bearer {SECRET_KEY}":
-            self.asked.append(self.clock.now)
-        elif weather in ("401", "429"):
-            weather = "fine"  # what it says of the key, it does not say of a token
-        match weather:
+        self.asked.append(self.clock.now)
+        match self.weather:
             case "500":
                 return Answer(500, {"error": "down"})
             case "401":
@@ -106,45 +155,55 @@ class Machine(RuleBasedStateMachine):
             case "HTML":
                 return Answer(200, b"<html>")
             case "wrong session":
-                documents = list(self.world.upstream.environments[0].sessions.values())
+                documents = list(self.upstream.environments[0].sessions.values())
                 wrong = [d for d in documents if quote(d["id"]) not in seen.raw_path]
                 return Answer(200, wrong[len(self.asked) % len(wrong)]) if wrong else None
             case "slow":
                 await self.gate.wait()
         return None
 
+    # -- browsers
+
     @rule(scopes=st.lists(SCOPES, max_size=4), ttl=st.sampled_from([-1, 1, 8, 900]))
     def mint(self, scopes: list[object], ttl: int) -> None:
         key = self.keys[len(self.tokens) % len(self.keys)]
-        expires = int(self.clock.wall) + ttl
-        self.tokens.append((self.made(scopes, expires, key), scopes, expires, key))
+        issued = int(self.clock.wall)
+        number = str(len(self.tokens))
+        more = {"exp": issued + ttl, "jti": number, "act": {"sub": f"caller-{number}"}}
+        text = sign(claims(issued, *scopes, **more), key)
+        self.tokens.append(Minted(text, scopes, issued, issued + ttl, key))
 
-    def made(self, scopes: list[object], expires: int, key: str, /) -> str:
-        return sign(claims(self.clock.wall, *scopes, exp=expires), key)
+    good = rule(scope=st.sampled_from(GOOD))(lambda self, scope: self.mint([scope], 900))
 
-    @precondition(lambda self: self.tokens)
-    @rule(
-        visits=st.lists(
-            st.tuples(st.integers(0, 99), st.sampled_from(IDS), st.booleans()),
-            min_size=1,
-            max_size=6,
-        )
-    )
-    def visit(self, visits: list[tuple[int, str, bool]]) -> None:
+    def visit(self, visits: list[tuple[int, int, str, bool]]) -> None:
         self.runner.run(self._visit(visits))
 
-    async def _visit(self, visits: list[tuple[int, str, bool]]) -> None:
-        tokens = [self.tokens[-1 - n % len(self.tokens)] for n, _, _ in visits]
+    # Every rule is as likely as any other, and this one is what the others are for.
+    some = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
+    more = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
+    even_more = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
+    and_more = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
+    now_on_hot_ones = rule(times=st.integers(2, 6))(
+        lambda self, times: self.visit(
+            [(number, number // 3, HOT[number % 2], False) for number in range(times)]
+        )
+    )
+
+    async def _visit(self, visits: list[tuple[int, int, str, bool]]) -> None:
+        chosen = [
+            (index % len(self.worlds), self.tokens[-1 - number % len(self.tokens)], id_, known)
+            for index, number, id_, known in visits
+        ]
         requests = [
             asyncio.create_task(
                 ask(
-                    self.world,
+                    self.worlds[index],
                     quote(id_, safe=""),
-                    token[0],
+                    token.text,
                     if_none_match=b"*" if known else None,
                 )
             )
-            for token, (_, id_, known) in zip(tokens, visits, strict=True)
+            for index, token, id_, known in chosen
         ]
         if self.weather == "slow":
             for _ in range(20):
@@ -152,37 +211,68 @@ class Machine(RuleBasedStateMachine):
             self.gate.set()
         replies = await asyncio.gather(*requests)
         self.gate.clear()
-        for token, (_, id_, _), reply in zip(tokens, visits, replies, strict=True):
-            self.check(token, id_, reply)
+        self.usable = dict(self.loaded)
+        for (index, token, id_, _), reply in zip(chosen, replies, strict=True):
+            self.check(index, token, id_, reply)
 
-    def check(self, token: tuple[str, list[object], float, str], id_: str, reply: object) -> None:
-        _, scopes, expires, key = token
-        valid = self.clock.wall < expires and key in self.keys
-        if not valid:
-            assert reply.status == 401
+    def check(self, index: int, token: Minted, id_: str, reply: Reply) -> None:
+        document = self.find(id_)
+        if not self.is_valid(index, token):
+            assert reply.status in (401, 429)
             return
         assert reply.status != 401, "no trouble upstream is told with a 401"
-        document = self.find(id_)
-        may_read = can_read(tuple(map(str, scopes)), document or {"id": id_, "externalId": id_})
+        texts = tuple(map(str, token.scopes))
+        may_read = can_read(texts, document or {"id": id_, "externalId": id_})
+        named = can_read(texts, {"id": id_, "externalId": id_})
+        if document is not None and self.is_taken_from(index, token, document):
+            # While there is no copy, nobody knows that an id which was not taken back is the same.
+            assert reply.status in (403, 429) or reply.status >= 500
+            return
         if reply.status in (200, 304):
             assert document is not None
-            assert may_read, (scopes, id_)
+            assert may_read, (token.scopes, id_)
             age = int(told(reply)["age"])
             assert age <= TTL + self.stretch() + STALE_IF_ERROR
-            self.answered[str(sorted({s for s in scopes if isinstance(s, str)}))].append(
-                self.clock.now
-            )
+            self.answered[token.text].append(self.clock.now)
+            self.loaded[index, document["id"]] = self.clock.now - age - 1
         if reply.status == 200:
             shown = json.loads(reply.body)
             assert id_ in (shown["id"], shown["externalId"])
             assert "triggerConfig" not in shown
+            assert shown["metadata"] == ({"plan": "enterprise"} if self.plan else None)
             self.check_version(document["id"], shown["currentRunId"], age)
         if not may_read:
             assert reply.status in (403, 429), "nothing of what is not named is told"
         if reply.status == 403:
             # An alias that could not be looked up is told as what it might be: not this caller's.
-            named = can_read(tuple(map(str, scopes)), {"id": id_, "externalId": id_})
             assert not named
+        if reply.status >= 500:
+            loaded = self.usable.get((index, document["id"]), -inf) if document else -inf
+            assert self.clock.now - loaded >= TTL + STALE_IF_ERROR, "a usable copy was there"
+
+    def is_valid(self, index: int, token: Minted) -> bool:
+        jti = str(self.tokens.index(token))
+        return (
+            self.clock.wall < token.expires
+            and token.key in self.keys
+            and not any(
+                index in taken.known_to
+                and (
+                    (taken.kind == "jti" and taken.value == jti)
+                    or (taken.kind == "all" and token.issued < taken.before)
+                )
+                for taken in self.taken
+            )
+        )
+
+    def is_taken_from(self, index: int, token: Minted, document: dict) -> bool:
+        return any(
+            index in taken.known_to
+            and taken.kind == "session"
+            and taken.value in (document["id"], document["externalId"])
+            and token.issued < taken.before
+            for taken in self.taken
+        )
 
     def find(self, id_: str) -> dict | None:
         return next((d for d in DOCUMENTS.values() if id_ in (d["id"], d["externalId"])), None)
@@ -191,100 +281,205 @@ class Machine(RuleBasedStateMachine):
         return len(DOCUMENTS) / BUDGET
 
     def check_version(self, id_: str, run: str, age: int) -> None:
-        """What is shown was the truth no longer ago than the answer says."""
+        """What is shown was the truth no longer ago than the answer says, and than a purge."""
         versions = self.versions[id_]
         index = [run for _, run in versions].index(run)
         until = versions[index + 1][0] if index + 1 < len(versions) else self.clock.now
         assert until >= self.clock.now - age - 1
+        assert until >= self.purged.get(id_, 0.0), "purged"
 
-    @rule(seconds=st.sampled_from([0.1, 0.9, 1.0, 2.0, 3.0, 7.5, 21.0, 61.0]))
+    # -- the world
+
+    @rule(seconds=st.sampled_from([0.1, 0.9, 1.0, 1.0, 2.0, 3.0, 7.5, 21.0, 61.0, 61.0]))
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
+        if self.cut:
+            self.trouble += [self.clock.now - seconds, self.clock.now]
 
     @rule(weather=st.sampled_from(WEATHER))
     def change_weather(self, weather: str) -> None:
         self.weather = weather
 
-    @rule(id_=st.sampled_from(list(DOCUMENTS)))
+    @rule(id_=st.one_of(st.just(HOT[1]), st.sampled_from(list(DOCUMENTS))))
     def go_on(self, id_: str) -> None:
         run = f"run_{len(self.versions[id_])}"
-        self.world.upstream.environments[0].sessions[id_]["currentRunId"] = run
+        self.upstream.environments[0].sessions[id_]["currentRunId"] = run
         self.versions[id_].append((self.clock.now, run))
-
-    @rule(keys=st.sampled_from([[OWN_KEY], [OTHER_KEY, OWN_KEY], [OTHER_KEY]]))
-    def rotate(self, keys: list[str]) -> None:
-        self.keys = keys
-        self.asked.clear()  # a new process has a new budget
-        self.answered.clear()
-        self.runner.run(self.start(",".join(keys)))
 
     @rule()
     def settle(self) -> None:
         self.gate.set()
-        self.runner.run(idle(self.world))
+        for world in self.worlds:
+            self.runner.run(idle(world))
         self.gate.clear()
+
+    @precondition(lambda self: self.shared)
+    @rule(index=st.integers(0, 2), empty=st.booleans())
+    def cut_off(self, index: int, empty: bool) -> None:
+        """A replica loses the store; or all do, and it comes back empty."""
+        self.trouble.append(self.clock.now)
+        if empty:
+            self.shared.empty()
+        for number, store in enumerate(self.stores()):
+            if empty or number == index % len(self.worlds):
+                store.link = False
+                self.cut.add(number)
+
+    @precondition(lambda self: self.cut)
+    @rule()
+    def heal(self) -> None:
+        self.trouble.append(self.clock.now)
+        for store in self.stores():
+            store.link = True
+            store.hear()
+        self.cut.clear()
+        for taken in self.taken:
+            if STORE in taken.known_to:
+                taken.known_to |= self.everybody()
+
+    def stores(self) -> list[StandIn]:
+        return [world.service.fleet.store for world in self.worlds]
+
+    def everybody(self) -> set[int]:
+        return set(range(len(self.worlds)))
+
+    # -- operators
+
+    @rule(
+        keys=st.sampled_from([[OWN_KEY], [OTHER_KEY, OWN_KEY], [OTHER_KEY]]),
+        restart=st.booleans(),
+    )
+    def rotate(self, keys: list[str], restart: bool) -> None:
+        self.keys = keys
+        if not restart:
+            self.reload(BFF_SIGNING_KEYS=",".join(keys))
+            return
+        for index in sorted(self.everybody()):
+            self.restart(index)
+
+    @rule(index=st.integers(0, 2))
+    def restart_one(self, index: int) -> None:
+        self.restart(index % len(self.worlds))
+
+    def restart(self, index: int) -> None:
+        self.gate.set()
+        self.runner.run(self.start(index))
+        self.gate.clear()
+        self.loaded = {place: at for place, at in self.loaded.items() if place[0] != index}
+        if self.shared is None:  # a new process has a new budget, and knows of nothing
+            self.asked.clear()
+            self.answered.clear()
+            self.taken.clear()
+            return
+        self.trouble.append(self.clock.now)
+        self.cut.discard(index)
+        for taken in self.taken:  # a process that starts is told what was told, and no more
+            taken.known_to.discard(index)
+            if STORE in taken.known_to:
+                taken.known_to.add(index)
+
+    @rule(plan=st.booleans())
+    def change_policy(self, plan: bool) -> None:
+        if plan != self.plan:
+            self.plan = plan
+            self.loaded.clear()
+            self.reload(BFF_EXPOSE_METADATA="plan" if plan else None)
+
+    def reload(self, **changes: str | None) -> None:
+        async def reload() -> None:
+            for world in self.worlds:
+                world.reload(**changes)
+
+        self.runner.run(reload())
+
+    @rule(keys=st.sampled_from([[SECRET_KEY], [NEXT_SECRET_KEY], [SECRET_KEY, NEXT_SECRET_KEY]]))
+    def rotate_secret(self, keys: list[str]) -> None:
+        self.upstream.environments[0].additional_keys = dict.fromkeys(keys, ("read:sessions",))
+
+    @rule(index=st.integers(0, 2), id_=SOME_ID)
+    def purge(self, index: int, id_: str) -> None:
+        world = self.worlds[index % len(self.worlds)]
+        url = f"/cache/sessions/{quote(id_, safe='')}"
+        reply = self.runner.run(world.ops.delete(url))
+        assert reply.status_code == (503 if index % len(self.worlds) in self.cut else 204)
+        if (document := self.find(id_)) is not None:
+            self.loaded = {p: at for p, at in self.loaded.items() if p[1] != document["id"]}
+            if not self.cut:
+                self.purged[document["id"]] = self.clock.now
+
+    @rule(index=st.integers(0, 2), id_=st.sampled_from(HOT))
+    def purge_what_changed(self, index: int, id_: str) -> None:
+        """With a copy in every replica, and everybody asking again."""
+        everywhere = [(number, 0, HOT[number % 2], False) for number in range(3)]
+        self.mint(GOOD[:1], 900)
+        self.visit(everywhere)
+        self.go_on(HOT[1])
+        self.pass_time(0.5)
+        self.purge(index, id_)
+        self.visit(everywhere)
+
+    @precondition(lambda self: self.tokens)
+    @rule(
+        index=st.integers(0, 2),
+        what=st.one_of(
+            st.just({"issued_before": None}),
+            SOME_ID.map(lambda id_: {"session": id_}),
+            st.integers(0, 9).map(lambda number: {"jti": number}),
+        ),
+    )
+    def take_back(self, index: int, what: dict[str, object]) -> None:
+        index %= len(self.worlds)
+        ((kind, value),) = what.items()
+        if kind == "issued_before":
+            kind, what = "all", {"issued_before": self.clock.wall}
+        elif kind == "jti":
+            value = str(len(self.tokens) - 1 - value % len(self.tokens))
+            what = {"jti": value}
+        reply = self.runner.run(self.worlds[index].ops.post("/revocations", json=what))
+        assert reply.status_code == (503 if index in self.cut else 200)
+        known_to = {index} if index in self.cut else {STORE, *self.everybody() - self.cut}
+        self.taken.append(Taken(kind, str(value), self.clock.wall, known_to))
+
+    # -- what is never exceeded
 
     @invariant()
     def the_budget_holds(self) -> None:
-        for first, last in zip(self.asked, self.asked[BUDGET:], strict=False):
-            assert last - first >= 1.0 - 1e-9, "more loads in a second than the budget"
+        self.holds(self.asked, BUDGET, 1.0)
 
     @invariant()
     def the_limit_holds(self) -> None:
         for times in self.answered.values():
-            for first, last in zip(times, times[2 * RATE :], strict=False):
-                assert last - first >= 60.0
+            self.holds(times, 2 * RATE, 60.0)
+
+    def holds(self, times: list[float], most: int, seconds: float) -> None:
+        """No more than *most* within *seconds*: twice that, around any trouble with the store."""
+        for number, first in enumerate(times):
+            last = first + seconds - 1e-9
+            if len(times) > number + most and times[number + most] < last:
+                assert self.shared is not None
+                around = [at for at in self.trouble if first - seconds <= at <= last + seconds]
+                assert around
+                # Who starts or is alone may spend a share of its own, of one at least.
+                end = number + 2 * most + len(around)
+                assert len(times) <= end or times[end] >= last
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
             self.gate.set()
-            self.runner.run(self.world.__aexit__())
+            for world in self.worlds:
+                self.runner.run(world.__aexit__())
             self.runner.close()
-            self.folder.cleanup()
 
 
-class Opaque(Machine):
-    """The same where upstream, or another issuer's key, verifies: some tokens are forged."""
-
-    kind = "upstream"
-
-    def made(self, scopes: list[object], expires: int, _key: str) -> str:
-        number = len(self.tokens)
-        payload = self.tokens_of.claims(self.clock.wall, *scopes, exp=expires, jti=str(number))
-        return self.tokens_of.sign(payload, forged=number % 3 == 2)
-
-    def check(self, token: tuple[str, list[object], float, str], id_: str, reply: object) -> None:
-        text, scopes, expires, _ = token
-        forged = [made for made, *_ in self.tokens].index(text) % 3 == 2
-        if not forged:
-            super().check((text, scopes, expires, self.keys[0]), id_, reply)
-        elif self.clock.wall >= expires:
-            assert reply.status == 401
-        else:  # 403 before anybody asks, 5xx where upstream could not say
-            assert reply.status in (401, 403, 429, 502, 503)
-
-    @rule(keys=st.sampled_from([[OWN_KEY], [OTHER_KEY]]))
-    def rotate(self, keys: list[str]) -> None:
-        self.asked.clear()
-        self.answered.clear()
-        self.runner.run(self.start(keys[0]))
-
-
-class Foreign(Opaque):
-    """Tokens of a source."""
-
-    kind = "source"
-
-
-for machine, examples in ((Machine, 120), (Opaque, 60), (Foreign, 20)):
-    machine.TestCase.settings = settings(
-        max_examples=int(os.environ.get("EXAMPLES", examples)),
-        stateful_step_count=40,
-        deadline=None,
-        phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes; it shows its steps
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+Machine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("EXAMPLES", "120")),
+    stateful_step_count=50,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes; a failure shows its steps
+    derandomize=True,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
@@ -312,6 +507,5 @@ async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
         assert calls == 2, "the copy says whose it is: no call for it"
 
 
-@pytest.mark.parametrize("machine", [Machine, Opaque, Foreign])
-def test_13_only_who_may_read_a_session_gets_it(machine: type[Machine]) -> None:
-    machine.TestCase("runTest").runTest()
+def test_13_only_who_may_read_a_session_gets_it() -> None:
+    Machine.TestCase("runTest").runTest()

@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
-from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, eventually, metric
+from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, eventually, metric, told
 from rawsockets import LOOPBACK, RawUpstream, answered, asked, request, reset, talk
 from world import (
     OWN_KEY,
@@ -330,25 +331,51 @@ async def test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers(wo
     assert recovered.status_code == 200
 
 
-async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: World) -> None:
-    keys = world.upstream.environments[0].additional_keys
-    keys[NEXT_KEY] = keys.pop(SECRET_KEY)
-    await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN)
+def _all_at_once(number: int) -> Any:
+    """Let upstream answer nobody before *number* have asked."""
     arrived = 0
 
     async def together(_: Seen) -> Answer | None:
         nonlocal arrived
         arrived += 1
-        while arrived < 3:
+        while arrived < number:
             await asyncio.sleep(0)
         return None
 
-    world.upstream.override = together
+    return together
+
+
+async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: World) -> None:
+    keys = world.upstream.environments[0].additional_keys
+    keys[NEXT_KEY] = keys.pop(SECRET_KEY)
+    await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN)
+    world.upstream.override = _all_at_once(3)
     token = world.token("read:sessions")
     names = ("chat-1", "chat-2", "chat-closed")
     replies = await asyncio.gather(*(ask(world, name, token) for name in names))
 
     assert [reply.status for reply in replies] == [200] * 3
+    assert world.calls == 6
+
+
+async def test_35_the_call_with_the_next_key_is_spent_from_the_budget_too(world: World) -> None:
+    keys = world.upstream.environments[0].additional_keys
+    keys[NEXT_KEY] = keys.pop(SECRET_KEY)
+    budget = {"BFF_UPSTREAM_BUDGET": "3/second"}
+    await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN | budget)
+    world.upstream.override = _all_at_once(3)
+    token = world.token("read:sessions")
+    names = ("chat-1", "chat-2", "chat-closed")
+
+    replies = await asyncio.gather(*(ask(world, name, token) for name in names))
+
+    assert world.calls == 3, "not six: nothing was left for the next key"
+    assert [reply.status for reply in replies] == [503] * 3
+    assert {json.loads(reply.body)["code"] for reply in replies} == {"over_budget"}
+    assert {told(reply)["retry-after"] for reply in replies} == {"1"}
+    world.clock.advance(1)
+    replies = [await ask(world, name, token) for name in names]
+    assert [reply.status for reply in replies] == [200] * 3, "by the next key, at once"
     assert world.calls == 6
 
 

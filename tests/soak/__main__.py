@@ -1,14 +1,68 @@
-"""`make soak`."""
+"""Lets everything around the gateway fail, and prints what held.
 
+    python tests/soak [SECONDS [calm]]
+    python tests/soak faults
+
+The second plants, for each promise, a fault that breaks it into a copy of the code, and shows that
+a short run notices; `calm` lets nothing else fail.
+"""
+
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent))
 
-import soak
+import soak  # noqa: E402
+from planted import PLANTED, Planted  # noqa: E402
 
-found = soak.run(float(sys.argv[1]) if len(sys.argv) > 1 else 300.0)
-print(found.lines())
-for promise in found.broken():
-    print("BROKEN:", promise)
-sys.exit(bool(found.broken()))
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["faults"]:
+        return faults()
+    found = soak.run(float(arguments[0]) if arguments else 300.0, calm="calm" in arguments)
+    print(found.lines())
+    for promise in found.broken():
+        print("BROKEN:", promise)
+    return 1 if found.broken() else 0
+
+
+def faults() -> int:
+    missed = 0
+    for planted in PLANTED:
+        noticed = _noticed(planted)
+        missed += planted.promise not in noticed
+        print(f"{'missed' if planted.promise not in noticed else 'noticed':8} {planted.promise}")
+        print(f"         (all that was: {noticed})", flush=True)
+    return 1 if missed else 0
+
+
+def _noticed(planted: Planted) -> list[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        ignore = shutil.ignore_patterns("__pycache__", "node_modules")
+        for name in ("bff", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        file = copy / planted.file
+        text = file.read_text()
+        assert text.count(planted.old) == 1, planted
+        file.write_text(text.replace(planted.old, planted.new))
+        run = subprocess.run(
+            [sys.executable, "tests/soak", str(planted.seconds), *["calm"] * planted.calm],
+            cwd=copy,
+            env={"PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = run.stdout.splitlines()
+        found = [line.removeprefix("BROKEN: ") for line in lines if line.startswith("BROKEN: ")]
+        return found or [run.stderr.strip().rpartition("\n")[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,283 @@
+"""What is done with bytes that anyone may send, and what must hold whatever they are.
+
+Each target takes bytes and raises if something does not hold. `make fuzz` lets a coverage-guided
+fuzzer choose them; in the suite hypothesis does, for a moment.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from uvicorn.server import ServerState
+from world import OFF, Clock, World, claims, sign
+
+from bff import fleet, lane, limits, sessions
+from bff.demo.upstream import can_read, session
+from bff.errors import Refusal
+from bff.head import Head
+from bff.policy import DEFAULT_FIELDS, Policy
+from bff.replies import Reply
+from bff.revocations import Revocation
+from bff.server import config
+from bff.wire import Guard
+
+
+def segment(data: bytes) -> None:
+    """An id survives the way upstream as one segment, or there is none."""
+    try:
+        id_ = sessions.parse_id(data)
+    except Refusal as refusal:
+        assert refusal.code == "invalid_session_id"
+        return
+    path = sessions.path(id_)
+    last = path[len(sessions.ROUTE) :]
+    assert path.encode().startswith(sessions.ROUTE)
+    assert re.fullmatch(r"[A-Za-z0-9_.~%-]+", last)
+    assert last not in (".", "..")
+    assert unquote_to_bytes(last) == unquote_to_bytes(data) == id_.encode()
+
+
+def scopes(data: bytes) -> None:
+    """Scopes grant what upstream grants for them."""
+    texts = data.decode("latin-1").split("\n")
+    document = {"id": "session_1", "externalId": texts.pop() or None}
+    granted = sessions.grant(texts)
+    assert granted.covers("session_1", document["externalId"]) == can_read(tuple(texts), document)
+
+
+def document(data: bytes) -> None:
+    """Nothing that is not named leaves, and the SDK can read what does."""
+    rules, _, body = data.partition(b"\n")
+    paths = tuple(p for p in rules.decode("latin-1").split(",") if re.fullmatch(r"[\w.*-]+", p))
+    paths = tuple(path for path in paths if all(path.split(".")))
+    try:
+        changes = json.loads(body)
+    except (ValueError, RecursionError):
+        changes = {}
+    whole = session(1, "chat") | (changes if isinstance(changes, dict) else {"metadata": changes})
+    try:
+        read = sessions.parse_document(json.dumps(whole).encode(), asked=str(whole["id"]))
+    except Refusal as refusal:
+        assert refusal.code == "upstream_invalid"
+        return
+    shown = Policy(fields=DEFAULT_FIELDS, metadata=paths, tags=("public:*",)).project(read)
+    assert set(shown) <= {*DEFAULT_FIELDS, "metadata", "tags"}
+    assert all(tag.startswith("public:") for tag in shown["tags"])
+    assert shown["metadata"] is None or isinstance(shown["metadata"], dict)
+    theirs = set(_leaves(read["metadata"]))
+    for path, value in _leaves(shown["metadata"] or {}):
+        assert (path, value) in theirs
+        steps = [rule.split(".") for rule in paths]
+        assert any(
+            len(rule) <= len(path)
+            and all(s in (at, "*") for s, at in zip(rule, path, strict=False))
+            for rule in steps
+        ), path
+    for name in ("id", "type", "taskIdentifier", "createdAt", "updatedAt"):
+        assert isinstance(shown[name], str)
+    for name in ("externalId", "metadata", "closedAt", "closedReason", "expiresAt"):
+        assert name in shown
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from _leaves(inner, (*path, "[]"))
+    elif path:
+        yield path, json.dumps(value)
+
+
+def stored(data: bytes) -> None:
+    """A value of the store is read as what it is, or not at all; sealed by whomever."""
+    about, _, body = data.partition(b"\n")
+    for value in (data, fleet._seal_text(about + b"\n" + body)):
+        found = fleet.decode("space", "chat-1", value)
+        if found is not None:
+            assert "chat-1" in (found.id, found.external_id)
+            assert isinstance(found.id, str)
+            assert isinstance(found.external_id, str | None)
+            assert isinstance(found.closed, bool)
+            assert isinstance(found.missing, bool)
+            assert isinstance(found.loaded + found.lifetime, float)
+
+
+def revocation(data: bytes) -> None:
+    """What a replica told is a revocation, or a ValueError."""
+    try:
+        told = Revocation.decode(data.decode("utf-8", "replace"))
+    except ValueError:
+        return
+    assert told.before >= told.before, "a number"
+    assert Revocation.decode(told.encode()) == told
+
+
+def forwarded(data: bytes) -> None:
+    """The address is the peer's, or one that a trusted proxy told."""
+    trusted = [limits.IPv4Network("10.0.0.0/8")]
+    values = data.split(b"\n")
+    assert limits.browser_address("192.0.2.1", values, trusted) == "192.0.2.1"
+    told = limits.browser_address("10.0.0.1", values, trusted)
+    limits.ip_address(told)
+    limits.address_key(data.decode("latin-1"))
+
+
+class _Transport(asyncio.Transport):
+    """Takes what is written, and whether the connection was ended."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("192.0.2.1", 1), "sockname": ("127.0.0.1", 80)})
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        assert not self.closed, "nothing is written behind the end"
+        self.written += data
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = pause_reading
+
+
+class Wire:
+    """Bytes on a connection are answered alike in both lanes, and never with a failure."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._clock = Clock()
+        self._world = World(self._clock, **OFF, BFF_TOKEN_COOKIE="__Host-t")
+        self._runner.run(self._world.start(**self._world._changes))
+        token = sign(claims(self._clock.wall, "read:sessions:chat-1", exp=9_000_000_000))
+        self._token = token.encode()
+        self._runner.run(self._world.get("chat-1"))
+
+    def __call__(self, data: bytes) -> None:
+        """Feed *data*, in which ``$T`` stands for a good token and NUL bytes divide the reads."""
+        parts = [part for part in data.split(b"\0\0") if part]  # no transport brings nothing
+        reads = [part.replace(b"$T", self._token) for part in parts]
+        told = [self._runner.run(self._answers(reads, fast=fast)) for fast in (False, True)]
+        assert told[0] == told[1], told
+        statuses = [int(s) for s in re.findall(rb"(?m)^HTTP/1.1 (\d+)", told[0][0])]
+        assert all(status < 500 for status in statuses), statuses
+
+    def close(self) -> None:
+        self._runner.run(self._world.__aexit__())
+        self._runner.close()
+
+    async def _answers(self, reads: list[bytes], *, fast: bool) -> tuple[bytes, bool]:
+        service = self._world.service
+        told = config(service.browser_app, lifespan=False)
+        told.load()
+        kind: Any = service.protocol
+        if fast:
+            kind = lane.protocol(service, self._clock)
+            assert kind is not service.protocol
+        protocol: Guard = kind(config=told, server_state=ServerState(), app_state={})
+        transport = _Transport()
+        protocol.connection_made(transport)
+        for read in reads:
+            if not transport.closed:
+                protocol.data_received(read)
+            for _ in range(200):
+                await asyncio.sleep(0)
+                if not protocol.tasks:
+                    break
+        protocol.connection_lost(None)
+        # What differs between any two answers.
+        same = re.sub(rb"(x-request-id|date|age|server-timing): [^\r]*\r\n", b"", transport.written)
+        return same, transport.closed
+
+
+class Decision:
+    """No head is an exception, a failure, or an answer that a header could be put into."""
+
+    def __init__(self) -> None:
+        self._clock = Clock()
+        self._world = World(self._clock, **OFF, BFF_TOKEN_COOKIE="__Host-t")
+        self._runner = asyncio.Runner()
+        self._runner.run(self._world.start(**self._world._changes))
+
+    def close(self) -> None:
+        self._runner.run(self._world.__aexit__())
+        self._runner.close()
+
+    def __call__(self, data: bytes) -> None:
+        """Lines: method, path, query, then names and values of headers in turn."""
+        method, path, query, *lines = [*data.split(b"\n"), b"", b""][: max(3, data.count(b"\n"))]
+        headers = [(n.lower(), v) for n, v in zip(lines[::2], lines[1::2], strict=False)]
+        head = Head.read(method.decode("latin-1"), path, query, headers, "192.0.2.1")
+        answer = self._world.service.gateway.decide(head, *self._clock())
+        assert isinstance(answer, Reply), "without a good token nothing is loaded"
+        assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
+        assert not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer.head)
+        assert b"\n\n" not in answer.head.replace(b"\r", b"")
+
+
+TARGETS: dict[str, Callable[[], Callable[[bytes], None]]] = {
+    "segment": lambda: segment,
+    "scopes": lambda: scopes,
+    "document": lambda: document,
+    "stored": lambda: stored,
+    "revocation": lambda: revocation,
+    "forwarded": lambda: forwarded,
+    "decision": Decision,
+    "wire": Wire,
+}
+
+_GOOD = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer $T\r\n\r\n"
+SEEDS: dict[str, list[bytes]] = {
+    "segment": [b"chat-1", b"a%2Fb", b"..%2f", b"%252e", b"session_1", b"%C3%BC"],
+    "scopes": [b"read:sessions:a\nadmin\na", b"*:all\n", b"read:sessions\nb"],
+    "document": [b'plan,a.*.b\n{"metadata":{"plan":1,"a":{"x":{"b":[1]}}},"tags":["public:a"]}'],
+    "stored": [b'["space","chat-1",null,false,false,1.5,2.5]\n{}', b'["space","x","chat-1"]\n'],
+    "revocation": [b'{"kind":"jti","value":"a","before":null,"until":5}'],
+    "forwarded": [b"1.2.3.4, 10.0.0.2", b"[::1]:80,::ffff:10.1.1.1\n9.9.9.9"],
+    "decision": [
+        b"GET\n/api/v1/sessions/chat-1\n\nauthorization\nBearer x\norigin\nhttps://app.example.com",
+        b"GET\n/api/v1/sessions\npage[size]=2\ncookie\n__Host-t=a\nsec-fetch-site\nsame-origin",
+    ],
+    "wire": [
+        _GOOD,
+        _GOOD + _GOOD,
+        _GOOD[:40] + b"\0\0" + _GOOD[40:],
+        _GOOD + b"\0\0" + _GOOD + b"\0\0" + _GOOD,
+        _GOOD.replace(b"GET", b"POST").replace(b"Host", b"Content-Length: 3\r\nHost") + b"abc",
+        _GOOD.replace(b"GET", b"PUT").replace(b"Host", b"Transfer-Encoding: chunked\r\nHost")
+        + b"1\r\na\r\n0\r\n\r\n" + _GOOD,
+        _GOOD.replace(b"Host", b"Connection: close\r\nHost") + _GOOD,
+        _GOOD.replace(b"chat-1", b"chat-2?a=b"),
+        b"OPTIONS * HTTP/1.1\r\n\r\n" + _GOOD + b"GARBAGE\r\n\r\n",
+    ],
+}  # fmt: skip
+WORDS = [
+    *(b"\r\n", b"\n", b"\0\0", b"$T", b"HTTP/1.0", b"HTTP/1.1", b"Host:", b"Connection: close"),
+    *(
+        b"Transfer-Encoding: chunked",
+        b"Content-Length: 0",
+        b"Upgrade: h2c",
+        b"Expect: 100-continue",
+    ),
+    *(b"%2e%2e%2f", b"%00", b"?", b"#", b"session_", b"If-None-Match: *", b"Origin: null"),
+    *(b'"metadata":', b'"id":"session_1"', b"Infinity", b"1e999", b"[[[[", b"authorization\n"),
+]
+"""What is put together in the suite; a coverage-guided fuzzer finds words by itself."""

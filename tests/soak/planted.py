@@ -1,0 +1,100 @@
+"""For each promise of the soak, a fault that breaks it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Planted:
+    promise: str
+    """As `soak.PROMISES` words it."""
+    file: str
+    old: str
+    """Stands in the file once."""
+    new: str
+    seconds: float = 20
+    calm: bool = True
+    """Nothing else goes wrong meanwhile, so that no allowance has to be made for it."""
+
+
+_LEAK = "self.__dict__.setdefault('leak', []).append"
+
+PLANTED = [
+    Planted(
+        "an unentitled caller was answered",
+        "bff/gateway.py",
+        "            copy.environment != caller.environment\n            or not",
+        "            False and not",
+    ),
+    Planted(
+        "an entitled caller was refused as if it were not",
+        "bff/auth.py",
+        "if wall >= caller.expires:",
+        "if wall >= caller.expires - 4000:",
+    ),
+    Planted(
+        "a 5xx while a usable copy existed",
+        "bff/gateway.py",
+        'if load.last_resort and outcome.code != "not_found":',
+        "if False:",
+        calm=False,
+    ),
+    Planted(
+        "an answer beyond the age bounds",
+        "bff/cache.py",
+        "return age < stretched or age <",
+        "return age < 90 or age <",
+        seconds=60,
+    ),
+    Planted(
+        "an answer was lost",
+        "bff/wire.py",
+        "        self._chunk = len(data)\n",
+        "        self._chunk = len(data)\n        len(data) % 7 or self.transport.abort()\n",
+    ),
+    Planted(
+        "the budget was exceeded",
+        "bff/fleet.py",
+        "                wait = await self.store.spend(",
+        "                wait = 0.0 and await self.store.spend(",
+    ),
+    Planted(
+        "a limit was exceeded",
+        "bff/limits.py",
+        "        window.used += 1\n        return window",
+        "        return window",
+    ),
+    Planted(
+        "memory grew",
+        "bff/gateway.py",
+        '        self.telemetry.count("bff_requests", visit.route, reply.status, code)\n',
+        '        self.telemetry.count("bff_requests", visit.route, reply.status, code)\n'
+        f"        {_LEAK}(bytearray(200000))\n",
+    ),
+    Planted(
+        "descriptors grew",
+        "bff/loads.py",
+        "        wait = 0.0 if spent else await self._spend(environment)\n",
+        "        wait = 0.0 if spent else await self._spend(environment)\n"
+        f"        {_LEAK}(open('/dev/null'))\n",
+    ),
+    Planted(
+        "tasks grew",
+        "bff/loads.py",
+        "        wait = 0.0 if spent else await self._spend(environment)\n",
+        "        wait = 0.0 if spent else await self._spend(environment)\n"
+        f"        {_LEAK}(asyncio.create_task(asyncio.sleep(9999)))\n",
+    ),
+    Planted(
+        "connections were left open",
+        "bff/wire.py",
+        "        self._doors.leave(self._peer)\n",
+        "",
+    ),
+    Planted("loads were left in flight", "bff/cache.py", "        self._aloft -= 1\n", ""),
+    Planted(
+        "nothing was answered",
+        "bff/auth.py",
+        '_JWS.decode(token, key, algorithms=["HS256"])',
+        '_JWS.decode(token, key, algorithms=["HS384"])',
+    ),
+]

@@ -1,0 +1,76 @@
+"""The pretend upstream as a process of its own, to be killed and frozen.
+
+    python tests/soak/upstream.py PORT SESSIONS FOLDER
+
+In FOLDER, `upstream` holds one byte of weather and one with a bit for each secret key that is good;
+`calls` gets the time of each call, on the clock that all processes of a machine share.
+"""
+
+import asyncio
+import logging
+import mmap
+import os
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+
+import uvicorn
+from world import ENVIRONMENT_ID, ROOT_KEY
+
+from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
+
+WEATHER = ["fine", "500", "401", "HTML", "slow", "closes", "429", "wrong session"]
+SECRET_KEYS = [f"tr_dev_sk_SOAKsentinel000000000{number}" for number in range(3)]
+
+
+def main(port: int, sessions: int, folder: Path) -> None:
+    with (folder / "upstream").open("r+b") as opened:
+        told = mmap.mmap(opened.fileno(), 2)
+    calls = os.open(folder / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    environment = Environment(ENVIRONMENT_ID, ROOT_KEY)
+    environment.bucket.limit = environment.bucket.remaining = 10**9
+    for number in range(sessions):
+        environment.add(session(number, f"chat-{number}"))
+    by_external = {d["externalId"]: d for d in environment.sessions.values()}
+    environment.find = lambda id_: environment.sessions.get(id_) or by_external.get(id_)
+
+    async def override(seen: Seen) -> Answer | None:
+        os.write(calls, struct.pack("d", time.monotonic()))
+        app.seen.clear()
+        good = {key for bit, key in enumerate(SECRET_KEYS) if told[1] & 1 << bit}
+        if seen.header("authorization").removeprefix("Bearer ") not in good:
+            return Answer(401, {"error": "Invalid API key"})
+        environment.additional_keys = dict.fromkeys(good, ("read:sessions",))
+        match WEATHER[told[0]]:
+            case "500":
+                return Answer(500, {"error": "down"})
+            case "401":
+                return Answer(401, {"error": "Invalid API key"})
+            case "HTML":
+                return Answer(200, b"<html>")
+            case "closes":
+                return Answer(200, b"", {"content-length": "99"})
+            case "429":
+                reset = str(int((time.time() + 1) * 1000))
+                names = ("limit", "remaining", "reset")
+                values = zip(names, ("9", "0", reset), strict=True)
+                return Answer(429, {"error": "limited"}, {f"x-ratelimit-{n}": v for n, v in values})
+            case "wrong session":
+                return Answer(200, session(sessions + 1, "of-nobody"))
+            case "slow":
+                await asyncio.sleep(0.3)
+        return None
+
+    # Answers that it breaks off are its own errors, which are not what is looked for here.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+    app = PretendUpstream(environment, clock=time.time)
+    app.override = override
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    with socket.create_server(("127.0.0.1", port), backlog=512) as sock:
+        asyncio.run(uvicorn.Server(config).serve(sockets=[sock]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
