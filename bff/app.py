@@ -305,7 +305,6 @@ class Service:
             settings.store_url,
             timeout=settings.store_timeout,
             name=os.urandom(8).hex(),
-            wall=lambda: clock()[1],
             count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
             changed=changed,
         )

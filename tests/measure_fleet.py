@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from engines import Engine
-from test_fleet import RealClock, Replicas
+from fleets import RealClock, Replicas
 from world import OFF, World, read
 
 from bff.demo.upstream import session
