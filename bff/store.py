@@ -559,15 +559,17 @@ return redis.call('ZCARD', KEYS[1])
 """
 
 _TAKE = """
-local used = tonumber(redis.call('GET', KEYS[1]) or 0)
-local given = math.max(0, math.min(tonumber(ARGV[2]), tonumber(ARGV[1]) - used))
-if given > 0 then redis.call('INCRBY', KEYS[1], given) end
+local there = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
+if left == -1 then return redis.error_reply('FOREIGN') end
+local limit, used = tonumber(ARGV[1]), tonumber(there or 0)
+local given = math.max(0, math.min(tonumber(ARGV[2]), limit - used))
+if given > 0 then redis.call('INCRBY', KEYS[1], given) end
 if left < 0 or left > tonumber(ARGV[3]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])
   left = tonumber(ARGV[3])
 end
-return {given, math.max(0, tonumber(ARGV[1]) - used - given), left}
+return {given, math.max(0, limit - used - given), left}
 """
 
 _SPEND = """

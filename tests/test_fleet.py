@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from fleets import Replicas, everything, purge, until
-from world import FRIENDLY, OFF, World, read
+from world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, session
 
@@ -145,6 +145,38 @@ async def test_upstreams_429_stops_every_replica(replicas: Replicas) -> None:
     assert 25 <= int(reply.headers["retry-after"]) <= 30
 
 
+async def test_an_absurd_word_of_upstream_stops_the_fleet_for_no_longer_than_one(
+    replicas: Replicas,
+) -> None:
+    one, two = await replicas.several(2, **OFF)
+    one.answer(200, session(1, "chat-1"), x_ratelimit_limit="100", x_ratelimit_remaining="0",
+               x_ratelimit_reset="99999999999999")  # fmt: skip
+    await one.get("chat-1")
+    with replicas.engine.client() as client:
+        await until(lambda: client.keys("*:allowance"))
+        assert client.ttl(client.keys("*:allowance")[0]) <= 60
+
+    assert (await two.get("chat-2")).status_code == 503
+
+
+async def test_answers_that_overtake_one_another_leave_upstreams_lower_half_alone(
+    replicas: Replicas,
+) -> None:
+    """Of 100, 53 are left: three loads at once, of which the first to be sent is heard of last."""
+    one, two = await replicas.several(2, **OFF)
+    now = time.time()
+    for world, remaining in ((one, 50), (two, 52), (one, 51)):
+        world.service.fleet.observe("default", limit=100, remaining=remaining, reset=30.0)
+        await asyncio.sleep(0.02)
+    assert (await two.get("chat-2")).status_code == 503
+    one.service.fleet.observe("default", limit=100, remaining=99, reset=now - time.time())
+    await asyncio.sleep(0.02)
+    assert (await two.get("chat-2")).status_code == 503, "of a former period"
+    one.service.fleet.observe("default", limit=100, remaining=99, reset=40.0)
+    await asyncio.sleep(0.02)
+    assert (await two.get("chat-2")).status_code == 200
+
+
 async def test_one_load_for_all_however_many_ask_at_once(replicas: Replicas) -> None:
     worlds = await replicas.several(4, **OFF, BFF_CACHE_TTL="30")
 
@@ -257,30 +289,46 @@ async def test_a_policy_that_changes_during_a_load_holds_for_what_it_brings(
     assert (await two.get("chat-1")).json()["metadata"] is None
 
 
+def texts(value: object) -> set[str]:
+    """Every text in a document that is long enough to be told from others, names included."""
+    if isinstance(value, dict):
+        return set().union(*({name} | texts(part) for name, part in value.items()))
+    if isinstance(value, list):
+        return set().union(*map(texts, value))
+    return {value} if isinstance(value, str) else set()
+
+
 async def test_nothing_hidden_is_in_the_store_and_everything_expires(replicas: Replicas) -> None:
     one, two = await replicas.several(2)
+    shown: set[str] = set()
     for world in (one, two):
         for id_ in ("chat-1", "chat-2", "chat-closed", FRIENDLY["chat-2"], "none"):
-            await world.get(id_)
+            shown |= texts((await world.get(id_)).json())
         await world.get("chat-1", token="bad.bad.bad")
     await purge(one, "chat-2")
+    await one.ops.post("/revocations", json={"jti": "lost"})
     await asyncio.sleep(0.1)
 
     found = everything(replicas.engine)
 
     assert any(b"chat-closed" in value for value in found.values()), "there are copies"
+    kinds = {key.split(b":")[1] for key in found} | {key.rpartition(b":")[2] for key in found}
+    assert {b"w", b"replicas", b"purges", b"revocations", b"spent", b"purged"} <= kinds
     text = b"\n".join(key + b" " + value for key, value in found.items())
-    document = session(1, "chat-1")
-    hidden = [
-        "basePayload", "the first message", "enterprise", "user_123", "botScore", "tenant_acme",
-        "small-1x", "costCents", "user:123", "org:acme", "public:beta", "triggerConfig",
-        *(word for tag in document["tags"] for word in [tag]),
-        "tr_", "own-signing", "Bearer", "127.0.0.1",
-    ]  # fmt: skip
+    documents = replicas.upstream.environments[0].sessions.values()
+    hidden = {word for word in texts(list(documents)) - shown if len(word) > 3}
+    assert {
+        "basePayload",
+        "the first message, word for word",
+        "tenant_acme",
+        "user:123",
+        "triggerConfig",
+    } < hidden
+    hidden |= {"tr_", "own-signing", "Bearer", "127.0.0.1", "bad.bad"}
     assert [word for word in hidden if word.encode() in text] == []
     with replicas.engine.client() as client:
-        lasting = [key for key in found if client.ttl(key) < 0]
-    assert sorted(lasting) == [b"bff1:replicas", b"bff1:{told}:purges"], "both are bounded"
+        lasting = {key for key in found if client.ttl(key) < 0}
+    assert lasting == {b"bff1:{told}:purges", b"bff1:{told}:revocations"}, "both are bounded"
 
 
 # -- revocations
@@ -298,6 +346,7 @@ async def test_a_revocation_reaches_every_replica_also_one_that_starts_later(
     assert reply.status_code == 200
     (three,) = await replicas.several(1, **OFF)
 
+    assert len(three.service.gateway.revocations) == 1, "before its first request"
     for world in (one, two, three):
         revocations = world.service.gateway.revocations
         await until(lambda revocations=revocations: len(revocations) == 1)
@@ -396,12 +445,93 @@ async def test_foreign_and_corrupt_values_are_dropped_and_counted(replicas: Repl
             assert counts["bff_shared_copies", "dropped"] == number
             assert client.get(other) not in spoilt.values()
             client.delete(other)
-        # values of other types, under every key that is ours
-        for key in everything(replicas.engine):
-            if key != b"bff1:replicas":
-                client.delete(key)
+
+
+@pytest.mark.parametrize("junk", ["another type", "a text", "a number, for ever"])
+async def test_whatever_stands_under_our_keys_is_got_over(replicas: Replicas, junk: str) -> None:
+    wide = dict.fromkeys(("BFF_RATE_LIMIT", "BFF_IP_RATE_LIMIT"), "1000000/minute")
+    told = wide | {"BFF_UPSTREAM_BUDGET": "100/minute", "BFF_CACHE_TTL": "60"}
+    (world,) = await replicas.several(1, **told)
+    await world.get("chat-1")
+    await purge(world, "chat-1")
+    await world.get("chat-1")
+    bucket = replicas.upstream.environments[0].bucket
+    bucket.interval, bucket.since = 60.0, time.time()
+    await asyncio.sleep(0.05)
+    space, limits = world.service.fleet.spaces["default"], world.service.gateway._limits
+    keys = {
+        *everything(replicas.engine),
+        *(f"bff1:{{{space.place}}}:{what}".encode() for what in ("spent", "allowance", "pause")),
+        f"bff1:{{{space.copies}:chat-1}}:load".encode(),
+    }
+    assert len(keys) >= 11
+    for key in keys:
+        with replicas.engine.client() as client:
+            client.delete(key)
+            if junk == "another type":
                 client.sadd(key, "foreign")
-        world.service.gateway.cache.drop("default", "chat-1")
-        assert (await world.get("chat-1")).status_code == 200
-        assert world.telemetry.counts["bff_store_commands", "foreign"] >= 1
-        await until(lambda: world.service.fleet.up)
+            else:
+                client.set(key, "foreign" if junk == "a text" else 10**17)
+        if key.startswith(b"bff1:w:"):
+            for limiter in (limits.caller, limits.address):
+                limiter._windows.clear()
+        for _ in range(2):
+            world.service.gateway.cache.drop("default", "chat-1")
+            assert (await world.get("chat-1")).status_code == 200, key
+            await purge(world, "chat-1")
+
+    kept = world.telemetry.counts["bff_shared_copies", "kept"]
+    await until(lambda: world.service.fleet.up)
+    assert (await world.get("chat-1")).status_code == 200
+    await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == kept + 1)
+    assert world.telemetry.counts["bff_store_commands", "foreign"] >= 3
+    assert world.telemetry.counts["bff_store_commands", "late"] == 0
+
+
+async def test_a_foreign_message_makes_nobody_deaf(replicas: Replicas) -> None:
+    one, two = await replicas.several(2, **OFF, BFF_CACHE_TTL="60")
+    await two.get("chat-1")
+    with replicas.engine.client() as client:
+        for stream in ("purges", "revocations"):
+            key = f"bff1:{{told}}:{stream}"
+            client.xadd(key, {b"\xff": b"\xff"})
+            client.xadd(key, {"revocation": "[]", "id": "chat-1"})
+            client.xadd(key, {"revocation": '{"before": 1' + "0" * 400 + "}"})
+            client.xadd(key, {"place": two.service.fleet.spaces["default"].place, "id": ""})
+
+    await purge(one, "chat-1")
+
+    await until(lambda: not two.service.gateway.cache._kept)
+
+
+# -- tokens that upstream verifies
+
+
+async def test_tokens_that_upstream_verifies_are_counted_by_all(replicas: Replicas) -> None:
+    """What they are counted by is leased after the test, where nobody can decide again."""
+    told = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream", "BFF_RATE_LIMIT": "10/minute"}
+    worlds = await replicas.several(2, **told)
+    claims_ = claims(time.time(), *read("chat-1", "chat-2"), act={"sub": "someone"})
+    good, bad = sign(claims_, ROOT_KEY), sign(claims_, OWN_KEY)
+
+    statuses = [
+        (await worlds[n % 2].get(("chat-1", "chat-2")[n // 2 % 2], token=good)).status_code
+        for n in range(20)
+    ]
+    assert statuses == [200] * 10 + [429] * 10
+    assert (await worlds[0].get("chat-1", token=bad)).status_code == 401
+
+    listed = sign(claims_ | {"act": {"sub": "another"}}, ROOT_KEY)
+    reply = await worlds[1].browser.get(
+        "/api/v1/sessions", headers={"authorization": f"Bearer {listed}"}
+    )
+    assert reply.status_code == 200
+    assert len(reply.json()["data"]) == 2
+
+
+async def test_a_bad_token_that_waits_for_a_lease_is_counted_once(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1)
+
+    await world.get("chat-1", token="bad.bad.bad")
+
+    assert world.telemetry.counts["bff_bad_tokens", "token_invalid"] == 1
