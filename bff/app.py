@@ -372,6 +372,7 @@ class Service:
             await self.fleet.start()
         except StoreError as exc:
             if not self._told.store_optional:
+                await self.fleet.stop()
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
 

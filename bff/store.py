@@ -29,6 +29,7 @@ _SOCKET_SECONDS: Final = 1.0
 _OPEN_SECONDS: Final = 3.0
 _CATCH_UP_SECONDS: Final = 15.0
 _BLOCK_MILLISECONDS: Final = 1000
+_LISTEN_SECONDS: Final = 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
 _SETTLED: Final = 5
 """Heartbeats after which a store that came back counts as there to stay."""
 _MAX_PAUSE_SECONDS: Final = 4.0
@@ -102,13 +103,15 @@ class Store:
         self._pause = HEARTBEAT_SECONDS / 4
         self._led_astray = False
         self._losses = 0
+        self._error: Exception | None = None
         from valkey import exceptions  # noqa: PLC0415  a tenth of a second: who has no store saves it
 
         self._errors = exceptions
-        self._failures = (exceptions.ValkeyError, OSError, TimeoutError)
+        cluster = exceptions.ValkeyClusterException  # no ValkeyError
+        self._failures = (exceptions.ValkeyError, cluster, OSError, TimeoutError)
         self._client = _client(place, _SOCKET_SECONDS)
         # A listener waits for seconds at a time, on a connection of its own.
-        self._listener = _client(place, 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000)
+        self._listener = _client(place, _LISTEN_SECONDS)
 
     async def open(self, heard: Callable[[dict[str, str]], None]) -> None:
         """Connect, and begin to beat and to hear what is published.
@@ -123,7 +126,11 @@ class Store:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._greet()
         except Away:
-            raise self._trouble(f"cannot be used ({self.reason})") from None
+            error = self._error
+            what = (
+                "does not answer in time" if error is None else _what_is_wrong(error, self._errors)
+            )
+            raise self._trouble(what) from None
         except self._failures as exc:
             raise self._trouble(_what_is_wrong(exc, self._errors)) from None
         try:
@@ -208,7 +215,7 @@ class Store:
             if all(self._is_foreign(error) for error in errors):
                 self._drop_foreign(commands)
             else:
-                self._led_astray = True
+                self._led_astray, self._error = True, errors[0]
                 self._lost(type(errors[0]).__name__)  # not its text, which may be anyone's
             raise Away
         self._count("ok", len(commands))
@@ -244,7 +251,7 @@ class Store:
             if self._led_astray:
                 # The address may lead elsewhere by now, and an open connection never would.
                 self._led_astray = False
-                await self._client.aclose()
+                self._client = await self._another(self._client, _SOCKET_SECONDS)
             pipeline = self._client.pipeline(transaction=False)
             for command, _ in batch:
                 pipeline.execute_command(*command)
@@ -254,6 +261,11 @@ class Store:
         for (_, answer), got in zip(batch, answers, strict=True):
             if not answer.done():
                 answer.set_result(got)
+
+    async def _another(self, client: Any, socket_timeout: float) -> Any:
+        with contextlib.suppress(*self._failures):
+            await client.aclose()
+        return _client(self._place, socket_timeout)
 
     # -- away and back
 
@@ -422,7 +434,8 @@ class Store:
             try:
                 if not connected or losses != self._losses:
                     losses = self._losses
-                    await self._listener.aclose()  # whoever is there now, it may be another
+                    # Whoever is there now, it may be another.
+                    self._listener = await self._another(self._listener, _LISTEN_SECONDS)
                     await self._find_place(last, late=late)
                     connected = True
                 block = _BLOCK_MILLISECONDS if caught_up.is_set() else None
@@ -473,11 +486,15 @@ def _what_is_wrong(exc: Exception, errors: Any) -> str:
         (isinstance(exc, errors.AuthenticationError), "rejects the name or the password"),
         (isinstance(exc, errors.NoPermissionError), "does not let its user do all that it has to"),
         ("DB index" in text, "has no database of that number"),
-        ("cluster support disabled" in text, "is no cluster: leave +cluster out"),
-        (isinstance(exc, errors.MovedError), "is a cluster: write +cluster://"),
-        (isinstance(cause, ssl.SSLError), "cannot be reached (its certificate is not trusted)"),
+        ("Cluster mode is not enabled" in text, "is no cluster: leave +cluster out"),
+        ("MOVED" in text, "is a cluster: write +cluster://"),
+        (
+            isinstance(cause, ssl.SSLCertVerificationError),
+            "cannot be reached (its certificate is not trusted)",
+        ),
+        (isinstance(cause, ssl.SSLError), "cannot be reached (it does not speak TLS with us)"),
         (isinstance(exc, errors.InvalidResponse), "is no Valkey server, or wants TLS: valkeys://"),
-        (isinstance(exc, errors.ResponseError), f"answers with an error ({type(exc).__name__})"),
+        (isinstance(exc, errors.ResponseError), f"cannot be used ({type(exc).__name__})"),
     )
     return next((words for so, words in known if so), "cannot be reached")
 
@@ -522,6 +539,8 @@ def _client(place: Place, socket_timeout: float) -> Any:
         "socket_timeout": socket_timeout,
         "socket_connect_timeout": _SOCKET_SECONDS,
         "socket_keepalive": True,
+        "lib_name": None,  # its user may do nothing that is not needed
+        "lib_version": None,
     }
     if place.tls:
         options |= {

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import time
 from contextlib import AsyncExitStack
 from urllib.parse import quote
@@ -97,8 +98,9 @@ def events(world: World, name: str) -> list[dict]:
 class Relay:
     """Stands between replicas and their store: slows it down, cuts it off, leads elsewhere."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.target = port
+        self._tls = tls
         self.delay = 0.0
         """Seconds that each answer takes longer."""
         self.opened = 0
@@ -106,7 +108,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Relay":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"valkey://127.0.0.1:{self.port}"
         return self
