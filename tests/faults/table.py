@@ -23,6 +23,7 @@ _LANE = "tests/test_lane.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
+_STORE = "tests/incidents/test_incident_store.py"
 
 FAULTS = [
     Fault(
@@ -148,6 +149,20 @@ FAULTS = [
         "if id_ not in (found.id, found.external_id) or found.environment != environment:",
         "if False:",
         f"{_COPIES}::test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted",
+    ),
+    Fault(
+        15,
+        "bff/store.py",
+        "in zip(batch, answers, strict=True):",
+        "in zip(batch[::-1], answers, strict=True):",
+        f"{_STORE}::test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others",
+    ),
+    Fault(
+        15,
+        "bff/fleet.py",
+        "if its_space != space or id_ not in (found.id, found.external_id):",
+        "if its_space != space:",
+        f"{_STORE}::test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted",
     ),
     Fault(
         16,
@@ -306,6 +321,20 @@ FAULTS = [
         f"{_COPIES}::test_30_ten_thousand_flaps_leave_nothing_behind",
     ),
     Fault(
+        30,
+        "bff/store.py",
+        "            await client.aclose()\n        return _client(",
+        "            globals().setdefault('_OPEN', []).append(client)\n        return _client(",
+        f"{_STORE}::test_30_a_store_that_comes_and_goes_leaves_nothing_behind",
+    ),
+    Fault(
+        30,
+        "bff/store.py",
+        "task.add_done_callback(self._told.discard)",
+        "pass",
+        f"{_STORE}::test_30_a_store_that_comes_and_goes_leaves_nothing_behind",
+    ),
+    Fault(
         31,
         "bff/gateway.py",
         "if head.id or (path.startswith(sessions.ROUTE) and",
@@ -371,8 +400,8 @@ FAULTS = [
     Fault(
         34,
         "bff/limits.py",
-        "self._allowance_ends = now + min(max(reset, 0.0), MAX_RESET)",
-        "self._allowance_ends = now + max(reset, 0.0)",
+        "now + min(max(reset, 0.0), MAX_RESET)",
+        "now + max(reset, 0.0)",
         f"{_COPIES}::test_34_an_absurd_reset_stops_nothing_for_long",
     ),
     Fault(
