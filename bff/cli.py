@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from http import HTTPStatus
 from http.client import HTTPConnection
 from typing import Any, NoReturn
@@ -60,7 +61,19 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         sys.exit(2)
 
 
-def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> int:
+def _read_again(environ: dict[str, str], telemetry: Telemetry) -> settings.Settings:
+    """Read the settings for a worker in another's place: keys may have gone since the start.
+
+    It begins without the store if that is away: its going must not stop the others.
+    """
+    try:
+        return replace(settings.load(environ), store_optional=True)
+    except settings.SettingsError as exc:
+        telemetry.log.error("settings_not_reloaded", problems=exc.problems)
+        sys.exit(1)  # the others go on by what they know, and it is tried again
+
+
+def _fork(workers: int, told: settings.Settings, telemetry: Telemetry) -> tuple[int, bool]:
     if told.store_url is None:
         telemetry.log.warning(
             "workers_count_alone",
@@ -88,12 +101,15 @@ def _run(main_: Any) -> None:
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     harden()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # until it can be heard
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     told = _settings(environ)
     telemetry = Telemetry()
     given = server.inherited(environ)
     browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
-    number = _fork(workers, told, telemetry) if workers > 1 else 0
+    number, again = _fork(workers, told, telemetry) if workers > 1 else (0, False)
+    if again:
+        told = _read_again(environ, telemetry)
     ops = None if number else given.get("ops")
     if ops is None:
         ops = _listen(told.ops_host, told.ops_port and told.ops_port + number, "BFF_OPS_PORT")
@@ -117,6 +133,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             )
             sys.exit(2)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await server.run(
             [
                 (_browser(service), browser),

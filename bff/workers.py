@@ -19,8 +19,8 @@ UNUSABLE = 2
 """The exit status of a process that cannot be used as it is told to be: all of them end."""
 
 
-def supervise(number: int, log: Any) -> int:
-    """Fork *number* workers and return in each with its own number, from 0.
+def supervise(number: int, log: Any) -> tuple[int, bool]:
+    """Fork *number* workers and return in each: its number, from 0, and if it replaces another.
 
     The supervisor never returns: it hands signals on, and exits when all workers have.
     """
@@ -38,11 +38,11 @@ class _Supervisor:
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
 
-    def run(self, number: int) -> int:
+    def run(self, number: int) -> tuple[int, bool]:
         """Start them all, and then again who dies; returns in the workers only."""
         for worker in range(number):
             if self._is_worker(worker):
-                return worker
+                return worker, False
         status = 0
         while self._workers:
             pid, ended = os.wait()
@@ -57,7 +57,7 @@ class _Supervisor:
             if time.perf_counter() - began < _RESTART_SECONDS:
                 time.sleep(_RESTART_SECONDS)
             if not self._stopping and self._is_worker(worker):
-                return worker
+                return worker, True
         sys.exit(status)
 
     def _hand_on(self, signum: int, _: object) -> None:
@@ -78,7 +78,9 @@ class _Supervisor:
                 signal.signal(signum, handler)
             with contextlib.suppress(AttributeError, OSError):  # Linux alone tells of its death
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
+        # What a worker cannot hear yet it hears as soon as it can.
+        heard = set(self._before) - (set() if pid else {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
         if not pid and os.getppid() != self._pid:
             sys.exit(1)
         return not pid

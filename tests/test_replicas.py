@@ -1,24 +1,25 @@
 """Real gateway processes in front of a real store: killed and restarted while traffic flows."""
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
-from engines import ENGINES, Engine
-from world import OFF, PATH, Gateway, read, running_upstream
+from engines import ENGINES, Engine, free_port
+from world import OFF, OWN_KEY, PATH, Gateway, environ, read, running_upstream
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request, tmp_path: Path) -> Iterator[Engine]:
-    if ENGINES[request.param] is None:
-        pytest.skip("redis-server is not installed: apt-get install redis-server")
     with Engine(request.param, tmp_path) as engine:
         yield engine
 
@@ -172,6 +173,7 @@ def test_the_store_dies_and_returns_while_traffic_flows(engine: Engine) -> None:
             assert gateway.output.count('"store_there"') >= 3
 
 
+@pytest.mark.parametrize("engine", ["valkey"], indirect=True)
 def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> None:
     told = OFF | {"BFF_STORE_URL": engine.url, "BFF_RATE_LIMIT": "60/minute"}
     with (
@@ -200,6 +202,116 @@ def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> 
         assert '"worker_died"' in gateway.output
     assert gateway.process.returncode == 0
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_workers_go_on_by_new_settings_and_so_do_those_that_replace_them(tmp_path: Path) -> None:
+    """A key that was taken out is not good again because a worker died."""
+    config = tmp_path / "bff.toml"
+
+    def write(**told: str) -> None:
+        config.write_text("".join(f"{name} = {value!r}\n" for name, value in told.items()))
+
+    write(BFF_SIGNING_KEYS=f"{OWN_KEY},{'n' * 40}")
+    told = OFF | {"BFF_SIGNING_KEYS": None, "BFF_CONFIG": str(config)}
+    with running_upstream() as upstream, Gateway(
+        upstream.port, "--workers", "2", **told
+    ) as gateway:  # fmt: skip
+        token = gateway.token(*read("chat-1"))
+
+        def statuses() -> Counter[int]:
+            url, headers = gateway.url + PATH + "chat-1", {"authorization": f"Bearer {token}"}
+            return Counter(httpx2.get(url, headers=headers).status_code for _ in range(12))
+
+        def until(condition: Callable[[], bool]) -> None:
+            for _ in range(500):
+                if condition():
+                    return
+                time.sleep(0.02)
+            raise AssertionError(gateway.output)
+
+        assert statuses() == {200: 12}
+        write(BFF_SIGNING_KEYS="n" * 40)
+        gateway.process.send_signal(signal.SIGHUP)
+        until(lambda: gateway.output.count('"settings_reloaded"') >= 2)
+        until(lambda: statuses() == {401: 12})
+
+        for pid in children(gateway.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: gateway.output.count('"listening"') == 4)
+        until(lambda: answers(gateway))
+        assert statuses() == {401: 12}
+
+        write(BFF_NO_SUCH_THING="1")
+        os.kill(children(gateway.process.pid)[0], signal.SIGKILL)
+        until(lambda: '"settings_not_reloaded"' in gateway.output)
+        assert statuses() == {401: 12}, "the other goes on"
+        write(BFF_SIGNING_KEYS="n" * 40)
+        until(lambda: gateway.output.count('"listening"') == 5)
+
+
+def answers(gateway: Gateway) -> bool:
+    try:
+        return httpx2.get(gateway.url + "/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("engine", ["valkey"], indirect=True)
+def test_a_worker_is_replaced_though_the_store_is_away(engine: Engine) -> None:
+    told = OFF | {"BFF_STORE_URL": engine.url}
+    with running_upstream() as upstream, Gateway(
+        upstream.port, "--workers", "2", **told
+    ) as gateway:  # fmt: skip
+        engine.kill()
+        workers = children(gateway.process.pid)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(500):
+            if gateway.output.count('"listening"') == 4 and answers(gateway):
+                break
+            time.sleep(0.02)
+        token = gateway.token(*read("chat-1"))
+        url, headers = gateway.url + PATH + "chat-1", {"authorization": f"Bearer {token}"}
+        assert httpx2.get(url, headers=headers).status_code == 200
+        assert gateway.process.poll() is None
+
+
+def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
+    with running_upstream() as upstream, Gateway(upstream.port, "--workers", "2") as gateway:
+        asked = threading.Event()
+
+        async def slowly(_):
+            asked.set()
+            await asyncio.sleep(0.7)
+
+        upstream.app.override = slowly
+        replies = []
+
+        def ask() -> None:
+            headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
+            replies.append(httpx2.get(gateway.url + PATH + "chat-1", headers=headers).status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert asked.wait(10)
+        gateway.process.send_signal(signal.SIGTERM)
+        thread.join()
+        gateway.process.wait(timeout=20)
+
+        assert replies == [200]
+        assert gateway.process.returncode == 0
+
+
+def test_workers_whose_store_is_not_there_end_all_of_them() -> None:
+    told = environ(BFF_STORE_URL=f"valkey://127.0.0.1:{free_port()}", BFF_PORT="0")
+    done = subprocess.run(
+        [sys.executable, "-m", "bff", "serve", "--workers", "2"],
+        env={"PATH": os.environ["PATH"], **told, "BFF_OPS_PORT": "0"},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert "cannot be reached; mend it, or set BFF_STORE_OPTIONAL=true" in done.stderr
 
 
 def test_workers_without_a_store_say_what_each_counts_alone() -> None:
