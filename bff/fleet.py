@@ -239,7 +239,8 @@ class Fleet:
         if isinstance(outcome, Refusal) and outcome.code != "not_found" and known is not None:
             now, _ = self._clock()
             if now - known.loaded < question.lifetime(known):
-                known.retry = now + _RETRY_SECONDS
+                # Over the budget it is soon the next one's turn.
+                known.retry = now + min(outcome.retry_after or _RETRY_SECONDS, _RETRY_SECONDS)
                 return known, False
         return outcome, True
 

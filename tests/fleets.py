@@ -26,7 +26,7 @@ class RealClock(Clock):
         pass
 
 
-PATIENT = {"BFF_STORE_TIMEOUT": "2"}
+PATIENT = {"BFF_STORE_TIMEOUT": "20"}
 """For tests of what is counted: a busy machine is no slow store."""
 
 

@@ -9,6 +9,7 @@ from fleets import Replicas, everything, purge, until
 from world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, session
+from bff.limits import Budget
 
 
 async def test_a_copy_that_one_replica_loaded_is_used_by_all(replicas: Replicas) -> None:
@@ -143,6 +144,22 @@ async def test_upstreams_429_stops_every_replica(replicas: Replicas) -> None:
 
     assert (reply.status_code, len(replicas.upstream.seen)) == (503, 1)
     assert 25 <= int(reply.headers["retry-after"]) <= 30
+
+
+async def test_who_was_over_the_budget_tries_again_when_it_is_its_turn(replicas: Replicas) -> None:
+    """Not a second later, which would leave budget unused and make copies older than they need be."""
+    told = OFF | {"BFF_UPSTREAM_BUDGET": "3/second", "BFF_CACHE_TTL": "0.1"}
+    (world,) = await replicas.several(1, **told)
+    await world.get("chat-1")
+    fleet, cache = world.service.fleet, world.service.gateway.cache
+    for _ in range(2):
+        await fleet.spend("default", Budget(3, 1.0), within=2.0)
+    await asyncio.sleep(0.7)
+    assert (await world.get("chat-1")).headers["cache-status"] == "bff; hit; detail=stale"
+    await world.settle()
+
+    now = time.monotonic()
+    assert cache.find("default", "chat-1", now).retry - now < 0.5
 
 
 async def test_an_absurd_word_of_upstream_stops_the_fleet_for_no_longer_than_one(

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from engines import ENGINES, Engine, free_port
+from fleets import PATIENT
 from world import OFF, OWN_KEY, PATH, Gateway, environ, read, running_upstream
 
 from bff.demo.upstream import session
@@ -102,7 +103,7 @@ def test_one_load_for_each_ttl_and_none_beyond_the_limit(engine: Engine, number:
     ttl = 0.5
     told = OFF | {
         "BFF_STORE_URL": engine.url,
-        "BFF_STORE_TIMEOUT": "2",
+        **PATIENT,
         "BFF_CACHE_TTL": str(ttl),
         "BFF_CACHE_STALE_WHILE_REVALIDATE": "0.25",
     }
@@ -130,7 +131,7 @@ def test_a_limit_is_not_exceeded_by_one_while_replicas_die(engine: Engine, numbe
     limit = 200
     told = OFF | {
         "BFF_STORE_URL": engine.url,
-        "BFF_STORE_TIMEOUT": "2",
+        **PATIENT,
         "BFF_RATE_LIMIT": f"{limit}/minute",
     }
     with running_upstream() as upstream, ExitStack() as stack:
@@ -155,7 +156,7 @@ def test_the_budget_is_one_while_replicas_die(engine: Engine) -> None:
     """And what is left of upstream's own bucket, whoever is told of it."""
     told = OFF | {
         "BFF_STORE_URL": engine.url,
-        "BFF_STORE_TIMEOUT": "2",
+        **PATIENT,
         "BFF_CACHE_TTL": "60",
         "BFF_UPSTREAM_BUDGET": "40/minute",
     }

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from engines import ENGINES, Cluster, Engine, free_port
-from fleets import RealClock, Relay, Replicas, events, purge, until
+from fleets import PATIENT, RealClock, Relay, Replicas, events, purge, until
 from world import FRIENDLY, Gateway, World, environ, running_upstream
 
 from bff import settings
@@ -303,7 +303,9 @@ async def test_tls_is_checked(certificates: Path, kind: str) -> None:
         good = await tls(stack, kind, certificates, "good")
         other = await tls(stack, kind, certificates, "other")
         inner = await stack.enter_async_context(AsyncExitStack())
-        world = await inner.enter_async_context(World(RealClock(), BFF_STORE_URL=good + ca))
+        world = await inner.enter_async_context(
+            World(RealClock(), **PATIENT, BFF_STORE_URL=good + ca)
+        )
         assert (await world.get("chat-1")).status_code == 200
         assert world.service.fleet.up
         await inner.aclose()

@@ -61,7 +61,7 @@ async def test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others(
         assert world.telemetry.counts["bff_mismatched_copies",] == 0
         assert world.telemetry.counts["bff_shared_copies", "dropped"] == 0
         assert store.up
-        assert store._queue == []
+        await until(lambda store=store: not store._queue)
 
 
 async def test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted(
