@@ -147,7 +147,7 @@ async def test_upstreams_429_stops_every_replica(replicas: Replicas) -> None:
 
 
 async def test_who_was_over_the_budget_tries_again_when_it_is_its_turn(replicas: Replicas) -> None:
-    """Not a second later, which would leave budget unused and make copies older than they need be."""
+    """Not a second later: budget would be left unused, and copies would be older than need be."""
     told = OFF | {"BFF_UPSTREAM_BUDGET": "3/second", "BFF_CACHE_TTL": "0.1"}
     (world,) = await replicas.several(1, **told)
     await world.get("chat-1")
