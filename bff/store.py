@@ -27,7 +27,7 @@ UNKNOWN_REPLICAS: Final = 4
 _SOCKET_SECONDS: Final = 1.0
 """A connection that says nothing for so long is closed, and a new one opened."""
 _OPEN_SECONDS: Final = 3.0
-_CATCH_UP_SECONDS: Final = 15.0
+_CATCH_UP_SECONDS: Final = 30.0
 _BLOCK_MILLISECONDS: Final = 1000
 _LISTEN_SECONDS: Final = 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
 _SETTLED: Final = 5
@@ -442,8 +442,7 @@ class Store:
                 streams = await self._listener.xread(last, count=_MAX_BATCH, block=block)
             except self._failures as exc:
                 if self._is_foreign(exc):
-                    self._count("foreign", 1)
-                    self.tell(*(("UNLINK", _stream_key(name)) for name in _STREAMS))
+                    await self._drop_foreign_streams()
                 connected, late = False, True
                 await asyncio.sleep(HEARTBEAT_SECONDS / 4)
                 continue
@@ -453,6 +452,15 @@ class Store:
                 for number, fields in messages:
                     last[key.decode()] = number
                     self._hear(heard, fields)
+
+    async def _drop_foreign_streams(self) -> None:
+        for key in map(_stream_key, _STREAMS):
+            try:
+                await self._listener.xrevrange(key, count=1)
+            except self._failures as exc:
+                if self._is_foreign(exc):
+                    self._count("foreign", 1)
+                    self.tell(("UNLINK", key))
 
     def _hear(self, heard: Callable[[dict[str, str]], None], fields: dict[bytes, bytes]) -> None:
         def text(data: bytes) -> str:

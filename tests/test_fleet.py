@@ -517,7 +517,15 @@ async def test_a_foreign_message_makes_nobody_deaf(replicas: Replicas) -> None:
             client.xadd(key, {"place": two.service.fleet.spaces["default"].place, "id": ""})
 
     await purge(one, "chat-1")
+    await until(lambda: not two.service.gateway.cache._kept)
 
+    await two.get("chat-1")
+    with replicas.engine.client() as client:
+        client.delete("bff1:{told}:purges")
+        client.sadd("bff1:{told}:purges", "foreign")
+        await until(lambda: client.type("bff1:{told}:purges") == b"none")
+        assert client.xlen("bff1:{told}:revocations") == 4, "what is ours stays"
+    await purge(one, "chat-1")
     await until(lambda: not two.service.gateway.cache._kept)
 
 
