@@ -320,7 +320,6 @@ class Service:
             settings.store_url,
             timeout=settings.store_timeout,
             name=os.urandom(8).hex(),
-            wall=lambda: clock()[1],
             count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
             changed=changed,
         )
@@ -392,6 +391,7 @@ class Service:
             await self.fleet.start()
         except StoreError as exc:
             if not self._told.store_optional:
+                await self.fleet.stop()
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
 

@@ -197,7 +197,6 @@ class Prober:
             place,
             timeout=self._settings.store_timeout,
             name=f"bff-check-{secrets.token_hex(4)}",
-            wall=lambda: self._clock()[1],
             count=lambda *_: None,
             changed=lambda _: None,
         )

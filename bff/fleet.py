@@ -16,7 +16,7 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, TypeVar
 
 from bff.cache import Copy
 from bff.errors import Refusal
@@ -32,6 +32,7 @@ _PURGE_MEMORY_SECONDS: Final = 60.0
 """Longer than any load takes."""
 
 Outcome = Copy | Refusal
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +58,14 @@ class Question:
     """What a load needs to know of the gateway.
 
     Attributes:
-        ask: asks upstream.
+        ask: asks upstream; told how many seconds it may wait for the store.
         fresh: whether a copy can be answered as it is.
         lifetime: seconds after its load for which a copy may be of any use.
     """
 
     environment: str
     id: str
-    ask: Callable[[], Awaitable[Outcome]]
+    ask: Callable[[float], Awaitable[Outcome]]
     fresh: Callable[[Copy, float], bool]
     lifetime: Callable[[Copy], float]
 
@@ -113,7 +114,7 @@ class Fleet:
         self._on_purge = on_purge
         self._on_revocation = on_revocation
         # A request may wait for leases and then for a load: half of its time for each.
-        self._within = store.timeout / 2
+        self.within = store.timeout / 2
 
     @property
     def up(self) -> bool:
@@ -156,7 +157,7 @@ class Fleet:
                 limit=limiter.limit,
                 want=want,
                 seconds=limiter.seconds,
-                within=self._within,
+                within=self.within,
             )
         except Away:
             window.unsettle()
@@ -167,13 +168,16 @@ class Fleet:
 
     # -- the budget
 
-    async def spend(self, environment: str, budget: Budget) -> float:
-        """Spend one load; returns the seconds to wait instead, or 0 if it may begin."""
+    async def spend(self, environment: str, budget: Budget, *, within: float) -> float:
+        """Spend one load; returns the seconds to wait instead, or 0 if it may begin.
+
+        The store is waited for *within* seconds.
+        """
         space, wait = self.spaces.get(environment), None
         try:
             if space is not None:
                 wait = await self.store.spend(
-                    space.place, limit=budget.limit, seconds=budget.seconds, within=self._within
+                    space.place, limit=budget.limit, seconds=budget.seconds, within=within
                 )
         except Away:
             pass
@@ -204,38 +208,39 @@ class Fleet:
         """
         where = self.spaces.get(question.environment)
         if where is None:  # a change of settings removed it meanwhile
-            return await question.ask(), True
-        space = where.copies
+            return await question.ask(self.within), True
+        space, patience = where.copies, _Patience(self.within, self._clock)
         token = self._tokens()
-        claimed: int | None = None
+        claim: _Claim | None = None
         known: Copy | None = None
         found: Outcome | None
         try:
-            found = await self._read(space, question)
+            found = await self._read(space, question, patience)
             if self._is_answer(found, question):
                 self._count("bff_shared_copies", "used")
                 return found, False
-            claimed, found = await self._claim(space, question, token)
+            claim, found = await self._claim(space, question, token, patience)
             if self._is_answer(found, question):
-                if claimed is not None:
+                if claim is not None:
                     self.store.release(space, question.id, token)
                 self._count("bff_shared_copies", "used")
                 return found, False
             known = found if isinstance(found, Copy) else None
         except Away:
             pass  # then this process loads, as if it were alone
-        holding = claimed is not None and self._spawn(self._hold(space, question.id, token))
+        holding = claim and self._spawn(self._hold(space, question.id, token))
         try:
-            outcome = await question.ask()
+            outcome = await question.ask(patience.left)
         finally:
             if holding:
                 holding.cancel()
-        if claimed is not None:
-            self._spawn(self._keep(where, question, outcome, known, token, claimed))
+        if claim is not None:
+            self._spawn(self._keep(where, question, outcome, known, claim))
         if isinstance(outcome, Refusal) and outcome.code != "not_found" and known is not None:
             now, _ = self._clock()
             if now - known.loaded < question.lifetime(known):
-                known.retry = now + _RETRY_SECONDS
+                # Over the budget it is soon the next one's turn.
+                known.retry = now + min(outcome.retry_after or _RETRY_SECONDS, _RETRY_SECONDS)
                 return known, False
         return outcome, True
 
@@ -244,24 +249,27 @@ class Fleet:
             return question.fresh(found, self._clock()[0])
         return found is not None
 
-    async def _read(self, space: str, question: Question) -> Outcome | None:
+    async def _read(self, space: str, question: Question, patience: "_Patience") -> Outcome | None:
         sent, _ = self._clock()
-        value, seconds = await self.store.read(space, question.id, within=self._within)
+        value, seconds = await patience.wait(
+            self.store.read(space, question.id, within=patience.left)
+        )
         return self._decode(space, question, value, seconds, sent)
 
     async def _claim(
-        self, space: str, question: Question, token: str
-    ) -> tuple[int | None, Outcome | None]:
+        self, space: str, question: Question, token: str, patience: "_Patience"
+    ) -> "tuple[_Claim | None, Outcome | None]":
         """Claim the load, or wait until whoever has it brings a copy or gives up."""
-        began, turn = self._clock()[0], 0
+        began, turn, left = self._clock()[0], 0, patience.left
         while True:
-            sent, _ = self._clock()
-            held, value, seconds, time = await self.store.claim(
-                space, question.id, token, CLAIM_SECONDS, within=self._within
+            # It is the other's load that is waited for: of the questions only the last costs time.
+            patience.left, (sent, _) = left, self._clock()
+            held, value, seconds, time = await patience.wait(
+                self.store.claim(space, question.id, token, CLAIM_SECONDS, within=left)
             )
             found = self._decode(space, question, value, seconds, sent)
             if held:
-                return time, found
+                return _Claim(token, time, self._clock()[0]), found
             if self._is_answer(found, question) or sent - began > self._patience:
                 return None, found
             await asyncio.sleep(_POLL_SECONDS[min(turn, len(_POLL_SECONDS) - 1)])
@@ -278,37 +286,41 @@ class Fleet:
         question: Question,
         outcome: Outcome,
         known: Copy | None,
-        token: str,
-        claimed: int,
+        claim: "_Claim",
     ) -> None:
         """Keep what a load brought, for all; then let others load."""
         now, wall = self._clock()
         space = where.copies
-        if self.spaces.get(question.environment) is not where:
-            # The rules changed during the load: nobody can tell by which of them it was projected.
-            self.store.release(space, question.id, token)
+        # The rules may have changed: nobody could tell by which of them it was projected. And of
+        # what was purged during a very long load, the store knows nothing any more.
+        current = self.spaces.get(question.environment) is where
+        if not current or now - claim.known > _PURGE_MEMORY_SECONDS:
+            self.store.release(space, question.id, claim.token)
             return
         ids: list[str] = []
-        value, left = b"", 0.0
+        value, ends = b"", now
         if isinstance(outcome, Copy):
             lifetime = question.lifetime(outcome)
-            left = outcome.loaded + lifetime - now
-            value = encode(space, outcome, lifetime, wall - (now - outcome.loaded))
-            ids = [id_ for _, id_ in outcome.keys]
+            ends = outcome.loaded + lifetime
+            value = encode(space, outcome, lifetime, wall - (now - outcome.loaded), claim.time)
+            ids = [question.id, *({id_ for _, id_ in outcome.keys} - {question.id})]
         elif outcome.code == "not_found":
-            value, left = encode_missing(space, question.id, self.negative_ttl), self.negative_ttl
+            ends = now + self.negative_ttl
+            value = encode_missing(space, question.id, self.negative_ttl, claim.time)
             ids = [question.id]
             if known is not None:
                 for id_ in {id_ for _, id_ in known.keys} - {question.id}:
                     self.store.drop(space, id_)
         try:
-            if left > 0:
-                kept = await self.store.keep(space, ids, value, left, claimed=claimed)
-                self._count("bff_shared_copies", "kept" if kept else "purged")
+            if ends > now:
+                result = await self.store.keep(
+                    space, ids, value, token=claim.token, claimed=claim.time, until=claim.at(ends)
+                )
+                self._count("bff_shared_copies", result)
         except Away:
             pass
         finally:
-            self.store.release(space, question.id, token)
+            self.store.release(space, question.id, claim.token)
 
     def _decode(
         self, space: str, question: Question, value: bytes | None, seconds: float, sent: float
@@ -388,6 +400,41 @@ class Fleet:
             pass
 
 
+class _Patience:
+    """How much longer one load may wait for the store itself."""
+
+    __slots__ = ("_clock", "left")
+
+    def __init__(self, seconds: float, clock: Callable[[], tuple[float, float]]) -> None:
+        self.left = seconds
+        self._clock = clock
+
+    async def wait(self, answer: Awaitable[T]) -> T:
+        asked, _ = self._clock()
+        try:
+            return await answer
+        finally:
+            self.left -= self._clock()[0] - asked
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """The right to make one load.
+
+    Attributes:
+        time: microseconds on the store's clock, before the load.
+        known: when that was heard here: a little later.
+    """
+
+    token: str
+    time: int
+    known: float
+
+    def at(self, moment: float) -> float:
+        """Seconds on the store's clock at *moment* here, or earlier: it is when copies end."""
+        return self.time / 1e6 + moment - self.known
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A value of the store, read: `loaded` is Unix seconds."""
@@ -401,31 +448,31 @@ class Found:
     lifetime: float
 
 
-def encode(space: str, copy: Copy, lifetime: float, loaded: float) -> bytes:
+def encode(space: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
-    return _seal(
-        [space, copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)],
-        copy.body,
-    )
+    about = [space, copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
+    return _seal(claimed, about, copy.body)
 
 
-def encode_missing(space: str, id_: str, lifetime: float) -> bytes:
+def encode_missing(space: str, id_: str, lifetime: float, claimed: int) -> bytes:
     """Write that there is no such session; how old that is, the store knows."""
-    return _seal([space, id_, None, False, True, inf, float(lifetime)], b"")
+    return _seal(claimed, [space, id_, None, False, True, inf, float(lifetime)], b"")
 
 
-def _seal(about: list[Any], body: bytes) -> bytes:
-    return _seal_text(json.dumps(about).encode() + b"\n" + body)
+def _seal(claimed: int, about: list[Any], body: bytes) -> bytes:
+    head, text = b"%b %d" % (_FORMAT, claimed), json.dumps(about).encode() + b"\n" + body
+    return b"%b %b\n%b" % (head, _digest(head, text), text)
 
 
-def _seal_text(text: bytes) -> bytes:
-    return b"%b %b\n%b" % (_FORMAT, hashlib.sha256(text).hexdigest().encode(), text)
+def _digest(head: bytes, text: bytes) -> bytes:
+    return hashlib.sha256(head + b"\n" + text).hexdigest().encode()
 
 
 def decode(space: str, id_: str, value: bytes) -> Found | None:
     """Read a value that stood under *id_* in *space*; None if it is not one of these."""
     seal, _, text = value.partition(b"\n")
-    if seal != b"%b %b" % (_FORMAT, hashlib.sha256(text).hexdigest().encode()):
+    head, _, digest = seal.rpartition(b" ")
+    if not head.startswith(_FORMAT + b" ") or digest != _digest(head, text):
         return None
     about, _, body = text.partition(b"\n")
     try:

@@ -23,7 +23,7 @@ names in place of the scopes' check, and then for each of them the same copy, lo
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from bff import listing, sessions
@@ -310,10 +310,10 @@ class Gateway:
         return None
 
     def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
+        window = self._bad_tokens(address, visit.now)
         self.telemetry.count("bff_bad_tokens", refusal.code)
         if refusal.code == "secret_key_sent":
             self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-        window = self._bad_tokens(address, visit.now)
         if window is not None:
             window.used += 1
             if window.exceeded:
@@ -339,9 +339,10 @@ class Gateway:
 
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
         if self._limits.caller is not None and not visit.counted:
+            visit.window = window = self._limits.caller.take(
+                _counted_as(caller, address), visit.now
+            )
             visit.counted = True
-            key = caller.key if caller.has_actor else (caller.key, address)
-            visit.window = window = self._limits.caller.take(key, visit.now)
             if window.exceeded:
                 raise Refusal("rate_limited")
 
@@ -597,7 +598,7 @@ class Gateway:
     async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
         """Wait for leases, for as long as a request may wait for the store, and decide again."""
         assert self.fleet is not None  # noqa: S101  nothing else leases
-        ends = self._clock()[0] + self.fleet.store.timeout / 2
+        ends = self._clock()[0] + self.fleet.within
         while True:
             left = ends - self._clock()[0]
             await asyncio.wait([wait.lease], timeout=max(0.0, left))
@@ -729,6 +730,11 @@ def _landed(load: Load) -> Found | Refusal:
     if load.last_resort and outcome.code != "not_found":
         return _last_resort(load.last_resort)
     return outcome
+
+
+def _counted_as(caller: Caller[Grant], address: str) -> Hashable:
+    """The key by which a caller is counted: never the token's bytes."""
+    return caller.key if caller.has_actor else (caller.key, address)
 
 
 def _last_resort(copy: Copy) -> Found:

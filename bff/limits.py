@@ -18,6 +18,8 @@ MAX_RESET = 60.0
 Network = IPv4Network | IPv6Network
 
 
+_SAME_SECONDS = 1.0
+"""Upstream's periods that end as close together as this are one."""
 PARTS = 4
 """All replicas together hold at most this part of what is left of a window without using it."""
 _NEVER = sys.maxsize
@@ -124,7 +126,8 @@ class Window:
         self.leasing = None
         if self._leased and ends - self.ends > self.limiter.seconds / 2:
             # A window has begun there while the lease was on its way: the former one's is void.
-            self.used, self.granted = max(0, self.used - self.granted), 0
+            self.limiter.renew(self, ends).settle(lessor, want, given, rest, ends)
+            return
         self._leased = True
         self.granted += given
         self.rest = rest
@@ -202,6 +205,18 @@ class Limiter:
         if window := self._windows.get(key):
             window.used -= 1
 
+    def renew(self, window: Window, ends: float) -> Window:
+        """Begin another window in place of *window*, for what that has used beyond its grants.
+
+        Another one and not the same, for what is given back later belongs to the former.
+        """
+        new = Window(self, window.key, ends, leased=True)
+        new.used = max(0, window.used - window.granted)
+        if self._windows.get(window.key) is window:
+            self._windows[window.key] = new
+            self._windows.move_to_end(window.key)
+        return new
+
     def _open(self, key: Hashable, now: float) -> Window:
         windows = self._windows
         windows.pop(key, None)
@@ -268,10 +283,18 @@ class Budget:
     def observe(self, now: float, *, limit: int, remaining: int, reset: float) -> None:
         """Learn from an answer what is left upstream: *remaining* of *limit*, for *reset* seconds.
 
-        What is above the lower half may be spent until then.
+        What is above the lower half may be spent until then. Answers overtake one another, and say
+        nothing of what was asked after them: of one period the lowest word counts, and none of a
+        former one.
         """
-        self._allowance = remaining - limit // 2
-        self._allowance_ends = now + min(max(reset, 0.0), MAX_RESET)
+        allowance, ends = remaining - limit // 2, now + min(max(reset, 0.0), MAX_RESET)
+        later = ends - self._allowance_ends
+        if (
+            now >= self._allowance_ends
+            or later >= _SAME_SECONDS
+            or (later > -_SAME_SECONDS and allowance < self._allowance)
+        ):
+            self._allowance, self._allowance_ends = allowance, ends
 
     def count_hot(self, epoch: int, now: float) -> int:
         """Count a session as hot, unless it has been in *epoch* (its last); returns the current."""

@@ -86,8 +86,10 @@ class Loader:
     ) -> Copy | Refusal:
         """One load, by this process or another: keep what it brings. Never raises."""
         ask = partial(self._ask, environment, id_, known, spent=spent)
-        if self._fleet is None or id_ == PROBE_ID:
-            return await ask()
+        if self._fleet is None:
+            return await ask(0.0)
+        if id_ == PROBE_ID:
+            return await ask(self._fleet.within)
         while True:
             rules, mark = self._rules, self._cache.mark
             outcome, ours = await self._fleet.load(
@@ -117,14 +119,14 @@ class Loader:
         return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
 
     async def _ask(
-        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+        self, environment: Environment, id_: str, known: Copy | None, within: float, *, spent: bool
     ) -> Copy | Refusal:
         """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
-        wait = 0.0 if spent else await self._spend(environment)
+        wait = 0.0 if spent else await self._spend(environment, within)
 
         async def again() -> None:
             nonlocal wait
-            wait = await self._spend(environment)
+            wait = await self._spend(environment, self._fleet.within if self._fleet else 0.0)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
 
@@ -143,11 +145,14 @@ class Loader:
         self._learn(environment, outcome, known, ended, ended - started)
         return outcome
 
-    async def _spend(self, environment: Environment) -> float:
-        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
+    async def _spend(self, environment: Environment, within: float) -> float:
+        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made.
+
+        *within* is how many seconds the store may take to say so.
+        """
         budget = environment.budget
         if self._fleet is not None:
-            return await self._fleet.spend(environment.name, budget)
+            return await self._fleet.spend(environment.name, budget, within=within)
         now, _ = self._clock()
         wait = budget.wait(now)
         if wait <= 0:

@@ -104,7 +104,7 @@ METRICS: dict[str, Row] = {
     "bff_leases": Row("Parts of windows leased from the store, by limit.", ("limit",)),
     "bff_shared_copies": Row(
         "Copies in the store, by what became of them: used, kept, purged (during their load), "
-        "dropped (foreign or corrupt).",
+        "superseded (by a later load, or their claim was lost), dropped (foreign or corrupt).",
         ("result",),
     ),
     "bff_store_up": Row("1 if the store is there, 0 if this replica is on its own.", gauge=True),

@@ -1,8 +1,12 @@
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import hypothesis
 import pytest
 from clients import chromium as launch_chromium
+from engines import ENGINES, Engine
+from fleets import Replicas
 from playwright.sync_api import Browser
 from world import OFF, Clock, Gateway, World, running_upstream
 
@@ -49,3 +53,33 @@ def chromium() -> Iterator[Browser]:
     """A browser for the tests of a module; all of them synchronous, for it runs a loop."""
     with launch_chromium() as browser:
         yield browser
+
+
+@pytest.fixture(params=ENGINES, scope="module")
+def engine(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Engine]:
+    """A store, of each kind in turn."""
+    with Engine(request.param, tmp_path_factory.mktemp("store")) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def replicas(engine: Engine) -> AsyncIterator[Replicas]:
+    """Replicas at a store that is empty to begin with."""
+    with engine.client() as client:
+        client.flushall()
+    async with AsyncExitStack() as stack:
+        yield Replicas(engine, stack)
+
+
+@pytest.fixture(params=ENGINES)
+def own_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A store that a test may hurt."""
+    with Engine(request.param, tmp_path) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def own_replicas(own_engine: Engine) -> AsyncIterator[Replicas]:
+    """Replicas at a store that a test may hurt."""
+    async with AsyncExitStack() as stack:
+        yield Replicas(own_engine, stack)

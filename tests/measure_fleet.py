@@ -6,12 +6,13 @@ On a real store; the figures in docs/FLEET.md are this program's.
 import asyncio
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from engines import Engine
-from test_fleet import RealClock, Replicas
-from world import OFF, World, read
+from fleets import RealClock, Replicas
+from test_replicas import Traffic, together
+from world import OFF, Gateway, World, read, running_upstream
 
 from bff.demo.upstream import session
 
@@ -75,6 +76,37 @@ async def unused(engine: Engine, number: int, limit: int, *, spread: bool) -> tu
         return limit - allowed, int(leases)
 
 
+def loads_of_processes(engine: Engine, number: int, sessions: int, budget: str, ttl: float) -> None:
+    """How often real gateway processes ask upstream, all of them together."""
+    with engine.client() as client:
+        client.flushall()
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        "BFF_STORE_TIMEOUT": "2",
+        "BFF_CACHE_TTL": str(ttl),
+        "BFF_UPSTREAM_BUDGET": budget,
+    }
+    ids = [f"many-{n}" for n in range(sessions)]
+    with running_upstream() as upstream, ExitStack() as stack:
+        for n, id_ in enumerate(ids, start=100):
+            upstream.app.environments[0].add(session(n, id_))
+        gateways = [stack.enter_context(Gateway(upstream.port, **told)) for _ in range(number)]
+        together(gateways, number)
+        with Traffic(gateways, ids, threads=4, pause=0.0) as traffic:
+            time.sleep(10)  # until all of them know how many sessions are hot
+            before, began, polls = len(upstream.seen), time.monotonic(), len(traffic.replies)
+            time.sleep(20)
+            loads, took = len(upstream.seen) - before, time.monotonic() - began
+            polls = len(traffic.replies) - polls
+    rate = budget if budget == "off" else int(budget.partition("/")[0])
+    fresh = max(ttl, 0 if rate == "off" else sessions / rate)
+    print(
+        f"{number} processes, {sessions} sessions, budget {budget}: effective TTL {fresh:g} s, "
+        f"{polls / took:.0f} polls/s, {loads / took:.2f} loads/s: "
+        f"{loads * fresh / took / sessions:.3f} a session and TTL; {dict(traffic.statuses)}"
+    )
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Engine("valkey", Path(folder)) as engine:
         await costs(engine)
@@ -85,5 +117,13 @@ async def main() -> None:
                 print(number, "replicas, limit", limit, "unused, leases: even", even, "uneven", odd)
 
 
+def processes() -> None:
+    with tempfile.TemporaryDirectory() as folder, Engine("valkey", Path(folder)) as engine:
+        for number in (2, 4):
+            loads_of_processes(engine, number, 1, "off", 1.0)
+            loads_of_processes(engine, number, 40, "20/second", 0.5)
+
+
 if __name__ == "__main__":
+    processes()
     asyncio.run(main())

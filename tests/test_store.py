@@ -1,16 +1,29 @@
-"""The address of the store, and what is said when nobody is there."""
+"""The address of the store: who is there, what it takes to be let in, and what is said if not."""
 
+import asyncio
+import io
+import logging
 import os
+import re
+import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from engines import Engine, free_port
-from world import Gateway, environ, running_upstream
+from engines import ENGINES, Cluster, Engine, free_port
+from fleets import PATIENT, RealClock, Relay, Replicas, events, purge, until
+from world import FRIENDLY, Gateway, World, environ, running_upstream
 
 from bff import settings
-from bff.store import Place
+from bff.demo.upstream import session
+from bff.limits import Budget
+from bff.store import Place, StoreError
+
+FLEET = Path(__file__).parent.parent / "docs" / "FLEET.md"
 
 
 def place(url: str) -> Place:
@@ -94,3 +107,266 @@ def test_a_gateway_whose_store_is_optional_begins_alone(tmp_path: Path) -> None:
     told = {"BFF_STORE_URL": engine.url, "BFF_STORE_OPTIONAL": "true"}
     with running_upstream() as upstream, Gateway(upstream.port, **told) as gateway:
         assert gateway.output.count('"store_away"') == 1
+
+
+# -- what is said at start
+
+
+async def test_a_store_that_cannot_be_used_is_said_to_be_so_with_what_to_mend(
+    own_engine: Engine,
+) -> None:
+    user = ["ACL", "SETUSER", "little", "on", ">s3ntinel", "~bff1:*", "+ping", "+get"]
+    own_engine.say(*user)
+    cases = {
+        f"valkey://127.0.0.1:{free_port()}": "cannot be reached",
+        "valkey://no-such-host.invalid": "cannot be reached",
+        f"valkey://:s3ntinel@127.0.0.1:{own_engine.port}": "rejects the name or the password",
+        f"valkey://u:s3ntinel@127.0.0.1:{own_engine.port}": "rejects the name or the password",
+        f"valkey://little:s3ntinel@127.0.0.1:{own_engine.port}": "does not let its user do all",
+        f"valkey://127.0.0.1:{own_engine.port}/999": "has no database of that number",
+        f"valkey+cluster://127.0.0.1:{own_engine.port}": "is no cluster: leave +cluster out",
+        f"valkeys://127.0.0.1:{own_engine.port}": "cannot be reached",
+    }
+    with running_upstream() as web:
+        cases[f"valkey://127.0.0.1:{web.port}"] = "is no Valkey server"
+        for url, words in cases.items():
+            with pytest.raises(StoreError, match=re.escape(words)) as caught:
+                async with World(RealClock(), BFF_STORE_URL=url):
+                    pass
+            assert "s3ntinel" not in str(caught.value), url
+    own_engine.say("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreError, match=r"cannot be used \(OutOfMemoryError\)"):
+        async with World(RealClock(), BFF_STORE_URL=own_engine.url):
+            pass
+
+
+async def test_a_store_that_is_not_there_may_come_later(tmp_path: Path) -> None:
+    engine = Engine("valkey", tmp_path)
+    async with AsyncExitStack() as stack:
+        replicas = Replicas(engine, stack)
+        world = await replicas.add(BFF_STORE_OPTIONAL="true")
+        assert (await world.get("chat-1")).status_code == 200
+        assert "1 in 4" in (await world.ops.get("/readyz")).json()["store"]
+        assert len(events(world, "store_away")) == 1
+        with engine:
+            await until(lambda: world.service.fleet.up)
+            assert len(events(world, "store_there")) == 1
+
+
+# -- what it takes to be let in
+
+
+def commands() -> set[str]:
+    """What docs/FLEET.md says that the user needs."""
+    (text,) = re.findall(
+        r"The user needs the commands (.*?), on keys", FLEET.read_text(), re.DOTALL
+    )
+    return {name for part in re.findall(r"`([^`]+)`", text) for name in part.split()}
+
+
+async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> list[World]:
+    one, two = await replicas.several(2, BFF_CACHE_TTL="60", **told)
+    replicas.upstream.environments[0].bucket.limit = 1000
+    for id_ in ("chat-1", FRIENDLY["chat-2"], "nobody"):
+        for world in (one, two):
+            assert (await world.get(id_)).status_code in (200, 404)
+            await world.settle()
+            await asyncio.sleep(0.02)
+    assert len(replicas.upstream.seen) in (3, 4), "an absence is known for a second"
+    one.service.fleet.pause("default", 0.001)
+    two.service.fleet.store.drop(two.service.fleet.spaces["default"].copies, "chat-9")
+    await purge(one, "chat-1")
+    assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
+    await until(lambda: len(two.service.gateway.revocations) == 1)
+    await until(lambda: not two.service.gateway.cache.find("default", "chat-1", 0))
+    for world in (one, two):
+        assert world.service.fleet.up
+        assert world.telemetry.counts["bff_store_commands", "error"] == 0
+    return [one, two]
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
+    tmp_path: Path, kind: str
+) -> None:
+    with Engine(kind, tmp_path, "--requirepass", "0perator") as engine, engine.client(
+        password="0perator"
+    ) as operator:  # fmt: skip
+        allowed = [f"+{name.lower()}" for name in commands()]
+        operator.execute_command(
+            *("ACL", "SETUSER", "gateway", "on", ">s3ntinel/p@ss", "resetkeys", "~bff1:*"),
+            *("resetchannels", "-@all", *allowed),
+        )
+        async with AsyncExitStack() as stack:
+            replicas = Replicas(engine, stack)
+            password = quote("s3ntinel/p@ss", safe="")
+            engine.url = f"valkey://gateway:{password}@127.0.0.1:{engine.port}/3"
+            worlds = await everything_that_is_asked(replicas)
+            waits = [
+                await worlds[n].service.fleet.spend("default", Budget(1, 60.0), within=2.0)
+                for n in (0, 1)
+            ]
+            assert waits[0] > 50.0 or waits[1] > 50.0
+            assert operator.execute_command("ACL", "LOG") == []
+            used = {name.removeprefix("cmdstat_") for name in operator.info("commandstats")}
+            assert {name.lower() for name in commands()} <= used, "and nothing that is not needed"
+            assert int(operator.info("keyspace")["db3"]["keys"]) > 5
+            assert "db0" not in operator.info("keyspace")
+            for world in worlds:
+                store = world.service.fleet.store
+                shown = (
+                    world.log.getvalue()
+                    + (await world.ops.get("/readyz")).text
+                    + (await world.ops.get("/metrics")).text
+                    + repr([world.service._told, store, store._client, store._listener])
+                )
+                assert "s3ntinel" not in shown
+
+
+async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) -> None:
+    """Not even in those of the client, of asyncio, or of what nobody caught."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        own_engine.say("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "+@all")
+        async with AsyncExitStack() as stack:
+            replicas = Replicas(own_engine, stack)
+            own_engine.url = f"valkey://gateway:s3ntinel@127.0.0.1:{own_engine.port}"
+            world = await replicas.add(BFF_STORE_TIMEOUT="0.05")
+            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">another")
+            own_engine.say("CLIENT", "KILL", "USER", "gateway")
+            await until(lambda: not world.service.fleet.up)
+            assert (await world.get("chat-1")).status_code == 200
+            assert events(world, "store_away")[0]["reason"] in (
+                "ConnectionError",
+                "AuthenticationError",
+            )
+            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
+            await until(lambda: world.service.fleet.up)
+            own_engine.freeze()
+            await world.get("chat-2")
+            own_engine.kill()
+            await until(lambda: world.service.fleet.store.reason == "ConnectionError")
+            assert "s3ntinel" not in world.log.getvalue()
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+    assert "s3ntinel" not in written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *curve, "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key",
+            "-out", "ca.pem")  # fmt: skip
+    for name, address in (("good", "127.0.0.1"), ("other", "127.0.0.2")):
+        openssl("req", *curve, "-subj", "/CN=store", "-keyout", f"{name}.key",
+                "-out", f"{name}.csr")  # fmt: skip
+        (folder / f"{name}.ext").write_text(f"subjectAltName=IP:{address}")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+                "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext",
+                "-out", f"{name}.pem")  # fmt: skip
+    return folder
+
+
+async def tls(stack: AsyncExitStack, kind: str, folder: Path, name: str) -> str:
+    """Start a store of *kind* behind TLS; returns its address. Valkey's wheel knows no TLS."""
+    files = {what: str(folder / f"{name}.{what}") for what in ("pem", "key")}
+    if kind == "redis":
+        port = free_port()
+        options = (
+            *("--tls-port", port, "--tls-auth-clients", "no", "--tls-cert-file", files["pem"]),
+            *("--tls-key-file", files["key"], "--tls-ca-cert-file", folder / "ca.pem"),
+        )
+        stack.enter_context(Engine(kind, folder, *map(str, options)))
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files["pem"], files["key"])
+        engine = stack.enter_context(Engine(kind, folder))
+        port = (await stack.enter_async_context(Relay(engine.port, context))).port
+    return f"valkeys://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_tls_is_checked(certificates: Path, kind: str) -> None:
+    ca = f"?ca_file={certificates}/ca.pem"
+    async with AsyncExitStack() as stack:
+        good = await tls(stack, kind, certificates, "good")
+        other = await tls(stack, kind, certificates, "other")
+        inner = await stack.enter_async_context(AsyncExitStack())
+        world = await inner.enter_async_context(
+            World(RealClock(), **PATIENT, BFF_STORE_URL=good + ca)
+        )
+        assert (await world.get("chat-1")).status_code == 200
+        assert world.service.fleet.up
+        await inner.aclose()
+        for url, words in (
+            (good, r"cannot be reached \(its certificate is not trusted\)"),
+            (other + ca, r"cannot be reached \(its certificate is not trusted\)"),
+            (good.replace("valkeys", "valkey"), r"cannot be reached|is no Valkey server, or wants"),
+        ):
+            with pytest.raises(StoreError, match=words):
+                async with World(RealClock(), BFF_STORE_URL=url):
+                    pass
+
+
+# -- clusters
+
+
+@pytest.fixture(params=ENGINES)
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(request.param, tmp_path) as cluster:
+        yield cluster
+
+
+async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster) -> None:
+    documented = {"CLUSTER|SLOTS", "CLUSTER|SHARDS", "COMMAND"}
+    for node in cluster.nodes:
+        node.say(
+            *("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "-@all"),
+            *(f"+{name.lower()}" for name in commands() | documented),
+        )
+    async with AsyncExitStack() as stack:
+        with pytest.raises(StoreError, match=r"is a cluster: write \+cluster"):
+            async with World(RealClock(), BFF_STORE_URL=cluster.nodes[1].url):
+                pass
+        url = cluster.url.replace("//", "//gateway:s3ntinel@")
+        replicas = Replicas(cluster, stack)  # type: ignore[arg-type]
+        cluster.url = url
+        one, two = await everything_that_is_asked(replicas, BFF_UPSTREAM_BUDGET="999/second")
+        for node in cluster.nodes:
+            assert node.say("ACL", "LOG") == "[]"
+        for n in range(100, 130):
+            replicas.upstream.environments[0].add(session(n, f"many-{n}"))
+        before = len(replicas.upstream.seen)
+        ids = [f"many-{n}" for n in range(100, 130)]
+        # Commands of one moment go to several nodes, and each answer to its own question.
+        for world in (one, two):
+            replies = await asyncio.gather(*map(world.get, ids))
+            assert [reply.json()["externalId"] for reply in replies] == ids
+            await world.settle()
+            await asyncio.sleep(0.05)
+        assert len(replicas.upstream.seen) == before + 30
+        assert [node.say("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
+
+        cluster.nodes[0].kill()
+        for n in range(30):
+            two.service.gateway.cache.drop("default", ids[n])
+            assert (await two.get(ids[n])).status_code == 200
+        await until(lambda: not two.service.fleet.up)
+        await until(lambda: one.service.fleet.up and two.service.fleet.up, 30)
+        await asyncio.sleep(0.5)
+        await purge(one, "many-100")
+        await until(lambda: not two.service.gateway.cache.find("default", "many-100", 0), 30)
+        for world in (one, two):
+            assert 1 <= len(events(world, "store_away")) <= 6
+            assert "s3ntinel" not in world.log.getvalue()

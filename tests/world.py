@@ -253,9 +253,12 @@ class Gateway:
     """`bff serve` in a process of its own."""
 
     def __init__(self, upstream_port: int, *options: str, **changes: str | None) -> None:
-        told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream_port}", BFF_PORT="0")
-        told |= {"BFF_OPS_PORT": "0"}
-        self._environ = told | {name: text for name, text in changes.items() if text is not None}
+        good: dict[str, str | None] = {
+            "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",
+            "BFF_PORT": "0",
+            "BFF_OPS_PORT": "0",
+        }
+        self._environ = environ(**good | changes)
         self._lines: list[str] = []
         self._command = [sys.executable, "-m", "bff", "serve", *options]
 

@@ -33,6 +33,7 @@ _UPKEEP = "tests/test_upkeep.py"
 _COOKIE = "tests/test_token_cookie.py"
 _REVOCATIONS = "tests/test_revocations.py"
 _ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_who_may_read_a_session_gets_it"
+_STORE = "tests/incidents/test_incident_store.py"
 
 FAULTS = [
     Fault(
@@ -179,6 +180,20 @@ FAULTS = [
         "if id_ not in (found.id, found.external_id) or found.environment != environment:",
         "if False:",
         f"{_COPIES}::test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted",
+    ),
+    Fault(
+        15,
+        "bff/store.py",
+        "in zip(batch, answers, strict=True):",
+        "in zip(batch[::-1], answers, strict=True):",
+        f"{_STORE}::test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others",
+    ),
+    Fault(
+        15,
+        "bff/fleet.py",
+        "if its_space != space or id_ not in (found.id, found.external_id):",
+        "if its_space != space:",
+        f"{_STORE}::test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted",
     ),
     Fault(
         16,
@@ -337,6 +352,20 @@ FAULTS = [
         f"{_COPIES}::test_30_ten_thousand_flaps_leave_nothing_behind",
     ),
     Fault(
+        30,
+        "bff/store.py",
+        "            await client.aclose()\n        return _client(",
+        "            globals().setdefault('_OPEN', []).append(client)\n        return _client(",
+        f"{_STORE}::test_30_a_store_that_comes_and_goes_leaves_nothing_behind",
+    ),
+    Fault(
+        30,
+        "bff/store.py",
+        "task.add_done_callback(self._told.discard)",
+        "pass",
+        f"{_STORE}::test_30_a_store_that_comes_and_goes_leaves_nothing_behind",
+    ),
+    Fault(
         31,
         "bff/gateway.py",
         "if head.id or (path.startswith(sessions.ROUTE) and",
@@ -402,8 +431,8 @@ FAULTS = [
     Fault(
         34,
         "bff/limits.py",
-        "self._allowance_ends = now + min(max(reset, 0.0), MAX_RESET)",
-        "self._allowance_ends = now + max(reset, 0.0)",
+        "now + min(max(reset, 0.0), MAX_RESET)",
+        "now + max(reset, 0.0)",
         f"{_COPIES}::test_34_an_absurd_reset_stops_nothing_for_long",
     ),
     Fault(
@@ -703,8 +732,8 @@ FAULTS = [
     Fault(
         0,
         "bff/store.py",
-        "                await self._heard_all.wait()\n",
-        "                pass\n",
+        "await caught_up.wait()  #",
+        "pass  #",
         f"{_TOKEN_REPLICAS}::test_who_starts_has_heard_what_was_revoked_before_it_serves",
     ),
     Fault(

@@ -96,7 +96,8 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 def stored(data: bytes) -> None:
     """A value of the store is read as what it is, or not at all; sealed by whomever."""
     about, _, body = data.partition(b"\n")
-    for value in (data, fleet._seal_text(about + b"\n" + body)):
+    head, text = fleet._FORMAT + b" 1", about + b"\n" + body
+    for value in (data, b"%b %b\n%b" % (head, fleet._digest(head, text), text)):
         found = fleet.decode("space", "chat-1", value)
         if found is not None:
             assert "chat-1" in (found.id, found.external_id)

@@ -1,0 +1,125 @@
+"""Incidents 15 and 30 where replicas share a store: who leaves, and a store that comes and goes."""
+
+import asyncio
+import json
+import random
+
+from engines import Engine
+from fleets import Relay, Replicas, until
+from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle
+
+from bff.demo.upstream import session
+from bff.store import Away
+
+SPACE = "made:up"
+
+
+def times(engine: Engine) -> int:
+    """Ten thousand, at one engine; at the other as many as show that it is no different."""
+    return 10_000 if engine.kind == "valkey" else 1_000
+
+
+async def test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others(
+    replicas: Replicas,
+) -> None:
+    told = WIDE_OPEN | NOTHING_KEPT | {"BFF_CACHE_NEGATIVE_TTL": "0"}
+    worlds = await replicas.several(2, **told)
+    stores = [world.service.fleet.store for world in worlds]
+    ids = [f"many-{n}" for n in range(50)]
+    for n, id_ in enumerate(ids, start=100):
+        replicas.upstream.environments[0].add(session(n, id_))
+    tokens = [worlds[0].token("read:sessions:" + id_) for id_ in ids]
+    with replicas.engine.client() as client:
+        for id_ in ids:
+            client.set(f"bff1:{{{SPACE}:{id_}}}", b"copy of " + id_.encode())
+    dice, left, wrong = random.Random(15), 0, []
+
+    async def visit(number: int) -> None:
+        which, world = dice.randrange(len(ids)), number % 2
+        if number % 4:  # the shared copy, read in a task of its own: it is the reader who leaves
+            value, _ = await stores[world].read(SPACE, ids[which], within=5.0)
+            right = value == b"copy of " + ids[which].encode()
+        else:
+            reply = await ask(worlds[world], ids[which], tokens[which])
+            right = reply.status == 200 and json.loads(reply.body)["externalId"] == ids[which]
+        if not right:
+            wrong.append(ids[which])
+
+    for batch in range(times(replicas.engine) // 50):
+        visits = [asyncio.create_task(visit(batch + n)) for n in range(60)]
+        for _ in range(dice.randrange(12)):
+            await asyncio.sleep(0)
+        left += sum(task.cancel() for task in visits[:50])
+        await asyncio.wait(visits)
+        assert all(task.cancelled() or task.exception() is None for task in visits)
+    for world in worlds:
+        await idle(world)
+
+    assert left > times(replicas.engine) * 0.8
+    assert wrong == []
+    for world, store in zip(worlds, stores, strict=True):
+        assert world.telemetry.counts["bff_mismatched_copies",] == 0
+        assert world.telemetry.counts["bff_shared_copies", "dropped"] == 0
+        assert store.up
+        await until(lambda store=store: not store._queue)
+
+
+async def test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted(
+    replicas: Replicas,
+) -> None:
+    (world,) = await replicas.several(1, BFF_CACHE_TTL="60")
+    await world.get("chat-1")
+    with replicas.engine.client() as client:
+        await until(lambda: client.keys("*:chat-1}"))
+        (key,) = client.keys("*:chat-1}")
+        client.set(key.replace(b"chat-1", b"chat-2"), client.get(key), px=60_000)
+
+    reply = await world.get("chat-2", "read:sessions")
+
+    assert reply.json()["externalId"] == "chat-2"
+    assert world.telemetry.counts["bff_shared_copies", "dropped"] == 1
+
+
+async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Replicas) -> None:
+    async with Relay(replicas.engine.port) as relay:
+        (world,) = await replicas.several(1, **WIDE_OPEN, **NOTHING_KEPT, BFF_STORE_URL=relay.url)
+        fleet = world.service.fleet
+        store, token, statuses = fleet.store, world.token("read:sessions"), set()
+
+        async def back() -> None:
+            while not store.up:
+                try:
+                    await store._send_beat(5.0)
+                except Away:
+                    await asyncio.sleep(0)
+
+        async def flap(number: int) -> None:
+            if number % 100 == 0:
+                relay.cut()  # every connection ends
+            elif number % 100 == 50:  # the server itself says no
+                replicas.engine.say("REPLICAOF", "127.0.0.1", "1")
+                statuses.add((await ask(world, "chat-1", token)).status)
+                replicas.engine.say("REPLICAOF", "NO", "ONE")
+            elif number % 10 == 0:
+                statuses.add((await ask(world, "chat-2", token)).status)
+            store.tell(("PING",))
+            store.give_up()
+            await back()
+
+        for number in range(200):
+            await flap(number)
+        await idle(world)
+        await until(lambda: not store._told)
+        tasks, files = len(asyncio.all_tasks()), descriptors()
+
+        for number in range(min(times(replicas.engine), 3_000)):  # each of them real
+            await flap(number)
+        await idle(world)
+        await until(lambda: not store._told)
+
+        assert statuses == {200}
+        assert len(asyncio.all_tasks()) <= tasks + 4, "those of the relay, for a connection"
+        assert descriptors() <= files + 4
+        assert store._queue == []
+        assert (await ask(world, "chat-1", token)).status == 200
+        assert store.up
