@@ -302,13 +302,17 @@ async def test_tls_is_checked(certificates: Path, kind: str) -> None:
     async with AsyncExitStack() as stack:
         good = await tls(stack, kind, certificates, "good")
         other = await tls(stack, kind, certificates, "other")
-        inner = await stack.enter_async_context(AsyncExitStack())
-        world = await inner.enter_async_context(
-            World(RealClock(), **PATIENT, BFF_STORE_URL=good + ca)
-        )
-        assert (await world.get("chat-1")).status_code == 200
-        assert world.service.fleet.up
-        await inner.aclose()
+        for attempt in range(5):
+            try:
+                async with World(RealClock(), **PATIENT, BFF_STORE_URL=good + ca) as world:
+                    assert (await world.get("chat-1")).status_code == 200
+                    assert world.service.fleet.up
+            except StoreError as exc:
+                # A busy machine may need longer for a handshake than a connection may take.
+                assert str(exc).endswith("cannot be reached"), exc
+                assert attempt < 4
+            else:
+                break
         for url, words in (
             (good, r"cannot be reached \(its certificate is not trusted\)"),
             (other + ca, r"cannot be reached \(its certificate is not trusted\)"),
