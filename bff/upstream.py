@@ -225,6 +225,7 @@ class Upstream:
         """GET *path*: the body of a 200.
 
         Args:
+            path: below the API's address.
             again: awaited before a second call, which a load makes when its key was rejected just
                 now and there is a next one. It spends that call, or raises.
 

@@ -40,7 +40,7 @@ def engine(tmp_path_factory) -> Iterator[Engine]:
         yield engine
 
 
-async def _run(store: Any, commands: list[tuple]) -> list[Any]:
+async def _run(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a case a command
     """What *store* answers, with seconds as whether there are any."""
     await store.open(lambda _: None)
     claimed, answers = 0.0, []

@@ -25,7 +25,7 @@ SECONDS = 240
 def main(incidents: list[str]) -> int:
     chosen = [f for f in FAULTS if not incidents or str(f.incident) in incidents]
     began, missed = time.monotonic(), []
-    jobs = int(os.environ.get("JOBS", 0)) or os.cpu_count()
+    jobs = int(os.environ.get("JOBS", "0")) or os.cpu_count()
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(_try, fault): fault for fault in chosen}
         for number, done in enumerate(as_completed(running), start=1):

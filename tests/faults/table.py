@@ -161,13 +161,6 @@ FAULTS = [
         _ANYTHING,
     ),
     Fault(
-        13,
-        "bff/gateway.py",
-        'if load.last_resort and outcome.code != "not_found":',
-        "if False:",
-        _ANYTHING,
-    ),
-    Fault(
         14,
         "bff/replies.py",
         'b"cache-control: no-store\\r\\n"',

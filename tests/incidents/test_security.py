@@ -1,9 +1,27 @@
 """SECURITY.md holds to the code: its tests are there, and its emergency plan works as written."""
 
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from world import OWN_KEY, SECRET_KEY, World, claims, read, sign
+import httpx2
+from engines import Engine
+from hostile import eventually, metric
+from world import (
+    OWN_KEY,
+    PATH,
+    SECRET_KEY,
+    Gateway,
+    World,
+    claims,
+    environ,
+    read,
+    running_upstream,
+    sign,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text()
@@ -20,7 +38,8 @@ def test_every_threat_names_tests_that_there_are() -> None:
 
 
 async def test_the_emergency_plan_works_as_written(world: World) -> None:
-    steps = re.findall(r"^    ([A-Z_]+)=(\S+)$", TEXT, re.MULTILINE)
+    found = re.findall(r"^    ([A-Z_]+)=(\S+)$", TEXT, re.MULTILINE)
+    steps = [(name, value) for name, value in found if name != "BFF_STORE_URL"]
     assert [name for name, _ in steps] == ["BFF_SIGNING_KEYS"] * 3 + ["TRIGGER_SECRET_KEY"] * 2
     keys = world.upstream.environments[0].additional_keys
 
@@ -48,3 +67,70 @@ async def test_the_emergency_plan_works_as_written(world: World) -> None:
                 del keys[old]  # revoked
                 assert (await world.get("chat-2")).status_code == 200
             assert world.upstream.seen[-1].header("authorization") == f"Bearer {new}"
+
+
+def _asked(gateway: Gateway, id_: str, token: str) -> int:
+    headers = {"authorization": f"Bearer {token}"}
+    return httpx2.get(gateway.url + PATH + id_, headers=headers).status_code
+
+
+def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
+    lines = re.findall(r"^    bff (token --revoke .+)$", TEXT, re.MULTILINE)
+    old, ids = time.time() - 60, ("chat-1", "chat-2")
+
+    def token(**more: object) -> str:
+        return sign(claims(old, *read(*ids), exp=int(old) + 900, **more))
+
+    hit = [
+        (token(jti="sentinel-jti"), "chat-2", 401),
+        (token(), "chat-1", 403),
+        (token(act={"sub": "user-7"}), "chat-2", 401),
+        (token(), "chat-2", 401),
+    ]
+    assert len(lines) == len(hit)
+    told = {"PATH": os.environ["PATH"], **environ(BFF_OPS_PORT=str(gateway.ops_port))}
+    for line, (taken, id_, status) in zip(lines, hit, strict=True):
+        assert _asked(gateway, id_, taken) == 200
+        words = line.replace("<jti>", "sentinel-jti").replace("<moment>", str(time.time() - 1))
+        command = [sys.executable, "-m", "bff", *words.split()]
+        subprocess.run(command, env=told, check=True, capture_output=True)
+        assert _asked(gateway, id_, taken) == status, line
+    shown = gateway.output + httpx2.get(gateway.ops_url + "/metrics").text
+    for hidden in ("sentinel-jti", "user-7", "chat-1"):
+        assert hidden not in shown, "a revocation names who it is about to nobody"
+
+
+def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
+    old, new = "old-store-sentinel", "new-store-sentinel"
+    plan = TEXT[TEXT.index("**The store's password leaked.**") :]
+    add, url, *rest = re.findall(r"^    (.+)$", plan, re.MULTILINE)
+    options = ("--user", "gateway", "on", f">{old}", "~bff1:*", "+@all")
+
+    def filled(line: str) -> str:
+        return line.replace("<old>", old).replace("<new>", new)
+
+    with running_upstream() as upstream, Engine("valkey", tmp_path, *options) as engine:
+        admin = engine.client()
+        place = f"127.0.0.1:{engine.port}"
+
+        def gateway(password: str) -> Gateway:
+            told = url.partition("=")[2].replace("<new>", password).replace("<store>", place)
+            return Gateway(upstream.port, BFF_STORE_URL=told, BFF_STORE_TIMEOUT="2")
+
+        with gateway(old) as first:
+            admin.execute_command(*filled(add).split())
+            with gateway(new) as second:
+                for line in rest:
+                    admin.execute_command(*filled(line).split())
+                token = second.token(*read("chat-1"))
+                assert _asked(second, "chat-1", token) == 200, "the new one works"
+                assert eventually(lambda: metric(first, "bff_store_up") == 0), (
+                    "the old one does not"
+                )
+                assert eventually(lambda: metric(second, "bff_store_up") == 1)
+                assert _asked(first, "chat-1", token) == 200, "alone"
+                output = first.output + second.output
+                for path in ("/metrics", "/readyz"):
+                    output += httpx2.get(second.ops_url + path).text
+                arguments = Path(f"/proc/{second.process.pid}/cmdline").read_text()
+    assert "store-sentinel" not in output + arguments

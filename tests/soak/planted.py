@@ -53,9 +53,10 @@ PLANTED = [
     ),
     Planted(
         "the budget was exceeded",
-        "bff/fleet.py",
-        "                wait = await self.store.spend(",
-        "                wait = 0.0 and await self.store.spend(",
+        "bff/upstream.py",
+        "            used = self._current\n            answer = await self._send(path)\n",
+        "            used = self._current\n            for _ in range(12):\n"
+        "                answer = await self._send(path)\n",
     ),
     Planted(
         "a limit was exceeded",

@@ -526,16 +526,11 @@ class Soak:
             found.wrong_refusals += good is True
         elif status == 403:
             found.wrong_refusals += named and not friendly
-        elif status >= 500 and named:
-            if (
-                known is not None
-                and now - known < STALE_IF_ERROR - 2
-                and replica.loaded.get(wanted)
-            ):
+        elif status >= 500 and named and known is not None and wanted in replica.loaded:
+            age = now - known
+            if age < STALE_IF_ERROR - 2:
                 found.avoidable_errors += 1
-                self.tell(
-                    f"replica {replica.number}, with a copy {now - known:.0f} s old: {body!r}"
-                )
+                self.tell(f"replica {replica.number}, with a copy {age:.0f} s old: {body!r}")
 
     async def hurried(self, number: int) -> None:
         """One caller who asks every replica in turn, as fast as they answer."""

@@ -25,7 +25,7 @@ WEATHER = ["fine", "500", "401", "HTML", "slow", "closes", "429", "wrong session
 SECRET_KEYS = [f"tr_dev_sk_SOAKsentinel000000000{number}" for number in range(3)]
 
 
-def main(port: int, sessions: int, folder: Path) -> None:
+def main(port: int, sessions: int, folder: Path) -> None:  # noqa: C901  one story
     with (folder / "upstream").open("r+b") as opened:
         told = mmap.mmap(opened.fileno(), 2)
     calls = os.open(folder / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -36,7 +36,7 @@ def main(port: int, sessions: int, folder: Path) -> None:
     by_external = {d["externalId"]: d for d in environment.sessions.values()}
     environment.find = lambda id_: environment.sessions.get(id_) or by_external.get(id_)
 
-    async def override(seen: Seen) -> Answer | None:
+    async def override(seen: Seen) -> Answer | None:  # noqa: PLR0911  a case a weather
         os.write(calls, struct.pack("d", time.monotonic()))
         app.seen.clear()
         good = {key for bit, key in enumerate(SECRET_KEYS) if told[1] & 1 << bit}
