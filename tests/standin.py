@@ -5,6 +5,7 @@ step. So this stands in for `bff.store.Store` there, and there only; `test_stand
 the real one, command by command.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,10 @@ class Shared:
         self.stores: list[StandIn] = []
         self.told: list[dict[str, str]] = []
         self._kept: dict[str, tuple[Any, float]] = {}
+
+    def microseconds(self) -> int:
+        """The time as a store tells it."""
+        return round(self.now() * 1_000_000)
 
     def empty(self) -> None:
         """Begin anew, as a server that kept nothing."""
@@ -137,12 +142,12 @@ class StandIn:
 
     async def claim(
         self, space: str, id_: str, token: str, seconds: float, *, within: float
-    ) -> tuple[bool, bytes | None, float, float]:
+    ) -> tuple[bool, bytes | None, float, int]:
         shared, key = self._there(), f"{space}:{id_}"
         held = shared.get(f"{key}:load") is None
         if held:
             shared.set(f"{key}:load", token, seconds)
-        return held, shared.get(key), shared.left(key), shared.now()
+        return held, shared.get(key), shared.left(key), shared.microseconds()
 
     def hold(self, space: str, id_: str, token: str, seconds: float) -> None:
         key = f"{space}:{id_}:load"
@@ -153,19 +158,35 @@ class StandIn:
         self.hold(space, id_, token, 0.0)
 
     async def keep(
-        self, space: str, ids: Sequence[str], value: bytes, seconds: float, *, claimed: float
-    ) -> bool:
+        self,
+        space: str,
+        ids: Sequence[str],
+        value: bytes,
+        *,
+        token: str,
+        claimed: int,
+        until: float,
+    ) -> str:
         shared, keys = self._there(), [f"{space}:{id_}" for id_ in ids]
         purges = [shared.get(f"{key}:purged") for key in keys]
         if any(purged is not None and purged >= claimed for purged in purges):
-            return False
+            return "purged"
+        kept = []
         for key in keys:
-            shared.set(key, value, seconds)
-        return True
+            there = re.match(rb"bff1 (\d+) ", shared.get(key) or b"")
+            lost = key == keys[0] and shared.get(f"{key}:load") != token
+            if not lost and not (there and int(there[1]) > claimed):
+                shared.set(key, value, until - shared.now())
+                kept.append(key)
+        if len(kept) == len(keys):
+            return "kept"
+        for key in kept:
+            shared.drop(key)
+        return "superseded"
 
     async def purge(self, space: str, id_: str, *, remembered: float) -> bytes | None:
         shared, key = self._there(), f"{space}:{id_}"
-        shared.set(f"{key}:purged", shared.now(), remembered)
+        shared.set(f"{key}:purged", shared.microseconds(), remembered)
         return shared.drop(key)
 
     def drop(self, space: str, id_: str) -> None:

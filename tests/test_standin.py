@@ -16,6 +16,8 @@ from bff.store import Store
 
 _IDS = st.sampled_from(["a", "b"])
 _TOKENS = st.sampled_from(["one", "two"])
+_VALUES = [b"", b"foreign", b"bff1 0 old", b"bff1 9999999999999999 new"]
+"""Some tell when they were claimed: before anything here, or after."""
 _LONG = 100.0
 """Seconds: nothing ends during a test, for the real one's time cannot be moved."""
 
@@ -28,7 +30,9 @@ _COMMANDS = st.one_of(
     st.tuples(st.just("claim"), _IDS, _TOKENS),
     st.tuples(st.just("hold"), _IDS, _TOKENS),
     st.tuples(st.just("release"), _IDS, _TOKENS),
-    st.tuples(st.just("keep"), st.lists(_IDS, min_size=1, unique=True), st.binary(max_size=4)),
+    st.tuples(
+        st.just("keep"), st.lists(_IDS, min_size=1, unique=True), _TOKENS, st.sampled_from(_VALUES)
+    ),
     st.tuples(st.just("purge"), _IDS),
     st.tuples(st.just("drop"), _IDS),
 )
@@ -40,10 +44,18 @@ def engine(tmp_path_factory) -> Iterator[Engine]:
         yield engine
 
 
-async def _run(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a case a command
+async def _run(store: Any, commands: list[tuple]) -> list[Any]:
     """What *store* answers, with seconds as whether there are any."""
     await store.open(lambda _: None)
-    claimed, answers = 0.0, []
+    try:
+        return await _answers(store, commands)
+    finally:
+        await store.close()
+
+
+async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a table
+    answers = []
+    *_, claimed = await store.claim("s", "the time", "", _LONG, within=2)
     for name, key, *rest in commands:
         match name:
             case "take":
@@ -69,12 +81,15 @@ async def _run(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a
             case "release":
                 store.release("s", key, rest[0])
             case "keep":
-                answers.append(await store.keep("s", key, rest[0], _LONG, claimed=claimed))
+                token, value = rest
+                until = claimed / 1_000_000 + _LONG
+                answers.append(
+                    await store.keep("s", key, value, token=token, claimed=claimed, until=until)
+                )
             case "purge":
                 answers.append(await store.purge("s", key, remembered=_LONG))
             case "drop":
                 store.drop("s", key)
-    await store.close()
     return answers
 
 

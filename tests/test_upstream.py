@@ -61,10 +61,14 @@ async def upstream(url: str, **changes: object) -> AsyncIterator[tuple[Upstream,
         yield Upstream(client, **(arguments | changes)), quotas
 
 
+async def spent() -> None:
+    """What a second call, with the next key, asks for: it may be made."""
+
+
 async def refusal(answer: bytes | Handler) -> tuple[Refusal, list[bytes]]:
     async with server(answer) as (url, heads), upstream(url) as (asked, _):
         with pytest.raises(Refusal) as raised:
-            await asked.get("/api/v1/sessions/a")
+            await asked.get("/api/v1/sessions/a", spent)
         return raised.value, heads
 
 
@@ -84,8 +88,8 @@ async def test_a_body_comes_back_and_the_bucket_is_told() -> None:
         b"set-cookie: a=b",
     )
     async with server(answer) as (url, heads), upstream(url, branch="feat/x") as (asked, quotas):
-        assert await asked.get("/api/v1/sessions/a%2Fb") == b"{}"
-        assert await asked.get("/api/v1/sessions/a%2Fb") == b"{}"
+        assert await asked.get("/api/v1/sessions/a%2Fb", spent) == b"{}"
+        assert await asked.get("/api/v1/sessions/a%2Fb", spent) == b"{}"
 
     assert quotas == [Quota(750, 749, 1795462431.273)] * 2
     lines = heads[1].split(b"\r\n")
@@ -178,7 +182,7 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
             observe=lambda _: None,
         )
         with pytest.raises(Refusal, match="upstream_unavailable"):
-            await asked.get("/x")
+            await asked.get("/x", spent)
 
     assert len(attempts) == 2
 
@@ -186,14 +190,14 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
 async def test_nobody_there_is_unavailable() -> None:
     async with upstream("http://127.0.0.1:1") as (asked, _):
         with pytest.raises(Refusal, match="upstream_unavailable"):
-            await asked.get("/x")
+            await asked.get("/x", spent)
 
 
 async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with server(http("200 OK", b"{}")) as (url, heads), upstream(url) as (asked, _):
-        assert await asked.get("/x") == b"{}"
+        assert await asked.get("/x", spent) == b"{}"
 
     assert heads[0].startswith(b"GET /x HTTP/1.1")
 
@@ -219,6 +223,6 @@ async def test_certificates_are_checked(tmp_path) -> None:
         port = listening.sockets[0].getsockname()[1]
         async with upstream(f"https://127.0.0.1:{port}") as (asked, _):
             with pytest.raises(Refusal, match="upstream_unavailable"):
-                await asked.get("/x")
+                await asked.get("/x", spent)
 
     assert reached == [], "the secret was never sent"

@@ -67,9 +67,8 @@ PLANTED = [
     Planted(
         "memory grew",
         "bff/gateway.py",
-        '        self.telemetry.count("bff_requests", visit.route, reply.status, code)\n',
-        '        self.telemetry.count("bff_requests", visit.route, reply.status, code)\n'
-        f"        {_LEAK}(bytearray(200000))\n",
+        "reply.status, code, visit.head.lane)\n",
+        f"reply.status, code, visit.head.lane)\n        {_LEAK}(bytearray(200000))\n",
     ),
     Planted(
         "descriptors grew",

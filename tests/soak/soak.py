@@ -134,7 +134,7 @@ class Replica(Gateway):
             PYTHONPATH=f"{HERE.parent.parent}:{HERE.parent}",
         )
         for name in ("TRIGGER_SECRET_KEY", "BFF_SIGNING_KEYS"):
-            del self._environ[name]
+            self._environ.pop(name, None)
         self.number = number
         self.up = False
         self.lives = 0
