@@ -73,15 +73,15 @@ PLANTED = [
     Planted(
         "descriptors grew",
         "bff/loads.py",
-        "        wait = 0.0 if spent else await self._spend(environment)\n",
-        "        wait = 0.0 if spent else await self._spend(environment)\n"
+        "        wait = 0.0 if spent else await self._spend(environment, within)\n",
+        "        wait = 0.0 if spent else await self._spend(environment, within)\n"
         f"        {_LEAK}(open('/dev/null'))\n",
     ),
     Planted(
         "tasks grew",
         "bff/loads.py",
-        "        wait = 0.0 if spent else await self._spend(environment)\n",
-        "        wait = 0.0 if spent else await self._spend(environment)\n"
+        "        wait = 0.0 if spent else await self._spend(environment, within)\n",
+        "        wait = 0.0 if spent else await self._spend(environment, within)\n"
         f"        {_LEAK}(asyncio.create_task(asyncio.sleep(9999)))\n",
     ),
     Planted(
