@@ -328,5 +328,5 @@ async def test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come(
     task.cancel()
     await asyncio.wait([task])
 
-    assert took >= 0.3, "three more, a tenth of a second apart"
+    assert took >= 0.29, "three more, a tenth of a second apart (a timer may round that)"
     assert number > 100
