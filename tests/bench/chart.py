@@ -39,8 +39,8 @@ def markdown(results: dict[str, Any]) -> str:
 
 def told(results: dict[str, Any]) -> str:
     return (
-        f"Measured {results['date']} on {results['machine']}; the server on one core, wrk on "
-        f"another; median of {results['rounds']} rounds of {results['seconds']:g} s."
+        f"Measured {results['date']} on {results['machine']}; the server on one core (2 workers "
+        f"on both), wrk on another; median of {results['rounds']} rounds of {results['seconds']:g} s."
     )
 
 
