@@ -18,7 +18,7 @@ demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print l
 test: lint test-python ## Run lint, format check, types, import contracts and tests
 
 # More at a time than a small machine has cores: many of them wait.
-JOBS  ?= 4
+JOBS  ?= 3
 TESTS ?= tests
 test-python: $(VENV)/dev $(NODE_MODULES) ## Run the tests alone, on the Python of VENV
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)

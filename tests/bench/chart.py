@@ -5,7 +5,12 @@ from typing import Any
 
 import load
 
-COLOURS = {"bff": "#2563eb", "bff, lane off": "#93b4f5", "bff, Valkey": "#60a5fa"}
+COLOURS = {
+    "bff": "#2563eb",
+    "bff, lane off": "#93b4f5",
+    "bff, Valkey": "#60a5fa",
+    "bff, Valkey, 2 workers": "#60a5fa",
+}
 BARE = "bare starlette"
 GREY = "#a8a29e"
 
@@ -71,14 +76,14 @@ def svg(results: dict[str, Any]) -> str:
         y += 20
         top = max(r["rate"] for r in rows.values())
         for name, r in sorted(rows.items(), key=lambda row: -row[1]["rate"]):
-            width = 420 * r["rate"] / top
+            width = 400 * r["rate"] / top
             shown += [
-                f'<text x="130" y="{y + 11}" text-anchor="end">{escape(name)}</text>',
+                f'<text x="150" y="{y + 11}" text-anchor="end">{escape(name)}</text>',
                 (
-                    f'<rect x="138" y="{y}" width="{width:.1f}" height="14" '
+                    f'<rect x="158" y="{y}" width="{width:.1f}" height="14" '
                     f'fill="{COLOURS.get(name, GREY)}"/>'
                 ),
-                f'<text x="{144 + width:.1f}" y="{y + 11}">{r["rate"]:,.0f}</text>',
+                f'<text x="{164 + width:.1f}" y="{y + 11}">{r["rate"]:,.0f}</text>',
             ]
             y += 18
         y += 12
