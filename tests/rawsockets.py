@@ -1,6 +1,7 @@
 """Bytes on the wire: a browser and an upstream without any HTTP library between them and it."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -80,8 +81,11 @@ def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> 
 
 
 def _goes_on(received: bytes, parts: int) -> bool:
-    # After an answer that does not announce the end, it is only to be seen whether more comes.
-    return parts == 1 and b"\r\n\r\n" in received and b"connection: close" not in received
+    # After a whole answer that does not announce the end, it is only to be seen whether more comes.
+    head, blank, body = received.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
+    whole = blank and (length is None or head[9:12] == b"304" or len(body) >= int(length[1]))
+    return bool(parts == 1 and whole and b"connection: close" not in received)
 
 
 def answered(body: bytes, status: str = "200 OK", *lines: str) -> bytes:

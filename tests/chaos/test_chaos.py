@@ -19,7 +19,7 @@ from world import PATH, SECRET_KEY, Gateway, World
 
 from bff.demo.upstream import session
 
-PATIENCE = 0.6
+PATIENCE = 1.0
 """Seconds that the gateway waits for an answer."""
 INVALID, LOST, LATE, FINE = "upstream_invalid", "upstream_unavailable", "upstream_timeout", "fine"
 
