@@ -31,7 +31,7 @@ from bff.auth import Caller
 from bff.cache import Cache, Copy, Missing, State
 from bff.errors import Refusal
 from bff.fleet import Fleet
-from bff.head import Head
+from bff.head import Fields, Head
 from bff.limits import Unleased, Window, address_key, browser_address
 from bff.loads import Loader
 from bff.replies import Reply, server_timing
@@ -183,7 +183,7 @@ class Gateway:
         request_id = self._request_ids()
         if head.method == "OPTIONS":
             self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
-            return self._replies.preflight(head.origin, request_id)
+            return self._replies.preflight(head.fields.origin, request_id)
         visit = Visit(head, request_id, now, wall)
         try:
             return self._decide(visit)
@@ -218,8 +218,8 @@ class Gateway:
     def _count_address(self, visit: Visit) -> str:
         head, limiter = visit.head, self._limits.address
         address = head.peer
-        if head.forwarded:
-            address = browser_address(address, head.forwarded, self._trusted_proxies)
+        if head.fields.forwarded:
+            address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
         address = address_key(address)
         if limiter is not None:
             window = limiter.take(address, visit.now)
@@ -232,7 +232,7 @@ class Gateway:
         """The decision is made again from its start: what it counted would be counted twice."""
         head, limiter = visit.head, self._limits.address
         if limiter is not None and lack.limiter is not limiter:
-            address = browser_address(head.peer, head.forwarded, self._trusted_proxies)
+            address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
             limiter.untake(address_key(address))
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1
@@ -261,22 +261,22 @@ class Gateway:
             visit.route = "page"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
-            reply = self._replies.page(page, origin=head.origin, request_id=visit.request_id)
+            reply = self._replies.page(page, origin=head.fields.origin, request_id=visit.request_id)
             return self._count(visit, reply, "")
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refusal("not_served")
         raise Refusal("not_found", "There is nothing here")
 
     def _authenticate(self, visit: Visit, address: str) -> Caller[Grant]:
-        head = visit.head
-        if head.ambiguous:
+        fields = visit.head.fields
+        if fields.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
-        cookie = self._from_cookie(head) if head.authorization is None else None
-        if not (head.authorization or cookie):
+        cookie = self._from_cookie(fields) if fields.authorization is None else None
+        if not (fields.authorization or cookie):
             self.telemetry.count("bff_bad_tokens", "token_missing")
             raise Refusal("token_missing")
         try:
-            visit.token = head.token or cookie or _bearer(head.authorization or b"")
+            visit.token = fields.token or cookie or _bearer(fields.authorization or b"")
             caller = self.verifier.verify(visit.token, visit.wall)
             self._still_good(visit, caller)
         except Refusal as refusal:
@@ -289,7 +289,7 @@ class Gateway:
         if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
             raise Refusal("token_revoked")
 
-    def _from_cookie(self, head: Head) -> bytes | None:
+    def _from_cookie(self, fields: Fields) -> bytes | None:
         """Take the token from its cookie, if a page of this very origin asks to read.
 
         The browser says so itself, in a header that no script can set. An `Origin` comes with what
@@ -297,11 +297,11 @@ class Gateway:
         """
         if (
             self._token_cookie is not None
-            and head.cookies
-            and head.fetch_site == b"same-origin"
-            and head.origin is None
+            and fields.cookies
+            and fields.fetch_site == b"same-origin"
+            and fields.origin is None
         ):
-            pairs = (pair.strip().partition(b"=") for pair in b";".join(head.cookies).split(b";"))
+            pairs = (pair.strip().partition(b"=") for pair in b";".join(fields.cookies).split(b";"))
             found = [value for name, _, value in pairs if name == self._token_cookie and value]
             if len(found) > 1:
                 raise Refusal("bad_request", "Send the token's cookie once")
@@ -355,7 +355,7 @@ class Gateway:
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
-        head = Head("", b"", peer, origin=origin, lane="none")
+        head = Head("", b"", Fields(origin=origin), peer, lane="none")
         visit = Visit(head, self._request_ids(), *self._clock())
         return self._refusal(visit, refusal)
 
@@ -618,7 +618,7 @@ class Gateway:
         self._authorize(visit, caller, copy)
         if visit.reserved and visit.probes is not None:
             visit.probes.used -= 1  # it was no probe
-        head, age = visit.head, max(0.0, visit.now - copy.loaded)
+        fields, age = visit.head.fields, max(0.0, visit.now - copy.loaded)
         self.telemetry.count("bff_cache", result)
         self.telemetry.observe("bff_age_served_seconds", age)
         self._served += 1
@@ -626,12 +626,13 @@ class Gateway:
             self._log_served(visit, result)
         reply = self._replies.session(
             copy,
-            not_modified=head.if_none_match is not None and _matches(head.if_none_match, copy.etag),
+            not_modified=fields.if_none_match is not None
+            and _matches(fields.if_none_match, copy.etag),
             cache_status=how,
             window=visit.window,
             now=visit.now,
             wall=visit.wall,
-            origin=head.origin,
+            origin=fields.origin,
             request_id=visit.request_id,
         )
         if visit.waited is not None:  # of a refusal, it would tell whether the session exists
@@ -659,15 +660,16 @@ class Gateway:
             return self._refusal(visit, next(iter(page.unavailable.values())))
         if (visit.waited or 0.0) >= SLOW_SECONDS:
             self._log_served(visit, "list")
-        head, lost = visit.head, len(page.unavailable)
+        fields, lost = visit.head.fields, len(page.unavailable)
         reply = self._replies.session(
             page,
-            not_modified=head.if_none_match is not None and _matches(head.if_none_match, page.etag),
+            not_modified=fields.if_none_match is not None
+            and _matches(fields.if_none_match, page.etag),
             cache_status=how,
             window=visit.window,
             now=visit.now,
             wall=visit.wall,
-            origin=head.origin,
+            origin=fields.origin,
             request_id=visit.request_id,
             lines=b"x-unavailable-sessions: %d\r\n" % lost if lost else b"",
         )
@@ -699,7 +701,7 @@ class Gateway:
             window=visit.window,
             now=visit.now,
             wall=visit.wall,
-            origin=visit.head.origin,
+            origin=visit.head.fields.origin,
             request_id=visit.request_id,
         )
         # Of those over a limit, the first of a window: who floods is not to fill the log as well.
@@ -752,8 +754,10 @@ def _bearer(authorization: bytes) -> bytes:
     return token.strip()
 
 
-def _matches(if_none_match: bytes, etag: bytes) -> bool:
+def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
     """RFC 9110 §13.1.2: weak comparison, a list, or ``*``."""
+    if if_none_match is None:
+        return False
     if if_none_match == etag:
         return True
     candidates = (part.strip().removeprefix(b"W/") for part in if_none_match.split(b","))

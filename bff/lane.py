@@ -14,6 +14,8 @@ for and tested with, and no others: see `written_for`.
 """
 
 import asyncio
+import re
+from collections import OrderedDict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -26,8 +28,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from bff.app import Service
 from bff.asgi import LOAD, Clock
 from bff.gateway import Gateway, Load, Loads, Wait
-from bff.head import Head
+from bff.head import Fields, Head
 from bff.replies import Reply
+from bff.sessions import PLAIN_PATH
 from bff.wire import MAX_PIPELINED, Guard
 
 _WRITTEN_FOR: Final = frozenset(
@@ -36,8 +39,14 @@ _WRITTEN_FOR: Final = frozenset(
 """SHA-256 of the sources whose inner workings this knows."""
 _MAX_AGAIN: Final = 4096
 """Bytes of a request that a connection keeps, to know it again."""
+_MAX_KNOWN: Final = 32 * 1024 * 1024
+"""Bytes, about, that may be kept of header lines and of what they say."""
+_OVERHEAD: Final = 500
+"""Bytes that it costs beyond twice the lines."""
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 """What a path without query and fragment consists of (RFC 3986 §3.3)."""
+_LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
+"""A request line that means what it says, whatever the lines after it."""
 
 
 def protocol(service: Service, clock: Clock) -> Any:
@@ -73,6 +82,9 @@ class Shared:
         self.clock = clock
         self._defaults: list[tuple[bytes, bytes]] = []
         self._starts: dict[int, bytes] = {}
+        self._known: OrderedDict[bytes, Fields] = OrderedDict()
+        """By header lines, from the end of the request line."""
+        self._bytes = 0
 
     def start(self, status: int, defaults: list[tuple[bytes, bytes]]) -> bytes:
         """Status line and the server's own headers, which it makes anew once a second."""
@@ -83,6 +95,26 @@ class Shared:
             lines = b"".join(b"%b: %b\r\n" % header for header in defaults)
             start = self._starts[status] = STATUS_LINE[status] + lines
         return start
+
+    def keep(self, data: bytes, fields: Fields) -> None:
+        """Remember that the header lines of *data*, a whole request, say *fields*."""
+        line = _LINE.match(data)
+        lines = data[line.end() :] if line else b""
+        if lines and lines not in self._known:
+            self._known[lines] = fields
+            self._bytes += 2 * len(lines) + _OVERHEAD
+            while self._bytes > _MAX_KNOWN:
+                oldest, _ = self._known.popitem(last=False)
+                self._bytes -= 2 * len(oldest) + _OVERHEAD
+
+    def read(self, data: bytes, peer: str) -> Head | None:
+        """Read the head of a request whose header lines are known; None for any other bytes."""
+        line = _LINE.match(data)
+        fields = self._known.get(data[line.end() :]) if line else None
+        if line is None or fields is None:
+            return None
+        method, path, id_ = line.groups()
+        return Head(method.decode(), path, fields, peer, id_.decode(), lane="fast")
 
 
 class Lane(Guard):
@@ -97,6 +129,8 @@ class Lane(Guard):
         """Begun in the bytes at hand."""
         self._head: Head | None = None
         """Of the last request in them that was decided here."""
+        self._granted = False
+        """It was not refused."""
         self._load: Load | Loads | Wait | None = None
         """Decided already, for the request that is parsed next."""
         self._again = b""
@@ -117,18 +151,22 @@ class Lane(Guard):
     def data_received(self, data: bytes) -> None:
         """Parse what came, and write what was answered meanwhile.
 
-        A tab that polls sends the same bytes each time. Between two requests the parser remembers
-        nothing, so they would come out as the same head: only what is new to it is parsed.
+        A tab that polls sends the same bytes each time, and the same header lines whatever session
+        it asks for and whichever connection a proxy takes. Between two requests the parser
+        remembers nothing, so they would come out as the same: only what is new is parsed.
         """
-        head = self._head
-        if data != self._again or head is None or self._busy() or not self._decide(head):
+        head = self._head if data == self._again else self._read(data)
+        if head is None or self._busy() or not self._decide(head):
             began, self._requests, self._head = not self._incomplete, 0, None
             super().data_received(data)
             self._load = None  # taken by now: it was the only request's
-            one = began and self._requests == 1 and self._head is not None and not self._refused
-            self._again = data if one and len(data) <= _MAX_AGAIN else b""
+            head = self._head if began and self._requests == 1 and not self._refused else None
+            if head is not None and self._granted:
+                self._shared.keep(data, head.fields)
         elif self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        self._head = head
+        self._again = data if head is not None and len(data) <= _MAX_AGAIN else b""
         if self._written:
             self.transport.write(b"".join(self._written))
             self._written.clear()
@@ -186,6 +224,12 @@ class Lane(Guard):
 
     # -- what becomes of a request
 
+    def _read(self, data: bytes) -> Head | None:
+        """Read a request that may be known by its header lines."""
+        if self._incomplete or self._refused or len(data) > self._bounds.head_bytes:
+            return None
+        return self._shared.read(data, self._peer)
+
     def _decide(self, head: Head) -> bool:
         """Answer a request; False if that has to wait, for `_load`."""
         shared = self._shared
@@ -197,6 +241,7 @@ class Lane(Guard):
             head.lane = "asgi"
             self._load = answer
             return False
+        self._granted = answer.status < 400  # noqa: PLR2004
         server = self.server_state
         server.total_requests += 1
         start = shared.start(answer.status, server.default_headers)

@@ -17,8 +17,11 @@ MAX_ID_CHARACTERS = 256
 MAX_DEPTH = 64
 """Levels of nesting in a document; the measured ones have five."""
 
+PLAIN_PATH = rb"%b([A-Za-z0-9_~:-]{1,%d})" % (ROUTE, MAX_ID_CHARACTERS)
+"""Pattern of a raw path with an id that needs no decoding, as nearly every one does."""
+
 _FRIENDLY = "session_"
-_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~:"
+_PLAIN_PATH = re.compile(PLAIN_PATH)
 _ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
@@ -48,14 +51,12 @@ def parse_id(segment: bytes) -> str:
 
 
 def plain_id(path: bytes) -> str | None:
-    """The id in a raw *path* that needs no decoding, as nearly every one does; None for others.
+    """The id in a raw *path* that is a `PLAIN_PATH`; None for others.
 
     It says what `parse_id` says of the path's last segment, at a fifth of the cost.
     """
-    segment = path[len(ROUTE) :]
-    if not path.startswith(ROUTE) or not segment or segment.translate(None, _PLAIN):
-        return None
-    return segment.decode() if len(segment) <= MAX_ID_CHARACTERS else None
+    plain = _PLAIN_PATH.fullmatch(path)
+    return plain[1].decode() if plain else None
 
 
 def is_id(text: str) -> bool:

@@ -113,6 +113,7 @@ class Guard(HttpToolsProtocol):
         self._framed = False
         """The request says how its body is framed, even if it has none."""
         self._body = False
+        self._hosts = 0
         self._refused = False
         self._peer = "local"
         self._deadline: asyncio.TimerHandle | None = None
@@ -197,11 +198,14 @@ class Guard(HttpToolsProtocol):
             self._received = self._chunk
         self._incomplete = self._in_head = True
         self._framed = self._body = False
+        self._hosts = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; remember whether it announces a body."""
         name = name.lower()
-        if name in _BODY:
+        if name == b"host":
+            self._hosts += 1
+        elif name in _BODY:
             self._framed = True
             if value != b"0":
                 self._body = True
@@ -225,6 +229,8 @@ class Guard(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Refusal("bad_request", "Speak HTTP/1.1")
+        if self._hosts > 1 or (not self._hosts and version == "1.1"):  # RFC 9112 §3.2
+            raise Refusal("bad_request", "Send one Host header")
         # A proxy that takes the same bytes for the next request is how requests are smuggled.
         if self._body and self.parser.get_method() in (b"GET", b"HEAD", b"OPTIONS"):
             raise Refusal("bad_request", "Send no body")

@@ -42,9 +42,8 @@ async def ask(
     headers = [(b"origin", ORIGIN.encode())]
     if token is not None:
         headers.append((b"authorization", b"Bearer " + token.encode("latin-1")))
-    head = replace(
-        Head.read("GET", (PATH + segment).encode("latin-1"), b"", headers, peer), **fields
-    )
+    head = Head.read("GET", (PATH + segment).encode("latin-1"), b"", headers, peer)
+    head.fields = replace(head.fields, **fields)
     gateway = world.service.gateway
     answer = gateway.decide(head, *world.clock())
     return answer if isinstance(answer, Reply) else await gateway.finish(answer)

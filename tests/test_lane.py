@@ -329,6 +329,75 @@ def _count_parsing(protocol: Any) -> Callable[[], int]:
     return lambda: count
 
 
+# What may stand before the header lines; "*" is a good path.
+REQUEST_LINES = [
+    *(f"{method} {PATH}{id_} HTTP/1.1" for method in ("GET", "HEAD", "OPTIONS")
+      for id_ in ("chat-1", "chat-2", "nope", "chat:1~_-")),
+    *(f"GET {PATH}{id_} HTTP/1.1" for id_ in
+      ("", ".", "..", "%2e", "chat-1?x", "chat-1#x", "chat-1/", "a" * 256, "a" * 257, "\xe9")),
+    "GET  * HTTP/1.1", "GET * HTTP/1.1 ", "GET\t* HTTP/1.1", " GET * HTTP/1.1", "get * HTTP/1.1",
+    "GET * HTTP/1.0", "GET * HTTP/1.1x", "GET * http/1.1", "GET * HTTP/1.1\r", "GET *", "",
+    "\r\nGET * HTTP/1.1", "\nGET * HTTP/1.1", "POST * HTTP/1.1", "CONNECT * HTTP/1.1",
+    "GET http://x* HTTP/1.1", "GET * HTTP/1.1\r\nx: y", "GET * HTTP/1.1\r\n y", "GET * HTTP/1.1\n",
+]  # fmt: skip
+
+
+async def test_known_header_lines_are_read_as_they_would_be_parsed(clock: Clock) -> None:
+    """Whatever stands before them, on whichever connection."""
+    chance = random.Random(3)
+    lines = [
+        request(*some).partition(b"\r\n")[2]
+        for some in ([GOOD], [TYPE_WIDE, f"origin: {ORIGIN}"], [GOOD, "if-none-match: *"], [])
+    ]
+    odd = [
+        b"\r\n",
+        lines[0].replace(b"host: x\r\n", b""),
+        lines[0] + lines[0],
+        *(request(GOOD, one).partition(b"\r\n")[2] for one in ODD),
+    ]
+    async with both(clock, **OFF) as sides:
+        wires = [side.connect() for side in sides]
+        parsed, asked, saved = _count_parsing(wires[1].protocol), 0, 0
+        for _ in range(1500):
+            if wires[0].over or chance.random() < 0.05:
+                saved += asked - parsed()
+                wires = [side.connect() for side in sides]
+                parsed, asked = _count_parsing(wires[1].protocol), 0
+            block = chance.choice(odd) if chance.random() < 0.2 else chance.choice(lines)
+            first = chance.choice(REQUEST_LINES[: chance.choice([12, 12, 12, 99])])
+            first = first.replace("*", PATH + "chat-1")
+            asked += 1
+            await same(sides, first.encode("latin-1") + b"\r\n" + block, wires=wires)
+            clock.advance(chance.choice([0, 0, 0.25]))
+        assert sides[0].told() == sides[1].told()
+        assert saved > 300
+
+
+async def test_of_header_lines_so_many_are_known_and_none_that_were_refused(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "_MAX_KNOWN", 5_000)
+    async with both(clock, **OFF) as sides:
+        wires = [side.connect() for side in sides]
+        parsed = _count_parsing(wires[1].protocol)
+
+        async def asked(*lines: str, method: str = "OPTIONS", target: str = "chat-1") -> int:
+            before = parsed()
+            await same(sides, request(*lines, method=method, target=PATH + target), wires=wires)
+            return parsed() - before
+
+        await asked()
+        assert await asked("x: 0", target="a") == 1
+        assert await asked("x: 0", target="b") == 0
+        for n in range(1, 50):
+            await asked(f"x: {n}", target="a")
+        assert await asked("x: 49", target="b") == 0
+        assert await asked("x: 0", target="b") == 1, "it was the oldest"
+        bad = authorization(key="k" * 40)
+        assert await asked(bad, method="GET", target="a") == 1
+        assert await asked(bad, method="GET", target="b") == 1
+
+
 async def test_bytes_that_are_known_mean_nothing_within_a_request(clock: Clock) -> None:
     async with both(clock) as sides:
         wires = [side.connect() for side in sides]
@@ -338,6 +407,17 @@ async def test_bytes_that_are_known_mean_nothing_within_a_request(clock: Clock) 
         answer = await same(sides, opened, known, known, wires=wires)
         statuses = re.findall(rb"HTTP/1.1 (\d+)", answer)
         assert statuses == [b"405", b"200"], "one of the three was a body"
+
+
+async def test_known_header_lines_mean_nothing_within_a_request(clock: Clock) -> None:
+    async with both(clock) as sides:
+        wires = [side.connect() for side in sides]
+        known = request(method="OPTIONS")
+        await same(sides, known, known, wires=wires)
+        other = request(method="OPTIONS", target=PATH + "chat-2")
+        opened = request(f"content-length: {len(other)}", method="POST")
+        answer = await same(sides, opened, other, other, wires=wires)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"405", b"204"], "one was a body"
 
 
 async def test_two_requests_that_came_at_once_are_two_when_they_come_again(clock: Clock) -> None:
@@ -522,7 +602,7 @@ async def test_idle_connections_close_and_busy_ones_do_not(
         await side.feed(half, request(method="OPTIONS") + b"GET / HT")
         assert [seconds for seconds, _ in timers] == [10], "that one's deadline"
         await side.feed(half, b"TP/1.1\r\n")
-        await side.feed(half, b"\r\n")
+        await side.feed(half, b"host: x\r\n\r\n")
         assert half.sent.startswith(b"HTTP/1.1 200")
         assert [seconds for seconds, _ in timers] == [10, 75]
         await side.feed(half, b"GET / HT")
