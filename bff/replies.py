@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from bff.errors import Refusal
 from bff.limits import MAX_RESET, Limiter, Window
@@ -163,7 +163,7 @@ class Replies:
         retry_after = refusal.retry_after
         if status == 429 and window is not None:  # noqa: PLR2004
             content_type = b"application/problem+json; charset=utf-8"
-            body = json.dumps(_problem(refusal, window, now, wall)).encode()
+            body = _problem(refusal, window, now, wall)
             retry_after = window.reset(now)
         else:
             body = _refusal_body(refusal.code, refusal.detail)
@@ -244,21 +244,33 @@ def _challenge(refusal: Refusal) -> bytes:
     )
 
 
-def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> dict[str, Any]:
+def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> bytes:
     seconds = window.reset(now)
-    text = (
-        f"{refusal.detail}: {window.remaining}/{window.limiter.limit} requests remaining. "
-        f"Retry in {seconds:.3f} seconds."
-    )
-    return {
+    return _problem_template(refusal.code, refusal.detail, window.limiter) % {
+        b"remaining": window.remaining,
+        b"reset": ceil((wall + seconds) * 1000),
+        b"seconds": seconds,
+    }
+
+
+@lru_cache(maxsize=64)
+def _problem_template(code: str, detail: str, limiter: Limiter) -> bytes:
+    """All that stays the same of a 429: who floods is not worth an encoder's work each time."""
+    remaining, reset, seconds = "%(remaining)d", "%(reset)d", "%(seconds).3f"
+    text = f"{detail}: {remaining}/{limiter.limit} requests remaining. Retry in {seconds} seconds."
+    problem = {
         "error": text,
-        "code": refusal.code,
+        "code": code,
         "title": "Rate Limit Exceeded",
         "status": 429,
         "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",
         "detail": text,
-        "reset": ceil((wall + seconds) * 1000),
-        "limit": window.limiter.limit,
-        "remaining": window.remaining,
-        "secondsUntilReset": round(seconds, 3),
+        "reset": reset,
+        "limit": limiter.limit,
+        "remaining": remaining,
+        "secondsUntilReset": seconds,
     }
+    template = json.dumps(problem)
+    for number in (remaining, reset, seconds):
+        template = template.replace(f'"{number}"', number)
+    return template.encode()
