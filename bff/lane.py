@@ -156,17 +156,22 @@ class Lane(Guard):
         remembers nothing, so they would come out as the same: only what is new is parsed.
         """
         head = self._head if data == self._again else self._read(data)
-        if head is None or self._busy() or not self._decide(head):
-            began, self._requests, self._head = not self._incomplete, 0, None
-            super().data_received(data)
-            self._load = None  # taken by now: it was the only request's
-            head = self._head if began and self._requests == 1 and not self._refused else None
-            if head is not None and self._granted:
-                self._shared.keep(data, head.fields)
-        elif self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
+        reply = None if head is None or self._busy() else self._decide(head)
+        if reply is not None:
+            if self.timeout_keep_alive_task is not None:
+                self._unset_keepalive_if_required()
+            self.transport.write(b"".join(self._parts(reply)))
+            self._rest()
+        else:
+            head = self._parse(data)
         self._head = head
         self._again = data if head is not None and len(data) <= _MAX_AGAIN else b""
+
+    def _parse(self, data: bytes) -> Head | None:
+        """Parse *data*, and answer what is answered here; the head, if that is one request."""
+        began, self._requests, self._head = not self._incomplete, 0, None
+        super().data_received(data)
+        self._load = None  # taken by now: it was the only request's
         if self._written:
             self.transport.write(b"".join(self._written))
             self._written.clear()
@@ -176,9 +181,11 @@ class Lane(Guard):
                     self.transport.close()
                     self._within(self._bounds.idle_seconds, self._never_read)
             elif not self._incomplete and not self._answering():
-                self._idle_since = self.loop.time()
-                if self._idle_timer is None:
-                    self._wait_idle(self.timeout_keep_alive)
+                self._rest()
+        head = self._head if began and self._requests == 1 and not self._refused else None
+        if head is not None and self._granted:
+            self._shared.keep(data, head.fields)
+        return head
 
     # -- the parser's callbacks
 
@@ -215,7 +222,12 @@ class Lane(Guard):
             method = self.parser.get_method().decode()
             self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
             head.lane = "fast"
-            if self._load is None and self._decide(head):
+            reply = self._decide(head) if self._load is None else None
+            if reply is not None:
+                parts = self._parts(reply)
+                self._written += parts
+                self._held += sum(map(len, parts))
+                self._granted = reply.status < 400  # noqa: PLR2004
                 return
             load, self._load = self._load, None
             self._hand_on()
@@ -230,24 +242,25 @@ class Lane(Guard):
             return None
         return self._shared.read(data, self._peer)
 
-    def _decide(self, head: Head) -> bool:
-        """Answer a request; False if that has to wait, for `_load`."""
+    def _decide(self, head: Head) -> Reply | None:
+        """Answer a request; None if that has to wait, for `_load`."""
         shared = self._shared
         try:
             answer = shared.gateway.decide(head, *shared.clock())
         except Exception as exc:  # noqa: BLE001  as in `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
-        if not isinstance(answer, Reply):
-            head.lane = "asgi"
-            self._load = answer
-            return False
-        self._granted = answer.status < 400  # noqa: PLR2004
+        if isinstance(answer, Reply):
+            return answer
+        head.lane = "asgi"
+        self._load = answer
+        return None
+
+    def _parts(self, reply: Reply) -> tuple[bytes, bytes, bytes, bytes]:
+        """What is written for a reply."""
         server = self.server_state
         server.total_requests += 1
-        start = shared.start(answer.status, server.default_headers)
-        self._written += (start, answer.head, b"\r\n", answer.body)
-        self._held += len(start) + len(answer.head) + len(answer.body)
-        return True
+        start = self._shared.start(reply.status, server.default_headers)
+        return start, reply.head, b"\r\n", reply.body
 
     def _hand_on(self) -> None:
         """Let uvicorn's own class have the request, as if it had seen it all along."""
@@ -277,6 +290,12 @@ class Lane(Guard):
         )
 
     # -- idle connections
+
+    def _rest(self) -> None:
+        """Note that everything is answered."""
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._wait_idle(self.timeout_keep_alive)
 
     def _wait_idle(self, seconds: float) -> None:
         self._idle_timer = self.loop.call_later(seconds, self._idle)
