@@ -7,6 +7,7 @@ answer, every count and every log line of the one is compared with the other's.
 """
 
 import asyncio
+import gc
 import json
 import random
 import re
@@ -736,6 +737,8 @@ def test_the_setting_turns_it_off(
 
     async def run(servers: Any, _: Any) -> None:
         seen.extend(config.http for config, sock in servers if not sock.close())
+        assert gc.get_freeze_count() > 10_000, "what was imported is no work for the collector"
+        gc.unfreeze()
 
     monkeypatch.setattr(server, "run", run)
     told = environ(BFF_FAST_LANE=setting, BFF_PORT="0", BFF_OPS_PORT="0")
