@@ -19,7 +19,7 @@ from world import OFF, Clock, World, claims, read, sign
 
 from bff import lane, server
 from bff.demo.upstream import session
-from bff.head import Head
+from bff.head import Fields, Head
 
 
 def resident() -> int:
@@ -35,9 +35,17 @@ class _Transport(asyncio.Transport):
         return False
 
 
+PLENTY = OFF | {
+    "BFF_CACHE_MAX_BYTES": "1000000000",
+    "BFF_CACHE_TTL": "3600",
+    "BFF_MAX_CONNECTIONS": "1000000",
+    "BFF_MAX_CONNECTIONS_PER_ADDRESS": "1000000",
+}
+
+
 async def main(copies: int, tokens: int, connections: int, requests: int) -> None:
     clock = Clock()
-    async with World(clock, **OFF, BFF_CACHE_MAX_BYTES="1000000000", BFF_CACHE_TTL="3600") as world:
+    async with World(clock, **PLENTY) as world:
         gateway = world.service.gateway
         await world.get("chat-1")
         environment = next(iter(gateway.environments.values()))
@@ -58,6 +66,15 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
             gateway.verifier.verify(bytes(bytearray(one)), clock.wall)
         print(f"verified token: {(resident() - before) / len(gateway.verifier):,.0f} bytes "
               f"({len(gateway.verifier):,} kept of {tokens:,})")  # fmt: skip
+
+        shared, before = lane.Shared(gateway, clock), resident()
+        for one in made:
+            headers = [(b"authorization", b"Bearer " + one), (b"origin", b"https://app.example")]
+            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+            asked = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\n" + lines + b"\r\n"
+            shared.keep(asked, Fields.read(headers))
+        print(f"known header lines: {(resident() - before) / len(made):,.0f} bytes, "
+              f"{shared._bytes / len(shared._known):,.0f} by its own estimate")  # fmt: skip
 
         config = server.config(
             world.service.browser_app, lifespan=False,
