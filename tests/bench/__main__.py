@@ -21,7 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ ROOT = HERE.parent.parent
 BEGIN, END = "<!-- bench -->\n", "\n<!-- /bench -->"
 SERVER_CORE, LOAD_CORE = "0", "1"
 BARE = "bare starlette"
+CALM = "hits at half the peak"
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
@@ -64,7 +65,6 @@ class Workload:
     lines: list[str]
     mode: str = "cycle"
     connections: int = 32
-    pause: float = 0.0
     delay: float = 0.0
     """Of the origin, seconds."""
     environ: dict[str, str] = field(default_factory=dict)
@@ -260,7 +260,7 @@ def _environ(contender: Contender, workload: Workload, port: int, origin: int) -
     return shared | other | contender.environ
 
 
-def measure(contender: Contender, workload: Workload, seconds: float, pause: float = 0.0) -> Result:
+def measure(contender: Contender, workload: Workload, seconds: float, pause: float) -> Result:
     """Run *workload* against a server of its own."""
     port, origin = free_port(), free_port()
     projected = [] if contender.name.startswith("bff") else ["--projected"]
@@ -292,7 +292,7 @@ def measure(contender: Contender, workload: Workload, seconds: float, pause: flo
         while workload.mode == "cycle" and len(lines) > 1 and asked < len(lines):
             asked += int(_wrk(port, plan, workload, 2, 0.0, asked)[4])  # until every copy is there
         before, _ = _stat(pid)
-        out = _wrk(port, plan, workload, seconds, pause or workload.pause)
+        out = _wrk(port, plan, workload, seconds, pause)
         after, rss = _stat(pid)
     rate, p50, p99, p999, count, refused, errors = (float(part) for part in out)
     expected = count if workload.status >= 400 and contender.job else 0
@@ -344,36 +344,11 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
     for workload in workloads(sessions=told.sessions, callers=told.callers):
         if told.workload and told.workload not in workload.name:
             continue
-        runs: dict[str, list[Result]] = {}
-        for _ in range(told.rounds):
-            for contender in found:
-                if (workload.job and not contender.job) or contender.only not in (
-                    "",
-                    workload.name,
-                ):
-                    continue
-                try:
-                    result = measure(contender, workload, told.seconds)
-                except RuntimeError as exc:
-                    print(f"  left out: {exc}", flush=True)
-                    continue
-                runs.setdefault(contender.name, []).append(result)
-        for name, results in runs.items():
-            middle = {
-                key: statistics.median(getattr(r, key) for r in results)
-                for key in ("rate", "p50", "p99", "p999", "cpu", "rss")
-            }
-            table.setdefault(workload.name, {})[name] = middle
-            print(f"{workload.name:26} {name:15} " + "  ".join(
-                f"{k} {v:,.2f}" if k.startswith("p") else f"{k} {v:,.1f}" for k, v in middle.items()
-            ), flush=True)  # fmt: skip
-        peak = table.get(workload.name, {}).get("bff", {}).get("rate")
-        if workload.name == "hits" and peak:
-            pause = 1000 * 128 / (peak / 2)
-            calm = Workload("hits at half the peak", workload.lines, connections=128)
-            result = measure(found[0], calm, told.seconds, pause)
-            table["hits at half the peak"] = {"bff": vars(result)}
-            print(f"{calm.name:26} bff  {vars(result)}", flush=True)
+        table[workload.name] = _medians(found, workload, told)
+        if workload.name == "hits":
+            calm = replace(workload, name=CALM, connections=128)
+            peaks = {name: middle["rate"] for name, middle in table[workload.name].items()}
+            table[CALM] = _medians(found, calm, told, peaks)
     cold = {} if told.workload else load.measure(rounds=10 * told.rounds)
     return {
         "cold": cold,
@@ -382,6 +357,41 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
         "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         "seconds": told.seconds, "rounds": told.rounds, "table": table, "missing": missing,
     }  # fmt: skip
+
+
+def _medians(
+    found: list[Contender], workload: Workload, told: argparse.Namespace,
+    peaks: dict[str, float] | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Everybody's results, round by round; at half of its peak each, if those are given."""
+    runs: dict[str, list[Result]] = {}
+    for _ in range(told.rounds):
+        for contender in found:
+            if (workload.job and not contender.job) or contender.only not in ("", workload.name):
+                continue
+            pause = 0.0
+            if peaks is not None:
+                if contender.name not in peaks:
+                    continue
+                pause = 1000 * workload.connections / (peaks[contender.name] / 2)
+            try:
+                result = measure(contender, workload, told.seconds, pause)
+            except RuntimeError as exc:
+                print(f"  left out: {exc}", flush=True)
+                continue
+            runs.setdefault(contender.name, []).append(result)
+    middles = {
+        name: {
+            key: statistics.median(getattr(r, key) for r in results)
+            for key in ("rate", "p50", "p99", "p999", "cpu", "rss")
+        }
+        for name, results in runs.items()
+    }
+    for name, middle in middles.items():
+        print(f"{workload.name:26} {name:15} " + "  ".join(
+            f"{k} {v:,.2f}" if k.startswith("p") else f"{k} {v:,.1f}" for k, v in middle.items()
+        ), flush=True)  # fmt: skip
+    return middles
 
 
 def _startup() -> float:
