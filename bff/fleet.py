@@ -227,7 +227,7 @@ class Fleet:
         def is_answer(found: Outcome) -> bool:
             return isinstance(found, Refusal) or question.fresh(found, self._clock()[0])
 
-        sought = _Sought[Outcome](
+        sought: _Sought[Outcome] = _Sought(
             where.copies,
             question.id,
             metric="bff_shared_copies",
