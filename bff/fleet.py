@@ -412,7 +412,6 @@ class Fleet:
         digest: bytes,
         id_: str,
         ask: Callable[[], Awaitable[Verdict]],
-        ends: float,
     ) -> Verdict:
         """Get upstream's word on a token and a session: told to another replica, or asked for.
 
@@ -421,7 +420,6 @@ class Fleet:
             digest: the token's too.
             id_: by which the session is asked for.
             ask: puts the token to the test, if no other replica does.
-            ends: when the token does.
         """
         where = self.spaces.get(environment)
         if where is None:  # a change of settings removed it meanwhile
@@ -430,7 +428,7 @@ class Fleet:
             where.verdicts,
             _verdict_name(where, digest, id_),
             metric="bff_shared_verdicts",
-            decode=partial(self._decode_verdict, where, digest, id_, ends),
+            decode=partial(self._decode_verdict, where, digest, id_),
             is_answer=lambda verdict: verdict.until > self._clock()[0],
         )
         verdict, _, _, claim = await self._seek(sought, lambda _: ask())
@@ -450,13 +448,12 @@ class Fleet:
         return _Written(value, others, verdict.until)
 
     def _decode_verdict(
-        self, where: Space, digest: bytes, id_: str, ends: float, value: bytes, moment: "_Moment"
+        self, where: Space, digest: bytes, id_: str, value: bytes, moment: "_Moment"
     ) -> Verdict:
         found = decode_verdict(where, digest, id_, value)
         if found is None:
             raise ForeignError
-        spoken = moment(found.spoken, found.seconds)
-        return replace(found, spoken=spoken, seconds=min(found.seconds, ends - spoken))
+        return replace(found, spoken=moment(found.spoken, found.seconds))
 
     # -- purges
 

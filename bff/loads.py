@@ -285,8 +285,7 @@ class Loader:
         secret key's and learn nothing here. *mark* is where the token was counted as a bad one in
         advance; it is given back when it was none, whoever still waits.
         """
-        digest, rules, (now, wall) = caller.digest or b"", self._rules, self._clock()
-        ends = now + caller.expires - wall
+        digest, rules = caller.digest or b"", self._rules
         outcome: Copy | Refusal | None = None
 
         async def ask() -> Verdict:
@@ -295,22 +294,24 @@ class Loader:
             outcome = await self._brought(
                 environment, id_, lambda path: environment.upstream.get_as(token, path, wall)
             )
-            spoken, _ = self._clock()
+            spoken, wall = self._clock()
             if isinstance(outcome, Refusal):
                 seconds = refusal_seconds(outcome.code, outcome.retry_after)
                 verdict = Verdict(outcome.code, (id_,), spoken, seconds)
             else:
                 ids = dict.fromkeys((id_, outcome.id, outcome.external_id or outcome.id))
-                verdict = Verdict(OK, tuple(ids), spoken, min(ends - spoken, GOOD_SECONDS))
+                seconds = min(caller.expires - wall, GOOD_SECONDS)
+                verdict = Verdict(OK, tuple(ids), spoken, seconds)
             self._telemetry.count("bff_token_tests", verdict.code)
             return verdict
 
         if self._fleet is None:
             verdict = await ask()
         else:
-            verdict = await self._fleet.judge(environment.name, digest, id_, ask, ends)
+            verdict = await self._fleet.judge(environment.name, digest, id_, ask)
+        now, wall = self._clock()
         if outcome is None and verdict.code != OK:  # another's
-            rest = verdict.until - self._clock()[0] if verdict.code == "over_budget" else None
+            rest = verdict.until - now if verdict.code == "over_budget" else None
             outcome = Refusal(verdict.code, retry_after=rest)
         if mark is not None and verdict.code in (OK, *GENUINE):
             mark.used -= 1
@@ -318,7 +319,8 @@ class Loader:
         if (current.verifier, current.places) != (rules.verifier, rules.places):
             return outcome  # other keys or another upstream by now: it is to be asked again
         if verdict.code == OK:
-            self._verdicts.accept(digest, verdict.ids, verdict.spoken, ends - verdict.spoken)
+            seconds = caller.expires - wall + now - verdict.spoken
+            self._verdicts.accept(digest, verdict.ids, verdict.spoken, seconds)
             rules.verifier.remember(token, caller)
         else:
             self._verdicts.refuse(digest, id_, verdict.spoken, verdict.code, verdict.seconds)

@@ -148,6 +148,32 @@ async def test_a_verdict_ends_with_the_token_at_every_replica(replicas: Replicas
     assert found <= two.clock()[0]
 
 
+async def test_a_token_that_ends_while_another_replica_tests_it_is_answered(
+    replicas: Replicas,
+) -> None:
+    """What the other was told is no use here any more: nobody goes by it, or waits for it."""
+    one, two = await shifted(replicas, 2)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: Seen) -> None:
+        asked.set()
+        await go_on.wait()
+
+    replicas.upstream.override = hold
+    token = minted(*read("chat-1"), exp=int(time.time()) + 20)
+    first = asyncio.create_task(ask(one, token))
+    await asked.wait()
+    url, headers = "/api/v1/sessions", {"authorization": f"Bearer {token}"}
+    second = asyncio.create_task(two.browser.get(url, headers=headers))
+    await until(lambda: two.service.gateway.verdicts._flights)
+    two.clock.advance(20)
+    go_on.set()
+
+    assert (await first)[0] == 200
+    assert (await asyncio.wait_for(second, 10)).status_code in (200, 401)
+    assert await ask(two, token) == (401, "token_expired")
+
+
 @pytest.mark.parametrize("off", [-3600.0, 3600.0])
 async def test_a_clock_that_is_off_makes_no_verdict_last_longer(
     replicas: Replicas, off: float
@@ -384,7 +410,7 @@ async def test_whatever_stands_in_a_verdicts_place_is_got_over(
 CHANGES = {
     "another secret key": {"TRIGGER_SECRET_KEY": "tr_prod_sk_another0000000000000001"},
     "another upstream": {"TRIGGER_API_URL": "http://127.0.0.1:2"},
-    "other signing keys": {"BFF_SIGNING_KEYS": OWN_KEY, "BFF_VERIFY": "local,upstream"},
+    "who verifies": {"BFF_SIGNING_KEYS": OWN_KEY, "BFF_VERIFY": "local,upstream"},
     "a branch": {"BFF_BRANCH": "feat/one"},
 }
 
@@ -409,6 +435,20 @@ async def test_what_one_upstream_said_is_no_word_of_another_nor_under_other_keys
 
     assert senders(replicas).count("token") == 2, "three goes by what two does"
     assert counted(two, "dropped") + counted(three, "dropped") == 0, "nobody harms the others'"
+
+
+async def test_other_signing_keys_begin_anew(replicas: Replicas) -> None:
+    """As they do in one process, though upstream's word may not depend on them."""
+    told = {"BFF_VERIFY": "local,upstream", "BFF_SIGNING_KEYS": OWN_KEY}
+    one, two = await shifted(replicas, 2, **told)
+    token = minted(*read("chat-1"))
+    await ask(one, token)
+    await kept(one)
+
+    two.reload(BFF_SIGNING_KEYS=OWN_KEY[::-1])
+    await ask(two, token)
+
+    assert senders(replicas).count("token") == 2
 
 
 async def test_a_verdict_of_a_test_under_other_rules_is_kept_by_nobody(replicas: Replicas) -> None:
