@@ -351,7 +351,8 @@ class Machine(RuleBasedStateMachine):
                 store.link = True
                 store.hear()
 
-        self.runner.run(hear())
+        self.runner.run(hear())  # of purges, too
+        self.loaded = {place: at for place, at in self.loaded.items() if place[0] not in self.cut}
         self.cut.clear()
         for taken in self.taken:
             if STORE in taken.known_to:
