@@ -52,6 +52,8 @@ class Opaque(Machine):
         # What the weather says of the key, it does not say of a token.
         weather = "fine" if self.weather in ("401", "429") else self.weather
         token = next(token for token in self.tokens if token.text == sender)
+        if token.forged and weather == "wrong session":
+            weather = "fine"  # whatever upstream is up to, it does not let a forged token pass
         document = self.find(unquote(seen.raw_path.rpartition("/")[2]))
         may_read = document is not None and can_read(tuple(map(str, token.scopes)), document)
         if weather in ("fine", "slow") and not token.forged and may_read:
