@@ -743,7 +743,9 @@ def _landed(load: Load) -> Found | Refusal | None:
         forward = b"stale" if load.last_resort else b"miss"
         how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
         return outcome, how, "joined" if load.joined else "miss"
-    if outcome is not None and load.last_resort and outcome.code != "not_found":
+    if outcome is None:
+        return None
+    if load.last_resort and outcome.code != "not_found":
         return _last_resort(load.last_resort)
     return outcome
 
