@@ -1,6 +1,7 @@
 """The composition root: settings in, two ASGI applications out. Nothing is wired anywhere else."""
 
 import asyncio
+import hmac
 import json
 import os
 import time
@@ -464,10 +465,21 @@ def _spaces(settings: Settings) -> dict[str, Space]:
     return {
         # Without an id, the key alone says which environment it is.
         e.name: Space(
-            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()), rules
+            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()),
+            rules,
+            _seal(e),
         )
         for e in settings.environments
     }
+
+
+def _seal(environment: EnvironmentSettings) -> bytes:
+    """Make the key that seals verdicts: another for each upstream, and for each set of keys."""
+    e = environment
+    signing_keys = [key.reveal() for key in e.signing_keys]
+    told = [__version__, e.name, e.api_url, e.branch, e.id, e.verify, signing_keys]
+    key = b"bff verdicts " + e.secret_keys[0].reveal().encode()
+    return hmac.digest(key, json.dumps(told).encode(), "sha256")
 
 
 def _told_of(environment: EnvironmentSettings) -> object:

@@ -1,4 +1,4 @@
-"""Many replicas that behave as one: shared copies, one load, one limit, one budget.
+"""Many replicas that behave as one: shared copies and verdicts, one load, one limit, one budget.
 
 Each of them works when the store is away: copies and loads are then this process's own, and of
 limits and budget it takes the share of one replica among those that were last there.
@@ -8,20 +8,27 @@ here. It carries what it is (format, version, policy, environment, both ids) and
 not fit the question is dropped and counted. It also carries when it was loaded; of that and of what
 the store says, the greater age counts, so that neither a clock that is off nor a command that was
 slow to arrive makes a copy younger.
+
+A verdict grants access, so there a digest would not do: it is sealed with a key that only gateways
+of the same secret key can make, and stands under a name made with it too. Whoever has the store
+reads of no token, and grants none anything.
 """
 
 import asyncio
 import hashlib
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
-from typing import Any, Final, TypeGuard, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from bff.cache import Copy
 from bff.errors import Refusal
 from bff.limits import Budget, Window
 from bff.store import Away, Store
+from bff.verdicts import UNDECIDED, Verdict
 
 CLAIM_SECONDS: Final = 1.0
 """A replica that dies during a load keeps the others from loading that session for so long."""
@@ -42,15 +49,22 @@ class Space:
     Attributes:
         place: the same for every gateway of the environment: budget and purges.
         rules: differs between policies and versions: copies.
+        seal: the same for gateways of one version, secret key and set of keys: verdicts.
     """
 
     place: str
     rules: str
+    seal: bytes = field(repr=False)
 
     @property
     def copies(self) -> str:
         """Where copies are: nobody else's are read."""
         return f"{self.place}:{self.rules}"
+
+    @property
+    def verdicts(self) -> str:
+        """Where verdicts are; their names tell those of others apart."""
+        return f"{self.place}:verdicts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,68 +223,87 @@ class Fleet:
         where = self.spaces.get(question.environment)
         if where is None:  # a change of settings removed it meanwhile
             return await question.ask(self.within), True
-        space, patience = where.copies, _Patience(self.within, self._clock)
-        token = self._tokens()
+
+        def is_answer(found: Outcome) -> bool:
+            return isinstance(found, Refusal) or question.fresh(found, self._clock()[0])
+
+        sought: _Sought[Outcome] = _Sought(
+            where.copies,
+            question.id,
+            metric="bff_shared_copies",
+            decode=partial(self._decode, where.copies, question),
+            is_answer=is_answer,
+        )
+        outcome, known, ours, claim = await self._seek(sought, question.ask)
+        if not ours:
+            return outcome, False
+        copy = known if isinstance(known, Copy) else None
+        if claim is not None:
+            write = partial(self._write, where.copies, question, outcome, copy)
+            self._spawn(self._keep(where, question.environment, sought, claim, write))
+        if isinstance(outcome, Refusal) and outcome.code != "not_found" and copy is not None:
+            now, _ = self._clock()
+            if now - copy.loaded < question.lifetime(copy):
+                # Over the budget it is soon the next one's turn.
+                copy.retry = now + min(outcome.retry_after or _RETRY_SECONDS, _RETRY_SECONDS)
+                return copy, False
+        return outcome, True
+
+    async def _seek(
+        self, sought: "_Sought[T]", ask: Callable[[float], Awaitable[T]]
+    ) -> "tuple[T, T | None, bool, _Claim | None]":
+        """Find what another replica brought, or *ask* while no other does.
+
+        Returns:
+            What it came to; what was found before, for what that is worth; whether it was asked
+            for here, and the claim under which that was.
+        """
+        patience, token = _Patience(self.within, self._clock), self._tokens()
         claim: _Claim | None = None
-        known: Copy | None = None
-        found: Outcome | None
+        found: T | None = None
         try:
-            found = await self._read(space, question, patience)
-            if self._is_answer(found, question):
-                self._count("bff_shared_copies", "used")
-                return found, False
-            claim, found = await self._claim(space, question, token, patience)
-            if self._is_answer(found, question):
+            found = await self._read(sought, patience)
+            if found is None or not sought.is_answer(found):
+                claimed = await self._claim(sought, token, patience)
+                claim, found = claimed
+            if found is not None and sought.is_answer(found):
                 if claim is not None:
-                    self.store.release(space, question.id, token)
-                self._count("bff_shared_copies", "used")
-                return found, False
-            known = found if isinstance(found, Copy) else None
+                    self.store.release(sought.space, sought.id, token)
+                self._count(sought.metric, "used")
+                return found, found, False, None
         except Away:
-            pass  # then this process loads, as if it were alone
-        holding = claim and self._spawn(self._hold(space, question.id, token))
+            found = None  # then this process asks, as if it were alone
+        holding = claim and self._spawn(self._hold(sought.space, sought.id, token))
         try:
-            outcome = await question.ask(patience.left)
+            return await ask(patience.left), found, True, claim
         finally:
             if holding:
                 holding.cancel()
-        if claim is not None:
-            self._spawn(self._keep(where, question, outcome, known, claim))
-        if isinstance(outcome, Refusal) and outcome.code != "not_found" and known is not None:
-            now, _ = self._clock()
-            if now - known.loaded < question.lifetime(known):
-                # Over the budget it is soon the next one's turn.
-                known.retry = now + min(outcome.retry_after or _RETRY_SECONDS, _RETRY_SECONDS)
-                return known, False
-        return outcome, True
 
-    def _is_answer(self, found: Outcome | None, question: Question) -> TypeGuard[Outcome]:
-        if isinstance(found, Copy):
-            return question.fresh(found, self._clock()[0])
-        return found is not None
-
-    async def _read(self, space: str, question: Question, patience: "_Patience") -> Outcome | None:
+    async def _read(self, sought: "_Sought[T]", patience: "_Patience") -> T | None:
         sent, _ = self._clock()
         value, seconds = await patience.wait(
-            self.store.read(space, question.id, within=patience.left)
+            self.store.read(sought.space, sought.id, within=patience.left)
         )
-        return self._decode(space, question, value, seconds, sent)
+        return self._found(sought, value, seconds, sent)
 
     async def _claim(
-        self, space: str, question: Question, token: str, patience: "_Patience"
-    ) -> "tuple[_Claim | None, Outcome | None]":
-        """Claim the load, or wait until whoever has it brings a copy or gives up."""
+        self, sought: "_Sought[T]", token: str, patience: "_Patience"
+    ) -> "tuple[_Claim | None, T | None]":
+        """Claim the right to ask, or wait until who has it brings something or gives up."""
         began, turn, left = self._clock()[0], 0, patience.left
         while True:
             # It is the other's load that is waited for: of the questions only the last costs time.
             patience.left, (sent, _) = left, self._clock()
             held, value, seconds, time = await patience.wait(
-                self.store.claim(space, question.id, token, CLAIM_SECONDS, within=left)
+                self.store.claim(sought.space, sought.id, token, CLAIM_SECONDS, within=left)
             )
-            found = self._decode(space, question, value, seconds, sent)
+            found = self._found(sought, value, seconds, sent)
             if held:
                 return _Claim(token, time, self._clock()[0]), found
-            if self._is_answer(found, question) or sent - began > self._patience:
+            if found is not None and sought.is_answer(found):
+                return None, found
+            if sent - began > self._patience:
                 return None, found
             await asyncio.sleep(_POLL_SECONDS[min(turn, len(_POLL_SECONDS) - 1)])
             turn += 1
@@ -283,67 +316,144 @@ class Fleet:
     async def _keep(
         self,
         where: Space,
-        question: Question,
-        outcome: Outcome,
-        known: Copy | None,
+        environment: str,
+        sought: "_Sought[T]",
         claim: "_Claim",
+        write: "Callable[[int], _Written | None]",
     ) -> None:
-        """Keep what a load brought, for all; then let others load."""
-        now, wall = self._clock()
-        space = where.copies
-        # The rules may have changed: nobody could tell by which of them it was projected. And of
-        # what was purged during a very long load, the store knows nothing any more.
-        current = self.spaces.get(question.environment) is where
-        if not current or now - claim.known > _PURGE_MEMORY_SECONDS:
-            self.store.release(space, question.id, claim.token)
-            return
-        ids: list[str] = []
-        value, ends = b"", now
-        if isinstance(outcome, Copy):
-            lifetime = question.lifetime(outcome)
-            ends = outcome.loaded + lifetime
-            value = encode(space, outcome, lifetime, wall - (now - outcome.loaded), claim.time)
-            ids = [question.id, *({id_ for _, id_ in outcome.keys} - {question.id})]
-        elif outcome.code == "not_found":
-            ends = now + self.negative_ttl
-            value = encode_missing(space, question.id, self.negative_ttl, claim.time)
-            ids = [question.id]
-            if known is not None:
-                for id_ in {id_ for _, id_ in known.keys} - {question.id}:
-                    self.store.drop(space, id_)
+        """Keep what was brought, for all; then let others ask."""
+        now, _ = self._clock()
+        # The rules may have changed: nobody could tell by which of them it was projected, or let
+        # pass. And of what was purged during a very long load, the store knows nothing any more.
+        current = self.spaces.get(environment) is where
+        recent = now - claim.known <= _PURGE_MEMORY_SECONDS
+        written = write(claim.time) if current and recent else None
         try:
-            if ends > now:
+            if written is not None and written.ends > now:
                 result = await self.store.keep(
-                    space, ids, value, token=claim.token, claimed=claim.time, until=claim.at(ends)
+                    sought.space,
+                    [sought.id, *written.others],
+                    written.value,
+                    token=claim.token,
+                    claimed=claim.time,
+                    until=claim.at(written.ends),
                 )
-                self._count("bff_shared_copies", result)
+                self._count(sought.metric, result)
         except Away:
             pass
         finally:
-            self.store.release(space, question.id, claim.token)
+            self.store.release(sought.space, sought.id, claim.token)
 
-    def _decode(
-        self, space: str, question: Question, value: bytes | None, seconds: float, sent: float
-    ) -> Outcome | None:
+    def _write(
+        self, space: str, question: Question, outcome: Outcome, known: Copy | None, claimed: int
+    ) -> "_Written | None":
+        now, wall = self._clock()
+        if isinstance(outcome, Copy):
+            lifetime = question.lifetime(outcome)
+            loaded = wall - (now - outcome.loaded)
+            value = encode(space, outcome, lifetime, loaded, claimed)
+            others = {id_ for _, id_ in outcome.keys} - {question.id}
+            return _Written(value, others, outcome.loaded + lifetime)
+        if outcome.code != "not_found":
+            return None
+        if known is not None:
+            for id_ in {id_ for _, id_ in known.keys} - {question.id}:
+                self.store.drop(space, id_)
+        value = encode_missing(space, question.id, self.negative_ttl, claimed)
+        return _Written(value, set(), now + self.negative_ttl)
+
+    def _found(
+        self, sought: "_Sought[T]", value: bytes | None, seconds: float, sent: float
+    ) -> T | None:
+        """Read a value that stands in the store for *seconds* more, and did when it was *sent* for.
+
+        Of its own age and the one that the store tells the greater counts.
+        """
         if value is None:
             return None
         now, wall = self._clock()
-        found = decode(space, question.id, value)
-        if found is None or seconds < 0:
-            self._count("bff_shared_copies", "dropped")
-            self.store.drop(space, question.id)
+
+        def moment(written: float, lifetime: float) -> float:
+            if seconds < 0:
+                raise ForeignError  # ours end
+            return sent - max(wall - written - (now - sent), lifetime - seconds, 0.0)
+
+        try:
+            return sought.decode(value, moment)
+        except ForeignError:
+            self._count(sought.metric, "dropped")
+            self.store.drop(sought.space, sought.id)
             return None
-        age = max(wall - found.loaded - (now - sent), found.lifetime - seconds, 0.0)
+
+    def _decode(
+        self, space: str, question: Question, value: bytes, moment: "_Moment"
+    ) -> Outcome | None:
+        found = decode(space, question.id, value)
+        if found is None:
+            raise ForeignError
+        loaded = moment(found.loaded, found.lifetime)
         if found.missing:
-            return Refusal("not_found") if age < self.negative_ttl else None
+            recent = self._clock()[0] - loaded < self.negative_ttl
+            return Refusal("not_found") if recent else None
         return self._make(
             question.environment,
             found.id,
             found.external_id,
             found.body,
             found.closed,
-            sent - age,
+            loaded,
         )
+
+    # -- verdicts
+
+    async def judge(
+        self,
+        environment: str,
+        digest: bytes,
+        id_: str,
+        ask: Callable[[], Awaitable[Verdict]],
+    ) -> Verdict:
+        """Get upstream's word on a token and a session: told to another replica, or asked for.
+
+        Args:
+            environment: the token's.
+            digest: the token's too.
+            id_: by which the session is asked for.
+            ask: puts the token to the test, if no other replica does.
+        """
+        where = self.spaces.get(environment)
+        if where is None:  # a change of settings removed it meanwhile
+            return await ask()
+        sought = _Sought(
+            where.verdicts,
+            _verdict_name(where, digest, id_),
+            metric="bff_shared_verdicts",
+            decode=partial(self._decode_verdict, where, digest, id_),
+            is_answer=lambda verdict: verdict.until > self._clock()[0],
+        )
+        verdict, _, _, claim = await self._seek(sought, lambda _: ask())
+        if claim is not None:
+            write = partial(self._write_verdict, where, digest, id_, verdict)
+            self._spawn(self._keep(where, environment, sought, claim, write))
+        return verdict
+
+    def _write_verdict(
+        self, where: Space, digest: bytes, id_: str, verdict: Verdict, claimed: int
+    ) -> "_Written | None":
+        if verdict.code in UNDECIDED and verdict.code != "over_budget":
+            return None  # a trouble of this replica, maybe: the next one tries
+        now, wall = self._clock()
+        value = encode_verdict(where, digest, verdict, wall - (now - verdict.spoken), claimed)
+        others = {_verdict_name(where, digest, other) for other in verdict.ids if other != id_}
+        return _Written(value, others, verdict.until)
+
+    def _decode_verdict(
+        self, where: Space, digest: bytes, id_: str, value: bytes, moment: "_Moment"
+    ) -> Verdict:
+        found = decode_verdict(where, digest, id_, value)
+        if found is None:
+            raise ForeignError
+        return replace(found, spoken=moment(found.spoken, found.seconds))
 
     # -- purges
 
@@ -400,6 +510,46 @@ class Fleet:
             pass
 
 
+class ForeignError(Exception):
+    """What stands in the store is not ours, or not what was looked for."""
+
+
+_Moment = Callable[[float, float], float]
+"""When something happened, on the clock that never jumps: of a value that tells when (Unix seconds)
+and for how many seconds from then on it is of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought(Generic[T]):
+    """What is looked for in the store before upstream is asked.
+
+    Attributes:
+        metric: counts what becomes of it.
+        decode: reads its value: None if that is of no use; raises `ForeignError`.
+        is_answer: whether it will do, so that upstream need not be asked.
+    """
+
+    space: str
+    id: str
+    metric: str
+    decode: Callable[[bytes, _Moment], T | None]
+    is_answer: Callable[[T], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A value for the store.
+
+    Attributes:
+        others: names that it stands under beside the claimed one.
+        ends: when it is of no more use.
+    """
+
+    value: bytes
+    others: set[str]
+    ends: float
+
+
 class _Patience:
     """How much longer one load may wait for the store itself."""
 
@@ -451,28 +601,60 @@ class Found:
 def encode(space: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
     about = [space, copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
-    return _seal(claimed, about, copy.body)
+    return _seal(claimed, json.dumps(about).encode() + b"\n" + copy.body, _digest)
 
 
 def encode_missing(space: str, id_: str, lifetime: float, claimed: int) -> bytes:
     """Write that there is no such session; how old that is, the store knows."""
-    return _seal(claimed, [space, id_, None, False, True, inf, float(lifetime)], b"")
+    about = [space, id_, None, False, True, inf, float(lifetime)]
+    return _seal(claimed, json.dumps(about).encode() + b"\n", _digest)
 
 
-def _seal(claimed: int, about: list[Any], body: bytes) -> bytes:
-    head, text = b"%b %d" % (_FORMAT, claimed), json.dumps(about).encode() + b"\n" + body
-    return b"%b %b\n%b" % (head, _digest(head, text), text)
+def encode_verdict(
+    where: Space, digest: bytes, verdict: Verdict, spoken: float, claimed: int
+) -> bytes:
+    """Write a *verdict* on a token, *spoken* then (Unix seconds)."""
+    about = [verdict.code, verdict.ids, spoken, verdict.seconds]
+    return _seal(claimed, json.dumps(about).encode(), partial(_verdict_seal, where, digest))
 
 
-def _digest(head: bytes, text: bytes) -> bytes:
-    return hashlib.sha256(head + b"\n" + text).hexdigest().encode()
+def decode_verdict(where: Space, digest: bytes, id_: str, value: bytes) -> Verdict | None:
+    """Read a verdict, `spoken` in Unix seconds; None if it is none of a gateway's on this token."""
+    text = _unseal(value, partial(_verdict_seal, where, digest))
+    if text is None:
+        return None
+    code, ids, spoken, seconds = json.loads(text)  # whoever sealed it wrote this
+    return Verdict(code, tuple(ids), spoken, seconds) if id_ in ids else None
+
+
+def _verdict_name(where: Space, digest: bytes, id_: str) -> str:
+    return hmac.digest(where.seal, b"name" + digest + id_.encode(), "sha256").hex()
+
+
+def _verdict_seal(where: Space, digest: bytes, text: bytes) -> bytes:
+    return hmac.digest(where.seal, b"seal" + digest + text, "sha256").hex().encode()
+
+
+def _seal(claimed: int, text: bytes, seal: Callable[[bytes], bytes]) -> bytes:
+    head = b"%b %d" % (_FORMAT, claimed)
+    return b"%b %b\n%b" % (head, seal(head + b"\n" + text), text)
+
+
+def _unseal(value: bytes, seal: Callable[[bytes], bytes]) -> bytes | None:
+    told, _, text = value.partition(b"\n")
+    head, _, its_seal = told.rpartition(b" ")
+    good = hmac.compare_digest(its_seal, seal(head + b"\n" + text))
+    return text if good and head.startswith(_FORMAT + b" ") else None
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def decode(space: str, id_: str, value: bytes) -> Found | None:
     """Read a value that stood under *id_* in *space*; None if it is not one of these."""
-    seal, _, text = value.partition(b"\n")
-    head, _, digest = seal.rpartition(b" ")
-    if not head.startswith(_FORMAT + b" ") or digest != _digest(head, text):
+    text = _unseal(value, _digest)
+    if text is None:
         return None
     about, _, body = text.partition(b"\n")
     try:

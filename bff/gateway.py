@@ -84,7 +84,7 @@ class Load:
     visit: Visit
     caller: Caller[Grant]
     id: str
-    flight: "asyncio.Task[Copy | Refusal]"
+    flight: "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]"
     last_resort: Copy | None
     joined: bool
     rules: "Rules"
@@ -132,7 +132,7 @@ class Gateway:
         rules: Rules,
         *,
         cache: "Cache[Copy | Refusal]",
-        verdicts: "Verdicts[Copy | Refusal]",
+        verdicts: "Verdicts[Copy | Refusal | None]",
         revocations: Revocations,
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
@@ -234,8 +234,7 @@ class Gateway:
         if limiter is not None and lack.limiter is not limiter:
             address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
             limiter.untake(address_key(address))
-        if visit.reserved and visit.probes is not None:
-            visit.probes.used -= 1
+        self._unreserve(visit)
         return Wait(head, lack.lease)
 
     def _route(self, visit: Visit) -> Reply | None:
@@ -411,7 +410,7 @@ class Gateway:
             return limited
         return refusal
 
-    def _tested(self, load: Load, found: Found | Refusal) -> Found | Refusal:
+    def _tested(self, load: Load, found: Found | Refusal | None) -> Found | Refusal | None:
         """Draw the conclusions from a test for the one who waited for it."""
         visit, caller = load.visit, load.caller
         if isinstance(found, Refusal):
@@ -420,6 +419,8 @@ class Gateway:
             self._count_caller(visit, caller, visit.address)
         except Refusal as limited:
             return limited
+        if found is None:
+            self._unreserve(visit)  # upstream was not asked for it, and the next load may be
         return found
 
     # -- the shared copy
@@ -471,6 +472,11 @@ class Gateway:
                 raise Refusal("unauthorized")
             visit.probes.used += 1
             visit.reserved = True
+
+    def _unreserve(self, visit: Visit) -> None:
+        if visit.reserved and visit.probes is not None:
+            visit.probes.used -= 1
+            visit.reserved = False
 
     def _list(
         self, visit: Visit, caller: Caller[Grant], wanted: listing.Listing, how: bytes = b"hit"
@@ -533,6 +539,9 @@ class Gateway:
             return await self._finish_anew(visit, found)
         try:
             self._still_good(visit, load.caller)
+            if found is None:
+                answer = self._look_up(visit, load.caller, load.id)
+                return answer if isinstance(answer, Reply) else await self._finish_load(answer)
             if not isinstance(found, Refusal):
                 return self._session(visit, load.caller, *found)
         except Refusal as refusal:
@@ -540,12 +549,16 @@ class Gateway:
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
         return self._refusal(visit, found)
 
-    def _landed(self, load: Load) -> Found | Refusal:
-        """What a load brought, as far as it is this caller's."""
+    def _landed(self, load: Load) -> Found | Refusal | None:
+        """What a load brought, as far as it is this caller's.
+
+        None if it was a test of which another replica knew that it passes: the session is to be
+        looked up as for any caller.
+        """
         found = _landed(load)
         if load.test:
             found = self._tested(load, found)
-        if isinstance(found, Refusal):
+        if found is None or isinstance(found, Refusal):
             return found
         if self._revoked(load.visit, load.caller, found[0]):
             return Refusal("unauthorized")
@@ -562,7 +575,8 @@ class Gateway:
                     return await self._finish_anew(visit, found)
                 if isinstance(found, Refusal) and self._of_the_caller(caller, found, visit.now):
                     return self._refusal(visit, found)
-                wanted.known[load.id] = self._counted(found)
+                if found is not None:
+                    wanted.known[load.id] = self._counted(found)
             try:
                 self._still_good(visit, caller)
                 answer = self._list(visit, caller, wanted, b"fwd=miss")
@@ -585,7 +599,7 @@ class Gateway:
         visit.now, visit.wall = self._clock()
         visit.waited = (visit.waited or 0.0) + visit.now - began
 
-    async def _finish_anew(self, visit: Visit, found: Found | Refusal) -> Reply:
+    async def _finish_anew(self, visit: Visit, found: Found | Refusal | None) -> Reply:
         """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
 
         What was loaded is kept already, unless it may not be, so upstream is not asked twice.
@@ -722,13 +736,15 @@ class Gateway:
         return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
 
 
-def _landed(load: Load) -> Found | Refusal:
+def _landed(load: Load) -> Found | Refusal | None:
     """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
     outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
     if isinstance(outcome, Copy):
         forward = b"stale" if load.last_resort else b"miss"
         how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
         return outcome, how, "joined" if load.joined else "miss"
+    if outcome is None:
+        return None
     if load.last_resort and outcome.code != "not_found":
         return _last_resort(load.last_resort)
     return outcome

@@ -23,7 +23,7 @@ from bff.replies import copy_head
 from bff.rules import Environment, Rules
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
-from bff.verdicts import GENUINE, Verdicts
+from bff.verdicts import GENUINE, GOOD_SECONDS, OK, Verdict, Verdicts, refusal_seconds
 
 RETRY_SECONDS = 1.0
 """After a failed load, a usable copy is answered this long before the next attempt."""
@@ -47,7 +47,7 @@ class Loader:
         rules: Rules,
         *,
         cache: "Cache[Copy | Refusal]",
-        verdicts: "Verdicts[Copy | Refusal]",
+        verdicts: "Verdicts[Copy | Refusal | None]",
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         fleet: Fleet | None,
@@ -276,32 +276,54 @@ class Loader:
         caller: Caller[Grant],
         token: bytes,
         mark: Window | None,
-    ) -> Copy | Refusal:
-        """One load that is a test of a token too. Never raises.
+    ) -> Copy | Refusal | None:
+        """One load that is a test of a token too, by this process or another. Never raises.
 
+        None if it was another that was told the token is good: of the session nothing came here.
         The token's `sub` is this environment's id and upstream has verified it, so what comes is
         of this environment: it fills the shared copy as any load does. Health and budget are the
         secret key's and learn nothing here. *mark* is where the token was counted as a bad one in
         advance; it is given back when it was none, whoever still waits.
         """
-        digest, rules, (_, wall) = caller.digest or b"", self._rules, self._clock()
-        outcome = await self._brought(
-            environment, id_, lambda path: environment.upstream.get_as(token, path, wall)
-        )
+        digest, rules = caller.digest or b"", self._rules
+        outcome: Copy | Refusal | None = None
+
+        async def ask() -> Verdict:
+            nonlocal outcome
+            _, wall = self._clock()
+            outcome = await self._brought(
+                environment, id_, lambda path: environment.upstream.get_as(token, path, wall)
+            )
+            spoken, wall = self._clock()
+            if isinstance(outcome, Refusal):
+                seconds = refusal_seconds(outcome.code, outcome.retry_after)
+                verdict = Verdict(outcome.code, (id_,), spoken, seconds)
+            else:
+                ids = dict.fromkeys((id_, outcome.id, outcome.external_id or outcome.id))
+                seconds = min(caller.expires - wall, GOOD_SECONDS)
+                verdict = Verdict(OK, tuple(ids), spoken, seconds)
+            self._telemetry.count("bff_token_tests", verdict.code)
+            return verdict
+
+        if self._fleet is None:
+            verdict = await ask()
+        else:
+            verdict = await self._fleet.judge(environment.name, digest, id_, ask)
         now, wall = self._clock()
-        code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count("bff_token_tests", code)
-        if mark is not None and code in ("ok", *GENUINE):
+        if outcome is None and verdict.code != OK:  # another's
+            rest = verdict.until - now if verdict.code == "over_budget" else None
+            outcome = Refusal(verdict.code, retry_after=rest)
+        if mark is not None and verdict.code in (OK, *GENUINE):
             mark.used -= 1
         current = self._rules
         if (current.verifier, current.places) != (rules.verifier, rules.places):
             return outcome  # other keys or another upstream by now: it is to be asked again
-        if isinstance(outcome, Refusal):
-            self._verdicts.refuse(digest, id_, now, code, outcome.retry_after)
-        else:
-            ids = {id_, outcome.id, outcome.external_id or outcome.id}
-            self._verdicts.accept(digest, ids, now, caller.expires - wall)
+        if verdict.code == OK:
+            seconds = caller.expires - wall + now - verdict.spoken
+            self._verdicts.accept(digest, verdict.ids, verdict.spoken, seconds)
             rules.verifier.remember(token, caller)
+        else:
+            self._verdicts.refuse(digest, id_, verdict.spoken, verdict.code, verdict.seconds)
         return outcome
 
 

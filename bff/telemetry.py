@@ -107,6 +107,11 @@ METRICS: dict[str, Row] = {
         "superseded (by a later load, or their claim was lost), dropped (foreign or corrupt).",
         ("result",),
     ),
+    "bff_shared_verdicts": Row(
+        "Upstream's verdicts on tokens in the store, by what became of them: used, kept, "
+        "superseded (by a later one, or their claim was lost), dropped (foreign or corrupt).",
+        ("result",),
+    ),
     "bff_store_up": Row("1 if the store is there, 0 if this replica is on its own.", gauge=True),
     "bff_replicas": Row("Replicas that were seen at the store last.", gauge=True),
     "bff_log_lines_dropped": Row(

@@ -2,12 +2,14 @@
 
 A verdict is about one token (by its hash) and one session, under either of its ids. Good ones and
 refusals are kept apart and bounded each, so that bad tokens push no good one out. A test under way
-is joined, not repeated. Time is seconds on a clock that never jumps.
+is joined, not repeated. Time is seconds on a clock that never jumps, and a verdict counts from when
+upstream spoke, to whichever replica that was.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 GOOD_SECONDS: Final = 60.0
@@ -26,10 +28,41 @@ GENUINE: Final = frozenset({"not_found", "unauthorized"})
 """Refusals of a session by which upstream takes the token for one of its own: it looks at the
 token first."""
 
+OK: Final = "ok"
+
 OutcomeT = TypeVar("OutcomeT")
 _Key = tuple[bytes, str]
 _ANY = ""
 """In place of a session's id: the token is bad whatever it asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Upstream's word on one token and one session.
+
+    Attributes:
+        code: `OK`, or the refusal's.
+        ids: the session's, as far as they are known.
+        spoken: when upstream said so.
+        seconds: how long it stands from then on.
+    """
+
+    code: str
+    ids: tuple[str, ...]
+    spoken: float
+    seconds: float
+
+    @property
+    def until(self) -> float:
+        """When it ends."""
+        return self.spoken + self.seconds
+
+
+def refusal_seconds(code: str, retry_after: float | None) -> float:
+    """Seconds that a refusal stands."""
+    if code in UNDECIDED:
+        return min(max(retry_after or 0.0, TROUBLE_SECONDS), GOOD_SECONDS)
+    return REFUSED_SECONDS
 
 
 class Verdicts(Generic[OutcomeT]):
@@ -78,28 +111,23 @@ class Verdicts(Generic[OutcomeT]):
                 return code, until - now
         return None
 
-    def accept(self, digest: bytes, ids: Iterable[str], now: float, seconds: float) -> None:
+    def accept(self, digest: bytes, ids: Iterable[str], spoken: float, seconds: float) -> None:
         """Keep a good verdict on the session with these *ids*, *seconds* at most."""
-        self._put(self._genuine, digest, now + min(seconds, GENUINE_SECONDS), self._max_kept)
-        until = now + min(seconds, GOOD_SECONDS)
+        self._put(self._genuine, digest, spoken + min(seconds, GENUINE_SECONDS), self._max_kept)
+        until = spoken + min(seconds, GOOD_SECONDS)
         for id_ in ids:
             self._put(self._good, (digest, id_), until, self._max_kept)
 
-    def refuse(
-        self, digest: bytes, id_: str, now: float, code: str, retry_after: float | None
-    ) -> None:
-        """Keep a refusal."""
-        seconds = REFUSED_SECONDS
+    def refuse(self, digest: bytes, id_: str, spoken: float, code: str, seconds: float) -> None:
+        """Keep a refusal for *seconds*."""
         if code in GENUINE:
-            if not self.genuine(digest, now):
-                self._put(self._genuine, digest, now + GOOD_SECONDS, self._max_kept)
+            if not self.genuine(digest, spoken):
+                self._put(self._genuine, digest, spoken + GOOD_SECONDS, self._max_kept)
         elif code == "token_invalid":
             self._genuine.pop(digest, None)
-        if code in UNDECIDED:
-            seconds = min(max(retry_after or 0.0, TROUBLE_SECONDS), GOOD_SECONDS)
         whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
         key = (digest, _ANY if whole else id_)
-        self._put(self._refused, key, (now + seconds, code), self._max_refused)
+        self._put(self._refused, key, (spoken + seconds, code), self._max_refused)
 
     def forget(self) -> None:
         """Forget every verdict."""

@@ -8,6 +8,7 @@ import re
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from urllib.parse import quote
 import pytest
 from engines import ENGINES, Cluster, Engine, free_port
 from fleets import PATIENT, RealClock, Relay, Replicas, events, purge, until
-from world import FRIENDLY, Gateway, World, environ, running_upstream
+from world import FRIENDLY, ROOT_KEY, Gateway, World, claims, environ, read, running_upstream, sign
 
 from bff import settings
 from bff.demo.upstream import session
@@ -165,7 +166,8 @@ def commands() -> set[str]:
 
 
 async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> list[World]:
-    one, two = await replicas.several(2, BFF_CACHE_TTL="60", **told)
+    told |= {"BFF_CACHE_TTL": "60", "BFF_VERIFY": "local,upstream"}
+    one, two = await replicas.several(2, **told)
     replicas.upstream.environments[0].bucket.limit = 1000
     for id_ in ("chat-1", FRIENDLY["chat-2"], "nobody"):
         for world in (one, two):
@@ -173,6 +175,10 @@ async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> li
             await world.settle()
             await asyncio.sleep(0.02)
     assert len(replicas.upstream.seen) in (3, 4), "an absence is known for a second"
+    token = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
+    for world, what in ((one, "kept"), (two, "used")):
+        assert (await world.get("chat-1", token=token)).status_code == 200
+        await until(lambda: world.telemetry.counts["bff_shared_verdicts", what] == 1)  # noqa: B023
     one.service.fleet.pause("default", 0.001)
     two.service.fleet.store.drop(two.service.fleet.spaces["default"].copies, "chat-9")
     await purge(one, "chat-1")

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -86,7 +87,29 @@ async def test_who_starts_has_heard_what_was_revoked_before_it_serves(engine: En
         assert len(world.service.gateway.revocations) == 5_000
 
 
-# -- revocations, by real processes
+# -- by real processes
+
+
+def test_processes_and_workers_on_one_store_test_a_token_once(engine: Engine) -> None:
+    engine.client().flushall()
+    token = minted(*read("chat-1"))
+    told = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = [
+            stack.enter_context(Gateway(upstream.port, *options, **told))
+            for options in (("--workers", "2"), ())
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            statuses = set(pool.map(lambda n: status(gateways[n % 2], token), range(64)))
+
+        asked = [seen.header("authorization") for seen in upstream.seen]
+        metrics = [httpx2.get(gateway.ops_url + "/metrics").text for gateway in gateways]
+    assert statuses == {200}
+    assert asked.count(f"Bearer {token}") == 1
+    assert sum(text.count('bff_shared_verdicts_total{result="used"') for text in metrics) >= 1
+
+
+# -- revocations
 
 
 class Pair:

@@ -696,7 +696,7 @@ def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
     )
     verdicts.accept(b"mine", ["a", "b"], 0, 60)
     for number in range(10_000):
-        verdicts.refuse(str(number).encode(), "a", 0, "token_invalid", None)
+        verdicts.refuse(str(number).encode(), "a", 0, "token_invalid", 5)
     assert verdicts.good(b"mine", "a", 59.9)
     assert not verdicts.good(b"mine", "a", 60)
     assert len(verdicts._refused) == 50
@@ -717,7 +717,7 @@ def test_what_verdicts_may_cost_is_bounded_in_bytes() -> None:
     tracemalloc.start()
     for number in range(12_000):
         digest, id_ = number.to_bytes(32, "big"), f"{number:06}" + "\N{GRINNING FACE}" * 250
-        verdicts.refuse(digest, id_, 0, "upstream_unavailable", None)
+        verdicts.refuse(digest, id_, 0, "upstream_unavailable", 1)
     refused, _ = tracemalloc.get_traced_memory()
     for number in range(5_000):
         verdicts.accept(number.to_bytes(32, "big"), [f"chat-{number}", f"session_{number}"], 0, 60)

@@ -25,6 +25,7 @@ _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
 _VERDICTS = "tests/test_verdicts.py"
+_SHARED = "tests/test_shared_verdicts.py"
 _TOKEN_REPLICAS = "tests/test_token_replicas.py"
 _AUTH = "tests/test_auth.py"
 _SOURCES = "tests/test_sources.py"
@@ -494,7 +495,7 @@ FAULTS = [
     Fault(
         0,
         "bff/verdicts.py",
-        "until = now + min(seconds, GOOD_SECONDS)",
+        "until = spoken + min(seconds, GOOD_SECONDS)",
         "until = now + seconds",
         f"{_VERDICTS}::test_what_upstream_takes_back_is_taken_back_within_a_minute",
     ),
@@ -557,7 +558,7 @@ FAULTS = [
     Fault(
         0,
         "bff/loads.py",
-        'if mark is not None and code in ("ok", *GENUINE):',
+        "if mark is not None and verdict.code in (OK, *GENUINE):",
         "if False:",
         f"{_VERDICTS}::test_who_leaves_before_its_test_ends_is_counted_as_no_bad_one",
     ),
@@ -763,5 +764,110 @@ FAULTS = [
         'if revocations and await self.store.is_silent("revocations"):',
         "if False:",
         f"{_TOKEN_REPLICAS}::test_a_store_that_forgot_is_told_again_and_one_that_is_away_is_no_reason_to_serve",
+    ),
+    Fault(
+        0,
+        "bff/loads.py",
+        "if self._fleet is None:\n            verdict",
+        "if True:\n            verdict",
+        f"{_SHARED}::test_one_token_is_one_test_a_session_a_minute_for_all_replicas_together",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "            if held:\n",
+        "            if True:\n",
+        f"{_SHARED}::test_one_token_is_one_test_a_session_a_minute_for_all_replicas_together",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        'good = hmac.compare_digest(its_seal, seal(head + b"\\n" + text))',
+        "good = True",
+        f"{_SHARED}::test_whoever_has_the_store_lets_no_token_pass",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        'b"seal" + digest + text',
+        'b"seal" + text',
+        f"{_SHARED}::test_whoever_has_the_store_lets_no_token_pass",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "if id_ in ids else None",
+        "if ids else None",
+        f"{_SHARED}::test_a_verdict_on_one_session_is_none_on_another",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "max(wall - written - (now - sent), lifetime",
+        "max(lifetime",
+        f"{_SHARED}::test_a_verdict_that_is_played_back_later_is_too_old",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "(now - sent), lifetime - seconds, 0.0)",
+        "(now - sent), 0.0)",
+        f"{_SHARED}::test_a_clock_that_is_off_makes_no_verdict_last_longer",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "return sent - max(wall - written - (now - sent), lifetime - seconds, 0.0)",
+        "return sent",
+        f"{_SHARED}::test_sharing_a_verdict_does_not_prolong_it",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        'if verdict.code in UNDECIDED and verdict.code != "over_budget":',
+        "if False:",
+        f"{_SHARED}::test_what_upstream_did_not_decide_lets_the_next_replica_try",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "current = self.spaces.get(environment) is where",
+        "current = True",
+        f"{_SHARED}::test_a_verdict_of_a_test_under_other_rules_is_kept_by_nobody",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        'return hmac.digest(where.seal, b"name" + digest + id_.encode(), "sha256").hex()',
+        'return digest.hex() + ":" + id_',
+        f"{_SHARED}::test_the_store_knows_of_no_token",
+    ),
+    Fault(
+        0,
+        "bff/fleet.py",
+        "field(repr=False)",
+        "field()",
+        f"{_SHARED}::test_the_store_knows_of_no_token",
+    ),
+    Fault(
+        0,
+        "bff/app.py",
+        'b"bff verdicts " + e.secret_keys[0].reveal().encode()',
+        'b"bff verdicts"',
+        f"{_SHARED}::test_what_one_upstream_said_is_no_word_of_another_nor_under_other_keys",
+    ),
+    Fault(
+        0,
+        "bff/app.py",
+        "e.verify, signing_keys]",
+        "e.verify]",
+        f"{_SHARED}::test_other_signing_keys_begin_anew",
+    ),
+    Fault(
+        0,
+        "bff/gateway.py",
+        "            self._unreserve(visit)  # upstream",
+        "            pass  # upstream",
+        f"{_SHARED}::test_an_alias_that_is_none_is_the_same_bytes_whatever_another_was_told",
     ),
 ]

@@ -93,11 +93,15 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield path, json.dumps(value)
 
 
+_SPACE = fleet.Space("place", "rules", b"a key that no input can know")
+
+
 def stored(data: bytes) -> None:
     """A value of the store is read as what it is, or not at all; sealed by whomever."""
     about, _, body = data.partition(b"\n")
     head, text = fleet._FORMAT + b" 1", about + b"\n" + body
-    for value in (data, b"%b %b\n%b" % (head, fleet._digest(head, text), text)):
+    for value in (data, b"%b %b\n%b" % (head, fleet._digest(head + b"\n" + text), text)):
+        assert fleet.decode_verdict(_SPACE, b"", "chat-1", value) is None, "without the key"
         found = fleet.decode("space", "chat-1", value)
         if found is not None:
             assert "chat-1" in (found.id, found.external_id)

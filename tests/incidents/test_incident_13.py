@@ -9,9 +9,12 @@ with the gateway. In the store's place is one whose time can be moved (`standin`
 import asyncio
 import json
 import os
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kinds import Kind
 from standin import Shared, StandIn
-from world import OWN_KEY, SECRET_KEY, Clock, World, claims, sign
+from world import OWN_KEY, SECRET_KEY, Clock, World, sign
 
 from bff.demo.upstream import Answer, Seen, can_read, session
 from bff.replies import Reply
@@ -70,6 +73,7 @@ class Minted:
     issued: int
     expires: int
     key: str
+    forged: bool
 
 
 @dataclass(eq=False)
@@ -85,8 +89,12 @@ class Taken:
 class Machine(RuleBasedStateMachine):
     """Callers, clocks, weather and operators."""
 
+    kind = "local"
+
     @initialize(number=st.sampled_from([1, 2, 2, 3]), alone=st.booleans())
     def begin(self, number: int, alone: bool) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.tokens_of = Kind(self.kind, Path(self.folder.name))
         self.runner = asyncio.Runner()
         self.clock = Clock()
         self.shared = None if alone and number == 1 else Shared(lambda: self.clock.now)
@@ -104,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.gate = asyncio.Event()
         self.tokens: list[Minted] = []
         self.keys, self.plan = [OWN_KEY], False
+        self.secrets = [SECRET_KEY, NEXT_SECRET_KEY]
         self.asked: list[float] = []
         self.versions: dict[str, list[tuple[float, str]]] = {
             id_: [(self.clock.now, d["currentRunId"])] for id_, d in DOCUMENTS.items()
@@ -128,8 +137,8 @@ class Machine(RuleBasedStateMachine):
 
         with patch("bff.app.Store", connect):
             await self.worlds[index].start(
-                BFF_SIGNING_KEYS=",".join(self.keys),
-                TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_SECRET_KEY}",
+                **{"BFF_SIGNING_KEYS": ",".join(self.keys), **self.tokens_of.settings},
+                TRIGGER_SECRET_KEY=",".join(self.secrets),
                 BFF_CACHE_STALE_IF_ERROR=str(STALE_IF_ERROR),
                 BFF_UPSTREAM_BUDGET=f"{BUDGET}/second",
                 BFF_RATE_LIMIT=f"{RATE}/minute",
@@ -141,7 +150,10 @@ class Machine(RuleBasedStateMachine):
 
     async def override(self, seen: Seen) -> Answer | None:
         self.asked.append(self.clock.now)
-        match self.weather:
+        return await self.answer(seen, self.weather)
+
+    async def answer(self, seen: Seen, weather: str) -> Answer | None:
+        match weather:
             case "500":
                 return Answer(500, {"error": "down"})
             case "401":
@@ -170,8 +182,12 @@ class Machine(RuleBasedStateMachine):
         issued = int(self.clock.wall)
         number = str(len(self.tokens))
         more = {"exp": issued + ttl, "jti": number, "act": {"sub": f"caller-{number}"}}
-        text = sign(claims(issued, *scopes, **more), key)
-        self.tokens.append(Minted(text, scopes, issued, issued + ttl, key))
+        text, forged = self.made(self.tokens_of.claims(issued, *scopes, **more), key)
+        self.tokens.append(Minted(text, scopes, issued, issued + ttl, key, forged))
+
+    def made(self, payload: dict[str, Any], key: str) -> tuple[str, bool]:
+        """A token, and whether it is a forged one."""
+        return sign(payload, key), False
 
     good = rule(scope=st.sampled_from(GOOD))(lambda self, scope: self.mint([scope], 900))
 
@@ -246,7 +262,7 @@ class Machine(RuleBasedStateMachine):
         if reply.status == 403:
             # An alias that could not be looked up is told as what it might be: not this caller's.
             assert not named
-        if reply.status >= 500:
+        if reply.status >= 500 and self.kind != "upstream":
             loaded = self.usable.get((index, document["id"]), -inf) if document else -inf
             assert self.clock.now - loaded >= TTL + STALE_IF_ERROR, "a usable copy was there"
 
@@ -254,7 +270,7 @@ class Machine(RuleBasedStateMachine):
         jti = str(self.tokens.index(token))
         return (
             self.clock.wall < token.expires
-            and token.key in self.keys
+            and (token.key in self.keys or self.kind != "local")
             and not any(
                 index in taken.known_to
                 and (
@@ -329,9 +345,14 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def heal(self) -> None:
         self.trouble.append(self.clock.now)
-        for store in self.stores():
-            store.link = True
-            store.hear()
+
+        async def hear() -> None:
+            for store in self.stores():
+                store.link = True
+                store.hear()
+
+        self.runner.run(hear())  # of purges, too
+        self.loaded = {place: at for place, at in self.loaded.items() if place[0] not in self.cut}
         self.cut.clear()
         for taken in self.taken:
             if STORE in taken.known_to:
@@ -469,6 +490,7 @@ class Machine(RuleBasedStateMachine):
             for world in self.worlds:
                 self.runner.run(world.__aexit__())
             self.runner.close()
+            self.folder.cleanup()
 
 
 Machine.TestCase.settings = settings(
