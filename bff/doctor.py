@@ -6,7 +6,10 @@ browsers. Nothing here prints, and no finding holds a key, a token or anything o
 """
 
 import json
+import os
 import secrets
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,16 +20,18 @@ from urllib.parse import quote
 
 from bff import __version__, sessions
 from bff.auth import mint
-from bff.errors import Refusal
+from bff.errors import REFUSALS, Refusal
 from bff.settings import EnvironmentSettings, Settings, Told
 from bff.store import Store, StoreError
-from bff.upstream import Answer, Client, Quota, Transport, Upstream, read_quota
+from bff.upstream import CLAIMS_PATH, Answer, Client, Transport, Upstream, read_quota
 
 Clock = Callable[[], tuple[float, float]]
 
 MAX_SKEW = 5.0
 """Seconds that two clocks may differ: tokens are judged by the gateway's, minted by another's."""
 TOKEN_SECONDS = 120
+NEWEST = "/api/v1/sessions?page[size]=1"
+"""Upstream, for who may list sessions: the newest one."""
 FOREIGN_ORIGIN = "https://bff-check.invalid"
 
 
@@ -147,22 +152,13 @@ class Prober:
     async def _upstream(
         self, environment: EnvironmentSettings, session: str | None
     ) -> AsyncIterator[Finding]:
-        quota: Quota | None = None
-        upstream = Upstream(
-            self._client,
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
-            timeout=self._timeout,
-            user_agent=f"bff/{__version__}",
-            observe=lambda _: None,
-        )
-        path = "/api/v1/sessions?page[size]=1" if session is None else sessions.path(session)
+        upstream = self._api(environment)
+        path = NEWEST if session is None else sessions.path(session)
         answer = await upstream.probe("GET", path)
         quota = read_quota(answer.headers)
         yield _key_finding(answer, session)
         if answer.status != 401:  # noqa: PLR2004
-            claims = await upstream.probe("POST", "/api/v1/auth/jwt/claims")
+            claims = await upstream.probe("POST", CLAIMS_PATH)
             yield _environment_finding(claims, environment)
             yield _mode_finding(claims, environment)
             quota = read_quota(claims.headers) or quota
@@ -179,14 +175,22 @@ class Prober:
 
     async def first_session(self, environment: EnvironmentSettings) -> str | None:
         """Find any session to prove isolation with; None if the key may not list them."""
-        headers = {"authorization": f"Bearer {environment.secret_keys[0].reveal()}"}
-        if environment.branch is not None:
-            headers["x-trigger-branch"] = environment.branch
         try:
-            answer = await self._ask(environment.api_url + "/api/v1/sessions?page[size]=1", headers)
+            answer = await self._api(environment).probe("GET", NEWEST)
             return str(json.loads(answer.body)["data"][0]["id"])
         except (Refusal, ValueError, LookupError, TypeError):
             return None
+
+    def _api(self, environment: EnvironmentSettings) -> Upstream:
+        return Upstream(
+            self._client,
+            url=environment.api_url,
+            secret_keys=[key.reveal() for key in environment.secret_keys],
+            branch=environment.branch,
+            timeout=self._timeout,
+            user_agent=f"bff/{__version__}",
+            observe=lambda _: None,
+        )
 
     async def store(self) -> AsyncIterator[Finding]:
         """Ask the store, if there is one, as a gateway that starts."""
@@ -237,6 +241,14 @@ class Prober:
         ann, bob = self._token(environment, id_), self._token(environment, other)
 
         first = await self._ask(target, ann)
+        if "x-request-id" not in first.headers:
+            yield Finding(
+                Verdict.PROBLEM,
+                f"what answers ({first.status}) is not the gateway, or a proxy in front removes "
+                "its X-Request-Id: is this the browser port's address, and are /api/v1/sessions "
+                "and /api/v1/sessions/* routed to it?",
+            )
+            return
         if first.status == 401:  # noqa: PLR2004
             yield Finding(
                 Verdict.PROBLEM,
@@ -248,7 +260,7 @@ class Prober:
         yield Finding(
             _verdict(well=first.status == entitled),
             f"a token that names the session gets {first.status}"
-            + ("" if first.status == entitled else f", not {entitled}: see the gateway's log"),
+            + ("" if first.status == entitled else f"{_code(first)}, not {entitled}: see its log"),
         )
         etag = first.headers.get("etag", "*")
         refused = [
@@ -315,6 +327,15 @@ class Prober:
     async def _ask(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
         sent = {"user-agent": f"bff/{__version__}", **headers}
         return await self._client.ask(method, url, sent, timeout=self._timeout)
+
+
+def _code(answer: Answer) -> str:
+    """The error code of a refusal of ours, to be put behind its status."""
+    try:
+        code = json.loads(answer.body)["code"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
 
 
 def _verdict(*, well: bool) -> Verdict:
@@ -400,12 +421,6 @@ def _cache_finding(answers: list[Answer]) -> Finding:
     ids = [answer.headers.get("x-request-id") for answer in answers]
     directives = [answer.headers.get("cache-control", "") for answer in answers]
     varies = [answer.headers.get("vary", "").lower() for answer in answers]
-    if None in ids:
-        return Finding(
-            Verdict.PROBLEM,
-            "an answer has no X-Request-Id: it does not come from the gateway, or a proxy in "
-            "front removes its headers",
-        )
     if len(set(ids)) < len(ids):
         return Finding(
             Verdict.PROBLEM,
@@ -445,6 +460,23 @@ async def _told_kindly(findings: AsyncIterator[Finding], url: str) -> AsyncItera
         except Refusal as refusal:
             yield Finding(
                 Verdict.PROBLEM,
-                f"{url} cannot be asked ({refusal.code.removeprefix('upstream_')}): check the "
-                "address, and what stands between",
+                f"{url} cannot be asked ({_why(refusal)}): check the address, and what stands "
+                "between",
             )
+
+
+def _why(refusal: Refusal) -> str:
+    """What the system said beneath a refusal; of where was asked, never of what was sent."""
+    code, cause = refusal.code.removeprefix("upstream_"), refusal.__context__
+    while cause is not None:
+        match cause:
+            case ssl.SSLCertVerificationError():
+                return f"{code}: its certificate is not good, {cause.verify_message}"
+            case ssl.SSLError():
+                return f"{code}: it does not speak TLS with us"
+            case socket.gaierror():
+                return f"{code}: no such host"
+            case OSError(errno=int(number)):
+                return f"{code}: {os.strerror(number)}"
+        cause = cause.__cause__ or cause.__context__
+    return code

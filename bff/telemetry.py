@@ -330,5 +330,7 @@ class ServerLog(logging.Handler):
         if record.exc_info and record.exc_info[1]:
             self._telemetry.exception("server_error", record.exc_info[1])
         else:
-            level = record.levelname.lower()
-            getattr(self._telemetry.log, level)("server", message=record.getMessage())
+            # Of a traceback that came as text, what it was and no more.
+            *before, message = record.getMessage().strip().split("\n")
+            message = message.partition(":")[0] if before else message
+            getattr(self._telemetry.log, record.levelname.lower())("server", message=message)
