@@ -196,7 +196,7 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
 
 POLICY_SETTINGS: dict[str, Setting] = {
     "BFF_EXPOSE_FIELDS": Setting(
-        parse.texts, _FIELDS_TEXT, "the default list", "top-level fields that browsers see"
+        parse.texts, _FIELDS_TEXT, f"`{_FIELDS_TEXT}`", "top-level fields that browsers see"
     ),
     "BFF_EXPOSE_METADATA": Setting(
         parse.texts, "", "none", "paths below `metadata` that browsers see: `plan`, `steps.*.title`"
