@@ -373,6 +373,8 @@ def _key_finding(answer: Answer, session: str | None) -> Finding:
 
 def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
     if answer.status == 401:  # noqa: PLR2004
+        if environment.id is None and not environment.learn:
+            return Finding(Verdict.OK, "the environment's id is not needed: all keys are your own")
         return Finding(
             Verdict.UNSURE,
             "a restricted key does not tell its environment: compare BFF_ENVIRONMENT_ID",
@@ -400,13 +402,13 @@ def _mode_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
     how = " and then by ".join(
         {"local": "the keys here", "upstream": "upstream"}[one] for one in environment.verify
     )
-    root = any("_sk_" not in key.reveal() for key in environment.secret_keys)
-    why = (
-        "a root key signs them, so BFF_VERIFY may be local or upstream"
-        if root
-        else "an additional key (tr_…_sk_…) signs none, so without BFF_SIGNING_KEYS upstream has to"
-    )
-    text = f"Trigger.dev's tokens are verified by {how}: {why}"
+    if any("_sk_" not in key.reveal() for key in environment.secret_keys):
+        why = "a root key signs Trigger.dev's, so BFF_VERIFY may be local or upstream"
+    elif "upstream" in environment.verify:
+        why = "an additional key (tr_…_sk_…) signs none, so upstream is asked about Trigger.dev's"
+    else:
+        why = "whatever BFF_SIGNING_KEYS did not sign is refused, Trigger.dev's own tokens too"
+    text = f"tokens are verified by {how}: {why}"
     if environment.learn and answer.status != 200:  # noqa: PLR2004
         return Finding(
             Verdict.PROBLEM,

@@ -195,7 +195,8 @@ class Telemetry:
         self._fields_seen: set[str] = set()
         self._lines: dict[str, tuple[int, int]] = {}
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stdout),
+            # Each line in one write: workers share the stream.
+            structlog.WriteLogger(stream or sys.stdout),
             wrapper_class=structlog.make_filtering_bound_logger(level),
             processors=[
                 structlog.processors.add_log_level,

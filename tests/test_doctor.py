@@ -346,12 +346,13 @@ async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> N
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        ({}, 0, "verified by the keys here: an additional key"),
+        ({}, 0, "verified by the keys here: whatever BFF_SIGNING_KEYS did not sign is refused"),
+        ({"BFF_ENVIRONMENT_ID": None}, 0, "the environment's id is not needed: all keys are your"),
         ({"BFF_SIGNING_KEYS": None}, 0, "verified by upstream: an additional key"),
         (
             {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY},
             0,
-            "verified by the keys here: a root key signs them",
+            "verified by the keys here: a root key signs Trigger.dev's",
         ),
         ({"BFF_VERIFY": "local,upstream"}, 0, "by the keys here and then by upstream"),
         (
@@ -360,7 +361,7 @@ async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> N
             "this key cannot tell: set BFF_ENVIRONMENT_ID",
         ),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_the_probe_says_who_verifies_tokens_and_why(
     live: dict[str, str], changes: dict[str, str | None], code: int, says: str

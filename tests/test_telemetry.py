@@ -18,6 +18,19 @@ from bff.telemetry import LINES_PER_SECOND, METRICS, ServerLog, Telemetry
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
 
 
+def test_a_line_is_one_write_for_workers_share_the_stream() -> None:
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    writes: list[str] = []
+    Telemetry(Stream()).log.info("listening")
+
+    (line,) = writes
+    assert line.endswith("}\n")
+
+
 def test_of_a_traceback_that_the_server_logs_only_its_kind_is_told() -> None:
     log = io.StringIO()
     handler = ServerLog(Telemetry(log))
