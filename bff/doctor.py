@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Any
-from urllib.parse import quote
 
 from bff import __version__, sessions
 from bff.auth import mint
@@ -230,7 +229,7 @@ class Prober:
     ) -> AsyncIterator[Finding]:
         id_ = session or "session_bff_check_no_such_session"
         other = ("session_" if sessions.is_friendly(id_) else "") + secrets.token_hex(12)
-        target = url + "/api/v1/sessions/" + quote(id_, safe="")
+        target = url + sessions.path(id_)
         if not environment.signing_keys or environment.learn:
             yield Finding(
                 Verdict.UNSURE,

@@ -15,7 +15,7 @@ from typing import Any
 
 from bff import sessions
 from bff.auth import Caller
-from bff.cache import Cache, Copy, State
+from bff.cache import Cache, Copy
 from bff.errors import Refusal
 from bff.fleet import Fleet, Question
 from bff.limits import Budget, Window
@@ -110,7 +110,7 @@ class Loader:
             # What another replica projected, it did by the former rules: look by the new ones.
 
     def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
-        return self._cache.ages.state(copy, now, budget.stretched) is State.FRESH
+        return self._cache.ages.fresh(copy, now, budget.stretched)
 
     def _lifetime(self, budget: Budget, copy: Copy) -> float:
         """Seconds after its load for which a copy may be of use to any replica."""

@@ -177,13 +177,12 @@ class Telemetry:
 
     Args:
         stream: where log lines go.
-        level: the least level that is written.
     """
 
     worker: int | None = None
     """This process among several: a label of all its metrics."""
 
-    def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
         self.observed: dict[str, tuple[tuple[float, ...], list[int], list[float]]] = {
             name: (row.buckets, [0] * (len(row.buckets) + 1), [0.0])
@@ -197,7 +196,7 @@ class Telemetry:
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             # Each line in one write: workers share the stream.
             structlog.WriteLogger(stream or sys.stdout),
-            wrapper_class=structlog.make_filtering_bound_logger(level),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
