@@ -6,10 +6,7 @@ browsers. Nothing here prints, and no finding holds a key, a token or anything o
 """
 
 import json
-import os
 import secrets
-import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from bff.auth import mint
 from bff.errors import REFUSALS, Refusal
 from bff.settings import EnvironmentSettings, Settings, Told
 from bff.store import Store, StoreError
-from bff.upstream import CLAIMS_PATH, Answer, Client, Transport, Upstream, read_quota
+from bff.upstream import CLAIMS_PATH, Answer, Client, Transport, Upstream, cause, read_quota
 
 Clock = Callable[[], tuple[float, float]]
 
@@ -459,25 +456,9 @@ async def _told_kindly(findings: AsyncIterator[Finding], url: str) -> AsyncItera
             async for finding in found:
                 yield finding
         except Refusal as refusal:
+            told = (refusal.code.removeprefix("upstream_"), cause(refusal))
             yield Finding(
                 Verdict.PROBLEM,
-                f"{url} cannot be asked ({_why(refusal)}): check the address, and what stands "
-                "between",
+                f"{url} cannot be asked ({': '.join(filter(None, told))}): check the address, and "
+                "what stands between",
             )
-
-
-def _why(refusal: Refusal) -> str:
-    """What the system said beneath a refusal; of where was asked, never of what was sent."""
-    code, cause = refusal.code.removeprefix("upstream_"), refusal.__context__
-    while cause is not None:
-        match cause:
-            case ssl.SSLCertVerificationError():
-                return f"{code}: its certificate is not good, {cause.verify_message}"
-            case ssl.SSLError():
-                return f"{code}: it does not speak TLS with us"
-            case socket.gaierror():
-                return f"{code}: no such host"
-            case OSError(errno=int(number)):
-                return f"{code}: {os.strerror(number)}"
-        cause = cause.__cause__ or cause.__context__
-    return code
