@@ -25,6 +25,7 @@ from bff import demo as demo_
 from bff.app import FIXED, WATCH_SECONDS, Service, system_clock
 from bff.auth import mint
 from bff.process import harden
+from bff.sessions import is_id
 from bff.siblings import Mailboxes, Siblings
 from bff.store import StoreError
 from bff.telemetry import Telemetry
@@ -283,7 +284,10 @@ def token(
 
     It lets who holds it read the sessions named, and nothing else.
     """
-    ids, told = (*sessions, *more), _settings(_environ())
+    ids = (*sessions, *more)
+    if not all(map(is_id, ids)):  # of an empty one the scope would be every session's
+        raise click.UsageError("A session's id has 1 to 256 characters, and is neither . nor ..")
+    told = _settings(_environ())
     if revoke:
         kinds = sum(map(bool, (ids, actor, jti)))
         if kinds > 1 or (not kinds and issued_before is None):

@@ -105,6 +105,15 @@ def test_a_revocation_names_one_thing(named: tuple[str, ...]) -> None:
     assert "one of --session, --actor and --jti, or --issued-before" in done.stderr
 
 
+@pytest.mark.parametrize("ids", [("--session", ""), ("chat-1", ""), ("..",)])
+def test_no_token_is_minted_for_what_is_no_id(ids: tuple[str, ...]) -> None:
+    done = bff("token", *ids)  # read:sessions: without an id is every session
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "A session's id has 1 to 256 characters" in done.stderr
+
+
 def test_token_mints_what_the_gateway_accepts() -> None:
     done = bff("token", "--session", "chat-1", "a/b", "--ttl", "60", "--actor", "ann")
     (token,) = done.stdout.split()
