@@ -402,9 +402,12 @@ class _Reader:
     def unknown(self, names: list[str], known: set[str], where: str) -> None:
         """Report names that mean nothing: a misspelt limit would be no limit."""
         for name in sorted(set(names) - known):
-            close = _closest(name, known)
-            hint = f"did you mean {close}?" if close else "docs/SETTINGS.md has all there are"
-            self.problems.append(f"{where}{name} is not a setting; {hint}")
+            hint = "is not a setting; docs/SETTINGS.md has all there are"
+            if name in SETTINGS:
+                hint = "is not a setting here; it belongs at the top level"
+            elif close := _closest(name, known):
+                hint = f"is not a setting; did you mean {close}?"
+            self.problems.append(f"{where}{name} {hint}")
 
 
 def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001

@@ -267,7 +267,11 @@ def test_environments_and_policies_come_from_the_file(config) -> None:
         ('rate_limit = "3/minute"', "rate_limit is not a setting; did you mean BFF_RATE_LIMIT?"),
         ("environments = 3", "[[environments]]"),
         ("policies = 3", "[policies."),
-        ('[policies.x]\nBFF_PORT = "1"', "policy 'x': BFF_PORT is not a setting"),
+        (
+            '[policies.x]\nBFF_PORT = "1"',
+            "policy 'x': BFF_PORT is not a setting here; it belongs at",
+        ),
+        ('[[environments]]\nBFF_RATE_LIMIT = "off"', "BFF_RATE_LIMIT is not a setting here; it"),
         ('[policies.x]\nBFF_EXPOSE_FIELDS = "id"', "policy 'x': BFF_EXPOSE_FIELDS"),
         ('[[environments]]\nname = "A B"', "name may have"),
         (
@@ -275,7 +279,7 @@ def test_environments_and_policies_come_from_the_file(config) -> None:
             "same BFF_ENVIRONMENT_ID",
         ),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_problems_of_the_file(config, text: str, says: str) -> None:
     assert any(says in found for found in problems(config(text)))
