@@ -7,7 +7,7 @@ browsers. Nothing here prints, and no finding holds a key, a token or anything o
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -15,13 +15,12 @@ from enum import Enum, auto
 from typing import Any
 
 from bff import __version__, sessions
+from bff.asgi import Clock
 from bff.auth import mint
 from bff.errors import REFUSALS, Refusal
 from bff.settings import EnvironmentSettings, Settings, Told
 from bff.store import Store, StoreError
 from bff.upstream import CLAIMS_PATH, Answer, Client, Transport, Upstream, cause, read_quota
-
-Clock = Callable[[], tuple[float, float]]
 
 MAX_SKEW = 5.0
 """Seconds that two clocks may differ: tokens are judged by the gateway's, minted by another's."""
