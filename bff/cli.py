@@ -299,8 +299,8 @@ def token(
         for part in [wanted | {"session": id_} for id_ in ids] or [wanted]:
             _revoke(told.ops_host, told.ops_port, part)
         return
-    if not ids:
-        raise click.UsageError("Name a session: --session ID")
+    if not ids or issued_before is not None:
+        raise click.UsageError("Name a session: --session ID; --issued-before is for --revoke")
     environments = {e.name: e for e in told.environments}
     if name is None and len(environments) == 1:
         name = next(iter(environments))

@@ -105,6 +105,11 @@ def test_a_revocation_names_one_thing(named: tuple[str, ...]) -> None:
     assert "one of --session, --actor and --jti, or --issued-before" in done.stderr
 
 
+def test_an_option_that_would_have_no_effect_is_refused() -> None:
+    assert "--issued-before is for --revoke" in bff("token", "a", "--issued-before", "1").stderr
+    assert "are for --probe" in bff("check", "--url", "https://app.example.com").stderr
+
+
 @pytest.mark.parametrize("ids", [("--session", ""), ("chat-1", ""), ("..",)])
 def test_no_token_is_minted_for_what_is_no_id(ids: tuple[str, ...]) -> None:
     done = bff("token", *ids)  # read:sessions: without an id is every session
