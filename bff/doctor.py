@@ -24,6 +24,8 @@ from bff.upstream import CLAIMS_PATH, Answer, Client, Transport, Upstream, cause
 
 MAX_SKEW = 5.0
 """Seconds that two clocks may differ: tokens are judged by the gateway's, minted by another's."""
+LONG_TTL = 60.0
+"""Seconds; what is longer was perhaps meant in milliseconds."""
 TOKEN_SECONDS = 120
 NEWEST = "/api/v1/sessions?page[size]=1"
 """Upstream, for who may list sessions: the newest one."""
@@ -107,6 +109,10 @@ def notes(settings: Settings) -> list[str]:
         found.append(
             "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers would share its address "
             "and so one address limit"
+        )
+    if settings.cache_ttl > LONG_TTL:
+        found.append(
+            f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds, and so old may an open session look"
         )
     found += [
         f"environment {e.name!r} sends a root key upstream: a restricted key (tr_…_sk_… with "

@@ -88,6 +88,11 @@ def test_every_problem_is_shown_with_its_remedy_and_the_exit_is_2() -> None:
     assert "pw@" not in done.stdout + done.stderr
 
 
+def test_a_ttl_that_may_be_meant_in_milliseconds_is_noted() -> None:
+    assert "BFF_CACHE_TTL is 2000 seconds" in check(environ(BFF_CACHE_TTL="2000")).stdout
+    assert "BFF_CACHE_TTL is" not in check(environ(BFF_CACHE_TTL="60")).stdout
+
+
 # -- the probe, over real sockets
 
 
