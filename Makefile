@@ -85,6 +85,7 @@ clean: ## Remove what the targets made
 
 # One stamp a set of packages: rerun when the pins change.
 $(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("This takes Python 3.11 or later: make PYTHON=python3.11 demo")'
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

@@ -104,6 +104,7 @@ class Service:
         self._clock = clock
         self._told = settings
         self._connected = False
+        self._patience = settings.upstream_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
         self._client = Client(
             connect_timeout=settings.upstream_connect_timeout, transport=transport
@@ -246,7 +247,7 @@ class Service:
         limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
         return Rules(
             environments={
-                e.name: self._environment(e, settings, environments.get(e.name))
+                e.name: self._environment(e, environments.get(e.name))
                 for e in settings.environments
             },
             verifier=verifier,
@@ -268,7 +269,7 @@ class Service:
         )
 
     def _environment(
-        self, environment: EnvironmentSettings, settings: Settings, before: Environment | None
+        self, environment: EnvironmentSettings, before: Environment | None
     ) -> Environment:
         rate = environment.upstream_budget
         place = (environment.api_url, self._id(environment), environment.branch)
@@ -298,7 +299,7 @@ class Service:
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
-            timeout=settings.upstream_timeout,
+            timeout=self._patience,
             user_agent=f"bff/{__version__}",
             observe=observe,
         )
@@ -329,7 +330,7 @@ class Service:
             spaces=_spaces(settings),
             make=make_copy,
             negative_ttl=settings.cache_negative_ttl,
-            patience=settings.upstream_timeout,
+            patience=self._patience,
             clock=clock,
             spawn=self._spawn,
             tokens=lambda: os.urandom(8).hex(),
@@ -399,7 +400,7 @@ class Service:
     def _upkeep(self) -> Upkeep:
         environments = self.gateway.environments
         return Upkeep(
-            lambda url: self._client.fetch(url, timeout=self._told.upstream_timeout),
+            lambda url: self._client.fetch(url, timeout=self._patience),
             self.gateway.verifier.sources,
             {
                 e.name: (environments[e.name].upstream.environment_id, partial(self._learned, e))

@@ -1,6 +1,7 @@
 """The command line: the only module that prints or exits."""
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from bff import demo as demo_
 from bff.app import FIXED, WATCH_SECONDS, Service, system_clock
 from bff.auth import mint
 from bff.process import harden
+from bff.sessions import is_id
 from bff.siblings import Mailboxes, Siblings
 from bff.store import StoreError
 from bff.telemetry import Telemetry
@@ -59,7 +61,10 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
     try:
         return server.listen(host, port)
     except OSError as exc:
-        reason = os.strerror(exc.errno) if exc.errno else "no such address"
+        # Of a name that is not known, the number is getaddrinfo's, and negative.
+        reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no such host"
+        if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
+            name = name.replace("PORT", "HOST")
         click.echo(f"Cannot listen on {host}:{port} ({reason}); set {name}", err=True)
         sys.exit(2)
 
@@ -179,7 +184,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8787, show_default=True)
 def demo(port: int) -> None:
-    """Serve a gateway in front of a pretend upstream, and print lines to paste."""
+    """See it work: a gateway in front of a pretend upstream."""
     stage = demo_.make(lambda: system_clock()[1])
     upstream = _listen("127.0.0.1", 0, "another port")
     browser = _listen("127.0.0.1", port, "--port")
@@ -208,9 +213,14 @@ def demo(port: int) -> None:
 @click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
 @click.option("--session", help="With --probe: the id of a session that exists.")
 def check(probe: bool, url: str | None, session: str | None) -> None:
-    """Show the settings and every problem with its remedy; exit 0 if all is well, else 2."""
+    """Show the settings, and what is wrong with them.
+
+    Each problem comes with its remedy. Exits with 0 if all is well, else with 2.
+    """
     if (url or session) and not probe:
         raise click.UsageError("--url and --session are for --probe")
+    if url and not url.startswith(("https://", "http://")):
+        raise click.UsageError("--url begins with https:// or http://")
     try:
         told = settings.load(_environ())
     except settings.SettingsError as exc:
@@ -270,16 +280,27 @@ def token(
     revoke: bool,
     issued_before: float | None,
 ) -> None:
-    """Mint a token that lets a browser read the sessions named; or take tokens back."""
-    ids, told = (*sessions, *more), _settings(_environ())
+    """Mint a token for a browser, or take tokens back.
+
+    It lets who holds it read the sessions named, and nothing else.
+    """
+    ids = (*sessions, *more)
+    if not all(map(is_id, ids)):  # of an empty one the scope would be every session's
+        raise click.UsageError("A session's id has 1 to 256 characters, and is neither . nor ..")
+    told = _settings(_environ())
     if revoke:
+        kinds = sum(map(bool, (ids, actor, jti)))
+        if kinds > 1 or (not kinds and issued_before is None):
+            raise click.UsageError(
+                "Say what to revoke: one of --session, --actor and --jti, or --issued-before"
+            )
         named = {"jti": jti, "subject": actor, "issued_before": issued_before}
         wanted = {key: value for key, value in named.items() if value is not None}
         for part in [wanted | {"session": id_} for id_ in ids] or [wanted]:
             _revoke(told.ops_host, told.ops_port, part)
         return
-    if not ids:
-        raise click.UsageError("Name a session: --session ID")
+    if not ids or issued_before is not None:
+        raise click.UsageError("Name a session: --session ID; --issued-before is for --revoke")
     environments = {e.name: e for e in told.environments}
     if name is None and len(environments) == 1:
         name = next(iter(environments))
@@ -288,8 +309,12 @@ def token(
         sys.exit(2)
     environment = environments[name]
     if not environment.signing_keys or environment.learn:
-        missing = "BFF_ENVIRONMENT_ID" if environment.signing_keys else "a signing key"
-        click.echo(f"Minting takes {missing}, which is not set", err=True)
+        remedy = (
+            "BFF_ENVIRONMENT_ID, which is not set; bff check --probe tells it"
+            if environment.signing_keys
+            else "a signing key; set BFF_SIGNING_KEYS to one of your own: openssl rand -hex 32"
+        )
+        click.echo(f"Minting takes {remedy}", err=True)
         sys.exit(2)
     click.echo(
         mint(

@@ -7,26 +7,28 @@ browsers. Nothing here prints, and no finding holds a key, a token or anything o
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Any
-from urllib.parse import quote
 
 from bff import __version__, sessions
+from bff.asgi import Clock
 from bff.auth import mint
-from bff.errors import Refusal
+from bff.errors import REFUSALS, Refusal
 from bff.settings import EnvironmentSettings, Settings, Told
 from bff.store import Store, StoreError
-from bff.upstream import Answer, Client, Quota, Transport, Upstream, read_quota
-
-Clock = Callable[[], tuple[float, float]]
+from bff.upstream import CLAIMS_PATH, Answer, Client, Transport, Upstream, cause, read_quota
 
 MAX_SKEW = 5.0
 """Seconds that two clocks may differ: tokens are judged by the gateway's, minted by another's."""
+LONG_TTL = 60.0
+"""Seconds; what is longer was perhaps meant in milliseconds."""
 TOKEN_SECONDS = 120
+NEWEST = "/api/v1/sessions?page[size]=1"
+"""Upstream, for who may list sessions: the newest one."""
 FOREIGN_ORIGIN = "https://bff-check.invalid"
 
 
@@ -108,6 +110,10 @@ def notes(settings: Settings) -> list[str]:
             "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers would share its address "
             "and so one address limit"
         )
+    if settings.cache_ttl > LONG_TTL:
+        found.append(
+            f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds, and so old may an open session look"
+        )
     found += [
         f"environment {e.name!r} sends a root key upstream: a restricted key (tr_…_sk_… with "
         "read:sessions) in TRIGGER_SECRET_KEY can do less harm; the root key then goes into "
@@ -147,22 +153,13 @@ class Prober:
     async def _upstream(
         self, environment: EnvironmentSettings, session: str | None
     ) -> AsyncIterator[Finding]:
-        quota: Quota | None = None
-        upstream = Upstream(
-            self._client,
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
-            timeout=self._timeout,
-            user_agent=f"bff/{__version__}",
-            observe=lambda _: None,
-        )
-        path = "/api/v1/sessions?page[size]=1" if session is None else sessions.path(session)
+        upstream = self._api(environment)
+        path = NEWEST if session is None else sessions.path(session)
         answer = await upstream.probe("GET", path)
         quota = read_quota(answer.headers)
         yield _key_finding(answer, session)
         if answer.status != 401:  # noqa: PLR2004
-            claims = await upstream.probe("POST", "/api/v1/auth/jwt/claims")
+            claims = await upstream.probe("POST", CLAIMS_PATH)
             yield _environment_finding(claims, environment)
             yield _mode_finding(claims, environment)
             quota = read_quota(claims.headers) or quota
@@ -179,14 +176,22 @@ class Prober:
 
     async def first_session(self, environment: EnvironmentSettings) -> str | None:
         """Find any session to prove isolation with; None if the key may not list them."""
-        headers = {"authorization": f"Bearer {environment.secret_keys[0].reveal()}"}
-        if environment.branch is not None:
-            headers["x-trigger-branch"] = environment.branch
         try:
-            answer = await self._ask(environment.api_url + "/api/v1/sessions?page[size]=1", headers)
+            answer = await self._api(environment).probe("GET", NEWEST)
             return str(json.loads(answer.body)["data"][0]["id"])
         except (Refusal, ValueError, LookupError, TypeError):
             return None
+
+    def _api(self, environment: EnvironmentSettings) -> Upstream:
+        return Upstream(
+            self._client,
+            url=environment.api_url,
+            secret_keys=[key.reveal() for key in environment.secret_keys],
+            branch=environment.branch,
+            timeout=self._timeout,
+            user_agent=f"bff/{__version__}",
+            observe=lambda _: None,
+        )
 
     async def store(self) -> AsyncIterator[Finding]:
         """Ask the store, if there is one, as a gateway that starts."""
@@ -226,7 +231,7 @@ class Prober:
     ) -> AsyncIterator[Finding]:
         id_ = session or "session_bff_check_no_such_session"
         other = ("session_" if sessions.is_friendly(id_) else "") + secrets.token_hex(12)
-        target = url + "/api/v1/sessions/" + quote(id_, safe="")
+        target = url + sessions.path(id_)
         if not environment.signing_keys or environment.learn:
             yield Finding(
                 Verdict.UNSURE,
@@ -237,6 +242,14 @@ class Prober:
         ann, bob = self._token(environment, id_), self._token(environment, other)
 
         first = await self._ask(target, ann)
+        if "x-request-id" not in first.headers:
+            yield Finding(
+                Verdict.PROBLEM,
+                f"what answers ({first.status}) is not the gateway, or a proxy in front removes "
+                "its X-Request-Id: is this the browser port's address, and are /api/v1/sessions "
+                "and /api/v1/sessions/* routed to it?",
+            )
+            return
         if first.status == 401:  # noqa: PLR2004
             yield Finding(
                 Verdict.PROBLEM,
@@ -248,7 +261,7 @@ class Prober:
         yield Finding(
             _verdict(well=first.status == entitled),
             f"a token that names the session gets {first.status}"
-            + ("" if first.status == entitled else f", not {entitled}: see the gateway's log"),
+            + ("" if first.status == entitled else f"{_code(first)}, not {entitled}: see its log"),
         )
         etag = first.headers.get("etag", "*")
         refused = [
@@ -317,6 +330,15 @@ class Prober:
         return await self._client.ask(method, url, sent, timeout=self._timeout)
 
 
+def _code(answer: Answer) -> str:
+    """The error code of a refusal of ours, to be put behind its status."""
+    try:
+        code = json.loads(answer.body)["code"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
+
+
 def _verdict(*, well: bool) -> Verdict:
     return Verdict.OK if well else Verdict.PROBLEM
 
@@ -352,6 +374,8 @@ def _key_finding(answer: Answer, session: str | None) -> Finding:
 
 def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
     if answer.status == 401:  # noqa: PLR2004
+        if environment.id is None and not environment.learn:
+            return Finding(Verdict.OK, "the environment's id is not needed: all keys are your own")
         return Finding(
             Verdict.UNSURE,
             "a restricted key does not tell its environment: compare BFF_ENVIRONMENT_ID",
@@ -379,13 +403,13 @@ def _mode_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
     how = " and then by ".join(
         {"local": "the keys here", "upstream": "upstream"}[one] for one in environment.verify
     )
-    root = any("_sk_" not in key.reveal() for key in environment.secret_keys)
-    why = (
-        "a root key signs them, so BFF_VERIFY may be local or upstream"
-        if root
-        else "an additional key (tr_…_sk_…) signs none, so without BFF_SIGNING_KEYS upstream has to"
-    )
-    text = f"Trigger.dev's tokens are verified by {how}: {why}"
+    if any("_sk_" not in key.reveal() for key in environment.secret_keys):
+        why = "a root key signs Trigger.dev's, so BFF_VERIFY may be local or upstream"
+    elif "upstream" in environment.verify:
+        why = "an additional key (tr_…_sk_…) signs none, so upstream is asked about Trigger.dev's"
+    else:
+        why = "whatever BFF_SIGNING_KEYS did not sign is refused, Trigger.dev's own tokens too"
+    text = f"tokens are verified by {how}: {why}"
     if environment.learn and answer.status != 200:  # noqa: PLR2004
         return Finding(
             Verdict.PROBLEM,
@@ -400,12 +424,6 @@ def _cache_finding(answers: list[Answer]) -> Finding:
     ids = [answer.headers.get("x-request-id") for answer in answers]
     directives = [answer.headers.get("cache-control", "") for answer in answers]
     varies = [answer.headers.get("vary", "").lower() for answer in answers]
-    if None in ids:
-        return Finding(
-            Verdict.PROBLEM,
-            "an answer has no X-Request-Id: it does not come from the gateway, or a proxy in "
-            "front removes its headers",
-        )
     if len(set(ids)) < len(ids):
         return Finding(
             Verdict.PROBLEM,
@@ -443,8 +461,9 @@ async def _told_kindly(findings: AsyncIterator[Finding], url: str) -> AsyncItera
             async for finding in found:
                 yield finding
         except Refusal as refusal:
+            told = (refusal.code.removeprefix("upstream_"), cause(refusal))
             yield Finding(
                 Verdict.PROBLEM,
-                f"{url} cannot be asked ({refusal.code.removeprefix('upstream_')}): check the "
-                "address, and what stands between",
+                f"{url} cannot be asked ({': '.join(filter(None, told))}): check the address, and "
+                "what stands between",
             )

@@ -3,14 +3,6 @@
 Each refusal is one row: its code is public, its status is what frontends and the official SDK act
 on, its text never carries a token, a key or upstream's own words.
 
-* Refusal
-  + the browser's: 400 bad_request, invalid_session_id · 401 token_missing, token_invalid,
-    token_expired, token_revoked, secret_key_sent · 403 unauthorized · 404 not_found, 405,
-    410 not_served · 429 rate_limited · 431 head_too_large
-  + upstream's: 502 upstream_rejected_credentials, upstream_unavailable, upstream_invalid ·
-    504 upstream_timeout
-  + ours: 503 over_budget, not_ready · 500 internal
-
 The SDK re-mints its token on 401 and 403 and starts a (paid) run on 404, so no trouble upstream is
 ever told with one of these.
 """

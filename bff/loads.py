@@ -15,7 +15,7 @@ from typing import Any
 
 from bff import sessions
 from bff.auth import Caller
-from bff.cache import Cache, Copy, State
+from bff.cache import Cache, Copy
 from bff.errors import Refusal
 from bff.fleet import Fleet, Question
 from bff.limits import Budget, Window
@@ -23,6 +23,7 @@ from bff.replies import copy_head
 from bff.rules import Environment, Rules
 from bff.scopes import Grant
 from bff.telemetry import Telemetry
+from bff.upstream import cause
 from bff.verdicts import GENUINE, GOOD_SECONDS, OK, Verdict, Verdicts, refusal_seconds
 
 RETRY_SECONDS = 1.0
@@ -31,6 +32,8 @@ PROBE_ID = "session_readiness_probe"
 """Asked for to learn whether the key works; upstream answers that there is no such session."""
 PROBE_SECONDS = 2.0
 """Between two such questions."""
+REJECTED = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
+"""What to do when upstream rejects the secret key."""
 
 
 class Loader:
@@ -110,7 +113,7 @@ class Loader:
             # What another replica projected, it did by the former rules: look by the new ones.
 
     def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
-        return self._cache.ages.state(copy, now, budget.stretched) is State.FRESH
+        return self._cache.ages.fresh(copy, now, budget.stretched)
 
     def _lifetime(self, budget: Budget, copy: Copy) -> float:
         """Seconds after its load for which a copy may be of use to any replica."""
@@ -230,9 +233,10 @@ class Loader:
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **fields)
         elif code == "upstream_rejected_credentials":
-            self._telemetry.log.error("upstream_rejects_our_key", **fields)
+            self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **fields)
         else:
-            self._telemetry.log.warning("upstream_failing", **fields)
+            why = cause(outcome) if isinstance(outcome, Refusal) else None
+            self._telemetry.log.warning("upstream_failing", why=why, **fields)
         environment.health, environment.checked = health, now
 
     async def readiness(self) -> dict[str, tuple[bool, str]]:
@@ -260,14 +264,16 @@ class Loader:
         if environment.health == "ok":
             return True, "the upstream answers and accepts the key"
         if environment.health == "upstream_rejected_credentials":
-            return False, (
-                "the upstream rejects the secret key, or it may not read sessions: "
-                "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
+            return (
+                False,
+                f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}",
             )
-        trouble = "the upstream fails" if environment.health else "the upstream was not asked yet"
+        trouble = "the upstream was not asked yet"
+        if environment.health:
+            trouble = f"the upstream fails ({environment.health})"
         if self._cache.usable(environment.name, now):
-            return True, f"{trouble} ({environment.health}); copies are served meanwhile"
-        return False, f"{trouble} ({environment.health}) and there is no copy to serve"
+            return True, f"{trouble}; copies are served meanwhile"
+        return False, f"{trouble}, and there is no copy to serve"
 
     async def test(
         self,

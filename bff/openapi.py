@@ -30,7 +30,7 @@ _KNOWN: dict[str, Schema] = {
     "createdAt": _DATE,
     "updatedAt": _DATE,
 }
-_TROUBLE = [c for c, k in REFUSALS.items() if k.status in (502, 503, 504) and c != "not_ready"]
+_TROUBLE = [code for code, kind in REFUSALS.items() if kind.status in (502, 503, 504)]
 _NULL_WHEN_HIDDEN = ("externalId", "closedAt", "closedReason", "expiresAt")
 
 _COMMON = ("X-Request-Id", "Vary", "Cache-Control")
@@ -65,7 +65,7 @@ _SAID = {
     429: "Over a limit: return at the reset",
     500: "Nobody foresaw this",
     502: "Upstream's trouble",
-    503: "The upstream budget is spent: return shortly",
+    503: "The upstream budget is spent, or the gateway cannot verify tokens yet: return shortly",
     504: "Upstream did not answer in time",
 }
 

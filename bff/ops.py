@@ -146,10 +146,7 @@ class Ops:
         # One environment's trouble must not take the others out of service.
         if any(ready for ready, _ in found.values()):
             return JSONResponse({"status": "ready", **told, **self._store_state()})
-        refusal = Refusal("not_ready", retry_after=2)
-        return JSONResponse(
-            {"error": refusal.detail, "code": refusal.code, **told}, refusal.kind.status
-        )
+        return _refusal(Refusal("not_ready"), **told)
 
     def _store_state(self) -> dict[str, str]:
         if self._fleet is None:
@@ -168,7 +165,7 @@ class Ops:
             revocation = parse(await _json_body(request), wall)
             self._gateway.revocations.add(revocation, wall)
         except RevocationError as exc:
-            return JSONResponse({"error": str(exc), "code": "bad_request"}, 400)
+            return _refusal(Refusal("bad_request", str(exc)))
         self._telemetry.log.warning("revoked", kind=revocation.kind)
         heard = await self._ask("revoke", revocation.encode())
         try:
@@ -186,9 +183,7 @@ class Ops:
         try:
             id_ = sessions.parse_id(segment)
         except Refusal as refusal:
-            return JSONResponse(
-                {"error": refusal.detail, "code": refusal.code}, refusal.kind.status
-            )
+            return _refusal(refusal)
         self._forget(id_)
         self._telemetry.count("bff_purges")
         heard = await self._ask("purge", id_)
@@ -235,8 +230,7 @@ class NoBrowsers:
         else:
             await self._app(scope, receive, send)
             return
-        refusal = JSONResponse({"error": trouble, "code": "bad_request"}, 400)
-        await refusal(scope, receive, send)
+        await _refusal(Refusal("bad_request", trouble))(scope, receive, send)
 
     def _known(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
@@ -247,6 +241,11 @@ class NoBrowsers:
         return True
 
 
+def _refusal(refusal: Refusal, **members: object) -> Response:
+    told = {"error": refusal.detail, "code": refusal.code, **members}
+    return JSONResponse(told, refusal.kind.status)
+
+
 def _silent(answers: Mapping[int, Any]) -> list[int]:
     return sorted(number for number, answer in answers.items() if not answer)
 
@@ -254,8 +253,8 @@ def _silent(answers: Mapping[int, Any]) -> list[int]:
 def _unconfirmed(what: str, silent: list[int]) -> Response:
     """Tell an operator that other workers could not be told."""
     numbers = ", ".join(map(str, silent))
-    lack = Refusal("not_ready", f"Worker {numbers} gave no answer: {what} elsewhere; send it again")
-    return JSONResponse({"error": lack.detail, "code": lack.code}, lack.kind.status)
+    text = f"Worker {numbers} gave no answer: {what} elsewhere; send it again"
+    return _refusal(Refusal("not_ready", text))
 
 
 async def _json_body(request: Request) -> dict[str, Any]:
@@ -269,7 +268,7 @@ async def _json_body(request: Request) -> dict[str, Any]:
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json" or "cookie" in request.headers:
-        raise RevocationError("Send JSON, with its content type, and not from a browser")
+        raise RevocationError("Send JSON, with Content-Type: application/json, and no cookie")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -286,8 +285,8 @@ async def _json_body(request: Request) -> dict[str, Any]:
 
 def _alone(did: str) -> Response:
     """Tell an operator that other replicas could not be told."""
-    away = Refusal("not_ready", f"The store is away: {did} this replica alone; send it again")
-    return JSONResponse({"error": away.detail, "code": away.code}, away.kind.status)
+    text = f"The store is away: {did} this replica alone; send it again"
+    return _refusal(Refusal("not_ready", text))
 
 
 _MAX_BODY = 8192

@@ -1,6 +1,6 @@
 """How the text of a setting is read: to a value, or to what is wrong and what to write instead.
 
-No problem quotes what it was given: that may be a secret in the wrong place.
+No problem quotes a secret; what is quoted is of settings that hold none.
 """
 
 import re
@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bff.sources import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 from bff.store import Place
+
+MAX_WAIT_SECONDS = 60
 
 
 class Secret:
@@ -105,6 +107,16 @@ def size(text: str) -> int:
     return int(text)
 
 
+def wait(text: str) -> float:
+    """Seconds somebody waits meanwhile; bounded, for who means milliseconds writes thousands."""
+    found = positive_seconds(text)
+    if found > MAX_WAIT_SECONDS:
+        raise ProblemError(
+            f"is too long to wait; write seconds, {MAX_WAIT_SECONDS} at most, such as 5 or 0.05"
+        )
+    return found
+
+
 _PERIODS = {"second": 1, "minute": 60, "hour": 3600}
 
 
@@ -119,14 +131,11 @@ def rate(text: str) -> Rate | None:
     return Rate(int(match[1]), _PERIODS[match[2]])
 
 
-_LOOPBACK = ("localhost",)
-
-
 def is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host in _LOOPBACK
+        return host == "localhost"
 
 
 def url(text: str) -> str:
@@ -143,7 +152,7 @@ def url(text: str) -> str:
 
 
 _STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
-_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (README: BFF_STORE_URL)"
+_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md)"
 
 
 def store(text: str) -> Place:
@@ -183,8 +192,9 @@ def origins(text: str) -> tuple[str, ...]:
     for origin in origins:
         if origin != "*" and not _is_origin(origin):
             raise ProblemError(
-                f"holds {origin!r}, which no browser sends; write a scheme, a host in lower case "
-                "and a port that is not the default one, such as https://app.example.com, or *"
+                f"holds {origin!r}, which no browser sends; write https://app.example.com: scheme "
+                "and host in lower case, a port only if it is not the default one, no path, no "
+                "slash at the end, no wildcard but * alone"
             )
     if "*" in origins and len(origins) > 1:
         raise ProblemError("holds * and more; write either * or the origins")
@@ -198,10 +208,25 @@ def _is_origin(text: str) -> bool:
     return bool(match) and {"http": "80", "https": "443"}.get(match[1]) != match[3]  # type: ignore[index]
 
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def host(text: str) -> str:
+    try:
+        ip_address(text)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(text):
+            raise ProblemError(
+                "is no address to listen on; write one such as 127.0.0.1, 0.0.0.0 or ::, without "
+                "scheme and port"
+            ) from None
+    return text
+
+
 def host_names(text: str) -> tuple[str, ...]:
     names = texts(text)
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+        if not _HOST_NAME.fullmatch(name):
             raise ProblemError(
                 f"holds {name!r}, which is no host name; write it without scheme, port and path"
             )
@@ -209,11 +234,16 @@ def host_names(text: str) -> tuple[str, ...]:
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(_network, texts(text)))
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
     try:
-        return tuple(ip_network(part) for part in texts(text))
+        return ip_network(text)
     except ValueError:
         raise ProblemError(
-            "holds what is no network; write addresses or CIDRs, such as 10.0.0.0/8"
+            f"holds {text!r}, which is no network; write addresses or CIDRs, such as 10.0.0.0/8 "
+            "(not 10.0.0.1/8, and no name)"
         ) from None
 
 
@@ -225,11 +255,15 @@ def secret(text: str) -> Secret:
     return Secret(text)
 
 
+_SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_.")
+
+
 def secret_keys(text: str) -> tuple[Secret, ...]:
     keys = texts(text)
-    if not keys or not all(key.startswith("tr_") for key in keys):
+    if not keys or not all(map(_SECRET_KEY.match, keys)):
         raise ProblemError(
-            "is no Trigger.dev secret key; those begin with tr_ (see API keys there)"
+            "is no Trigger.dev secret key; copy one from API keys in the dashboard: they begin "
+            "with tr_dev_, tr_stg_, tr_prod_ or tr_preview_"
         )
     return tuple(map(secret, keys))
 
@@ -261,8 +295,8 @@ def verify(text: str) -> tuple[str, ...]:
     order = texts(text)
     if order not in (("local",), ("upstream",), ("local", "upstream")):
         raise ProblemError(
-            "is none of local, upstream and local,upstream (upstream first would ask it about "
-            "every token that a key here verifies for nothing)"
+            "is none of local, upstream and local,upstream, in this order: what a key here "
+            "verifies, upstream need not be asked about"
         )
     return order
 

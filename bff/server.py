@@ -16,8 +16,6 @@ from bff.telemetry import ServerLog, Telemetry
 SHUTDOWN_SECONDS = 10
 """For requests in flight to finish; longer than any load may take by default."""
 _FIRST_FD = 3
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the idle minute of common proxies, so that it is they who close a connection."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,7 +60,6 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 

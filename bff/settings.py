@@ -152,8 +152,9 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
         parse.secret_keys,
         None,
         "required",
-        "sent upstream; a restricted `tr_*_sk_*` key is best. Several: the current key first, then "
-        "the next, tried once when upstream rejects it",
+        "a key of the Trigger.dev environment, sent upstream; best a restricted one (`tr_*_sk_*` "
+        "with `read:sessions`). Several: the current key first, then the next, tried once when "
+        "upstream rejects it",
         secret=True,
         required=True,
     ),
@@ -195,7 +196,7 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
 
 POLICY_SETTINGS: dict[str, Setting] = {
     "BFF_EXPOSE_FIELDS": Setting(
-        parse.texts, _FIELDS_TEXT, "the default list", "top-level fields that browsers see"
+        parse.texts, _FIELDS_TEXT, f"`{_FIELDS_TEXT}`", "top-level fields that browsers see"
     ),
     "BFF_EXPOSE_METADATA": Setting(
         parse.texts, "", "none", "paths below `metadata` that browsers see: `plan`, `steps.*.title`"
@@ -215,10 +216,10 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     "BFF_ALLOWED_ORIGINS": Setting(
         parse.origins, "", "none", "exact origins, or `*`; never with credentials"
     ),
-    "BFF_HOST": Setting(parse.text, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
+    "BFF_HOST": Setting(parse.host, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
     "BFF_PORT": Setting(parse.port, "8787", "`8787`", "the browser port"),
     "BFF_OPS_HOST": Setting(
-        parse.text,
+        parse.host,
         "127.0.0.1",
         "`127.0.0.1`",
         "the address of the ops port; beyond loopback, let only your own monitoring reach it",
@@ -283,7 +284,7 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         parse.flag, "false", "`false`", "`true` starts without the store when it cannot be reached"
     ),
     "BFF_STORE_TIMEOUT": Setting(
-        parse.positive_seconds, "0.05", "`0.05`", "seconds that a request may wait for the store"
+        parse.wait, "0.05", "`0.05`", "seconds that a request may wait for the store"
     ),
     "BFF_FAST_LANE": Setting(
         parse.switch,
@@ -292,7 +293,10 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "answers from memory skip ASGI, for several times the requests a second; `off`",
     ),
     "BFF_MAX_CONNECTIONS": Setting(
-        parse.count, "10000", "`10000`", "connections of browsers in all; more are closed at once"
+        parse.count,
+        "10000",
+        "`10000`",
+        "connections of browsers, in each worker; more are closed at once",
     ),
     "BFF_MAX_CONNECTIONS_PER_ADDRESS": Setting(
         parse.count,
@@ -305,7 +309,7 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
     ),
     "BFF_MAX_HEADERS": Setting(parse.count, "100", "`100`", "headers of a request; more is a 431"),
     "BFF_REQUEST_TIMEOUT": Setting(
-        parse.positive_seconds, "10", "`10`", "seconds a browser has to send a request"
+        parse.wait, "10", "`10`", "seconds a browser has to send a request"
     ),
     "BFF_IDLE_TIMEOUT": Setting(
         parse.positive_seconds,
@@ -314,11 +318,9 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "seconds a connection may be without a request, or leave an answer unread; longer than the "
         "proxy in front keeps its own",
     ),
-    "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(
-        parse.positive_seconds, "1", "`1`", "seconds to connect upstream"
-    ),
+    "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(parse.wait, "1", "`1`", "seconds to connect upstream"),
     "BFF_UPSTREAM_TIMEOUT": Setting(
-        parse.positive_seconds, "5", "`5`", "seconds for a whole answer from upstream"
+        parse.wait, "5", "`5`", "seconds for a whole answer from upstream"
     ),
 }
 
@@ -382,7 +384,8 @@ class _Reader:
         if text is None or not text.strip():
             if row.required:
                 either = f"{name} or {name}_FILE" if row.secret else name
-                self.problems.append(f"{where}{name} is not set; set {either}: {row.meaning}")
+                meaning = row.meaning.partition(". ")[0]
+                self.problems.append(f"{where}{name} is not set; set {either}: {meaning}")
             return row.default
         return text.strip()
 
@@ -399,9 +402,12 @@ class _Reader:
     def unknown(self, names: list[str], known: set[str], where: str) -> None:
         """Report names that mean nothing: a misspelt limit would be no limit."""
         for name in sorted(set(names) - known):
-            close = _closest(name, known)
-            hint = f"did you mean {close}?" if close else "see the README for what there is"
-            self.problems.append(f"{where}{name} is not a setting; {hint}")
+            hint = "is not a setting; docs/SETTINGS.md has all there are"
+            if name in SETTINGS:
+                hint = "is not a setting here; it belongs at the top level"
+            elif close := _closest(name, known):
+                hint = f"is not a setting; did you mean {close}?"
+            self.problems.append(f"{where}{name} {hint}")
 
 
 def _shown(row: Setting, text: str | None, usable: bool) -> str:  # noqa: FBT001
@@ -429,8 +435,9 @@ def _as_text(value: object) -> str | None:
 def _closest(name: str, known: set[str]) -> str | None:
     import difflib  # noqa: PLC0415  costs milliseconds, and only a mistake needs it
 
-    matches = difflib.get_close_matches(name, known, n=1)
-    return matches[0] if matches else None
+    upper = {one.upper(): one for one in known}
+    matches = difflib.get_close_matches(name.upper(), upper, n=1)
+    return upper[matches[0]] if matches else None
 
 
 def _with_files(table: Mapping[str, Setting]) -> set[str]:
@@ -459,6 +466,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     for environment in environments:
         _check_http(reader, environment, allowed=bool(values["BFF_ALLOW_HTTP_API_URL"]))
     _check_distinct(reader, environments)
+    ports = [(values[f"BFF_{of}HOST"], values[f"BFF_{of}PORT"]) for of in ("", "OPS_")]
+    if values["BFF_PORT"] and ports[0] == ports[1]:
+        reader.problems.append("BFF_PORT and BFF_OPS_PORT are the same; give each its own")
     sources = _sources(reader, file.get("token_sources", []), [e.name for e in environments])
     for environment in environments:
         _check_verify(reader, environment, sources)

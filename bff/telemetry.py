@@ -177,13 +177,12 @@ class Telemetry:
 
     Args:
         stream: where log lines go.
-        level: the least level that is written.
     """
 
     worker: int | None = None
     """This process among several: a label of all its metrics."""
 
-    def __init__(self, stream: TextIO | None = None, *, level: int = logging.INFO) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
         self.observed: dict[str, tuple[tuple[float, ...], list[int], list[float]]] = {
             name: (row.buckets, [0] * (len(row.buckets) + 1), [0.0])
@@ -195,8 +194,9 @@ class Telemetry:
         self._fields_seen: set[str] = set()
         self._lines: dict[str, tuple[int, int]] = {}
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stdout),
-            wrapper_class=structlog.make_filtering_bound_logger(level),
+            # Each line in one write: workers share the stream.
+            structlog.WriteLogger(stream or sys.stdout),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -330,5 +330,7 @@ class ServerLog(logging.Handler):
         if record.exc_info and record.exc_info[1]:
             self._telemetry.exception("server_error", record.exc_info[1])
         else:
-            level = record.levelname.lower()
-            getattr(self._telemetry.log, level)("server", message=record.getMessage())
+            # Of a traceback that came as text, what it was and no more.
+            *before, message = record.getMessage().strip().split("\n")
+            message = message.partition(":")[0] if before else message
+            getattr(self._telemetry.log, record.levelname.lower())("server", message=message)

@@ -8,6 +8,9 @@ path, or takes credentials or a proxy from the environment. A load costs a quart
 
 import asyncio
 import json
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -182,6 +185,23 @@ async def _translated(seconds: float) -> AsyncIterator[None]:
         raise Refusal("upstream_invalid") from None
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.UnsupportedProtocol):
         raise Refusal("upstream_unavailable") from None
+
+
+def cause(refusal: Refusal) -> str | None:
+    """What the system said beneath a *refusal*: of where was asked, never of what was sent."""
+    beneath = refusal.__context__
+    while beneath is not None:
+        match beneath:
+            case ssl.SSLCertVerificationError():
+                return f"its certificate is not good, {beneath.verify_message}"
+            case ssl.SSLError():
+                return "it does not speak TLS with us"
+            case socket.gaierror():
+                return "no such host"
+            case OSError(errno=int(number)):
+                return os.strerror(number)
+        beneath = beneath.__cause__ or beneath.__context__
+    return None
 
 
 class Upstream:

@@ -17,6 +17,8 @@ GOOD_SECONDS: Final = 60.0
 GENUINE_SECONDS: Final = 900.0
 """How long a token that passed once is none of the untested: it is tested again as often as
 any, but is not counted as a bad one meanwhile, or an outage upstream would count everyone so."""
+MAX_FLIGHTS: Final = 50
+"""Tests at once; half of the connections upstream, so that loads have the rest."""
 REFUSED_SECONDS: Final = 5.0
 TROUBLE_SECONDS: Final = 1.0
 """How long a test that upstream did not decide (it failed, it was busy) is not repeated."""
@@ -72,7 +74,6 @@ class Verdicts(Generic[OutcomeT]):
         spawn: runs a test to its end, whoever leaves meanwhile.
         max_kept: bound on the good ones.
         max_refused: bound on the refusals, which are kept for so much less long.
-        max_flights: tests at once; half of the connections upstream, so that loads have the rest.
     """
 
     def __init__(
@@ -81,12 +82,10 @@ class Verdicts(Generic[OutcomeT]):
         *,
         max_kept: int = 50_000,
         max_refused: int = 10_000,
-        max_flights: int = 50,
     ) -> None:
         self._spawn = spawn
         self._max_kept = max_kept
         self._max_refused = max_refused
-        self._max_flights = max_flights
         self._good: OrderedDict[_Key, float] = OrderedDict()
         self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
         self._genuine: OrderedDict[bytes, float] = OrderedDict()
@@ -143,7 +142,7 @@ class Verdicts(Generic[OutcomeT]):
     @property
     def full(self) -> bool:
         """Whether no other test may begin now."""
-        return len(self._flights) >= self._max_flights
+        return len(self._flights) >= MAX_FLIGHTS
 
     def flight(self, digest: bytes, id_: str) -> "asyncio.Task[OutcomeT] | None":
         """The test under way of this token for this session."""

@@ -76,6 +76,8 @@ class _Supervisor:
         else:
             for signum, handler in self._before.items():
                 signal.signal(signum, handler)
+            # Ctrl-C goes to the whole group, and the supervisor hands it on: twice means at once.
+            os.setpgid(0, 0)
             with contextlib.suppress(AttributeError, OSError):  # Linux alone tells of its death
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)

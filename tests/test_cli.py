@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from world import OWN_KEY, SECRET_KEY, environ
+from world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
 
 from bff import __version__, sessions
 from bff.auth import Issuer, Verifier
@@ -60,7 +60,63 @@ def test_a_port_that_is_taken_is_told_with_its_setting() -> None:
         done = bff("serve", BFF_PORT=str(taken.getsockname()[1]))
 
     assert done.returncode == 2
-    assert "set BFF_PORT" in done.stderr
+    assert "(Address already in use); set BFF_PORT" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_told_with_its_setting(host: str) -> None:
+    done = bff("serve", BFF_HOST=host, BFF_PORT="0", BFF_OPS_PORT="0")
+
+    assert done.returncode == 2
+    assert re.search(
+        r"\((no such host|Cannot assign requested address)\); set BFF_HOST", done.stderr
+    )
+
+
+def test_each_command_is_told_in_a_whole_sentence() -> None:
+    assert "..." not in bff("--help").stdout.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"BFF_SIGNING_KEYS": None}, "set BFF_SIGNING_KEYS to one of your own"),
+        (
+            {"BFF_SIGNING_KEYS": ROOT_KEY, "BFF_ENVIRONMENT_ID": None},
+            "BFF_ENVIRONMENT_ID, which is not set; bff check --probe tells it",
+        ),
+    ],
+    ids=range(2),
+)
+def test_what_minting_lacks_is_told(told: dict[str, str | None], says: str) -> None:
+    done = bff("token", "--session", "a", **told)
+
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "named", [(), ("--jti", "a", "--actor", "b"), ("--jti", "a", "--session", "b")]
+)
+def test_a_revocation_names_one_thing(named: tuple[str, ...]) -> None:
+    done = bff("token", "--revoke", *named)
+
+    assert done.returncode == 2
+    assert "one of --session, --actor and --jti, or --issued-before" in done.stderr
+
+
+def test_an_option_that_would_have_no_effect_is_refused() -> None:
+    assert "--issued-before is for --revoke" in bff("token", "a", "--issued-before", "1").stderr
+    assert "are for --probe" in bff("check", "--url", "https://app.example.com").stderr
+
+
+@pytest.mark.parametrize("ids", [("--session", ""), ("chat-1", ""), ("..",)])
+def test_no_token_is_minted_for_what_is_no_id(ids: tuple[str, ...]) -> None:
+    done = bff("token", *ids)  # read:sessions: without an id is every session
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "A session's id has 1 to 256 characters" in done.stderr
 
 
 def test_token_mints_what_the_gateway_accepts() -> None:

@@ -24,7 +24,7 @@ from world import (
 )
 
 from bff import settings
-from bff.demo.upstream import PretendUpstream
+from bff.demo.upstream import Answer, PretendUpstream
 from bff.doctor import Finding, Prober, Verdict
 
 RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
@@ -88,6 +88,11 @@ def test_every_problem_is_shown_with_its_remedy_and_the_exit_is_2() -> None:
     assert "pw@" not in done.stdout + done.stderr
 
 
+def test_a_ttl_that_may_be_meant_in_milliseconds_is_noted() -> None:
+    assert "BFF_CACHE_TTL is 2000 seconds" in check(environ(BFF_CACHE_TTL="2000")).stdout
+    assert "BFF_CACHE_TTL is" not in check(environ(BFF_CACHE_TTL="60")).stdout
+
+
 # -- the probe, over real sockets
 
 
@@ -145,7 +150,29 @@ def test_a_gateway_that_is_not_there_is_a_problem(live: dict[str, str]) -> None:
     done = check(live, "--probe", "--url", "http://127.0.0.1:1")
 
     assert done.returncode == 2
-    assert "http://127.0.0.1:1 cannot be asked (unavailable)" in done.stdout
+    assert "127.0.0.1:1 cannot be asked (unavailable: Connection refused): check" in done.stdout
+
+
+def test_why_a_place_cannot_be_asked_is_told(live: dict[str, str], upstream) -> None:
+    for url, why in (
+        ("http://no-such-host.invalid", "unavailable: no such host"),
+        (f"https://127.0.0.1:{upstream.port}", "unavailable: it does not speak TLS with us"),
+    ):
+        assert f"{url} cannot be asked ({why})" in check(live, "--probe", "--url", url).stdout
+    for wrong in ("localhost:8787", "app.example.com"):
+        done = check(live, "--probe", "--url", wrong)
+        assert "--url begins with https:// or http://" in done.stderr
+        assert done.returncode == 2
+
+
+def test_what_is_not_the_browser_port_is_told_from_a_front_that_leaks(
+    gateway: Gateway, live: dict[str, str]
+) -> None:
+    done = check(live, "--probe", "--url", gateway.ops_url)
+
+    assert "is not the gateway, or a proxy in front" in done.stdout
+    assert "isolation" not in done.stdout
+    assert done.stdout.endswith("\nProblems: 1\n")
 
 
 # -- the probe against bad places, in this process
@@ -301,6 +328,17 @@ async def test_a_gateway_with_other_keys_is_told_from_one_that_leaks(world: Worl
     assert "it runs with other settings" in problems(gateway)
 
 
+async def test_a_session_that_cannot_be_had_is_told_with_its_code(world: World) -> None:
+    async def down(_: object) -> Answer:
+        return Answer(500, {})
+
+    world.upstream.override = down
+
+    _, gateway = await probe(world, Places(world))
+
+    assert "gets 502 upstream_unavailable, not 404: see its log" in problems(gateway)
+
+
 async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> None:
     world.upstream.environments[0].sessions.clear()
 
@@ -313,12 +351,13 @@ async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> N
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        ({}, 0, "verified by the keys here: an additional key"),
+        ({}, 0, "verified by the keys here: whatever BFF_SIGNING_KEYS did not sign is refused"),
+        ({"BFF_ENVIRONMENT_ID": None}, 0, "the environment's id is not needed: all keys are your"),
         ({"BFF_SIGNING_KEYS": None}, 0, "verified by upstream: an additional key"),
         (
             {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY},
             0,
-            "verified by the keys here: a root key signs them",
+            "verified by the keys here: a root key signs Trigger.dev's",
         ),
         ({"BFF_VERIFY": "local,upstream"}, 0, "by the keys here and then by upstream"),
         (
@@ -327,7 +366,7 @@ async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> N
             "this key cannot tell: set BFF_ENVIRONMENT_ID",
         ),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_the_probe_says_who_verifies_tokens_and_why(
     live: dict[str, str], changes: dict[str, str | None], code: int, says: str

@@ -73,7 +73,7 @@ def test_a_backend_mints_in_typescript(
     token = on_node(
         tmp_path,
         {"mint.ts": snippet("mint.ts"), "main.ts": main},
-        BFF_SIGNING_KEY=OWN_KEY,
+        GATEWAY_SIGNING_KEY=OWN_KEY,
         BFF_ENVIRONMENT_ID=ENVIRONMENT_ID,
     )
 
@@ -82,7 +82,7 @@ def test_a_backend_mints_in_typescript(
 
 def test_a_backend_mints_in_python(gateway: Gateway, upstream: running_upstream) -> None:
     code = snippet("mint.py") + '\nprint(mint_gateway_token("ann", ["chat-2", "chat-1"]))\n'
-    environ = {"BFF_SIGNING_KEY": OWN_KEY, "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID}
+    environ = {"GATEWAY_SIGNING_KEY": OWN_KEY, "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )

@@ -14,9 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import answers, documents, policies
-from world import FRIENDLY, ORIGIN, Gateway, read, running_upstream
+from world import (
+    FRIENDLY,
+    ORIGIN,
+    ROOT_KEY,
+    Gateway,
+    World,
+    claims,
+    read,
+    running_upstream,
+    sign,
+)
 
-from bff.demo.upstream import session
+from bff.demo.upstream import Answer, Seen, session
 
 HERE = str(Path(__file__).parent)
 
@@ -100,6 +110,26 @@ def test_refusals_are_as_described(served: Gateway) -> None:
         content = described["paths"][path]["get"]["responses"][str(status)]["content"]
         media = reply.headers["content-type"].partition(";")[0]
         _validator(described, content[media]["schema"]).validate(reply.json())
+
+
+async def test_what_a_gateway_says_that_does_not_know_its_environment_yet_is_described(
+    world: World,
+) -> None:
+    async def down(_: Seen) -> Answer:
+        return Answer(500, {})
+
+    world.upstream.override = down
+    await world.start(BFF_SIGNING_KEYS=ROOT_KEY, BFF_ENVIRONMENT_ID=None)
+    described = (await world.browser.get("/openapi.json")).json()
+
+    reply = await world.get(
+        "chat-1", token=sign(claims(world.clock.wall, *read("chat-1")), ROOT_KEY)
+    )
+
+    assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+    path = described["paths"]["/api/v1/sessions/{session}"]
+    schema = path["get"]["responses"]["503"]["content"]["application/json"]["schema"]
+    _validator(described, schema).validate(reply.json())
 
 
 def _validator(document: dict[str, Any], schema: dict[str, Any]) -> Any:

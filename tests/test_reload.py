@@ -151,6 +151,16 @@ async def test_what_needs_a_restart_is_said(world: World) -> None:
     assert line["settings"] == ["BFF_PORT", "BFF_UPSTREAM_TIMEOUT"]
 
 
+async def test_what_needs_a_restart_waits_for_it(world: World) -> None:
+    async def slow(_: object) -> None:
+        await asyncio.sleep(0.1)
+
+    world.upstream.override = slow
+    world.reload(BFF_UPSTREAM_TIMEOUT="0.01")
+
+    assert (await world.get("chat-1")).status_code == 200
+
+
 async def test_the_bounds_of_connections_and_the_lane_need_a_restart(world: World) -> None:
     world.reload(BFF_FAST_LANE="off", BFF_MAX_CONNECTIONS="7", BFF_IDLE_TIMEOUT="9")
 

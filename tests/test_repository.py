@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from world import World
+from world import Gateway, environ
 
 import bff
 from bff import settings
@@ -25,7 +25,10 @@ from bff.telemetry import METRICS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "docs" / "OPERATIONS.md")
+DESIGN, FRONTEND, OPERATIONS, SETTINGS_PAGE = (
+    ROOT / "docs" / f"{name}.md" for name in ("DESIGN", "FRONTEND", "OPERATIONS", "SETTINGS")
+)
+DOCUMENTS = (FRONTEND, OPERATIONS, SETTINGS_PAGE)
 
 
 def table(head: str, rows: list[str]) -> str:
@@ -104,8 +107,8 @@ def test_before_and_after_in_the_readme_are_a_real_document_and_its_projection()
         assert shown.get(first, None) != document[first]
 
 
-def test_the_configuration_in_the_readme_is_accepted(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_configuration_that_is_shown_is_accepted(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", SETTINGS_PAGE.read_text(), re.DOTALL)
     for name in ("preview-key", "preview-signing-keys"):
         (tmp_path / name).write_text("tr_preview_" + "k" * 24)
     config = tmp_path / "bff.toml"
@@ -117,27 +120,30 @@ def test_the_configuration_in_the_readme_is_accepted(tmp_path: Path) -> None:
     assert told.policies["chat.support"].metadata == ("plan", "steps.*.title")
 
 
-def test_the_commands_in_the_readme_work(tmp_path: Path) -> None:
+def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> None:
     text = README.read_text()
     commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     assert commands[0].split() == ["make", "demo", "make", "test"]
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^demo:", makefile, re.MULTILINE)
     assert re.search(r"^test:", makefile, re.MULTILINE)
-    run = commands[1].replace("bff serve", "bff token --session chat-1")
-    script = run.replace("bff ", f"{sys.executable} -m bff ")
+    run = commands[1].replace("bff serve &", "bff token --session chat-1")
 
-    done = subprocess.run(
-        ["bash", "-ec", script],
-        env={"PATH": os.environ["PATH"]},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    def pasted(lines: str, **told: str) -> str:
+        return subprocess.run(
+            ["bash", "-ec", lines.replace("bff ", f"{sys.executable} -m bff ")],
+            env={"PATH": os.environ["PATH"]} | told,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
 
-    assert "The settings can be used." in done.stdout
-    assert done.stdout.splitlines()[-1].count(".") == 2
+    minted = pasted(run)
+    assert "The settings can be used." in minted
+    assert minted.splitlines()[-1].count(".") == 2
+    asked = commands[2].replace("http://127.0.0.1:8787", gateway.url)
+    assert pasted(asked, **environ()).startswith("HTTP/1.1 200")
 
 
 def test_the_changelog_knows_this_version() -> None:
@@ -145,7 +151,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 def test_every_module_is_in_the_design_note() -> None:
-    note = README.read_text().partition("## Design")[2]
+    note = DESIGN.read_text()
     modules = {p.name for p in (ROOT / "bff").glob("*.py")} - {"__init__.py", "__main__.py"}
 
     assert [name for name in sorted(modules) if name not in note] == []
@@ -194,12 +200,17 @@ def test_everything_is_pinned_with_hashes() -> None:
         assert f"\n{re.split('[><=]', needed)[0].lower()}==" in "\n" + pinned
 
 
-async def test_every_route_of_the_ops_port_is_written_down(world: World) -> None:
-    for route in world.service.ops_app.routes:
-        method = next(iter(route.methods - {"HEAD"}))
-        name = f"`{method} {route.path.replace(':path', '')}`"
-        for page in DOCUMENTS:
-            assert name in page.read_text(), (name, page.name)
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    for page in (README, ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
+        for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / path if path else page
+            assert target.exists(), (page.name, path)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = {
+                    re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads
+                }
+                assert anchor in anchors, (page.name, path, anchor)
 
 
 if __name__ == "__main__":

@@ -67,13 +67,19 @@ def test_all_problems_come_together_each_with_its_name() -> None:
     ("changes", "says"),
     [
         ({"TRIGGER_SECRET_KEY": None}, "TRIGGER_SECRET_KEY is not set; set TRIGGER_SECRET_KEY or"),
-        ({"TRIGGER_SECRET_KEY": "abc"}, "begin with tr_"),
+        ({"TRIGGER_SECRET_KEY": None}, "upstream; best a restricted one (`tr_*_sk_*` with"),
+        ({"TRIGGER_SECRET_KEY": "abc"}, "begin with tr_dev_, tr_stg_"),
+        ({"TRIGGER_SECRET_KEY": "tr_pat_" + "a" * 24}, "begin with tr_dev_, tr_stg_"),
+        ({"TRIGGER_SECRET_KEY": "eyJhbGciOiJIUzI1NiJ9.e30.c2ln"}, "copy one from API keys"),
         ({"TRIGGER_SECRET_KEY": "tr_dev_a b"}, "spaces"),
         ({"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "local"}, "says local and there is no key here"),
         ({"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "local,upstream"}, "says local and there is no"),
         ({"BFF_VERIFY": "upstream"}, "BFF_SIGNING_KEYS has no effect"),
-        ({"BFF_VERIFY": "upstream,local"}, "none of local, upstream and local,upstream"),
-        ({"BFF_VERIFY": "off"}, "none of local, upstream and local,upstream"),
+        (
+            {"BFF_VERIFY": "upstream,local"},
+            "local,upstream, in this order",
+        ),
+        ({"BFF_VERIFY": "off"}, "local,upstream, in this order"),
         ({"BFF_TOKEN_COOKIE": "token"}, "__Host-"),
         ({"BFF_TOKEN_COOKIE": "__Host-a;b"}, "__Host-"),
         ({"BFF_SIGNING_KEYS": SECRET_KEY}, "signs no tokens"),
@@ -89,6 +95,15 @@ def test_all_problems_come_together_each_with_its_name() -> None:
         ({"BFF_ALLOWED_ORIGINS": "https://a.example:443"}, "no browser sends"),
         ({"BFF_ALLOWED_ORIGINS": "a.example"}, "no browser sends"),
         ({"BFF_ALLOWED_ORIGINS": "null"}, "no browser sends"),
+        ({"BFF_ALLOWED_ORIGINS": "https://a.example/"}, "no slash at the end"),
+        ({"BFF_ALLOWED_ORIGINS": "https://*.example"}, "no wildcard but * alone"),
+        ({"BFF_TRUSTED_PROXIES": "::1,10.0.0.1/8"}, "'10.0.0.1/8', which is no network"),
+        ({"BFF_TRUSTED_PROXIES": "caddy"}, "(not 10.0.0.1/8, and no name)"),
+        ({"BFF_HOST": "0.0.0.0:8787"}, "BFF_HOST is no address to listen on"),
+        ({"BFF_OPS_HOST": "http://localhost"}, "without scheme and port"),
+        ({"BFF_PORT": "9787"}, "BFF_PORT and BFF_OPS_PORT are the same; give each its own"),
+        ({"BFF_STORE_TIMEOUT": "61"}, "too long to wait; write seconds, 60 at most"),
+        ({"BFF_UPSTREAM_TIMEOUT": "5000"}, "too long to wait"),
         ({"BFF_RATE_LIMIT": "0/minute"}, "N from 1"),
         ({"BFF_RATE_LIMIT": "5/day"}, "N/hour"),
         ({"BFF_CACHE_TTL": "nan"}, "duration"),
@@ -101,6 +116,7 @@ def test_all_problems_come_together_each_with_its_name() -> None:
         ({"BFF_OPS_NAMES": "http://gateway"}, "write it without scheme, port and path"),
         ({"BFF_OPS_NAMES": "*"}, "is no host name"),
         ({"BFF_NOPE": "1"}, "BFF_NOPE is not a setting"),
+        ({"BFF_ZZZ": "1"}, "BFF_ZZZ is not a setting; docs/SETTINGS.md has all there are"),
         ({"BFF_CONFIG": "/no/such/file"}, "BFF_CONFIG names a file that cannot be read"),
     ],
     ids=repr,
@@ -248,9 +264,14 @@ def test_environments_and_policies_come_from_the_file(config) -> None:
     [
         ("BFF_CACHE_TTL = ", "not valid TOML (at"),
         ("BFF_TYPO = 1", "BFF_CONFIG: BFF_TYPO is not a setting"),
+        ('rate_limit = "3/minute"', "rate_limit is not a setting; did you mean BFF_RATE_LIMIT?"),
         ("environments = 3", "[[environments]]"),
         ("policies = 3", "[policies."),
-        ('[policies.x]\nBFF_PORT = "1"', "policy 'x': BFF_PORT is not a setting"),
+        (
+            '[policies.x]\nBFF_PORT = "1"',
+            "policy 'x': BFF_PORT is not a setting here; it belongs at",
+        ),
+        ('[[environments]]\nBFF_RATE_LIMIT = "off"', "BFF_RATE_LIMIT is not a setting here; it"),
         ('[policies.x]\nBFF_EXPOSE_FIELDS = "id"', "policy 'x': BFF_EXPOSE_FIELDS"),
         ('[[environments]]\nname = "A B"', "name may have"),
         (
@@ -258,7 +279,7 @@ def test_environments_and_policies_come_from_the_file(config) -> None:
             "same BFF_ENVIRONMENT_ID",
         ),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_problems_of_the_file(config, text: str, says: str) -> None:
     assert any(says in found for found in problems(config(text)))
@@ -279,6 +300,13 @@ def test_http_for_loopback_and_a_path_prefix_are_fine(url: str) -> None:
     (environment,) = load(environ(TRIGGER_API_URL=url)).environments
 
     assert environment.api_url == url.rstrip("/")
+
+
+def test_what_may_be_listened_on() -> None:
+    for host in ("127.0.0.1", "192.0.2.1", "::", "::1", "localhost", "gateway-1.internal"):
+        assert load(environ(BFF_HOST=host)).host == host
+    load(environ(BFF_PORT="8787", BFF_OPS_PORT="8787", BFF_HOST="192.0.2.1"))
+    load(environ(BFF_PORT="0", BFF_OPS_PORT="0"))
 
 
 def test_plain_http_when_it_is_written() -> None:

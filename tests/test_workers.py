@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -211,6 +212,32 @@ def test_a_slow_upstream_is_no_worker_that_hangs(upstream: running_upstream) -> 
         finally:
             upstream.app.override = None
         until(lambda: http.get(gateway.ops_url + "/readyz").status_code == 200)
+
+
+def test_ctrl_c_at_a_terminal_lets_requests_finish(upstream: running_upstream) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    async def slow(_: Seen) -> None:
+        asked.set()
+        await asyncio.to_thread(go_on.wait, 4)
+
+    with workers(upstream) as gateway, ThreadPoolExecutor(1) as pool:
+        upstream.app.override = slow
+        try:
+            answer = pool.submit(ask, gateway, gateway.token(*read("chat-1")))
+            assert asked.wait(20)
+            group = os.getpgid(gateway.process.pid)
+            for pid in (*pids(gateway), gateway.process.pid):
+                if os.getpgid(pid) == group:  # as the terminal does
+                    os.kill(pid, signal.SIGINT)
+                    time.sleep(0.2)  # for who would end at once to do so
+            go_on.set()
+            assert answer.result() == 200
+            assert gateway.process.wait(20) == 0
+        finally:
+            go_on.set()
+            upstream.app.override = None
+    assert '"server"' not in gateway.output
 
 
 def test_who_takes_a_dead_ones_place_goes_by_the_settings_of_now(

@@ -509,7 +509,7 @@ FAULTS = [
     Fault(
         0,
         "bff/verdicts.py",
-        "return len(self._flights) >= self._max_flights",
+        "return len(self._flights) >= MAX_FLIGHTS",
         "return False",
         f"{_VERDICTS}::test_no_more_tests_at_once_than_half_the_connections",
     ),
