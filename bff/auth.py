@@ -271,7 +271,6 @@ class Verifier(Generic[GrantT]):
         )
 
     def _foreign(self, source: Source, claims: dict[str, Any], length: int) -> Caller[GrantT]:
-        keys = source.keys
         if not isinstance(claims.get("sub"), str) or not claims["sub"]:
             raise Refusal("token_invalid")
         return self._read(
@@ -280,9 +279,7 @@ class Verifier(Generic[GrantT]):
             source.environment,
             length,
             signed_by=_ELSEWHERE,
-            source=source.name,
-            keys=keys,
-            generation=keys.generation,
+            source=source,
         )
 
     def _read(
@@ -293,10 +290,8 @@ class Verifier(Generic[GrantT]):
         length: int,
         *,
         signed_by: KeyUse,
-        source: str | None = None,
+        source: Source | None = None,
         digest: bytes | None = None,
-        keys: KeySet | None = None,
-        generation: int = 0,
     ) -> Caller[GrantT]:
         """Read what is the same for every token: dates, who holds it, what it grants."""
         subject = claims["sub"]
@@ -311,7 +306,7 @@ class Verifier(Generic[GrantT]):
         actor = actor if isinstance(actor, str) and actor else None
         texts = sorted({scope for scope in scopes if isinstance(scope, str)})
         who: list[Any] = [environment, subject, texts, actor]
-        identity = json.dumps(who if source is None else [*who, source]).encode()
+        identity = json.dumps(who if source is None else [*who, source.name]).encode()
         return Caller(
             environment=environment,
             granted=self._grant(scopes),
@@ -325,8 +320,8 @@ class Verifier(Generic[GrantT]):
             subjects=(subject,) if actor is None else (actor, subject),
             issued=-math.inf if issued is None else issued,
             signed_by=signed_by,
-            keys=keys,
-            generation=generation,
+            keys=None if source is None else source.keys,
+            generation=0 if source is None else source.keys.generation,
             digest=digest,
         )
 

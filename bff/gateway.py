@@ -34,7 +34,7 @@ from bff.fleet import Fleet
 from bff.head import Fields, Head
 from bff.limits import Unleased, Window, address_key, browser_address
 from bff.loads import Loader
-from bff.replies import Reply, server_timing
+from bff.replies import Reply, Representation, server_timing
 from bff.revocations import Revocations
 from bff.rules import Rules
 from bff.scopes import Grant
@@ -630,28 +630,13 @@ class Gateway:
     ) -> Reply:
         """Answer with a copy, if this caller may read this session: the one door out."""
         self._authorize(visit, caller, copy)
-        if visit.reserved and visit.probes is not None:
-            visit.probes.used -= 1  # it was no probe
-        fields, age = visit.head.fields, max(0.0, visit.now - copy.loaded)
+        self._unreserve(visit)  # it was no probe
         self.telemetry.count("bff_cache", result)
-        self.telemetry.observe("bff_age_served_seconds", age)
+        self.telemetry.observe("bff_age_served_seconds", max(0.0, visit.now - copy.loaded))
         self._served += 1
         if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
             self._log_served(visit, result)
-        reply = self._replies.session(
-            copy,
-            not_modified=fields.if_none_match is not None
-            and _matches(fields.if_none_match, copy.etag),
-            cache_status=how,
-            window=visit.window,
-            now=visit.now,
-            wall=visit.wall,
-            origin=fields.origin,
-            request_id=visit.request_id,
-        )
-        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
-            reply.head += server_timing(visit.waited)
-        return self._count(visit, reply, "")
+        return self._shown(visit, copy, how)
 
     def _authorize(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> None:
         """Decide on the copy's own ids: either of them may be the one that the token names."""
@@ -674,20 +659,25 @@ class Gateway:
             return self._refusal(visit, next(iter(page.unavailable.values())))
         if (visit.waited or 0.0) >= SLOW_SECONDS:
             self._log_served(visit, "list")
-        fields, lost = visit.head.fields, len(page.unavailable)
+        lost = len(page.unavailable)
+        return self._shown(
+            visit, page, how, b"x-unavailable-sessions: %d\r\n" % lost if lost else b""
+        )
+
+    def _shown(self, visit: Visit, what: Representation, how: bytes, lines: bytes = b"") -> Reply:
+        fields = visit.head.fields
         reply = self._replies.session(
-            page,
-            not_modified=fields.if_none_match is not None
-            and _matches(fields.if_none_match, page.etag),
+            what,
+            not_modified=_matches(fields.if_none_match, what.etag),
             cache_status=how,
             window=visit.window,
             now=visit.now,
             wall=visit.wall,
             origin=fields.origin,
             request_id=visit.request_id,
-            lines=b"x-unavailable-sessions: %d\r\n" % lost if lost else b"",
+            lines=lines,
         )
-        if visit.waited is not None:
+        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
             reply.head += server_timing(visit.waited)
         return self._count(visit, reply, "")
 
@@ -764,7 +754,7 @@ def _bearer(authorization: bytes) -> bytes:
     if scheme.startswith(b"tr_"):  # upstream takes a bare key too
         raise Refusal("secret_key_sent")
     if scheme.lower() != b"bearer":
-        raise Refusal("token_invalid")
+        raise Refusal("token_invalid", "Send the token as 'Authorization: Bearer <token>'")
     if not token.strip():
         raise Refusal("token_missing")
     return token.strip()

@@ -69,6 +69,10 @@ class Representation(Protocol):
         """JSON."""
 
     @property
+    def etag(self) -> bytes:
+        """Of the body."""
+
+    @property
     def loaded(self) -> float:
         """When it was loaded, or the oldest part of it."""
 
