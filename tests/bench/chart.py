@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+import inside
 import load
 
 COLOURS = {
@@ -36,6 +37,8 @@ def markdown(results: dict[str, Any]) -> str:
             )
     if results.get("cold"):
         lines += ["", *load.table(results["cold"])]
+    if results.get("inside"):
+        lines += ["", *inside.table(results["inside"])]
     if results.get("startup"):
         seconds = ", ".join(f"{one:.2f}" for one in sorted(results["startup"]))
         lines += ["", f"From exec of `bff serve` to its first answer: {seconds} s."]
