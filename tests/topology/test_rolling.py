@@ -400,6 +400,7 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
                 etag = reply.headers.get("etag", "")
                 if reply.status_code == 200 and reply.json()["externalId"] != id_:
                     wrong.append(reply.text)
+                time.sleep(0.02)  # or those who start would have nothing left to start with
 
     asked = {"url": topology.caddy.url, "retry": {"maxAttempts": 1}}
     page.evaluate(
@@ -412,6 +413,7 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
                     const { value, message } = await ask("retrieve", { id, ...told });
                     const what = value === undefined ? message : String(value.externalId === id);
                     seen[what] = (seen[what] ?? 0) + 1;
+                    await new Promise((done) => setTimeout(done, 20));
                 }
             })();
         }""",
