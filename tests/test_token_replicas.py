@@ -91,7 +91,7 @@ async def test_who_starts_has_heard_what_was_revoked_before_it_serves(engine: En
 
 
 def test_processes_and_workers_on_one_store_test_a_token_once(engine: Engine) -> None:
-    engine.client().flushall()
+    engine.say("FLUSHALL")
     token = minted(*read("chat-1"))
     told = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
     with running_upstream() as upstream, ExitStack() as stack:
