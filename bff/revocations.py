@@ -50,12 +50,13 @@ class Revocation:
             made = cls(
                 kind=read["kind"],
                 value=read["value"],
-                before=math.inf if before is None else float(before),
+                before=math.inf if before is None or read["kind"] == "jti" else float(before),
                 until=float(until),
             )
         except (TypeError, KeyError, RecursionError, OverflowError):
             raise ValueError("no revocation") from None
-        if made.kind not in KINDS or not isinstance(made.value, str):
+        unknown = made.kind not in KINDS or not isinstance(made.value, str)
+        if unknown or math.isnan(made.before + made.until):
             raise ValueError("no revocation")
         return made
 

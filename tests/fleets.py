@@ -10,6 +10,8 @@ from urllib.parse import quote
 from engines import Engine
 from world import Clock, World
 
+from bff.store import Away
+
 
 class RealClock(Clock):
     """The true times: a store keeps its own, which no test can move."""
@@ -48,9 +50,17 @@ class Replicas:
 
     async def several(self, number: int, **changes: str | None) -> list[World]:
         worlds = [await self.add(**changes) for _ in range(number)]
+        await beat(*worlds[:-1])  # the last has seen all of them as it came
         for world in worlds:
             await until(lambda world=world: world.service.fleet.replicas >= number)
         return worlds
+
+
+async def beat(*worlds: World) -> None:
+    """Let each look for the store now, where waiting for its next heartbeat is not the point."""
+    for world in worlds:
+        with contextlib.suppress(Away):
+            await world.service.fleet.store._send_beat(5.0)
 
 
 async def purge(world: World, id_: str) -> None:

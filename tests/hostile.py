@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
-from world import ORIGIN, PATH, World
+from world import ORIGIN, PATH, World, http
 
 from bff.head import Head
 from bff.replies import Reply
@@ -56,7 +55,7 @@ def told(reply: Reply) -> dict[str, str]:
 
 def metric(gateway: Any, name: str) -> float:
     """Sum of a metric of a running gateway over its labels."""
-    text = httpx2.get(gateway.ops_url + "/metrics").text
+    text = http.get(gateway.ops_url + "/metrics").text
     values = re.findall(rf"^{name}(?:_total)?(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
     assert values, f"no metric {name}"
     return sum(map(float, values))

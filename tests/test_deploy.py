@@ -23,7 +23,7 @@ import yaml
 from clients import need
 from compose_spec import PyCompose
 from engines import free_port
-from world import environ, running_upstream
+from world import environ, http, running_upstream
 
 from bff import settings
 from bff.settings import SETTINGS
@@ -498,13 +498,13 @@ def test_systemd_hands_over_its_sockets(upstream: running_upstream) -> None:
         ends = time.monotonic() + 20
         while True:
             try:
-                reply = httpx2.get(f"http://127.0.0.1:{ports[0]}/healthz", timeout=20)
+                reply = http.get(f"http://127.0.0.1:{ports[0]}/healthz", timeout=20)
                 break
             except httpx2.TransportError:
                 assert time.monotonic() < ends
                 time.sleep(0.05)
         assert reply.status_code == 200
-        assert "bff_requests" in httpx2.get(f"http://127.0.0.1:{ports[1]}/metrics").text
+        assert "bff_requests" in http.get(f"http://127.0.0.1:{ports[1]}/metrics").text
     finally:
         process.terminate()
         assert process.wait(timeout=20) in (0, -signal.SIGTERM)

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from engines import ENGINES, Engine
-from fleets import RealClock, Relay, Replicas, events, purge, until
-from world import FRIENDLY, OFF, Clock, read
+from fleets import RealClock, Relay, Replicas, beat, events, purge, until
+from hostile import ask
+from world import FRIENDLY, OFF, Clock, World, read
 
 from bff.demo.upstream import session
 
@@ -49,13 +51,68 @@ async def test_without_the_store_a_replica_takes_its_share_and_comes_back_by_its
 async def test_the_budget_without_the_store_is_a_share(own_replicas: Replicas) -> None:
     one, two = await own_replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "4/minute"})
     own_replicas.engine.kill()
-    await until(lambda: not one.service.fleet.up and not two.service.fleet.up)
+    await beat(one, two)
 
     ids = ("chat-1", "chat-2", "chat-closed")
     statuses = [[(await world.get(id_)).status_code for id_ in ids] for world in (one, two)]
 
     assert statuses == [[200, 200, 503]] * 2
     assert len(own_replicas.upstream.seen) == 4
+
+
+@pytest.mark.parametrize("own_engine", ["valkey"], indirect=True)
+@pytest.mark.parametrize("budget", [36, 12], ids=["enough", "too little"])
+async def test_a_herd_loads_each_session_once_when_the_store_comes_back(
+    own_replicas: Replicas, budget: int
+) -> None:
+    """Empty, while browsers at every replica go on asking for what they did not get meanwhile."""
+    told = OFF | {"BFF_UPSTREAM_BUDGET": f"{budget}/minute", "BFF_CACHE_TTL": "60"}
+    worlds = await own_replicas.several(4, **told)
+    ids = [f"many-{n}" for n in range(24)]
+    for n, id_ in enumerate(ids, start=100):
+        own_replicas.upstream.environments[0].add(session(n, id_))
+    token = worlds[0].token("read:sessions")
+    rounds, statuses, ends = [0] * 8, Counter(), False
+
+    async def slowly(_):
+        await asyncio.sleep(0.02)
+
+    async def browse(world: World, number: int) -> None:
+        first = number % 4 * 6  # so that no session is in the memory of all
+        mine = ids[first:] + ids[:first]
+        while not ends:
+            replies = await asyncio.gather(*(ask(world, id_, token) for id_ in mine))
+            statuses.update(reply.status for reply in replies)
+            rounds[number] += 1
+            await asyncio.sleep(0.01)
+
+    async def go_round() -> None:
+        """Let every browser ask for everything once more, and everything under way end."""
+        begun = list(rounds)
+        await until(lambda: all(n > b + 1 for n, b in zip(rounds, begun, strict=True)), 30)
+
+    own_replicas.upstream.override = slowly
+    seen = own_replicas.upstream.seen
+    own_replicas.engine.kill()
+    await beat(*worlds)
+    assert not any(world.service.fleet.up for world in worlds)
+    browsers = [asyncio.create_task(browse(worlds[n % 4], n)) for n in range(8)]
+    await go_round()
+    assert len(seen) == budget, "each its share"
+    assert statuses[503]
+
+    seen.clear()
+    own_replicas.engine.start()
+    await until(lambda: all(world.service.fleet.up for world in worlds))
+    await go_round()
+    statuses.clear()
+    await go_round()
+    ends = True
+    await asyncio.gather(*browsers)
+
+    assert len(seen) == min(budget, len(ids))
+    assert set(Counter(one.raw_path for one in seen).values()) == {1}
+    assert set(statuses) == ({200} if budget > len(ids) else {200, 503})
 
 
 ASKING = OFF | {"BFF_IP_RATE_LIMIT": "1000/minute", "BFF_UPSTREAM_BUDGET": "999/second"}
@@ -146,7 +203,7 @@ async def test_a_store_too_slow_for_requests_is_away_for_good_until_it_is_quicke
         (world,) = await replicas.several(1, **OFF | QUICK, BFF_STORE_URL=relay.url)
         relay.delay = 0.035
         began = time.monotonic()
-        while time.monotonic() - began < 2.0:
+        while time.monotonic() - began < 1.3:  # a heartbeat, and one more soon after
             world.service.gateway.cache.drop("default", "chat-1")
             assert (await world.get("chat-1")).status_code == 200
             await asyncio.sleep(0.02)
@@ -228,7 +285,9 @@ async def test_a_store_that_was_restarted_begins_anew_and_so_does_what_is_heard(
     cache = two.service.gateway.cache
     known = cache.find("default", "chat-1", 0)
     own_replicas.engine.kill()
-    await until(lambda: not one.service.fleet.up and not two.service.fleet.up)
+    await beat(one, two)
+    assert not one.service.fleet.up
+    assert not two.service.fleet.up
     own_replicas.engine.start()
     space = one.service.fleet.spaces["default"]
     with own_replicas.engine.client() as client:
@@ -262,7 +321,7 @@ async def test_a_load_that_outlives_the_stores_memory_is_kept_by_nobody(
 async def test_a_purge_that_cannot_reach_the_others_says_so(own_replicas: Replicas) -> None:
     one, _ = await own_replicas.several(2)
     own_replicas.engine.kill()
-    await until(lambda: not one.service.fleet.up)
+    await beat(one)
 
     reply = await one.ops.delete("/cache/sessions/chat-1")
 

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import jwt
 import pytest
 from clients import OneOrigin, Site, esbuild, need, open_page
 from playwright.sync_api import Browser, Page, expect
-from world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, read, running_upstream
+from world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, http, read, running_upstream
 
 from bff.listing import PARAMETERS
 
@@ -51,9 +50,9 @@ def on_node(path: Path, files: dict[str, str], **environ: str) -> Any:
 
 def _check(token: str, gateway: Gateway, upstream: running_upstream) -> None:
     sent = {"authorization": f"Bearer {token}"}
-    listed = httpx2.get(gateway.url + PATH.rstrip("/"), headers=sent)
-    unnamed = httpx2.get(gateway.url + PATH + "chat-closed", headers=sent)
-    direct = httpx2.get(f"http://127.0.0.1:{upstream.port}{PATH}chat-1", headers=sent)
+    listed = http.get(gateway.url + PATH.rstrip("/"), headers=sent)
+    unnamed = http.get(gateway.url + PATH + "chat-closed", headers=sent)
+    direct = http.get(f"http://127.0.0.1:{upstream.port}{PATH}chat-1", headers=sent)
 
     assert [one["externalId"] for one in listed.json()["data"]] == ["chat-2", "chat-1"]
     assert unnamed.status_code == 403
@@ -93,26 +92,33 @@ def test_a_backend_mints_in_python(gateway: Gateway, upstream: running_upstream)
 # -- in a browser
 
 
+Place = tuple[dict[str, Any], Site, Gateway]
+"""The files of a site, the site, and a gateway that allows it."""
+
+
+@pytest.fixture(scope="module")
+def place(upstream: running_upstream) -> Iterator[Place]:
+    files: dict[str, Any] = {"index_html": HTML}
+    with Site(files) as site:
+        told = {"BFF_ALLOWED_ORIGINS": site.origin, "BFF_UPSTREAM_BUDGET": "off"}
+        with Gateway(upstream.port, **told) as gateway:
+            yield files, site, gateway
+
+
 @pytest.fixture
-def app(chromium: Browser, tmp_path: Path, upstream: running_upstream) -> Iterator["App"]:
-    app = App(chromium, tmp_path, upstream)
+def app(chromium: Browser, tmp_path: Path, place: Place) -> Iterator["App"]:
+    app = App(chromium, tmp_path, place)
     yield app
     app.close()
 
 
 class App:
-    """A page that runs a module beside snippets, and a gateway that allows it."""
+    """A page there, that runs a module beside snippets."""
 
-    def __init__(self, browser: Browser, path: Path, upstream: running_upstream) -> None:
+    def __init__(self, browser: Browser, path: Path, place: Place) -> None:
         self._browser = browser
         self._path = path
-        self.files: dict[str, Any] = {"index_html": HTML}
-        self.site = Site(self.files)
-        self.site.__enter__()
-        self.gateway = Gateway(
-            upstream.port, BFF_ALLOWED_ORIGINS=self.site.origin, BFF_UPSTREAM_BUDGET="off"
-        )
-        self.gateway.__enter__()
+        self.files, self.site, self.gateway = place
 
     def run(self, name: str, main: str, *, api: str = "") -> Page:
         """Open a page that runs *main*, which may import the snippet."""
@@ -124,8 +130,6 @@ class App:
     def close(self) -> None:
         for context in self._browser.contexts:
             context.close()
-        self.gateway.__exit__()
-        self.site.__exit__()
 
 
 def test_plain_fetch(app: App) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import jsonschema_rs
 import pytest
 from hypothesis import given, settings
@@ -21,6 +20,7 @@ from world import (
     Gateway,
     World,
     claims,
+    http,
     read,
     running_upstream,
     sign,
@@ -73,7 +73,7 @@ def test_schemathesis_finds_nothing(
             f"--header=Authorization: Bearer {served.token(*scopes)}",
             f"--header=Origin: {ORIGIN}",
             "--checks=all",
-            "--max-examples=25",
+            "--max-examples=10",
             "--seed=1",
             "--generation-database=none",
             "--no-color",
@@ -90,7 +90,7 @@ def test_schemathesis_finds_nothing(
 
 
 def test_refusals_are_as_described(served: Gateway) -> None:
-    described = httpx2.get(f"{served.url}/openapi.json").json()
+    described = http.get(f"{served.url}/openapi.json").json()
     one, list_ = "/api/v1/sessions/{session}", "/api/v1/sessions"
     asked = [
         (one, "chat-1", served.token(*read("chat-1")), 200),
@@ -105,7 +105,7 @@ def test_refusals_are_as_described(served: Gateway) -> None:
     ]
     for path, id_, token, status in asked:
         headers = {"authorization": f"Bearer {token}"}
-        reply = httpx2.get(served.url + path.replace("{session}", id_), headers=headers)
+        reply = http.get(served.url + path.replace("{session}", id_), headers=headers)
         assert reply.status_code == status
         content = described["paths"][path]["get"]["responses"][str(status)]["content"]
         media = reply.headers["content-type"].partition(";")[0]

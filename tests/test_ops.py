@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
-import httpx2
 import pytest
 from clients import FLAGS, need
 from playwright.sync_api import sync_playwright
-from world import Gateway, World, running_upstream
+from world import Gateway, World, http, running_upstream
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,4 +138,4 @@ def test_a_page_whose_name_is_pointed_at_the_ops_port_reads_nothing(
         assert by_hand is not None
         assert "bff_requests" in by_hand.text()
         browser.close()
-        assert "bff_purges_total 0.0" in httpx2.get(gateway.ops_url + "/metrics").text
+        assert "bff_purges_total 0.0" in http.get(gateway.ops_url + "/metrics").text

@@ -17,12 +17,11 @@ import pytest
 from clients import need
 from engines import free_port
 from test_doctor import check
-from world import FRIENDLY, PATH, Gateway, environ, read, running_upstream
+from world import FRIENDLY, PATH, Gateway, environ, http, read, running_upstream
 
 from bff.demo.upstream import session
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
 
 
 def nginx(gateway: int, home: Path, port: int) -> list[str]:

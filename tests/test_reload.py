@@ -6,7 +6,6 @@ import signal
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 from world import (
     FRIENDLY,
@@ -17,6 +16,7 @@ from world import (
     Gateway,
     World,
     claims,
+    http,
     read,
     running_upstream,
     sign,
@@ -227,13 +227,13 @@ def test_a_running_gateway_takes_new_keys_on_a_signal_and_by_itself(
         token = sign(claims(time.time(), *read("chat-1")), NEW_KEY)
         sent = {"authorization": f"Bearer {token}", "origin": ORIGIN}
         url = gateway.url + PATH + "chat-1"
-        assert httpx2.get(url, headers=sent).status_code == 401
+        assert http.get(url, headers=sent).status_code == 401
 
         keys.write_text(f"{NEW_KEY}\n{OWN_KEY}\n")
         if how == "signal":
             os.kill(gateway.process.pid, signal.SIGHUP)
         ended = time.monotonic() + 15
-        while (reply := httpx2.get(url, headers=sent)).status_code == 401:
+        while (reply := http.get(url, headers=sent)).status_code == 401:
             assert time.monotonic() < ended, gateway.output
             time.sleep(0.05)
 

@@ -7,10 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import pytest
 from click.testing import CliRunner, Result
-from world import FRIENDLY, ROOT_KEY, Gateway, World, claims, environ, read, running_upstream, sign
+from world import (
+    FRIENDLY,
+    ROOT_KEY,
+    Gateway,
+    World,
+    claims,
+    environ,
+    http,
+    read,
+    running_upstream,
+    sign,
+)
 
 from bff.cli import main
 from bff.revocations import Revocation, RevocationError, Revocations, parse
@@ -223,7 +233,7 @@ def test_the_command_takes_tokens_back_at_a_running_gateway(upstream: running_up
 
         def status(token: str, id_: str = "chat-1") -> int:
             headers = {"authorization": f"Bearer {token}"}
-            return httpx2.get(f"{gateway.url}/api/v1/sessions/{id_}", headers=headers).status_code
+            return http.get(f"{gateway.url}/api/v1/sessions/{id_}", headers=headers).status_code
 
         ids = read("chat-1", "chat-2")
         marked = {"ann": {"act": {"sub": "ann"}}, "7d1e": {"jti": "7d1e"}, "session": {"iat": 1}}

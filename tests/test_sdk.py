@@ -140,40 +140,33 @@ async def _down(_: Seen) -> Answer:
 # -- the chat list
 
 
-@pytest.fixture
-def wide(upstream: running_upstream) -> Iterator[Front]:
-    """A gateway with a budget for many sessions at once, below a prefix."""
-    with Gateway(upstream.port, BFF_UPSTREAM_BUDGET="off") as gateway, Front(gateway.port) as front:
-        yield front
-
-
 def test_the_sdks_own_list_and_for_await(
-    node: Node, wide: Front, gateway: Gateway, upstream: running_upstream
+    node: Node, front: Front, gateway: Gateway, upstream: running_upstream
 ) -> None:
     names = [f"listed-{number}" for number in range(45)]
     for number, name in enumerate(names, start=200):
         upstream.app.environments[0].add(session(number, name))
     token = gateway.token(*read(*names, "nope"))
 
-    whole = node.call("iterate", wide.url, token)["value"]
-    tens = node.call("iterate", wide.url, token, options={"limit": 10})["value"]
-    first = node.call("list", wide.url, token, options={"limit": 2})["value"]
-    before = node.call("before", wide.url, token, options={"limit": 2})["value"]
+    whole = node.call("iterate", front.url, token)["value"]
+    tens = node.call("iterate", front.url, token, options={"limit": 10})["value"]
+    first = node.call("list", front.url, token, options={"limit": 2})["value"]
+    before = node.call("before", front.url, token, options={"limit": 2})["value"]
 
     assert whole == tens == names
     assert [one["externalId"] for one in first["data"]] == names[:2]
     assert [one["externalId"] for one in before] == names[:2]
-    assert len(wide.seen) == 3 + 5 + 1 + 3
-    assert wide.seen[0] == "GET /trigger/api/v1/sessions HTTP/1.1"
+    assert len(front.seen) == 3 + 5 + 1 + 3
+    assert front.seen[0] == "GET /trigger/api/v1/sessions HTTP/1.1"
 
 
 def test_a_page_back_from_a_page_forth_is_refused_as_upstream_does(
-    node: Node, wide: Front, gateway: Gateway
+    node: Node, front: Front, gateway: Gateway
 ) -> None:
     """The SDK then sends both cursors, and two such questions with two meanings are one."""
     token = gateway.token(*read("chat-1", "chat-2", "chat-closed"))
 
-    answer = node.call("back", wide.url, token, options={"limit": 1})
+    answer = node.call("back", front.url, token, options={"limit": 1})
 
     assert (answer["kind"], answer["code"]) == ("BadRequestError", "bad_request")
     assert "cannot stand together" in answer["error"]
@@ -195,21 +188,21 @@ def test_a_page_back_from_a_page_forth_is_refused_as_upstream_does(
     ids=str,
 )
 def test_the_sdks_filters(
-    node: Node, wide: Front, gateway: Gateway, options: dict, names: list[str]
+    node: Node, front: Front, gateway: Gateway, options: dict, names: list[str]
 ) -> None:
     token = gateway.token(*read("chat-1", "chat-closed"))
 
-    assert node.call("iterate", wide.url, token, options=options)["value"] == names
+    assert node.call("iterate", front.url, token, options=options)["value"] == names
 
 
-def test_list_refusals_are_the_sdks_own_errors(node: Node, wide: Front, gateway: Gateway) -> None:
-    tags = node.call("list", wide.url, gateway.token(*read("chat-1")), options={"tag": "org:acme"})
-    every = node.call("list", wide.url, gateway.token("read:sessions"))
+def test_list_refusals_are_the_sdks_own_errors(node: Node, front: Front, gateway: Gateway) -> None:
+    tags = node.call("list", front.url, gateway.token(*read("chat-1")), options={"tag": "org:acme"})
+    every = node.call("list", front.url, gateway.token("read:sessions"))
 
     assert (tags["kind"], tags["code"]) == ("BadRequestError", "bad_request")
     assert (every["kind"], every["code"]) == ("PermissionDeniedError", "unauthorized")
     assert "read:sessions:<id>" in every["error"]
-    assert len(wide.seen) == 2
+    assert len(front.seen) == 2
 
 
 # -- whatever the policy says, the SDK's own schema parses what comes out

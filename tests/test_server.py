@@ -6,8 +6,7 @@ import socket
 import subprocess
 import sys
 
-import httpx2
-from world import environ
+from world import environ, http
 
 # What systemd does: sockets at 3 and 4, and the process's own id in LISTEN_PID.
 ACTIVATE = """
@@ -44,9 +43,9 @@ def test_a_restart_behind_an_inherited_socket_refuses_nobody() -> None:
         for _ in range(2):
             process = started(browser, ops)
             # Asked at once: the socket is open, so this waits for the process instead of failing.
-            assert httpx2.get(url, timeout=20).status_code == 200
+            assert http.get(url, timeout=20).status_code == 200
             address = f"http://127.0.0.1:{ops.getsockname()[1]}"
-            assert "bff_requests" in httpx2.get(address + "/metrics").text
+            assert "bff_requests" in http.get(address + "/metrics").text
             process.terminate()
             output, _ = process.communicate(timeout=20)
             listening = json.loads(output.splitlines()[0])

@@ -7,9 +7,8 @@ import logging
 import re
 from pathlib import Path
 
-import httpx2
 from prometheus_client.parser import text_string_to_metric_families
-from world import OFF, OWN_KEY, PATH, Gateway, World, read, running_upstream
+from world import OFF, OWN_KEY, PATH, Gateway, World, http, read, running_upstream
 
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
@@ -23,11 +22,11 @@ def test_why_upstream_fails_is_told_and_what_to_do_when_it_rejects_the_key(
     upstream: running_upstream,
 ) -> None:
     with Gateway(1) as gateway:  # nobody listens there
-        httpx2.get(gateway.ops_url + "/readyz")
+        http.get(gateway.ops_url + "/readyz")
     assert '"why": "Connection refused"' in gateway.output
 
     with Gateway(upstream.port, TRIGGER_SECRET_KEY="tr_dev_sk_WRONG") as gateway:
-        httpx2.get(gateway.ops_url + "/readyz")
+        http.get(gateway.ops_url + "/readyz")
     assert '"remedy": "check TRIGGER_SECRET_KEY' in gateway.output
 
 

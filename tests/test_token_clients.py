@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from clients import Node, OneOrigin, open_page
 from hostile import eventually
 from playwright.sync_api import Browser, Page
-from world import FRIENDLY, PATH, ROOT_KEY, Gateway, claims, read, running_upstream, sign
+from world import FRIENDLY, PATH, ROOT_KEY, Gateway, claims, http, read, running_upstream, sign
 
 from bff.demo.upstream import Answer, Seen
 
@@ -145,7 +144,7 @@ def test_the_sdk_mints_with_its_key_and_reads_through_a_gateway_that_cannot_veri
         signed = sign(claims(time.time(), *read("chat-1", "chat-2", "gone")), ROOT_KEY)
         upstream.app.override = minting(signed)
         with Gateway(upstream.port, **opaque) as gateway:
-            assert eventually(lambda: httpx2.get(gateway.ops_url + "/readyz").status_code == 200)
+            assert eventually(lambda: http.get(gateway.ops_url + "/readyz").status_code == 200)
             base = f"http://127.0.0.1:{upstream.port}"
             token = node.call("mint", base, key, options=SCOPES)["value"]
             upstream.seen.clear()

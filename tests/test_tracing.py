@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from world import (
@@ -22,6 +21,7 @@ from world import (
     World,
     claims,
     environ,
+    http,
     read,
     running_upstream,
     sign,
@@ -143,7 +143,7 @@ def test_spans_arrive_where_the_standard_variables_say(upstream: running_upstrea
         with Gateway(upstream.port, BFF_TRACING="true", **told) as gateway:
             headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
             headers["traceparent"] = f"00-{TRACE}-{PARENT}-01"
-            assert httpx2.get(gateway.url + PATH + "chat-1", headers=headers).status_code == 200
+            assert http.get(gateway.url + PATH + "chat-1", headers=headers).status_code == 200
         collector.shutdown()
 
     assert gateway.process.returncode == 0

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 from hostile import eventually
 from issuers import KeyPair, auth0, running_jwks
@@ -21,6 +20,7 @@ from world import (
     Gateway,
     World,
     claims,
+    http,
     read,
     running_upstream,
     sign,
@@ -224,7 +224,7 @@ def test_a_process_fetches_keys_and_its_id_by_itself(
 
             def ask(token: str) -> int:
                 url = f"{gateway.url}/api/v1/sessions/chat-1"
-                return httpx2.get(url, headers={"authorization": f"Bearer {token}"}).status_code
+                return http.get(url, headers={"authorization": f"Bearer {token}"}).status_code
 
             def until(token: str) -> None:
                 for _ in range(200):
@@ -265,7 +265,7 @@ def test_another_key_in_the_file_and_a_sighup_ask_anew(
 
         def ask(token: str) -> tuple[int, str | None]:
             url = f"{gateway.url}/api/v1/sessions/chat-1"
-            reply = httpx2.get(url, headers={"authorization": f"Bearer {token}"})
+            reply = http.get(url, headers={"authorization": f"Bearer {token}"})
             return reply.status_code, reply.json().get("taskIdentifier")
 
         mine = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)

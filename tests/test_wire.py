@@ -9,7 +9,8 @@ from urllib.parse import quote, unquote
 
 import httpx2
 import pytest
-from world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, read, running_upstream
+from rawsockets import request
+from world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, http, read, running_upstream
 
 from bff.demo.upstream import Answer, session
 
@@ -19,13 +20,12 @@ def ask(gateway: Gateway, segment: str, *scopes: str, **headers: str) -> httpx2.
     sent = {"authorization": authorization, "origin": ORIGIN} | {
         name.replace("_", "-"): value for name, value in headers.items()
     }
-    return httpx2.get(gateway.url + PATH + segment, headers=sent)
+    return http.get(gateway.url + PATH + segment, headers=sent)
 
 
 def raw_get(gateway: Gateway, target: str, *lines: str) -> bytes:
-    authorization = f"authorization: Bearer {gateway.token('read:sessions')}"
-    head = [f"GET {target} HTTP/1.1", "host: x", authorization, "connection: close", *lines, "", ""]
-    return gateway.raw("\r\n".join(head).encode())
+    token = gateway.token("read:sessions")
+    return gateway.raw(request(target, "Connection: close", *lines, token=token))
 
 
 def test_a_session_end_to_end(gateway: Gateway, upstream: running_upstream) -> None:
@@ -95,17 +95,19 @@ def test_500_browsers_on_a_cold_session_are_one_call(
         await asyncio.sleep(0.3)
         return None
 
+    async def status(token: str) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request(PATH + "chat-cold", "Connection: close", token=token))
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return int(answer.split()[1])
+
     async def everyone() -> list[int]:
-        limits = httpx2.Limits(max_connections=500)
-        async with httpx2.AsyncClient(limits=limits, timeout=30) as http:
-            entitled = gateway.token(*read("chat-cold"))
-            unnamed = [gateway.token(*read("chat-1")), gateway.token(*read(FRIENDLY["chat-2"]))]
-            tokens = [entitled, unnamed[0], entitled, unnamed[1]] * 125
-            url = gateway.url + PATH + "chat-cold"
-            replies = await asyncio.gather(
-                *(http.get(url, headers={"authorization": f"Bearer {t}"}) for t in tokens)
-            )
-        return [reply.status_code for reply in replies]
+        entitled = gateway.token(*read("chat-cold"))
+        unnamed = [gateway.token(*read("chat-1")), gateway.token(*read(FRIENDLY["chat-2"]))]
+        tokens = [entitled, unnamed[0], entitled, unnamed[1]] * 125
+        return await asyncio.gather(*map(status, tokens))
 
     upstream.app.override = slow
     before = len(upstream.seen)
@@ -137,10 +139,10 @@ def test_odd_requests_are_answered_or_refused_never_failed(gateway: Gateway) -> 
         f"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n{end}",
         f"TRACE {PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{end}",
     ]
-    for request in requests:
-        answer = gateway.raw(request.encode("latin-1"))
+    for text in requests:
+        answer = gateway.raw(text.encode("latin-1"))
         status = int(answer.split(b" ", 2)[1]) if answer else 0
-        assert status < 500, (request[:80], answer[:200])
+        assert status < 500, (text[:80], answer[:200])
     assert ask(gateway, "chat-1").status_code == 200
     assert "Traceback" not in gateway.output
 
@@ -153,7 +155,7 @@ def test_upstream_comes_and_goes() -> None:
         down = ask(gateway, "chat-1")
         assert (down.status_code, down.json()["code"]) == (502, "upstream_unavailable")
         assert down.headers["access-control-allow-origin"] == ORIGIN
-        assert httpx2.get(gateway.ops_url + "/readyz").status_code == 503
+        assert http.get(gateway.ops_url + "/readyz").status_code == 503
 
         with running_upstream(port):
             up = ask(gateway, "chat-1")
@@ -161,7 +163,7 @@ def test_upstream_comes_and_goes() -> None:
         time.sleep(0.3)
         stale = ask(gateway, "chat-1")
         assert (stale.status_code, stale.content) == (200, up.content)
-        assert httpx2.get(gateway.ops_url + "/readyz").status_code == 200
+        assert http.get(gateway.ops_url + "/readyz").status_code == 200
 
         with running_upstream(port):
             time.sleep(1.1)
@@ -194,12 +196,12 @@ def test_requests_in_flight_finish_when_it_is_told_to_stop(upstream: running_ups
 def test_every_line_it_prints_is_json_without_secrets(upstream: running_upstream) -> None:
     with Gateway(upstream.port) as gateway:
         token = gateway.token("read:sessions")
-        httpx2.get(gateway.url + PATH + "chat-1?sentinel-query", headers={"authorization": token})
+        http.get(gateway.url + PATH + "chat-1?sentinel-query", headers={"authorization": token})
         ask(gateway, "chat-1")
         ask(gateway, "nope")
-        httpx2.get(gateway.url + PATH + "chat-1", headers={"authorization": f"Bearer {SECRET_KEY}"})
+        http.get(gateway.url + PATH + "chat-1", headers={"authorization": f"Bearer {SECRET_KEY}"})
         gateway.raw(b"GARBAGE sentinel-garbage\r\n\r\n")
-        metrics = httpx2.get(gateway.ops_url + "/metrics").text
+        metrics = http.get(gateway.ops_url + "/metrics").text
         refused = ask(gateway, "%00")
     lines = [json.loads(line) for line in gateway.output.splitlines()]
 
@@ -213,7 +215,7 @@ def test_every_line_it_prints_is_json_without_secrets(upstream: running_upstream
 
 
 def test_the_ops_port_is_on_loopback_and_apart(gateway: Gateway) -> None:
-    assert httpx2.get(gateway.ops_url + "/healthz").json() == {"status": "ok"}
-    assert "bff_requests_total" in httpx2.get(gateway.ops_url + "/metrics").text
-    assert httpx2.get(gateway.url + "/metrics").status_code == 404
-    assert httpx2.get(gateway.ops_url + PATH + "chat-1").status_code == 404
+    assert http.get(gateway.ops_url + "/healthz").json() == {"status": "ok"}
+    assert "bff_requests_total" in http.get(gateway.ops_url + "/metrics").text
+    assert http.get(gateway.url + "/metrics").status_code == 404
+    assert http.get(gateway.ops_url + PATH + "chat-1").status_code == 404

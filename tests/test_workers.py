@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +15,25 @@ import httpx2
 import pytest
 from engines import Engine
 from prometheus_client.parser import text_string_to_metric_families
-from world import OFF, OWN_KEY, PATH, Clock, Gateway, World, claims, read, running_upstream, sign
+from world import (
+    OFF,
+    OWN_KEY,
+    PATH,
+    Clock,
+    Gateway,
+    World,
+    claims,
+    http,
+    read,
+    running_upstream,
+    sign,
+    until,
+)
 
 from bff.demo.upstream import Seen
 from bff.siblings import Mailboxes, Siblings
 
 NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
-http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
-"""Every request on a connection of its own, so that any worker may have it."""
 Samples = dict[tuple[str, str, str], float]
 """Value by name, worker, and one label that tells samples apart."""
 
@@ -36,11 +47,11 @@ def workers(
         yield gateway
 
 
-def until(met: Callable[[], object], what: str = "it does not come to pass") -> None:
-    ends = time.monotonic() + 30
-    while not met():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
+@pytest.fixture(scope="module")
+def pair(upstream: running_upstream) -> Iterator[Gateway]:
+    """Two workers, for tests that leave two behind."""
+    with workers(upstream, BFF_CACHE_TTL="60") as gateway:
+        yield gateway
 
 
 def metrics(gateway: Gateway) -> Samples:
@@ -82,7 +93,7 @@ def ask_all(gateway: Gateway, token: str, name: str = "bff_requests_total") -> s
 
 
 def pids(gateway: Gateway) -> list[int]:
-    """By number, as long as nobody has died."""
+    """Of the workers; by number, as long as nobody has died."""
     supervisor = gateway.process.pid
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text()
     return [int(pid) for pid in children.split()]
@@ -115,29 +126,27 @@ def test_one_ops_port_counts_every_worker_and_a_dead_ones_counters_alone_begin_a
         assert any(after.get(key, 0) < before[key] for key in requests)
 
 
-def test_a_purge_reaches_the_copies_of_every_worker(upstream: running_upstream) -> None:
-    with workers(upstream, BFF_CACHE_TTL="60") as gateway:
-        token = gateway.token(*read("chat-1"))
-        ask_all(gateway, token)
-        assert of_each(gateway, "bff_copies") == [1, 1]
+def test_a_purge_reaches_the_copies_of_every_worker(pair: Gateway) -> None:
+    token = pair.token(*read("chat-1"))
+    ask_all(pair, token)
+    assert of_each(pair, "bff_copies") == [1, 1]
 
-        reply = http.delete(gateway.ops_url + "/cache/sessions/chat-1")
-        assert reply.status_code == 204
-        assert of_each(gateway, "bff_copies") == [0, 0]
+    reply = http.delete(pair.ops_url + "/cache/sessions/chat-1")
+    assert reply.status_code == 204
+    assert of_each(pair, "bff_copies") == [0, 0]
 
 
-def test_a_revocation_reaches_every_worker_and_who_comes_after(upstream: running_upstream) -> None:
-    with workers(upstream) as gateway:
-        token = gateway.token(*read("chat-1"), jti="one")
-        assert ask_all(gateway, token) == {200}
+def test_a_revocation_reaches_every_worker_and_who_comes_after(pair: Gateway) -> None:
+    token = pair.token(*read("chat-1"), jti="one")
+    assert ask_all(pair, token) == {200}
 
-        reply = http.post(gateway.ops_url + "/revocations", json={"jti": "one"})
-        assert reply.status_code == 200
-        assert ask_all(gateway, token) == {401}
+    reply = http.post(pair.ops_url + "/revocations", json={"jti": "one"})
+    assert reply.status_code == 200
+    assert ask_all(pair, token) == {401}
 
-        kill(gateway, pids(gateway)[0])
-        assert ask_all(gateway, token) == {401}
-        assert ask_all(gateway, gateway.token(*read("chat-1"), jti="two")) == {200}
+    kill(pair, pids(pair)[0])
+    assert ask_all(pair, token) == {401}
+    assert ask_all(pair, pair.token(*read("chat-1"), jti="two")) == {200}
 
 
 async def test_a_worker_that_nobody_tells_what_was_revoked_says_so(
@@ -155,39 +164,37 @@ async def test_a_worker_that_nobody_tells_what_was_revoked_says_so(
         assert world.logged()[-1]["event"] == "revocations_not_learned"
 
 
-def test_a_worker_that_hangs_is_seen_and_nothing_is_said_to_be_done_by_it(
-    upstream: running_upstream,
-) -> None:
-    with workers(upstream, BFF_CACHE_TTL="60") as gateway:
-        token = gateway.token(*read("chat-1"), jti="one")
-        ask_all(gateway, token)
-        hung = pids(gateway)[1]
-        os.kill(hung, signal.SIGSTOP)
-        try:
-            # A connection that it had accepted answers nothing, so others are made until one does.
-            def ops(method: str, path: str, **told: object) -> httpx2.Response:
-                for _ in range(100):
-                    try:
-                        return http.request(method, gateway.ops_url + path, timeout=3, **told)
-                    except httpx2.TimeoutException:
-                        continue
-                raise AssertionError("nobody answers")
+def test_a_worker_that_hangs_is_seen_and_nothing_is_said_to_be_done_by_it(pair: Gateway) -> None:
+    ask_all(pair, pair.token(*read("chat-1"), jti="hung"))
+    revocations = of_each(pair, "bff_revocations")
+    hung = pids(pair)[1]
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        # A connection that it had accepted answers nothing, so others are made until one does.
+        def ops(method: str, path: str, **told: object) -> httpx2.Response:
+            for _ in range(100):
+                try:
+                    return http.request(method, pair.ops_url + path, timeout=3, **told)
+                except httpx2.TimeoutException:
+                    continue
+            raise AssertionError("nobody answers")
 
-            ready = ops("GET", "/readyz")
-            assert (ready.status_code, ready.json()["workers"]["silent"]) == (200, [1])
-            assert 'bff_worker_up{worker="1"} 0.0' in ops("GET", "/metrics").text
-            purged = ops("DELETE", "/cache/sessions/chat-1")
-            revoked = ops("POST", "/revocations", json={"jti": "one"})
-            for reply in (purged, revoked):
-                assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
-                assert "Worker 1" in reply.json()["error"]
-        finally:
-            os.kill(hung, signal.SIGCONT)
+        ready = ops("GET", "/readyz")
+        assert ready.status_code == 200
+        (number,) = ready.json()["workers"]["silent"]
+        assert f'bff_worker_up{{worker="{number}"}} 0.0' in ops("GET", "/metrics").text
+        purged = ops("DELETE", "/cache/sessions/chat-1")
+        revoked = ops("POST", "/revocations", json={"jti": "hung"})
+        for reply in (purged, revoked):
+            assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+            assert f"Worker {number}" in reply.json()["error"]
+    finally:
+        os.kill(hung, signal.SIGCONT)
 
-        # What was asked of it meanwhile is in its mailbox still.
-        until(lambda: of_each(gateway, "bff_revocations") == [1, 1])
-        assert of_each(gateway, "bff_copies") == [0, 0]
-        assert http.delete(gateway.ops_url + "/cache/sessions/chat-1").status_code == 204
+    # What was asked of it meanwhile is in its mailbox still.
+    until(lambda: of_each(pair, "bff_revocations") == [n + 1 for n in revocations])
+    assert of_each(pair, "bff_copies") == [0, 0]
+    assert http.delete(pair.ops_url + "/cache/sessions/chat-1").status_code == 204
 
 
 def test_a_slow_upstream_is_no_worker_that_hangs(upstream: running_upstream) -> None:
@@ -264,14 +271,14 @@ def test_who_takes_a_dead_ones_place_goes_by_the_settings_of_now(
         assert "bff_store_up{" not in http.get(gateway.ops_url + "/metrics").text
 
 
-def test_a_signal_to_reload_ends_no_worker_that_is_starting(upstream: running_upstream) -> None:
-    with workers(upstream) as gateway:
-        os.kill(pids(gateway)[1], signal.SIGKILL)
-        until(lambda: '"worker_died"' in gateway.output)
-        while len(pids(gateway)) < 2 or up(gateway) != [1, 1]:
-            os.kill(gateway.process.pid, signal.SIGHUP)
-            time.sleep(0.005)
-        assert gateway.output.count('"worker_died"') == 1
+def test_a_signal_to_reload_ends_no_worker_that_is_starting(pair: Gateway) -> None:
+    died = pair.output.count('"worker_died"')
+    os.kill(pids(pair)[1], signal.SIGKILL)
+    until(lambda: pair.output.count('"worker_died"') > died)
+    while len(pids(pair)) < 2 or up(pair) != [1, 1]:
+        os.kill(pair.process.pid, signal.SIGHUP)
+        time.sleep(0.005)
+    assert pair.output.count('"worker_died"') == died + 1
 
 
 def test_while_the_settings_cannot_be_read_a_new_worker_waits_and_the_others_serve(

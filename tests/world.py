@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +32,10 @@ OWN_KEY = "own-signing-key-sentinel-0123456789abcdef"
 ENVIRONMENT_ID = "env_test"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
+
+http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+"""Asks real servers, each time on a connection of its own, so that any worker may have it.
+(`httpx2.get` would read every certificate authority anew, at 40 ms a call.)"""
 
 
 class Clock:
@@ -94,6 +98,16 @@ def pretend(wall: Any) -> PretendUpstream:
     environment.add(session(4, "a/b: c%?#ü"))
     environment.add(session(5, "chat-closed", closedAt="2026-02-01T00:00:00.500Z"))
     return PretendUpstream(environment, clock=wall)
+
+
+def until(
+    met: Callable[[], object], what: Callable[[], str] = lambda: "it does not come to pass"
+) -> None:
+    """Wait for what another process does; *what* says how it went instead."""
+    ends = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < ends, what()
+        time.sleep(0.02)
 
 
 OFF = {
@@ -294,7 +308,7 @@ class Gateway:
     def _wait(self) -> None:
         for _ in range(500):
             try:
-                httpx2.get(self.url + "/healthz")
+                http.get(self.url + "/healthz")
             except httpx2.TransportError:
                 time.sleep(0.02)
             else:

@@ -119,6 +119,7 @@ def revocation(data: bytes) -> None:
     except ValueError:
         return
     assert told.before >= told.before, "a number"
+    assert told.until >= told.until, "a number"
     assert Revocation.decode(told.encode()) == told
 
 
@@ -255,7 +256,12 @@ SEEDS: dict[str, list[bytes]] = {
     "scopes": [b"read:sessions:a\nadmin\na", b"*:all\n", b"read:sessions\nb"],
     "document": [b'plan,a.*.b\n{"metadata":{"plan":1,"a":{"x":{"b":[1]}}},"tags":["public:a"]}'],
     "stored": [b'["space","chat-1",null,false,false,1.5,2.5]\n{}', b'["space","x","chat-1"]\n'],
-    "revocation": [b'{"kind":"jti","value":"a","before":null,"until":5}'],
+    "revocation": [
+        b'{"kind":"jti","value":"a","before":null,"until":5}',
+        b'{"kind":"jti","value":"a","before":0,"until":5}',
+        b'{"kind":"all","value":"","before":NaN,"until":5}',
+        b'{"kind":"all","value":"","before":5,"until":"nan"}',
+    ],
     "forwarded": [b"1.2.3.4, 10.0.0.2", b"[::1]:80,::ffff:10.1.1.1\n9.9.9.9"],
     "decision": [
         b"GET\n/api/v1/sessions/chat-1\n\nauthorization\nBearer x\norigin\nhttps://app.example.com",

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import httpx2
 from engines import Engine
 from hostile import eventually, metric
 from world import (
@@ -18,6 +17,7 @@ from world import (
     World,
     claims,
     environ,
+    http,
     read,
     running_upstream,
     sign,
@@ -71,7 +71,7 @@ async def test_the_emergency_plan_works_as_written(world: World) -> None:
 
 def _asked(gateway: Gateway, id_: str, token: str) -> int:
     headers = {"authorization": f"Bearer {token}"}
-    return httpx2.get(gateway.url + PATH + id_, headers=headers).status_code
+    return http.get(gateway.url + PATH + id_, headers=headers).status_code
 
 
 def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
@@ -95,7 +95,7 @@ def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
         command = [sys.executable, "-m", "bff", *words.split()]
         subprocess.run(command, env=told, check=True, capture_output=True)
         assert _asked(gateway, id_, taken) == status, line
-    shown = gateway.output + httpx2.get(gateway.ops_url + "/metrics").text
+    shown = gateway.output + http.get(gateway.ops_url + "/metrics").text
     for hidden in ("sentinel-jti", "user-7", "chat-1"):
         assert hidden not in shown, "a revocation names who it is about to nobody"
 
@@ -110,7 +110,6 @@ def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
         return line.replace("<old>", old).replace("<new>", new)
 
     with running_upstream() as upstream, Engine("valkey", tmp_path, *options) as engine:
-        admin = engine.client()
         place = f"127.0.0.1:{engine.port}"
 
         def gateway(password: str) -> Gateway:
@@ -118,10 +117,10 @@ def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
             return Gateway(upstream.port, BFF_STORE_URL=told, BFF_STORE_TIMEOUT="2")
 
         with gateway(old) as first:
-            admin.execute_command(*filled(add).split())
+            engine.say(*filled(add).split())
             with gateway(new) as second:
                 for line in rest:
-                    admin.execute_command(*filled(line).split())
+                    engine.say(*filled(line).split())
                 token = second.token(*read("chat-1"))
                 assert _asked(second, "chat-1", token) == 200, "the new one works"
                 assert eventually(lambda: metric(first, "bff_store_up") == 0), (
@@ -131,6 +130,6 @@ def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
                 assert _asked(first, "chat-1", token) == 200, "alone"
                 output = first.output + second.output
                 for path in ("/metrics", "/readyz"):
-                    output += httpx2.get(second.ops_url + path).text
+                    output += http.get(second.ops_url + path).text
                 arguments = Path(f"/proc/{second.process.pid}/cmdline").read_text()
     assert "store-sentinel" not in output + arguments
