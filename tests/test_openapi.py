@@ -73,7 +73,7 @@ def test_schemathesis_finds_nothing(
             f"--header=Authorization: Bearer {served.token(*scopes)}",
             f"--header=Origin: {ORIGIN}",
             "--checks=all",
-            "--max-examples=10",
+            "--max-examples=25",
             "--seed=1",
             "--generation-database=none",
             "--no-color",
