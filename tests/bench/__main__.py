@@ -1,7 +1,8 @@
 """`make bench`: the gateway and its peers, side by side, in one run on one machine.
 
-The server has one core, wrk and the upstream the other. Each contender runs alone; the workloads
-go round several times and the median counts, so that a busy moment hurts all of them alike.
+The servers have one core, wrk and the upstreams the other. One contender is asked at a time, for
+seconds, then the next; so it goes round several times and the median counts, so that a busy moment
+hurts all of them alike.
 Timings are printed and drawn, and decide nothing.
 """
 
@@ -148,7 +149,7 @@ def contenders() -> tuple[list[Contender], list[str]]:
                   only="one miss at a time"),
         *(
             Contender(f"bare {kind}", lambda port, _, k=kind: [python, str(HERE / "bare.py"), k, str(port)], job=False)
-            for kind in ("callable", "starlette")
+            for kind in ("loop", "callable", "starlette")
         ),
     ]  # fmt: skip
     missing = []
@@ -261,8 +262,31 @@ def _environ(contender: Contender, workload: Workload, port: int, origin: int) -
     return shared | other | contender.environ
 
 
-def measure(contender: Contender, workload: Workload, seconds: float, pause: float) -> Result:
-    """Run *workload* against a server of its own."""
+@dataclass
+class Running:
+    """A contender's server, warm, with its workload."""
+
+    contender: Contender
+    workload: Workload
+    port: int
+    pid: int
+    plan: Path
+
+    def burst(self, seconds: float, pause: float = 0.0) -> Result:
+        """Ask for *seconds*, with *pause* milliseconds between two requests of a connection."""
+        before, _ = _stat(self.pid)
+        out = _wrk(self.port, self.plan, self.workload, seconds, pause)
+        after, rss = _stat(self.pid)
+        rate, p50, p99, p999, count, refused, errors = (float(part) for part in out)
+        expected = count if self.workload.status >= 400 and self.contender.job else 0
+        if errors > count * 0.001 or abs(refused - expected) > count * 0.001:
+            raise RuntimeError(f"{refused:g} refused, {errors:g} failed")
+        cpu = (after - before) / count * 1e6
+        return Result(rate, p50 / 1000, p99 / 1000, p999 / 1000, cpu, rss)
+
+
+def start(contender: Contender, workload: Workload, stack: ExitStack) -> Running:
+    """Start a server with an origin of its own, and let it have every copy."""
     port, origin = free_port(), free_port()
     projected = [] if contender.name.startswith("bff") else ["--projected"]
     command = [
@@ -273,35 +297,25 @@ def measure(contender: Contender, workload: Workload, seconds: float, pause: flo
         "--delay",
         str(workload.delay),
     ]
-    with ExitStack() as stack:
-        stack.enter_context(process(command, {}, LOAD_CORE, origin))
-        environ = _environ(contender, workload, port, origin)
-        if contender.store:
-            valkey = free_port()
-            stack.enter_context(process(_store(valkey), {}, LOAD_CORE, valkey))
-            environ["BFF_STORE_URL"] = f"valkey://127.0.0.1:{valkey}"
-        os.environ["BENCH_LIMIT"] = environ.get("LIMIT", str(PLENTY))
-        server = process(contender.command(port, origin), environ, contender.cores, port)
-        pid = stack.enter_context(server)
-        status, etag = _warm(port, workload)
-        if status not in (workload.status, 200 if contender.job is False else workload.status):
-            raise RuntimeError(f"{contender.name}: {workload.name} answered {status}")
-        lines = [one.replace("@etag", etag) for one in workload.lines]
-        plan = Path(tempfile.mkdtemp(prefix="bff-bench-")) / "plan"
-        plan.write_text("\n".join(lines) + "\n")
-        asked = 0
-        while workload.mode == "cycle" and len(lines) > 1 and asked < len(lines):
-            asked += int(_wrk(port, plan, workload, 2, 0.0, asked)[4])  # until every copy is there
-        before, _ = _stat(pid)
-        out = _wrk(port, plan, workload, seconds, pause)
-        after, rss = _stat(pid)
-    rate, p50, p99, p999, count, refused, errors = (float(part) for part in out)
-    expected = count if workload.status >= 400 and contender.job else 0
-    if errors > count * 0.001 or abs(refused - expected) > count * 0.001:
-        raise RuntimeError(
-            f"{contender.name}: {workload.name}: {refused:g} refused, {errors:g} failed"
-        )
-    return Result(rate, p50 / 1000, p99 / 1000, p999 / 1000, (after - before) / count * 1e6, rss)
+    stack.enter_context(process(command, {}, LOAD_CORE, origin))
+    environ = _environ(contender, workload, port, origin)
+    if contender.store:
+        valkey = free_port()
+        stack.enter_context(process(_store(valkey), {}, LOAD_CORE, valkey))
+        environ["BFF_STORE_URL"] = f"valkey://127.0.0.1:{valkey}"
+    os.environ["BENCH_LIMIT"] = environ.get("LIMIT", str(PLENTY))
+    server = process(contender.command(port, origin), environ, contender.cores, port)
+    pid = stack.enter_context(server)
+    status, etag = _warm(port, workload)
+    if status not in (workload.status, workload.status if contender.job else 200):
+        raise RuntimeError(f"answered {status}")
+    lines = [one.replace("@etag", etag) for one in workload.lines]
+    plan = Path(tempfile.mkdtemp(prefix="bff-bench-")) / "plan"
+    plan.write_text("\n".join(lines) + "\n")
+    asked = 0
+    while workload.mode == "cycle" and len(lines) > 1 and asked < len(lines):
+        asked += int(_wrk(port, plan, workload, 2, 0.0, asked)[4])
+    return Running(contender, workload, port, pid, plan)
 
 
 def _warm(port: int, workload: Workload) -> tuple[int, str]:
@@ -365,23 +379,35 @@ def _medians(
     found: list[Contender], workload: Workload, told: argparse.Namespace,
     peaks: dict[str, float] | None = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Everybody's results, round by round; at half of its peak each, if those are given."""
+    """Everybody's medians; at half of its peak each, if those are given.
+
+    All servers run, and get a burst each in turn, so that who is compared is compared within
+    seconds; `lead` and `saving` are the medians of what was compared in each round.
+    """
     runs: dict[str, list[Result]] = {}
-    for _ in range(told.rounds):
+    with ExitStack() as stack:
+        running = []
         for contender in found:
             if (workload.job and not contender.job) or contender.only not in ("", workload.name):
                 continue
-            pause = 0.0
-            if peaks is not None:
-                if contender.name not in peaks:
-                    continue
-                pause = 1000 * workload.connections / (peaks[contender.name] / 2)
-            try:
-                result = measure(contender, workload, told.seconds, pause)
-            except RuntimeError as exc:
-                print(f"  left out: {exc}", flush=True)
-                continue
-            runs.setdefault(contender.name, []).append(result)
+            if peaks is None or contender.name in peaks:
+                try:
+                    running.append(start(contender, workload, stack))
+                except RuntimeError as exc:
+                    print(f"  left out: {contender.name}: {workload.name}: {exc}", flush=True)
+        for _ in range(told.rounds):
+            for one in list(running):
+                pause = 0.0
+                if peaks is not None:
+                    pause = 1000 * workload.connections / (peaks[one.contender.name] / 2)
+                try:
+                    result = one.burst(told.seconds, pause)
+                except RuntimeError as exc:
+                    print(f"  left out: {one.contender.name}: {workload.name}: {exc}", flush=True)
+                    running.remove(one)
+                    runs.pop(one.contender.name, None)
+                else:
+                    runs.setdefault(one.contender.name, []).append(result)
     middles = {
         name: {
             key: statistics.median(getattr(r, key) for r in results)
@@ -390,8 +416,13 @@ def _medians(
         for name, results in runs.items()
     }
     for name, middle in middles.items():
+        if bff := runs.get("bff"):
+            pairs = list(zip(bff, runs[name], strict=True))
+            middle["lead"] = statistics.median(b.rate / other.rate for b, other in pairs)
+            middle["saving"] = statistics.median(other.cpu / b.cpu for b, other in pairs)
         print(f"{workload.name:26} {name:15} " + "  ".join(
-            f"{k} {v:,.2f}" if k.startswith("p") else f"{k} {v:,.1f}" for k, v in middle.items()
+            f"{k} {v:,.1f}" if k in ("rate", "cpu", "rss") else f"{k} {v:,.2f}"
+            for k, v in middle.items()
         ), flush=True)  # fmt: skip
     return middles
 

@@ -1,9 +1,13 @@
-"""The floor: a bare ASGI callable and a bare Starlette route on uvicorn, without any of the job."""
+"""The floor: a bare ASGI callable and a bare Starlette route on uvicorn, without any of the job; and
+the loop alone, which writes the same bytes whatever comes: what the kernel and the loop cost.
+"""
 
+import asyncio
 import sys
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,7 +29,31 @@ async def route(_: Request) -> Response:
 
 starlette = Starlette(routes=[Route("/api/v1/sessions/{session}", route)])
 
+
+class Loop(asyncio.Protocol):
+    """Writes as many bytes as a hit has."""
+
+    _answer = b"HTTP/1.1 200 OK\r\nx: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        b"x" * 800,
+        len(BODY),
+        BODY,
+    )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, _: bytes) -> None:
+        self._transport.write(self._answer)
+
+
+async def _loop(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Loop, "127.0.0.1", port, backlog=4096)
+    await server.serve_forever()
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "loop":
+        uvloop.run(_loop(int(sys.argv[2])))
     app = {"callable": callable_, "starlette": starlette}[sys.argv[1]]
     uvicorn.run(
         app, port=int(sys.argv[2]), http="httptools", loop="uvloop", ws="none", lifespan="off",

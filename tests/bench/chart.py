@@ -26,10 +26,8 @@ def markdown(results: dict[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for workload, rows in table.items():
-        bff = rows.get("bff", {"rate": 0.0, "cpu": 0.0})
         for name, r in sorted(rows.items(), key=lambda row: -row[1]["rate"]):
-            share = f"{bff['rate'] / r['rate']:.2f}" if bff["rate"] else "—"
-            cost = f"{r['cpu'] / bff['cpu']:.2f}" if bff["cpu"] else "—"
+            share, cost = (f"{r[key]:.2f}" if key in r else "—" for key in ("lead", "saving"))
             route = f"{r['rate'] / bare:.2f}" if bare else "—"
             lines.append(
                 f"| {workload} | {name} | {r['rate']:,.0f} | {share} | {route} | {r['p50']:.2f} | "
@@ -46,9 +44,10 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def told(results: dict[str, Any]) -> str:
+    rounds = f"{results['rounds']} rounds" if results["rounds"] > 1 else "one round"
     return (
         f"Measured {results['date']} on {results['machine']}; the server on one core (2 workers "
-        f"on both), wrk on another; median of {results['rounds']} rounds of {results['seconds']:g} s."
+        f"on both), wrk on another; median of {rounds} of {results['seconds']:g} s, in turns."
     )
 
 
