@@ -47,6 +47,13 @@ FAULTS = [
         f"{_TOKENS}::test_01_the_algorithm_is_not_taken_from_the_token",
     ),
     Fault(
+        1,
+        "bff/auth.py",
+        "if not _signs(key, signed, signature):",
+        "if False:",
+        f"{_AUTH}::test_what_is_looked_at_before_pyjwt_changes_no_answer",
+    ),
+    Fault(
         2,
         "bff/auth.py",
         '_JWS.register_algorithm("HS256", _Hmac(hashlib.sha256))',
@@ -404,9 +411,37 @@ FAULTS = [
     Fault(
         32,
         "bff/wire.py",
-        "            self._received > self._bounds.head_bytes\n",
-        "            False\n",
+        "elif self._received - self._content > self._bounds.head_bytes or (",
+        "elif (",
         f"{_WIRE}::test_32_floods_of_headers_are_refused_early",
+    ),
+    Fault(
+        32,
+        "bff/wire.py",
+        "elif self._received - self._content > self._bounds.head_bytes or (",
+        "elif self._in_head and self._received - self._content > self._bounds.head_bytes or (",
+        f"{_LANE}::test_what_frames_a_body_is_bounded_as_a_head_is",
+    ),
+    Fault(
+        32,
+        "bff/wire.py",
+        "if not self._in_head:  # a trailer, which nobody reads",
+        "if False:",
+        f"{_LANE}::test_what_frames_a_body_is_bounded_as_a_head_is",
+    ),
+    Fault(
+        32,
+        "bff/lane.py",
+        "return 2 * len(lines) + _OVERHEAD + _VALUE_OVERHEAD * values",
+        "return 2 * len(lines) + _OVERHEAD",
+        f"{_LANE}::test_what_header_lines_cost_is_no_less_than_what_they_take",
+    ),
+    Fault(
+        32,
+        "bff/lane.py",
+        "            self._granted = False\n",
+        "",
+        f"{_LANE}::test_of_header_lines_so_many_are_known_and_none_that_were_refused",
     ),
     Fault(
         32,
