@@ -296,7 +296,7 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     ),
     keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True),
     signer=st.sampled_from(KEYS),
-    cut=st.integers(0, 43),
+    cut=st.sampled_from((0, 20, 42, 43)),
     put=st.sampled_from((b"", b"", b"", b"=", b"==", b"!", b"\n", b"A", b"\xff", b".")),
     spare=st.integers(0, 3),
 )
@@ -307,7 +307,8 @@ def test_what_is_looked_at_before_pyjwt_changes_no_answer(
     signed = ".".join(b64(json.dumps(part).encode()) for part in parts).encode()
     signature = b64(hmac.digest(signer.encode(), signed, "sha256")).encode()
     last = _ALPHABET[_ALPHABET.index(signature[-1:]) + spare : len(_ALPHABET)][:1]  # spare bits
-    token = signed + b"." + signature[:cut] + put + signature[cut:-1] + last
+    signature = signature[:-1] + last
+    token = signed + b"." + signature[:cut] + put + signature[cut:]
 
     def alone(key: str) -> bool:
         try:
