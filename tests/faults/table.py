@@ -435,6 +435,20 @@ FAULTS = [
         f"{_LANE}::test_what_frames_a_body_is_bounded_as_a_head_is",
     ),
     Fault(
+        0,
+        "bff/store.py",
+        "except Exception as exc:  # noqa: BLE001  whoever it was: what comes next is to be heard",
+        "except self._failures as exc:",
+        "tests/test_store.py::test_who_answers_as_no_store_does_makes_nobody_deaf",
+    ),
+    Fault(
+        0,
+        "bff/store.py",
+        "if not isinstance(replicas, int):  # whoever says that is no store",
+        "if False:",
+        "tests/test_store.py::test_who_answers_as_no_store_does_makes_nobody_deaf",
+    ),
+    Fault(
         32,
         "bff/sessions.py",
         "len(segment) > _MAX_RAW or ",
