@@ -86,6 +86,21 @@ class Doors:
             del self._by_address[address]
 
 
+class _Open:
+    """A transport to answer on: if a browser is gone, nothing is written (uvloop's would raise)."""
+
+    __slots__ = ("_write", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._write = transport.write
+        self.close, self.is_closing = transport.close, transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, while anyone may read it."""
+        if not self.is_closing():
+            self._write(data)
+
+
 class Guard(HttpToolsProtocol):
     """uvicorn's protocol within bounds; whole requests on a kept connection cost no timer more.
 
@@ -253,6 +268,7 @@ class Guard(HttpToolsProtocol):
     def _hand_on(self) -> None:
         """Let the application have the request."""
         super().on_headers_complete()
+        self.cycle.transport = _Open(self.transport)  # type: ignore[assignment]
         self._in_head = False
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False

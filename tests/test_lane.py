@@ -765,6 +765,25 @@ async def test_shutting_down_closes_idle_connections_and_finishes_loads(clock: C
         assert loading.closed
 
 
+async def test_a_browser_that_left_is_no_failure_of_ours(clock: Clock) -> None:
+    async with both(clock) as sides:
+        for side in sides:
+            wire = side.connect()
+
+            def write(data: Any, wire: Wire = wire) -> None:  # as uvloop's does: reset, then closed
+                if wire.closed:
+                    raise RuntimeError("the handler is closed")
+                wire.sent += data
+                wire.close()
+
+            wire.write = write  # type: ignore[method-assign]
+            await side.feed(wire, request(GOOD))
+            counts, lines = side.told()
+            assert wire.sent.startswith(b"HTTP/1.1 200")
+            assert [key for key in counts if key[0] == "bff_requests" and key[2] == 500] == []
+            assert [line["event"] for line in lines if line["event"] == "request_failed"] == []
+
+
 async def test_what_nobody_foresaw_is_told_as_json(clock: Clock) -> None:
     async with both(clock) as sides:
         for side in sides:

@@ -449,6 +449,13 @@ FAULTS = [
         "tests/test_store.py::test_who_answers_as_no_store_does_makes_nobody_deaf",
     ),
     Fault(
+        33,
+        "bff/wire.py",
+        "if not self.is_closing():",
+        "if True:",
+        f"{_LANE}::test_a_browser_that_left_is_no_failure_of_ours",
+    ),
+    Fault(
         32,
         "bff/sessions.py",
         "len(segment) > _MAX_RAW or ",
