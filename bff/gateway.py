@@ -48,6 +48,11 @@ SLOW_SECONDS = 1.0
 SAMPLE = 1000
 """Of this many answers with a session, one is logged."""
 
+_MAX_TAGS = 32
+"""Of an `If-None-Match`, so many are looked at: a head full of commas costs 500 hits."""
+_MAX_COOKIES = 256
+"""More than any browser keeps for one host (180)."""
+
 _OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 """Codes of refusals that no other session of a list would change."""
 
@@ -300,7 +305,10 @@ class Gateway:
             and fields.fetch_site == b"same-origin"
             and fields.origin is None
         ):
-            pairs = (pair.strip().partition(b"=") for pair in b";".join(fields.cookies).split(b";"))
+            cookies = b";".join(fields.cookies)
+            if cookies.count(b";") > _MAX_COOKIES:
+                raise Refusal("bad_request", "Send fewer cookies")
+            pairs = (pair.strip().partition(b"=") for pair in cookies.split(b";"))
             found = [value for name, _, value in pairs if name == self._token_cookie and value]
             if len(found) > 1:
                 raise Refusal("bad_request", "Send the token's cookie once")
@@ -766,5 +774,6 @@ def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
         return False
     if if_none_match == etag:
         return True
-    candidates = (part.strip().removeprefix(b"W/") for part in if_none_match.split(b","))
+    parts = if_none_match.split(b",", _MAX_TAGS)
+    candidates = (part.strip().removeprefix(b"W/") for part in parts)
     return any(candidate in (etag, b"*") for candidate in candidates)

@@ -43,6 +43,8 @@ _MAX_KNOWN: Final = 32 * 1024 * 1024
 """Bytes, about, that may be kept of header lines and of what they say."""
 _OVERHEAD: Final = 500
 """Bytes that it costs beyond twice the lines."""
+_VALUE_OVERHEAD: Final = 40
+"""The same for each value of a header that may stand many times."""
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 """What a path without query and fragment consists of (RFC 3986 §3.3)."""
 _LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
@@ -102,10 +104,9 @@ class Shared:
         lines = data[line.end() :] if line else b""
         if lines and lines not in self._known:
             self._known[lines] = fields
-            self._bytes += 2 * len(lines) + _OVERHEAD
+            self._bytes += _cost(lines, fields)
             while self._bytes > _MAX_KNOWN:
-                oldest, _ = self._known.popitem(last=False)
-                self._bytes -= 2 * len(oldest) + _OVERHEAD
+                self._bytes -= _cost(*self._known.popitem(last=False))
 
     def read(self, data: bytes, peer: str) -> Head | None:
         """Read the head of a request whose header lines are known; None for any other bytes."""
@@ -114,7 +115,12 @@ class Shared:
         if line is None or fields is None:
             return None
         method, path, id_ = line.groups()
-        return Head(method.decode(), path, fields, peer, id_.decode(), lane="fast")
+        return Head(method.decode(), path, fields, peer, id_.decode())
+
+
+def _cost(lines: bytes, fields: Fields) -> int:
+    values = len(fields.forwarded) + len(fields.cookies)
+    return 2 * len(lines) + _OVERHEAD + _VALUE_OVERHEAD * values
 
 
 class Lane(Guard):
@@ -221,7 +227,7 @@ class Lane(Guard):
             self._incomplete = False
             method = self.parser.get_method().decode()
             self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
-            head.lane = "fast"
+            self._granted = False
             reply = self._decide(head) if self._load is None else None
             if reply is not None:
                 parts = self._parts(reply)
@@ -245,6 +251,7 @@ class Lane(Guard):
     def _decide(self, head: Head) -> Reply | None:
         """Answer a request; None if that has to wait, for `_load`."""
         shared = self._shared
+        head.lane = "fast"  # again: what had to wait the last time may be a hit now
         try:
             answer = shared.gateway.decide(head, *shared.clock())
         except Exception as exc:  # noqa: BLE001  as in `asgi.ErrorBoundary`

@@ -14,6 +14,8 @@ from typing import Protocol
 
 MAX_RESET = 60.0
 """Seconds: the official SDK waits for a reset however far it is, so none is further away."""
+_MAX_HOPS = 32
+"""More trusted proxies in a row than anyone has; what stands left of them is not even split."""
 
 Network = IPv4Network | IPv6Network
 
@@ -350,7 +352,7 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
     if not forwarded or not trusted or not is_trusted(peer, trusted):
         return peer
     address = peer
-    hops = b",".join(forwarded).decode("latin-1").split(",")
+    hops = b",".join(forwarded).decode("latin-1").rsplit(",", _MAX_HOPS)
     for hop in reversed(hops):
         candidate = _without_port(hop.strip())
         try:

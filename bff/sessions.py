@@ -14,6 +14,8 @@ from bff.errors import Refusal
 LIST_ROUTE = b"/api/v1/sessions"
 ROUTE = b"/api/v1/sessions/"
 MAX_ID_CHARACTERS = 256
+_MAX_RAW = 12 * MAX_ID_CHARACTERS
+"""Bytes of a raw segment: a character has up to four, each of them three when it is encoded."""
 MAX_DEPTH = 64
 """Levels of nesting in a document; the measured ones have five."""
 
@@ -39,7 +41,7 @@ def parse_id(segment: bytes) -> str:
             dots alone, an HTTP client resolves them, and ``/api/v1/sessions/.`` would then ask
             for the list of all sessions, with the secret key.
     """
-    if b"/" in segment or _ESCAPE.search(segment):
+    if len(segment) > _MAX_RAW or b"/" in segment or _ESCAPE.search(segment):
         raise Refusal("invalid_session_id")
     try:
         id_ = unquote_to_bytes(segment).decode()

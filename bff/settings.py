@@ -305,7 +305,10 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         "the same per IPv4 address or IPv6 /64 that is not a trusted proxy",
     ),
     "BFF_MAX_HEAD_BYTES": Setting(
-        parse.count, "65536", "`65536`", "bytes of a request's line and headers; more is a 431"
+        parse.count,
+        "65536",
+        "`65536`",
+        "bytes of a request's line and headers, or of what frames its body; more is a 431",
     ),
     "BFF_MAX_HEADERS": Setting(parse.count, "100", "`100`", "headers of a request; more is a 431"),
     "BFF_REQUEST_TIMEOUT": Setting(

@@ -296,6 +296,10 @@ class Store:
         seen = round(SEEN_SECONDS * 1000)
         command = ("EVAL", _BEAT, 1, f"{_PREFIX}:replicas", self._name, seen)
         (replicas,) = await self._ask([command], within)
+        if not isinstance(replicas, int):  # whoever says that is no store
+            self._led_astray, self._error = True, self._errors.InvalidResponse()
+            self._lost("InvalidResponse")
+            raise Away
         self.replicas = max(1, replicas)
         self.reason = None
         self._beats += 1
@@ -446,7 +450,11 @@ class Store:
                     connected = True
                 block = _BLOCK_MILLISECONDS if caught_up.is_set() else None
                 streams = await self._listener.xread(last, count=_MAX_BATCH, block=block)
-            except self._failures as exc:
+                for key, messages in streams or ():
+                    for number, fields in messages:
+                        last[key.decode()] = number
+                        self._hear(heard, fields)
+            except Exception as exc:  # noqa: BLE001  whoever it was: what comes next is to be heard
                 if self._is_foreign(exc):
                     await self._drop_foreign_streams()
                 connected, late = False, True
@@ -454,16 +462,12 @@ class Store:
                 continue
             if not streams:
                 caught_up.set()
-            for key, messages in streams or ():
-                for number, fields in messages:
-                    last[key.decode()] = number
-                    self._hear(heard, fields)
 
     async def _drop_foreign_streams(self) -> None:
         for key in map(_stream_key, _STREAMS):
             try:
                 await self._listener.xrevrange(key, count=1)
-            except self._failures as exc:
+            except Exception as exc:  # noqa: BLE001
                 if self._is_foreign(exc):
                     self._count("foreign", 1)
                     self.tell(("UNLINK", key))

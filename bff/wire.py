@@ -86,6 +86,21 @@ class Doors:
             del self._by_address[address]
 
 
+class _Open:
+    """A transport to answer on: if a browser is gone, nothing is written (uvloop's would raise)."""
+
+    __slots__ = ("_write", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._write = transport.write
+        self.close, self.is_closing = transport.close, transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, while anyone may read it."""
+        if not self.is_closing():
+            self._write(data)
+
+
 class Guard(HttpToolsProtocol):
     """uvicorn's protocol within bounds; whole requests on a kept connection cost no timer more.
 
@@ -107,6 +122,8 @@ class Guard(HttpToolsProtocol):
         """Bytes of the read under way."""
         self._received = 0
         """Bytes of the reads that the request under way is in, so no less than its own."""
+        self._content = 0
+        """Bytes of its body, without what frames them."""
         self._incomplete = True
         """A request is under way; or the first one of the connection is awaited."""
         self._in_head = True
@@ -161,9 +178,8 @@ class Guard(HttpToolsProtocol):
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
-        elif self._in_head and (
-            self._received > self._bounds.head_bytes
-            or (self.headers is not None and len(self.headers) > self._bounds.headers)
+        elif self._received - self._content > self._bounds.head_bytes or (
+            self._in_head and self.headers is not None and len(self.headers) > self._bounds.headers
         ):
             self._refuse(Refusal("head_too_large"))
         elif self._deadline is None or self._received == self._chunk:  # it began in this read
@@ -198,10 +214,12 @@ class Guard(HttpToolsProtocol):
             self._received = self._chunk
         self._incomplete = self._in_head = True
         self._framed = self._body = False
-        self._hosts = 0
+        self._content = self._hosts = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; remember whether it announces a body."""
+        """Keep a header of the head; remember whether it announces a body."""
+        if not self._in_head:  # a trailer, which nobody reads
+            return
         name = name.lower()
         if name == b"host":
             self._hosts += 1
@@ -250,9 +268,15 @@ class Guard(HttpToolsProtocol):
     def _hand_on(self) -> None:
         """Let the application have the request."""
         super().on_headers_complete()
+        self.cycle.transport = _Open(self.transport)  # type: ignore[assignment]
         self._in_head = False
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Note how much of what comes is a body: the rest, trailers above all, is bounded."""
+        self._content += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the request is complete."""

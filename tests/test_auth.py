@@ -4,12 +4,16 @@ import base64
 import hashlib
 import hmac
 import json
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
 from world import ENVIRONMENT_ID, OWN_KEY, claims, read, sign
 
 from bff import sessions
-from bff.auth import Issuer, Verifier, mint
+from bff.auth import _JWS, Issuer, Verifier, mint
 from bff.errors import Refusal
 
 NOW = 1_800_000_000.0
@@ -276,3 +280,46 @@ def test_a_clock_that_runs_ahead_a_little_is_no_reason_to_refuse(verifier: Verif
     token = sign(claims(NOW, *read("chat-1"), iat=NOW + 60)).encode()
 
     assert verifier.verify(token, NOW).issued == NOW + 60
+
+
+KEYS = ("k" * 40, "k" * 41, "k" * 40 + "\0", "x" * 64, "x" * 65, "\u00e9" * 30)
+"""Some are each other's prefix; two are one, for HMAC fills a key up with zeros."""
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+@hypothesis(max_examples=150, deadline=None)
+@given(
+    header=st.dictionaries(
+        st.sampled_from(("alg", "kid", "b64", "crit", "typ")),
+        st.sampled_from(("HS256", "none", "HS384", True, False, None, 1, ["b64"], ["x"], [])),
+        max_size=3,
+    ),
+    keys=st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True),
+    signer=st.sampled_from(KEYS),
+    cut=st.sampled_from((0, 20, 42, 43)),
+    put=st.sampled_from((b"", b"", b"", b"=", b"==", b"!", b"\n", b"A", b"\xff", b".")),
+    spare=st.integers(0, 3),
+)
+def test_what_is_looked_at_before_pyjwt_changes_no_answer(
+    header: dict[str, Any], keys: list[str], signer: str, cut: int, put: bytes, spare: int
+) -> None:
+    parts = ({"alg": "HS256"} | header, claims(NOW, *read("chat-1")))
+    signed = ".".join(b64(json.dumps(part).encode()) for part in parts).encode()
+    signature = b64(hmac.digest(signer.encode(), signed, "sha256")).encode()
+    last = _ALPHABET[_ALPHABET.index(signature[-1:]) + spare : len(_ALPHABET)][:1]  # spare bits
+    signature = signature[:-1] + last
+    token = signed + b"." + signature[:cut] + put + signature[cut:]
+
+    def alone(key: str) -> bool:
+        try:
+            return bool(_JWS.decode(token, key, algorithms=["HS256"]))
+        except Exception:  # noqa: BLE001
+            return False
+
+    verifier = Verifier([Issuer("d", None, tuple(keys))], sessions.grant)
+    try:
+        accepted = verifier.verify(token, NOW).environment == "d"
+    except Refusal as refusal:
+        accepted = False
+        assert refusal.code == "token_invalid"
+    assert accepted == any(map(alone, keys))

@@ -507,9 +507,11 @@ async def test_if_none_match_is_looked_at_last(world: World) -> None:
     same = await world.get("chat-1", if_none_match=f'"other", W/{etag}')
     star = await world.get("chat-1", if_none_match="*")
     other = await world.get("chat-1", if_none_match='"other"')
+    late = await world.get("chat-1", if_none_match='"other",' * 40 + etag)
     unnamed = await world.get("chat-1", *read("chat-2"), if_none_match=etag)
 
     assert [r.status_code for r in (same, star, other, unnamed)] == [304, 304, 200, 403]
+    assert late.status_code == 200, "a list without end is not read to its end"
     assert same.content == b""
     assert same.headers["etag"] == etag
     assert same.headers["cache-control"] == "private, no-cache"

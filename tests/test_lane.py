@@ -11,6 +11,7 @@ import gc
 import json
 import random
 import re
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from world import FRIENDLY, OFF, ORIGIN, PATH, SECRET_KEY, Clock, World, claims,
 from bff import lane, server
 from bff.cli import main
 from bff.demo.upstream import session
-from bff.head import Head
+from bff.head import Fields, Head
 from bff.lane import Lane
 from bff.wire import MAX_PIPELINED, Guard
 
@@ -397,6 +398,26 @@ async def test_of_header_lines_so_many_are_known_and_none_that_were_refused(
         bad = authorization(key="k" * 40)
         assert await asked(bad, method="GET", target="a") == 1
         assert await asked(bad, method="GET", target="b") == 1
+        assert await asked() == 1
+        assert await asked(TYPE_WIDE, method="GET", target="nope") == 1
+        assert await asked(TYPE_WIDE, method="HEAD", target="nope") == 1, "what is loaded may be"
+
+
+@pytest.mark.parametrize("name", [b"cookie", b"x-forwarded-for", b"x"])
+def test_what_header_lines_cost_is_no_less_than_what_they_take(name: bytes) -> None:
+    """Whoever asks, with the shortest values and as many as may be."""
+    values = [b"%02x" % n for n in range(98)]
+    lines = b"".join(b"%b:%b\r\n" % (name, value) for value in values)
+    known = lane.Shared(None, None)  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for n in range(200):
+            fields = Fields.read([(name, bytes(bytearray(value))) for value in values])
+            known.keep(b"GET %bx HTTP/1.1\r\nhost:%d\r\n" % (PATH.encode(), n) + lines, fields)
+        assert tracemalloc.get_traced_memory()[0] - before < known._bytes
+    finally:
+        tracemalloc.stop()
 
 
 async def test_bytes_that_are_known_mean_nothing_within_a_request(clock: Clock) -> None:
@@ -506,6 +527,42 @@ async def test_the_bounds_of_a_head_hold(clock: Clock, data: bytes, status: byte
         answer = await same(sides, first + data)
         assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"204"], "closed after what was due"
         assert sides[0].told() == sides[1].told()
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"0\r\n" + b"x: y\r\n" * 12_000,
+        b"0\r\nx: " + b"y" * 70_000,
+        b"1\r\na\r\n" * 14_000,
+        b"1;" + b"x" * 70_000,
+    ],
+    ids=["trailers", "a trailer", "chunks", "extension"],
+)
+async def test_what_frames_a_body_is_bounded_as_a_head_is(clock: Clock, tail: bytes) -> None:
+    async with both(clock) as sides:
+        head = request("transfer-encoding: chunked", method="POST")
+        wires = [side.connect() for side in sides]
+        pieces = [tail[n : n + 10_000] for n in range(0, len(tail), 10_000)]
+        answer = await same(sides, head, *pieces, wires=wires)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"405"]
+        assert [wire.ended for wire in wires] == [True, True]
+        assert [len(wire.protocol.headers) for wire in wires] == [2, 2], "no trailer is kept"
+        answer = await same(sides, head + tail)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"431"]
+        assert sides[0].told() == sides[1].told()
+
+
+async def test_a_body_may_be_longer_than_its_frame_and_its_trailers_say_nothing(
+    clock: Clock,
+) -> None:
+    async with both(clock) as sides:
+        wires = [side.connect() for side in sides]
+        head = request("transfer-encoding: chunked", method="POST")
+        chunk = b"%x\r\n%b\r\n" % (50_000, b"x" * 50_000)
+        end = b"0\r\nhost: y\r\nauthorization: x\r\n\r\n"
+        answer = await same(sides, head, *[chunk] * 10, end, request(GOOD), wires=wires)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"405", b"200"]
 
 
 @pytest.mark.parametrize("good", [request(method="OPTIONS"), request(GOOD)], ids=["hit", "load"])
@@ -708,6 +765,25 @@ async def test_shutting_down_closes_idle_connections_and_finishes_loads(clock: C
         assert loading.closed
 
 
+async def test_a_browser_that_left_is_no_failure_of_ours(clock: Clock) -> None:
+    async with both(clock) as sides:
+        for side in sides:
+            wire = side.connect()
+
+            def write(data: Any, wire: Wire = wire) -> None:  # as uvloop's does: reset, then closed
+                if wire.closed:
+                    raise RuntimeError("the handler is closed")
+                wire.sent += data
+                wire.close()
+
+            wire.write = write  # type: ignore[method-assign]
+            await side.feed(wire, request(GOOD))
+            counts, lines = side.told()
+            assert wire.sent.startswith(b"HTTP/1.1 200")
+            assert [key for key in counts if key[0] == "bff_requests" and key[2] == 500] == []
+            assert [line["event"] for line in lines if line["event"] == "request_failed"] == []
+
+
 async def test_what_nobody_foresaw_is_told_as_json(clock: Clock) -> None:
     async with both(clock) as sides:
         for side in sides:
@@ -784,6 +860,11 @@ async def test_the_lane_of_each_answer_is_counted(clock: Clock) -> None:
     async with both(clock) as sides:
         for data in (*[request(GOOD)] * 3, request(target="/healthz"), b"NOT HTTP\r\n\r\n"):
             await same(sides, data)
+        wires = [side.connect() for side in sides]
+        await same(sides, request(target="/healthz"), wires=wires)
+        clock.advance(60)
+        for _ in range(3):
+            await same(sides, request(GOOD), wires=wires)
         counted = [
             {k[1:]: n for k, n in side.world.telemetry.counts.items() if k[0] == "bff_requests"}
             for side in sides
@@ -792,17 +873,17 @@ async def test_the_lane_of_each_answer_is_counted(clock: Clock) -> None:
     assert (
         counted[0]
         == {
-            ("session", 200, "", "asgi"): 3,
-            ("page", 200, "", "asgi"): 1,
+            ("session", 200, "", "asgi"): 6,
+            ("page", 200, "", "asgi"): 2,
         }
         | refused
     )
     assert (
         counted[1]
         == {
-            ("session", 200, "", "asgi"): 1,
-            ("session", 200, "", "fast"): 2,
-            ("page", 200, "", "fast"): 1,
+            ("session", 200, "", "asgi"): 2,
+            ("session", 200, "", "fast"): 4,
+            ("page", 200, "", "fast"): 2,
         }
         | refused
     )

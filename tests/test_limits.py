@@ -92,6 +92,8 @@ TRUSTED = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
         ("fd00::1", [b"2001:db8::1"], "2001:db8::1"),
         ("local", [b"198.51.100.7"], "local"),
         ("10.0.0.1", [b"\xff\xfe"], "10.0.0.1"),
+        ("10.0.0.1", [b"6.6.6.6", *[b"10.2.2.2"] * 31], "6.6.6.6"),
+        ("10.0.0.1", [*[b"6.6.6.6"] * 1000, *[b"10.2.2.2"] * 32], "10.2.2.2"),
     ],
 )
 def test_only_what_trusted_proxies_say_counts(peer: str, forwarded, expected: str) -> None:

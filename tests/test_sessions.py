@@ -84,6 +84,13 @@ def test_refused(segment: bytes) -> None:
 
 def test_the_longest_id_is_counted_in_characters() -> None:
     assert sessions.parse_id(b"%C3%BC" * 256) == "ü" * 256
+    assert sessions.parse_id(b"%F0%9F%98%80" * 256) == "\U0001f600" * 256
+
+
+def test_what_is_too_long_however_it_reads_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "unquote_to_bytes", None)
+    with pytest.raises(Refusal, match="invalid_session_id"):
+        sessions.parse_id(b"%41" * 20_000)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The address of the store: who is there, what it takes to be let in, and what is said if not."""
 
 import asyncio
+import contextlib
 import io
 import logging
 import os
@@ -152,6 +153,34 @@ async def test_a_store_that_is_not_there_may_come_later(tmp_path: Path) -> None:
         with engine:
             await until(lambda: world.service.fleet.up)
             assert len(events(world, "store_there")) == 1
+
+
+async def test_who_answers_as_no_store_does_makes_nobody_deaf(replicas: Replicas) -> None:
+    """An address that led elsewhere for a moment: heartbeats and revocations come back."""
+
+    async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(65536):
+                writer.write(b"+OK\r\n" * 20)
+        writer.close()
+
+    impostor = await asyncio.start_server(agree, "127.0.0.1", 0)
+    async with impostor, Relay(replicas.engine.port) as relay:
+        (port,) = {socket.getsockname()[1] for socket in impostor.sockets}
+        with pytest.raises(StoreError, match="is no Valkey server"):
+            await replicas.add(BFF_STORE_URL=f"valkey://127.0.0.1:{port}")
+        one, two = await replicas.add(), await replicas.add(BFF_STORE_URL=relay.url)
+        asked = relay.opened
+        relay.target = port
+        relay.cut()
+        await until(lambda: not two.service.fleet.up)
+        await until(lambda: relay.opened >= asked + 4)
+        assert (await two.get("chat-1")).status_code == 200
+        relay.target = replicas.engine.port
+        relay.cut()
+        await until(lambda: two.service.fleet.up)
+        assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
+        await until(lambda: len(two.service.gateway.revocations) == 1)
 
 
 # -- what it takes to be let in

@@ -91,6 +91,9 @@ async def test_a_cookie_that_is_none_or_two(cookies: World) -> None:
     split = [("sec-fetch-site", "same-origin"), ("cookie", "a=b"), ("cookie", f"{NAME}={good}")]
     assert await ask(cookies, split) == (200, "")
     assert await ask(cookies, SAME | {"cookie": f"{NAME}=tr_dev_key"}) == (401, "secret_key_sent")
+    many = SAME | {"cookie": f"{NAME}={good}" + "; a=b" * 180}
+    assert await ask(cookies, many) == (200, "")
+    assert await ask(cookies, SAME | {"cookie": ";" * 300}) == (400, "bad_request"), "a flood"
 
 
 async def test_it_is_described(cookies: World) -> None:

@@ -186,6 +186,53 @@ _SMUGGLED = {
     "HTTP/0.9": "GET {path}\r\n\r\n",
     "HTTP/2 preface": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "CONNECT": "CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    "two hosts of HTTP/1.0": _GET.replace("1.1", "1.0") + "Host: g\r\n\r\n",
+    "folded host": _GET.replace("Host: g", "Host: g\r\n h") + "\r\n",
+    "space behind Host": _GET.replace("Host:", "Host :") + "\r\n",
+    "underscore in Host": _GET.replace("Host", "Ho_st") + "\r\n",
+    "host in a trailer": _CHUNKED.replace("Host: g\r\n", "") + "0\r\nHost: g\r\n\r\n",
+    "another's URL without host": _GET.replace("{path}", "http://g{path}").replace(
+        "Host: g\r\n", ""
+    )
+    + "\r\n",
+    "URL with a bad port": _GET.replace("{path}", "https://u:p@evil.example:99999{path}") + "\r\n",
+    "URL of a file": _GET.replace("{path}", "file://{path}") + "\r\n",
+    "host and port as target": _GET.replace("{path}", "g:80") + "\r\n",
+    "target without slash": _GET.replace("{path}", "api/v1/sessions/chat-1") + "\r\n",
+    "no target": _GET.replace("{path}", "") + "\r\n",
+    "tab in the target": _GET.replace("{path}", "{path}\tx") + "\r\n",
+    "NUL in the target": _GET.replace("{path}", "{path}\0") + "\r\n",
+    "beyond ASCII in the target": _GET.replace("{path}", "{path}é") + "\r\n",
+    "method in lower case": _GET.replace("GET", "get") + "\r\n",
+    "HTTP/1.2": _GET.replace("HTTP/1.1", "HTTP/1.2") + "\r\n",
+    "HTTP/3": _GET.replace("HTTP/1.1", "HTTP/3") + "\r\n",
+    "protocol in lower case": _GET.replace("HTTP/1.1", "http/1.1") + "\r\n",
+    "folded request line": _GET.replace("\r\n", "\r\n x: y\r\n", 1) + "\r\n",
+    "folded token": _GET.replace("Bearer ", "Bearer\r\n ") + "\r\n",
+    "no name": _GET + ": x\r\n\r\n",
+    "no colon": _GET + "x\r\n\r\n",
+    "control character in a name": _GET + "x\1y: z\r\n\r\n",
+    "beyond ASCII in a name": _GET + "é: z\r\n\r\n",
+    "bracket in a name": _GET + "(x): z\r\n\r\n",
+    "DEL in a value": _GET + "x: \x7f\r\n\r\n",
+    "CL of two zeros": _GET + "Content-Length: 00\r\n\r\n",
+    "CL beyond numbers": _BODY + "Content-Length: 99999999999999999999\r\n\r\n",
+    "empty CL": _BODY + "Content-Length:\r\n\r\n",
+    "CL with a space": _BODY + "Content-Length: 1 0\r\n\r\n",
+    "empty TE": _BODY + "Transfer-Encoding:\r\n\r\n",
+    "two TEs": _BODY + "Transfer-Encoding: chunked\r\n" * 2 + "\r\n0\r\n\r\n",
+    "parameter of TE": _BODY + "Transfer-Encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+    "TE behind a vertical tab": _BODY + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "CL in a trailer": _CHUNKED + "0\r\nContent-Length: 50\r\n\r\n",
+    "TE in a trailer": _CHUNKED + "0\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "quoted CRLF in a chunk extension": _CHUNKED + '1;a="\r\n"\r\nx\r\n0\r\n\r\n',
+    "bare LF behind chunks": _CHUNKED + "1\nx\n0\n\n",
+    "request in place of a trailer": _CHUNKED + "0\r\nGET /x HTTP/1.1\r\n\r\n",
+    "TLS": "\x16\x03\x01\x02\0\x01\0\x01",
+    "PROXY": "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + _GET + "\r\n",
+    "PROXY v2": "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + "\1" * 12 + _GET + "\r\n",
+    "SSH": "SSH-2.0-x\r\n",
+    "byte order mark": "\ufeff" + _GET + "\r\n",
 }
 
 
@@ -204,6 +251,55 @@ def test_29_what_two_parsers_may_read_differently_is_400_and_the_end(
     assert heard.replies[0].headers["connection"] == "close"
     assert json.loads(heard.replies[0].body)["code"] == "bad_request"
     assert len(upstream.seen) == before, "nothing was asked, for the first or for the second"
+
+
+def test_29_what_is_odd_and_plain_is_one_request_and_decided_as_any(
+    edge: Gateway, upstream: running_upstream
+) -> None:
+    """Each of them on one connection, at once, and then one more."""
+    token, other = edge.token(*read("chat-1")), edge.token(*read("chat-2"))
+    path, before = PATH + "chat-1", len(upstream.seen)
+    good = request(path, token=token)
+    odd = [
+        (200, good.replace(path.encode(), b"http://evil.example" + path.encode())),
+        (200, good.replace(b"Host: gateway", b"HOST:")),
+        (200, request(path, "X-Forwarded-Host: evil", "Forwarded: host=evil", token=token)),
+        (200, b"\r\n" * 20 + good),
+        (200, request(path, "X-HTTP-Method-Override: DELETE", "X-Method: PUT", token=token)),
+        (200, request(path, "Expect: 200-ok", "TE: trailers", "Range: bytes=0-0", token=token)),
+        (200, request(path, "X-Forwarded-For: " + "," * 9_000, token=token)),
+        (200, request(path, 'If-None-Match: "', "If-Match: x", token=token)),
+        (304, request(path, 'If-None-Match: "a", W/"b", *', token=token)),
+        (200, request(path, "If-None-Match: " + '"a",' * 2_000, token=token)),
+        (403, request(path, "If-None-Match: *", token=other)),
+        (401, request(path, "If-None-Match: *")),
+        (404, request("*", token=token)),
+        (404, request("//evil" + path, token=token)),
+        (404, request("/" + path[1:].replace("/", "\\"), token=token)),
+        (403, request(path + ";x=y", token=token)),
+        (410, request(PATH + "../../../healthz", token=token)),
+        (405, request(path, token=token, method="PURGE")),
+        (405, request(path, token=token, method="TRACE")),
+        (401, request(path + "?access_token=" + token)),
+        (401, request(path, f"Proxy-Authorization: Bearer {token}")),
+        (401, request(path, f"Authorization: Bearer {token}, Bearer {other}")),
+        (401, request(path, f"Authorization: Bearer\xa0{token}")),
+        (401, request(path, f"Authorization: {token}")),
+        (401, request(path, "Authorization: Bearer " + "." * 9_000)),
+        (401, request(path, f"Cookie: token={token}", "Sec-Fetch-Site: same-origin")),
+        (400, request(path, "Authorization:", token=token)),
+        (400, request(path, f"Origin: {ORIGIN}", "Origin: https://evil.example", token=token)),
+        (200, request(path, f"Origin: {ORIGIN}, https://evil.example", token=token)),
+        (200, request(path, "Origin: %s%(remaining)d", token=token)),
+        (200, request(path, "Connection: keep-alive, close", token=token)),
+    ]
+
+    heard = talk(edge.port, b"".join(data for _, data in odd), b"")
+
+    assert heard.statuses == [status for status, _ in odd]
+    assert heard.closed
+    assert {reply.headers.get("access-control-allow-origin") for reply in heard.replies} == {None}
+    assert {seen.raw_path for seen in upstream.seen[before:]} <= {path}
 
 
 def test_29_nothing_is_answered_behind_the_last_request(
