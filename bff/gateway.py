@@ -290,7 +290,10 @@ class Gateway:
         return caller
 
     def _still_good(self, visit: Visit, caller: Caller[Grant]) -> None:
-        if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
+        revocations = self.revocations
+        if revocations.any and revocations.token(
+            caller.jti, caller.subjects, caller.issued, visit.wall
+        ):
             raise Refusal("token_revoked")
 
     def _from_cookie(self, fields: Fields) -> bytes | None:
@@ -639,7 +642,7 @@ class Gateway:
         """Answer with a copy, if this caller may read this session: the one door out."""
         self._authorize(visit, caller, copy)
         self._unreserve(visit)  # it was no probe
-        self.telemetry.count("bff_cache", result)
+        self.telemetry.counts["bff_cache", result] += 1
         self.telemetry.observe("bff_age_served_seconds", max(0.0, visit.now - copy.loaded))
         self._served += 1
         if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
@@ -651,7 +654,7 @@ class Gateway:
         if (
             copy.environment != caller.environment
             or not caller.granted.covers(copy.id, copy.external_id)
-            or self._revoked(visit, caller, copy)
+            or (self.revocations.any and self._revoked(visit, caller, copy))
         ):
             raise Refusal("unauthorized")
 
@@ -676,7 +679,8 @@ class Gateway:
         fields = visit.head.fields
         reply = self._replies.session(
             what,
-            not_modified=_matches(fields.if_none_match, what.etag),
+            not_modified=fields.if_none_match is not None
+            and _matches(fields.if_none_match, what.etag),
             cache_status=how,
             window=visit.window,
             now=visit.now,
@@ -730,8 +734,9 @@ class Gateway:
         return self._count(visit, reply, refusal.code)
 
     def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
-        self.telemetry.count("bff_requests", visit.route, reply.status, code, visit.head.lane)
-        return replace(reply, body=b"") if visit.head.method == "HEAD" else reply
+        head = visit.head
+        self.telemetry.counts["bff_requests", visit.route, reply.status, code, head.lane] += 1
+        return replace(reply, body=b"") if head.method == "HEAD" else reply
 
 
 def _landed(load: Load) -> Found | Refusal | None:
@@ -768,10 +773,8 @@ def _bearer(authorization: bytes) -> bytes:
     return token.strip()
 
 
-def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
+def _matches(if_none_match: bytes, etag: bytes) -> bool:
     """RFC 9110 §13.1.2: weak comparison, a list, or ``*``."""
-    if if_none_match is None:
-        return False
     if if_none_match == etag:
         return True
     parts = if_none_match.split(b",", _MAX_TAGS)

@@ -162,7 +162,7 @@ FAULTS = [
     Fault(
         13,
         "bff/gateway.py",
-        "            or self._revoked(visit, caller, copy)\n",
+        "            or (self.revocations.any and self._revoked(visit, caller, copy))\n",
         "",
         _ANYTHING,
     ),
@@ -808,7 +808,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway.py",
-        "            or self._revoked(visit, caller, copy)\n        ):",
+        "            or (self.revocations.any and self._revoked(visit, caller, copy))\n        ):",
         "        ):",
         f"{_REVOCATIONS}::test_by_session_under_either_id",
     ),
