@@ -23,7 +23,7 @@ names in place of the scopes' check, and then for each of them the same copy, lo
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bff import listing, sessions
@@ -198,40 +198,33 @@ class Gateway:
             return self._uncounted(visit, lack)
 
     def _decide(self, visit: Visit) -> Reply | Load | Loads:
-        address = self._count_address(visit)
-        page = self._route(visit)
-        if page is not None:
-            return page
-        caller = self._authenticate(visit, address)
-        visit.address = address
-        if visit.route == "list":
-            wanted = self._wanted(visit, caller)
-            if caller.digest is None:
-                self._count_caller(visit, caller, address)
-            return self._list(visit, caller, wanted)
-        id_ = visit.head.id or sessions.parse_id(visit.head.path[len(sessions.ROUTE) :])
-        if not caller.granted.covers(id_):
-            if not sessions.may_be_alias(id_, caller.granted):
-                raise Refusal("unauthorized")
-            visit.probes = self._bad_tokens(address, visit.now)
-        digest = caller.digest
-        if digest is not None and not self.verdicts.good(digest, id_, visit.now):
-            return self._test(visit, caller, digest, id_)
-        self._count_caller(visit, caller, address)
-        return self._look_up(visit, caller, id_)
-
-    def _count_address(self, visit: Visit) -> str:
-        head, limiter = visit.head, self._limits.address
+        head, now = visit.head, visit.now
         address = head.peer
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
-        address = address_key(address)
-        if limiter is not None:
-            window = limiter.take(address, visit.now)
-            if window.exceeded:
+        visit.address = address = address_key(address)
+        if self._limits.address is not None:
+            window = self._limits.address.take(address, now)
+            if window.used > window.granted:
                 visit.window = window
                 raise Refusal("rate_limited")
-        return address
+        if head.id is not None and head.method == "GET":  # as nearly always
+            visit.route = "session"
+        elif (page := self._route(visit)) is not None:
+            return page
+        caller = self._authenticate(visit, address)
+        if visit.route == "list":
+            return self._decide_list(visit, caller)
+        id_ = head.id or sessions.parse_id(head.path[len(sessions.ROUTE) :])
+        if not caller.granted.covers(id_):
+            if not sessions.may_be_alias(id_, caller.granted):
+                raise Refusal("unauthorized")
+            visit.probes = self._bad_tokens(address, now)
+        digest = caller.digest
+        if digest is not None and not self.verdicts.good(digest, id_, now):
+            return self._test(visit, caller, digest, id_)
+        self._count_caller(visit, caller, address)
+        return self._look_up(visit, caller, id_)
 
     def _uncounted(self, visit: Visit, lack: Unleased) -> Wait:
         """The decision is made again from its start: what it counted would be counted twice."""
@@ -282,7 +275,8 @@ class Gateway:
         try:
             visit.token = fields.token or cookie or _bearer(fields.authorization or b"")
             caller = self.verifier.verify(visit.token, visit.wall)
-            self._still_good(visit, caller)
+            if self.revocations.any:
+                self._still_good(visit, caller)
         except Refusal as refusal:
             if refusal.kind.status == 401:  # noqa: PLR2004
                 self._count_bad_token(visit, address, refusal)
@@ -290,10 +284,7 @@ class Gateway:
         return caller
 
     def _still_good(self, visit: Visit, caller: Caller[Grant]) -> None:
-        revocations = self.revocations
-        if revocations.any and revocations.token(
-            caller.jti, caller.subjects, caller.issued, visit.wall
-        ):
+        if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
             raise Refusal("token_revoked")
 
     def _from_cookie(self, fields: Fields) -> bytes | None:
@@ -334,7 +325,7 @@ class Gateway:
         limiter = self._limits.bad_token
         return None if limiter is None else limiter.window(address, now)
 
-    def _wanted(self, visit: Visit, caller: Caller[Grant]) -> listing.Listing:
+    def _decide_list(self, visit: Visit, caller: Caller[Grant]) -> Reply | Loads:
         query = listing.parse(visit.head.query, visible=self.rules.visible, wall=visit.wall)
         if caller.granted.every:
             raise Refusal(
@@ -345,15 +336,17 @@ class Gateway:
         named = sessions.named(caller.granted)
         if not named:
             raise Refusal("unauthorized")
-        return listing.Listing(query, named, caller.key, visit.wall)
+        if caller.digest is None:
+            self._count_caller(visit, caller, visit.address)
+        return self._list(visit, caller, listing.Listing(query, named, caller.key, visit.wall))
 
     def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
         if self._limits.caller is not None and not visit.counted:
-            visit.window = window = self._limits.caller.take(
-                _counted_as(caller, address), visit.now
-            )
+            # Never by the token's bytes; without an actor they say no more than an environment.
+            key = caller.key if caller.has_actor else (caller.key, address)
+            visit.window = window = self._limits.caller.take(key, visit.now)
             visit.counted = True
-            if window.exceeded:
+            if window.used > window.granted:
                 raise Refusal("rate_limited")
 
     def failed(self, head: Head, exc: Exception) -> Reply:
@@ -641,7 +634,8 @@ class Gateway:
     ) -> Reply:
         """Answer with a copy, if this caller may read this session: the one door out."""
         self._authorize(visit, caller, copy)
-        self._unreserve(visit)  # it was no probe
+        if visit.reserved:
+            self._unreserve(visit)  # it was no probe
         self.telemetry.counts["bff_cache", result] += 1
         self.telemetry.observe("bff_age_served_seconds", max(0.0, visit.now - copy.loaded))
         self._served += 1
@@ -751,11 +745,6 @@ def _landed(load: Load) -> Found | Refusal | None:
     if load.last_resort and outcome.code != "not_found":
         return _last_resort(load.last_resort)
     return outcome
-
-
-def _counted_as(caller: Caller[Grant], address: str) -> Hashable:
-    """The key by which a caller is counted: never the token's bytes."""
-    return caller.key if caller.has_actor else (caller.key, address)
 
 
 def _last_resort(copy: Copy) -> Found:

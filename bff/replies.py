@@ -92,24 +92,24 @@ class Replies:
     """
 
     def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
-        self._any = "*" in origins
-        always = _ALWAYS_COOKIE if cookie else _ALWAYS
-        self._no_origin = always.encode()
-        self._by_origin = {
-            origin.encode("latin-1"): (
-                f"access-control-allow-origin: {origin}\r\n"
-                f"access-control-expose-headers: {_EXPOSED}\r\n{always}"
-            ).encode("latin-1")
-            for origin in origins
-        }
+        always = (_ALWAYS_COOKIE if cookie else _ALWAYS).encode()
 
-    def _lines_for(self, origin: bytes | None) -> bytes:
-        if origin is None:
-            return self._no_origin
-        return self._by_origin.get(b"*" if self._any else origin, self._no_origin)
+        def lines(origin: str) -> bytes:
+            allowed = f"access-control-allow-origin: {origin}\r\n"
+            return (
+                f"{allowed}access-control-expose-headers: {_EXPOSED}\r\n".encode("latin-1") + always
+            )
+
+        self._lines: dict[bytes | None, bytes] = {None: always}
+        """By origin."""
+        self._others = always
+        if "*" in origins:
+            self._others = lines("*")
+        else:
+            self._lines |= {origin.encode("latin-1"): lines(origin) for origin in origins}
 
     def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
-        return b"%bx-request-id: %b\r\n" % (self._lines_for(origin), request_id)
+        return b"%bx-request-id: %b\r\n" % (self._lines.get(origin, self._others), request_id)
 
     def preflight(self, origin: bytes | None, request_id: bytes) -> Reply:
         """Answer OPTIONS, for any path: what is not served must be readable too."""
@@ -133,7 +133,7 @@ class Replies:
     ) -> Reply:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
         age = max(0.0, now - copy.loaded)
-        common = self._lines_for(origin)
+        common = self._lines.get(origin, self._others)
         rate = rate_lines(window, now, wall) + lines
         if not_modified:
             return Reply(

@@ -20,9 +20,9 @@ class Grant:
     named: tuple[str, ...] = field(default=(), compare=False)
     """The same, each once, in the order of the token."""
 
-    def covers(self, *ids: str | None) -> bool:
-        """Whether any of the *ids* of one resource is granted."""
-        return self.every or not self.ids.isdisjoint(ids)
+    def covers(self, id_: str, other: str | None = None) -> bool:
+        """Whether a resource is granted by either of its ids."""
+        return self.every or id_ in self.ids or other in self.ids
 
 
 def grant(scopes: Iterable[object], *, action: str, type_: str) -> Grant:

@@ -70,7 +70,8 @@ def test_these_grant_nothing(text: str) -> None:
     granted = sessions.grant([text])
 
     assert not granted.every
-    assert not granted.covers("chat-1", "session_1", None)
+    assert not granted.covers("chat-1", "session_1")
+    assert not granted.covers("chat-1")
 
 
 @pytest.mark.parametrize(
