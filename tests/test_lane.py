@@ -145,6 +145,9 @@ class Side:
 
 @asynccontextmanager
 async def both(clock: Clock, **changes: str) -> AsyncIterator[tuple[Side, Side]]:
+    # Some connections linger for seconds: how many are open at once is a matter of time.
+    plenty = ("BFF_MAX_CONNECTIONS", "BFF_MAX_CONNECTIONS_PER_ADDRESS")
+    changes = dict.fromkeys(plenty, "1000000") | changes
     async with World(clock, **changes) as slow, World(clock, **changes) as fast:
         yield Side(slow, fast=False), Side(fast, fast=True)
 

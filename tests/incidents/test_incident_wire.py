@@ -343,7 +343,7 @@ def test_29_a_body_where_one_may_stand_is_not_read_as_a_request(
     post = request(PATH + "chat-1", f"Content-Length: {len(smuggled)}", token=token, method="POST")
 
     assert talk(edge.port, post + smuggled).statuses == [405]
-    assert len(upstream.seen) == before
+    assert not [seen for seen in upstream.seen[before:] if "smuggled" in seen.raw_path]
 
 
 _HEADERS = [

@@ -67,8 +67,8 @@ PLANTED = [
     Planted(
         "memory grew",
         "bff/gateway.py",
-        "reply.status, code, visit.head.lane)\n",
-        f"reply.status, code, visit.head.lane)\n        {_LEAK}(bytearray(200000))\n",
+        "reply.status, code, head.lane] += 1\n",
+        f"reply.status, code, head.lane] += 1\n        {_LEAK}(bytearray(200000))\n",
     ),
     Planted(
         "descriptors grew",
