@@ -65,7 +65,8 @@ def summary(results: dict[str, Any]) -> str:
         cells = [results["table"].get(workload, {}).get(name) for workload in shown]
         rates = [f"{cell['rate']:,.0f}" if cell else "—" for cell in cells]
         cpu = results["table"]["hits"][name]["cpu"]
-        lines.append(f"| {name} | {' | '.join(rates)} | {cpu:.0f} |")
+        shown_as = f"{name} (none of the job)" if name.startswith("bare") else name
+        lines.append(f"| {shown_as} | {' | '.join(rates)} | {cpu:.0f} |")
     return "\n".join([*lines, "", told(results)])
 
 
