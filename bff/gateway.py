@@ -198,6 +198,7 @@ class Gateway:
             return self._uncounted(visit, lack)
 
     def _decide(self, visit: Visit) -> Reply | Load | Loads:
+        # Every hit comes this way, so what is short is written out rather than called.
         head, now = visit.head, visit.now
         address = head.peer
         if head.fields.forwarded:

@@ -122,7 +122,7 @@ class Revocations:
         self._kept: dict[tuple[str, str], Revocation] = {}
         self._kinds = dict.fromkeys(KINDS, 0)
         self.any = False
-        """Whether there is one: as good as never, and a hit asks three times."""
+        """Whether there ever was one: as good as never, and a hit asks three times."""
 
     def __len__(self) -> int:
         return len(self._kept)
