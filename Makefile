@@ -44,11 +44,15 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
 
 simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against ten million sessions
-	$(BIN)/python tests/capacity.py
+	$(BIN)/python tests/programs/capacity.py
 
-programs: ## Install the programs that tests drive (Debian; as root)
-	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq \
-	  --no-install-recommends chromium haproxy nginx-light nodejs npm prometheus redis-server systemd
+# Debian's package of each program. A machine may have Node from elsewhere, with which Debian's npm
+# cannot be installed, so only what is missing is asked for.
+PROGRAMS = chromium:chromium haproxy:haproxy nginx:nginx-light node:nodejs npm:npm \
+  promtool:prometheus redis-server:redis-server systemd-analyze:systemd
+programs: ## Install the programs that tests drive and that are missing (Debian; as root)
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends \
+	  $$(for pair in $(PROGRAMS); do command -v $${pair%%:*} >/dev/null || echo $${pair##*:}; done)
 
 lock: ## Pin what is installed, with hashes (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
@@ -69,7 +73,7 @@ lock: ## Pin what is installed, with hashes (needs uv)
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
 	$(VENV)-audit/bin/cyclonedx-py requirements requirements/run.txt -o build/sbom.json
-	$(BIN)/python tests/sbom.py build/sbom.json
+	$(BIN)/python tests/programs/sbom.py build/sbom.json
 	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --order=license
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt || \
 	  { echo "NOT AUDITED, OR VULNERABLE: what could not be looked up counts as a failure."; exit 1; }

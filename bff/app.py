@@ -4,7 +4,6 @@ import asyncio
 import hmac
 import json
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,38 +14,50 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from bff import __version__, openapi, sessions
-from bff.asgi import Clock, Endpoint, ErrorBoundary, TracedEndpoint
-from bff.auth import Issuer, Verifier
-from bff.cache import Ages, Cache, Copy
+from bff import __version__
+from bff.clock import Clock, system_clock
+from bff.config.reload import Watch
+from bff.config.runtime import Environment, Limits, Rules
+from bff.config.settings import EnvironmentSettings, Settings, SettingsError, SourceSettings
+from bff.config.values import Rate
+from bff.copies.cache import Cache
 from bff.errors import Refusal
-from bff.fleet import Fleet, Space, fingerprint
-from bff.gateway import Gateway
-from bff.limits import Budget, Limiter
-from bff.loads import make_copy
-from bff.ops import Ops
-from bff.parse import Rate
-from bff.replies import Replies
-from bff.revocations import Revocations
-from bff.rules import Environment, Limits, Rules
-from bff.settings import EnvironmentSettings, Settings, SettingsError, SourceSettings
-from bff.siblings import Siblings
-from bff.sources import KeySet, Source, read_jwks, shared_key
-from bff.store import Store, StoreError
+from bff.gateway.decide import Gateway
+from bff.limits.budget import Budget
+from bff.limits.rate import Limiter
+from bff.ops.admin import Ops
+from bff.ops.key_refresh import Upkeep
+from bff.ops.tracing import TracedEndpoint, Tracing
+from bff.replicas.codec import Space, fingerprint
+from bff.replicas.sharing import Fleet
+from bff.replicas.valkey import Store, StoreError
+from bff.response import Replies
+from bff.server import fast_path
+from bff.server.asgi import Endpoint, ErrorBoundary
+from bff.server.connection import Bounds, Doors, Guard
+from bff.server.worker_ipc import Siblings
+from bff.sessions import ids, openapi
+from bff.sessions.copy import Ages, Copy, make_copy
 from bff.telemetry import Telemetry
-from bff.tracing import Tracing
-from bff.upkeep import Upkeep
-from bff.upstream import Client, Quota, Transport, Upstream
-from bff.verdicts import Verdicts
-from bff.watch import Watch
-from bff.wire import Bounds, Doors, Guard
+from bff.tokens.introspected import Verdicts
+from bff.tokens.issuers import Source
+from bff.tokens.jwks import KeySet, read_jwks, shared_key
+from bff.tokens.revocations import Revocations
+from bff.tokens.verify import Issuer, Verifier
+from bff.upstream.api import Quota, Upstream
+from bff.upstream.client import Client, Transport
 
 T = TypeVar("T")
 
+
 LAG_SECONDS = 0.5
 """Between two looks at how late the event loop is."""
+
+
 WATCH_SECONDS = 1.0
 """Between two looks at the files that settings came from."""
+
+
 FIXED = (
     "host",
     "port",
@@ -67,11 +78,6 @@ FIXED = (
     "max_connections_per_address",
 )
 """Settings that sockets and connections were opened with: a change of them waits for a restart."""
-
-
-def system_clock() -> tuple[float, float]:
-    """Read the two times: one that never jumps, and Unix seconds."""
-    return time.monotonic(), time.time()  # noqa: TID251  here real time enters
 
 
 class Service:
@@ -146,13 +152,12 @@ class Service:
             trusted=settings.trusted_proxies,
             count=lambda reason: telemetry.count("bff_closed_connections", reason),
         )
-        self.protocol = partial(
-            Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed
-        )
+        self.guard = partial(Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed)
+        """Makes the protocol of a connection on the browser port, without the fast path."""
+        # A span is a task's and a route is Starlette's: the fast path has neither.
+        fast = settings.fast_lane and tracing is None and not routes
+        self.protocol = fast_path.protocol(self.gateway, self.guard, clock) if fast else self.guard
         """Makes the protocol of each connection on the browser port."""
-        # A span is a task's and a route is Starlette's: the lane has neither.
-        self.fast_lane = settings.fast_lane and tracing is None and not routes
-        """Whether `bff.lane` may answer in its place."""
         telemetry.gauges = self._gauges
         self.upkeep = self._upkeep()
         self._keeping: asyncio.Task[None] | None = None
@@ -242,7 +247,7 @@ class Service:
         if known is not None and (known.issuers, known.sources) == (issuers, sources):
             verifier = known
         else:
-            verifier = Verifier(issuers, sessions.grant, sources=sources, before=known)
+            verifier = Verifier(issuers, ids.grant, sources=sources, before=known)
         environments = before.environments if before else {}
         limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
         return Rules(

@@ -20,17 +20,21 @@ import click
 import uvicorn
 import uvloop
 
-from bff import __version__, doctor, lane, server, settings
+from bff import __version__
 from bff import demo as demo_
-from bff.app import FIXED, WATCH_SECONDS, Service, system_clock
-from bff.auth import mint
-from bff.process import harden
-from bff.sessions import is_id
-from bff.siblings import Mailboxes, Siblings
-from bff.store import StoreError
+from bff.app import FIXED, WATCH_SECONDS, Service
+from bff.clock import system_clock
+from bff.config import reader, settings
+from bff.ops import check as checks
+from bff.ops.tracing import Tracing, TracingError
+from bff.replicas.valkey import StoreError
+from bff.server import run as server
+from bff.server.hardening import harden
+from bff.server.supervisor import supervise
+from bff.server.worker_ipc import Mailboxes, Siblings
+from bff.sessions.ids import is_id
 from bff.telemetry import Telemetry
-from bff.tracing import Tracing, TracingError
-from bff.workers import supervise
+from bff.tokens.mint import mint
 
 
 @click.group()
@@ -46,7 +50,7 @@ def _environ(**overrides: Any) -> dict[str, str]:
 
 def _settings(environ: dict[str, str]) -> settings.Settings:
     try:
-        return settings.load(environ)
+        return reader.load(environ)
     except settings.SettingsError as exc:
         _refuse(exc)
 
@@ -99,7 +103,7 @@ def _settings_now(
     problems: list[str] = []
     while True:
         try:
-            now = settings.load(environ)
+            now = reader.load(environ)
             return replace(now, **{name: getattr(began, name) for name in FIXED})
         except settings.SettingsError as exc:
             if exc.problems != problems:
@@ -109,8 +113,7 @@ def _settings_now(
 
 
 def _browser(service: Service) -> uvicorn.Config:
-    protocol = lane.protocol(service, system_clock)
-    return server.config(service.browser_app, lifespan=True, protocol=protocol)
+    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
 
 
 def _run(main_: Any) -> None:
@@ -154,7 +157,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             telemetry,
             tracing=tracing,
             siblings=siblings,
-            reload=lambda: settings.load(environ),
+            reload=lambda: reader.load(environ),
         )
         try:
             await service.connect()
@@ -222,15 +225,15 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     if url and not url.startswith(("https://", "http://")):
         raise click.UsageError("--url begins with https:// or http://")
     try:
-        told = settings.load(_environ())
+        told = reader.load(_environ())
     except settings.SettingsError as exc:
-        click.echo(f"{doctor.report(exc.told)}\n", err=True)
+        click.echo(f"{checks.report(exc.told)}\n", err=True)
         _refuse(exc)
-    click.echo(doctor.report(told.told))
+    click.echo(checks.report(told.told))
     click.echo("\nWhat browsers see")
-    for line in doctor.policy_lines(told):
+    for line in checks.policy_lines(told):
         click.echo(line)
-    for note in doctor.notes(told):
+    for note in checks.notes(told):
         click.echo(f"\nNote: {note}")
     click.echo("\nThe settings can be used.")
     if probe and not asyncio.run(_probe(told, url, session)):
@@ -240,14 +243,14 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
 async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
     problems = 0
 
-    async def show(title: str, findings: AsyncIterator[doctor.Finding]) -> None:
+    async def show(title: str, findings: AsyncIterator[checks.Finding]) -> None:
         nonlocal problems
         click.echo(f"\n{title}")
         async for finding in findings:
             click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
-            problems += finding.verdict is doctor.Verdict.PROBLEM
+            problems += finding.verdict is checks.Verdict.PROBLEM
 
-    async with aclosing(doctor.Prober(told, system_clock)) as prober:
+    async with aclosing(checks.Prober(told, system_clock)) as prober:
         if told.store_url is not None:
             await show("Store", prober.store())
         for environment in told.environments:

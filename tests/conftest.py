@@ -4,11 +4,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from clients import chromium as launch_chromium
-from engines import ENGINES, Engine
-from fleets import Replicas
 from playwright.sync_api import Browser
-from world import OFF, Clock, Gateway, World, running_upstream
+from support.clients import chromium as launch_chromium
+from support.engines import ENGINES, Engine
+from support.fleets import Replicas
+from support.world import OFF, Clock, Gateway, World, running_upstream
 
 # How long an example takes says something of the machine, and nothing of the code.
 hypothesis.settings.register_profile(

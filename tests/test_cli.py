@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
+from support.world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
 
-from bff import __version__, sessions
-from bff.auth import Issuer, Verifier
+from bff import __version__
+from bff.sessions import ids
+from bff.tokens.verify import Issuer, Verifier
 
 KEPT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 
@@ -122,7 +123,7 @@ def test_no_token_is_minted_for_what_is_no_id(ids: tuple[str, ...]) -> None:
 def test_token_mints_what_the_gateway_accepts() -> None:
     done = bff("token", "--session", "chat-1", "a/b", "--ttl", "60", "--actor", "ann")
     (token,) = done.stdout.split()
-    verifier = Verifier([Issuer("default", "env_test", (OWN_KEY,))], sessions.grant)
+    verifier = Verifier([Issuer("default", "env_test", (OWN_KEY,))], ids.grant)
 
     caller = verifier.verify(token.encode(), time.time())
 

@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from world import OFF, OWN_KEY, PATH, Gateway, World, http, read, running_upstream
+from support.world import OFF, OWN_KEY, PATH, Gateway, World, http, read, running_upstream
 
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
-from bff.gateway import SAMPLE
+from bff.gateway.decide import SAMPLE
 from bff.telemetry import LINES_PER_SECOND, METRICS, ServerLog, Telemetry
 
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
@@ -87,7 +87,7 @@ def test_the_documentation_names_every_error_code_and_no_other() -> None:
 def test_the_documentation_names_every_event_that_is_logged() -> None:
     section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`(\w+)`", section)) - {"request_id", "worker"}
-    sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").glob("*.py")]
+    sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").rglob("*.py")]
     logged = r"(?:log\.(?:info|warning|error)|\.often|\.exception)\(\s*\"(\w+)\""
 
     found = {event for source in sources for event in re.findall(logged, source)}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from starlette.routing import Route
 
-from bff import settings
-from bff.auth import mint
+from bff.config import reader, settings
 from bff.demo import playground
 from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
+from bff.tokens.mint import mint
 
 ENVIRONMENT_ID = "env_demo"
 TOKEN_SECONDS = 3600
@@ -31,7 +31,7 @@ class Demo:
 
     def settings(self, upstream_port: int, port: int, ops_port: int) -> settings.Settings:
         """Settings as an operator would write them."""
-        return settings.load(
+        return reader.load(
             {
                 "TRIGGER_SECRET_KEY": self.root_key,
                 "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",

@@ -16,12 +16,14 @@ from typing import Any, TextIO
 import uvloop
 from uvicorn.server import ServerState
 
-from bff import lane, server, settings
-from bff.app import Service, system_clock
-from bff.auth import mint
+from bff.app import Service
+from bff.clock import system_clock
+from bff.config import reader
 from bff.demo.upstream import session
-from bff.head import Head
+from bff.request import Head
+from bff.server import run as server
 from bff.telemetry import Telemetry
+from bff.tokens.mint import mint
 
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
@@ -58,7 +60,7 @@ class _Run:
         **changes: str,
     ) -> None:
         plenty = "999999999/minute"
-        told = settings.load(
+        told = reader.load(
             {
                 "TRIGGER_SECRET_KEY": "tr_dev_sk_bench",
                 "BFF_SIGNING_KEYS": KEY,
@@ -79,7 +81,7 @@ class _Run:
             document = json.loads(json.dumps(session(n, f"chat-{n}")))
             copy = gateway.loader._project(environment, document, system_clock()[0])
             gateway.cache.put(copy)
-        made = lane.protocol(self.service, system_clock)
+        made = self.service.protocol
         config = server.config(self.service.browser_app, lifespan=False, protocol=made)
         config.load()
         state = ServerState()

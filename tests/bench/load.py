@@ -19,12 +19,13 @@ from pathlib import Path
 import httpx2
 import uvloop
 
-from bff import settings
-from bff.app import Service, system_clock
-from bff.auth import mint
-from bff.head import Head
-from bff.replies import Reply
+from bff.app import Service
+from bff.clock import system_clock
+from bff.config import reader
+from bff.request import Head
+from bff.response import Reply
 from bff.telemetry import Telemetry
+from bff.tokens.mint import mint
 
 ORIGIN = Path(__file__).with_name("origin.py")
 KEY = "benchmark-signing-key-0123456789abcdef"
@@ -51,7 +52,7 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
 
 
 async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
-    told = settings.load(
+    told = reader.load(
         {
             "TRIGGER_SECRET_KEY": "tr_dev_sk_bench",
             "TRIGGER_API_URL": url,

@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from support.world import OFF, Clock, World, claims, read, sign
 from uvicorn.server import ServerState
-from world import OFF, Clock, World, claims, read, sign
 
-from bff import lane, server
 from bff.demo.upstream import session
-from bff.head import Fields, Head
+from bff.request import Fields, Head
+from bff.server import fast_path, run
 
 
 def resident() -> int:
@@ -67,7 +67,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         print(f"verified token: {(resident() - before) / len(gateway.verifier):,.0f} bytes "
               f"({len(gateway.verifier):,} kept of {tokens:,})")  # fmt: skip
 
-        shared, before = lane.Shared(gateway, clock), resident()
+        shared, before = fast_path.Shared(gateway, clock), resident()
         for one in made:
             headers = [(b"authorization", b"Bearer " + one), (b"origin", b"https://app.example")]
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
@@ -76,10 +76,9 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         print(f"known header lines: {(resident() - before) / len(made):,.0f} bytes, "
               f"{shared._bytes / len(shared._known):,.0f} by its own estimate")  # fmt: skip
 
-        config = server.config(
-            world.service.browser_app, lifespan=False,
-            protocol=lane.protocol(world.service, clock),
-        )  # fmt: skip
+        config = run.config(
+            world.service.browser_app, lifespan=False, protocol=world.service.protocol
+        )
         config.load()
         state = ServerState()
         line = f"GET /api/v1/sessions/chat-1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.token(*read('chat-1'))}\r\n\r\n"

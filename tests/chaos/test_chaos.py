@@ -14,9 +14,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hostile import LANES, WIDE_OPEN, descriptors, metric, resident
-from rawsockets import Behaviour, RawUpstream, Said, answered, asked, hang, request, reset, talk
-from world import PATH, SECRET_KEY, Gateway, World
+from support.hostile import LANES, WIDE_OPEN, descriptors, metric, resident
+from support.rawsockets import (
+    Behaviour,
+    RawUpstream,
+    Said,
+    answered,
+    asked,
+    hang,
+    request,
+    reset,
+    talk,
+)
+from support.world import PATH, SECRET_KEY, Gateway, World
 
 from bff.demo.upstream import session
 

@@ -8,33 +8,37 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network, ip_address
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from support.world import OFF, Clock, World, claims, sign
 from uvicorn.server import ServerState
-from world import OFF, Clock, World, claims, sign
 
-from bff import fleet, lane, limits, sessions
 from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
-from bff.head import Head
-from bff.policy import DEFAULT_FIELDS, Policy
-from bff.replies import Reply
-from bff.revocations import Revocation
-from bff.server import config
-from bff.wire import Guard
+from bff.limits import client_address
+from bff.replicas import codec
+from bff.request import Head
+from bff.response import Reply
+from bff.server.connection import Guard
+from bff.server.run import config
+from bff.sessions import ids
+from bff.sessions.document import parse_document
+from bff.sessions.policy import DEFAULT_FIELDS, Policy
+from bff.tokens.revocations import Revocation
 
 
 def segment(data: bytes) -> None:
     """An id survives the way upstream as one segment, or there is none."""
     try:
-        id_ = sessions.parse_id(data)
+        id_ = ids.parse_id(data)
     except Refusal as refusal:
         assert refusal.code == "invalid_session_id"
         return
-    path = sessions.path(id_)
-    last = path[len(sessions.ROUTE) :]
-    assert path.encode().startswith(sessions.ROUTE)
+    path = ids.path(id_)
+    last = path[len(ids.ROUTE) :]
+    assert path.encode().startswith(ids.ROUTE)
     assert re.fullmatch(r"[A-Za-z0-9_.~%-]+", last)
     assert last not in (".", "..")
     assert unquote_to_bytes(last) == unquote_to_bytes(data) == id_.encode()
@@ -44,7 +48,7 @@ def scopes(data: bytes) -> None:
     """Scopes grant what upstream grants for them."""
     texts = data.decode("latin-1").split("\n")
     document = {"id": "session_1", "externalId": texts.pop() or None}
-    granted = sessions.grant(texts)
+    granted = ids.grant(texts)
     assert granted.covers("session_1", document["externalId"]) == can_read(tuple(texts), document)
 
 
@@ -59,7 +63,7 @@ def document(data: bytes) -> None:
         changes = {}
     whole = session(1, "chat") | (changes if isinstance(changes, dict) else {"metadata": changes})
     try:
-        read = sessions.parse_document(json.dumps(whole).encode(), asked=str(whole["id"]))
+        read = parse_document(json.dumps(whole).encode(), asked=str(whole["id"]))
     except Refusal as refusal:
         assert refusal.code == "upstream_invalid"
         return
@@ -93,16 +97,16 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield path, json.dumps(value)
 
 
-_SPACE = fleet.Space("place", "rules", b"a key that no input can know")
+_SPACE = codec.Space("place", "rules", b"a key that no input can know")
 
 
 def stored(data: bytes) -> None:
     """A value of the store is read as what it is, or not at all; sealed by whomever."""
     about, _, body = data.partition(b"\n")
-    head, text = fleet._FORMAT + b" 1", about + b"\n" + body
-    for value in (data, b"%b %b\n%b" % (head, fleet._digest(head + b"\n" + text), text)):
-        assert fleet.decode_verdict(_SPACE, b"", "chat-1", value) is None, "without the key"
-        found = fleet.decode("space", "chat-1", value)
+    head, text = codec._FORMAT + b" 1", about + b"\n" + body
+    for value in (data, b"%b %b\n%b" % (head, codec._digest(head + b"\n" + text), text)):
+        assert codec.decode_verdict(_SPACE, b"", "chat-1", value) is None, "without the key"
+        found = codec.decode("space", "chat-1", value)
         if found is not None:
             assert "chat-1" in (found.id, found.external_id)
             assert isinstance(found.id, str)
@@ -125,12 +129,12 @@ def revocation(data: bytes) -> None:
 
 def forwarded(data: bytes) -> None:
     """The address is the peer's, or one that a trusted proxy told."""
-    trusted = [limits.IPv4Network("10.0.0.0/8")]
+    trusted = [IPv4Network("10.0.0.0/8")]
     values = data.split(b"\n")
-    assert limits.browser_address("192.0.2.1", values, trusted) == "192.0.2.1"
-    told = limits.browser_address("10.0.0.1", values, trusted)
-    limits.ip_address(told)
-    limits.address_key(data.decode("latin-1"))
+    assert client_address.browser_address("192.0.2.1", values, trusted) == "192.0.2.1"
+    told = client_address.browser_address("10.0.0.1", values, trusted)
+    ip_address(told)
+    client_address.address_key(data.decode("latin-1"))
 
 
 class _Transport(asyncio.Transport):
@@ -194,10 +198,8 @@ class Wire:
         service = self._world.service
         told = config(service.browser_app, lifespan=False)
         told.load()
-        kind: Any = service.protocol
-        if fast:
-            kind = lane.protocol(service, self._clock)
-            assert kind is not service.protocol
+        kind: Any = service.protocol if fast else service.guard
+        assert fast is (kind is not service.guard)
         protocol: Guard = kind(config=told, server_state=ServerState(), app_state={})
         transport = _Transport()
         protocol.connection_made(transport)

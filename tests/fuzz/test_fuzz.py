@@ -1,9 +1,9 @@
 """Each fuzz target for a moment; `make fuzz` gives them minutes and a fuzzer guided by coverage."""
 
 import pytest
+from fuzz.targets import SEEDS, TARGETS, WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from targets import SEEDS, TARGETS, WORDS
 
 
 @pytest.mark.parametrize("name", TARGETS)

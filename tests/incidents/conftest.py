@@ -2,9 +2,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile import LANES, WIDE_OPEN
-from kinds import KINDS, Kind
-from world import Gateway, World, running_upstream
+from support.hostile import LANES, WIDE_OPEN
+from support.kinds import KINDS, Kind
+from support.world import Gateway, World, running_upstream
 
 
 @pytest.fixture(scope="module", params=LANES)

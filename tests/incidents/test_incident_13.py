@@ -18,16 +18,16 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
-from hostile import ask, idle, told
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kinds import Kind
-from standin import Shared, StandIn
-from world import OWN_KEY, SECRET_KEY, Clock, World, sign
+from support.hostile import ask, idle, told
+from support.kinds import Kind
+from support.standin import Shared, StandIn
+from support.world import OWN_KEY, SECRET_KEY, Clock, World, sign
 
 from bff.demo.upstream import Answer, Seen, can_read, session
-from bff.replies import Reply
+from bff.response import Reply
 
 STORE = -1
 """Among replicas, what tells those that come back or start."""

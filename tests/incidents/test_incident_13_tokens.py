@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
-from test_incident_13 import GOOD, HOT, NEXT_SECRET_KEY, Machine, Minted
-from world import SECRET_KEY
+from incidents.test_incident_13 import GOOD, HOT, NEXT_SECRET_KEY, Machine, Minted
+from support.world import SECRET_KEY
 
 from bff.demo.upstream import Answer, Seen, can_read
-from bff.replies import Reply
+from bff.response import Reply
 
 VERDICT_SECONDS = 60.0
 

@@ -6,13 +6,13 @@ import random
 import time
 
 import pytest
-from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle, told
-from kinds import Kind
-from rawsockets import RawUpstream, answered, asked, request, talk
-from world import FRIENDLY, PATH, Gateway, World, read
+from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle, told
+from support.kinds import Kind
+from support.rawsockets import RawUpstream, answered, asked, request, talk
+from support.world import FRIENDLY, PATH, Gateway, World, read
 
-from bff.cache import Copy
 from bff.demo.upstream import session
+from bff.sessions.copy import Copy
 
 
 async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world: World) -> None:

@@ -1,9 +1,9 @@
 """Incidents 21 to 23: origins and addresses."""
 
 import pytest
-from hostile import ask
-from rawsockets import request, talk
-from world import ORIGIN, PATH, Gateway, World, read
+from support.hostile import ask
+from support.rawsockets import request, talk
+from support.world import ORIGIN, PATH, Gateway, World, read
 
 
 @pytest.mark.parametrize(

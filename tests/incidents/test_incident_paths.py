@@ -6,9 +6,18 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hostile import NOTHING_KEPT, WIDE_OPEN, ask, told
-from rawsockets import request, talk
-from world import ENVIRONMENT_ID, FRIENDLY, ORIGIN, PATH, Gateway, World, read, running_upstream
+from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, told
+from support.rawsockets import request, talk
+from support.world import (
+    ENVIRONMENT_ID,
+    FRIENDLY,
+    ORIGIN,
+    PATH,
+    Gateway,
+    World,
+    read,
+    running_upstream,
+)
 
 import bff
 from bff.demo.upstream import session
@@ -49,7 +58,7 @@ def test_05_no_host_changes_the_decision(
 
 
 def test_05_nothing_reads_the_url_that_a_framework_made_of_the_host() -> None:
-    for module in Path(bff.__file__).parent.glob("*.py"):
+    for module in Path(bff.__file__).parent.rglob("*.py"):
         assert not re.search(r"request\.(url|base_url)|\"path\"\]", module.read_text()), module
 
 

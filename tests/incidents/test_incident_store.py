@@ -4,12 +4,12 @@ import asyncio
 import json
 import random
 
-from engines import Engine
-from fleets import Relay, Replicas, until
-from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle
+from support.engines import Engine
+from support.fleets import Relay, Replicas, until
+from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle
 
 from bff.demo.upstream import session
-from bff.store import Away
+from bff.replicas.valkey import Away
 
 SPACE = "made:up"
 

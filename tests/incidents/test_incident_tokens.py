@@ -11,14 +11,14 @@ from types import SimpleNamespace
 
 import jwt
 import pytest
-from hostile import WIDE_OPEN, ask, resident, told
-from issuers import KeyPair
-from kinds import Kind
-from world import ENVIRONMENT_ID, OWN_KEY, World, claims, read, sign
+from support.hostile import WIDE_OPEN, ask, resident, told
+from support.issuers import KeyPair
+from support.kinds import Kind
+from support.world import ENVIRONMENT_ID, OWN_KEY, World, claims, read, sign
 
-from bff import sessions
-from bff.auth import Issuer, Verifier
 from bff.errors import Refusal
+from bff.sessions import ids
+from bff.tokens.verify import Issuer, Verifier
 
 _HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
 
@@ -86,10 +86,10 @@ def test_02_an_older_pyjwt_is_refused_at_start(
     monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     monkeypatch.setattr(jwt, "__version__", version)
-    monkeypatch.delitem(sys.modules, "bff.auth")
+    monkeypatch.delitem(sys.modules, "bff.tokens.verify")
 
     with pytest.raises(ImportError, match="install 2"):
-        importlib.import_module("bff.auth")
+        importlib.import_module("bff.tokens.verify")
 
 
 async def test_03_a_key_of_a_source_that_is_removed_ends_its_tokens_at_once(
@@ -132,7 +132,7 @@ async def test_03_a_verified_token_is_never_kept_past_its_end(of_kind: World, ki
 
 
 def test_04_a_hundred_thousand_tokens_take_bounded_memory() -> None:
-    verifier = Verifier([Issuer("e", ENVIRONMENT_ID, (OWN_KEY,))], sessions.grant)
+    verifier = Verifier([Issuer("e", ENVIRONMENT_ID, (OWN_KEY,))], ids.grant)
     wall = 1_800_000_000.0
     kept = sign(claims(wall, *read("chat-1"))).encode()
     padding = "x" * 6000
@@ -240,7 +240,7 @@ async def test_04_bad_tokens_of_any_kind_are_kept_nowhere(of_kind: World, kind: 
 
 def test_04_verifying_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures are looked at again each time: nothing of them is kept."""
-    verifier = Verifier([Issuer("e", None, (OWN_KEY,))], sessions.grant)
+    verifier = Verifier([Issuer("e", None, (OWN_KEY,))], ids.grant)
     checks = SimpleNamespace(count=0)
     original = verifier._check
 

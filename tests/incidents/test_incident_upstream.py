@@ -14,11 +14,22 @@ from typing import Any
 
 import httpx2
 import pytest
-from hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, eventually, metric, told
-from rawsockets import LOOPBACK, RawUpstream, answered, asked, request, reset, talk
-from world import OWN_KEY, PATH, SECRET_KEY, Gateway, World, claims, environ, http, read, sign
+from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, eventually, metric, told
+from support.rawsockets import LOOPBACK, RawUpstream, answered, asked, request, reset, talk
+from support.world import (
+    OWN_KEY,
+    PATH,
+    SECRET_KEY,
+    Gateway,
+    World,
+    claims,
+    environ,
+    http,
+    read,
+    sign,
+)
 
-from bff import settings
+from bff.config import reader, settings
 from bff.demo.upstream import Answer, Seen, session
 
 NEXT_KEY = "tr_dev_sk_NEXTsentinel00000000001"
@@ -134,7 +145,7 @@ def test_26_check_and_repr_name_no_secret() -> None:
     assert len(run.stdout.splitlines()) == len(told)
     for environment in told:
         try:
-            shown = repr(settings.load(environment))
+            shown = repr(reader.load(environment))
         except settings.SettingsError as exc:
             shown = repr(exc) + str(exc)
         assert "sentinel" not in shown
@@ -145,7 +156,7 @@ def test_26_the_process_shows_no_secret() -> None:
         process = Path(f"/proc/{gateway.process.pid}")
         limits = (process / "limits").read_text()
         arguments = (process / "cmdline").read_bytes()
-    code = "import ctypes; from bff.process import harden; harden(); "
+    code = "import ctypes; from bff.server.hardening import harden; harden(); "
     code += "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     dumpable = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
 
@@ -228,10 +239,10 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
 def test_27_plain_http_goes_to_loopback_only_or_when_named() -> None:
     for url in ("http://api.trigger.dev", "http://10.0.0.1", "http://127.0.0.1.evil.example"):
         with pytest.raises(settings.SettingsError, match="in the clear"):
-            settings.load(environ(TRIGGER_API_URL=url))
-        settings.load(environ(TRIGGER_API_URL=url, BFF_ALLOW_HTTP_API_URL="true"))
+            reader.load(environ(TRIGGER_API_URL=url))
+        reader.load(environ(TRIGGER_API_URL=url, BFF_ALLOW_HTTP_API_URL="true"))
     for url in ("http://127.0.0.1:3030", "http://localhost", "http://[::1]:1", "https://a.example"):
-        settings.load(environ(TRIGGER_API_URL=url))
+        reader.load(environ(TRIGGER_API_URL=url))
     told = set(settings.SETTINGS) - {"BFF_VERIFY"}  # who verifies tokens, not certificates
     assert not [name for name in told if "VERIFY" in name or "INSECURE" in name]
 

@@ -9,9 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hostile import WIDE_OPEN, eventually, metric, resident
-from rawsockets import LOOPBACK, RawUpstream, answered, asked, hang, request, talk
-from world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, World, read, running_upstream
+from support.hostile import WIDE_OPEN, eventually, metric, resident
+from support.rawsockets import LOOPBACK, RawUpstream, answered, asked, hang, request, talk
+from support.world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, World, read, running_upstream
 
 from bff.demo.upstream import session
 

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from engines import Engine
-from hostile import eventually, metric
-from world import (
+from support.engines import Engine
+from support.hostile import eventually, metric
+from support.world import (
     OWN_KEY,
     PATH,
     SECRET_KEY,

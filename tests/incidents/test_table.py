@@ -41,7 +41,7 @@ def test_every_incident_stands_in_the_table_with_its_tests() -> None:
 
 def test_what_protects_is_there() -> None:
     for number, (_, protection) in _table().items():
-        places = re.findall(r"`(bff/\w+\.py)(?:: ([\w.]+))?`", protection)
+        places = re.findall(r"`(bff/[\w/]+\.py)(?:: ([\w.]+))?`", protection)
         assert places, number
         for file, name in places:
             text = (ROOT / file).read_text()

@@ -8,14 +8,15 @@ from urllib.parse import quote, unquote_to_bytes
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from world import World
+from support.world import World
 
-from bff import sessions
 from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
-from bff.gateway import Load
-from bff.head import Head
-from bff.policy import DEFAULT_FIELDS, Policy
+from bff.gateway.decide import Load
+from bff.request import Head
+from bff.sessions import ids
+from bff.sessions.document import parse_document
+from bff.sessions.policy import DEFAULT_FIELDS, Policy
 
 MORE = settings(max_examples=200, deadline=None, derandomize=True)
 
@@ -33,13 +34,13 @@ _SEGMENTS = st.one_of(
 @given(_SEGMENTS)
 def test_a_segment_is_an_id_that_survives_the_way_upstream_or_nothing(segment: bytes) -> None:
     try:
-        id_ = sessions.parse_id(segment)
+        id_ = ids.parse_id(segment)
     except Refusal as refusal:
         assert refusal.code == "invalid_session_id"
         return
-    path = sessions.path(id_)
-    prefix, last = path[: len(sessions.ROUTE)], path[len(sessions.ROUTE) :]
-    assert prefix.encode() == sessions.ROUTE
+    path = ids.path(id_)
+    prefix, last = path[: len(ids.ROUTE)], path[len(ids.ROUTE) :]
+    assert prefix.encode() == ids.ROUTE
     assert re.fullmatch(r"[A-Za-z0-9_.~%-]+", last)
     assert last not in (".", "..")
     assert unquote_to_bytes(last).decode() == id_
@@ -55,10 +56,10 @@ def test_every_id_that_the_sdk_can_send_is_understood(id_: str) -> None:
         return
     sayable = id_ not in (".", "..") and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in id_)
     if sayable:
-        assert sessions.parse_id(encoded) == id_
+        assert ids.parse_id(encoded) == id_
     else:
         with pytest.raises(Refusal):
-            sessions.parse_id(encoded)
+            ids.parse_id(encoded)
 
 
 # -- heads
@@ -69,7 +70,7 @@ _NAMES = [b"authorization", b"origin", b"if-none-match", b"x-forwarded-for", b"c
 @settings(MORE, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(
     method=st.sampled_from(["GET", "HEAD", "OPTIONS", "POST", "PATCH", "TRACE", "", "gEt"]),
-    path=st.one_of(st.binary(max_size=60), _SEGMENTS.map(lambda segment: sessions.ROUTE + segment)),
+    path=st.one_of(st.binary(max_size=60), _SEGMENTS.map(lambda segment: ids.ROUTE + segment)),
     query=st.binary(max_size=60),
     headers=st.lists(st.tuples(st.sampled_from(_NAMES), st.binary(max_size=80)), max_size=8),
     peer=st.one_of(st.text(max_size=20), st.ip_addresses().map(str)),
@@ -127,14 +128,14 @@ def test_scopes_grant_what_upstream_grants(
 ) -> None:
     document = {"id": id_, "externalId": external_id}
     theirs = can_read(tuple(scopes), document)
-    assert sessions.grant(scopes).covers(id_, external_id) == theirs
+    assert ids.grant(scopes).covers(id_, external_id) == theirs
 
 
 @given(
     st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.lists(st.text()), st.booleans()))
 )
 def test_what_is_no_text_grants_nothing(scopes: list[object]) -> None:
-    granted = sessions.grant(scopes)
+    granted = ids.grant(scopes)
     assert not granted.every
     assert not granted.ids
 
@@ -232,7 +233,7 @@ def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
         del document[name]
     asked = document.get("id", "x")
     try:
-        read = sessions.parse_document(json.dumps(document).encode(), asked=str(asked))
+        read = parse_document(json.dumps(document).encode(), asked=str(asked))
     except Refusal as refusal:
         assert refusal.code == "upstream_invalid"
         return
@@ -249,4 +250,4 @@ def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
 @given(st.one_of(st.binary(max_size=200), _JSON.map(lambda value: json.dumps(value).encode())))
 def test_no_bytes_of_upstream_are_an_exception(body: bytes) -> None:
     with pytest.raises(Refusal):
-        sessions.parse_document(body, asked="chat")
+        parse_document(body, asked="chat")

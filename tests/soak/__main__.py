@@ -15,10 +15,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[0] = str(HERE.parent)
 
-import soak  # noqa: E402
-from planted import PLANTED, Planted  # noqa: E402
+from soak import weather as soak  # noqa: E402
+from soak.planted import PLANTED, Planted  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:

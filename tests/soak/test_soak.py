@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import soak
-from planted import PLANTED
+from soak import weather as soak
+from soak.planted import PLANTED
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import uvicorn
-from world import ENVIRONMENT_ID, ROOT_KEY
+from support.world import ENVIRONMENT_ID, ROOT_KEY
 
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 

@@ -27,12 +27,12 @@ import httpcore2
 import httpx2
 import pytest
 import yaml
-from clients import FLAGS, bundle, need
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from engines import ENGINES, free_port
 from playwright.sync_api import Page, sync_playwright
-from world import (
+from support.clients import FLAGS, bundle, need
+from support.engines import ENGINES, free_port
+from support.world import (
     ENVIRONMENT_ID,
     PATH,
     SECRET_KEY,
@@ -44,9 +44,9 @@ from world import (
     sign,
 )
 
-from bff import settings
-from bff.app import system_clock
-from bff.doctor import Prober, Verdict
+from bff.clock import system_clock
+from bff.config import reader
+from bff.ops.check import Prober, Verdict
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -333,7 +333,7 @@ def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology
 
 async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) -> None:
     url = f"http://127.0.0.1:{topology.upstream.port}"
-    told = settings.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
+    told = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = told.environments
     trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
     async with aclosing(Prober(told, system_clock, transport=trusted)) as prober:

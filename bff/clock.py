@@ -1,0 +1,12 @@
+"""The two clocks: one that never jumps, and Unix time."""
+
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], tuple[float, float]]
+"""Reads the two times: one that never jumps, and Unix seconds."""
+
+
+def system_clock() -> tuple[float, float]:
+    """Read the two times: one that never jumps, and Unix seconds."""
+    return time.monotonic(), time.time()  # noqa: TID251  here real time enters

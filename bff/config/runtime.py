@@ -1,0 +1,75 @@
+"""What the settings decide, as the gateway goes by it: all that can change while it runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from bff.limits.budget import Budget
+from bff.limits.client_address import Network
+from bff.limits.rate import Limiter
+from bff.response import Replies
+from bff.sessions.copy import Ages
+from bff.sessions.policy import Policy
+from bff.tokens.scopes import Grant
+from bff.tokens.verify import Verifier
+from bff.upstream.api import Upstream
+
+
+@dataclass(slots=True)
+class Environment:
+    """One Trigger.dev environment at run time."""
+
+    name: str
+    place: tuple[str | None, ...]
+    """What makes it this one and not another of the same name: copies of one are none of another.
+    """
+    upstream: Upstream
+    budget: Budget
+    health: str | None = None
+    """None before the first load, then "ok" or the error code that the last one ended in."""
+    checked: float = float("-inf")
+    """When `health` was learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limiters; None is `off`."""
+
+    address: Limiter | None
+    bad_token: Limiter | None
+    caller: Limiter | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What can change while the gateway runs: all of it at once, or nothing.
+
+    Args:
+        environments: by name; `Verifier` speaks of them by the same names.
+        policies: by session type; `default_policy` for every other.
+        pages: public JSON by path.
+        token_cookie: the name of a cookie that may hold the token.
+    """
+
+    environments: Mapping[str, Environment]
+    verifier: Verifier[Grant]
+    ages: Ages
+    max_bytes: int
+    limits: Limits
+    trusted_proxies: Sequence[Network]
+    default_policy: Policy
+    policies: Mapping[str, Policy]
+    replies: Replies
+    pages: Mapping[bytes, bytes]
+    token_cookie: bytes | None
+
+    @cached_property
+    def visible(self) -> frozenset[str]:
+        """The fields that any policy shows."""
+        policies = (self.default_policy, *self.policies.values())
+        return frozenset().union(*(policy.visible for policy in policies))
+
+    @property
+    def places(self) -> dict[str, tuple[str | None, ...]]:
+        """Where each environment's sessions come from."""
+        return {name: environment.place for name, environment in self.environments.items()}

@@ -1,0 +1,782 @@
+"""The path of one request, start to end: read this file first.
+
+`Gateway.decide` goes from a request's head to an answer without any I/O; where the answer is not in
+memory it returns a `Load` (for a list, `Loads`), and `Gateway.finish` waits for that and decides
+again, on what was loaded. Both end in `_session`, `_page` or `_refusal`: there is no other way out
+for a session, and none that does not ask first whether this caller may read it.
+
+    OPTIONS            → answered at once
+    address            → counted before any cryptography               429
+    route, method      → this gateway serves one                       404 405 410
+    token              → caller; bad ones are counted more tightly     400 401 429
+    path               → session id                                    400
+    id and scopes      → named, or maybe an alias of what is named     403
+    token, once more   → where upstream has the last word on it        401 403 429 5xx
+    caller             → counted                                       429
+    shared copy        → fresh, stale, joined or loaded                404 5xx
+    copy and scopes    → decided again on the copy's own ids           403
+    If-None-Match      → looked at last                                304
+
+A list of sessions takes the same path: its query in place of the id, the sessions that the token
+names in place of the scopes' check, and then for each of them the same copy, load and decision.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from bff.config.runtime import Rules
+from bff.copies.cache import Cache
+from bff.copies.loader import Loader
+from bff.errors import Refusal
+from bff.limits.client_address import address_key, browser_address
+from bff.limits.rate import Unleased, Window
+from bff.replicas.sharing import Fleet
+from bff.request import Fields, Head
+from bff.response import Reply, Representation, server_timing
+from bff.sessions import ids, list_query, page
+from bff.sessions.copy import Copy, Missing, State
+from bff.telemetry import Telemetry
+from bff.tokens.caller import Caller
+from bff.tokens.introspected import UNDECIDED, Verdicts
+from bff.tokens.revocations import Revocations
+from bff.tokens.scopes import Grant
+
+PATIENCE_SECONDS = 1.0
+"""Whoever could be answered with a usable copy waits no longer than this for a newer one."""
+
+
+SLOW_SECONDS = 1.0
+"""A browser that waited longer is worth a line of the log."""
+
+
+SAMPLE = 1000
+"""Of this many answers with a session, one is logged."""
+
+
+_MAX_TAGS = 32
+"""Of an `If-None-Match`, so many are looked at: a head full of commas costs 500 hits."""
+
+
+_MAX_COOKIES = 256
+"""More than any browser keeps for one host (180)."""
+
+
+_OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
+"""Codes of refusals that no other session of a list would change."""
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request on its way: what has been found out so far."""
+
+    head: Head
+    request_id: bytes
+    now: float
+    """Seconds on the clock that never jumps."""
+    wall: float
+    """Unix seconds."""
+    route: str = "other"
+    window: Window | None = None
+    """Of the limit that counted it last."""
+    probes: Window | None = None
+    """The address's bad tokens, while the id is not known to be one that the caller may read."""
+    waited: float | None = None
+    """Seconds, for a load."""
+    reserved: bool = False
+    """One of `probes` was taken in advance, for the load this visit started."""
+    token: bytes = b""
+    address: str = ""
+    counted: bool = False
+    """By caller: a request is counted once, and that of an untested token not before its test."""
+
+
+@dataclass(slots=True)
+class Load:
+    """An answer that has to be waited for."""
+
+    visit: Visit
+    caller: Caller[Grant]
+    id: str
+    flight: "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]"
+    last_resort: Copy | None
+    joined: bool
+    rules: "Rules"
+    """By which it was decided to wait."""
+    test: bool = False
+    """Upstream is asked with the caller's own token, and its answer is about that too."""
+    marked: bool = False
+    """The token was counted as a bad one in advance, by who started this test."""
+
+
+Found = tuple[Copy, bytes, str]
+"""A copy to answer with, what the cache did in the words of Cache-Status, and in our own."""
+
+
+@dataclass(slots=True)
+class Loads:
+    """A list that has to be waited for."""
+
+    visit: Visit
+    caller: Caller[Grant]
+    listing: page.Listing
+    loads: list[Load]
+
+
+@dataclass(slots=True)
+class Wait:
+    """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
+
+    head: Head
+    lease: "asyncio.Task[None]"
+
+
+class Gateway:
+    """Answers browsers. Knows neither Starlette nor sockets.
+
+    Args:
+        rules: to begin with; see `adopt`.
+        clock: returns the two times, as in `Visit`; for what finishes after its decision.
+        request_ids: makes an id for each answer.
+        fleet: the other replicas; None without a store.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        cache: "Cache[Copy | Refusal]",
+        verdicts: "Verdicts[Copy | Refusal | None]",
+        revocations: Revocations,
+        telemetry: Telemetry,
+        clock: Callable[[], tuple[float, float]],
+        request_ids: Callable[[], bytes],
+        fleet: Fleet | None = None,
+    ) -> None:
+        self.cache = cache
+        self.telemetry = telemetry
+        self.verdicts = verdicts
+        self.revocations = revocations
+        self._clock = clock
+        self._request_ids = request_ids
+        self.fleet = fleet
+        self._served = 0
+        self.loader = Loader(
+            rules, cache=cache, verdicts=verdicts, telemetry=telemetry, clock=clock, fleet=fleet
+        )
+        self.rules = rules
+        self.adopt(rules)
+
+    def adopt(self, rules: Rules) -> None:
+        """Go on by *rules*; nothing awaits in here, so no request sees a part of them.
+
+        Copies stay, unless they would look different now or come from elsewhere. What is being
+        loaded will be projected by the new policy, so that stays even then.
+        """
+        before, self.rules = self.rules, rules
+        moved = before.places != rules.places
+        policies = (rules.default_policy, rules.policies)
+        self.environments = rules.environments
+        self.verifier = rules.verifier
+        self._limits = rules.limits
+        self._trusted_proxies = rules.trusted_proxies
+        self._replies = rules.replies
+        self._pages = rules.pages
+        self._token_cookie = rules.token_cookie
+        if moved or rules.verifier is not before.verifier:
+            self.verdicts.forget()
+        self.loader.adopt(rules)
+        self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
+        if moved or (before.default_policy, before.policies) != policies:
+            self.cache.clear(loads=moved)
+
+    # -- the decision
+
+    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads | Wait:
+        """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
+        request_id = self._request_ids()
+        if head.method == "OPTIONS":
+            self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
+            return self._replies.preflight(head.fields.origin, request_id)
+        visit = Visit(head, request_id, now, wall)
+        try:
+            return self._decide(visit)
+        except Refusal as refusal:
+            return self._refusal(visit, refusal)
+        except Unleased as lack:
+            return self._uncounted(visit, lack)
+
+    def _decide(self, visit: Visit) -> Reply | Load | Loads:
+        # Every hit comes this way, so what is short is written out rather than called.
+        head, now = visit.head, visit.now
+        address = head.peer
+        if head.fields.forwarded:
+            address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
+        visit.address = address = address_key(address)
+        if self._limits.address is not None:
+            window = self._limits.address.take(address, now)
+            if window.used > window.granted:
+                visit.window = window
+                raise Refusal("rate_limited")
+        if head.id is not None and head.method == "GET":  # as nearly always
+            visit.route = "session"
+        elif (page := self._route(visit)) is not None:
+            return page
+        caller = self._authenticate(visit, address)
+        if visit.route == "list":
+            return self._decide_list(visit, caller)
+        id_ = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
+        if not caller.granted.covers(id_):
+            if not ids.may_be_alias(id_, caller.granted):
+                raise Refusal("unauthorized")
+            visit.probes = self._bad_tokens(address, now)
+        digest = caller.digest
+        if digest is not None and not self.verdicts.good(digest, id_, now):
+            return self._test(visit, caller, digest, id_)
+        self._count_caller(visit, caller, address)
+        return self._look_up(visit, caller, id_)
+
+    def _uncounted(self, visit: Visit, lack: Unleased) -> Wait:
+        """The decision is made again from its start: what it counted would be counted twice."""
+        head, limiter = visit.head, self._limits.address
+        if limiter is not None and lack.limiter is not limiter:
+            address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
+            limiter.untake(address_key(address))
+        self._unreserve(visit)
+        return Wait(head, lack.lease)
+
+    def _route(self, visit: Visit) -> Reply | None:
+        """Answer with a page, or leave what is on a session's route to the rest of the way.
+
+        The raw path decides, so that no encoding of a route is another way to it.
+        """
+        head, path = visit.head, visit.head.path
+        if head.id or (path.startswith(ids.ROUTE) and path.rfind(b"/") < len(ids.ROUTE)):
+            visit.route = "session"
+            if head.method not in ("GET", "HEAD"):
+                raise Refusal("method_not_allowed")
+            return None
+        if path == ids.LIST_ROUTE:
+            visit.route = "list"
+            if head.method not in ("GET", "HEAD"):
+                raise Refusal(
+                    "method_not_allowed", "Sessions are started at the Trigger.dev API, not here"
+                )
+            return None
+        page = self._pages.get(path)
+        if page is not None:
+            visit.route = "page"
+            if head.method not in ("GET", "HEAD"):
+                raise Refusal("method_not_allowed")
+            reply = self._replies.page(page, origin=head.fields.origin, request_id=visit.request_id)
+            return self._count(visit, reply, "")
+        if path.startswith((b"/api/", b"/realtime/")):
+            raise Refusal("not_served")
+        raise Refusal("not_found", "There is nothing here")
+
+    def _authenticate(self, visit: Visit, address: str) -> Caller[Grant]:
+        fields = visit.head.fields
+        if fields.ambiguous:
+            raise Refusal("bad_request", "Send one Authorization and one Origin header")
+        cookie = self._from_cookie(fields) if fields.authorization is None else None
+        if not (fields.authorization or cookie):
+            self.telemetry.count("bff_bad_tokens", "token_missing")
+            raise Refusal("token_missing")
+        try:
+            visit.token = fields.token or cookie or _bearer(fields.authorization or b"")
+            caller = self.verifier.verify(visit.token, visit.wall)
+            if self.revocations.any:
+                self._still_good(visit, caller)
+        except Refusal as refusal:
+            if refusal.kind.status == 401:  # noqa: PLR2004
+                self._count_bad_token(visit, address, refusal)
+            raise
+        return caller
+
+    def _still_good(self, visit: Visit, caller: Caller[Grant]) -> None:
+        if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
+            raise Refusal("token_revoked")
+
+    def _from_cookie(self, fields: Fields) -> bytes | None:
+        """Take the token from its cookie, if a page of this very origin asks to read.
+
+        The browser says so itself, in a header that no script can set. An `Origin` comes with what
+        another origin may have caused, so with one there is no cookie for us.
+        """
+        if (
+            self._token_cookie is not None
+            and fields.cookies
+            and fields.fetch_site == b"same-origin"
+            and fields.origin is None
+        ):
+            cookies = b";".join(fields.cookies)
+            if cookies.count(b";") > _MAX_COOKIES:
+                raise Refusal("bad_request", "Send fewer cookies")
+            pairs = (pair.strip().partition(b"=") for pair in cookies.split(b";"))
+            found = [value for name, _, value in pairs if name == self._token_cookie and value]
+            if len(found) > 1:
+                raise Refusal("bad_request", "Send the token's cookie once")
+            if found:
+                return found[0]
+        return None
+
+    def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
+        window = self._bad_tokens(address, visit.now)
+        self.telemetry.count("bff_bad_tokens", refusal.code)
+        if refusal.code == "secret_key_sent":
+            self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
+        if window is not None:
+            window.used += 1
+            if window.exceeded:
+                visit.window = window
+                raise Refusal("rate_limited") from None
+
+    def _bad_tokens(self, address: str, now: float) -> Window | None:
+        limiter = self._limits.bad_token
+        return None if limiter is None else limiter.window(address, now)
+
+    def _decide_list(self, visit: Visit, caller: Caller[Grant]) -> Reply | Loads:
+        query = list_query.parse(visit.head.query, visible=self.rules.visible, wall=visit.wall)
+        if caller.granted.every:
+            raise Refusal(
+                "unauthorized",
+                "A list holds the sessions that the token names: mint it with one scope "
+                "read:sessions:<id> for each of them",
+            )
+        named = ids.named(caller.granted)
+        if not named:
+            raise Refusal("unauthorized")
+        if caller.digest is None:
+            self._count_caller(visit, caller, visit.address)
+        return self._list(visit, caller, page.Listing(query, named, caller.key, visit.wall))
+
+    def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
+        if self._limits.caller is not None and not visit.counted:
+            # Never by the token's bytes; without an actor they say no more than an environment.
+            key = caller.key if caller.has_actor else (caller.key, address)
+            visit.window = window = self._limits.caller.take(key, visit.now)
+            visit.counted = True
+            if window.used > window.granted:
+                raise Refusal("rate_limited")
+
+    def failed(self, head: Head, exc: Exception) -> Reply:
+        """Answer for a request that failed in a way nobody foresaw, and log where."""
+        request_id = self._request_ids()
+        self.telemetry.exception("request_failed", exc, request_id=request_id.decode())
+        visit = Visit(head, request_id, *self._clock())
+        return self._refusal(visit, Refusal("internal"))
+
+    def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
+        """Answer for what came from *peer* and is no request, or one beyond the bounds."""
+        head = Head("", b"", Fields(origin=origin), peer, lane="none")
+        visit = Visit(head, self._request_ids(), *self._clock())
+        return self._refusal(visit, refusal)
+
+    # -- upstream's word on a token
+
+    def _test(self, visit: Visit, caller: Caller[Grant], digest: bytes, id_: str) -> Load:
+        """Put a token to upstream's test: load the session with it, once however many ask.
+
+        Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
+        limit before upstream meets the tokens; and what it claims has only been good for refusing.
+        """
+        now = visit.now
+        refused = self.verdicts.refused(digest, id_, now)
+        if refused is not None:
+            code, rest = refused
+            retry_after = rest if code == "over_budget" else None
+            raise self._refused(visit, caller, Refusal(code, retry_after=retry_after))
+        flight, mark = self.verdicts.flight(digest, id_), None
+        joined = flight is not None
+        if flight is None:
+            if self.verdicts.full:
+                raise Refusal("over_budget", retry_after=1)
+            if visit.probes is not None:
+                self._reserve_probe(visit)
+            elif not self.verdicts.genuine(digest, now):
+                mark = self._bad_tokens(visit.address, now)
+            if mark is not None:
+                if mark.exhausted:
+                    visit.window = mark
+                    raise Refusal("rate_limited")
+                mark.used += 1
+            environment = self.environments[caller.environment]
+            test = self.loader.test(environment, id_, caller, visit.token, mark)
+            flight = self.verdicts.fly(digest, id_, test)
+        marked = mark is not None
+        return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, marked=marked)
+
+    def _refused(
+        self, visit: Visit, caller: Caller[Grant], refusal: Refusal, *, marked: bool = False
+    ) -> Refusal:
+        """Count, by what upstream's refusal says of the token; returns what is to be told."""
+        try:
+            if refusal.code == "token_invalid":
+                # Upstream looks at the token first, so this says nothing of the session.
+                visit.probes = None
+                if marked or visit.reserved:
+                    self.telemetry.count("bff_bad_tokens", refusal.code)
+                else:
+                    self._count_bad_token(visit, visit.address, refusal)
+            elif refusal.code not in UNDECIDED:
+                self._count_caller(visit, caller, visit.address)
+        except Refusal as limited:
+            return limited
+        return refusal
+
+    def _tested(self, load: Load, found: Found | Refusal | None) -> Found | Refusal | None:
+        """Draw the conclusions from a test for the one who waited for it."""
+        visit, caller = load.visit, load.caller
+        if isinstance(found, Refusal):
+            return self._refused(visit, caller, found, marked=load.marked)
+        try:
+            self._count_caller(visit, caller, visit.address)
+        except Refusal as limited:
+            return limited
+        if found is None:
+            self._unreserve(visit)  # upstream was not asked for it, and the next load may be
+        return found
+
+    # -- the shared copy
+
+    def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
+        found = self._find(visit, caller, id_)
+        return found if isinstance(found, Load) else self._session(visit, caller, *found)
+
+    def _find(self, visit: Visit, caller: Caller[Grant], id_: str) -> Found | Load:
+        now, environment = visit.now, self.environments[caller.environment]
+        budget = environment.budget
+        known = self.cache.find(environment.name, id_, now)
+        if isinstance(known, Missing):
+            self.telemetry.count("bff_cache", "negative")
+            raise Refusal("not_found")
+        last_resort = None
+        if known is not None:
+            # Ids never change, so what this copy says of them stands, however old it is.
+            self._authorize(visit, caller, known)
+            visit.probes = None
+            known.epoch = budget.count_hot(known.epoch, now)
+            if self.cache.ages.fresh(known, now, budget.stretched):
+                return known, b"hit", "hit"
+            state = self.cache.ages.state(known, now, budget.stretched)
+            flight = self.cache.flight(environment.name, id_)
+            wait = max(self.loader.wait(budget, now), known.retry - now)
+            if state is State.STALE:
+                if flight is None and wait <= 0:
+                    self.loader.start(environment, id_, known, now)
+                return known, b"hit; detail=stale", "stale"
+            if state is State.LAST_RESORT:
+                if flight is None and wait > 0:
+                    return _last_resort(known)
+                last_resort = known
+        flight = self.cache.flight(environment.name, id_)
+        joined = flight is not None
+        if flight is None:
+            wait = self.loader.wait(budget, now)
+            if wait > 0:
+                raise Refusal("over_budget", retry_after=wait)
+            self._reserve_probe(visit)
+            flight = self.loader.start(environment, id_, last_resort, now)
+        return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
+
+    def _reserve_probe(self, visit: Visit) -> None:
+        """Only the load that a visit starts costs upstream a call: joining one is free."""
+        if visit.probes is not None:
+            if visit.probes.exhausted:
+                raise Refusal("unauthorized")
+            visit.probes.used += 1
+            visit.reserved = True
+
+    def _unreserve(self, visit: Visit) -> None:
+        if visit.reserved and visit.probes is not None:
+            visit.probes.used -= 1
+            visit.reserved = False
+
+    def _list(
+        self, visit: Visit, caller: Caller[Grant], wanted: page.Listing, how: bytes = b"hit"
+    ) -> Reply | Loads:
+        """Answer a list from memory, or say for which sessions has to be waited."""
+        loads: list[Load] = []
+        digest = caller.digest
+
+        def find(id_: str) -> Copy | Refusal | None:
+            if id_ not in wanted.known:
+                if digest is not None and loads and not self.verdicts.genuine(digest, visit.now):
+                    return None  # first of all whether the token is one
+                try:
+                    found: Found | Load
+                    if digest is not None and not self.verdicts.good(digest, id_, visit.now):
+                        found = self._test(visit, caller, digest, id_)
+                    else:
+                        self._count_caller(visit, caller, visit.address)
+                        found = self._find(visit, caller, id_)
+                except Refusal as refusal:
+                    if refusal.code in _OF_THE_CALLER:
+                        raise
+                    wanted.known[id_] = refusal
+                else:
+                    if isinstance(found, Load):
+                        loads.append(found)
+                        return None
+                    wanted.known[id_] = self._counted(found)
+            return wanted.known[id_]
+
+        page = wanted.page(find)
+        if page is None:
+            return Loads(visit, caller, wanted, loads)
+        return self._page(visit, caller, page, how)
+
+    def _counted(self, found: Found | Refusal) -> Copy | Refusal:
+        if isinstance(found, Refusal):
+            return found
+        copy, _, result = found
+        self.telemetry.count("bff_cache", result)
+        return copy
+
+    async def finish(self, load: Load | Loads | Wait) -> Reply:
+        """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
+        if isinstance(load, Wait):
+            answer = await self._finish_wait(load)
+            return answer if isinstance(answer, Reply) else await self.finish(answer)
+        try:
+            if isinstance(load, Loads):
+                return await self._finish_list(load)
+            return await self._finish_load(load)
+        except Unleased as lack:  # by a tested caller: what upstream said of the token is kept
+            return await self.finish(self._uncounted(load.visit, lack))
+
+    async def _finish_load(self, load: Load) -> Reply:
+        visit = load.visit
+        await self._wait(visit, [load])
+        found = self._landed(load)
+        if load.rules is not self.rules:
+            return await self._finish_anew(visit, found)
+        try:
+            self._still_good(visit, load.caller)
+            if found is None:
+                answer = self._look_up(visit, load.caller, load.id)
+                return answer if isinstance(answer, Reply) else await self._finish_load(answer)
+            if not isinstance(found, Refusal):
+                return self._session(visit, load.caller, *found)
+        except Refusal as refusal:
+            return self._refusal(visit, refusal)
+        # Not raised: it is shared by all who wait, and an exception grows with each raise.
+        return self._refusal(visit, found)
+
+    def _landed(self, load: Load) -> Found | Refusal | None:
+        """What a load brought, as far as it is this caller's.
+
+        None if it was a test of which another replica knew that it passes: the session is to be
+        looked up as for any caller.
+        """
+        found = _landed(load)
+        if load.test:
+            found = self._tested(load, found)
+        if found is None or isinstance(found, Refusal):
+            return found
+        if self._revoked(load.visit, load.caller, found[0]):
+            return Refusal("unauthorized")
+        return found
+
+    async def _finish_list(self, waited: Loads) -> Reply:
+        """Wait for what a page needs, and for more if some of it is missing or filtered out."""
+        visit, caller, wanted = waited.visit, waited.caller, waited.listing
+        while True:
+            await self._wait(visit, waited.loads)
+            for load in waited.loads:
+                found = self._landed(load)
+                if load.rules is not self.rules:
+                    return await self._finish_anew(visit, found)
+                if isinstance(found, Refusal) and self._of_the_caller(caller, found, visit.now):
+                    return self._refusal(visit, found)
+                if found is not None:
+                    wanted.known[load.id] = self._counted(found)
+            try:
+                self._still_good(visit, caller)
+                answer = self._list(visit, caller, wanted, b"fwd=miss")
+            except Refusal as refusal:
+                return self._refusal(visit, refusal)
+            if isinstance(answer, Reply):
+                return answer
+            waited = answer
+
+    def _of_the_caller(self, caller: Caller[Grant], refusal: Refusal, now: float) -> bool:
+        """Whether a refusal that one session met is all that there is to tell of the list."""
+        untested = caller.digest is not None and not self.verdicts.genuine(caller.digest, now)
+        return refusal.code in _OF_THE_CALLER or untested
+
+    async def _wait(self, visit: Visit, loads: Sequence[Load]) -> None:
+        """Wait until all have landed, or for a second if every one of them has a last resort."""
+        began, _ = self._clock()
+        patience = PATIENCE_SECONDS if all(load.last_resort for load in loads) else None
+        await asyncio.wait([load.flight for load in loads], timeout=patience)
+        visit.now, visit.wall = self._clock()
+        visit.waited = (visit.waited or 0.0) + visit.now - began
+
+    async def _finish_anew(self, visit: Visit, found: Found | Refusal | None) -> Reply:
+        """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
+
+        What was loaded is kept already, unless it may not be, so upstream is not asked twice.
+        """
+        if isinstance(found, Refusal):
+            return self._refusal(visit, found)
+        answer = self.decide(visit.head, *self._clock())
+        return answer if isinstance(answer, Reply) else await self.finish(answer)
+
+    async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
+        """Wait for leases, for as long as a request may wait for the store, and decide again."""
+        assert self.fleet is not None  # noqa: S101  nothing else leases
+        ends = self._clock()[0] + self.fleet.within
+        while True:
+            left = ends - self._clock()[0]
+            await asyncio.wait([wait.lease], timeout=max(0.0, left))
+            if left <= 0 or not wait.lease.done():
+                self.fleet.store.give_up()
+            answer = self.decide(wait.head, *self._clock())
+            if not isinstance(answer, Wait):
+                return answer
+            wait = answer
+
+    # -- the ways out
+
+    def _session(
+        self, visit: Visit, caller: Caller[Grant], copy: Copy, how: bytes, result: str
+    ) -> Reply:
+        """Answer with a copy, if this caller may read this session: the one door out."""
+        self._authorize(visit, caller, copy)
+        if visit.reserved:
+            self._unreserve(visit)  # it was no probe
+        self.telemetry.counts["bff_cache", result] += 1
+        self.telemetry.observe("bff_age_served_seconds", max(0.0, visit.now - copy.loaded))
+        self._served += 1
+        if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, result)
+        return self._shown(visit, copy, how)
+
+    def _authorize(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> None:
+        """Decide on the copy's own ids: either of them may be the one that the token names."""
+        if (
+            copy.environment != caller.environment
+            or not caller.granted.covers(copy.id, copy.external_id)
+            or (self.revocations.any and self._revoked(visit, caller, copy))
+        ):
+            raise Refusal("unauthorized")
+
+    def _revoked(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> bool:
+        return self.revocations.session(copy.id, copy.external_id, caller.issued, visit.wall)
+
+    def _page(self, visit: Visit, caller: Caller[Grant], page: page.Page, how: bytes) -> Reply:
+        """Answer with a page of a list, if this caller may read every session on it."""
+        for copy in page.copies:
+            self._authorize(visit, caller, copy)
+        if page.unavailable and not page.copies:
+            # An empty list would say that there are no sessions.
+            return self._refusal(visit, next(iter(page.unavailable.values())))
+        if (visit.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(visit, "list")
+        lost = len(page.unavailable)
+        return self._shown(
+            visit, page, how, b"x-unavailable-sessions: %d\r\n" % lost if lost else b""
+        )
+
+    def _shown(self, visit: Visit, what: Representation, how: bytes, lines: bytes = b"") -> Reply:
+        fields = visit.head.fields
+        reply = self._replies.session(
+            what,
+            not_modified=fields.if_none_match is not None
+            and _matches(fields.if_none_match, what.etag),
+            cache_status=how,
+            window=visit.window,
+            now=visit.now,
+            wall=visit.wall,
+            origin=fields.origin,
+            request_id=visit.request_id,
+            lines=lines,
+        )
+        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
+            reply.head += server_timing(visit.waited)
+        return self._count(visit, reply, "")
+
+    def _log_served(self, visit: Visit, result: str) -> None:
+        waited = visit.waited or 0.0
+        self.telemetry.often(  # thousands may have waited for one load
+            "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            visit.now,
+            request_id=visit.request_id.decode(),
+            result=result,
+            waited=round(waited, 4),
+            of=self._served,
+        )
+
+    def _refusal(self, visit: Visit, refusal: Refusal) -> Reply:
+        """Tell why not. Of an id that is not named, nothing but that is told."""
+        if visit.probes is not None and refusal.code != "rate_limited":
+            if not visit.reserved:
+                visit.probes.used += 1
+            refusal, visit.window = Refusal("unauthorized"), None
+        if refusal.code == "rate_limited" and visit.window is not None:
+            self.telemetry.count("bff_limited", visit.window.limiter.name)
+        reply = self._replies.refusal(
+            refusal,
+            window=visit.window,
+            now=visit.now,
+            wall=visit.wall,
+            origin=visit.head.fields.origin,
+            request_id=visit.request_id,
+        )
+        # Of those over a limit, the first of a window: who floods is not to fill the log as well.
+        if refusal.code != "rate_limited" or (window := visit.window) is None or window.first:
+            self.telemetry.often(
+                "request_refused",
+                visit.now,
+                logging.INFO if reply.status < 500 else logging.WARNING,  # noqa: PLR2004
+                request_id=visit.request_id.decode(),
+                route=visit.route,
+                status=reply.status,
+                code=refusal.code,
+            )
+        return self._count(visit, reply, refusal.code)
+
+    def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
+        head = visit.head
+        self.telemetry.counts["bff_requests", visit.route, reply.status, code, head.lane] += 1
+        return replace(reply, body=b"") if head.method == "HEAD" else reply
+
+
+def _landed(load: Load) -> Found | Refusal | None:
+    """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
+    outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
+    if isinstance(outcome, Copy):
+        forward = b"stale" if load.last_resort else b"miss"
+        how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
+        return outcome, how, "joined" if load.joined else "miss"
+    if outcome is None:
+        return None
+    if load.last_resort and outcome.code != "not_found":
+        return _last_resort(load.last_resort)
+    return outcome
+
+
+def _last_resort(copy: Copy) -> Found:
+    return copy, b"hit; detail=stale-if-error", "last_resort"
+
+
+def _bearer(authorization: bytes) -> bytes:
+    scheme, _, token = authorization.strip().partition(b" ")
+    if scheme.startswith(b"tr_"):  # upstream takes a bare key too
+        raise Refusal("secret_key_sent")
+    if scheme.lower() != b"bearer":
+        raise Refusal("token_invalid", "Send the token as 'Authorization: Bearer <token>'")
+    if not token.strip():
+        raise Refusal("token_missing")
+    return token.strip()
+
+
+def _matches(if_none_match: bytes, etag: bytes) -> bool:
+    """RFC 9110 §13.1.2: weak comparison, a list, or ``*``."""
+    if if_none_match == etag:
+        return True
+    parts = if_none_match.split(b",", _MAX_TAGS)
+    candidates = (part.strip().removeprefix(b"W/") for part in parts)
+    return any(candidate in (etag, b"*") for candidate in candidates)

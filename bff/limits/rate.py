@@ -1,0 +1,225 @@
+"""Who is counted, and by what; and what may be spent upstream. Decides without I/O.
+
+Time is seconds on a clock that never jumps.
+"""
+
+import asyncio
+import sys
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Protocol
+
+MAX_RESET = 60.0
+"""Seconds: the official SDK waits for a reset however far it is, so none is further away."""
+
+
+PARTS = 4
+"""All replicas together hold at most this part of what is left of a window without using it."""
+
+
+_NEVER = sys.maxsize
+
+
+class Lessor(Protocol):
+    """Gives out windows that several replicas share, a lease at a time."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it can be asked."""
+
+    @property
+    def replicas(self) -> int:
+        """Among how many a limit is divided while it cannot."""
+
+    def lease(self, window: "Window", want: int) -> "asyncio.Task[None]":
+        """Begin to get *want* more, and then `settle` or `unsettle` the window."""
+
+
+class Unleased(Exception):  # noqa: N818  not a mistake: the answer is elsewhere
+    """Whether one more may be taken is not known here: await *lease*, and ask again."""
+
+    def __init__(self, limiter: "Limiter", lease: "asyncio.Task[None]") -> None:
+        super().__init__(limiter.name)
+        self.limiter = limiter
+        self.lease = lease
+
+
+class Window:
+    """What one key has used of its limit, until when.
+
+    What may be used is what has been granted: without a lessor all of the limit, else what was
+    leased so far, or this replica's share while the lessor is away.
+    """
+
+    __slots__ = (
+        "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter", "low", "rest",
+        "used", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, limiter: "Limiter", key: Hashable, ends: float, *, leased: bool) -> None:
+        self.limiter = limiter
+        self.key = key
+        self.ends = ends
+        self.used = 0
+        self.granted = 0 if leased else limiter.limit
+        self.rest = limiter.limit - self.granted
+        """What the lessor had left when it was last asked."""
+        self.low = 0 if leased else _NEVER
+        """How many are used when more is leased."""
+        self.leasing: asyncio.Task[None] | None = None
+        self.waiting = 0
+        self._leased = False
+        self._borrowed = 0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more was taken than the limit gives."""
+        return self.used > self.granted
+
+    @property
+    def first(self) -> bool:
+        """Whether the last one taken was the first too many."""
+        return self.used == self.granted + 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to take."""
+        return self.used >= self.granted
+
+    def more(self, lessor: Lessor) -> None:
+        """See to it that one can be taken, or is known not to be there.
+
+        Raises:
+            Unleased: neither is known before a lease is.
+        """
+        if not lessor.up:
+            share = max(1, self.limiter.limit // lessor.replicas)
+            if self.granted < share:
+                self._borrowed += share - self.granted
+                self.granted = share
+            return
+        if self._borrowed:
+            # What was spent without asking is leased afterwards; what was refused was not spent.
+            self.used = min(self.used, self.granted)
+            self.granted -= self._borrowed
+            self._borrowed = 0
+        if self.leasing is None:
+            share = max(self._share(lessor), self.waiting + 1)
+            want, self.waiting = self.used - self.granted + share, 0
+            if want <= 0:
+                return
+            self.leasing = lessor.lease(self, want)
+        if self.used >= self.granted:
+            self.waiting += 1
+            raise Unleased(self.limiter, self.leasing)
+
+    def _share(self, lessor: Lessor) -> int:
+        return max(1, self.rest // (PARTS * lessor.replicas))
+
+    def settle(self, lessor: Lessor, want: int, given: int, rest: int, ends: float) -> None:
+        """Learn that *given* of *want* are leased until *ends*, and *rest* are left for others."""
+        self.leasing = None
+        if self._leased and ends - self.ends > self.limiter.seconds / 2:
+            # A window has begun there while the lease was on its way: the former one's is void.
+            self.limiter.renew(self, ends).settle(lessor, want, given, rest, ends)
+            return
+        self._leased = True
+        self.granted += given
+        self.rest = rest
+        self.ends = ends
+        self.low = _NEVER if given < want else self.granted - self._share(lessor) // 2
+
+    def unsettle(self) -> None:
+        """Learn that nothing could be leased."""
+        self.leasing = None
+
+    @property
+    def remaining(self) -> int:
+        """What is left to take."""
+        return max(0, self.granted - self.used) + self.rest
+
+    def reset(self, now: float) -> float:
+        """Seconds until a new window, at most `MAX_RESET`."""
+        seconds = self.ends - now
+        if seconds > MAX_RESET:
+            return MAX_RESET
+        return seconds if seconds > 0 else 0.0
+
+
+class Limiter:
+    """Counts by key; a window begins with the first request of a key and lasts *seconds*.
+
+    Args:
+        name: what is counted, for headers and metrics.
+        max_keys: bound on the keys remembered; beyond it the oldest window is forgotten.
+        lessor: where windows are leased from; without one each is this process's whole.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limit: int,
+        seconds: float,
+        *,
+        max_keys: int = 100_000,
+        lessor: Lessor | None = None,
+    ) -> None:
+        self.name = name
+        self.limit = limit
+        self.seconds = seconds
+        self._lessor = lessor
+        self._max_keys = max_keys
+        # Windows are all of one length, so the order of insertion is the order of expiry.
+        self._windows: OrderedDict[Hashable, Window] = OrderedDict()
+
+    def window(self, key: Hashable, now: float) -> Window:
+        """Look at the window of *key* without taking.
+
+        Raises:
+            Unleased: it has to be leased first.
+        """
+        window = self._windows.get(key)
+        if window is None or window.ends <= now:
+            window = self._open(key, now)
+        if window.used >= window.low and self._lessor is not None:
+            window.more(self._lessor)
+        return window
+
+    def take(self, key: Hashable, now: float) -> Window:
+        """Count one for *key*; raises as `window` does, and then counts nothing."""
+        window = self._windows.get(key)
+        if window is None or window.ends <= now:
+            window = self._open(key, now)
+        if window.used >= window.low and self._lessor is not None:
+            window.more(self._lessor)
+        window.used += 1
+        return window
+
+    def untake(self, key: Hashable) -> None:
+        """Give back the last one counted for *key*."""
+        if window := self._windows.get(key):
+            window.used -= 1
+
+    def renew(self, window: Window, ends: float) -> Window:
+        """Begin another window in place of *window*, for what that has used beyond its grants.
+
+        Another one and not the same, for what is given back later belongs to the former.
+        """
+        new = Window(self, window.key, ends, leased=True)
+        new.used = max(0, window.used - window.granted)
+        if self._windows.get(window.key) is window:
+            self._windows[window.key] = new
+            self._windows.move_to_end(window.key)
+        return new
+
+    def _open(self, key: Hashable, now: float) -> Window:
+        windows = self._windows
+        windows.pop(key, None)
+        for _ in range(2):  # two out for one in: what has ended is gone soon, no sweep is needed
+            if windows and (
+                len(windows) >= self._max_keys or next(iter(windows.values())).ends <= now
+            ):
+                windows.popitem(last=False)
+        leased = self._lessor is not None
+        window = windows[key] = Window(self, key, now + self.seconds, leased=leased)
+        return window

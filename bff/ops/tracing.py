@@ -1,0 +1,163 @@
+"""Spans for OpenTelemetry, an optional extra: not installed and not asked for, it costs nothing.
+
+The browser's ``traceparent`` is continued here and ends here: upstream gets neither it nor
+``baggage``. A span holds names of this gateway's own tables and status codes, never an id, a token
+or an address. Where spans go, and how many, is said with the standard ``OTEL_*`` variables.
+"""
+
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from starlette.types import Receive, Scope, Send
+
+from bff import __version__
+from bff.clock import Clock
+from bff.errors import Refusal
+from bff.gateway.decide import Gateway, Load, Loads, Wait
+from bff.request import Head
+from bff.response import Reply
+from bff.server.asgi import read_head, send_reply
+from bff.sessions.ids import LIST_ROUTE, ROUTE
+from bff.upstream.api import Upstream
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+
+_CONTINUED = (b"traceparent", b"tracestate")
+
+
+_P = ParamSpec("_P")
+
+
+_Answer = Coroutine[Any, Any, bytes]
+
+
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+
+
+class TracingError(Exception):
+    """The extra is not installed; the text is the remedy."""
+
+
+class Tracing:
+    """Makes the spans.
+
+    Args:
+        exporter: where they go; by default over OTLP/HTTP, in batches, from a thread of its own.
+
+    Raises:
+        TracingError: the extra is not installed.
+    """
+
+    def __init__(self, exporter: "SpanExporter | None" = None) -> None:
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+                OTLPSpanExporter,
+            )
+            from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+            from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+            from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
+            from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
+                TraceContextTextMapPropagator,
+            )
+        except ImportError:
+            raise TracingError(
+                "BFF_TRACING needs OpenTelemetry, which is missing: pip install 'bff[tracing]'"
+            ) from None
+        resource = Resource.create({"service.name": "bff", "service.version": __version__})
+        self._provider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("bff", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+        self._kinds, self._statuses = SpanKind, StatusCode
+
+    def close(self) -> None:
+        """Send what is left; blocks."""
+        self._provider.shutdown()
+
+    @contextmanager
+    def request(
+        self, head: Head, headers: Iterable[tuple[bytes, bytes]]
+    ) -> "Iterator[RequestSpan]":
+        """Span one request, as the child of what its ``traceparent`` names."""
+        carrier = {n.decode(): v.decode("latin-1") for n, v in headers if n in _CONTINUED}
+        route = "other"
+        if head.path == LIST_ROUTE:
+            route = LIST_ROUTE.decode()
+        elif head.path.startswith(ROUTE):
+            route = ROUTE.decode() + "{session}"
+        method = head.method if head.method in _METHODS else "_OTHER"
+        with self._tracer.start_as_current_span(
+            f"{method} {route}",
+            context=self._propagator.extract(carrier),
+            kind=self._kinds.SERVER,
+            attributes={"http.request.method": method, "http.route": route},
+            record_exception=False,
+        ) as span:
+            yield RequestSpan(self._tracer, span, self._statuses.ERROR)
+
+    def upstream(self, upstream: Upstream) -> Upstream:
+        """Span the loads of *upstream*, each as the child of the decision that began it."""
+        upstream.get = self._spanned(upstream.get)  # type: ignore[method-assign]
+        upstream.get_as = self._spanned(upstream.get_as)  # type: ignore[method-assign]
+        return upstream
+
+    def _spanned(self, get: Callable[_P, _Answer]) -> Callable[_P, _Answer]:
+        async def traced(*told: _P.args, **named: _P.kwargs) -> bytes:
+            with self._tracer.start_as_current_span(
+                "load", kind=self._kinds.CLIENT, record_exception=False
+            ) as span:
+                try:
+                    body = await get(*told, **named)
+                except Refusal as refusal:
+                    span.set_attribute("bff.outcome", refusal.code)
+                    raise
+                span.set_attribute("bff.outcome", "ok")
+                return body
+
+        return traced
+
+
+class RequestSpan:
+    """The span of one request, and the one of its decision."""
+
+    def __init__(self, tracer: Any, span: Any, error: Any) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._error = error
+
+    @contextmanager
+    def decide(self) -> Iterator[None]:
+        """Span the decision."""
+        with self._tracer.start_as_current_span("decide", record_exception=False):
+            yield
+
+    def answered(self, reply: Reply, answer: Reply | Load | Loads | Wait) -> None:
+        """Note how it ended."""
+        self._span.set_attribute("http.response.status_code", reply.status)
+        if isinstance(answer, Load):
+            self._span.set_attribute("bff.joined", answer.joined)
+        if reply.status >= 500:  # noqa: PLR2004
+            self._span.set_status(self._error)
+
+
+class TracedEndpoint:
+    """Answers browsers, as `asgi.Endpoint` does, and makes a span for each request."""
+
+    def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        head = read_head(scope)
+        with self._tracing.request(head, scope["headers"]) as span:
+            with span.decide():
+                answer = self._gateway.decide(head, *self._clock())
+            reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
+            span.answered(reply, answer)
+        await send_reply(reply, send)

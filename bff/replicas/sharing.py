@@ -1,0 +1,572 @@
+"""Many replicas that behave as one: shared copies and verdicts, one load, one limit, one budget.
+
+Each of them works when the store is away: copies and loads are then this process's own, and of
+limits and budget it takes the share of one replica among those that were last there.
+
+A copy in the store is what a browser may see and nothing else: it is projected before it comes
+here. It carries what it is (format, version, policy, environment, both ids) and a digest; what does
+not fit the question is dropped and counted. It also carries when it was loaded; of that and of what
+the store says, the greater age counts, so that neither a clock that is off nor a command that was
+slow to arrive makes a copy younger.
+
+A verdict grants access, so there a digest would not do: it is sealed with a key that only gateways
+of the same secret key can make, and stands under a name made with it too. Whoever has the store
+reads of no token, and grants none anything.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+from bff.errors import Refusal
+from bff.limits.budget import Budget
+from bff.limits.rate import Window
+from bff.replicas.codec import (
+    ForeignError,
+    Space,
+    _verdict_name,
+    decode,
+    decode_verdict,
+    encode,
+    encode_missing,
+    encode_verdict,
+)
+from bff.replicas.valkey import Away, Store
+from bff.sessions.copy import Copy
+from bff.tokens.introspected import UNDECIDED, Verdict
+
+CLAIM_SECONDS: Final = 1.0
+"""A replica that dies during a load keeps the others from loading that session for so long."""
+
+
+_POLL_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)
+
+
+_RETRY_SECONDS: Final = 1.0
+
+
+_PURGE_MEMORY_SECONDS: Final = 60.0
+"""Longer than any load takes."""
+
+
+Outcome = Copy | Refusal
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a load needs to know of the gateway.
+
+    Attributes:
+        ask: asks upstream; told how many seconds it may wait for the store.
+        fresh: whether a copy can be answered as it is.
+        lifetime: seconds after its load for which a copy may be of any use.
+    """
+
+    environment: str
+    id: str
+    ask: Callable[[float], Awaitable[Outcome]]
+    fresh: Callable[[Copy, float], bool]
+    lifetime: Callable[[Copy], float]
+
+
+class Fleet:
+    """What a replica has to do with the others.
+
+    Args:
+        store: where they meet; `start` opens it.
+        spaces: by environment name.
+        make: makes a copy: environment, id, external id, body, closed, loaded.
+        negative_ttl: seconds that an absence is known.
+        patience: seconds to wait for another replica's load.
+        clock: the two times.
+        spawn: runs something to its end, whoever leaves meanwhile.
+        tokens: makes a text that nobody else makes.
+        count: counts a metric.
+        on_purge: told which session of which environment has to go from this process.
+        on_revocation: told what `revoke` told, here or elsewhere.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        spaces: Mapping[str, Space],
+        make: Callable[[str, str, str | None, bytes, bool, float], Copy],
+        negative_ttl: float,
+        patience: float,
+        clock: Callable[[], tuple[float, float]],
+        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
+        tokens: Callable[[], str],
+        count: Callable[..., None],
+        on_purge: Callable[[str, str], None],
+        on_revocation: Callable[[str], None],
+    ) -> None:
+        self.store = store
+        self.spaces = spaces
+        self.negative_ttl = negative_ttl
+        self._make = make
+        self._patience = patience
+        self._clock = clock
+        self._spawn = spawn
+        self._tokens = tokens
+        self._count = count
+        self._on_purge = on_purge
+        self._on_revocation = on_revocation
+        # A request may wait for leases and then for a load: half of its time for each.
+        self.within = store.timeout / 2
+
+    @property
+    def up(self) -> bool:
+        """Whether the store can be had."""
+        return self.store.up
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas were there when the store was last seen."""
+        return self.store.replicas
+
+    async def start(self) -> None:
+        """Connect and listen.
+
+        Raises:
+            StoreError: the store cannot be used now; it is tried again all the same.
+        """
+        await self.store.open(self._heard)
+
+    def adopt(self, spaces: Mapping[str, Space], negative_ttl: float) -> None:
+        """Go on by other settings; loads under way are kept by nobody else."""
+        self.spaces, self.negative_ttl = spaces, negative_ttl
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await self.store.close()
+
+    # -- limits
+
+    def lease(self, window: Window, want: int) -> "asyncio.Task[None]":
+        """Take *want* more of a window that all replicas share; ends soon, whatever happens."""
+        return self._spawn(self._lease(window, want))
+
+    async def _lease(self, window: Window, want: int) -> None:
+        limiter, (sent, _) = window.limiter, self._clock()
+        digest = hashlib.sha256(repr(window.key).encode()).hexdigest()[:32]
+        try:
+            given, rest, seconds = await self.store.take(
+                f"{limiter.name}:{limiter.limit}/{limiter.seconds}:{digest}",
+                limit=limiter.limit,
+                want=want,
+                seconds=limiter.seconds,
+                within=self.within,
+            )
+        except Away:
+            window.unsettle()
+        else:
+            self._count("bff_leases", limiter.name)
+            # Counted from before it was asked, so that it never ends later here than there.
+            window.settle(self, want, given, rest, sent + seconds)
+
+    # -- the budget
+
+    async def spend(self, environment: str, budget: Budget, *, within: float) -> float:
+        """Spend one load; returns the seconds to wait instead, or 0 if it may begin.
+
+        The store is waited for *within* seconds.
+        """
+        space, wait = self.spaces.get(environment), None
+        try:
+            if space is not None:
+                wait = await self.store.spend(
+                    space.place, limit=budget.limit, seconds=budget.seconds, within=within
+                )
+        except Away:
+            pass
+        if wait is None:
+            budget.replicas = self.replicas
+            wait = budget.wait(self._clock()[0])
+        if wait <= 0:
+            budget.spend(self._clock()[0])
+        return wait
+
+    def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
+        """Share what upstream said of its bucket."""
+        if self.up and environment in self.spaces:
+            self.store.allow(self.spaces[environment].place, remaining - limit // 2, reset)
+
+    def pause(self, environment: str, seconds: float) -> None:
+        """Share that upstream wants nothing for *seconds*."""
+        if self.up and environment in self.spaces:
+            self.store.pause(self.spaces[environment].place, seconds)
+
+    # -- copies and loads
+
+    async def load(self, question: Question) -> tuple[Outcome, bool]:
+        """Get a session: another replica's copy if it is fresh, or a load that no other makes.
+
+        Returns:
+            What was found, and whether it was this replica that asked upstream for it.
+        """
+        where = self.spaces.get(question.environment)
+        if where is None:  # a change of settings removed it meanwhile
+            return await question.ask(self.within), True
+
+        def is_answer(found: Outcome) -> bool:
+            return isinstance(found, Refusal) or question.fresh(found, self._clock()[0])
+
+        sought: _Sought[Outcome] = _Sought(
+            where.copies,
+            question.id,
+            metric="bff_shared_copies",
+            decode=partial(self._decode, where.copies, question),
+            is_answer=is_answer,
+        )
+        outcome, known, ours, claim = await self._seek(sought, question.ask)
+        if not ours:
+            return outcome, False
+        copy = known if isinstance(known, Copy) else None
+        if claim is not None:
+            write = partial(self._write, where.copies, question, outcome, copy)
+            self._spawn(self._keep(where, question.environment, sought, claim, write))
+        if isinstance(outcome, Refusal) and outcome.code != "not_found" and copy is not None:
+            now, _ = self._clock()
+            if now - copy.loaded < question.lifetime(copy):
+                # Over the budget it is soon the next one's turn.
+                copy.retry = now + min(outcome.retry_after or _RETRY_SECONDS, _RETRY_SECONDS)
+                return copy, False
+        return outcome, True
+
+    async def _seek(
+        self, sought: "_Sought[T]", ask: Callable[[float], Awaitable[T]]
+    ) -> "tuple[T, T | None, bool, _Claim | None]":
+        """Find what another replica brought, or *ask* while no other does.
+
+        Returns:
+            What it came to; what was found before, for what that is worth; whether it was asked
+            for here, and the claim under which that was.
+        """
+        patience, token = _Patience(self.within, self._clock), self._tokens()
+        claim: _Claim | None = None
+        found: T | None = None
+        try:
+            found = await self._read(sought, patience)
+            if found is None or not sought.is_answer(found):
+                claimed = await self._claim(sought, token, patience)
+                claim, found = claimed
+            if found is not None and sought.is_answer(found):
+                if claim is not None:
+                    self.store.release(sought.space, sought.id, token)
+                self._count(sought.metric, "used")
+                return found, found, False, None
+        except Away:
+            found = None  # then this process asks, as if it were alone
+        holding = claim and self._spawn(self._hold(sought.space, sought.id, token))
+        try:
+            return await ask(patience.left), found, True, claim
+        finally:
+            if holding:
+                holding.cancel()
+
+    async def _read(self, sought: "_Sought[T]", patience: "_Patience") -> T | None:
+        sent, _ = self._clock()
+        value, seconds = await patience.wait(
+            self.store.read(sought.space, sought.id, within=patience.left)
+        )
+        return self._found(sought, value, seconds, sent)
+
+    async def _claim(
+        self, sought: "_Sought[T]", token: str, patience: "_Patience"
+    ) -> "tuple[_Claim | None, T | None]":
+        """Claim the right to ask, or wait until who has it brings something or gives up."""
+        began, turn, left = self._clock()[0], 0, patience.left
+        while True:
+            # It is the other's load that is waited for: of the questions only the last costs time.
+            patience.left, (sent, _) = left, self._clock()
+            held, value, seconds, time = await patience.wait(
+                self.store.claim(sought.space, sought.id, token, CLAIM_SECONDS, within=left)
+            )
+            found = self._found(sought, value, seconds, sent)
+            if held:
+                return _Claim(token, time, self._clock()[0]), found
+            if found is not None and sought.is_answer(found):
+                return None, found
+            if sent - began > self._patience:
+                return None, found
+            await asyncio.sleep(_POLL_SECONDS[min(turn, len(_POLL_SECONDS) - 1)])
+            turn += 1
+
+    async def _hold(self, space: str, id_: str, token: str) -> None:
+        while True:
+            await asyncio.sleep(CLAIM_SECONDS / 3)
+            self.store.hold(space, id_, token, CLAIM_SECONDS)
+
+    async def _keep(
+        self,
+        where: Space,
+        environment: str,
+        sought: "_Sought[T]",
+        claim: "_Claim",
+        write: "Callable[[int], _Written | None]",
+    ) -> None:
+        """Keep what was brought, for all; then let others ask."""
+        now, _ = self._clock()
+        # The rules may have changed: nobody could tell by which of them it was projected, or let
+        # pass. And of what was purged during a very long load, the store knows nothing any more.
+        current = self.spaces.get(environment) is where
+        recent = now - claim.known <= _PURGE_MEMORY_SECONDS
+        written = write(claim.time) if current and recent else None
+        try:
+            if written is not None and written.ends > now:
+                result = await self.store.keep(
+                    sought.space,
+                    [sought.id, *written.others],
+                    written.value,
+                    token=claim.token,
+                    claimed=claim.time,
+                    until=claim.at(written.ends),
+                )
+                self._count(sought.metric, result)
+        except Away:
+            pass
+        finally:
+            self.store.release(sought.space, sought.id, claim.token)
+
+    def _write(
+        self, space: str, question: Question, outcome: Outcome, known: Copy | None, claimed: int
+    ) -> "_Written | None":
+        now, wall = self._clock()
+        if isinstance(outcome, Copy):
+            lifetime = question.lifetime(outcome)
+            loaded = wall - (now - outcome.loaded)
+            value = encode(space, outcome, lifetime, loaded, claimed)
+            others = {id_ for _, id_ in outcome.keys} - {question.id}
+            return _Written(value, others, outcome.loaded + lifetime)
+        if outcome.code != "not_found":
+            return None
+        if known is not None:
+            for id_ in {id_ for _, id_ in known.keys} - {question.id}:
+                self.store.drop(space, id_)
+        value = encode_missing(space, question.id, self.negative_ttl, claimed)
+        return _Written(value, set(), now + self.negative_ttl)
+
+    def _found(
+        self, sought: "_Sought[T]", value: bytes | None, seconds: float, sent: float
+    ) -> T | None:
+        """Read a value that stands in the store for *seconds* more, and did when it was *sent* for.
+
+        Of its own age and the one that the store tells the greater counts.
+        """
+        if value is None:
+            return None
+        now, wall = self._clock()
+
+        def moment(written: float, lifetime: float) -> float:
+            if seconds < 0:
+                raise ForeignError  # ours end
+            return sent - max(wall - written - (now - sent), lifetime - seconds, 0.0)
+
+        try:
+            return sought.decode(value, moment)
+        except ForeignError:
+            self._count(sought.metric, "dropped")
+            self.store.drop(sought.space, sought.id)
+            return None
+
+    def _decode(
+        self, space: str, question: Question, value: bytes, moment: "_Moment"
+    ) -> Outcome | None:
+        found = decode(space, question.id, value)
+        if found is None:
+            raise ForeignError
+        loaded = moment(found.loaded, found.lifetime)
+        if found.missing:
+            recent = self._clock()[0] - loaded < self.negative_ttl
+            return Refusal("not_found") if recent else None
+        return self._make(
+            question.environment,
+            found.id,
+            found.external_id,
+            found.body,
+            found.closed,
+            loaded,
+        )
+
+    # -- verdicts
+
+    async def judge(
+        self,
+        environment: str,
+        digest: bytes,
+        id_: str,
+        ask: Callable[[], Awaitable[Verdict]],
+    ) -> Verdict:
+        """Get upstream's word on a token and a session: told to another replica, or asked for.
+
+        Args:
+            environment: the token's.
+            digest: the token's too.
+            id_: by which the session is asked for.
+            ask: puts the token to the test, if no other replica does.
+        """
+        where = self.spaces.get(environment)
+        if where is None:  # a change of settings removed it meanwhile
+            return await ask()
+        sought = _Sought(
+            where.verdicts,
+            _verdict_name(where, digest, id_),
+            metric="bff_shared_verdicts",
+            decode=partial(self._decode_verdict, where, digest, id_),
+            is_answer=lambda verdict: verdict.until > self._clock()[0],
+        )
+        verdict, _, _, claim = await self._seek(sought, lambda _: ask())
+        if claim is not None:
+            write = partial(self._write_verdict, where, digest, id_, verdict)
+            self._spawn(self._keep(where, environment, sought, claim, write))
+        return verdict
+
+    def _write_verdict(
+        self, where: Space, digest: bytes, id_: str, verdict: Verdict, claimed: int
+    ) -> "_Written | None":
+        if verdict.code in UNDECIDED and verdict.code != "over_budget":
+            return None  # a trouble of this replica, maybe: the next one tries
+        now, wall = self._clock()
+        value = encode_verdict(where, digest, verdict, wall - (now - verdict.spoken), claimed)
+        others = {_verdict_name(where, digest, other) for other in verdict.ids if other != id_}
+        return _Written(value, others, verdict.until)
+
+    def _decode_verdict(
+        self, where: Space, digest: bytes, id_: str, value: bytes, moment: "_Moment"
+    ) -> Verdict:
+        found = decode_verdict(where, digest, id_, value)
+        if found is None:
+            raise ForeignError
+        return replace(found, spoken=moment(found.spoken, found.seconds))
+
+    # -- purges
+
+    async def purge(self, environment: str, id_: str) -> None:
+        """Forget a session in every replica and in the store, under both its ids.
+
+        Raises:
+            Away: the store cannot be reached, so other replicas keep what they have.
+        """
+        space = self.spaces[environment]
+        for other in await self._purge(space.copies, id_):
+            await self._purge(space.copies, other)
+        await self.store.publish("purges", place=space.place, rules=space.rules, id=id_)
+
+    async def revoke(self, revocation: str) -> None:
+        """Tell every replica of a revocation, also those that start later.
+
+        Raises:
+            Away: the store cannot be reached, so other replicas do not know.
+        """
+        await self.store.publish("revocations", revocation=revocation)
+
+    async def retell(self, revocations: Sequence[str]) -> None:
+        """Tell a store that has forgotten them, for it started again without its data."""
+        try:
+            if revocations and await self.store.is_silent("revocations"):
+                for revocation in revocations:
+                    await self.revoke(revocation)
+        except Away:
+            pass  # it is told when it comes back
+
+    async def _purge(self, copies: str, id_: str) -> list[str]:
+        value = await self.store.purge(copies, id_, remembered=_PURGE_MEMORY_SECONDS)
+        found = decode(copies, id_, value) if value is not None else None
+        if found is None or found.missing:
+            return []
+        return [other for other in (found.id, found.external_id) if other and other != id_]
+
+    def _heard(self, message: dict[str, str]) -> None:
+        if "revocation" in message:
+            self._on_revocation(message["revocation"])
+        for environment, space in self.spaces.items():
+            if message.get("place") == space.place and "id" in message:
+                self._on_purge(environment, message["id"])
+                if message.get("rules") != space.rules:
+                    # Whoever purged has another policy or version, and sees other copies.
+                    self._spawn(self._purge_quietly(space.copies, message["id"]))
+
+    async def _purge_quietly(self, copies: str, id_: str) -> None:
+        try:
+            for other in await self._purge(copies, id_):
+                await self._purge(copies, other)
+        except Away:
+            pass
+
+
+_Moment = Callable[[float, float], float]
+"""When something happened, on the clock that never jumps: of a value that tells when (Unix seconds)
+and for how many seconds from then on it is of use."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought(Generic[T]):
+    """What is looked for in the store before upstream is asked.
+
+    Attributes:
+        metric: counts what becomes of it.
+        decode: reads its value: None if that is of no use; raises `ForeignError`.
+        is_answer: whether it will do, so that upstream need not be asked.
+    """
+
+    space: str
+    id: str
+    metric: str
+    decode: Callable[[bytes, _Moment], T | None]
+    is_answer: Callable[[T], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A value for the store.
+
+    Attributes:
+        others: names that it stands under beside the claimed one.
+        ends: when it is of no more use.
+    """
+
+    value: bytes
+    others: set[str]
+    ends: float
+
+
+class _Patience:
+    """How much longer one load may wait for the store itself."""
+
+    __slots__ = ("_clock", "left")
+
+    def __init__(self, seconds: float, clock: Callable[[], tuple[float, float]]) -> None:
+        self.left = seconds
+        self._clock = clock
+
+    async def wait(self, answer: Awaitable[T]) -> T:
+        asked, _ = self._clock()
+        try:
+            return await answer
+        finally:
+            self.left -= self._clock()[0] - asked
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """The right to make one load.
+
+    Attributes:
+        time: microseconds on the store's clock, before the load.
+        known: when that was heard here: a little later.
+    """
+
+    token: str
+    time: int
+    known: float
+
+    def at(self, moment: float) -> float:
+        """Seconds on the store's clock at *moment* here, or earlier: it is when copies end."""
+        return self.time / 1e6 + moment - self.known

@@ -1,0 +1,297 @@
+"""How every answer looks on the wire: the one place where header lines are written.
+
+A reply's head is kept as the bytes that go out, for what is the same for many replies is then put
+together once: per origin, per copy, per refusal.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from typing import Final, Protocol
+
+from bff.errors import Refusal
+from bff.limits.rate import MAX_RESET, Limiter, Window
+
+MAX_PREFLIGHT_AGE: Final = 7200
+"""Seconds: Chromium's own maximum. A removed origin stops being answered at once all the same."""
+
+
+METHODS: Final = "GET, HEAD, OPTIONS"
+
+
+# What a preflight allows is more than what is served: a script can only read a 405 or a 410 if the
+# preflight let it ask. `*` does not cover Authorization, and older browsers do not know it.
+_PREFLIGHT: Final = (
+    b"access-control-allow-methods: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"
+    b"access-control-allow-headers: authorization, content-type, cache-control, if-none-match, "
+    b"last-event-id, trigger-version, x-trigger-api-version, x-trigger-source, x-trigger-client, "
+    b"x-trigger-branch, x-trigger-realtime-streams-version, x-trigger-request-idempotency-key, "
+    b"traceparent, tracestate, baggage, *\r\n"
+    b"access-control-max-age: %d\r\n" % MAX_PREFLIGHT_AGE
+)
+
+
+_EXPOSED: Final = (
+    "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
+    "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
+)
+
+
+_ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
+
+
+_ALWAYS_COOKIE: Final = _ALWAYS.replace("Origin", "Origin, Cookie, Sec-Fetch-Site")
+
+
+_NO_STORE: Final = b"cache-control: no-store\r\n"
+
+
+_SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
+
+
+_SESSION_BODY: Final = (
+    _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
+)
+
+
+_REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer: its status, its header lines (each ended with CRLF), its body."""
+
+    status: int
+    head: bytes
+    body: bytes
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header lines as pairs, for ASGI."""
+        pairs = (line.partition(b": ") for line in self.head.split(b"\r\n") if line)
+        return [(name, value) for name, _, value in pairs]
+
+
+class Representation(Protocol):
+    """What a 200 shows: a `cache.Copy`, or a page of them."""
+
+    @property
+    def head(self) -> bytes:
+        """Header lines that depend on nothing but the body; see `copy_head`."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON."""
+
+    @property
+    def etag(self) -> bytes:
+        """Of the body."""
+
+    @property
+    def loaded(self) -> float:
+        """When it was loaded, or the oldest part of it."""
+
+
+@lru_cache(maxsize=64)  # codes and texts are ours, so there are few
+def _refusal_body(code: str, detail: str) -> bytes:
+    """JSON of upstream's shape: ``error`` is what the SDK shows, ``code`` what programs read."""
+    unauthorized = {"param": "access_token", "type": "authorization"}
+    extra = unauthorized if code == "unauthorized" else {}
+    return json.dumps({"error": detail, "code": code, **extra}).encode()
+
+
+class Replies:
+    """Builds replies for the configured *origins* (exact; ``*`` for any).
+
+    *cookie* says that a token may come in one, which answers then vary with.
+    """
+
+    def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
+        always = (_ALWAYS_COOKIE if cookie else _ALWAYS).encode()
+
+        def lines(origin: str) -> bytes:
+            allowed = f"access-control-allow-origin: {origin}\r\n"
+            return (
+                f"{allowed}access-control-expose-headers: {_EXPOSED}\r\n".encode("latin-1") + always
+            )
+
+        self._lines: dict[bytes | None, bytes] = {None: always}
+        """By origin."""
+        self._others = always
+        if "*" in origins:
+            self._others = lines("*")
+        else:
+            self._lines |= {origin.encode("latin-1"): lines(origin) for origin in origins}
+
+    def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
+        return b"%bx-request-id: %b\r\n" % (self._lines.get(origin, self._others), request_id)
+
+    def preflight(self, origin: bytes | None, request_id: bytes) -> Reply:
+        """Answer OPTIONS, for any path: what is not served must be readable too."""
+        common = self._common(origin, request_id)
+        allowed = b"access-control-allow-origin" in common
+        head = common + _NO_STORE + (_PREFLIGHT if allowed else b"") + b"allow: " + METHODS.encode()
+        return Reply(204, head + b"\r\n", b"")
+
+    def session(
+        self,
+        copy: Representation,
+        *,
+        not_modified: bool,
+        cache_status: bytes,
+        window: Window | None,
+        now: float,
+        wall: float,
+        origin: bytes | None,
+        request_id: bytes,
+        lines: bytes = b"",
+    ) -> Reply:
+        """Answer with *copy*; the caller is entitled to it, or this would not be called."""
+        age = max(0.0, now - copy.loaded)
+        common = self._lines.get(origin, self._others)
+        rate = rate_lines(window, now, wall) + lines
+        if not_modified:
+            return Reply(
+                304, _SESSION % (common, request_id, copy.head, age, cache_status, rate), b""
+            )
+        body = copy.body
+        return Reply(
+            200,
+            _SESSION_BODY % (common, request_id, copy.head, age, cache_status, rate, len(body)),
+            body,
+        )
+
+    def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Reply:
+        """Answer with JSON that is public and the same for everyone."""
+        return self._json(200, body, b"", origin, request_id)
+
+    def refusal(
+        self,
+        refusal: Refusal,
+        *,
+        window: Window | None = None,
+        now: float = 0.0,
+        wall: float = 0.0,
+        origin: bytes | None,
+        request_id: bytes,
+    ) -> Reply:
+        """Tell the browser why not; *window* is the one that counted it last."""
+        status = refusal.kind.status
+        lines = rate_lines(window, now, wall)
+        content_type = b"application/json; charset=utf-8"
+        retry_after = refusal.retry_after
+        if status == 429 and window is not None:  # noqa: PLR2004
+            content_type = b"application/problem+json; charset=utf-8"
+            body = _problem(refusal, window, now, wall)
+            retry_after = window.reset(now)
+        else:
+            body = _refusal_body(refusal.code, refusal.detail)
+            # The SDK repeats whatever is not a 4xx; a retry is the frontend's to decide.
+            lines += b"x-should-retry: false\r\n"
+        if retry_after is not None:
+            lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
+        if status == 401:  # noqa: PLR2004
+            lines += _challenge(refusal)
+        elif status == 405:  # noqa: PLR2004
+            lines += b"allow: " + METHODS.encode() + b"\r\n"
+        return self._json(status, body, lines, origin, request_id, content_type)
+
+    def _json(
+        self,
+        status: int,
+        body: bytes,
+        lines: bytes,
+        origin: bytes | None,
+        request_id: bytes,
+        content_type: bytes = b"application/json; charset=utf-8",
+    ) -> Reply:
+        head = b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
+            self._common(origin, request_id),
+            _NO_STORE,
+            lines,
+            content_type,
+            len(body),
+        )
+        return Reply(status, head, body)
+
+
+def copy_head(etag: bytes) -> bytes:
+    """The header lines that depend on nothing but a copy: `cache.Copy.head`."""
+    return b"%betag: %b\r\n" % (_REVALIDATE, etag)
+
+
+def server_timing(seconds: float) -> bytes:
+    """How long the answer was waited for, in milliseconds; what it was waited for is not told."""
+    return b"server-timing: bff;dur=%.1f\r\n" % (seconds * 1000)
+
+
+def rate_lines(window: Window | None, now: float, wall: float) -> bytes:
+    """The rate limit in upstream's headers (reset in Unix milliseconds) and in the IETF's."""
+    if window is None:
+        return b""
+    reset, remaining = window.reset(now), window.remaining
+    return _rate_template(window.limiter) % (
+        remaining,
+        ceil((wall + reset) * 1000),
+        remaining,
+        ceil(reset),
+    )
+
+
+@lru_cache(maxsize=16)
+def _rate_template(limiter: Limiter) -> bytes:
+    """All that stays the same for one limiter."""
+    return (
+        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %%d\r\nx-ratelimit-reset: %%d\r\n"
+        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%%d;t=%%d\r\n'
+    ) % (
+        limiter.limit,
+        limiter.name.encode(),
+        limiter.limit,
+        limiter.seconds,
+        limiter.name.encode(),
+    )
+
+
+def _challenge(refusal: Refusal) -> bytes:
+    # RFC 6750 §3.1: no error code where no token was sent.
+    if refusal.code == "token_missing":
+        return b'www-authenticate: Bearer realm="bff"\r\n'
+    return (
+        b'www-authenticate: Bearer realm="bff", error="invalid_token", error_description="%b"\r\n'
+        % refusal.detail.encode("latin-1")
+    )
+
+
+def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> bytes:
+    seconds = window.reset(now)
+    return _problem_template(refusal.code, refusal.detail, window.limiter) % {
+        b"remaining": window.remaining,
+        b"reset": ceil((wall + seconds) * 1000),
+        b"seconds": seconds,
+    }
+
+
+@lru_cache(maxsize=64)
+def _problem_template(code: str, detail: str, limiter: Limiter) -> bytes:
+    """All that stays the same of a 429: who floods is not worth an encoder's work each time."""
+    remaining, reset, seconds = "%(remaining)d", "%(reset)d", "%(seconds).3f"
+    text = f"{detail}: {remaining}/{limiter.limit} requests remaining. Retry in {seconds} seconds."
+    problem = {
+        "error": text,
+        "code": code,
+        "title": "Rate Limit Exceeded",
+        "status": 429,
+        "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",
+        "detail": text,
+        "reset": reset,
+        "limit": limiter.limit,
+        "remaining": remaining,
+        "secondsUntilReset": seconds,
+    }
+    template = json.dumps(problem)
+    for number in (remaining, reset, seconds):
+        template = template.replace(f'"{number}"', number)
+    return template.encode()

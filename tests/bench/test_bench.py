@@ -1,0 +1,70 @@
+"""The benchmark runs, and counts what it says. How long anything takes decides nothing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import chart
+import inside
+import load
+
+BENCH = Path(__file__).parent
+ROOT = BENCH.parent.parent
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed: apt-get install wrk")
+def test_a_short_benchmark() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(BENCH), "--seconds", "1", "--rounds", "1", "--workload", "hits"),
+            *("--sessions", "10", "--callers", "3", "--only", "bff", "--only", "bff, Valkey"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in ("bff", "bff, Valkey"):
+        assert f"| hits | {name} |" in done.stdout
+
+
+def test_what_is_published_is_one_run() -> None:
+    results = json.loads((ROOT / "docs/bench/results.json").read_text())
+
+    assert (ROOT / "docs/bench/bench.md").read_text() == chart.markdown(results)
+    assert (ROOT / "docs/bench/bench.svg").read_text() == chart.svg(results)
+    assert chart.summary(results) in (ROOT / "README.md").read_text()
+
+
+def test_a_load_is_measured_beside_the_bare_call() -> None:
+    took = load.measure(rounds=1)
+    assert set(took) == {"bare client call", "load"}
+    assert all(times["least"] > 0 for times in took.values())
+    assert "| load |" in "\n".join(load.table(took))
+
+
+def test_what_answers_cost_inside_is_told_kind_by_kind() -> None:
+    took = inside.measure(rounds=1)
+    assert len(took) > 8, "each run asserts the status that it measures"
+    assert all(one > 0 for one in took.values())
+    assert "| a 304 |" in "\n".join(inside.table(took))
+
+
+def test_memory_is_counted_and_a_flood_of_hits_keeps_none_of_it() -> None:
+    numbers = ["--copies", "500", "--tokens", "200", "--connections", "50"]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "memory.py"), *numbers, "--requests", "100000"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for what in ("copy", "verified token", "idle connection"):
+        assert what in done.stdout
+    growth = re.search(r"decisions: ([+-][\d,]+) KiB", done.stdout)
+    assert growth
+    assert int(growth[1].replace(",", "")) < 4096, "100,000 decisions that kept 42 bytes each"

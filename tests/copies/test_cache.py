@@ -1,0 +1,192 @@
+"""Ages, eviction, two ids for one copy, one load for many; by a clock that is a number."""
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bff.copies.cache import Cache
+from bff.sessions.copy import Ages, Copy, Missing, State
+
+AGES = Ages(ttl=2, closed_ttl=30, stale_while_revalidate=5, stale_if_error=60, negative_ttl=1)
+
+
+def copy(number: int = 1, *, external: str | None = None, size: int = 100, **changes) -> Copy:
+    fields = {
+        "environment": "e",
+        "id": f"session_{number}",
+        "external_id": external,
+        "etag": b'"x"',
+        "head": b"",
+        "body": b"x" * size,
+        "closed": False,
+        "loaded": 0.0,
+    }
+    return Copy(**(fields | changes))
+
+
+def cache(max_bytes: int = 1_000_000, **kwargs) -> Cache:
+    return Cache(AGES, max_bytes=max_bytes, spawn=asyncio.ensure_future, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("age", "closed", "stretched", "state"),
+    [
+        (0, False, 0, State.FRESH),
+        (1.99, False, 0, State.FRESH),
+        (2, False, 0, State.STALE),
+        (6.99, False, 0, State.STALE),
+        (7, False, 0, State.LAST_RESORT),
+        (61.99, False, 0, State.LAST_RESORT),
+        (62, False, 0, State.DEAD),
+        (29.99, True, 0, State.FRESH),
+        (30, True, 0, State.STALE),
+        (9.99, False, 10, State.FRESH),
+        (10, False, 10, State.STALE),
+        (29.99, True, 10, State.FRESH),
+    ],
+)
+def test_what_a_copy_may_be_used_for(age, closed, stretched, state) -> None:
+    assert AGES.state(copy(closed=closed), age, stretched) is state
+
+
+def test_a_copy_is_found_under_both_ids_in_its_environment_only() -> None:
+    kept = cache()
+    one = copy(1, external="chat")
+    kept.put(one)
+
+    assert kept.find("e", "session_1", 0) is one
+    assert kept.find("e", "chat", 0) is one
+    assert kept.find("other", "chat", 0) is None
+    assert kept.find("e", "session_2", 0) is None
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("id_", ["session_1", "chat"])
+def test_dropping_either_id_drops_both(id_: str) -> None:
+    kept = cache()
+    kept.put(copy(1, external="chat"))
+    kept.drop("e", id_)
+
+    assert kept.find("e", "session_1", 0) is None
+    assert kept.find("e", "chat", 0) is None
+    assert kept.bytes == 0
+
+
+def test_absence_is_remembered_for_its_time_and_ends_what_was_known() -> None:
+    kept = cache()
+    kept.put(copy(1, external="chat"))
+    kept.put_missing("e", "chat", 10)
+
+    assert isinstance(kept.find("e", "chat", 10.9), Missing)
+    assert kept.find("e", "session_1", 10.9) is None
+    assert kept.find("e", "chat", 11) is None
+    assert kept.bytes == 0
+
+
+def test_ids_that_only_look_alike_never_share_a_copy() -> None:
+    kept = cache()
+    names = ["\u00e9", "e\u0301", "Chat", "chat", "chat ", " chat", "a:b", "a/b", "a", "a\u200b"]
+    for number, name in enumerate(names):
+        kept.put(copy(number, external=name))
+
+    found = [kept.find("e", name, 0).id for name in names]
+
+    assert found == [f"session_{number}" for number in range(len(names))]
+
+
+def test_a_copy_under_a_key_not_its_own_is_dropped_and_counted() -> None:
+    mismatches = []
+    kept = cache(on_mismatch=lambda: mismatches.append(1))
+    one = copy(1, external="chat")
+    kept.put(one)
+    one.external_id = "another"
+
+    assert kept.find("e", "chat", 0) is None
+    assert kept.find("e", "session_1", 0) is None
+    assert mismatches == [1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3000), st.booleans()), max_size=80))
+def test_the_bound_holds_and_the_sum_is_right(steps) -> None:
+    kept = cache(max_bytes=10_000)
+    for number, size, read in steps:
+        if read:
+            kept.find("e", f"chat-{number}", 0)
+        else:
+            kept.put(copy(number, external=f"chat-{number}", size=size))
+        assert kept.bytes <= 10_000
+        assert kept.bytes == sum(known.size for known in kept._ring)
+        assert set(kept._kept.values()) == set(kept._ring)
+
+
+def test_what_is_read_stays_when_room_is_needed() -> None:
+    kept = cache(max_bytes=10 * copy(1).size)
+    for number in range(10):
+        kept.put(copy(number))
+    for number in range(10, 30):
+        kept.find("e", "session_3", 0)
+        kept.put(copy(number))
+
+    assert kept.find("e", "session_3", 0) is not None
+    assert kept.find("e", "session_4", 0) is None
+
+
+def test_a_copy_larger_than_everything_is_not_kept_and_pushes_nothing_out() -> None:
+    kept = cache(max_bytes=2000)
+    kept.put(copy(1))
+    kept.put(copy(2, size=5000))
+
+    assert kept.find("e", "session_1", 0) is not None
+    assert kept.find("e", "session_2", 0) is None
+
+
+def test_what_a_copy_is_said_to_cost_is_what_it_costs() -> None:
+    kept = cache(max_bytes=10**9)
+    gc.collect()
+    tracemalloc.start()
+    for number in range(5000):
+        external = f"chat-{number:030d}"
+        kept.put(copy(number, external=external, body=bytes(300), head=bytes(60), etag=bytes(26)))
+    measured, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert 0.8 < measured / kept.bytes < 1.2, (measured / 5000, kept.bytes / 5000, sys.version)
+
+
+async def test_one_load_for_many_and_none_left_behind() -> None:
+    kept = cache()
+    gate = asyncio.Event()
+    started = []
+
+    async def load() -> str:
+        started.append(1)
+        await gate.wait()
+        return "done"
+
+    flight = kept.fly("e", "chat", load())
+    assert kept.flight("e", "chat") is flight
+    assert kept.flight("other", "chat") is None
+    leaver = asyncio.ensure_future(asyncio.shield(flight))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    gate.set()
+
+    assert await flight == "done"
+    await asyncio.sleep(0)
+    assert kept.flights == 0
+    assert started == [1]
+
+
+def test_usable_while_any_copy_of_the_environment_may_be_served() -> None:
+    kept = cache()
+    assert not kept.usable("e", 0)
+    kept.put(copy(1))
+
+    assert kept.usable("e", 61)
+    assert not kept.usable("e", 62)
+    assert not kept.usable("other", 0)

@@ -1,0 +1,510 @@
+"""What is shipped for running it, checked by the programs that will read it.
+
+No container engine takes part: images are linted, not built; manifests rendered, not applied.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import kubernetes_validate
+import pytest
+import yaml
+from compose_spec import PyCompose
+from support.clients import need
+from support.engines import free_port
+from support.world import environ, http, running_upstream
+
+from bff.config import reader
+from bff.config.settings import SETTINGS
+from bff.telemetry import METRICS
+
+ROOT = Path(__file__).parent.parent.parent
+DEPLOY = ROOT / "deploy"
+KUBERNETES_VERSION = "1.34"
+
+FAMILIES = {
+    name + suffix
+    for name, row in METRICS.items()
+    for suffix in {"counter": ["_total"], "gauge": [""]}.get(
+        row.kind, ["_bucket", "_count", "_sum"]
+    )
+} | {"process_resident_memory_bytes", "process_cpu_seconds_total"}
+
+
+def tool(name: str) -> str:
+    """A program of the development environment, or of the system where no wheel has it."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or need(name)
+
+
+def run(*command: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={"PATH": "/usr/sbin:/usr/bin:/bin", "HOME": "/nonexistent"} | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+# -- the image
+
+
+def test_the_dockerfile_has_nothing_that_a_linter_minds() -> None:
+    done = run(tool("hadolint"), "deploy/Dockerfile")
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_is_pinned_runs_as_nobody_and_can_install_nothing() -> None:
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    build, last = text.split("\nFROM ")[1:]
+
+    assert re.findall(r"^ARG PYTHON=(.+)$", text, re.MULTILINE)[0].count(".") == 2
+    assert (build.splitlines()[0], last.splitlines()[0]) == ("${PYTHON} AS build", "${PYTHON}")
+    assert "--require-hashes" in build
+    assert re.search(r"pip uninstall --yes flit_core pip$", build, re.MULTILINE)
+    (command,) = re.findall(r"^RUN (.+)$", last, re.MULTILINE)
+    for gone in ("site-packages/*", "/ensurepip", "/usr/local/bin/pip*"):
+        assert gone in command.partition("&&")[0]
+    assert "install" not in command
+    assert re.findall(r"^COPY (.+)$", last, re.MULTILINE) == ["--from=build /opt/bff /opt/bff"]
+    assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^STOPSIGNAL (.+)$", last, re.MULTILINE) == ["SIGTERM"]
+    assert re.search(r"^HEALTHCHECK .+/healthz", last, re.MULTILINE)
+    # A shell would stand between SIGTERM and the process.
+    assert re.findall(r"^ENTRYPOINT (.+)$", last, re.MULTILINE) == ['["bff"]']
+
+
+def test_what_the_dockerfile_copies_is_let_in_and_nothing_else() -> None:
+    copied = re.findall(
+        r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
+    )
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+
+    let_in = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert {name for names in copied for name in names.split()} == let_in
+    assert "*" in ignored
+    for name in let_in:
+        assert (ROOT / name).exists()
+
+
+# -- compose
+
+
+def compose() -> dict[str, Any]:
+    text = (ROOT / "docker-compose.yml").read_text()
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def test_compose_is_what_the_specification_says() -> None:
+    # Substituted first, as Compose does before it reads types.
+    merged = yaml.safe_dump({k: v for k, v in compose().items() if not k.startswith("x-")})
+    text = re.sub(r"\$\{\w+:?[-?]?([^}]*)\}", r"\1", merged)
+
+    assert "gateway-1" in PyCompose.from_yaml(text).service_names()
+    with pytest.raises(ValueError, match=r"."):
+        PyCompose.from_yaml(text.replace("mem_limit: 256m", "mem_limit: [much]"))
+
+
+def test_every_service_is_hardened_and_watched() -> None:
+    services = compose()["services"]
+    once = services.pop(
+        "caddy-volumes"
+    )  # runs before the others, as root, and touches nothing else
+    assert (once["network_mode"], once["cap_drop"], once["cap_add"]) == ("none", ["ALL"], ["CHOWN"])
+    assert {volume.partition(":")[0] for volume in once["volumes"]} == {
+        "caddy-data",
+        "caddy-config",
+    }
+    for name, service in services.items():
+        assert service.get("cap_add", []) == (["NET_BIND_SERVICE"] if name == "caddy" else [])
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["user"].partition(":")[0] not in ("0", "root"), name
+        assert service["mem_limit"], name
+        assert service["healthcheck"]["test"], name
+        assert "privileged" not in service, name
+        if "build" not in service:
+            assert re.fullmatch(r".+:v?\d+\.\d+\.\d+.*", service["image"]), name
+
+
+def test_the_store_keeps_nothing_and_is_for_the_gateways_alone() -> None:
+    found = compose()
+    store = found["services"]["valkey"]
+    told = dict(zip(store["command"][1::2], store["command"][2::2], strict=True))
+
+    assert told == {
+        "--aclfile": "/run/secrets/store_users",
+        "--save": "",
+        "--appendonly": "no",
+        "--maxmemory": "128mb",
+        "--maxmemory-policy": "noeviction",
+    }
+    assert found["networks"]["store"]["internal"] is True
+    members = {n for n, s in found["services"].items() if "store" in s.get("networks", [])}
+    assert members == {"valkey", "gateway-1", "gateway-2"}
+    assert store["networks"] == ["store"]
+    assert "volumes" not in store
+
+
+def test_the_secrets_are_made_once_and_are_those_that_compose_names(tmp_path: Path) -> None:
+    made = tmp_path / "secrets"
+    script = str(DEPLOY / "make-secrets")
+    assert run(script, str(made)).returncode != 0, "there is no key to be sent upstream"
+    assert run(script, str(made), TRIGGER_SECRET_KEY="tr_dev_sk_SENTINEL").returncode == 0
+    texts = {path.name: path.read_text() for path in made.iterdir()}
+    done = run(script, str(made))
+
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_text() for path in made.iterdir()} == texts
+    assert {f"./secrets/{name}" for name in texts} == {
+        secret["file"] for secret in compose()["secrets"].values()
+    }
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert texts["trigger_secret_key"] == "tr_dev_sk_SENTINEL\n"
+    assert len(set(texts.values())) == len(texts)
+    told = reader.load(
+        {
+            f"{name}_FILE": str(made / file)
+            for name, file in {
+                "TRIGGER_SECRET_KEY": "trigger_secret_key",
+                "BFF_SIGNING_KEYS": "signing_keys",
+                "BFF_STORE_URL": "store_url",
+            }.items()
+        }
+    )
+    assert told.store_url is not None
+    assert all(text not in done.stdout for text in texts.values())
+
+
+def test_the_stores_users_may_do_what_the_documentation_says() -> None:
+    """And no more; `tests/topology` shows that it is enough."""
+    fleet = (ROOT / "docs/FLEET.md").read_text()
+    (sentence,) = re.findall(
+        r"The user needs the commands (.+?), on keys `bff1:\*`", fleet, re.DOTALL
+    )
+    documented = {
+        word.lower() for words in re.findall(r"`(.+?)`", sentence) for word in words.split()
+    }
+    (line,) = re.findall(r"^user gateway .*$", (DEPLOY / "make-secrets").read_text(), re.MULTILINE)
+
+    assert set(re.findall(r"\+(\w+)", line)) == documented
+    assert "-@all" in line
+    assert re.findall(r"~\S+", line) == ["~bff1:*"]
+
+
+def test_secrets_are_files_and_nothing_of_ours_is_published_but_by_caddy() -> None:
+    found = compose()
+    published = {name for name, service in found["services"].items() if "ports" in service}
+    assert published == {"caddy", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for port in found["services"]["grafana"]["ports"])
+    for name in ("gateway-1", "gateway-2"):
+        told = found["services"][name]["environment"]
+        secrets = {n for n, row in SETTINGS.items() if row.secret}
+        assert not secrets & set(told)
+        assert {n.removesuffix("_FILE") for n in told} <= set(SETTINGS)
+        assert name in told["BFF_OPS_NAMES"].split(","), "or Prometheus is refused"
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+# -- Caddy
+
+
+def test_caddy_takes_its_file() -> None:
+    caddy = tool("caddy")
+    done = run(caddy, "validate", "--adapter", "caddyfile", "--config", "deploy/Caddyfile")
+
+    assert done.returncode == 0, done.stderr
+    assert run(caddy, "fmt", "--diff", "deploy/Caddyfile").returncode == 0
+
+
+# -- Prometheus and Grafana
+
+
+def rules() -> list[dict[str, Any]]:
+    found = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())
+    return [rule for group in found["groups"] for rule in group["rules"]]
+
+
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    promtool = tool("promtool")
+    for arguments in (("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")):
+        done = run(promtool, *arguments, cwd=DEPLOY / "prometheus")
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = run(promtool, "check", "config", "prometheus.yml", cwd=DEPLOY / "prometheus")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_and_has_a_runbook() -> None:
+    tested = (DEPLOY / "prometheus/rules_test.yml").read_text()
+    operations = (ROOT / "docs/OPERATIONS.md").read_text()
+    headings = re.findall(r"^### (\w+)$", operations, re.MULTILINE)
+    alerts = [rule["alert"] for rule in rules()]
+
+    assert sorted(h for h in headings if h.startswith("Bff")) == sorted(alerts)
+    for rule in rules():
+        assert f'alertname="{rule["alert"]}"' in tested
+        assert rule["annotations"]["runbook"].endswith(f"OPERATIONS.md#{rule['alert'].lower()}")
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
+    return found
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
+    expressions = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
+    shown = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
+    expressions += [rule["expr"] for rule in rules()]
+
+    asked = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
+    assert asked <= FAMILIES, asked - FAMILIES
+    labels = {label for row in METRICS.values() for label in row.labels}
+    labels |= {"instance", "le", "job", "worker"}
+    for text in expressions:
+        for group in re.findall(r"(?:by|on) ?\(([^)]*)\)", text):
+            assert {name.strip() for name in group.split(",")} <= labels, text
+        for selector in re.findall(r"\{([^}]*)\}", text):
+            assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", selector)) <= labels, text
+    elsewhere = {"bff_worker_up", "bff_log_lines_dropped_total"}  # an alert, and for who reads logs
+    for name in METRICS:
+        family = {f for f in FAMILIES if f == name or f.startswith(f"{name}_")}
+        assert family & (shown | elsewhere), f"{name} is nowhere to be seen"
+
+
+def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
+    """What can be said without it: the model's shape, as its documentation describes it."""
+    found = dashboard()
+    panels = found["panels"]
+    variables = {variable["name"] for variable in found["templating"]["list"]}
+
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert {panel["type"] for panel in panels} == {"row", "stat", "timeseries"}
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert all(0 <= x < 24 for x, _ in cells), panel["title"]
+        taken |= cells
+        for target in panel.get("targets", ()):
+            used = set(re.findall(r"\$(\w+)", target["expr"]))
+            assert used <= variables | {"__rate_interval"}
+            assert target["datasource"]["uid"] == "${datasource}"
+            # A legend names labels that the query leaves.
+            for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
+                known = {"instance", "worker"} if not grouped else set(re.split(r", ", grouped[0]))
+                assert label in known, target["expr"]
+        if panel["type"] != "row":
+            assert panel["description"].endswith(".")
+            refs = [target["refId"] for target in panel["targets"]]
+            assert len(set(refs)) == len(refs)
+    provisioned = yaml.safe_load(
+        (DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text()
+    )
+    assert [one["type"] for one in provisioned["datasources"]] == ["prometheus"]
+
+
+# -- Kubernetes
+
+
+@cache
+def render(overlay: str) -> str:
+    done = run(tool("kubectl"), "kustomize", f"deploy/kubernetes/overlays/{overlay}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(render(overlay)))
+
+
+OVERLAYS = sorted(path.name for path in (DEPLOY / "kubernetes/overlays").iterdir())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_manifests_are_what_the_api_accepts(overlay: str) -> None:
+    for manifest in rendered(overlay):
+        if manifest["kind"] == "ServiceMonitor":  # the operator's, whose schema is not at hand
+            assert set(manifest["spec"]) == {"endpoints", "jobLabel", "selector"}
+            continue
+        kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
+
+
+def test_a_misspelt_manifest_would_be_found() -> None:
+    (deployment,) = (m for m in rendered("small") if m["kind"] == "Deployment")
+    deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, KUBERNETES_VERSION, strict=True)
+
+
+def named(overlay: str, kind: str, name: str = "bff") -> dict[str, Any]:
+    (found,) = (m for m in rendered(overlay) if (m["kind"], m["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def assert_hardened(template: dict[str, Any]) -> None:
+    (container,) = template["spec"]["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert template["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert template["spec"]["automountServiceAccountToken"] is False
+    assert {"livenessProbe", "readinessProbe"} <= set(container)
+    assert container["resources"]["limits"]["memory"]
+    assert ":" in container["image"].rpartition("/")[2]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_hardened_and_probed_and_know_their_settings(overlay: str) -> None:
+    for manifest in rendered(overlay):
+        if manifest["kind"] == "Deployment":
+            assert_hardened(manifest["spec"]["template"])
+    template = named(overlay, "Deployment")["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    (settings_map,) = (m for m in rendered(overlay) if m["kind"] == "ConfigMap")
+
+    assert "startupProbe" in container
+    (source,) = container["envFrom"]
+    assert source["configMapRef"]["name"] == settings_map["metadata"]["name"]
+    assert {name.removesuffix("_FILE") for name in settings_map["data"]} <= set(SETTINGS)
+    for kind in ("PodDisruptionBudget", "NetworkPolicy"):
+        spec = named(overlay, kind)["spec"]
+        selector = (spec.get("selector") or spec["podSelector"])["matchLabels"]
+        assert selector.items() <= template["metadata"]["labels"].items()
+    for name in ("bff", "bff-ops"):
+        selector = named(overlay, "Service", name)["spec"]["selector"]
+        assert selector.items() <= template["metadata"]["labels"].items()
+    ports = named(overlay, "Service")["spec"]["ports"]
+    assert {port["targetPort"] for port in ports} == {"http"}
+
+
+def test_production_shares_a_store_that_only_gateways_reach() -> None:
+    (told,) = (m["data"] for m in rendered("production") if m["kind"] == "ConfigMap")
+    store = named("production", "Deployment", "bff-store")["spec"]
+    gateway = named("production", "Deployment")["spec"]["template"]["metadata"]["labels"]
+    labels = store["template"]["metadata"]["labels"]
+    (container,) = store["template"]["spec"]["containers"]
+
+    assert told["BFF_STORE_URL_FILE"] == "/run/secrets/bff/store_url"
+    assert not named("production", "Service", "bff")["spec"]["selector"].items() <= labels.items()
+    assert named("production", "Service", "bff-store")["spec"]["selector"].items() <= labels.items()
+    # The same as in compose, but for where the secret is.
+    words = [w.replace("/bff-store/", "/") for w in container["args"]]
+    assert words == compose()["services"]["valkey"]["command"]
+    assert container["image"] == compose()["services"]["valkey"]["image"]
+    policy = named("production", "NetworkPolicy", "bff-store")["spec"]
+    ((source,),) = (rule["from"] for rule in policy["ingress"])
+    assert source["podSelector"]["matchLabels"].items() <= gateway.items()
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert (policy["policyTypes"], policy.get("egress")) == (["Ingress", "Egress"], None)
+    out = named("production", "NetworkPolicy")["spec"]["egress"]
+    assert {"port": 6379, "protocol": "TCP"} in [p for rule in out for p in rule["ports"]]
+
+
+def test_production_scales_and_is_scraped() -> None:
+    assert "replicas" not in named("production", "Deployment")["spec"]
+    assert named("production", "HorizontalPodAutoscaler")["spec"]["minReplicas"] >= 2
+    wanted = named("production", "ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    ops = named("production", "Service", "bff-ops")
+    assert wanted.items() <= ops["metadata"]["labels"].items()
+
+
+# -- systemd
+
+
+def test_the_units_are_valid_and_hardened(tmp_path: Path) -> None:
+    analyze = tool("systemd-analyze")
+    for path in (DEPLOY / "systemd").rglob("*"):
+        if path.suffix in (".service", ".socket", ".conf"):
+            # Where it will be installed there is a program; here any stands for it.
+            text = path.read_text().replace("/opt/bff/bin/bff", "/bin/true")
+            copy = tmp_path / path.relative_to(DEPLOY / "systemd")
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_text(text)
+    units = [str(path) for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    assert len(units) == 3
+
+    done = run(analyze, "verify", "--man=no", *units, SYSTEMD_UNIT_PATH=f"{tmp_path}:")
+    ours = [line for line in done.stderr.splitlines() if "bff" in line]
+    assert not ours, done.stderr
+    assert done.returncode == 0, done.stderr
+
+    done = run(
+        analyze, "security", "--offline=true", "--threshold=20", str(tmp_path / "bff.service")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_units_set_are_settings_and_secrets_come_as_credentials() -> None:
+    folder = DEPLOY / "systemd"
+    named = re.findall(r"^(\w+)=", (folder / "bff.env").read_text(), re.MULTILINE)
+    assert named
+    assert set(named) <= {name for name, row in SETTINGS.items() if not row.secret}
+    for path in (folder / "bff.service", folder / "bff.service.d/store.conf"):
+        text = path.read_text()
+        told = dict(re.findall(r"^Environment=(\w+)=%d/(\w+)$", text, re.MULTILINE))
+        credentials = re.findall(
+            r"^LoadCredentialEncrypted=(\w+):/etc/bff/\1.cred$", text, re.MULTILINE
+        )
+        assert sorted(told.values()) == sorted(credentials)
+        assert {name.removesuffix("_FILE") for name in told} <= set(SETTINGS)
+
+
+def test_systemd_hands_over_its_sockets(upstream: running_upstream) -> None:
+    """The real one's own program, by the names that the units use."""
+    names = [
+        re.findall(r"^FileDescriptorName=(\w+)$", path.read_text(), re.MULTILINE)[0]
+        for path in sorted((DEPLOY / "systemd").glob("*.socket"), reverse=True)
+    ]
+    ports = [free_port(), free_port()]
+    command = [tool("systemd-socket-activate"), f"--fdname={':'.join(names)}"]
+    command += [f"--listen=127.0.0.1:{port}" for port in ports]
+    told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}")
+    for name in told:
+        command.append(f"--setenv={name}")
+    process = subprocess.Popen(
+        [*command, sys.executable, "-m", "bff", "serve"],
+        env={"PATH": os.environ["PATH"]} | told,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert names == ["browser", "ops"]
+        ends = time.monotonic() + 20
+        while True:
+            try:
+                reply = http.get(f"http://127.0.0.1:{ports[0]}/healthz", timeout=20)
+                break
+            except httpx2.TransportError:
+                assert time.monotonic() < ends
+                time.sleep(0.05)
+        assert reply.status_code == 200
+        assert "bff_requests" in http.get(f"http://127.0.0.1:{ports[1]}/metrics").text
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) in (0, -signal.SIGTERM)

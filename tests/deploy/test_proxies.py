@@ -1,0 +1,200 @@
+"""Proxies in front, as they are shipped under `deploy/` and as they must not be: nginx and HAProxy.
+
+`bff check --probe` tells the ones from the others, from the outside, as an operator would.
+"""
+
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from ops.test_check import check
+from support.clients import need
+from support.engines import free_port
+from support.world import FRIENDLY, PATH, Gateway, environ, http, read, running_upstream
+
+from bff.demo.upstream import session
+
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+
+
+def nginx(gateway: int, home: Path, port: int) -> list[str]:
+    """The shipped file, without the certificate that is not here."""
+    text = (DEPLOY / "nginx.conf").read_text()
+    text = re.sub(r"\tssl_certificate.*\n", "", text)
+    for old, new in (
+        ("443 ssl http2", f"127.0.0.1:{port}"),
+        ("127.0.0.1:8787", f"127.0.0.1:{gateway}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return _nginx(text, home)
+
+
+def nginx_that_caches(gateway: int, home: Path, port: int) -> list[str]:
+    """As pages on the web recommend for 'slow APIs'."""
+    return _nginx(
+        f"""
+        proxy_cache_path {home}/cache keys_zone=api:1m;
+        server {{
+            listen 127.0.0.1:{port};
+            location / {{
+                proxy_pass http://127.0.0.1:{gateway};
+                proxy_cache api;
+                proxy_cache_key $uri;
+                proxy_cache_valid 200 1m;
+                proxy_ignore_headers Cache-Control Expires Vary;
+            }}
+        }}""",
+        home,
+    )
+
+
+def _nginx(text: str, home: Path) -> list[str]:
+    temporary = "".join(
+        f"{name}_temp_path {home}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (home / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {home}/pid; error_log {home}/log;"
+        f"events {{}} http {{ access_log off; {temporary}\n{text}\n}}"
+    )
+    return [need("nginx"), "-p", str(home), "-e", f"{home}/log", "-c", f"{home}/nginx.conf"]
+
+
+def haproxy(gateway: int, home: Path, port: int) -> list[str]:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    text, bound = re.subn(r"bind :443 .*", f"bind 127.0.0.1:{port}", text)
+    assert bound == 1
+    assert "127.0.0.1:8787" in text
+    (home / "haproxy.cfg").write_text(text.replace("127.0.0.1:8787", f"127.0.0.1:{gateway}"))
+    return [need("haproxy"), "-db", "-f", f"{home}/haproxy.cfg"]
+
+
+def haproxy_that_caches(gateway: int, home: Path, port: int) -> list[str]:
+    """Its cache obeys `private` and `no-store`, so somebody has to overrule them first."""
+    (home / "haproxy.cfg").write_text(f"""
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+cache api
+    total-max-size 4
+    max-age 60
+frontend site
+    bind 127.0.0.1:{port}
+    http-request cache-use api
+    http-response set-header Cache-Control "public, max-age=60" if {{ status 200 }}
+    http-response del-header Vary
+    http-response cache-store api
+    default_backend bff
+backend bff
+    server gateway 127.0.0.1:{gateway}
+""")
+    return [need("haproxy"), "-db", "-f", f"{home}/haproxy.cfg"]
+
+
+Proxy = Callable[[int, Path, int], list[str]]
+
+
+@contextmanager
+def running(proxy: Proxy, gateway: Gateway, home: Path) -> Iterator[str]:
+    port = free_port()
+    with (home / "output").open("w") as output:
+        process = subprocess.Popen(
+            proxy(gateway.port, home, port), stdout=output, stderr=subprocess.STDOUT
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        ends = time.monotonic() + 20
+        while True:
+            try:
+                if http.get(f"{url}{PATH}x").status_code == 401:
+                    break
+            except httpx2.TransportError:
+                pass
+            assert process.poll() is None, (home / "output").read_text()
+            assert time.monotonic() < ends, (home / "output").read_text()
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT if "nginx" in process.args[0] else signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def gateway(upstream: running_upstream) -> Iterator[Gateway]:
+    told = {"BFF_TRUSTED_PROXIES": "127.0.0.1", "BFF_UPSTREAM_BUDGET": "off"}
+    with Gateway(upstream.port, **told) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("proxy", [nginx, haproxy])
+def test_behind_what_is_shipped_everything_is_well(
+    upstream: running_upstream, gateway: Gateway, tmp_path: Path, proxy: Proxy
+) -> None:
+    odd = "".join(f"%{byte:02X}" for byte in "a/b//..;?#%: ü".encode())
+    upstream.app.environments[0].add(session(700, "a/b//..;?#%: ü"))
+    with running(proxy, gateway, tmp_path) as url:
+        told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}")
+        done = check(told, "--probe", "--url", url)
+        assert done.returncode == 0, done.stdout
+        assert "UNSURE" not in done.stdout.partition("gateway at")[2]
+
+        def ask(
+            path: str, method: str = "GET", content: bytes | None = None, **headers: str
+        ) -> httpx2.Response:
+            sent = {"authorization": f"Bearer {gateway.token('read:sessions')}"} | headers
+            return http.request(method, url + path, headers=sent, content=content)
+
+        reply = ask(PATH + odd)
+        assert reply.json()["externalId"] == "a/b//..;?#%: ü"
+        same = ask(PATH + odd, **{"if-none-match": reply.headers["etag"]})
+        assert (same.status_code, same.content) == (304, b"")
+        listed = http.get(
+            url + PATH[:-1],
+            headers={"authorization": f"Bearer {gateway.token(*read(FRIENDLY['chat-1']))}"},
+        )
+        assert len(listed.json()["data"]) == 1
+
+        for path in ("/", "/healthz", "/metrics", "/readyz", "/openapi.json", "/api/v1/sessionsx"):
+            assert "x-request-id" not in ask(path).headers, f"{path} is the app's"
+        assert ask(PATH + "x", "POST", content=b"x" * 99_999).status_code == 413
+        assert ask(PATH + "x", **{"x-large": "x" * 60_000}).status_code in (400, 431)
+        # 60 bad tokens a minute, whatever address the browser claims to have.
+        statuses = Counter(
+            ask(
+                PATH + "x", authorization="Bearer bad", **{"x-forwarded-for": f"203.0.113.{n}"}
+            ).status_code
+            for n in range(80)
+        )
+        assert statuses[429] >= 15
+        assert set(statuses) <= {401, 429}
+
+
+@pytest.mark.parametrize(
+    ("proxy", "found"),
+    [
+        (nginx_that_caches, r"for another session gets \[200, 304, 200\] and no token 200"),
+        # It may pass its cache by where there is an Authorization (RFC 9111 §3.5): then its headers
+        # show it.
+        (haproxy_that_caches, "something in front (keeps copies|rewrites Cache-Control)"),
+    ],
+)
+def test_a_proxy_that_keeps_copies_is_found(
+    upstream: running_upstream, gateway: Gateway, tmp_path: Path, proxy: Proxy, found: str
+) -> None:
+    with running(proxy, gateway, tmp_path) as url:
+        told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}")
+        done = check(told, "--probe", "--url", url)
+
+    assert done.returncode == 2
+    problems = [line for line in done.stdout.splitlines() if line.startswith("  PROBLEM ")]
+    assert any(re.search(found, line) for line in problems), done.stdout

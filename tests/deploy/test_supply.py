@@ -1,0 +1,71 @@
+"""What the image is made of: all of it named, and nothing secret in it."""
+
+import fnmatch
+import json
+import re
+
+from programs import sbom
+from support.world import OWN_KEY
+
+ROOT = sbom.PINS.parent.parent
+
+
+def test_a_bill_of_materials_names_every_pin_and_nothing_else() -> None:
+    pins = sbom.PINS.read_text()
+    pinned = re.findall(r"^([\w.-]+)==([^\s;\\]+)", pins, re.MULTILINE)
+    parts = [{"name": name, "version": version} for name, version in pinned]
+
+    assert len(parts) > 10
+    assert sbom.differences(json.dumps({"components": parts}), pins) == set()
+    assert sbom.differences(json.dumps({"components": parts[1:]}), pins) == {pinned[0]}
+    older = [parts[0] | {"version": "0"}, *parts[1:]]
+    assert sbom.differences(json.dumps({"components": older}), pins)
+
+
+def let_in(path: str) -> bool:
+    """Whether a build may see *path*: the last rule of .dockerignore that fits it decides."""
+    seen = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        rule = line.strip()
+        if not rule or rule.startswith("#"):
+            continue
+        pattern = rule.removeprefix("!").removeprefix("**/")
+        parts = path.split("/")
+        above = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        names = above + (parts if "**/" in rule else [])
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            seen = rule.startswith("!")
+    return seen
+
+
+def test_no_secret_of_a_working_copy_gets_into_the_image() -> None:
+    for secret in (
+        *(
+            "secrets/secret_key",
+            "secrets/signing_keys",
+            ".env",
+            "bff.env",
+            "bff.toml",
+            ".git/config",
+        ),
+        *(
+            "deploy/systemd/bff.service",
+            "tests/support/world.py",
+            "requirements/dev.txt",
+            ".venv/bin/pip",
+        ),
+        *("build/sbom.json", "bff/__pycache__/auth.cpython-311.pyc", "docker-compose.yml"),
+    ):
+        assert not let_in(secret), secret
+    files = [str(p.relative_to(ROOT)) for p in ROOT.glob("bff/**/*") if p.is_file()]
+    files += ["pyproject.toml", "README.md", "requirements/run.txt"]
+    copied = [file for file in files if let_in(file)]
+    assert {"bff/gateway/decide.py", "requirements/run.txt", "README.md"} <= set(copied)
+    looks_secret = re.compile(
+        rb"tr_(?:dev|prod|stg|preview)_(?:sk_)?[A-Za-z0-9]{20,}|BEGIN [A-Z ]*PRIVATE"
+    )
+    for file in copied:
+        text = (ROOT / file).read_bytes()
+        assert OWN_KEY.encode() not in text
+        told = {m for m in looks_secret.findall(text) if b"0123456789abcdefghijklmn" not in m}
+        assert not [m for m in told if b"demo" not in m.lower()], file

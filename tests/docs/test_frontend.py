@@ -1,0 +1,269 @@
+"""Every snippet of `docs/FRONTEND.md`, run where it would run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from support.clients import OneOrigin, Site, esbuild, need, open_page
+from support.world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, http, read, running_upstream
+
+from bff.sessions.list_query import PARAMETERS
+
+DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "FRONTEND.md").read_text()
+SNIPPETS = dict(re.findall(r"<!-- ([\w.]+) -->\n```\w+\n(.*?)```", DOCUMENT, re.DOTALL))
+HTML = (
+    b'<!doctype html><title>app</title><main></main><script type="module" src="/app.js"></script>'
+)
+
+
+def snippet(name: str, url: str = "", api: str = "") -> str:
+    """Text of a snippet, with the addresses that it names replaced by real ones."""
+    text = SNIPPETS[name]
+    for named, real in (("https://gateway.example.com", url), ("https://api.trigger.dev", api)):
+        text = text.replace(named, real) if real else text
+    return text
+
+
+def on_node(path: Path, files: dict[str, str], **environ: str) -> Any:
+    """Bundle the *files*, of which ``main.ts`` prints JSON, and run them."""
+    for name, text in files.items():
+        (path / name).write_text(text)
+    (path / "out.mjs").write_bytes(esbuild(path / "main.ts", "--platform=node"))
+    done = subprocess.run(
+        [need("node"), path / "out.mjs"],
+        env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _check(token: str, gateway: Gateway, upstream: running_upstream) -> None:
+    sent = {"authorization": f"Bearer {token}"}
+    listed = http.get(gateway.url + PATH.rstrip("/"), headers=sent)
+    unnamed = http.get(gateway.url + PATH + "chat-closed", headers=sent)
+    direct = http.get(f"http://127.0.0.1:{upstream.port}{PATH}chat-1", headers=sent)
+
+    assert [one["externalId"] for one in listed.json()["data"]] == ["chat-2", "chat-1"]
+    assert unnamed.status_code == 403
+    assert direct.status_code == 401, "Trigger.dev does not accept it: the point of it"
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == 900
+    assert claims["act"] == {"sub": "ann"}
+
+
+def test_a_backend_mints_in_typescript(
+    tmp_path: Path, gateway: Gateway, upstream: running_upstream
+) -> None:
+    main = """
+        import { mintGatewayToken } from "./mint";
+        console.log(JSON.stringify(await mintGatewayToken("ann", ["chat-2", "chat-1"])));
+    """
+    token = on_node(
+        tmp_path,
+        {"mint.ts": snippet("mint.ts"), "main.ts": main},
+        GATEWAY_SIGNING_KEY=OWN_KEY,
+        BFF_ENVIRONMENT_ID=ENVIRONMENT_ID,
+    )
+
+    _check(token, gateway, upstream)
+
+
+def test_a_backend_mints_in_python(gateway: Gateway, upstream: running_upstream) -> None:
+    code = snippet("mint.py") + '\nprint(mint_gateway_token("ann", ["chat-2", "chat-1"]))\n'
+    environ = {"GATEWAY_SIGNING_KEY": OWN_KEY, "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+
+    _check(done.stdout.strip(), gateway, upstream)
+
+
+# -- in a browser
+
+
+Place = tuple[dict[str, Any], Site, Gateway]
+"""The files of a site, the site, and a gateway that allows it."""
+
+
+@pytest.fixture(scope="module")
+def place(upstream: running_upstream) -> Iterator[Place]:
+    files: dict[str, Any] = {"index_html": HTML}
+    with Site(files) as site:
+        told = {"BFF_ALLOWED_ORIGINS": site.origin, "BFF_UPSTREAM_BUDGET": "off"}
+        with Gateway(upstream.port, **told) as gateway:
+            yield files, site, gateway
+
+
+@pytest.fixture
+def app(chromium: Browser, tmp_path: Path, place: Place) -> Iterator["App"]:
+    app = App(chromium, tmp_path, place)
+    yield app
+    app.close()
+
+
+class App:
+    """A page there, that runs a module beside snippets."""
+
+    def __init__(self, browser: Browser, path: Path, place: Place) -> None:
+        self._browser = browser
+        self._path = path
+        self.files, self.site, self.gateway = place
+
+    def run(self, name: str, main: str, *, api: str = "") -> Page:
+        """Open a page that runs *main*, which may import the snippet."""
+        (self._path / name).write_text(snippet(name, self.gateway.url, api))
+        (self._path / "main.tsx").write_text(main)
+        self.files["app_js"] = esbuild(self._path / "main.tsx", "--jsx=automatic")
+        return open_page(self._browser, self.site.origin)
+
+    def close(self) -> None:
+        for context in self._browser.contexts:
+            context.close()
+
+
+def test_plain_fetch(app: App) -> None:
+    main = 'import { getSession } from "./fetch"; Object.assign(globalThis, { getSession });'
+    page = app.run("fetch.ts", main)
+    page.wait_for_function("!!globalThis.getSession")
+    ask = """([id, token]) => getSession(id, token).catch(
+        ({ status, code, message }) => ({ status, code, message }))"""
+
+    found = page.evaluate(ask, ["chat-1", app.gateway.token(*read("chat-1"))])
+    refused = page.evaluate(ask, ["chat-2", app.gateway.token(*read("chat-1"))])
+
+    assert found["externalId"] == "chat-1"
+    assert refused == {"status": 403, "code": "unauthorized", "message": "Unauthorized"}
+
+
+def test_the_sdks_client(app: App) -> None:
+    main = 'import { openSessions } from "./client"; Object.assign(globalThis, { openSessions });'
+    page = app.run("client.ts", main)
+    page.wait_for_function("!!globalThis.openSessions")
+
+    token = app.gateway.token(*read("chat-2", "chat-closed", "chat-1"))
+    found = page.evaluate("token => openSessions(token)", token)
+
+    assert found["names"] == ["chat-2", "chat-1"]
+    assert found["first"]["externalId"] == "chat-2"
+
+
+def test_the_chat_transport_and_the_gateway_each_keep_to_their_own(app: App) -> None:
+    main = """
+        import { makeReader, makeTransport } from "./transport";
+
+        Object.assign(globalThis, { run: async (token: string) => {
+          const transport = makeTransport(async () => token);
+          const messages = [{ id: "m1", role: "user", parts: [{ type: "text", text: "hello" }] }];
+          const told = { trigger: "submit-message", chatId: "chat-1", messages };
+          const sent = await transport.sendMessages(told as any).catch((error) => error.message);
+          const session = await makeReader(token).retrieveSession("chat-1");
+          return session.externalId;
+        } });
+    """
+    with running_upstream() as api:
+        page = app.run("transport.ts", main, api=f"http://127.0.0.1:{api.port}")
+        page.wait_for_function("!!globalThis.run")
+        found = page.evaluate("token => run(token)", app.gateway.token(*read("chat-1")))
+
+    assert found == "chat-1", "from the gateway, which has another upstream"
+    asked = {(seen.method, seen.raw_path) for seen in api.seen}
+    assert ("POST", "/realtime/v1/sessions/chat-1/in/append") in asked
+    assert not [path for _, path in asked if path.startswith(PATH)]
+
+
+def test_react_with_swr(app: App) -> None:
+    scopes = read("chat-2", "chat-1")
+    tokens = [app.gateway.token(*scopes, exp=1), app.gateway.token(*scopes)]
+    minted: list[str] = []
+
+    def mint() -> bytes:
+        minted.append(tokens[min(len(minted), 1)])
+        return minted[-1].encode()
+
+    app.files["api/gateway-token"] = mint
+    main = """
+        import { createRoot } from "react-dom/client";
+        import { useSession, useSessions } from "./sessions";
+
+        function App() {
+          const list = useSessions();
+          const one = useSession("chat-1");
+          const other = useSession("not-mine");
+          return <>
+            <ul>{list.data?.data.map((chat) => <li key={chat.id}>{chat.externalId}</li>)}</ul>
+            <p>{one.data?.taskIdentifier}</p>
+            <output>{other.error?.code}</output>
+          </>;
+        }
+        createRoot(document.querySelector("main")!).render(<App />);
+    """
+    page = app.run("sessions.ts", main)
+
+    expect(page.locator("li")).to_have_text(["chat-2", "chat-1"])
+    expect(page.locator("p")).to_have_text("my-chat")
+    expect(page.locator("output")).to_have_text("unauthorized")
+    assert minted == tokens, "of three that failed with the expired token, one minted"
+
+
+def test_a_cookie_that_no_script_can_read(
+    chromium: Browser, tmp_path: Path, upstream: running_upstream
+) -> None:
+    (tmp_path / "cookie.ts").write_text(snippet("cookie.ts"))
+    (tmp_path / "main.ts").write_text(
+        'import { getSession } from "./cookie"; Object.assign(globalThis, { getSession });'
+    )
+    name = "__Host-bff-token"
+    with Gateway(upstream.port, BFF_TOKEN_COOKIE=name) as gateway:
+        token = gateway.token(*read("chat-1"))
+        cookie = f"{name}={token}; Secure; HttpOnly; SameSite=Strict; Path=/"
+        with OneOrigin(gateway.port, cookie, prefix="/trigger") as site:
+            site.pages = {"/login": HTML, "/app.js": esbuild(tmp_path / "main.ts")}
+            page = open_page(chromium, site.origin + "/login")
+            page.wait_for_function("!!globalThis.getSession")
+            found = page.evaluate("() => getSession('chat-1')")
+            refused = page.evaluate("() => getSession('chat-2').catch(({ code }) => code)")
+            cookies = page.evaluate("() => document.cookie")
+            page.context.close()
+
+    assert (found["externalId"], refused, cookies) == ("chat-1", "unauthorized", "")
+
+
+def test_polling_goes_on_by_itself(app: App) -> None:
+    app.files["api/gateway-token"] = lambda: app.gateway.token(*read("chat-1")).encode()
+    main = """
+        import { createRoot } from "react-dom/client";
+        import { useSession } from "./sessions";
+        const App = () => <p>{useSession("chat-1").data?.externalId}</p>;
+        createRoot(document.querySelector("main")!).render(<App />);
+    """
+    page = app.run("sessions.ts", main)
+    expect(page.locator("p")).to_have_text("chat-1")
+    page.clock.install()
+    page.reload()
+    expect(page.locator("p")).to_have_text("chat-1")
+
+    with page.expect_response(re.compile("/api/v1/sessions/chat-1")) as again:
+        page.clock.run_for(15_000)
+
+    assert again.value.status in (200, 304)
+
+
+def test_every_snippet_is_run_and_every_parameter_written_down() -> None:
+    source = Path(__file__).read_text()
+
+    assert set(SNIPPETS) == {name for name in SNIPPETS if f'"{name}"' in source}, (
+        "a snippet without a test"
+    )
+    assert DOCUMENT.count("```") == 2 * len(SNIPPETS), "a code block without a name"
+    assert [name for name in PARAMETERS if f"`{name}`" not in DOCUMENT] == []

@@ -1,0 +1,219 @@
+"""The repository keeps its own promises: what the documentation says is what the code does.
+
+The tables of the documentation between `<!-- name -->` marks are made from the code's own tables:
+`python tests/docs/test_repository.py` writes them, the test compares.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from support.world import Gateway, environ
+
+import bff
+from bff.config import reader
+from bff.config.settings import SETTINGS
+from bff.demo.upstream import session
+from bff.errors import REFUSALS
+from bff.sessions.policy import Policy
+from bff.telemetry import METRICS
+
+ROOT = Path(__file__).parent.parent.parent
+README = ROOT / "README.md"
+DESIGN, FRONTEND, OPERATIONS, SETTINGS_PAGE = (
+    ROOT / "docs" / f"{name}.md" for name in ("DESIGN", "FRONTEND", "OPERATIONS", "SETTINGS")
+)
+DOCUMENTS = (FRONTEND, OPERATIONS, SETTINGS_PAGE)
+
+
+def table(head: str, rows: list[str]) -> str:
+    return "\n".join([head, "|".join(["", *["---"] * (head.count("|") - 1), ""]), *rows])
+
+
+TABLES = {
+    "settings": table(
+        "| name | default | meaning |",
+        [f"| `{name}` | {row.shown} | {row.meaning} |" for name, row in SETTINGS.items()],
+    ),
+    "errors": table(
+        "| code | status | text |",
+        [f"| `{code}` | {kind.status} | {kind.text} |" for code, kind in REFUSALS.items()],
+    ),
+    "metrics": table(
+        "| metric | type | labels | meaning |",
+        [
+            f"| `{name}{'_total' if row.kind == 'counter' else ''}` | {row.kind} | "
+            f"{', '.join(f'`{label}`' for label in row.labels) or '—'} | {row.help} |"
+            for name, row in METRICS.items()
+        ],
+    ),
+}
+
+
+def with_tables(text: str) -> str:
+    for name, made in TABLES.items():
+        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(marks, lambda m, made=made: f"{m[1]}{made}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_documentation_is_the_code_as_it_is(path: Path) -> None:
+    text = path.read_text()
+
+    assert "<!-- /" in text
+    assert text == with_tables(text), "run: python tests/docs/test_repository.py"
+
+
+def test_every_setting_error_and_metric_says_what_it_means() -> None:
+    assert all(row.meaning for row in SETTINGS.values())
+    assert all(row.help.endswith(".") for row in METRICS.values())
+    assert all(kind.text.isascii() and '"' not in kind.text for kind in REFUSALS.values())
+
+
+def test_the_defaults_that_are_shown_are_the_defaults() -> None:
+    for name, row in SETTINGS.items():
+        if row.shown.startswith("`"):
+            assert row.shown == f"`{row.default}`", name
+
+
+def test_before_and_after_in_the_readme_are_a_real_document_and_its_projection() -> None:
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| <pre>"))
+    before, after = re.findall(r"<pre>(.*?)</pre>", row)
+    document = session(1, "chat-1")
+
+    shown = json.loads(after.replace("<br>", "\n").replace("**", ""))
+    assert shown == Policy().project(document)
+    plain = before.replace("<br>", "\n").replace("**", "")
+    for name, value in document.items():
+        assert f'"{name}": ' in plain
+        if not isinstance(value, dict | list):
+            assert f'"{name}": {json.dumps(value)}' in plain
+    for bold in re.findall(r"\*\*(.*?)\*\*", before):
+        first = re.search(r'"(\w+)"', bold)[1]  # type: ignore[index]
+        assert shown.get(first, None) != document[first]
+
+
+def test_the_configuration_that_is_shown_is_accepted(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", SETTINGS_PAGE.read_text(), re.DOTALL)
+    for name in ("preview-key", "preview-signing-keys"):
+        (tmp_path / name).write_text("tr_preview_" + "k" * 24)
+    config = tmp_path / "bff.toml"
+    config.write_text(text.replace("/run/secrets", str(tmp_path)))
+
+    told = reader.load({"BFF_CONFIG": str(config)})
+
+    assert [environment.name for environment in told.environments] == ["preview"]
+    assert told.policies["chat.support"].metadata == ("plan", "steps.*.title")
+
+
+def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> None:
+    text = README.read_text()
+    commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    assert commands[0].split() == ["make", "demo", "make", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^demo:", makefile, re.MULTILINE)
+    assert re.search(r"^test:", makefile, re.MULTILINE)
+    run = commands[1].replace("bff serve &", "bff token --session chat-1")
+
+    def pasted(lines: str, **told: str) -> str:
+        return subprocess.run(
+            ["bash", "-ec", lines.replace("bff ", f"{sys.executable} -m bff ")],
+            env={"PATH": os.environ["PATH"]} | told,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    minted = pasted(run)
+    assert "The settings can be used." in minted
+    assert minted.splitlines()[-1].count(".") == 2
+    asked = commands[2].replace("http://127.0.0.1:8787", gateway.url)
+    assert pasted(asked, **environ()).startswith("HTTP/1.1 200")
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"\n## {bff.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_module_is_in_the_design_note() -> None:
+    note = DESIGN.read_text()
+    modules = {p.name for p in (ROOT / "bff").rglob("*.py") if "demo" not in p.parts}
+    modules -= {"__init__.py", "__main__.py"}
+
+    assert [name for name in sorted(modules) if name not in note] == []
+
+
+def test_avoided_words_are_avoided() -> None:
+    for path in (p for p in (ROOT / "bff").rglob("*.py") if "demo" not in p.parts):
+        text = path.read_text()
+        for word in ("backend's", "sanitize", "the user", "payload of the session", "cache entry"):
+            assert word not in text, (path, word)
+
+
+def test_no_file_names_a_registry_or_a_machine() -> None:
+    hosts = (
+        "pypi" + ".org",
+        "pythonhosted" + ".org",
+        "registry.npm" + "js.org",
+        "deb.debian" + ".org",
+    )
+    for name in files():
+        text = (ROOT / name).read_bytes().decode(errors="replace")
+        for hidden in (
+            *hosts,
+            "/" + "work/",
+            "/" + "root/",
+            "find-" + "links",
+            "extra-index" + "-url",
+        ):
+            assert hidden not in text, (name, hidden)
+
+
+def test_everything_is_pinned_with_hashes() -> None:
+    for name in ("run", "tracing", "dev", "audit", "bench", "fuzz"):
+        pins = (ROOT / "requirements" / f"{name}.txt").read_text()
+        for pin in re.split(r"\n(?=\S)", pins.strip()):
+            assert re.match(r"[a-z0-9._-]+==\S+", pin, re.IGNORECASE), pin
+            assert "--hash=sha256:" in pin, pin
+    run, tracing = (
+        set(re.findall(r"^\S+==\S+", (ROOT / f"requirements/{name}.txt").read_text(), re.MULTILINE))
+        for name in ("run", "tracing")
+    )
+    assert run < tracing
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = (ROOT / "requirements" / "run.txt").read_text().lower()
+    for needed in project["dependencies"]:
+        assert f"\n{re.split('[><=]', needed)[0].lower()}==" in "\n" + pinned
+
+
+def test_every_link_in_the_documents_leads_somewhere() -> None:
+    for page in (README, ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
+        for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page.parent / path if path else page
+            assert target.exists(), (page.name, path)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = {
+                    re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads
+                }
+                assert anchor in anchors, (page.name, path, anchor)
+
+
+if __name__ == "__main__":
+    for document in DOCUMENTS:
+        document.write_text(with_tables(document.read_text()))

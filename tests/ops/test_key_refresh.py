@@ -1,0 +1,334 @@
+"""What is fetched off the path of any request: environment ids, and keys by a real process."""
+
+import asyncio
+import io
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from support.hostile import eventually
+from support.issuers import KeyPair, auth0, running_jwks
+from support.world import (
+    ENVIRONMENT_ID,
+    OWN_KEY,
+    ROOT_KEY,
+    SECRET_KEY,
+    Clock,
+    Gateway,
+    World,
+    claims,
+    http,
+    read,
+    running_upstream,
+    sign,
+)
+
+from bff.clock import system_clock
+from bff.demo.upstream import Environment, session
+from bff.ops import key_refresh
+from bff.ops.key_refresh import Upkeep
+from bff.telemetry import Telemetry
+from bff.tokens import jwks
+from bff.tokens.issuers import Source
+from bff.tokens.jwks import KeySet
+
+FULL_KEY = "tr_prod_sk_FULLsentinel000000000001"
+OTHER_KEY = "tr_prod_sk_OTHERsentinel00000000001"
+OTHER_ROOT_KEY = "tr_prod_OTHERsentinel00000000001"
+ASK = "/api/v1/auth/jwt/claims"
+
+
+@pytest.fixture
+async def unnamed(clock: Clock) -> AsyncIterator[World]:
+    """A gateway that was not told its environment's id; its key is not restricted."""
+    world = World(clock, BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None)
+    world.upstream.environments[0].additional_keys[FULL_KEY] = ()
+    world._changes["TRIGGER_SECRET_KEY"] = FULL_KEY
+    async with world:
+        yield world
+
+
+async def learned(world: World, *environments: str) -> None:
+    for _ in range(300):
+        if not world.service.gateway.verifier.pending - set(environments):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nothing was learned")
+
+
+def asked(world: World) -> list[tuple[str | None, str | None]]:
+    return [
+        (seen.header("authorization"), seen.header("x-trigger-branch"))
+        for seen in world.upstream.seen
+        if (seen.method, seen.raw_path) == ("POST", ASK)
+    ]
+
+
+async def status(world: World, **changes: object) -> int:
+    token = sign(claims(world.clock.wall, *read("chat-1"), **changes), ROOT_KEY)
+    return (await world.get("chat-1", token=token)).status_code
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"TRIGGER_SECRET_KEY": FULL_KEY, "BFF_SIGNING_KEYS": None},
+        {"TRIGGER_SECRET_KEY": ROOT_KEY, "BFF_SIGNING_KEYS": None},
+        {"TRIGGER_SECRET_KEY": FULL_KEY, "BFF_SIGNING_KEYS": ROOT_KEY},
+        {"TRIGGER_SECRET_KEY": ROOT_KEY, "BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"},
+    ],
+    ids=range(4),
+)
+async def test_the_environment_is_learned_from_the_key(unnamed: World, changes: dict) -> None:
+    unnamed.upstream.seen.clear()
+    await unnamed.start(BFF_ENVIRONMENT_ID=None, **changes)
+    await learned(unnamed)
+
+    assert asked(unnamed) == [(f"Bearer {changes['TRIGGER_SECRET_KEY']}", None)]
+    assert await status(unnamed) == 200
+    assert await status(unnamed, sub="env_other") == 401
+    assert (await unnamed.ops.get("/readyz")).status_code == 200
+    assert ENVIRONMENT_ID not in unnamed.log.getvalue()
+
+
+async def test_until_then_no_token_is_its_own_and_no_browser_waits(unnamed: World) -> None:
+    unnamed.answer(500, {"error": "down"})
+    await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=ROOT_KEY)
+
+    assert await status(unnamed) == 503
+    assert (await unnamed.ops.get("/readyz")).status_code == 503
+
+
+async def test_a_restricted_key_cannot_tell_and_the_remedy_is_logged(unnamed: World) -> None:
+    await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None)
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if any(line["event"] == "environment_id_unknown" for line in unnamed.logged()):
+            break
+
+    line = next(x for x in unnamed.logged() if x["event"] == "environment_id_unknown")
+    assert line["remedy"].startswith("set BFF_ENVIRONMENT_ID")
+    assert await status(unnamed) == 503
+
+
+async def test_it_is_asked_for_again_while_upstream_fails(
+    unnamed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_refresh, "ASK_SECONDS", 0.01)
+    for status_, body in ((500, {}), (200, b"<html>"), (200, {"sub": 7}), (200, {"sub": ""})):
+        unnamed.answer(status_, body)
+        before = len(asked(unnamed))
+        await unnamed.start(
+            BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None, TRIGGER_SECRET_KEY=FULL_KEY
+        )
+        while len(asked(unnamed)) < before + 3:
+            await asyncio.sleep(0.01)
+        assert await status(unnamed) == 503
+    unnamed.answer(0)
+
+    await learned(unnamed)
+
+    assert await status(unnamed) == 200
+
+
+async def test_a_branch_learns_its_own_id(unnamed: World, tmp_path: Path) -> None:
+    branch = Environment("env_branch", ROOT_KEY, branch="feat/one")
+    branch.add(session(7, "chat-1", taskIdentifier="of-the-branch"))
+    unnamed.upstream.environments = (*unnamed.upstream.environments, branch)
+    config = tmp_path / "bff.toml"
+    config.write_text(
+        f"""
+        [[environments]]
+        name = "parent"
+        TRIGGER_SECRET_KEY = "{ROOT_KEY}"
+        [[environments]]
+        name = "branch"
+        TRIGGER_SECRET_KEY = "{ROOT_KEY}"
+        BFF_BRANCH = "feat/one"
+        """
+    )
+    unnamed.upstream.seen.clear()
+    await unnamed.start(
+        TRIGGER_SECRET_KEY=None,
+        BFF_SIGNING_KEYS=None,
+        BFF_ENVIRONMENT_ID=None,
+        BFF_CONFIG=str(config),
+    )
+    await learned(unnamed)
+
+    assert {branch for _, branch in asked(unnamed)} == {None, "feat/one"}
+    for sub, task in ((ENVIRONMENT_ID, "my-chat"), ("env_branch", "of-the-branch")):
+        token = sign(claims(unnamed.clock.wall, *read("chat-1"), sub=sub), ROOT_KEY)
+        assert (await unnamed.get("chat-1", token=token)).json()["taskIdentifier"] == task
+
+
+async def test_another_key_is_asked_anew_and_until_then_nothing_is_believed(
+    unnamed: World,
+) -> None:
+    told = {"BFF_ENVIRONMENT_ID": None, "BFF_SIGNING_KEYS": None}
+    await unnamed.start(**told, TRIGGER_SECRET_KEY=FULL_KEY)
+    await learned(unnamed)
+    assert await status(unnamed) == 200
+    other = Environment("env_other", "tr_prod_OTHERsentinel0000000001", {"tr_prod_sk_other": ()})
+    other.add(session(66, "chat-1", taskIdentifier="of-another-environment"))
+    unnamed.upstream.environments = (*unnamed.upstream.environments, other)
+    before = len(asked(unnamed))
+
+    unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other")
+    assert await status(unnamed) == 503
+    await learned(unnamed)
+
+    assert len(asked(unnamed)) == before + 1
+    assert await status(unnamed) == 401, "a token of the environment that was"
+    assert len(unnamed.service.gateway.cache) == 0
+    unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other", BFF_RATE_LIMIT="9/minute")
+    assert unnamed.service.gateway.verifier.pending == frozenset()
+
+
+async def test_who_needs_no_id_is_not_asked_for_one(world: World) -> None:
+    await world.start(BFF_ENVIRONMENT_ID=None)
+    await asyncio.sleep(0.02)
+
+    assert (
+        await world.get(
+            "chat-1", token=sign(claims(0, *read("chat-1"), sub="any", exp=2e9), OWN_KEY)
+        )
+    ).status_code == 200
+    assert asked(world) == []
+    await world.start()
+    await asyncio.sleep(0.02)
+    assert asked(world) == []
+
+
+def test_a_process_fetches_keys_and_its_id_by_itself(
+    upstream: running_upstream, tmp_path: Path
+) -> None:
+    key, new = KeyPair("RS256", "one"), KeyPair("RS256", "two")
+    upstream.app.environments[0].additional_keys[FULL_KEY] = ()
+    with running_jwks(auth0=key) as jwks:
+        config = tmp_path / "bff.toml"
+        config.write_text(
+            f"""
+            [[token_sources]]
+            name = "auth0"
+            issuer = "https://my-tenant.eu.auth0.com/"
+            audience = "https://chat.example.com"
+            algorithms = "RS256"
+            jwks_url = "{jwks.url}auth0"
+            scopes_claim = "https://chat.example.com/scopes"
+            """
+        )
+        told = {"BFF_CONFIG": str(config), "BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": ""}
+        with Gateway(upstream.port, **told, TRIGGER_SECRET_KEY=FULL_KEY) as gateway:
+
+            def ask(token: str) -> int:
+                url = f"{gateway.url}/api/v1/sessions/chat-1"
+                return http.get(url, headers={"authorization": f"Bearer {token}"}).status_code
+
+            def until(token: str) -> None:
+                for _ in range(200):
+                    if ask(token) == 200:
+                        return
+                    time.sleep(0.02)
+                raise AssertionError(gateway.output)
+
+            good = auth0(time.time(), read("chat-1"))
+            until(key.sign(good))
+            until(sign(claims(time.time(), *read("chat-1")), ROOT_KEY))
+            assert ask(new.sign(good)) == 401
+            assert ask(sign(good, OWN_KEY)) == 401
+            assert jwks.seen == ["/auth0"], "fetched once, whoever came"
+            for text in (SECRET_KEY, FULL_KEY, key.sign(good)):
+                assert text not in gateway.output
+
+
+@pytest.fixture
+def two_environments() -> Iterator[running_upstream]:
+    other = Environment("env_other", OTHER_ROOT_KEY, {OTHER_KEY: ()})
+    other.add(session(66, "chat-1", taskIdentifier="of-another-environment"))
+    with running_upstream() as upstream:
+        upstream.app.environments[0].additional_keys[FULL_KEY] = ()
+        upstream.app.environments = (*upstream.app.environments, other)
+        yield upstream
+
+
+def test_another_key_in_the_file_and_a_sighup_ask_anew(
+    two_environments: running_upstream, tmp_path: Path
+) -> None:
+    """And no token of the former environment is believed meanwhile, or after."""
+    upstream = two_environments
+    key = tmp_path / "key"
+    key.write_text(FULL_KEY + "\n")
+    told = {"BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": "", "TRIGGER_SECRET_KEY": ""}
+    with Gateway(upstream.port, **told, TRIGGER_SECRET_KEY_FILE=str(key)) as gateway:
+
+        def ask(token: str) -> tuple[int, str | None]:
+            url = f"{gateway.url}/api/v1/sessions/chat-1"
+            reply = http.get(url, headers={"authorization": f"Bearer {token}"})
+            return reply.status_code, reply.json().get("taskIdentifier")
+
+        mine = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
+        theirs = sign(claims(time.time(), *read("chat-1"), sub="env_other"), OTHER_ROOT_KEY)
+        assert eventually(lambda: ask(mine) == (200, "my-chat"))
+        assert ask(theirs)[0] == 401
+        key.write_text(OTHER_KEY + "\n")
+        gateway.process.send_signal(signal.SIGHUP)
+
+        def changed() -> bool:
+            status, _ = ask(theirs)
+            assert status in (401, 503, 200)
+            return status == 200
+
+        assert eventually(changed)
+        assert ask(theirs) == (200, "of-another-environment")
+        assert ask(mine)[0] == 401
+        asked_with = [
+            seen.header("authorization") for seen in upstream.seen if seen.raw_path == ASK
+        ]
+        assert asked_with[-2:] == [f"Bearer {FULL_KEY}", f"Bearer {OTHER_KEY}"]
+        assert OTHER_KEY not in gateway.output
+
+
+async def test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real loop on the real clock, with shorter times."""
+    monkeypatch.setattr(jwks, "UNKNOWN_KEY_SECONDS", 0.1)
+    pair, fetched = KeyPair("EdDSA", "one"), []
+    keys = KeySet(url="https://idp.example.com/keys")
+    source = Source(
+        name="idp",
+        environment="default",
+        issuer="https://idp.example.com",
+        audiences=("chat",),
+        algorithms=("EdDSA",),
+        keys=keys,
+        scopes_path=("scopes",),
+        scopes_are_text=False,
+        required={},
+    )
+
+    async def fetch(url: str) -> bytes:
+        fetched.append(url)
+        return json.dumps({"keys": [pair.jwk()]}).encode()
+
+    clock = system_clock
+    work = Upkeep(fetch, [source], {}, clock=clock, telemetry=Telemetry(io.StringIO()))
+    task = asyncio.create_task(work.run())
+    while not keys:
+        await asyncio.sleep(0.001)
+    began, number = clock()[0], 0
+    while len(fetched) < 4:
+        for _ in range(100):
+            number += 1
+            assert keys.find(f"made-up-{number}", clock()[1]) == ()
+        await asyncio.sleep(0.001)
+    took = clock()[0] - began
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert took >= 0.29, "three more, a tenth of a second apart (a timer may round that)"
+    assert number > 100

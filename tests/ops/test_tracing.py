@@ -1,0 +1,173 @@
+"""Spans: the browser's trace goes on here, ends here, and holds nothing of the request."""
+
+import asyncio
+import gzip
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.world import (
+    FRIENDLY,
+    OWN_KEY,
+    PATH,
+    ROOT_KEY,
+    SECRET_KEY,
+    Clock,
+    Gateway,
+    World,
+    claims,
+    environ,
+    http,
+    read,
+    running_upstream,
+    sign,
+)
+
+from bff.ops.tracing import Tracing
+from bff.sessions.ids import LIST_ROUTE
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Traced(World):
+    """The service with spans kept in memory."""
+
+    def __init__(self, clock: Clock, **changes: str | None) -> None:
+        super().__init__(clock, **changes)
+        self.exporter = InMemorySpanExporter()
+        self.tracing = Tracing(self.exporter)
+
+    async def spans(self) -> list[tuple[str, dict[str, object]]]:
+        await asyncio.to_thread(self.tracing._provider.force_flush)
+        return [(s.name, dict(s.attributes or {})) for s in self.exporter.get_finished_spans()]
+
+
+@pytest.fixture
+async def traced(clock: Clock) -> AsyncIterator[Traced]:
+    async with Traced(clock) as world:
+        yield world
+
+
+async def test_a_load_is_spanned_below_the_browsers_trace(traced: Traced) -> None:
+    await traced.get("chat-1", traceparent=f"00-{TRACE}-{PARENT}-01", baggage="user=sentinel")
+    await traced.get("chat-1")
+
+    spans = await traced.spans()
+    route = {"http.request.method": "GET", "http.route": "/api/v1/sessions/{session}"}
+    answered = route | {"http.response.status_code": 200}
+    assert spans == [
+        ("decide", {}),
+        ("load", {"bff.outcome": "ok"}),
+        ("GET /api/v1/sessions/{session}", answered | {"bff.joined": False}),
+        ("decide", {}),
+        ("GET /api/v1/sessions/{session}", answered),
+    ]
+    decide, load, request, _, second = traced.exporter.get_finished_spans()
+    assert request.parent is not None
+    assert f"{request.context.trace_id:032x}" == TRACE
+    assert f"{request.parent.span_id:016x}" == PARENT
+    assert decide.parent is not None
+    assert decide.parent.span_id == request.context.span_id
+    assert load.context.trace_id == request.context.trace_id
+    assert second.context.trace_id != request.context.trace_id
+
+
+async def test_a_load_with_the_callers_own_token_is_spanned_too(clock: Clock) -> None:
+    traced = Traced(clock, BFF_SIGNING_KEYS=None)
+    async with traced:
+        for key in (ROOT_KEY, OWN_KEY):
+            await traced.get("chat-1", token=sign(claims(clock.wall, *read("chat-1")), key))
+        loads = [attributes for name, attributes in await traced.spans() if name == "load"]
+
+    assert loads == [{"bff.outcome": "ok"}, {"bff.outcome": "token_invalid"}]
+
+
+async def test_nothing_of_a_trace_or_of_baggage_goes_upstream(traced: Traced) -> None:
+    await traced.get("chat-1", traceparent=f"00-{TRACE}-{PARENT}-01", baggage="user=sentinel")
+
+    (seen,) = traced.upstream.seen
+    sent = dict(seen.headers)
+    assert not {"traceparent", "tracestate", "baggage"} & set(sent)
+    assert TRACE not in str(sent)
+
+
+async def test_spans_hold_no_id_no_token_and_no_key(traced: Traced) -> None:
+    token = traced.token(*read("chat-1"))
+    await traced.get("chat-1", token=token)
+    await traced.get("nope", token=token)
+    await traced.browser.request("PROPFIND", "/api/v1/sessions/chat-1")
+    traced.answer(500, {"error": "sentinel"})
+    reply = await traced.get("chat-2")
+    assert reply.status_code == 502
+
+    await traced.spans()
+    shown = "".join(span.to_json() for span in traced.exporter.get_finished_spans())
+    for secret in ("chat-1", "nope", FRIENDLY["chat-1"], token, SECRET_KEY, "sentinel", "PROPFIND"):
+        assert secret not in shown
+    assert '"bff.outcome": "upstream_unavailable"' in shown
+    assert '"status_code": "ERROR"' in shown
+
+
+async def test_a_list_and_a_test_of_a_token_are_spanned_too(clock: Clock) -> None:
+    traced = Traced(clock, BFF_SIGNING_KEYS=None, BFF_VERIFY="upstream")
+    traced.tracing = Tracing(traced.exporter)
+    async with traced:
+        token = sign(claims(clock.wall, *read("chat-1")), ROOT_KEY)
+        await traced.browser.get(LIST_ROUTE.decode(), headers={"authorization": f"Bearer {token}"})
+        names = [(name, attributes.get("bff.outcome")) for name, attributes in await traced.spans()]
+
+    assert names == [("decide", None), ("load", "ok"), (f"GET {LIST_ROUTE.decode()}", None)]
+
+
+def test_spans_arrive_where_the_standard_variables_say(upstream: running_upstream) -> None:
+    """By OTLP over HTTP, from the process, also those of its last moments."""
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+        with Gateway(upstream.port, BFF_TRACING="true", **told) as gateway:
+            headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
+            headers["traceparent"] = f"00-{TRACE}-{PARENT}-01"
+            assert http.get(gateway.url + PATH + "chat-1", headers=headers).status_code == 200
+        collector.shutdown()
+
+    assert gateway.process.returncode == 0
+    sent = b"".join(gzip.decompress(r) if r[:2] == b"\x1f\x8b" else r for r in received)
+    for text in (b"GET /api/v1/sessions/{session}", b"decide", b"load", bytes.fromhex(TRACE)):
+        assert text in sent
+    assert b"chat-1" not in sent
+
+
+def test_off_imports_nothing_and_on_without_the_extra_says_what_to_install() -> None:
+    code = "import sys, bff.cli; print([m for m in sys.modules if m.startswith('opentelemetry')])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.strip() == "[]"
+
+    code = "import sys; sys.modules['opentelemetry'] = None; from bff.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve"],
+        env=environ(BFF_TRACING="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert "pip install 'bff[tracing]'" in done.stderr

@@ -1,0 +1,358 @@
+"""Real gateway processes in front of a real store: killed and restarted while traffic flows."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import httpx2
+import pytest
+from support.engines import ENGINES, Engine, free_port
+from support.fleets import PATIENT
+from support.world import OFF, OWN_KEY, PATH, Gateway, environ, http, read, running_upstream, until
+
+from bff.demo.upstream import session
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, tmp_path: Path) -> Iterator[Engine]:
+    with Engine(request.param, tmp_path) as engine:
+        yield engine
+
+
+class Traffic:
+    """Browsers that ask each gateway in turn, in threads of their own, until told to stop."""
+
+    def __init__(self, gateways: list[Gateway], paths: list[str], *, threads: int, pause: float):
+        self.gateways = gateways
+        self.replies: list[tuple[float, int, str]] = []
+        self.lost = 0
+        self.wrong: list[tuple[str, str]] = []
+        self._paths = paths
+        self._pause = pause
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
+
+    def _run(self, number: int) -> None:
+        turn = number
+        while not self._stop.is_set():
+            gateway = self.gateways[turn % len(self.gateways)]
+            id_ = self._paths[turn // len(self.gateways) % len(self._paths)]
+            turn += 1
+            # A connection for each: what a killed process leaves of one is closed at once.
+            with closing(HTTPConnection("127.0.0.1", gateway.port, timeout=10)) as connection:
+                try:
+                    headers = {"authorization": f"Bearer {self.tokens[id_]}"}
+                    connection.request("GET", PATH + id_, headers=headers)
+                    reply = connection.getresponse()
+                    body = json.loads(reply.read())
+                except (OSError, HTTPException):
+                    self.lost += 1
+                    time.sleep(0.01)
+                else:
+                    what = body.get("externalId", body.get("code"))
+                    self.replies.append((time.monotonic(), reply.status, what))
+                    if reply.status == 200 and what != id_:
+                        self.wrong.append((id_, what))
+            time.sleep(self._pause)
+
+    def __enter__(self) -> "Traffic":
+        gateway = self.gateways[0]
+        self.tokens = {
+            id_: gateway.token(*read(id_), act={"sub": "someone"}) for id_ in self._paths
+        }
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert self.wrong == []
+
+    @property
+    def statuses(self) -> Counter[int]:
+        return Counter(status for _, status, _ in self.replies)
+
+
+def several(
+    stack: ExitStack, number: int, upstream: running_upstream, told: dict[str, str]
+) -> list[Gateway]:
+    """Start gateways, all of them at once, that see one another at the store."""
+    with ThreadPoolExecutor(number) as pool:
+        made = [Gateway(upstream.port, **told) for _ in range(number)]
+        gateways = list(pool.map(stack.enter_context, made))
+    together(gateways)
+    return gateways
+
+
+def together(gateways: list[Gateway]) -> None:
+    """Wait until each gateway sees all of them at the store."""
+    for gateway in gateways:
+
+        def met(gateway: Gateway = gateway) -> bool:
+            metrics = http.get(gateway.ops_url + "/metrics").text
+            return "bff_store_up 1.0" in metrics and f"bff_replicas {len(gateways)}.0" in metrics
+
+        until(met, lambda: "they do not find together")
+
+
+@pytest.mark.parametrize(("engine", "number"), [("valkey", 4), ("redis", 2)], indirect=["engine"])
+def test_one_load_for_each_ttl_and_none_beyond_the_limit(engine: Engine, number: int) -> None:
+    """Also while one of them is killed and started again."""
+    ttl = 0.5
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        **PATIENT,
+        "BFF_CACHE_TTL": str(ttl),
+        "BFF_CACHE_STALE_WHILE_REVALIDATE": "0.25",
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = several(stack, number, upstream, told)
+        before = len(upstream.seen)  # the probes of readiness
+        with Traffic(gateways, ["chat-1"], threads=4, pause=0.01) as traffic:
+            began = time.monotonic()
+            time.sleep(1.5)
+            gateways[-1].process.kill()
+            gateways[-1].process.wait()
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            time.sleep(1.5)
+            took = time.monotonic() - began
+        loads = len(upstream.seen) - before
+
+    assert set(traffic.statuses) == {200}
+    assert loads <= 1 + took / ttl, "a load begins when a copy is a TTL old: no more fit"
+    assert loads >= took / (ttl + 0.25) - 1
+
+
+@pytest.mark.parametrize(("engine", "number"), [("valkey", 2), ("redis", 3)], indirect=["engine"])
+def test_a_limit_is_not_exceeded_by_one_while_replicas_die(engine: Engine, number: int) -> None:
+    limit = 200
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        **PATIENT,
+        "BFF_RATE_LIMIT": f"{limit}/minute",
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = several(stack, number, upstream, told)
+        with Traffic(gateways, ["chat-1"], threads=4, pause=0.0) as traffic:
+            while traffic.statuses[200] < limit // 3:
+                time.sleep(0.01)
+            gateways[-1].process.kill()
+            gateways[-1].process.wait()
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            while traffic.statuses[429] < 200:
+                time.sleep(0.05)
+
+    assert set(traffic.statuses) == {200, 429}
+    assert traffic.statuses[200] <= limit
+    assert traffic.statuses[200] >= limit - limit // 8, "but for what the dead one had leased"
+
+
+@pytest.mark.parametrize("engine", ["valkey"], indirect=True)
+def test_the_budget_is_one_while_replicas_die(engine: Engine) -> None:
+    """And what is left of upstream's own bucket, whoever is told of it."""
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        **PATIENT,
+        "BFF_CACHE_TTL": "60",
+        "BFF_UPSTREAM_BUDGET": "40/minute",
+    }
+    ids = [f"many-{n}" for n in range(100)]
+    with running_upstream() as upstream, ExitStack() as stack:
+        for n, id_ in enumerate(ids, start=100):
+            upstream.app.environments[0].add(session(n, id_))
+        gateways = several(stack, 3, upstream, told)
+        with Traffic(gateways, ids, threads=4, pause=0.0) as traffic:
+            while len(upstream.seen) < 15:
+                time.sleep(0.005)
+            gateways[-1].process.kill()
+            gateways[-1].process.wait()
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            while len(traffic.replies) < 600:
+                time.sleep(0.05)
+
+    assert set(traffic.statuses) == {200, 503}
+    assert len(upstream.seen) <= 40
+    assert len(upstream.seen) >= 40 - 4, "but for what the dead one had spent and not asked yet"
+
+
+@pytest.mark.parametrize("engine", ["valkey"], indirect=True)
+def test_the_store_dies_and_returns_while_traffic_flows(engine: Engine) -> None:
+    told = {
+        "BFF_STORE_URL": engine.url,
+        "BFF_RATE_LIMIT": "100000/minute",
+        "BFF_IP_RATE_LIMIT": "off",
+        "BFF_CACHE_TTL": "0.5",
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = several(stack, 2, upstream, told)
+        paths = ["chat-1", "chat-2", "chat-closed"]
+        with Traffic(gateways, paths, threads=3, pause=0.005) as traffic:
+            time.sleep(0.6)
+            engine.kill()
+            time.sleep(0.8)
+            engine.start()
+            together(gateways)
+            engine.freeze()
+            time.sleep(0.8)
+            engine.thaw()
+            together(gateways)
+            time.sleep(0.5)
+
+        assert set(traffic.statuses) == {200}
+        assert traffic.lost == 0
+        for gateway in gateways:
+            assert gateway.output.count('"store_away"') <= 4
+            assert gateway.output.count('"store_there"') >= 3
+
+
+@pytest.mark.parametrize("engine", ["valkey"], indirect=True)
+def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> None:
+    told = OFF | {
+        "BFF_STORE_URL": engine.url,
+        "BFF_STORE_TIMEOUT": "2",
+        "BFF_RATE_LIMIT": "60/minute",
+    }
+    with (
+        running_upstream() as upstream,
+        Gateway(upstream.port, "--workers", "2", **told) as gateway,
+    ):
+        token = gateway.token(*read("chat-1"), act={"sub": "someone"})
+
+        def ask() -> int:
+            url = gateway.url + PATH + "chat-1"
+            # On a connection of its own: whoever has a kept one leaves a lease unused if it moves.
+            return httpx2.get(url, headers={"authorization": f"Bearer {token}"}).status_code
+
+        statuses = Counter(ask() for _ in range(80))
+        assert statuses == {200: 60, 429: 20}, "counted together"
+        workers = children(gateway.process.pid)
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        until(lambda: len(now := children(gateway.process.pid)) == 2 and workers[0] not in now)
+        assert ask() == 429
+        assert '"worker_died"' in gateway.output
+    assert gateway.process.returncode == 0
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_workers_go_on_by_new_settings_and_so_do_those_that_replace_them(tmp_path: Path) -> None:
+    """A key that was taken out is not good again because a worker died."""
+    config = tmp_path / "bff.toml"
+
+    def write(**told: str) -> None:
+        config.write_text("".join(f"{name} = {value!r}\n" for name, value in told.items()))
+
+    write(BFF_SIGNING_KEYS=f"{OWN_KEY},{'n' * 40}")
+    told = OFF | {"BFF_SIGNING_KEYS": None, "BFF_CONFIG": str(config)}
+    with running_upstream() as upstream, Gateway(
+        upstream.port, "--workers", "2", **told
+    ) as gateway:  # fmt: skip
+        token = gateway.token(*read("chat-1"))
+
+        def statuses() -> Counter[int]:
+            url, headers = gateway.url + PATH + "chat-1", {"authorization": f"Bearer {token}"}
+            return Counter(http.get(url, headers=headers).status_code for _ in range(12))
+
+        assert statuses() == {200: 12}
+        write(BFF_SIGNING_KEYS="n" * 40)
+        gateway.process.send_signal(signal.SIGHUP)
+        until(lambda: gateway.output.count('"settings_reloaded"') >= 2)
+        until(lambda: statuses() == {401: 12})
+
+        for pid in children(gateway.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: gateway.output.count('"listening"') == 4)
+        until(lambda: answers(gateway))
+        assert statuses() == {401: 12}
+
+        write(BFF_NO_SUCH_THING="1")
+        os.kill(children(gateway.process.pid)[0], signal.SIGKILL)
+        until(lambda: '"settings_not_reloaded"' in gateway.output)
+        assert statuses() == {401: 12}, "the other goes on"
+        write(BFF_SIGNING_KEYS="n" * 40)
+        until(lambda: gateway.output.count('"listening"') == 5)
+
+
+def answers(gateway: Gateway) -> bool:
+    try:
+        return http.get(gateway.url + "/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("engine", ["valkey"], indirect=True)
+def test_a_worker_is_replaced_though_the_store_is_away(engine: Engine) -> None:
+    told = OFF | {"BFF_STORE_URL": engine.url}
+    with running_upstream() as upstream, Gateway(
+        upstream.port, "--workers", "2", **told
+    ) as gateway:  # fmt: skip
+        engine.kill()
+        workers = children(gateway.process.pid)
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: gateway.output.count('"listening"') == 4 and answers(gateway))
+        token = gateway.token(*read("chat-1"))
+        url, headers = gateway.url + PATH + "chat-1", {"authorization": f"Bearer {token}"}
+        assert http.get(url, headers=headers).status_code == 200
+        assert gateway.process.poll() is None
+
+
+def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
+    with running_upstream() as upstream, Gateway(upstream.port, "--workers", "2") as gateway:
+        asked = threading.Event()
+
+        async def slowly(_):
+            asked.set()
+            await asyncio.sleep(0.7)
+
+        upstream.app.override = slowly
+        replies = []
+
+        def ask() -> None:
+            headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
+            replies.append(http.get(gateway.url + PATH + "chat-1", headers=headers).status_code)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert asked.wait(10)
+        gateway.process.send_signal(signal.SIGTERM)
+        thread.join()
+        gateway.process.wait(timeout=20)
+
+        assert replies == [200]
+        assert gateway.process.returncode == 0
+
+
+def test_workers_whose_store_is_not_there_end_all_of_them() -> None:
+    told = environ(BFF_STORE_URL=f"valkey://127.0.0.1:{free_port()}", BFF_PORT="0")
+    done = subprocess.run(
+        [sys.executable, "-m", "bff", "serve", "--workers", "2"],
+        env={"PATH": os.environ["PATH"], **told, "BFF_OPS_PORT": "0"},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert "cannot be reached; mend it, or set BFF_STORE_OPTIONAL=true" in done.stderr
+
+
+def test_workers_without_a_store_say_what_each_counts_alone() -> None:
+    with running_upstream() as upstream, Gateway(upstream.port, "--workers", "2") as gateway:
+        assert '"workers_count_alone"' in gateway.output
+        assert "BFF_STORE_URL" in gateway.output
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

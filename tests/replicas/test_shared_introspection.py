@@ -1,0 +1,583 @@
+"""Upstream's word on a token, told to one replica and known to all: on a real store.
+
+The store keeps its own time, which no test can move, so here replicas differ by theirs; minutes
+that pass for all are held by the machines in `incidents/test_incident_13_tokens.py`.
+"""
+
+import asyncio
+import base64
+import hashlib
+import time
+from collections.abc import Iterator
+
+import pytest
+from support.engines import Engine
+from support.fleets import RealClock, Relay, Replicas, events, everything, until
+from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
+
+from bff.demo.upstream import Answer, Seen
+from bff.replicas.codec import Space, _digest, decode_verdict, encode_verdict
+from bff.tokens.introspected import Verdict
+
+OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
+TOLD = OFF | OPAQUE | {"BFF_CACHE_TTL": "600"}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """One kind of store: the commands are those of copies, to which both kinds are held."""
+    with Engine("valkey", tmp_path_factory.mktemp("store")) as engine:
+        yield engine
+
+
+class Shifted(RealClock):
+    """The true times and, from some moment on, others."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        """Seconds that have passed here and not at the store."""
+        self.off = 0.0
+        """Seconds that this replica's wall clock is wrong by."""
+
+    def __call__(self) -> tuple[float, float]:
+        return time.monotonic() + self.ahead, time.time() + self.ahead + self.off
+
+    def advance(self, seconds: float) -> None:
+        self.ahead += seconds
+
+
+async def shifted(replicas: Replicas, number: int, **changes: str | None) -> list[World]:
+    return [await replicas.add(Shifted(), **TOLD | changes) for _ in range(number)]
+
+
+def minted(*scopes: object, key: str = ROOT_KEY, **changes: object) -> str:
+    return sign(claims(time.time(), *scopes, **changes), key)
+
+
+def senders(replicas: Replicas) -> list[str]:
+    """Who asked upstream, in order: the secret key or a token."""
+    keys = [seen.header("authorization") for seen in replicas.upstream.seen]
+    return ["key" if "tr_" in str(key) else "token" for key in keys]
+
+
+async def ask(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
+    reply = await world.get(id_, token=token)
+    return reply.status_code, reply.json().get("code", "")
+
+
+def counted(world: World, result: str) -> int:
+    return world.telemetry.counts["bff_shared_verdicts", result]
+
+
+async def kept(world: World, number: int = 1) -> None:
+    """Wait until a replica has shared what it was told."""
+    await until(lambda: counted(world, "kept") >= number)
+
+
+async def test_one_token_is_one_test_a_session_a_minute_for_all_replicas_together(
+    replicas: Replicas,
+) -> None:
+    worlds = await shifted(replicas, 4)
+    token = minted(*read("chat-1", "chat-2"))
+
+    async def slowly(_: Seen) -> None:
+        await asyncio.sleep(0.1)
+
+    replicas.upstream.override = slowly
+    for turn in range(1, 11):
+        at_once = [ask(w, token, id_) for w in worlds for id_ in ("chat-1", "chat-2") * 10]
+        assert {status for status, _ in await asyncio.gather(*at_once)} == {200}
+        assert senders(replicas).count("token") == 2, f"after {6 * (turn - 1)} seconds"
+        for world in worlds:
+            world.clock.advance(6)
+    assert senders(replicas).count("key") == 2, "a copy for those that did not test"
+
+    await asyncio.gather(*(ask(world, token) for world in worlds))
+
+    assert senders(replicas).count("token") == 3, "after a minute, once more"
+
+
+async def test_a_verdict_is_known_under_either_id_and_for_lists(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1", "chat-2"))
+    for number, id_ in enumerate(("chat-1", FRIENDLY["chat-2"]), start=1):
+        assert (await ask(one, token, id_))[0] == 200
+        await kept(one, number)
+
+    assert (await ask(two, token, FRIENDLY["chat-1"]))[0] == 200
+    reply = await two.browser.get("/api/v1/sessions", headers={"authorization": f"Bearer {token}"})
+
+    assert [one["externalId"] for one in reply.json()["data"]] == ["chat-1", "chat-2"]
+    assert senders(replicas).count("token") == 2
+    reply = await two.get("chat-1", token=token)
+    assert reply.headers["cache-status"] == "bff; hit", "decided here from now on"
+
+
+async def test_sharing_a_verdict_does_not_prolong_it(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"))
+    await ask(one, token)
+    await kept(one)
+    two.clock.advance(50)
+    assert (await ask(two, token))[0] == 200
+    assert senders(replicas).count("token") == 1
+
+    two.clock.advance(9)
+    assert (await ask(two, token))[0] == 200
+    assert senders(replicas).count("token") == 1, "59 seconds old"
+    two.clock.advance(1)
+    assert (await ask(two, token))[0] == 200
+
+    assert senders(replicas).count("token") == 2, "though it was here for ten seconds only"
+
+
+async def test_a_verdict_ends_with_the_token_at_every_replica(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"), exp=int(time.time()) + 20)
+    await ask(one, token)
+    await kept(one)
+    with replicas.engine.client() as client:
+        left = [client.pttl(key) for key in verdicts(replicas)]
+    assert len(left) == 2
+    assert 0 < min(left) <= max(left) <= 20_000
+    assert (await ask(two, token))[0] == 200
+    two.clock.advance(20)
+
+    assert await ask(two, token) == (401, "token_expired")
+    (found,) = two.service.gateway.verdicts._genuine.values()
+    assert found <= two.clock()[0]
+
+
+async def test_a_token_that_ends_while_another_replica_tests_it_is_answered(
+    replicas: Replicas,
+) -> None:
+    """What the other was told is no use here any more: nobody goes by it, or waits for it."""
+    one, two = await shifted(replicas, 2)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: Seen) -> None:
+        asked.set()
+        await go_on.wait()
+
+    replicas.upstream.override = hold
+    token = minted(*read("chat-1"), exp=int(time.time()) + 20)
+    first = asyncio.create_task(ask(one, token))
+    await asked.wait()
+    url, headers = "/api/v1/sessions", {"authorization": f"Bearer {token}"}
+    second = asyncio.create_task(two.browser.get(url, headers=headers))
+    await until(lambda: two.service.gateway.verdicts._flights)
+    two.clock.advance(20)
+    go_on.set()
+
+    assert (await first)[0] == 200
+    assert (await asyncio.wait_for(second, 10)).status_code in (200, 401)
+    assert await ask(two, token) == (401, "token_expired")
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+async def test_a_clock_that_is_off_makes_no_verdict_last_longer(
+    replicas: Replicas, off: float
+) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"), exp=int(time.time()) + 9000, iat=int(time.time()) - 4000)
+    two.clock.off = off
+    await ask(one, token)
+    await kept(one)
+    await asyncio.sleep(0.3)
+    tested = 1 if off < 0 else 2
+
+    assert (await ask(two, token))[0] == 200
+    assert senders(replicas).count("token") == tested, "to who is ahead, it looks old"
+    if off < 0:
+        (ends, _) = two.service.gateway.verdicts._good.values()
+        assert ends - two.clock()[0] <= 59.8, "by the store's clock"
+    await asyncio.sleep(0.05)
+    assert (await ask(one, token))[0] == 200
+    assert senders(replicas).count("token") == tested
+
+
+async def test_a_refusal_is_shared_for_five_seconds(replicas: Replicas) -> None:
+    one, two, three = await shifted(replicas, 3)
+    forged, missing = minted(*read("chat-1"), key=OWN_KEY), minted(*read("nope"))
+    assert await ask(one, forged) == (401, "token_invalid")
+    assert await ask(one, missing, "nope") == (404, "not_found")
+    await kept(one, 2)
+
+    two.clock.advance(3)
+    for world in (two, three):
+        assert await ask(world, forged) == (401, "token_invalid")
+        assert await ask(world, missing, "nope") == (404, "not_found")
+    assert len(replicas.upstream.seen) == 2
+
+    two.clock.advance(2)
+    await ask(two, forged)
+    assert len(replicas.upstream.seen) == 3, "five seconds old, though it was here for two"
+
+
+async def test_upstreams_limit_on_a_token_is_told_to_all(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"))
+    one.answer(429, {"error": "slow down"}, retry_after="30")
+    assert await ask(one, token) == (503, "over_budget")
+    await kept(one)
+    one.answer(0)
+    two.clock.advance(10)
+
+    reply = await two.get("chat-1", token=token)
+
+    assert (reply.status_code, reply.json()["code"]) == (503, "over_budget")
+    assert 18 <= int(reply.headers["retry-after"]) <= 20
+    assert len(replicas.upstream.seen) == 1
+    assert (await ask(two, minted(*read("chat-1"), jti="2")))[0] == 200, "that token alone"
+
+
+async def test_what_upstream_did_not_decide_lets_the_next_replica_try(replicas: Replicas) -> None:
+    worlds = await shifted(replicas, 2)
+    token = minted(*read("chat-1"))
+
+    async def slowly_fail_once(_: Seen) -> Answer | None:
+        await asyncio.sleep(0.1)
+        return Answer(500, "trouble") if len(replicas.upstream.seen) == 1 else None
+
+    replicas.upstream.override = slowly_fail_once
+    replies = await asyncio.gather(*(ask(world, token) for world in worlds))
+
+    assert sorted(status for status, _ in replies) == [200, 502]
+    assert senders(replicas) == ["token", "token"]
+
+
+async def test_a_replica_that_dies_during_a_test_delays_the_others_by_a_second(
+    replicas: Replicas,
+) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"))
+    await ask(one, token)
+    await kept(one)
+    with replicas.engine.client() as client:
+        for name in verdicts(replicas):
+            client.delete(name)
+            client.set(name + b":load", "the dead one's", px=1000)
+
+    began = time.monotonic()
+    assert (await ask(two, token))[0] == 200
+
+    assert time.monotonic() - began >= 0.5
+    assert senders(replicas).count("token") == 2
+
+
+async def test_without_the_store_each_tests_for_itself(own_replicas: Replicas) -> None:
+    worlds = await shifted(own_replicas, 2, BFF_STORE_TIMEOUT="0.5")
+    own_replicas.engine.kill()
+    token = minted(*read("chat-1"))
+
+    assert {(await ask(world, token))[0] for world in worlds} == {200}
+    assert {(await ask(world, token))[0] for world in worlds} == {200}
+
+    assert senders(own_replicas) == ["token", "token"]
+
+
+async def test_a_store_that_is_slow_is_one_that_is_away(replicas: Replicas) -> None:
+    async with Relay(replicas.engine.port) as relay:
+        told = {"BFF_STORE_URL": relay.url, "BFF_STORE_TIMEOUT": "0.2"}
+        (world,) = await shifted(replicas, 1, **told)
+        token = minted(*read("chat-1"))
+        relay.delay = 1.0
+
+        assert [(await ask(world, token))[0] for _ in range(2)] == [200, 200]
+
+        assert [event["reason"] for event in events(world, "store_away")] == ["slow"]
+        assert senders(replicas) == ["token"]
+        assert verdicts(replicas) == {}
+
+
+# -- whose word it is
+
+
+VERDICT = Verdict("ok", ("chat-1", FRIENDLY["chat-1"]), 0.0, 60.0)
+
+
+def verdicts(replicas: Replicas) -> dict[bytes, bytes]:
+    """What the store holds of tokens."""
+    found = everything(replicas.engine).items()
+    return {k: value for k, value in found if b":verdicts:" in k and not k.endswith(b":load")}
+
+
+def as_copies_are(value: bytes) -> bytes:
+    """The same under a seal that anyone can make."""
+    seal, _, text = value.partition(b"\n")
+    head = seal.rpartition(b" ")[0]
+    return b"%b %b\n%b" % (head, _digest(head + b"\n" + text), text)
+
+
+FORGED = {
+    "another token's": lambda good, _digest, _mine: good,
+    "sealed as copies are": lambda good, _digest, _mine: as_copies_are(good),
+    "sealed with another key": lambda _good, digest, _mine: encode_verdict(
+        Space("place", "rules", b"a key"), digest, VERDICT, time.time(), 1
+    ),
+    "changed": lambda _good, _digest, mine: mine.replace(b"token_invalid", b"ok"),
+    "cut off": lambda good, _digest, _mine: good[:40],
+    "no value of ours": lambda _good, _digest, _mine: b"hello",
+    "empty": lambda _good, _digest, _mine: b"",
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+async def test_whoever_has_the_store_lets_no_token_pass(replicas: Replicas, name: str) -> None:
+    """They can write there, and move what is there; of keys they have none."""
+    one, two = await shifted(replicas, 2)
+    good, forged = minted(*read("chat-1")), minted(*read("chat-1"), key=OWN_KEY)
+    for token in (good, forged):
+        await ask(one, token)
+    await kept(one, 2)
+    values = verdicts(replicas)
+    (place,) = (key for key, value in values.items() if b"token_invalid" in value)
+    theirs = next(value for value in values.values() if b'"ok"' in value)
+    digest = hashlib.sha256(forged.encode()).digest()
+    value = FORGED[name](theirs, digest, values[place])
+    with replicas.engine.client() as client:
+        client.set(place, value, px=60_000)
+
+        assert await ask(two, forged) == (401, "token_invalid")
+
+        assert counted(two, "dropped") == 1
+        await kept(two)
+        assert b"token_invalid" in client.get(place)
+    assert senders(replicas) == ["token"] * 3
+
+
+async def test_a_verdict_on_one_session_is_none_on_another(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1", "nope"))
+    assert (await ask(one, token))[0] == 200
+    assert (await ask(one, token, "nope"))[0] == 404
+    await kept(one, 2)
+    values = verdicts(replicas)
+    (place,) = (key for key, value in values.items() if b"not_found" in value)
+    with replicas.engine.client() as client:
+        client.set(place, next(v for v in values.values() if b'"ok"' in v), px=60_000)
+
+    assert await ask(two, token, "nope") == (404, "not_found")
+    assert counted(two, "dropped") == 1
+
+
+async def test_a_verdict_that_is_played_back_later_is_too_old(replicas: Replicas) -> None:
+    """Also if it lasts for ever, by the store's word."""
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"))
+    assert (await ask(one, token))[0] == 200
+    await kept(one)
+    values = verdicts(replicas)
+    replicas.upstream.environments[0].root_key = "tr_prod_rotated00000000000000000001"
+    two.clock.advance(60)
+
+    with replicas.engine.client() as client:
+        for key, value in values.items():
+            client.set(key, value, px=60_000)
+        assert await ask(two, token) == (401, "token_invalid")
+        await kept(two)
+        two.service.gateway.verdicts.forget()
+        two.clock.ahead = 0.0
+        for key, value in values.items():
+            client.set(key, value)
+        assert await ask(two, token) == (401, "token_invalid")
+    assert counted(two, "dropped") == 1
+
+
+@pytest.mark.parametrize("junk", ["another type", "a number, for ever"])
+async def test_whatever_stands_in_a_verdicts_place_is_got_over(
+    replicas: Replicas, junk: str
+) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"))
+    await ask(one, token)
+    await kept(one)
+    with replicas.engine.client() as client:
+        names = list(verdicts(replicas))
+        for key in [*names, *(name + b":load" for name in names)]:
+            client.delete(key)
+            if junk == "another type":
+                client.sadd(key, "foreign")
+            else:
+                client.set(key, 10**17)
+    for _ in range(4):  # each name is found out about when it is come by
+        assert (await ask(two, token))[0] == 200
+        two.service.gateway.verdicts.forget()
+        await until(lambda: two.service.fleet.up)
+    await until(lambda: counted(two, "kept") or counted(two, "used"))
+
+
+CHANGES = {
+    "another secret key": {"TRIGGER_SECRET_KEY": "tr_prod_sk_another0000000000000001"},
+    "another upstream": {"TRIGGER_API_URL": "http://127.0.0.1:2"},
+    "who verifies": {"BFF_SIGNING_KEYS": OWN_KEY, "BFF_VERIFY": "local,upstream"},
+    "a branch": {"BFF_BRANCH": "feat/one"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+async def test_what_one_upstream_said_is_no_word_of_another_nor_under_other_keys(
+    replicas: Replicas, name: str
+) -> None:
+    (one,) = await shifted(replicas, 1)
+    (two,) = await shifted(replicas, 1, **CHANGES[name])
+    (three,) = await shifted(replicas, 1)
+    token = minted(*read("chat-1"))
+    await ask(one, token)
+    await kept(one)
+    assert len(replicas.upstream.seen) == 1
+
+    await ask(two, token)
+    assert senders(replicas).count("token") == 2
+    three.reload(**CHANGES[name])
+    await kept(two)
+    await ask(three, token)
+
+    assert senders(replicas).count("token") == 2, "three goes by what two does"
+    assert counted(two, "dropped") + counted(three, "dropped") == 0, "nobody harms the others'"
+
+
+async def test_other_signing_keys_begin_anew(replicas: Replicas) -> None:
+    """As they do in one process, though upstream's word may not depend on them."""
+    told = {"BFF_VERIFY": "local,upstream", "BFF_SIGNING_KEYS": OWN_KEY}
+    one, two = await shifted(replicas, 2, **told)
+    token = minted(*read("chat-1"))
+    await ask(one, token)
+    await kept(one)
+
+    two.reload(BFF_SIGNING_KEYS=OWN_KEY[::-1])
+    await ask(two, token)
+
+    assert senders(replicas).count("token") == 2
+
+
+async def test_a_verdict_of_a_test_under_other_rules_is_kept_by_nobody(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: Seen) -> None:
+        asked.set()
+        await go_on.wait()
+
+    replicas.upstream.override = hold
+    token = minted(*read("chat-1"))
+    under_way = asyncio.create_task(ask(one, token))
+    await asked.wait()
+    one.reload(BFF_SIGNING_KEYS=OWN_KEY, BFF_VERIFY="local")
+    replicas.upstream.override = None
+    go_on.set()
+
+    assert await under_way == (401, "token_invalid")
+    assert (await ask(two, token))[0] == 200
+    assert senders(replicas) == ["token", "token"]
+    assert counted(one, "kept") == 0
+
+
+async def test_a_revoked_token_passes_nowhere_whatever_upstream_said(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    token = minted(*read("chat-1"), jti="lost", iat=int(time.time()) - 5)
+    assert (await ask(one, token))[0] == 200
+    await kept(one)
+
+    reply = await one.ops.post("/revocations", json={"session": "chat-1"})
+    assert reply.status_code == 200
+    await until(lambda: len(two.service.gateway.revocations) == 1)
+    assert await ask(two, token) == (403, "unauthorized")
+    await one.ops.post("/revocations", json={"jti": "lost"})
+    await until(lambda: len(two.service.gateway.revocations) == 2)
+    assert await ask(two, token) == (401, "token_revoked")
+
+
+# -- what nobody learns
+
+
+async def test_the_store_knows_of_no_token(replicas: Replicas) -> None:
+    one, two = await shifted(replicas, 2)
+    tokens = [minted(*read("chat-1"), key=key, jti="sentinel") for key in (ROOT_KEY, OWN_KEY)]
+    for world in (one, two):
+        for token in tokens:
+            await ask(world, token)
+    await kept(one, 2)
+
+    found = verdicts(replicas)
+    text = b"\n".join(key + b" " + value for key, value in found.items())
+    secrets = [one.service.fleet.spaces["default"].seal.hex(), SECRET_KEY, "sentinel", "eyJ"]
+    for token in tokens:
+        digest = hashlib.sha256(token.encode())
+        secrets += [token.rpartition(".")[2], digest.hexdigest()[:16]]
+        secrets.append(base64.urlsafe_b64encode(digest.digest())[:16].decode())
+    assert len(found) == 3
+    assert [secret for secret in secrets if secret.encode() in text] == []
+    with replicas.engine.client() as client:
+        assert all(0 < client.pttl(key) <= 60_000 for key in found)
+    shown = repr(one.service.fleet.spaces) + one.log.getvalue() + two.log.getvalue()
+    assert [secret for secret in secrets if secret in shown] == []
+    assert repr(one.service.fleet.spaces["default"].seal) not in shown
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["told to another", "told to nobody"])
+async def test_an_alias_that_is_none_is_the_same_bytes_whatever_another_was_told(
+    replicas: Replicas, known: bool
+) -> None:
+    told = {"BFF_BAD_TOKEN_LIMIT": "1000/minute"}
+    one, two = await shifted(replicas, 2, **told)
+    await ask(one, minted(*read("chat-1")))  # a copy there, and in the store maybe
+    shown, probes = set(), set()
+    for id_ in ("chat-1", "chat-closed", "no-such-chat"):
+        token = minted(*read(FRIENDLY["chat-2"]), jti=id_)
+        if known:
+            before = counted(one, "kept")
+            assert await ask(one, token, id_) == (403, "unauthorized")
+            await kept(one, before + 1)
+        for _ in range(2):
+            before = probed(two)
+            reply = await two.get(id_, token=token)
+            probes.add(probed(two) - before)
+            named = dict(reply.headers) | {"x-request-id": "one"}
+            shown.add((reply.status_code, reply.content, tuple(sorted(named.items()))))
+
+    assert len(shown) == 1, shown
+    assert {status for status, *_ in shown} == {403}
+    assert probes == {1}, "each is one probe"
+
+    token = minted(*read(FRIENDLY["chat-2"]), jti="one")
+    before = counted(one, "kept"), probed(two)
+    assert (await ask(one, token, "chat-2"))[0] == 200
+    await kept(one, before[0] + 1)
+    assert (await ask(two, token, "chat-2"))[0] == 200, "an alias that is one"
+    assert probed(two) == before[1], "and no probe"
+
+
+def probed(world: World) -> int:
+    """What this replica has counted of bad tokens."""
+    return sum(w.used for w in world.service.gateway._limits.bad_token._windows.values())
+
+
+async def test_a_flood_of_invented_tokens_meets_its_limit_before_the_store_and_upstream(
+    replicas: Replicas,
+) -> None:
+    worlds = await shifted(replicas, 2, BFF_BAD_TOKEN_LIMIT="10/minute")
+    tokens = [minted(*read("chat-1"), key=OWN_KEY, jti=str(n)) for n in range(60)]
+
+    replies = [await ask(worlds[n % 2], token) for n, token in enumerate(tokens)]
+
+    assert len(replicas.upstream.seen) == 10
+    assert {status for status, _ in replies} == {401, 429}
+    assert len(verdicts(replicas)) <= 10
+
+
+def test_what_is_sealed_is_read_by_who_has_the_key_and_for_what_it_is() -> None:
+    mine, other = (Space("place", "rules", key) for key in (b"one", b"two"))
+    verdict = Verdict("ok", ("a", "b"), 17.5, 60.0)
+    value = encode_verdict(mine, b"digest", verdict, 17.5, 99)
+
+    assert value.startswith(b"bff1 99 ")
+    assert decode_verdict(mine, b"digest", "a", value) == verdict
+    assert decode_verdict(mine, b"digest", "b", value) == verdict
+    assert decode_verdict(mine, b"digest", "c", value) is None
+    assert decode_verdict(mine, b"digesT", "a", value) is None
+    assert decode_verdict(other, b"digest", "a", value) is None
+    for place in range(len(value)):
+        changed = bytearray(value)
+        changed[place] ^= 1
+        assert decode_verdict(mine, b"digest", "a", bytes(changed)) is None

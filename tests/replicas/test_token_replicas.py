@@ -1,0 +1,222 @@
+"""Tokens where several replicas share a store: verdicts with leased limits, and revocations."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+from support.engines import Engine
+from support.hostile import eventually
+from support.world import (
+    OFF,
+    ORIGIN,
+    OWN_KEY,
+    PATH,
+    ROOT_KEY,
+    Clock,
+    Gateway,
+    World,
+    claims,
+    read,
+    running_upstream,
+    sign,
+)
+
+from bff.tokens.revocations import parse
+
+OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
+
+
+class RealClock(Clock):
+    """The true times: a store keeps its own, which no test can move."""
+
+    def __call__(self) -> tuple[float, float]:
+        return time.monotonic(), time.time()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine("valkey", tmp_path_factory.mktemp("store")) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def opaque(engine: Engine) -> AsyncIterator[World]:
+    """A replica whose tokens upstream verifies and whose limits are leased from a real store."""
+    engine.say("FLUSHALL")
+    clock = RealClock()
+    clock.wall = time.time()
+    told = {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "2", "BFF_RATE_LIMIT": "3/minute"}
+    async with World(clock, **OPAQUE, **told) as world:
+        yield world
+
+
+def minted(*scopes: object, key: str = ROOT_KEY, **changes: object) -> str:
+    return sign(claims(time.time(), *scopes, **changes), key)
+
+
+async def test_a_caller_is_counted_after_the_test_where_limits_are_leased(opaque: World) -> None:
+    token = minted(*read("chat-1", "chat-2"))
+    headers = {"authorization": f"Bearer {token}", "origin": ORIGIN}
+
+    replies = [await opaque.get("chat-1", token=token)]
+    replies.append(await opaque.browser.get(PATH.rstrip("/"), headers=headers))
+    replies += [await opaque.get("chat-2", token=token) for _ in range(2)]
+
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
+    forged = minted(*read("chat-1"), key=OWN_KEY)
+    assert (await opaque.get("chat-1", token=forged)).status_code == 401
+
+
+async def test_who_starts_has_heard_what_was_revoked_before_it_serves(engine: Engine) -> None:
+    with engine.client() as store:
+        store.flushall()
+        pipeline = store.pipeline()
+        for number in range(5_000):
+            told = parse({"jti": f"token-{number}"}, time.time()).encode()
+            pipeline.xadd("bff1:{told}:revocations", {"revocation": told})
+        pipeline.execute()
+    clock = RealClock()
+    clock.wall = time.time()
+
+    async with World(clock, BFF_STORE_URL=engine.url) as world:
+        assert len(world.service.gateway.revocations) == 5_000
+
+
+# -- by real processes
+
+
+def test_processes_and_workers_on_one_store_test_a_token_once(engine: Engine) -> None:
+    engine.say("FLUSHALL")
+    token = minted(*read("chat-1"))
+    told = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
+    with running_upstream() as upstream, ExitStack() as stack:
+        gateways = [
+            stack.enter_context(Gateway(upstream.port, *options, **told))
+            for options in (("--workers", "2"), ())
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            statuses = set(pool.map(lambda n: status(gateways[n % 2], token), range(64)))
+
+        asked = [seen.header("authorization") for seen in upstream.seen]
+        metrics = [httpx2.get(gateway.ops_url + "/metrics").text for gateway in gateways]
+    assert statuses == {200}
+    assert asked.count(f"Bearer {token}") == 1
+    used = re.findall(
+        r'^bff_shared_verdicts_total{.*result="used".*} (.+)$', "".join(metrics), re.MULTILINE
+    )
+    assert sum(map(float, used)) >= 1, "whoever did not test it was told"
+
+
+# -- revocations
+
+
+class Pair:
+    """Two gateways on one store, and as many more as a test starts."""
+
+    def __init__(self, upstream: running_upstream, engine: Engine, stack: ExitStack) -> None:
+        self._upstream = upstream
+        self._stack = stack
+        self._told = OFF | {
+            "BFF_STORE_URL": engine.url,
+            "BFF_STORE_TIMEOUT": "2",
+            "BFF_VERIFY": "local,upstream",
+        }
+        self.gateways = [self.start(), self.start()]
+
+    def start(self) -> Gateway:
+        return self._stack.enter_context(Gateway(self._upstream.port, **self._told))
+
+    def post(self, **body: object) -> int:
+        """Revoke at the first of them."""
+        return httpx2.post(self.gateways[0].ops_url + "/revocations", json=body).status_code
+
+
+def status(gateway: Gateway, token: str, id_: str = "chat-1") -> int:
+    headers = {"authorization": f"Bearer {token}"}
+    return httpx2.get(gateway.url + PATH + id_, headers=headers).status_code
+
+
+def listed(gateway: Gateway, token: str) -> tuple[int, list[str]]:
+    headers = {"authorization": f"Bearer {token}"}
+    reply = httpx2.get(gateway.url + PATH.rstrip("/"), headers=headers)
+    return reply.status_code, [one["externalId"] for one in reply.json().get("data", [])]
+
+
+def soon(gateway: Gateway, token: str, wanted: int, id_: str = "chat-1") -> bool:
+    """Whether it comes to that within the second that a message through the store may take."""
+    for _ in range(100):
+        if status(gateway, token, id_) == wanted:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_every_kind_of_revocation_holds_in_every_process_also_one_that_starts_later(
+    engine: Engine,
+) -> None:
+    engine.say("FLUSHALL")
+    both, began = read("chat-1", "chat-2"), int(time.time())
+    tokens = {
+        kind: minted(*both, key=key, act={"sub": f"{kind}-holder"}, jti=f"{kind}-1", iat=iat)
+        for kind, key, iat in (
+            ("jti", OWN_KEY, began),
+            ("subject", ROOT_KEY, began),
+            ("session", OWN_KEY, began - 60),
+            ("moment", ROOT_KEY, began - 120),
+            ("none", ROOT_KEY, began),
+        )
+    }
+    with running_upstream() as upstream, ExitStack() as stack:
+        pair = Pair(upstream, engine, stack)
+        for gateway in pair.gateways:
+            assert [status(gateway, token) for token in tokens.values()] == [200] * 5
+
+        told = [
+            pair.post(jti="jti-1"),
+            pair.post(subject="subject-holder"),
+            pair.post(session="chat-1", issued_before=began - 30),
+            pair.post(issued_before=began - 90),
+        ]
+        assert told == [200] * 4
+        _, second = pair.gateways
+        assert soon(second, tokens["moment"], 401), "the last of them"
+        third = pair.start()
+
+        for gateway in (third, *pair.gateways):  # the third at its first request
+            statuses = {kind: status(gateway, token) for kind, token in tokens.items()}
+            assert statuses == {
+                "jti": 401, "subject": 401, "session": 403, "moment": 401, "none": 200,
+            }  # fmt: skip
+            assert status(gateway, tokens["session"], "chat-2") == 200
+            assert listed(gateway, tokens["session"]) == (200, ["chat-2"])
+            assert listed(gateway, tokens["jti"]) == (401, [])
+            assert listed(gateway, tokens["none"]) == (200, ["chat-1", "chat-2"])
+
+
+def test_a_store_that_forgot_is_told_again_and_one_that_is_away_is_no_reason_to_serve(
+    tmp_path: Path,
+) -> None:
+    first, second = (minted(*read("chat-1"), key=OWN_KEY, jti=jti) for jti in ("one", "two"))
+    with Engine("valkey", tmp_path) as engine, running_upstream() as upstream, ExitStack() as stack:
+        pair = Pair(upstream, engine, stack)
+        assert Counter(status(g, t) for g in pair.gateways for t in (first, second)) == {200: 4}
+        assert pair.post(jti="one") == 200
+        assert soon(pair.gateways[1], first, 401)
+
+        engine.kill()
+        assert [status(gateway, first) for gateway in pair.gateways] == [401, 401]
+        assert eventually(lambda: pair.post(jti="two") == 503), "the others could not be told"
+        assert status(pair.gateways[0], second) == 401
+        engine.start()
+
+        with engine.client() as store:
+            assert eventually(lambda: store.xlen("bff1:{told}:revocations") >= 1)
+        assert eventually(lambda: pair.post(jti="two") == 200), "sent again, as it said"
+        third = pair.start()
+        assert (status(third, first), status(third, second)) == (401, 401)

@@ -1,0 +1,421 @@
+"""The address of the store: who is there, what it takes to be let in, and what is said if not."""
+
+import asyncio
+import contextlib
+import io
+import logging
+import os
+import re
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from support.engines import ENGINES, Cluster, Engine, free_port
+from support.fleets import PATIENT, RealClock, Relay, Replicas, events, purge, until
+from support.world import (
+    FRIENDLY,
+    ROOT_KEY,
+    Gateway,
+    World,
+    claims,
+    environ,
+    read,
+    running_upstream,
+    sign,
+)
+
+from bff.config import reader, settings
+from bff.demo.upstream import session
+from bff.limits.budget import Budget
+from bff.replicas.valkey import Place, StoreError
+
+FLEET = Path(__file__).parent.parent.parent / "docs" / "FLEET.md"
+
+
+def place(url: str) -> Place:
+    told = reader.load(environ(BFF_STORE_URL=url)).store_url
+    assert told is not None
+    return told
+
+
+def test_addresses(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    plain = {"username": None, "password": None, "database": 0, "tls": False, "cluster": False}
+
+    assert place("valkey://host") == Place("host", 6379, **plain)
+    assert place("redis://host:7/2") == Place("host", 7, **plain | {"database": 2})
+    assert place("valkeys://:p%40%2Fss@host") == Place(
+        "host", 6379, **plain | {"password": "p@/ss", "tls": True}
+    )
+    assert place(f"rediss+cluster://u:p@[::1]:7?ca_file={ca}") == Place(
+        "::1", 7, "u", "p", 0, tls=True, cluster=True, ca_file=str(ca)
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "host:6379",
+        "http://host",
+        "valkey://",
+        "valkey://host:port",
+        "valkey://host/name",
+        "valkey+cluster://host/1",
+        "valkeys://host?ssl_cert_reqs=none",
+        "valkey://host?ca_file=/nowhere",
+        "valkeys://host?ca_file=/nowhere",
+        "valkey://host#0",
+        "unix:///tmp/socket",
+    ],
+)
+def test_what_is_no_address_is_a_problem_with_a_remedy(url: str) -> None:
+    with pytest.raises(settings.SettingsError) as caught:
+        place(url.replace("//host", "//u:sentinel@host"))
+
+    (problem,) = caught.value.problems
+    assert problem.startswith("BFF_STORE_URL ")
+    assert "sentinel" not in problem
+
+
+def test_credentials_show_nowhere() -> None:
+    told = reader.load(environ(BFF_STORE_URL="valkey://name:sentinel@host"))
+
+    assert "sentinel" not in repr(told)
+    assert "name" not in repr(told.store_url)
+
+
+def test_a_gateway_whose_store_is_not_there_says_so_and_ends() -> None:
+    told = environ(
+        BFF_STORE_URL=f"valkey://name:sentinel@127.0.0.1:{free_port()}",
+        BFF_PORT="0",
+        BFF_OPS_PORT="0",
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bff", "serve"],
+        env={"PATH": os.environ["PATH"], **told},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("BFF_STORE_URL: the store at 127.0.0.1:")
+    assert "cannot be reached" in done.stderr
+    assert "sentinel" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gateway_whose_store_is_optional_begins_alone(tmp_path: Path) -> None:
+    engine = Engine("valkey", tmp_path)
+    told = {"BFF_STORE_URL": engine.url, "BFF_STORE_OPTIONAL": "true"}
+    with running_upstream() as upstream, Gateway(upstream.port, **told) as gateway:
+        assert gateway.output.count('"store_away"') == 1
+
+
+# -- what is said at start
+
+
+async def test_a_store_that_cannot_be_used_is_said_to_be_so_with_what_to_mend(
+    own_engine: Engine,
+) -> None:
+    user = ["ACL", "SETUSER", "little", "on", ">s3ntinel", "~bff1:*", "+ping", "+get"]
+    own_engine.say(*user)
+    cases = {
+        f"valkey://127.0.0.1:{free_port()}": "cannot be reached",
+        "valkey://no-such-host.invalid": "cannot be reached",
+        f"valkey://:s3ntinel@127.0.0.1:{own_engine.port}": "rejects the name or the password",
+        f"valkey://u:s3ntinel@127.0.0.1:{own_engine.port}": "rejects the name or the password",
+        f"valkey://little:s3ntinel@127.0.0.1:{own_engine.port}": "does not let its user do all",
+        f"valkey://127.0.0.1:{own_engine.port}/999": "has no database of that number",
+        f"valkey+cluster://127.0.0.1:{own_engine.port}": "is no cluster: leave +cluster out",
+        f"valkeys://127.0.0.1:{own_engine.port}": "cannot be reached",
+    }
+    with running_upstream() as web:
+        cases[f"valkey://127.0.0.1:{web.port}"] = "is no Valkey server"
+        for url, words in cases.items():
+            with pytest.raises(StoreError, match=re.escape(words)) as caught:
+                async with World(RealClock(), BFF_STORE_URL=url):
+                    pass
+            assert "s3ntinel" not in str(caught.value), url
+    own_engine.say("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreError, match=r"cannot be used \(OutOfMemoryError\)"):
+        async with World(RealClock(), BFF_STORE_URL=own_engine.url):
+            pass
+
+
+async def test_a_store_that_is_not_there_may_come_later(tmp_path: Path) -> None:
+    engine = Engine("valkey", tmp_path)
+    async with AsyncExitStack() as stack:
+        replicas = Replicas(engine, stack)
+        world = await replicas.add(BFF_STORE_OPTIONAL="true")
+        assert (await world.get("chat-1")).status_code == 200
+        assert "1 in 4" in (await world.ops.get("/readyz")).json()["store"]
+        assert len(events(world, "store_away")) == 1
+        with engine:
+            await until(lambda: world.service.fleet.up)
+            assert len(events(world, "store_there")) == 1
+
+
+async def test_who_answers_as_no_store_does_makes_nobody_deaf(replicas: Replicas) -> None:
+    """An address that led elsewhere for a moment: heartbeats and revocations come back."""
+
+    async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(65536):
+                writer.write(b"+OK\r\n" * 20)
+        writer.close()
+
+    impostor = await asyncio.start_server(agree, "127.0.0.1", 0)
+    async with impostor, Relay(replicas.engine.port) as relay:
+        (port,) = {socket.getsockname()[1] for socket in impostor.sockets}
+        with pytest.raises(StoreError, match="is no Valkey server"):
+            await replicas.add(BFF_STORE_URL=f"valkey://127.0.0.1:{port}")
+        one, two = await replicas.add(), await replicas.add(BFF_STORE_URL=relay.url)
+        asked = relay.opened
+        relay.target = port
+        relay.cut()
+        await until(lambda: not two.service.fleet.up)
+        await until(lambda: relay.opened >= asked + 4)
+        assert (await two.get("chat-1")).status_code == 200
+        relay.target = replicas.engine.port
+        relay.cut()
+        await until(lambda: two.service.fleet.up)
+        assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
+        await until(lambda: len(two.service.gateway.revocations) == 1)
+
+
+# -- what it takes to be let in
+
+
+def commands() -> set[str]:
+    """What docs/FLEET.md says that the user needs."""
+    (text,) = re.findall(
+        r"The user needs the commands (.*?), on keys", FLEET.read_text(), re.DOTALL
+    )
+    return {name for part in re.findall(r"`([^`]+)`", text) for name in part.split()}
+
+
+async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> list[World]:
+    told |= {"BFF_CACHE_TTL": "60", "BFF_VERIFY": "local,upstream"}
+    one, two = await replicas.several(2, **told)
+    replicas.upstream.environments[0].bucket.limit = 1000
+    for id_ in ("chat-1", FRIENDLY["chat-2"], "nobody"):
+        for world in (one, two):
+            assert (await world.get(id_)).status_code in (200, 404)
+            await world.settle()
+            await asyncio.sleep(0.02)
+    assert len(replicas.upstream.seen) in (3, 4), "an absence is known for a second"
+    token = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
+    for world, what in ((one, "kept"), (two, "used")):
+        assert (await world.get("chat-1", token=token)).status_code == 200
+        await until(lambda: world.telemetry.counts["bff_shared_verdicts", what] == 1)  # noqa: B023
+    one.service.fleet.pause("default", 0.001)
+    two.service.fleet.store.drop(two.service.fleet.spaces["default"].copies, "chat-9")
+    await purge(one, "chat-1")
+    assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
+    await until(lambda: len(two.service.gateway.revocations) == 1)
+    await until(lambda: not two.service.gateway.cache.find("default", "chat-1", 0))
+    for world in (one, two):
+        assert world.service.fleet.up
+        assert world.telemetry.counts["bff_store_commands", "error"] == 0
+    return [one, two]
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
+    tmp_path: Path, kind: str
+) -> None:
+    with Engine(kind, tmp_path, "--requirepass", "0perator") as engine, engine.client(
+        password="0perator"
+    ) as operator:  # fmt: skip
+        allowed = [f"+{name.lower()}" for name in commands()]
+        operator.execute_command(
+            *("ACL", "SETUSER", "gateway", "on", ">s3ntinel/p@ss", "resetkeys", "~bff1:*"),
+            *("resetchannels", "-@all", *allowed),
+        )
+        async with AsyncExitStack() as stack:
+            replicas = Replicas(engine, stack)
+            password = quote("s3ntinel/p@ss", safe="")
+            engine.url = f"valkey://gateway:{password}@127.0.0.1:{engine.port}/3"
+            worlds = await everything_that_is_asked(replicas)
+            waits = [
+                await worlds[n].service.fleet.spend("default", Budget(1, 60.0), within=2.0)
+                for n in (0, 1)
+            ]
+            assert waits[0] > 50.0 or waits[1] > 50.0
+            assert operator.execute_command("ACL", "LOG") == []
+            used = {name.removeprefix("cmdstat_") for name in operator.info("commandstats")}
+            assert {name.lower() for name in commands()} <= used, "and nothing that is not needed"
+            assert int(operator.info("keyspace")["db3"]["keys"]) > 5
+            assert "db0" not in operator.info("keyspace")
+            for world in worlds:
+                store = world.service.fleet.store
+                shown = (
+                    world.log.getvalue()
+                    + (await world.ops.get("/readyz")).text
+                    + (await world.ops.get("/metrics")).text
+                    + repr([world.service._told, store, store._client, store._listener])
+                )
+                assert "s3ntinel" not in shown
+
+
+async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) -> None:
+    """Not even in those of the client, of asyncio, or of what nobody caught."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        own_engine.say("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "+@all")
+        async with AsyncExitStack() as stack:
+            replicas = Replicas(own_engine, stack)
+            own_engine.url = f"valkey://gateway:s3ntinel@127.0.0.1:{own_engine.port}"
+            world = await replicas.add(BFF_STORE_TIMEOUT="0.05")
+            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">another")
+            own_engine.say("CLIENT", "KILL", "USER", "gateway")
+            await until(lambda: not world.service.fleet.up)
+            assert (await world.get("chat-1")).status_code == 200
+            assert events(world, "store_away")[0]["reason"] in (
+                "ConnectionError",
+                "AuthenticationError",
+            )
+            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
+            await until(lambda: world.service.fleet.up)
+            own_engine.freeze()
+            await world.get("chat-2")
+            own_engine.kill()
+            await until(lambda: world.service.fleet.store.reason == "ConnectionError")
+            assert "s3ntinel" not in world.log.getvalue()
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+    assert "s3ntinel" not in written.getvalue()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *curve, "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key",
+            "-out", "ca.pem")  # fmt: skip
+    for name, address in (("good", "127.0.0.1"), ("other", "127.0.0.2")):
+        openssl("req", *curve, "-subj", "/CN=store", "-keyout", f"{name}.key",
+                "-out", f"{name}.csr")  # fmt: skip
+        (folder / f"{name}.ext").write_text(f"subjectAltName=IP:{address}")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+                "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext",
+                "-out", f"{name}.pem")  # fmt: skip
+    return folder
+
+
+async def tls(stack: AsyncExitStack, kind: str, folder: Path, name: str) -> str:
+    """Start a store of *kind* behind TLS; returns its address. Valkey's wheel knows no TLS."""
+    files = {what: str(folder / f"{name}.{what}") for what in ("pem", "key")}
+    if kind == "redis":
+        port = free_port()
+        options = (
+            *("--tls-port", port, "--tls-auth-clients", "no", "--tls-cert-file", files["pem"]),
+            *("--tls-key-file", files["key"], "--tls-ca-cert-file", folder / "ca.pem"),
+        )
+        stack.enter_context(Engine(kind, folder, *map(str, options)))
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files["pem"], files["key"])
+        engine = stack.enter_context(Engine(kind, folder))
+        port = (await stack.enter_async_context(Relay(engine.port, context))).port
+    return f"valkeys://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_tls_is_checked(certificates: Path, kind: str) -> None:
+    ca = f"?ca_file={certificates}/ca.pem"
+    async with AsyncExitStack() as stack:
+        good = await tls(stack, kind, certificates, "good")
+        other = await tls(stack, kind, certificates, "other")
+        for attempt in range(5):
+            try:
+                async with World(RealClock(), **PATIENT, BFF_STORE_URL=good + ca) as world:
+                    assert (await world.get("chat-1")).status_code == 200
+                    assert world.service.fleet.up
+            except StoreError as exc:
+                # A busy machine may need longer for a handshake than a connection may take.
+                assert str(exc).endswith("cannot be reached"), exc
+                assert attempt < 4
+            else:
+                break
+        for url, words in (
+            (good, r"cannot be reached \(its certificate is not trusted\)"),
+            (other + ca, r"cannot be reached \(its certificate is not trusted\)"),
+            (good.replace("valkeys", "valkey"), r"cannot be reached|is no Valkey server, or wants"),
+        ):
+            with pytest.raises(StoreError, match=words):
+                async with World(RealClock(), BFF_STORE_URL=url):
+                    pass
+
+
+# -- clusters
+
+
+@pytest.fixture(params=ENGINES)
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(request.param, tmp_path) as cluster:
+        yield cluster
+
+
+async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster) -> None:
+    documented = {"CLUSTER|SLOTS", "CLUSTER|SHARDS", "COMMAND"}
+    for node in cluster.nodes:
+        node.say(
+            *("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "-@all"),
+            *(f"+{name.lower()}" for name in commands() | documented),
+        )
+    async with AsyncExitStack() as stack:
+        with pytest.raises(StoreError, match=r"is a cluster: write \+cluster"):
+            async with World(RealClock(), BFF_STORE_URL=cluster.nodes[1].url):
+                pass
+        url = cluster.url.replace("//", "//gateway:s3ntinel@")
+        replicas = Replicas(cluster, stack)  # type: ignore[arg-type]
+        cluster.url = url
+        one, two = await everything_that_is_asked(replicas, BFF_UPSTREAM_BUDGET="999/second")
+        for node in cluster.nodes:
+            assert node.say("ACL", "LOG") == "[]"
+        for n in range(100, 130):
+            replicas.upstream.environments[0].add(session(n, f"many-{n}"))
+        before = len(replicas.upstream.seen)
+        ids = [f"many-{n}" for n in range(100, 130)]
+        # Commands of one moment go to several nodes, and each answer to its own question.
+        for world in (one, two):
+            replies = await asyncio.gather(*map(world.get, ids))
+            assert [reply.json()["externalId"] for reply in replies] == ids
+            await world.settle()
+            await asyncio.sleep(0.05)
+        assert len(replicas.upstream.seen) == before + 30
+        assert [node.say("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
+
+        cluster.nodes[0].kill()
+        for n in range(30):
+            two.service.gateway.cache.drop("default", ids[n])
+            assert (await two.get(ids[n])).status_code == 200
+        await until(lambda: not two.service.fleet.up)
+        await until(lambda: one.service.fleet.up and two.service.fleet.up, 30)
+        await asyncio.sleep(0.5)
+        await purge(one, "many-100")
+        await until(lambda: not two.service.gateway.cache.find("default", "many-100", 0), 30)
+        for world in (one, two):
+            assert 1 <= len(events(world, "store_away")) <= 6
+            assert "s3ntinel" not in world.log.getvalue()

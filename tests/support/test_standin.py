@@ -1,0 +1,107 @@
+"""The store that stands in for a real one does what that does."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.engines import Engine
+from support.standin import Shared, StandIn
+from support.world import environ
+
+from bff.config.reader import load
+from bff.replicas.valkey import Store
+
+_IDS = st.sampled_from(["a", "b"])
+_TOKENS = st.sampled_from(["one", "two"])
+_VALUES = [b"", b"foreign", b"bff1 0 old", b"bff1 9999999999999999 new"]
+"""Some tell when they were claimed: before anything here, or after."""
+_LONG = 100.0
+"""Seconds: nothing ends during a test, for the real one's time cannot be moved."""
+
+_COMMANDS = st.one_of(
+    st.tuples(st.just("take"), _IDS, st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(st.just("spend"), _IDS, st.sampled_from([None, 1, 3])),
+    st.tuples(st.just("allow"), _IDS, st.integers(-2, 3)),
+    st.tuples(st.just("pause"), _IDS),
+    st.tuples(st.just("read"), _IDS),
+    st.tuples(st.just("claim"), _IDS, _TOKENS),
+    st.tuples(st.just("hold"), _IDS, _TOKENS),
+    st.tuples(st.just("release"), _IDS, _TOKENS),
+    st.tuples(
+        st.just("keep"), st.lists(_IDS, min_size=1, unique=True), _TOKENS, st.sampled_from(_VALUES)
+    ),
+    st.tuples(st.just("purge"), _IDS),
+    st.tuples(st.just("drop"), _IDS),
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory) -> Iterator[Engine]:
+    with Engine("valkey", tmp_path_factory.mktemp("store")) as engine:
+        yield engine
+
+
+async def _run(store: Any, commands: list[tuple]) -> list[Any]:
+    """What *store* answers, with seconds as whether there are any."""
+    await store.open(lambda _: None)
+    try:
+        return await _answers(store, commands)
+    finally:
+        await store.close()
+
+
+async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a table
+    answers = []
+    *_, claimed = await store.claim("s", "the time", "", _LONG, within=2)
+    for name, key, *rest in commands:
+        match name:
+            case "take":
+                given, left, ends = await store.take(
+                    f"w:{key}", limit=rest[0], want=rest[1], seconds=_LONG, within=2
+                )
+                answers.append((given, left, ends > _LONG / 2))
+            case "spend":
+                wait = await store.spend(key, limit=rest[0], seconds=_LONG, within=2)
+                answers.append(wait > 0)
+            case "allow":
+                store.allow(key, rest[0], _LONG)
+            case "pause":
+                store.pause(key, _LONG)
+            case "read":
+                value, left = await store.read("s", key, within=2)
+                answers.append((value, left > 0))
+            case "claim":
+                held, value, left, claimed = await store.claim("s", key, rest[0], _LONG, within=2)
+                answers.append((held, value, left > 0))
+            case "hold":
+                store.hold("s", key, rest[0], _LONG)
+            case "release":
+                store.release("s", key, rest[0])
+            case "keep":
+                token, value = rest
+                until = claimed / 1_000_000 + _LONG
+                answers.append(
+                    await store.keep("s", key, value, token=token, claimed=claimed, until=until)
+                )
+            case "purge":
+                answers.append(await store.purge("s", key, remembered=_LONG))
+            case "drop":
+                store.drop("s", key)
+    return answers
+
+
+@settings(max_examples=60, derandomize=True)
+@given(st.lists(_COMMANDS, max_size=25))
+def test_the_stand_in_answers_as_the_real_store_does(engine: Engine, commands: list[tuple]) -> None:
+    with engine.client() as admin:
+        admin.flushall()
+    place = load(environ(BFF_STORE_URL=engine.url)).store_url
+    real = Store(place, timeout=2, name="r", count=lambda *_: None, changed=lambda _: None)
+    # Time stands still but for what tells one command from the next.
+    ticks = iter(range(10**6))
+    stand_in = StandIn(Shared(lambda: next(ticks) * 1e-6), timeout=2)
+
+    assert asyncio.run(_run(stand_in, commands)) == asyncio.run(_run(real, commands))

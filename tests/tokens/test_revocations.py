@@ -1,0 +1,261 @@
+"""Tokens taken back: at once, for a time, and by nobody but the operator."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support.world import (
+    FRIENDLY,
+    ROOT_KEY,
+    Gateway,
+    World,
+    claims,
+    environ,
+    http,
+    read,
+    running_upstream,
+    sign,
+)
+
+from bff.cli import main
+from bff.tokens.revocations import Revocation, RevocationError, Revocations, parse
+
+NOW = 1_800_000_000.5
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "TOKENS.md").read_text()
+
+
+async def revoke(world: World, **body: object) -> None:
+    reply = await world.ops.post("/revocations", json=body)
+    assert reply.status_code == 200, reply.text
+
+
+async def ask(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
+    reply = await world.get(id_, token=token)
+    return reply.status_code, reply.json().get("code", "")
+
+
+async def test_by_jti_and_only_that(world: World) -> None:
+    one, two = (world.token(*read("chat-1"), jti=jti) for jti in ("one", "two"))
+    assert await ask(world, one) == await ask(world, two) == (200, "")
+
+    await revoke(world, jti="one")
+
+    assert await ask(world, one) == (401, "token_revoked"), (
+        "remembered as verified, and all the same"
+    )
+    assert await ask(world, two) == (200, "")
+    assert await ask(world, world.token(*read("chat-1"))) == (200, "")
+    world.clock.advance(30 * 86400)
+    again = world.token(*read("chat-1"), jti="one")
+    assert await ask(world, again) == (200, ""), "kept as long as it was to be"
+
+
+async def test_by_subject_what_was_issued_before(world: World) -> None:
+    ann = world.token(*read("chat-1"), act={"sub": "ann"})
+    bob = world.token(*read("chat-1"), act={"sub": "bob"})
+    assert await ask(world, ann) == await ask(world, bob) == (200, "")
+    world.clock.advance(0.5)
+
+    await revoke(world, subject="ann")
+
+    assert await ask(world, ann) == (401, "token_revoked")
+    assert await ask(world, bob) == (200, "")
+    same_second = world.token(*read("chat-1"), act={"sub": "ann"})
+    silent = world.token(*read("chat-1"), act={"sub": "ann"}, iat=None)
+    assert (await ask(world, same_second))[0] == (await ask(world, silent))[0] == 401
+    world.clock.advance(1)
+    assert await ask(world, world.token(*read("chat-1"), act={"sub": "ann"})) == (200, "")
+    await revoke(world, subject="env_test")
+    assert (await ask(world, bob))[0] == 401, "sub is a subject too"
+
+
+@pytest.mark.parametrize("named", ["chat-1", FRIENDLY["chat-1"]])
+@pytest.mark.parametrize("asked", ["chat-1", FRIENDLY["chat-1"]])
+async def test_by_session_under_either_id(world: World, named: str, asked: str) -> None:
+    token = world.token(*read("chat-1", "chat-2"))
+    assert await ask(world, token, asked) == (200, "")
+    etag = (await world.get("chat-1", token=token)).headers["etag"]
+    world.clock.advance(1)
+
+    await revoke(world, session=named)
+
+    assert await ask(world, token, asked) == (403, "unauthorized")
+    assert (await world.get(asked, token=token, if_none_match=etag)).status_code == 403
+    assert await ask(world, token, "chat-2") == (200, "")
+    assert await ask(world, world.token(*read("chat-1")), asked) == (200, "")
+
+
+async def test_everything_issued_before_a_moment(world: World) -> None:
+    tokens = [world.token(*read("chat-1"), jti=str(n)) for n in range(5)]
+    world.clock.advance(10)
+    young = world.token(*read("chat-1"))
+
+    await revoke(world, issued_before=world.clock.wall - 5)
+
+    assert [(await ask(world, token))[0] for token in tokens] == [401] * 5
+    assert await ask(world, young) == (200, "")
+    await revoke(world, issued_before=world.clock.wall - 11)
+    assert (await ask(world, tokens[0]))[0] == 401, "an earlier moment takes nothing back"
+
+
+async def test_while_a_load_is_under_way(world: World) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_) -> None:
+        await gate.wait()
+
+    world.upstream.override = slow
+    token = world.token(*read("chat-1"), jti="one")
+    waiting = asyncio.create_task(ask(world, token))
+    await asyncio.sleep(0.01)
+    await revoke(world, jti="one")
+    gate.set()
+
+    assert await waiting == (401, "token_revoked")
+
+
+async def test_a_token_that_upstream_verified_too(world: World) -> None:
+    await world.start(BFF_SIGNING_KEYS=None)
+    token = sign(claims(world.clock.wall, *read("chat-1"), jti="one"), ROOT_KEY)
+    assert await ask(world, token) == (200, "")
+
+    await revoke(world, jti="one")
+
+    assert await ask(world, token) == (401, "token_revoked")
+
+
+async def test_revoked_tokens_are_bad_tokens(world: World) -> None:
+    await world.start(BFF_BAD_TOKEN_LIMIT="3/minute")
+    token = world.token(*read("chat-1"), jti="one")
+    await revoke(world, jti="one")
+
+    assert [(await ask(world, token))[0] for _ in range(4)] == [401, 401, 401, 429]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"ttl": 5},
+        {"jti": ""},
+        {"jti": 7},
+        {"jti": "x" * 1025},
+        {"jti": "a", "subject": "b"},
+        {"jti": "a", "issued_before": 5},
+        {"session": None},
+        {"subject": "ann", "issued_before": NOW + 10},
+        {"issued_before": 1_800_000_000_000},
+        {"issued_before": "now"},
+        {"issued_before": True},
+        {"issued_before": 10**400},
+        {"issued_before": None},
+        {"subject": "ann", "ttl": 0},
+        {"subject": "ann", "ttl": -1},
+        {"subject": "ann", "ttl": 10**9},
+        {"subject": "ann", "ttl": float("nan")},
+        {"subject": "ann", "ttls": 5},
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_revoked_is_told(body: dict[str, object]) -> None:
+    with pytest.raises(RevocationError):
+        parse(body, NOW)
+
+
+async def test_no_page_in_a_browser_revokes_anything(world: World) -> None:
+    body, json_type = json.dumps({"jti": "one"}), {"content-type": "application/json"}
+    for headers, content in (
+        ({}, body),
+        ({"content-type": "text/plain"}, body),
+        ({**json_type, "origin": "http://127.0.0.1:9787"}, body),
+        ({**json_type, "sec-fetch-site": "cross-site"}, body),
+        ({**json_type, "cookie": "a=b"}, body),
+        (json_type, "[]"),
+        (json_type, "{"),
+        (json_type, "[" * 8000),
+        (json_type, " " * 9000 + body),
+    ):
+        reply = await world.ops.post("/revocations", headers=headers, content=content)
+        assert (reply.status_code, reply.json()["code"]) == (400, "bad_request"), headers
+    assert (await world.ops.get("/revocations")).status_code == 405
+    assert (await world.browser.post("/revocations", json={"jti": "one"})).status_code == 404
+    assert len(world.service.gateway.revocations) == 0
+
+
+async def test_how_many_is_shown_and_what_is_not(world: World) -> None:
+    await revoke(world, jti="sentinel-jti")
+    await revoke(world, subject="sentinel-subject")
+    metrics = (await world.ops.get("/metrics")).text
+
+    assert "bff_revocations 2.0" in metrics
+    assert "sentinel" not in metrics + world.log.getvalue()
+
+
+def test_they_are_bounded_and_none_is_dropped_before_its_time() -> None:
+    kept = Revocations(max_kept=10)
+    for number in range(10):
+        kept.add(parse({"jti": str(number), "ttl": 60 if number < 5 else 600}, NOW), NOW)
+    with pytest.raises(RevocationError, match="10 revocations are kept already"):
+        kept.add(parse({"jti": "more"}, NOW), NOW)
+    kept.add(parse({"jti": "9", "ttl": 60}, NOW), NOW)
+    assert kept.token("9", (), NOW, NOW + 599), "nor shortened"
+
+    later = NOW + 60
+    kept.add(parse({"jti": "more"}, later), later)
+    assert len(kept) == 6
+    assert not kept.token("0", (), NOW, later)
+    assert kept.token("9", (), NOW, later)
+    assert kept.token("more", (), NOW, later)
+
+
+def test_replicas_tell_one_another_in_full() -> None:
+    for body in ({"jti": "a"}, {"session": "ü:/"}, {"subject": "b"}, {"issued_before": 5.5}):
+        made = parse(body, NOW)
+        other = Revocations()
+        other.add(Revocation.decode(made.encode()), NOW)
+        assert other.all() == (made,)
+    for text in ("", "[]", "{}", '{"kind": "x", "value": "", "before": 1, "until": 2}', "[" * 9999):
+        with pytest.raises(ValueError, match=r".*"):
+            Revocation.decode(text)
+
+
+def test_the_command_takes_tokens_back_at_a_running_gateway(upstream: running_upstream) -> None:
+    with Gateway(upstream.port) as gateway:
+        told = environ(BFF_OPS_PORT=str(gateway.ops_port))
+
+        def bff(*arguments: str) -> Result:
+            return CliRunner().invoke(main, ["token", *arguments], env=told)
+
+        def status(token: str, id_: str = "chat-1") -> int:
+            headers = {"authorization": f"Bearer {token}"}
+            return http.get(f"{gateway.url}/api/v1/sessions/{id_}", headers=headers).status_code
+
+        ids = read("chat-1", "chat-2")
+        marked = {"ann": {"act": {"sub": "ann"}}, "7d1e": {"jti": "7d1e"}, "session": {"iat": 1}}
+        tokens = {name: gateway.token(*ids, **claims) for name, claims in marked.items()}
+        minted = bff("--session", "chat-2", "--jti", "one").stdout.strip()
+        assert [status(token) for token in tokens.values()] == [200] * 3
+        session, actor, jti, moment = re.findall(r"^bff token (--revoke .*)$", DOCS, re.MULTILINE)
+        assert bff(*jti.split()).exit_code == 0
+        assert [status(token) for token in tokens.values()] == [200, 401, 200]
+        assert bff(*actor.split()).exit_code == 0
+        assert [status(token) for token in tokens.values()] == [401, 401, 200]
+        assert bff(*session.split()).exit_code == 0
+        assert (status(tokens["session"]), status(tokens["session"], "chat-2")) == (403, 200)
+        assert bff(*moment.split()).exit_code == 0
+        assert (status(tokens["session"], "chat-2"), status(minted, "chat-2")) == (401, 200)
+        refused = bff("--revoke", "--issued-before", "9999999999999")
+        assert refused.exit_code == 1
+        assert "may not be later than now" in refused.stderr
+        assert bff("--revoke").exit_code == 2
+        assert bff().exit_code == 2
+        command = [sys.executable, "-m", "bff", "token", *jti.split()]
+        subprocess.run(command, env=told, check=True, timeout=30)
+    gone = bff("--revoke", "--jti", "one")
+    assert gone.exit_code == 1
+    assert "BFF_OPS_PORT" in gone.stderr
