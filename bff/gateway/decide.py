@@ -68,7 +68,7 @@ _OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestContext:
     """One request on its way: what has been found out so far."""
 
     head: Head
@@ -96,7 +96,7 @@ class Visit:
 class Load:
     """An answer that has to be waited for."""
 
-    visit: Visit
+    context: RequestContext
     caller: Caller[Grant]
     id: str
     flight: "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]"
@@ -118,7 +118,7 @@ Found = tuple[Copy, bytes, str]
 class Loads:
     """A list that has to be waited for."""
 
-    visit: Visit
+    context: RequestContext
     caller: Caller[Grant]
     listing: page.Listing
     loads: list[Load]
@@ -137,7 +137,7 @@ class Gateway:
 
     Args:
         rules: to begin with; see `adopt`.
-        clock: returns the two times, as in `Visit`; for what finishes after its decision.
+        clock: returns the two times, as in `RequestContext`; for what finishes after its decision.
         request_ids: makes an id for each answer.
         fleet: the other replicas; None without a store.
     """
@@ -199,66 +199,66 @@ class Gateway:
         if head.method == "OPTIONS":
             self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
             return self._replies.preflight(head.fields.origin, request_id)
-        visit = Visit(head, request_id, now, wall)
+        context = RequestContext(head, request_id, now, wall)
         try:
-            return self._decide(visit)
+            return self._decide(context)
         except Refusal as refusal:
-            return self._refusal(visit, refusal)
+            return self._refusal(context, refusal)
         except Unleased as lack:
-            return self._uncounted(visit, lack)
+            return self._uncounted(context, lack)
 
-    def _decide(self, visit: Visit) -> Reply | Load | Loads:
+    def _decide(self, context: RequestContext) -> Reply | Load | Loads:
         # Every hit comes this way, so what is short is written out rather than called.
-        head, now = visit.head, visit.now
+        head, now = context.head, context.now
         address = head.peer
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
-        visit.address = address = address_key(address)
+        context.address = address = address_key(address)
         if self._limits.address is not None:
             window = self._limits.address.take(address, now)
             if window.used > window.granted:
-                visit.window = window
+                context.window = window
                 raise Refusal("rate_limited")
         if head.id is not None and head.method == "GET":  # as nearly always
-            visit.route = "session"
-        elif (page := self._route(visit)) is not None:
+            context.route = "session"
+        elif (page := self._route(context)) is not None:
             return page
-        caller = self._authenticate(visit, address)
-        if visit.route == "list":
-            return self._decide_list(visit, caller)
+        caller = self._authenticate(context, address)
+        if context.route == "list":
+            return self._decide_list(context, caller)
         id_ = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not caller.granted.covers(id_):
             if not ids.may_be_alias(id_, caller.granted):
                 raise Refusal("unauthorized")
-            visit.probes = self._bad_tokens(address, now)
+            context.probes = self._bad_tokens(address, now)
         digest = caller.digest
         if digest is not None and not self.verdicts.good(digest, id_, now):
-            return self._test(visit, caller, digest, id_)
-        self._count_caller(visit, caller, address)
-        return self._look_up(visit, caller, id_)
+            return self._test(context, caller, digest, id_)
+        self._count_caller(context, caller, address)
+        return self._look_up(context, caller, id_)
 
-    def _uncounted(self, visit: Visit, lack: Unleased) -> Wait:
+    def _uncounted(self, context: RequestContext, lack: Unleased) -> Wait:
         """The decision is made again from its start: what it counted would be counted twice."""
-        head, limiter = visit.head, self._limits.address
+        head, limiter = context.head, self._limits.address
         if limiter is not None and lack.limiter is not limiter:
             address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
             limiter.untake(address_key(address))
-        self._unreserve(visit)
+        self._unreserve(context)
         return Wait(head, lack.lease)
 
-    def _route(self, visit: Visit) -> Reply | None:
+    def _route(self, context: RequestContext) -> Reply | None:
         """Answer with a page, or leave what is on a session's route to the rest of the way.
 
         The raw path decides, so that no encoding of a route is another way to it.
         """
-        head, path = visit.head, visit.head.path
+        head, path = context.head, context.head.path
         if head.id or (path.startswith(ids.ROUTE) and path.rfind(b"/") < len(ids.ROUTE)):
-            visit.route = "session"
+            context.route = "session"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
             return None
         if path == ids.LIST_ROUTE:
-            visit.route = "list"
+            context.route = "list"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal(
                     "method_not_allowed", "Sessions are started at the Trigger.dev API, not here"
@@ -266,17 +266,19 @@ class Gateway:
             return None
         page = self._pages.get(path)
         if page is not None:
-            visit.route = "page"
+            context.route = "page"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
-            reply = self._replies.page(page, origin=head.fields.origin, request_id=visit.request_id)
-            return self._count(visit, reply, "")
+            reply = self._replies.page(
+                page, origin=head.fields.origin, request_id=context.request_id
+            )
+            return self._count(context, reply, "")
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refusal("not_served")
         raise Refusal("not_found", "There is nothing here")
 
-    def _authenticate(self, visit: Visit, address: str) -> Caller[Grant]:
-        fields = visit.head.fields
+    def _authenticate(self, context: RequestContext, address: str) -> Caller[Grant]:
+        fields = context.head.fields
         if fields.ambiguous:
             raise Refusal("bad_request", "Send one Authorization and one Origin header")
         cookie = self._from_cookie(fields) if fields.authorization is None else None
@@ -284,18 +286,18 @@ class Gateway:
             self.telemetry.count("bff_bad_tokens", "token_missing")
             raise Refusal("token_missing")
         try:
-            visit.token = fields.token or cookie or _bearer(fields.authorization or b"")
-            caller = self.verifier.verify(visit.token, visit.wall)
+            context.token = fields.token or cookie or _bearer(fields.authorization or b"")
+            caller = self.verifier.verify(context.token, context.wall)
             if self.revocations.any:
-                self._still_good(visit, caller)
+                self._still_good(context, caller)
         except Refusal as refusal:
             if refusal.kind.status == 401:  # noqa: PLR2004
-                self._count_bad_token(visit, address, refusal)
+                self._count_bad_token(context, address, refusal)
             raise
         return caller
 
-    def _still_good(self, visit: Visit, caller: Caller[Grant]) -> None:
-        if self.revocations.token(caller.jti, caller.subjects, caller.issued, visit.wall):
+    def _still_good(self, context: RequestContext, caller: Caller[Grant]) -> None:
+        if self.revocations.token(caller.jti, caller.subjects, caller.issued, context.wall):
             raise Refusal("token_revoked")
 
     def _from_cookie(self, fields: Fields) -> bytes | None:
@@ -321,23 +323,23 @@ class Gateway:
                 return found[0]
         return None
 
-    def _count_bad_token(self, visit: Visit, address: str, refusal: Refusal) -> None:
-        window = self._bad_tokens(address, visit.now)
+    def _count_bad_token(self, context: RequestContext, address: str, refusal: Refusal) -> None:
+        window = self._bad_tokens(address, context.now)
         self.telemetry.count("bff_bad_tokens", refusal.code)
         if refusal.code == "secret_key_sent":
             self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
         if window is not None:
             window.used += 1
             if window.exceeded:
-                visit.window = window
+                context.window = window
                 raise Refusal("rate_limited") from None
 
     def _bad_tokens(self, address: str, now: float) -> Window | None:
         limiter = self._limits.bad_token
         return None if limiter is None else limiter.window(address, now)
 
-    def _decide_list(self, visit: Visit, caller: Caller[Grant]) -> Reply | Loads:
-        query = list_query.parse(visit.head.query, visible=self.rules.visible, wall=visit.wall)
+    def _decide_list(self, context: RequestContext, caller: Caller[Grant]) -> Reply | Loads:
+        query = list_query.parse(context.head.query, visible=self.rules.visible, wall=context.wall)
         if caller.granted.every:
             raise Refusal(
                 "unauthorized",
@@ -348,15 +350,15 @@ class Gateway:
         if not named:
             raise Refusal("unauthorized")
         if caller.digest is None:
-            self._count_caller(visit, caller, visit.address)
-        return self._list(visit, caller, page.Listing(query, named, caller.key, visit.wall))
+            self._count_caller(context, caller, context.address)
+        return self._list(context, caller, page.Listing(query, named, caller.key, context.wall))
 
-    def _count_caller(self, visit: Visit, caller: Caller[Grant], address: str) -> None:
-        if self._limits.caller is not None and not visit.counted:
+    def _count_caller(self, context: RequestContext, caller: Caller[Grant], address: str) -> None:
+        if self._limits.caller is not None and not context.counted:
             # Never by the token's bytes; without an actor they say no more than an environment.
             key = caller.key if caller.has_actor else (caller.key, address)
-            visit.window = window = self._limits.caller.take(key, visit.now)
-            visit.counted = True
+            context.window = window = self._limits.caller.take(key, context.now)
+            context.counted = True
             if window.used > window.granted:
                 raise Refusal("rate_limited")
 
@@ -364,88 +366,97 @@ class Gateway:
         """Answer for a request that failed in a way nobody foresaw, and log where."""
         request_id = self._request_ids()
         self.telemetry.exception("request_failed", exc, request_id=request_id.decode())
-        visit = Visit(head, request_id, *self._clock())
-        return self._refusal(visit, Refusal("internal"))
+        context = RequestContext(head, request_id, *self._clock())
+        return self._refusal(context, Refusal("internal"))
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
         head = Head("", b"", Fields(origin=origin), peer, lane="none")
-        visit = Visit(head, self._request_ids(), *self._clock())
-        return self._refusal(visit, refusal)
+        context = RequestContext(head, self._request_ids(), *self._clock())
+        return self._refusal(context, refusal)
 
     # -- upstream's word on a token
 
-    def _test(self, visit: Visit, caller: Caller[Grant], digest: bytes, id_: str) -> Load:
+    def _test(
+        self, context: RequestContext, caller: Caller[Grant], digest: bytes, id_: str
+    ) -> Load:
         """Put a token to upstream's test: load the session with it, once however many ask.
 
         Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
         limit before upstream meets the tokens; and what it claims has only been good for refusing.
         """
-        now = visit.now
+        now = context.now
         refused = self.verdicts.refused(digest, id_, now)
         if refused is not None:
             code, rest = refused
             retry_after = rest if code == "over_budget" else None
-            raise self._refused(visit, caller, Refusal(code, retry_after=retry_after))
+            raise self._refused(context, caller, Refusal(code, retry_after=retry_after))
         flight, mark = self.verdicts.flight(digest, id_), None
         joined = flight is not None
         if flight is None:
             if self.verdicts.full:
                 raise Refusal("over_budget", retry_after=1)
-            if visit.probes is not None:
-                self._reserve_probe(visit)
+            if context.probes is not None:
+                self._reserve_probe(context)
             elif not self.verdicts.genuine(digest, now):
-                mark = self._bad_tokens(visit.address, now)
+                mark = self._bad_tokens(context.address, now)
             if mark is not None:
                 if mark.exhausted:
-                    visit.window = mark
+                    context.window = mark
                     raise Refusal("rate_limited")
                 mark.used += 1
             environment = self.environments[caller.environment]
-            test = self.loader.test(environment, id_, caller, visit.token, mark)
+            test = self.loader.test(environment, id_, caller, context.token, mark)
             flight = self.verdicts.fly(digest, id_, test)
         marked = mark is not None
-        return Load(visit, caller, id_, flight, None, joined, self.rules, test=True, marked=marked)
+        return Load(
+            context, caller, id_, flight, None, joined, self.rules, test=True, marked=marked
+        )
 
     def _refused(
-        self, visit: Visit, caller: Caller[Grant], refusal: Refusal, *, marked: bool = False
+        self,
+        context: RequestContext,
+        caller: Caller[Grant],
+        refusal: Refusal,
+        *,
+        marked: bool = False,
     ) -> Refusal:
         """Count, by what upstream's refusal says of the token; returns what is to be told."""
         try:
             if refusal.code == "token_invalid":
                 # Upstream looks at the token first, so this says nothing of the session.
-                visit.probes = None
-                if marked or visit.reserved:
+                context.probes = None
+                if marked or context.reserved:
                     self.telemetry.count("bff_bad_tokens", refusal.code)
                 else:
-                    self._count_bad_token(visit, visit.address, refusal)
+                    self._count_bad_token(context, context.address, refusal)
             elif refusal.code not in UNDECIDED:
-                self._count_caller(visit, caller, visit.address)
+                self._count_caller(context, caller, context.address)
         except Refusal as limited:
             return limited
         return refusal
 
     def _tested(self, load: Load, found: Found | Refusal | None) -> Found | Refusal | None:
         """Draw the conclusions from a test for the one who waited for it."""
-        visit, caller = load.visit, load.caller
+        context, caller = load.context, load.caller
         if isinstance(found, Refusal):
-            return self._refused(visit, caller, found, marked=load.marked)
+            return self._refused(context, caller, found, marked=load.marked)
         try:
-            self._count_caller(visit, caller, visit.address)
+            self._count_caller(context, caller, context.address)
         except Refusal as limited:
             return limited
         if found is None:
-            self._unreserve(visit)  # upstream was not asked for it, and the next load may be
+            self._unreserve(context)  # upstream was not asked for it, and the next load may be
         return found
 
     # -- the shared copy
 
-    def _look_up(self, visit: Visit, caller: Caller[Grant], id_: str) -> Reply | Load:
-        found = self._find(visit, caller, id_)
-        return found if isinstance(found, Load) else self._session(visit, caller, *found)
+    def _look_up(self, context: RequestContext, caller: Caller[Grant], id_: str) -> Reply | Load:
+        found = self._find(context, caller, id_)
+        return found if isinstance(found, Load) else self._session(context, caller, *found)
 
-    def _find(self, visit: Visit, caller: Caller[Grant], id_: str) -> Found | Load:
-        now, environment = visit.now, self.environments[caller.environment]
+    def _find(self, context: RequestContext, caller: Caller[Grant], id_: str) -> Found | Load:
+        now, environment = context.now, self.environments[caller.environment]
         budget = environment.budget
         known = self.cache.find(environment.name, id_, now)
         if isinstance(known, Missing):
@@ -454,8 +465,8 @@ class Gateway:
         last_resort = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
-            self._authorize(visit, caller, known)
-            visit.probes = None
+            self._authorize(context, caller, known)
+            context.probes = None
             known.epoch = budget.count_hot(known.epoch, now)
             if self.cache.ages.fresh(known, now, budget.stretched):
                 return known, b"hit", "hit"
@@ -476,25 +487,29 @@ class Gateway:
             wait = self.loader.wait(budget, now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
-            self._reserve_probe(visit)
+            self._reserve_probe(context)
             flight = self.loader.start(environment, id_, last_resort, now)
-        return Load(visit, caller, id_, flight, last_resort, joined, self.rules)
+        return Load(context, caller, id_, flight, last_resort, joined, self.rules)
 
-    def _reserve_probe(self, visit: Visit) -> None:
+    def _reserve_probe(self, context: RequestContext) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
-        if visit.probes is not None:
-            if visit.probes.exhausted:
+        if context.probes is not None:
+            if context.probes.exhausted:
                 raise Refusal("unauthorized")
-            visit.probes.used += 1
-            visit.reserved = True
+            context.probes.used += 1
+            context.reserved = True
 
-    def _unreserve(self, visit: Visit) -> None:
-        if visit.reserved and visit.probes is not None:
-            visit.probes.used -= 1
-            visit.reserved = False
+    def _unreserve(self, context: RequestContext) -> None:
+        if context.reserved and context.probes is not None:
+            context.probes.used -= 1
+            context.reserved = False
 
     def _list(
-        self, visit: Visit, caller: Caller[Grant], wanted: page.Listing, how: bytes = b"hit"
+        self,
+        context: RequestContext,
+        caller: Caller[Grant],
+        wanted: page.Listing,
+        how: bytes = b"hit",
     ) -> Reply | Loads:
         """Answer a list from memory, or say for which sessions has to be waited."""
         loads: list[Load] = []
@@ -502,15 +517,15 @@ class Gateway:
 
         def find(id_: str) -> Copy | Refusal | None:
             if id_ not in wanted.known:
-                if digest is not None and loads and not self.verdicts.genuine(digest, visit.now):
+                if digest is not None and loads and not self.verdicts.genuine(digest, context.now):
                     return None  # first of all whether the token is one
                 try:
                     found: Found | Load
-                    if digest is not None and not self.verdicts.good(digest, id_, visit.now):
-                        found = self._test(visit, caller, digest, id_)
+                    if digest is not None and not self.verdicts.good(digest, id_, context.now):
+                        found = self._test(context, caller, digest, id_)
                     else:
-                        self._count_caller(visit, caller, visit.address)
-                        found = self._find(visit, caller, id_)
+                        self._count_caller(context, caller, context.address)
+                        found = self._find(context, caller, id_)
                 except Refusal as refusal:
                     if refusal.code in _OF_THE_CALLER:
                         raise
@@ -524,8 +539,8 @@ class Gateway:
 
         page = wanted.page(find)
         if page is None:
-            return Loads(visit, caller, wanted, loads)
-        return self._page(visit, caller, page, how)
+            return Loads(context, caller, wanted, loads)
+        return self._page(context, caller, page, how)
 
     def _counted(self, found: Found | Refusal) -> Copy | Refusal:
         if isinstance(found, Refusal):
@@ -544,25 +559,25 @@ class Gateway:
                 return await self._finish_list(load)
             return await self._finish_load(load)
         except Unleased as lack:  # by a tested caller: what upstream said of the token is kept
-            return await self.finish(self._uncounted(load.visit, lack))
+            return await self.finish(self._uncounted(load.context, lack))
 
     async def _finish_load(self, load: Load) -> Reply:
-        visit = load.visit
-        await self._wait(visit, [load])
+        context = load.context
+        await self._wait(context, [load])
         found = self._landed(load)
         if load.rules is not self.rules:
-            return await self._finish_anew(visit, found)
+            return await self._finish_anew(context, found)
         try:
-            self._still_good(visit, load.caller)
+            self._still_good(context, load.caller)
             if found is None:
-                answer = self._look_up(visit, load.caller, load.id)
+                answer = self._look_up(context, load.caller, load.id)
                 return answer if isinstance(answer, Reply) else await self._finish_load(answer)
             if not isinstance(found, Refusal):
-                return self._session(visit, load.caller, *found)
+                return self._session(context, load.caller, *found)
         except Refusal as refusal:
-            return self._refusal(visit, refusal)
+            return self._refusal(context, refusal)
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
-        return self._refusal(visit, found)
+        return self._refusal(context, found)
 
     def _landed(self, load: Load) -> Found | Refusal | None:
         """What a load brought, as far as it is this caller's.
@@ -575,28 +590,28 @@ class Gateway:
             found = self._tested(load, found)
         if found is None or isinstance(found, Refusal):
             return found
-        if self._revoked(load.visit, load.caller, found[0]):
+        if self._revoked(load.context, load.caller, found[0]):
             return Refusal("unauthorized")
         return found
 
     async def _finish_list(self, waited: Loads) -> Reply:
         """Wait for what a page needs, and for more if some of it is missing or filtered out."""
-        visit, caller, wanted = waited.visit, waited.caller, waited.listing
+        context, caller, wanted = waited.context, waited.caller, waited.listing
         while True:
-            await self._wait(visit, waited.loads)
+            await self._wait(context, waited.loads)
             for load in waited.loads:
                 found = self._landed(load)
                 if load.rules is not self.rules:
-                    return await self._finish_anew(visit, found)
-                if isinstance(found, Refusal) and self._of_the_caller(caller, found, visit.now):
-                    return self._refusal(visit, found)
+                    return await self._finish_anew(context, found)
+                if isinstance(found, Refusal) and self._of_the_caller(caller, found, context.now):
+                    return self._refusal(context, found)
                 if found is not None:
                     wanted.known[load.id] = self._counted(found)
             try:
-                self._still_good(visit, caller)
-                answer = self._list(visit, caller, wanted, b"fwd=miss")
+                self._still_good(context, caller)
+                answer = self._list(context, caller, wanted, b"fwd=miss")
             except Refusal as refusal:
-                return self._refusal(visit, refusal)
+                return self._refusal(context, refusal)
             if isinstance(answer, Reply):
                 return answer
             waited = answer
@@ -606,22 +621,22 @@ class Gateway:
         untested = caller.digest is not None and not self.verdicts.genuine(caller.digest, now)
         return refusal.code in _OF_THE_CALLER or untested
 
-    async def _wait(self, visit: Visit, loads: Sequence[Load]) -> None:
+    async def _wait(self, context: RequestContext, loads: Sequence[Load]) -> None:
         """Wait until all have landed, or for a second if every one of them has a last resort."""
         began, _ = self._clock()
         patience = PATIENCE_SECONDS if all(load.last_resort for load in loads) else None
         await asyncio.wait([load.flight for load in loads], timeout=patience)
-        visit.now, visit.wall = self._clock()
-        visit.waited = (visit.waited or 0.0) + visit.now - began
+        context.now, context.wall = self._clock()
+        context.waited = (context.waited or 0.0) + context.now - began
 
-    async def _finish_anew(self, visit: Visit, found: Found | Refusal | None) -> Reply:
+    async def _finish_anew(self, context: RequestContext, found: Found | Refusal | None) -> Reply:
         """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
 
         What was loaded is kept already, unless it may not be, so upstream is not asked twice.
         """
         if isinstance(found, Refusal):
-            return self._refusal(visit, found)
-        answer = self.decide(visit.head, *self._clock())
+            return self._refusal(context, found)
+        answer = self.decide(context.head, *self._clock())
         return answer if isinstance(answer, Reply) else await self.finish(answer)
 
     async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
@@ -641,106 +656,110 @@ class Gateway:
     # -- the ways out
 
     def _session(
-        self, visit: Visit, caller: Caller[Grant], copy: Copy, how: bytes, result: str
+        self, context: RequestContext, caller: Caller[Grant], copy: Copy, how: bytes, result: str
     ) -> Reply:
         """Answer with a copy, if this caller may read this session: the one door out."""
-        self._authorize(visit, caller, copy)
-        if visit.reserved:
-            self._unreserve(visit)  # it was no probe
+        self._authorize(context, caller, copy)
+        if context.reserved:
+            self._unreserve(context)  # it was no probe
         self.telemetry.counts["bff_cache", result] += 1
-        self.telemetry.observe("bff_age_served_seconds", max(0.0, visit.now - copy.loaded))
+        self.telemetry.observe("bff_age_served_seconds", max(0.0, context.now - copy.loaded))
         self._served += 1
-        if self._served % SAMPLE == 0 or (visit.waited or 0.0) >= SLOW_SECONDS:
-            self._log_served(visit, result)
-        return self._shown(visit, copy, how)
+        if self._served % SAMPLE == 0 or (context.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(context, result)
+        return self._shown(context, copy, how)
 
-    def _authorize(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> None:
+    def _authorize(self, context: RequestContext, caller: Caller[Grant], copy: Copy) -> None:
         """Decide on the copy's own ids: either of them may be the one that the token names."""
         if (
             copy.environment != caller.environment
             or not caller.granted.covers(copy.id, copy.external_id)
-            or (self.revocations.any and self._revoked(visit, caller, copy))
+            or (self.revocations.any and self._revoked(context, caller, copy))
         ):
             raise Refusal("unauthorized")
 
-    def _revoked(self, visit: Visit, caller: Caller[Grant], copy: Copy) -> bool:
-        return self.revocations.session(copy.id, copy.external_id, caller.issued, visit.wall)
+    def _revoked(self, context: RequestContext, caller: Caller[Grant], copy: Copy) -> bool:
+        return self.revocations.session(copy.id, copy.external_id, caller.issued, context.wall)
 
-    def _page(self, visit: Visit, caller: Caller[Grant], page: page.Page, how: bytes) -> Reply:
+    def _page(
+        self, context: RequestContext, caller: Caller[Grant], page: page.Page, how: bytes
+    ) -> Reply:
         """Answer with a page of a list, if this caller may read every session on it."""
         for copy in page.copies:
-            self._authorize(visit, caller, copy)
+            self._authorize(context, caller, copy)
         if page.unavailable and not page.copies:
             # An empty list would say that there are no sessions.
-            return self._refusal(visit, next(iter(page.unavailable.values())))
-        if (visit.waited or 0.0) >= SLOW_SECONDS:
-            self._log_served(visit, "list")
+            return self._refusal(context, next(iter(page.unavailable.values())))
+        if (context.waited or 0.0) >= SLOW_SECONDS:
+            self._log_served(context, "list")
         lost = len(page.unavailable)
         return self._shown(
-            visit, page, how, b"x-unavailable-sessions: %d\r\n" % lost if lost else b""
+            context, page, how, b"x-unavailable-sessions: %d\r\n" % lost if lost else b""
         )
 
-    def _shown(self, visit: Visit, what: Representation, how: bytes, lines: bytes = b"") -> Reply:
-        fields = visit.head.fields
+    def _shown(
+        self, context: RequestContext, what: Representation, how: bytes, lines: bytes = b""
+    ) -> Reply:
+        fields = context.head.fields
         reply = self._replies.session(
             what,
             not_modified=fields.if_none_match is not None
             and _matches(fields.if_none_match, what.etag),
             cache_status=how,
-            window=visit.window,
-            now=visit.now,
-            wall=visit.wall,
+            window=context.window,
+            now=context.now,
+            wall=context.wall,
             origin=fields.origin,
-            request_id=visit.request_id,
+            request_id=context.request_id,
             lines=lines,
         )
-        if visit.waited is not None:  # of a refusal, it would tell whether the session exists
-            reply.head += server_timing(visit.waited)
-        return self._count(visit, reply, "")
+        if context.waited is not None:  # of a refusal, it would tell whether the session exists
+            reply.head += server_timing(context.waited)
+        return self._count(context, reply, "")
 
-    def _log_served(self, visit: Visit, result: str) -> None:
-        waited = visit.waited or 0.0
+    def _log_served(self, context: RequestContext, result: str) -> None:
+        waited = context.waited or 0.0
         self.telemetry.often(  # thousands may have waited for one load
             "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
-            visit.now,
-            request_id=visit.request_id.decode(),
+            context.now,
+            request_id=context.request_id.decode(),
             result=result,
             waited=round(waited, 4),
             of=self._served,
         )
 
-    def _refusal(self, visit: Visit, refusal: Refusal) -> Reply:
+    def _refusal(self, context: RequestContext, refusal: Refusal) -> Reply:
         """Tell why not. Of an id that is not named, nothing but that is told."""
-        if visit.probes is not None and refusal.code != "rate_limited":
-            if not visit.reserved:
-                visit.probes.used += 1
-            refusal, visit.window = Refusal("unauthorized"), None
-        if refusal.code == "rate_limited" and visit.window is not None:
-            self.telemetry.count("bff_limited", visit.window.limiter.name)
+        if context.probes is not None and refusal.code != "rate_limited":
+            if not context.reserved:
+                context.probes.used += 1
+            refusal, context.window = Refusal("unauthorized"), None
+        if refusal.code == "rate_limited" and context.window is not None:
+            self.telemetry.count("bff_limited", context.window.limiter.name)
         reply = self._replies.refusal(
             refusal,
-            window=visit.window,
-            now=visit.now,
-            wall=visit.wall,
-            origin=visit.head.fields.origin,
-            request_id=visit.request_id,
+            window=context.window,
+            now=context.now,
+            wall=context.wall,
+            origin=context.head.fields.origin,
+            request_id=context.request_id,
         )
         # Of those over a limit, the first of a window: who floods is not to fill the log as well.
-        if refusal.code != "rate_limited" or (window := visit.window) is None or window.first:
+        if refusal.code != "rate_limited" or (window := context.window) is None or window.first:
             self.telemetry.often(
                 "request_refused",
-                visit.now,
+                context.now,
                 logging.INFO if reply.status < 500 else logging.WARNING,  # noqa: PLR2004
-                request_id=visit.request_id.decode(),
-                route=visit.route,
+                request_id=context.request_id.decode(),
+                route=context.route,
                 status=reply.status,
                 code=refusal.code,
             )
-        return self._count(visit, reply, refusal.code)
+        return self._count(context, reply, refusal.code)
 
-    def _count(self, visit: Visit, reply: Reply, code: str) -> Reply:
-        head = visit.head
-        self.telemetry.counts["bff_requests", visit.route, reply.status, code, head.lane] += 1
+    def _count(self, context: RequestContext, reply: Reply, code: str) -> Reply:
+        head = context.head
+        self.telemetry.counts["bff_requests", context.route, reply.status, code, head.lane] += 1
         return replace(reply, body=b"") if head.method == "HEAD" else reply
 
 

@@ -146,22 +146,22 @@ FAULTS = [
     Fault(
         13,
         "bff/gateway/decide.py",
-        'the one door out."""\n        self._authorize(visit, caller, copy)\n',
+        'the one door out."""\n        self._authorize(context, caller, copy)\n',
         'the one door out."""\n',
         "tests/incidents/test_incident_13.py",
     ),
     Fault(
         13,
         "bff/gateway/decide.py",
-        "            self._authorize(visit, caller, known)\n            visit.probes = None\n",
-        "            visit.probes = None\n",
+        "            self._authorize(context, caller, known)\n            context.probes = None\n",
+        "            context.probes = None\n",
         "tests/incidents/test_incident_13.py::"
         "test_13_nothing_is_told_of_a_copy_that_is_not_the_callers",
     ),
     Fault(
         13,
         "bff/gateway/decide.py",
-        "            or (self.revocations.any and self._revoked(visit, caller, copy))\n",
+        "            or (self.revocations.any and self._revoked(context, caller, copy))\n",
         "",
         _ANYTHING,
     ),
@@ -203,7 +203,7 @@ FAULTS = [
     Fault(
         16,
         "bff/gateway/decide.py",
-        'the one door out."""\n        self._authorize(visit, caller, copy)\n',
+        'the one door out."""\n        self._authorize(context, caller, copy)\n',
         'the one door out."""\n',
         f"{_COPIES}::test_16_who_waits_along_is_decided_on_individually",
     ),
@@ -280,8 +280,8 @@ FAULTS = [
     Fault(
         26,
         "bff/gateway/decide.py",
-        "            route=visit.route,\n",
-        "            route=visit.head.path.decode('latin-1'),\n",
+        "            route=context.route,\n",
+        "            route=context.head.path.decode('latin-1'),\n",
         f"{_UPSTREAM}::test_26_no_secret_in_any_output",
     ),
     Fault(
@@ -569,7 +569,7 @@ FAULTS = [
     Fault(
         36,
         "bff/gateway/decide.py",
-        "if visit.probes.exhausted:",
+        "if context.probes.exhausted:",
         "if False:",
         f"{_COPIES}::test_36_a_valid_token_probes_no_more_than_bad_ones_do",
     ),
@@ -618,7 +618,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        'refusal, visit.window = Refusal("unauthorized"), None',
+        'refusal, context.window = Refusal("unauthorized"), None',
         'refusal = Refusal("unauthorized")',
         f"{_VERDICTS}::test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers",
     ),
@@ -807,14 +807,14 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "            or (self.revocations.any and self._revoked(visit, caller, copy))\n        ):",
+        "            or (self.revocations.any and self._revoked(context, caller, copy))\n        ):",
         "        ):",
         f"{_REVOCATIONS}::test_by_session_under_either_id",
     ),
     Fault(
         0,
         "bff/gateway/decide.py",
-        "            self._still_good(visit, load.caller)\n",
+        "            self._still_good(context, load.caller)\n",
         "",
         f"{_REVOCATIONS}::test_while_a_load_is_under_way",
     ),
@@ -954,7 +954,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "            self._unreserve(visit)  # upstream",
+        "            self._unreserve(context)  # upstream",
         "            pass  # upstream",
         f"{_SHARED}::test_an_alias_that_is_none_is_the_same_bytes_whatever_another_was_told",
     ),
