@@ -18,7 +18,7 @@ _LOOKED_AT = frozenset(
 
 
 @dataclass(slots=True)
-class Fields:
+class HeaderFields:
     """What its header lines say: the same lines say the same, whatever is asked for."""
 
     origin: bytes | None = None
@@ -33,7 +33,7 @@ class Fields:
     """From `authorization`, if that is written as everyone writes it."""
 
     @classmethod
-    def read(cls, headers: Iterable[tuple[bytes, bytes]]) -> "Fields":
+    def read(cls, headers: Iterable[tuple[bytes, bytes]]) -> "HeaderFields":
         """Pick from *headers* (names in lower case) what a decision needs."""
         fields = cls()
         for name, value in headers:
@@ -59,13 +59,13 @@ class Fields:
 
 
 @dataclass(slots=True)
-class Head:
+class RequestHead:
     """The head of a request."""
 
     method: str
     path: bytes
     """Raw: percent-encoded, without query and fragment."""
-    fields: Fields
+    fields: HeaderFields
     peer: str
     id: str | None = None
     """The session's, if the path is one whose segment needs no decoding."""
@@ -82,6 +82,6 @@ class Head:
         query: bytes,
         headers: Iterable[tuple[bytes, bytes]],
         peer: str,
-    ) -> "Head":
+    ) -> "RequestHead":
         """Pick from a request what a decision needs."""
-        return cls(method, path, Fields.read(headers), peer, ids.plain_id(path), query)
+        return cls(method, path, HeaderFields.read(headers), peer, ids.plain_id(path), query)

@@ -33,7 +33,7 @@ from bff.errors import Refusal
 from bff.limits.client_address import address_key, browser_address
 from bff.limits.rate import Unleased, Window
 from bff.replicas.sharing import Fleet
-from bff.request import Fields, Head
+from bff.request import HeaderFields, RequestHead
 from bff.response import Reply, Representation, server_timing
 from bff.sessions import ids, list_query, page
 from bff.sessions.copy import Copy, Missing, State
@@ -71,7 +71,7 @@ _OF_THE_CALLER = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 class RequestContext:
     """One request on its way: what has been found out so far."""
 
-    head: Head
+    head: RequestHead
     request_id: bytes
     now: float
     """Seconds on the clock that never jumps."""
@@ -128,7 +128,7 @@ class Loads:
 class Wait:
     """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
 
-    head: Head
+    head: RequestHead
     lease: "asyncio.Task[None]"
 
 
@@ -193,7 +193,7 @@ class Gateway:
 
     # -- the decision
 
-    def decide(self, head: Head, now: float, wall: float) -> Reply | Load | Loads | Wait:
+    def decide(self, head: RequestHead, now: float, wall: float) -> Reply | Load | Loads | Wait:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
@@ -300,7 +300,7 @@ class Gateway:
         if self.revocations.token(caller.jti, caller.subjects, caller.issued, context.wall):
             raise Refusal("token_revoked")
 
-    def _from_cookie(self, fields: Fields) -> bytes | None:
+    def _from_cookie(self, fields: HeaderFields) -> bytes | None:
         """Take the token from its cookie, if a page of this very origin asks to read.
 
         The browser says so itself, in a header that no script can set. An `Origin` comes with what
@@ -362,7 +362,7 @@ class Gateway:
             if window.used > window.granted:
                 raise Refusal("rate_limited")
 
-    def failed(self, head: Head, exc: Exception) -> Reply:
+    def failed(self, head: RequestHead, exc: Exception) -> Reply:
         """Answer for a request that failed in a way nobody foresaw, and log where."""
         request_id = self._request_ids()
         self.telemetry.exception("request_failed", exc, request_id=request_id.decode())
@@ -371,7 +371,7 @@ class Gateway:
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
-        head = Head("", b"", Fields(origin=origin), peer, lane="none")
+        head = RequestHead("", b"", HeaderFields(origin=origin), peer, lane="none")
         context = RequestContext(head, self._request_ids(), *self._clock())
         return self._refusal(context, refusal)
 

@@ -15,7 +15,7 @@ from bff import __version__
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway, Load, Loads, Wait
-from bff.request import Head
+from bff.request import RequestHead
 from bff.response import Reply
 from bff.server.asgi import read_head, send_reply
 from bff.sessions.ids import LIST_ROUTE, ROUTE
@@ -80,7 +80,7 @@ class Tracing:
 
     @contextmanager
     def request(
-        self, head: Head, headers: Iterable[tuple[bytes, bytes]]
+        self, head: RequestHead, headers: Iterable[tuple[bytes, bytes]]
     ) -> "Iterator[RequestSpan]":
         """Span one request, as the child of what its ``traceparent`` names."""
         carrier = {n.decode(): v.decode("latin-1") for n, v in headers if n in _CONTINUED}

@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bff.clock import Clock
 from bff.gateway.decide import Gateway
-from bff.request import Head
+from bff.request import RequestHead
 from bff.response import Reply
 
 LOAD = "bff.load"
@@ -58,11 +58,11 @@ class ErrorBoundary:
                 await send_reply(reply, send)
 
 
-def read_head(scope: Scope) -> Head:
+def read_head(scope: Scope) -> RequestHead:
     """Pick from an ASGI *scope* what the gateway looks at."""
     peer = scope["client"][0] if scope.get("client") else "local"
     method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
-    return Head.read(method, path, query, scope["headers"], peer)
+    return RequestHead.read(method, path, query, scope["headers"], peer)
 
 
 async def send_reply(reply: Reply, send: Send) -> None:

@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.clock import Clock
 from bff.gateway.decide import Gateway, Load, Loads, Wait
-from bff.request import Fields, Head
+from bff.request import HeaderFields, RequestHead
 from bff.response import Reply
 from bff.server.asgi import LOAD
 from bff.server.connection import MAX_PIPELINED, Guard
@@ -97,7 +97,7 @@ class Shared:
         self.clock = clock
         self._defaults: list[tuple[bytes, bytes]] = []
         self._starts: dict[int, bytes] = {}
-        self._known: OrderedDict[bytes, Fields] = OrderedDict()
+        self._known: OrderedDict[bytes, HeaderFields] = OrderedDict()
         """By header lines, from the end of the request line."""
         self._bytes = 0
 
@@ -111,7 +111,7 @@ class Shared:
             start = self._starts[status] = STATUS_LINE[status] + lines
         return start
 
-    def keep(self, data: bytes, fields: Fields) -> None:
+    def keep(self, data: bytes, fields: HeaderFields) -> None:
         """Remember that the header lines of *data*, a whole request, say *fields*."""
         line = _LINE.match(data)
         lines = data[line.end() :] if line else b""
@@ -121,17 +121,17 @@ class Shared:
             while self._bytes > _MAX_KNOWN:
                 self._bytes -= _cost(*self._known.popitem(last=False))
 
-    def read(self, data: bytes, peer: str) -> Head | None:
+    def read(self, data: bytes, peer: str) -> RequestHead | None:
         """Read the head of a request whose header lines are known; None for any other bytes."""
         line = _LINE.match(data)
         fields = self._known.get(data[line.end() :]) if line else None
         if line is None or fields is None:
             return None
         method, path, id_ = line.groups()
-        return Head(method.decode(), path, fields, peer, id_.decode())
+        return RequestHead(method.decode(), path, fields, peer, id_.decode())
 
 
-def _cost(lines: bytes, fields: Fields) -> int:
+def _cost(lines: bytes, fields: HeaderFields) -> int:
     values = len(fields.forwarded) + len(fields.cookies)
     return 2 * len(lines) + _OVERHEAD + _VALUE_OVERHEAD * values
 
@@ -146,7 +146,7 @@ class Lane(Guard):
         self._plain = False
         self._requests = 0
         """Begun in the bytes at hand."""
-        self._head: Head | None = None
+        self._head: RequestHead | None = None
         """Of the last request in them that was decided here."""
         self._granted = False
         """It was not refused."""
@@ -186,7 +186,7 @@ class Lane(Guard):
         self._head = head
         self._again = data if head is not None and len(data) <= _MAX_AGAIN else b""
 
-    def _parse(self, data: bytes) -> Head | None:
+    def _parse(self, data: bytes) -> RequestHead | None:
         """Parse *data*, and answer what is answered here; the head, if that is one request."""
         began, self._requests, self._head = not self._incomplete, 0, None
         super().data_received(data)
@@ -239,7 +239,7 @@ class Lane(Guard):
             self._plain = False
             self._incomplete = False
             method = self.parser.get_method().decode()
-            self._head = head = Head.read(method, self.url, b"", self.headers, self._peer)
+            self._head = head = RequestHead.read(method, self.url, b"", self.headers, self._peer)
             self._granted = False
             reply = self._decide(head) if self._load is None else None
             if reply is not None:
@@ -255,13 +255,13 @@ class Lane(Guard):
 
     # -- what becomes of a request
 
-    def _read(self, data: bytes) -> Head | None:
+    def _read(self, data: bytes) -> RequestHead | None:
         """Read a request that may be known by its header lines."""
         if self._incomplete or self._refused or len(data) > self._bounds.head_bytes:
             return None
         return self._shared.read(data, self._peer)
 
-    def _decide(self, head: Head) -> Reply | None:
+    def _decide(self, head: RequestHead) -> Reply | None:
         """Answer a request; None if that has to wait, for `_load`."""
         shared = self._shared
         head.lane = "fast"  # again: what had to wait the last time may be a hit now

@@ -20,7 +20,7 @@ from bff.app import Service
 from bff.clock import system_clock
 from bff.config import reader
 from bff.demo.upstream import session
-from bff.request import Head
+from bff.request import RequestHead
 from bff.server import run as server
 from bff.telemetry import Telemetry
 from bff.tokens.mint import mint
@@ -117,7 +117,7 @@ class _Decide(_Run):
     def round(self) -> float:
         lines = (line.partition(b": ") for line in self.requests[0].split(b"\r\n")[1:] if line)
         headers = [(name.lower(), value) for name, _, value in lines]
-        head = Head.read("GET", b"/api/v1/sessions/chat-1", b"", headers, "192.0.2.1")
+        head = RequestHead.read("GET", b"/api/v1/sessions/chat-1", b"", headers, "192.0.2.1")
         decide, (now, wall) = self.service.gateway.decide, system_clock()
         began = time.perf_counter()
         for _ in range(REQUESTS):

@@ -22,7 +22,7 @@ import uvloop
 from bff.app import Service
 from bff.clock import system_clock
 from bff.config import reader
-from bff.request import Head
+from bff.request import RequestHead
 from bff.response import Reply
 from bff.telemetry import Telemetry
 from bff.tokens.mint import mint
@@ -79,7 +79,7 @@ async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict
 
         async def load() -> None:
             path = b"/api/v1/sessions/load-%d" % next(numbers)
-            head = Head.read("GET", path, b"", headers, "127.0.0.1")
+            head = RequestHead.read("GET", path, b"", headers, "127.0.0.1")
             answer = gateway.decide(head, *system_clock())
             assert not isinstance(answer, Reply)
             assert (await gateway.finish(answer)).status == 200

@@ -18,7 +18,7 @@ from support.world import OFF, Clock, World, claims, read, sign
 from uvicorn.server import ServerState
 
 from bff.demo.upstream import session
-from bff.request import Fields, Head
+from bff.request import HeaderFields, RequestHead
 from bff.server import fast_path, run
 
 
@@ -72,7 +72,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
             headers = [(b"authorization", b"Bearer " + one), (b"origin", b"https://app.example")]
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
             asked = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\n" + lines + b"\r\n"
-            shared.keep(asked, Fields.read(headers))
+            shared.keep(asked, HeaderFields.read(headers))
         print(f"known header lines: {(resident() - before) / len(made):,.0f} bytes, "
               f"{shared._bytes / len(shared._known):,.0f} by its own estimate")  # fmt: skip
 
@@ -95,7 +95,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
             one_.connection_lost(OSError())
 
         heads = [
-            Head.read("GET", b"/api/v1/sessions/chat-%d" % n, b"",
+            RequestHead.read("GET", b"/api/v1/sessions/chat-%d" % n, b"",
                       [(b"authorization", b"Bearer " + t)], f"10.0.{n % 200}.{n % 250}")
             for n, t in enumerate(made[:1000])
         ]  # fmt: skip

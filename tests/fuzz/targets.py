@@ -19,7 +19,7 @@ from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
 from bff.limits import client_address
 from bff.replicas import codec
-from bff.request import Head
+from bff.request import RequestHead
 from bff.response import Reply
 from bff.server.connection import Guard
 from bff.server.run import config
@@ -233,7 +233,7 @@ class Decision:
         """Lines: method, path, query, then names and values of headers in turn."""
         method, path, query, *lines = [*data.split(b"\n"), b"", b""][: max(3, data.count(b"\n"))]
         headers = [(n.lower(), v) for n, v in zip(lines[::2], lines[1::2], strict=False)]
-        head = Head.read(method.decode("latin-1"), path, query, headers, "192.0.2.1")
+        head = RequestHead.read(method.decode("latin-1"), path, query, headers, "192.0.2.1")
         answer = self._world.service.gateway.decide(head, *self._clock())
         assert isinstance(answer, Reply), "without a good token nothing is loaded"
         assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)

@@ -25,7 +25,7 @@ from support.world import (
 )
 
 from bff.demo.upstream import Answer, Environment, can_read, session
-from bff.request import Head
+from bff.request import RequestHead
 from bff.response import Reply
 from bff.tokens.introspected import Verdicts
 
@@ -85,7 +85,7 @@ async def test_a_hit_takes_no_waiting_and_no_signature_whoever_verified(
         gateway.verifier._check = lambda *told: checks.append(told)  # type: ignore[method-assign]
         head = [(b"authorization", b"Bearer " + token.encode())]
         hits = [
-            gateway.decide(Head.read("GET", path, b"", head, "192.0.2.1"), *clock())
+            gateway.decide(RequestHead.read("GET", path, b"", head, "192.0.2.1"), *clock())
             for path in (PATH.encode() + b"chat-1", PATH.encode() + FRIENDLY["chat-1"].encode())
         ]
 

@@ -40,7 +40,7 @@ from uvicorn.server import ServerState
 from bff.cli import main
 from bff.demo.upstream import session
 from bff.gateway.decide import Load
-from bff.request import Fields, Head
+from bff.request import HeaderFields, RequestHead
 from bff.server import fast_path
 from bff.server import run as server
 from bff.server.connection import MAX_PIPELINED, Guard
@@ -430,7 +430,7 @@ def test_what_header_lines_cost_is_no_less_than_what_they_take(name: bytes) -> N
     try:
         before, _ = tracemalloc.get_traced_memory()
         for n in range(200):
-            fields = Fields.read([(name, bytes(bytearray(value))) for value in values])
+            fields = HeaderFields.read([(name, bytes(bytearray(value))) for value in values])
             known.keep(b"GET %bx HTTP/1.1\r\nhost:%d\r\n" % (PATH.encode(), n) + lines, fields)
         assert tracemalloc.get_traced_memory()[0] - before < known._bytes
     finally:
@@ -862,7 +862,7 @@ async def test_no_answer_can_be_split(
             (b"x-forwarded-for", forwarded),
         ]
         for asked in (PATH.encode() + b"chat-1", b"/" + path, PATH.encode() + path):
-            head = Head.read("GET", asked, b"", headers, "192.0.2.1")
+            head = RequestHead.read("GET", asked, b"", headers, "192.0.2.1")
             reply = world.service.gateway.decide(head, *clock())
             if isinstance(reply, Load):
                 reply = await world.service.gateway.finish(reply)

@@ -10,7 +10,7 @@ from typing import Any
 
 from support.world import ORIGIN, PATH, World, http
 
-from bff.request import Head
+from bff.request import RequestHead
 from bff.response import Reply
 
 LANES: dict[str, dict[str, str]] = {
@@ -41,7 +41,7 @@ async def ask(
     headers = [(b"origin", ORIGIN.encode())]
     if token is not None:
         headers.append((b"authorization", b"Bearer " + token.encode("latin-1")))
-    head = Head.read("GET", (PATH + segment).encode("latin-1"), b"", headers, peer)
+    head = RequestHead.read("GET", (PATH + segment).encode("latin-1"), b"", headers, peer)
     head.fields = replace(head.fields, **fields)
     gateway = world.service.gateway
     answer = gateway.decide(head, *world.clock())
