@@ -31,7 +31,7 @@ from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.codec import Space, fingerprint
 from bff.replicas.sharing import Fleet
 from bff.replicas.valkey import Store, StoreError
-from bff.response import Replies
+from bff.response import ResponseBuilder
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.connection import Bounds, Doors, Guard
@@ -268,7 +268,9 @@ class Service:
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
             policies=settings.policies,
-            replies=Replies(settings.allowed_origins, cookie=settings.token_cookie is not None),
+            responses=ResponseBuilder(
+                settings.allowed_origins, cookie=settings.token_cookie is not None
+            ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             pages=_PAGES | {b"/openapi.json": _openapi(settings)},
         )

@@ -61,7 +61,7 @@ _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
 
 @dataclass(slots=True)
-class Reply:
+class Response:
     """An answer: its status, its header lines (each ended with CRLF), its body."""
 
     status: int
@@ -102,7 +102,7 @@ def _refusal_body(code: str, detail: str) -> bytes:
     return json.dumps({"error": detail, "code": code, **extra}).encode()
 
 
-class Replies:
+class ResponseBuilder:
     """Builds replies for the configured *origins* (exact; ``*`` for any).
 
     *cookie* says that a token may come in one, which answers then vary with.
@@ -128,12 +128,12 @@ class Replies:
     def _common(self, origin: bytes | None, request_id: bytes) -> bytes:
         return b"%bx-request-id: %b\r\n" % (self._lines.get(origin, self._others), request_id)
 
-    def preflight(self, origin: bytes | None, request_id: bytes) -> Reply:
+    def preflight(self, origin: bytes | None, request_id: bytes) -> Response:
         """Answer OPTIONS, for any path: what is not served must be readable too."""
         common = self._common(origin, request_id)
         allowed = b"access-control-allow-origin" in common
         head = common + _NO_STORE + (_PREFLIGHT if allowed else b"") + b"allow: " + METHODS.encode()
-        return Reply(204, head + b"\r\n", b"")
+        return Response(204, head + b"\r\n", b"")
 
     def session(
         self,
@@ -147,23 +147,23 @@ class Replies:
         origin: bytes | None,
         request_id: bytes,
         lines: bytes = b"",
-    ) -> Reply:
+    ) -> Response:
         """Answer with *copy*; the caller is entitled to it, or this would not be called."""
         age = max(0.0, now - copy.loaded)
         common = self._lines.get(origin, self._others)
         rate = rate_lines(window, now, wall) + lines
         if not_modified:
-            return Reply(
+            return Response(
                 304, _SESSION % (common, request_id, copy.head, age, cache_status, rate), b""
             )
         body = copy.body
-        return Reply(
+        return Response(
             200,
             _SESSION_BODY % (common, request_id, copy.head, age, cache_status, rate, len(body)),
             body,
         )
 
-    def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Reply:
+    def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Response:
         """Answer with JSON that is public and the same for everyone."""
         return self._json(200, body, b"", origin, request_id)
 
@@ -176,7 +176,7 @@ class Replies:
         wall: float = 0.0,
         origin: bytes | None,
         request_id: bytes,
-    ) -> Reply:
+    ) -> Response:
         """Tell the browser why not; *window* is the one that counted it last."""
         status = refusal.kind.status
         lines = rate_lines(window, now, wall)
@@ -206,7 +206,7 @@ class Replies:
         origin: bytes | None,
         request_id: bytes,
         content_type: bytes = b"application/json; charset=utf-8",
-    ) -> Reply:
+    ) -> Response:
         head = b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
             self._common(origin, request_id),
             _NO_STORE,
@@ -214,7 +214,7 @@ class Replies:
             content_type,
             len(body),
         )
-        return Reply(status, head, body)
+        return Response(status, head, body)
 
 
 def copy_head(etag: bytes) -> bytes:

@@ -174,10 +174,10 @@ def events(world: World, name: str) -> list[dict[str, object]]:
 
 
 async def test_a_refusal_is_a_line_with_the_request_id_of_its_answer(world: World) -> None:
-    reply = await world.get("chat-1", "read:sessions:chat-2")
+    response = await world.get("chat-1", "read:sessions:chat-2")
 
     (line,) = events(world, "request_refused")
-    assert line["request_id"] == reply.headers["x-request-id"]
+    assert line["request_id"] == response.headers["x-request-id"]
     assert (line["level"], line["status"], line["code"]) == ("info", 403, "unauthorized")
 
 
@@ -214,12 +214,12 @@ async def test_a_slow_answer_is_a_line_and_the_browser_learns_how_slow(world: Wo
         world.clock.advance(1.25)
 
     world.upstream.override = slow
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
     (line,) = events(world, "slow_answer")
     assert line["waited"] == 1.25
-    assert line["request_id"] == reply.headers["x-request-id"]
-    assert reply.headers["server-timing"] == "bff;dur=1250.0"
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert response.headers["server-timing"] == "bff;dur=1250.0"
     assert "server-timing" not in (await world.get("chat-1")).headers
 
 
@@ -243,10 +243,10 @@ async def test_a_slow_list_is_a_line_too(world: World) -> None:
 
     world.upstream.override = slow
     headers = {"authorization": f"Bearer {world.token(*read('chat-1'))}"}
-    reply = await world.browser.get("/api/v1/sessions", headers=headers)
+    response = await world.browser.get("/api/v1/sessions", headers=headers)
 
     (line,) = events(world, "slow_answer")
-    assert (line["result"], line["request_id"]) == ("list", reply.headers["x-request-id"])
+    assert (line["result"], line["request_id"]) == ("list", response.headers["x-request-id"])
 
 
 async def test_a_key_that_is_rejected_is_an_error_once_and_then_counted(world: World) -> None:

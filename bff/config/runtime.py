@@ -7,7 +7,7 @@ from functools import cached_property
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
 from bff.limits.rate import Limiter
-from bff.response import Replies
+from bff.response import ResponseBuilder
 from bff.sessions.copy import Ages
 from bff.sessions.policy import Policy
 from bff.tokens.scopes import Grant
@@ -59,7 +59,7 @@ class Rules:
     trusted_proxies: Sequence[Network]
     default_policy: Policy
     policies: Mapping[str, Policy]
-    replies: Replies
+    responses: ResponseBuilder
     pages: Mapping[bytes, bytes]
     token_cookie: bytes | None
 

@@ -34,7 +34,7 @@ from bff.limits.client_address import address_key, browser_address
 from bff.limits.rate import Unleased, Window
 from bff.replicas.sharing import Fleet
 from bff.request import HeaderFields, RequestHead
-from bff.response import Reply, Representation, server_timing
+from bff.response import Representation, Response, server_timing
 from bff.sessions import ids, list_query, page
 from bff.sessions.copy import Copy, Missing, State
 from bff.telemetry import Telemetry
@@ -181,7 +181,7 @@ class Gateway:
         self.verifier = rules.verifier
         self._limits = rules.limits
         self._trusted_proxies = rules.trusted_proxies
-        self._replies = rules.replies
+        self._responses = rules.responses
         self._pages = rules.pages
         self._token_cookie = rules.token_cookie
         if moved or rules.verifier is not before.verifier:
@@ -193,12 +193,12 @@ class Gateway:
 
     # -- the decision
 
-    def decide(self, head: RequestHead, now: float, wall: float) -> Reply | Load | Loads | Wait:
+    def decide(self, head: RequestHead, now: float, wall: float) -> Response | Load | Loads | Wait:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
             self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
-            return self._replies.preflight(head.fields.origin, request_id)
+            return self._responses.preflight(head.fields.origin, request_id)
         context = RequestContext(head, request_id, now, wall)
         try:
             return self._decide(context)
@@ -207,7 +207,7 @@ class Gateway:
         except Unleased as lack:
             return self._uncounted(context, lack)
 
-    def _decide(self, context: RequestContext) -> Reply | Load | Loads:
+    def _decide(self, context: RequestContext) -> Response | Load | Loads:
         # Every hit comes this way, so what is short is written out rather than called.
         head, now = context.head, context.now
         address = head.peer
@@ -246,7 +246,7 @@ class Gateway:
         self._unreserve(context)
         return Wait(head, lack.lease)
 
-    def _route(self, context: RequestContext) -> Reply | None:
+    def _route(self, context: RequestContext) -> Response | None:
         """Answer with a page, or leave what is on a session's route to the rest of the way.
 
         The raw path decides, so that no encoding of a route is another way to it.
@@ -269,10 +269,10 @@ class Gateway:
             context.route = "page"
             if head.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed")
-            reply = self._replies.page(
+            response = self._responses.page(
                 page, origin=head.fields.origin, request_id=context.request_id
             )
-            return self._count(context, reply, "")
+            return self._count(context, response, "")
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refusal("not_served")
         raise Refusal("not_found", "There is nothing here")
@@ -338,7 +338,7 @@ class Gateway:
         limiter = self._limits.bad_token
         return None if limiter is None else limiter.window(address, now)
 
-    def _decide_list(self, context: RequestContext, caller: Caller[Grant]) -> Reply | Loads:
+    def _decide_list(self, context: RequestContext, caller: Caller[Grant]) -> Response | Loads:
         query = list_query.parse(context.head.query, visible=self.rules.visible, wall=context.wall)
         if caller.granted.every:
             raise Refusal(
@@ -362,14 +362,14 @@ class Gateway:
             if window.used > window.granted:
                 raise Refusal("rate_limited")
 
-    def failed(self, head: RequestHead, exc: Exception) -> Reply:
+    def failed(self, head: RequestHead, exc: Exception) -> Response:
         """Answer for a request that failed in a way nobody foresaw, and log where."""
         request_id = self._request_ids()
         self.telemetry.exception("request_failed", exc, request_id=request_id.decode())
         context = RequestContext(head, request_id, *self._clock())
         return self._refusal(context, Refusal("internal"))
 
-    def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Reply:
+    def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Response:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
         head = RequestHead("", b"", HeaderFields(origin=origin), peer, lane="none")
         context = RequestContext(head, self._request_ids(), *self._clock())
@@ -451,7 +451,7 @@ class Gateway:
 
     # -- the shared copy
 
-    def _look_up(self, context: RequestContext, caller: Caller[Grant], id_: str) -> Reply | Load:
+    def _look_up(self, context: RequestContext, caller: Caller[Grant], id_: str) -> Response | Load:
         found = self._find(context, caller, id_)
         return found if isinstance(found, Load) else self._session(context, caller, *found)
 
@@ -510,7 +510,7 @@ class Gateway:
         caller: Caller[Grant],
         wanted: page.Listing,
         how: bytes = b"hit",
-    ) -> Reply | Loads:
+    ) -> Response | Loads:
         """Answer a list from memory, or say for which sessions has to be waited."""
         loads: list[Load] = []
         digest = caller.digest
@@ -549,11 +549,11 @@ class Gateway:
         self.telemetry.count("bff_cache", result)
         return copy
 
-    async def finish(self, load: Load | Loads | Wait) -> Reply:
+    async def finish(self, load: Load | Loads | Wait) -> Response:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
         if isinstance(load, Wait):
             answer = await self._finish_wait(load)
-            return answer if isinstance(answer, Reply) else await self.finish(answer)
+            return answer if isinstance(answer, Response) else await self.finish(answer)
         try:
             if isinstance(load, Loads):
                 return await self._finish_list(load)
@@ -561,7 +561,7 @@ class Gateway:
         except Unleased as lack:  # by a tested caller: what upstream said of the token is kept
             return await self.finish(self._uncounted(load.context, lack))
 
-    async def _finish_load(self, load: Load) -> Reply:
+    async def _finish_load(self, load: Load) -> Response:
         context = load.context
         await self._wait(context, [load])
         found = self._landed(load)
@@ -571,7 +571,7 @@ class Gateway:
             self._still_good(context, load.caller)
             if found is None:
                 answer = self._look_up(context, load.caller, load.id)
-                return answer if isinstance(answer, Reply) else await self._finish_load(answer)
+                return answer if isinstance(answer, Response) else await self._finish_load(answer)
             if not isinstance(found, Refusal):
                 return self._session(context, load.caller, *found)
         except Refusal as refusal:
@@ -594,7 +594,7 @@ class Gateway:
             return Refusal("unauthorized")
         return found
 
-    async def _finish_list(self, waited: Loads) -> Reply:
+    async def _finish_list(self, waited: Loads) -> Response:
         """Wait for what a page needs, and for more if some of it is missing or filtered out."""
         context, caller, wanted = waited.context, waited.caller, waited.listing
         while True:
@@ -612,7 +612,7 @@ class Gateway:
                 answer = self._list(context, caller, wanted, b"fwd=miss")
             except Refusal as refusal:
                 return self._refusal(context, refusal)
-            if isinstance(answer, Reply):
+            if isinstance(answer, Response):
                 return answer
             waited = answer
 
@@ -629,7 +629,9 @@ class Gateway:
         context.now, context.wall = self._clock()
         context.waited = (context.waited or 0.0) + context.now - began
 
-    async def _finish_anew(self, context: RequestContext, found: Found | Refusal | None) -> Reply:
+    async def _finish_anew(
+        self, context: RequestContext, found: Found | Refusal | None
+    ) -> Response:
         """The rules changed meanwhile: the key may be gone, the policy stricter. Decide again.
 
         What was loaded is kept already, unless it may not be, so upstream is not asked twice.
@@ -637,9 +639,9 @@ class Gateway:
         if isinstance(found, Refusal):
             return self._refusal(context, found)
         answer = self.decide(context.head, *self._clock())
-        return answer if isinstance(answer, Reply) else await self.finish(answer)
+        return answer if isinstance(answer, Response) else await self.finish(answer)
 
-    async def _finish_wait(self, wait: Wait) -> Reply | Load | Loads:
+    async def _finish_wait(self, wait: Wait) -> Response | Load | Loads:
         """Wait for leases, for as long as a request may wait for the store, and decide again."""
         assert self.fleet is not None  # noqa: S101  nothing else leases
         ends = self._clock()[0] + self.fleet.within
@@ -657,7 +659,7 @@ class Gateway:
 
     def _session(
         self, context: RequestContext, caller: Caller[Grant], copy: Copy, how: bytes, result: str
-    ) -> Reply:
+    ) -> Response:
         """Answer with a copy, if this caller may read this session: the one door out."""
         self._authorize(context, caller, copy)
         if context.reserved:
@@ -683,7 +685,7 @@ class Gateway:
 
     def _page(
         self, context: RequestContext, caller: Caller[Grant], page: page.Page, how: bytes
-    ) -> Reply:
+    ) -> Response:
         """Answer with a page of a list, if this caller may read every session on it."""
         for copy in page.copies:
             self._authorize(context, caller, copy)
@@ -699,9 +701,9 @@ class Gateway:
 
     def _shown(
         self, context: RequestContext, what: Representation, how: bytes, lines: bytes = b""
-    ) -> Reply:
+    ) -> Response:
         fields = context.head.fields
-        reply = self._replies.session(
+        response = self._responses.session(
             what,
             not_modified=fields.if_none_match is not None
             and _matches(fields.if_none_match, what.etag),
@@ -714,8 +716,8 @@ class Gateway:
             lines=lines,
         )
         if context.waited is not None:  # of a refusal, it would tell whether the session exists
-            reply.head += server_timing(context.waited)
-        return self._count(context, reply, "")
+            response.head += server_timing(context.waited)
+        return self._count(context, response, "")
 
     def _log_served(self, context: RequestContext, result: str) -> None:
         waited = context.waited or 0.0
@@ -728,7 +730,7 @@ class Gateway:
             of=self._served,
         )
 
-    def _refusal(self, context: RequestContext, refusal: Refusal) -> Reply:
+    def _refusal(self, context: RequestContext, refusal: Refusal) -> Response:
         """Tell why not. Of an id that is not named, nothing but that is told."""
         if context.probes is not None and refusal.code != "rate_limited":
             if not context.reserved:
@@ -736,7 +738,7 @@ class Gateway:
             refusal, context.window = Refusal("unauthorized"), None
         if refusal.code == "rate_limited" and context.window is not None:
             self.telemetry.count("bff_limited", context.window.limiter.name)
-        reply = self._replies.refusal(
+        response = self._responses.refusal(
             refusal,
             window=context.window,
             now=context.now,
@@ -749,18 +751,18 @@ class Gateway:
             self.telemetry.often(
                 "request_refused",
                 context.now,
-                logging.INFO if reply.status < 500 else logging.WARNING,  # noqa: PLR2004
+                logging.INFO if response.status < 500 else logging.WARNING,  # noqa: PLR2004
                 request_id=context.request_id.decode(),
                 route=context.route,
-                status=reply.status,
+                status=response.status,
                 code=refusal.code,
             )
-        return self._count(context, reply, refusal.code)
+        return self._count(context, response, refusal.code)
 
-    def _count(self, context: RequestContext, reply: Reply, code: str) -> Reply:
+    def _count(self, context: RequestContext, response: Response, code: str) -> Response:
         head = context.head
-        self.telemetry.counts["bff_requests", context.route, reply.status, code, head.lane] += 1
-        return replace(reply, body=b"") if head.method == "HEAD" else reply
+        self.telemetry.counts["bff_requests", context.route, response.status, code, head.lane] += 1
+        return replace(response, body=b"") if head.method == "HEAD" else response
 
 
 def _landed(load: Load) -> Found | Refusal | None:

@@ -16,8 +16,8 @@ from bff.clock import Clock
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway, Load, Loads, Wait
 from bff.request import RequestHead
-from bff.response import Reply
-from bff.server.asgi import read_head, send_reply
+from bff.response import Response
+from bff.server.asgi import read_head, send_response
 from bff.sessions.ids import LIST_ROUTE, ROUTE
 from bff.upstream.api import Upstream
 
@@ -135,12 +135,12 @@ class RequestSpan:
         with self._tracer.start_as_current_span("decide", record_exception=False):
             yield
 
-    def answered(self, reply: Reply, answer: Reply | Load | Loads | Wait) -> None:
+    def answered(self, response: Response, answer: Response | Load | Loads | Wait) -> None:
         """Note how it ended."""
-        self._span.set_attribute("http.response.status_code", reply.status)
+        self._span.set_attribute("http.response.status_code", response.status)
         if isinstance(answer, Load):
             self._span.set_attribute("bff.joined", answer.joined)
-        if reply.status >= 500:  # noqa: PLR2004
+        if response.status >= 500:  # noqa: PLR2004
             self._span.set_status(self._error)
 
 
@@ -158,6 +158,8 @@ class TracedEndpoint:
         with self._tracing.request(head, scope["headers"]) as span:
             with span.decide():
                 answer = self._gateway.decide(head, *self._clock())
-            reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
-            span.answered(reply, answer)
-        await send_reply(reply, send)
+            response = (
+                answer if isinstance(answer, Response) else await self._gateway.finish(answer)
+            )
+            span.answered(response, answer)
+        await send_response(response, send)

@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bff.clock import Clock
 from bff.gateway.decide import Gateway
 from bff.request import RequestHead
-from bff.response import Reply
+from bff.response import Response
 
 LOAD = "bff.load"
 """Among an ASGI scope's extensions: what was decided on before the scope was made."""
@@ -24,8 +24,8 @@ class Endpoint:
         answer = scope.get("extensions", {}).get(LOAD)
         if answer is None:
             answer = self._gateway.decide(read_head(scope), *self._clock())
-        reply = answer if isinstance(answer, Reply) else await self._gateway.finish(answer)
-        await send_reply(reply, send)
+        response = answer if isinstance(answer, Response) else await self._gateway.finish(answer)
+        await send_response(response, send)
 
 
 class ErrorBoundary:
@@ -53,9 +53,9 @@ class ErrorBoundary:
         try:
             await self._app(scope, receive, watch)
         except Exception as exc:  # noqa: BLE001  the last place where it can be told
-            reply = self._gateway.failed(read_head(scope), exc)
+            response = self._gateway.failed(read_head(scope), exc)
             if not began:
-                await send_reply(reply, send)
+                await send_response(response, send)
 
 
 def read_head(scope: Scope) -> RequestHead:
@@ -65,7 +65,9 @@ def read_head(scope: Scope) -> RequestHead:
     return RequestHead.read(method, path, query, scope["headers"], peer)
 
 
-async def send_reply(reply: Reply, send: Send) -> None:
-    """Write *reply* as ASGI messages."""
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers()})
-    await send({"type": "http.response.body", "body": reply.body})
+async def send_response(response: Response, send: Send) -> None:
+    """Write *response* as ASGI messages."""
+    await send(
+        {"type": "http.response.start", "status": response.status, "headers": response.headers()}
+    )
+    await send({"type": "http.response.body", "body": response.body})

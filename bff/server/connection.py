@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bff.errors import Refusal
 from bff.limits.client_address import Network, address_key, is_trusted
-from bff.response import Reply
+from bff.response import Response
 
 LINGER_SECONDS: Final = 2.0
 """After a refusal what still arrives is read and thrown away this long: a socket that is closed
@@ -31,7 +31,7 @@ MAX_PIPELINED: Final = 32
 _BODY: Final = frozenset((b"content-length", b"transfer-encoding"))
 
 
-Refuse = Callable[[Refusal, str, bytes | None], Reply]
+Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
 
 
@@ -328,10 +328,15 @@ class Guard(HttpToolsProtocol):
             self._end()  # this one's too, and it was answered
             return
         origin = next((v for n, v in self.headers or () if n == b"origin"), None)
-        reply = self._render(refusal, self._peer, origin)
+        response = self._render(refusal, self._peer, origin)
         self.transport.write(
             b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b"
-            % (reply.status, HTTPStatus(reply.status).phrase.encode(), reply.head, reply.body)
+            % (
+                response.status,
+                HTTPStatus(response.status).phrase.encode(),
+                response.head,
+                response.body,
+            )
         )
         self._end()
 

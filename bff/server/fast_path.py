@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from bff.clock import Clock
 from bff.gateway.decide import Gateway, Load, Loads, Wait
 from bff.request import HeaderFields, RequestHead
-from bff.response import Reply
+from bff.response import Response
 from bff.server.asgi import LOAD
 from bff.server.connection import MAX_PIPELINED, Guard
 from bff.sessions.ids import PLAIN_PATH
@@ -175,11 +175,11 @@ class Lane(Guard):
         remembers nothing, so they would come out as the same: only what is new is parsed.
         """
         head = self._head if data == self._again else self._read(data)
-        reply = None if head is None or self._busy() else self._decide(head)
-        if reply is not None:
+        response = None if head is None or self._busy() else self._decide(head)
+        if response is not None:
             if self.timeout_keep_alive_task is not None:
                 self._unset_keepalive_if_required()
-            self.transport.write(b"".join(self._parts(reply)))
+            self.transport.write(b"".join(self._parts(response)))
             self._rest()
         else:
             head = self._parse(data)
@@ -241,12 +241,12 @@ class Lane(Guard):
             method = self.parser.get_method().decode()
             self._head = head = RequestHead.read(method, self.url, b"", self.headers, self._peer)
             self._granted = False
-            reply = self._decide(head) if self._load is None else None
-            if reply is not None:
-                parts = self._parts(reply)
+            response = self._decide(head) if self._load is None else None
+            if response is not None:
+                parts = self._parts(response)
                 self._written += parts
                 self._held += sum(map(len, parts))
-                self._granted = reply.status < 400  # noqa: PLR2004
+                self._granted = response.status < 400  # noqa: PLR2004
                 return
             load, self._load = self._load, None
             self._hand_on()
@@ -261,7 +261,7 @@ class Lane(Guard):
             return None
         return self._shared.read(data, self._peer)
 
-    def _decide(self, head: RequestHead) -> Reply | None:
+    def _decide(self, head: RequestHead) -> Response | None:
         """Answer a request; None if that has to wait, for `_load`."""
         shared = self._shared
         head.lane = "fast"  # again: what had to wait the last time may be a hit now
@@ -269,18 +269,18 @@ class Lane(Guard):
             answer = shared.gateway.decide(head, *shared.clock())
         except Exception as exc:  # noqa: BLE001  as in `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
-        if isinstance(answer, Reply):
+        if isinstance(answer, Response):
             return answer
         head.lane = "asgi"
         self._load = answer
         return None
 
-    def _parts(self, reply: Reply) -> tuple[bytes, bytes, bytes, bytes]:
+    def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
         """What is written for a reply."""
         server = self.server_state
         server.total_requests += 1
-        start = self._shared.start(reply.status, server.default_headers)
-        return start, reply.head, b"\r\n", reply.body
+        start = self._shared.start(response.status, server.default_headers)
+        return start, response.head, b"\r\n", response.body
 
     def _hand_on(self) -> None:
         """Let uvicorn's own class have the request, as if it had seen it all along."""

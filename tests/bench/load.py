@@ -23,7 +23,7 @@ from bff.app import Service
 from bff.clock import system_clock
 from bff.config import reader
 from bff.request import RequestHead
-from bff.response import Reply
+from bff.response import Response
 from bff.telemetry import Telemetry
 from bff.tokens.mint import mint
 
@@ -81,7 +81,7 @@ async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict
             path = b"/api/v1/sessions/load-%d" % next(numbers)
             head = RequestHead.read("GET", path, b"", headers, "127.0.0.1")
             answer = gateway.decide(head, *system_clock())
-            assert not isinstance(answer, Reply)
+            assert not isinstance(answer, Response)
             assert (await gateway.finish(answer)).status == 200
 
         took = await _in_turns({"bare client call": call, "load": load}, rounds)

@@ -194,7 +194,7 @@ def stormy(request: pytest.FixtureRequest) -> Iterator[tuple[RawUpstream, Gatewa
 
 def _ask(gateway: Gateway, id_: str) -> Said:
     data = request(PATH + id_, token=gateway.token("read:sessions"))
-    (said,) = talk(gateway.port, data, patience=5).replies
+    (said,) = talk(gateway.port, data, patience=5).responses
     return said
 
 
@@ -316,8 +316,10 @@ async def test_429_with_an_absurd_reset(world: World, reset: str, retry_after: s
     told = [await world.get("chat-2") for _ in range(5)]
     meanwhile = await world.get("chat-1")
 
-    assert {(reply.status_code, reply.json()["code"]) for reply in told} == {(503, "over_budget")}
-    assert all(1 <= int(reply.headers["retry-after"]) <= 60 for reply in told)
+    assert {(response.status_code, response.json()["code"]) for response in told} == {
+        (503, "over_budget")
+    }
+    assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in told)
     assert world.calls == calls + 1
     assert (meanwhile.status_code, meanwhile.content) == (200, kept.content)
     world.answer(0)

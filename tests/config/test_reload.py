@@ -46,8 +46,8 @@ async def test_a_removed_signing_key_stops_at_once_even_for_remembered_tokens(
 
     world.reload(BFF_SIGNING_KEYS=NEW_KEY)
     assert (await world.get("chat-1", token=old)).status_code == 401
-    reply = await world.get("chat-1", token=new)
-    assert reply.headers["cache-status"] == "bff; hit"
+    response = await world.get("chat-1", token=new)
+    assert response.headers["cache-status"] == "bff; hit"
     assert world.calls == 1
 
 
@@ -72,20 +72,20 @@ async def test_copies_stay_unless_the_policy_changed(world: World) -> None:
     await world.get("chat-1")
     world.reload(BFF_CACHE_TTL="60", BFF_ALLOWED_ORIGINS="https://other.example")
 
-    reply = await world.get("chat-1", origin="https://other.example")
-    assert reply.headers["cache-status"] == "bff; hit"
-    assert reply.headers["access-control-allow-origin"] == "https://other.example"
+    response = await world.get("chat-1", origin="https://other.example")
+    assert response.headers["cache-status"] == "bff; hit"
+    assert response.headers["access-control-allow-origin"] == "https://other.example"
     assert "access-control-allow-origin" not in (await world.get("chat-1")).headers
     assert world.calls == 1
 
     world.reload(BFF_EXPOSE_METADATA="plan")
-    reply = await world.get("chat-1")
-    assert reply.json()["metadata"] == {"plan": "enterprise"}
+    response = await world.get("chat-1")
+    assert response.json()["metadata"] == {"plan": "enterprise"}
     assert world.calls == 2
 
     world.reload(BFF_EXPOSE_METADATA=None)
-    reply = await world.get("chat-1")
-    assert reply.json()["metadata"] is None
+    response = await world.get("chat-1")
+    assert response.json()["metadata"] is None
     assert world.calls == 3
 
 
@@ -233,11 +233,11 @@ def test_a_running_gateway_takes_new_keys_on_a_signal_and_by_itself(
         if how == "signal":
             os.kill(gateway.process.pid, signal.SIGHUP)
         ended = time.monotonic() + 15
-        while (reply := http.get(url, headers=sent)).status_code == 401:
+        while (response := http.get(url, headers=sent)).status_code == 401:
             assert time.monotonic() < ended, gateway.output
             time.sleep(0.05)
 
-        assert reply.status_code == 200
+        assert response.status_code == 200
 
 
 async def test_what_changes_while_the_gateway_starts_is_noticed(

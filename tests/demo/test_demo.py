@@ -50,10 +50,10 @@ async def test_credential_then_look_up_then_scope(upstream: PretendUpstream, clo
 
 
 async def test_it_leaks_what_the_real_one_leaks(upstream: PretendUpstream, clock: Clock) -> None:
-    reply = await get(upstream, "chat-1", token(clock, *read("chat-1")))
+    response = await get(upstream, "chat-1", token(clock, *read("chat-1")))
 
-    assert reply.json()["triggerConfig"]["basePayload"]["metadata"]["authToken"]
-    assert len(reply.json()) == 13
+    assert response.json()["triggerConfig"]["basePayload"]["metadata"]["authToken"]
+    assert len(response.json()) == 13
 
 
 async def test_a_branch_needs_its_header(upstream: PretendUpstream) -> None:
@@ -66,10 +66,10 @@ async def test_a_branch_needs_its_header(upstream: PretendUpstream) -> None:
 
 async def test_limits_are_upstreams(upstream: PretendUpstream, clock: Clock) -> None:
     mine = token(clock, *read("chat-1"))
-    replies = [await get(upstream, "chat-1", mine) for _ in range(61)]
-    refused = replies[-1]
+    responses = [await get(upstream, "chat-1", mine) for _ in range(61)]
+    refused = responses[-1]
 
-    assert [r.status_code for r in replies] == [200] * 60 + [429]
+    assert [r.status_code for r in responses] == [200] * 60 + [429]
     assert refused.headers["content-type"].startswith("application/problem+json")
     members = "title status type detail reset limit remaining secondsUntilReset error"
     assert set(refused.json()) == set(members.split())

@@ -156,12 +156,12 @@ def test_axe_finds_nothing_and_nothing_overflows(chromium: Browser) -> None:
 
 
 def test_nothing_but_the_page_itself_may_run(demo: str) -> None:
-    reply = http.get(demo)
+    response = http.get(demo)
 
-    policy = reply.headers["content-security-policy"]
+    policy = response.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
     assert "unsafe" not in policy
     names = ("html", "css", "js", "svg")
-    files = [reply.text, *(http.get(f"{demo}/demo/playground.{n}").text for n in names[1:])]
+    files = [response.text, *(http.get(f"{demo}/demo/playground.{n}").text for n in names[1:])]
     addresses = {a for text in files for a in re.findall(r"(?:https?:)?//[\w.]+", text)}
     assert addresses <= {"http://www.w3.org"}, "the name of a file format, asked of nobody"

@@ -498,12 +498,12 @@ def test_systemd_hands_over_its_sockets(upstream: running_upstream) -> None:
         ends = time.monotonic() + 20
         while True:
             try:
-                reply = http.get(f"http://127.0.0.1:{ports[0]}/healthz", timeout=20)
+                response = http.get(f"http://127.0.0.1:{ports[0]}/healthz", timeout=20)
                 break
             except httpx2.TransportError:
                 assert time.monotonic() < ends
                 time.sleep(0.05)
-        assert reply.status_code == 200
+        assert response.status_code == 200
         assert "bff_requests" in http.get(f"http://127.0.0.1:{ports[1]}/metrics").text
     finally:
         process.terminate()

@@ -154,9 +154,9 @@ def test_behind_what_is_shipped_everything_is_well(
             sent = {"authorization": f"Bearer {gateway.token('read:sessions')}"} | headers
             return http.request(method, url + path, headers=sent, content=content)
 
-        reply = ask(PATH + odd)
-        assert reply.json()["externalId"] == "a/b//..;?#%: ü"
-        same = ask(PATH + odd, **{"if-none-match": reply.headers["etag"]})
+        response = ask(PATH + odd)
+        assert response.json()["externalId"] == "a/b//..;?#%: ü"
+        same = ask(PATH + odd, **{"if-none-match": response.headers["etag"]})
         assert (same.status_code, same.content) == (304, b"")
         listed = http.get(
             url + PATH[:-1],

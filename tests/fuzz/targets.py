@@ -20,7 +20,7 @@ from bff.errors import Refusal
 from bff.limits import client_address
 from bff.replicas import codec
 from bff.request import RequestHead
-from bff.response import Reply
+from bff.response import Response
 from bff.server.connection import Guard
 from bff.server.run import config
 from bff.sessions import ids
@@ -235,7 +235,7 @@ class Decision:
         headers = [(n.lower(), v) for n, v in zip(lines[::2], lines[1::2], strict=False)]
         head = RequestHead.read(method.decode("latin-1"), path, query, headers, "192.0.2.1")
         answer = self._world.service.gateway.decide(head, *self._clock())
-        assert isinstance(answer, Reply), "without a good token nothing is loaded"
+        assert isinstance(answer, Response), "without a good token nothing is loaded"
         assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
         assert not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer.head)
         assert b"\n\n" not in answer.head.replace(b"\r", b"")

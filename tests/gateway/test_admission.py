@@ -14,11 +14,11 @@ async def cookies(world: World) -> World:
 
 
 async def ask(world: World, headers: object, method: str = "GET") -> tuple[int, str]:
-    reply = await world.browser.request(method, PATH + "chat-1", headers=headers)  # type: ignore[arg-type]
-    assert "access-control-allow-credentials" not in reply.headers
-    assert "set-cookie" not in reply.headers
-    code = reply.json().get("code", "") if reply.content else ""
-    return reply.status_code, code
+    response = await world.browser.request(method, PATH + "chat-1", headers=headers)  # type: ignore[arg-type]
+    assert "access-control-allow-credentials" not in response.headers
+    assert "set-cookie" not in response.headers
+    code = response.json().get("code", "") if response.content else ""
+    return response.status_code, code
 
 
 async def test_a_page_of_this_origin_needs_no_header(cookies: World) -> None:
@@ -26,9 +26,9 @@ async def test_a_page_of_this_origin_needs_no_header(cookies: World) -> None:
 
     assert await ask(cookies, cookie | SAME) == (200, "")
     assert await ask(cookies, cookie | SAME, "HEAD") == (200, "")
-    reply = await cookies.browser.get(PATH + "chat-1", headers=cookie | SAME)
-    assert reply.headers["vary"] == "Authorization, Origin, Cookie, Sec-Fetch-Site"
-    assert reply.headers["cache-control"] == "private, no-cache"
+    response = await cookies.browser.get(PATH + "chat-1", headers=cookie | SAME)
+    assert response.headers["vary"] == "Authorization, Origin, Cookie, Sec-Fetch-Site"
+    assert response.headers["cache-control"] == "private, no-cache"
 
 
 @pytest.mark.parametrize(
@@ -119,15 +119,15 @@ async def test_without_the_setting_no_cookie_is_looked_at(world: World) -> None:
     cookie = {"cookie": f"{NAME}={world.token(*read('chat-1'))}"}
 
     assert await ask(world, cookie | SAME) == (401, "token_missing")
-    reply = await world.browser.get(PATH + "chat-1", headers=SAME)
-    assert reply.headers["vary"] == "Authorization, Origin"
+    response = await world.browser.get(PATH + "chat-1", headers=SAME)
+    assert response.headers["vary"] == "Authorization, Origin"
 
 
 async def test_a_preflight_never_allows_credentials(cookies: World) -> None:
     await cookies.start(BFF_TOKEN_COOKIE=NAME, BFF_ALLOWED_ORIGINS="*")
-    reply = await cookies.browser.options(PATH + "chat-1", headers={"origin": ORIGIN})
+    response = await cookies.browser.options(PATH + "chat-1", headers={"origin": ORIGIN})
 
-    assert "access-control-allow-credentials" not in reply.headers
+    assert "access-control-allow-credentials" not in response.headers
 
 
 def test_on_the_wire(upstream: running_upstream) -> None:

@@ -26,10 +26,10 @@ from bff.demo.upstream import can_read, session
 
 
 async def test_a_browser_gets_the_session_without_what_it_must_not_see(world: World) -> None:
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
-    assert reply.status_code == 200
-    assert reply.json() == {
+    assert response.status_code == 200
+    assert response.json() == {
         "id": FRIENDLY["chat-1"],
         "externalId": "chat-1",
         "type": "chat.agent",
@@ -70,10 +70,10 @@ async def test_either_id_of_a_session_grants_both(
 ) -> None:
     forms = {"external": "chat-1", "friendly": FRIENDLY["chat-1"]}
 
-    reply = await world.get(forms[asked_form], *read(forms[scope_form]))
+    response = await world.get(forms[asked_form], *read(forms[scope_form]))
 
-    assert reply.status_code == 200
-    assert reply.json()["externalId"] == "chat-1"
+    assert response.status_code == 200
+    assert response.json()["externalId"] == "chat-1"
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ async def test_either_id_of_a_session_grants_both(
 async def test_an_id_that_no_scope_can_mean_is_refused_without_asking(
     world: World, scopes: list[str]
 ) -> None:
-    reply = await world.get("chat-1", token=world.token(*scopes))
+    response = await world.get("chat-1", token=world.token(*scopes))
 
-    assert reply.status_code == 403
-    assert reply.json() == {
+    assert response.status_code == 403
+    assert response.json() == {
         "error": "Unauthorized",
         "code": "unauthorized",
         "param": "access_token",
@@ -119,10 +119,10 @@ async def test_thousands_of_random_scope_sets_decide_as_upstream_does(world: Wor
         expected = can_read(texts, document)
         granted += expected
 
-        reply = await ask(world, quote(asked, safe=""), world.token(*scopes))
+        response = await ask(world, quote(asked, safe=""), world.token(*scopes))
 
-        assert (reply.status == 200) is expected, (asked, scopes)
-        assert reply.status in (200, 403)
+        assert (response.status == 200) is expected, (asked, scopes)
+        assert response.status in (200, 403)
     assert 300 < granted < 2700, "both happen often"
 
 
@@ -130,16 +130,16 @@ async def test_existence_of_what_is_not_named_cannot_be_learned(world: World) ->
     scopes = read(FRIENDLY["chat-2"])
     await world.get("chat-1")  # a copy is there now
 
-    replies = [await world.get(id_, *scopes) for id_ in ("chat-1", "no-such-chat", "chat-closed")]
+    responses = [await world.get(id_, *scopes) for id_ in ("chat-1", "no-such-chat", "chat-closed")]
     world.answer(500, {"error": "down"})
-    replies += [await world.get("chat-of-bad-weather", *scopes)]
+    responses += [await world.get("chat-of-bad-weather", *scopes)]
 
     changing = ("x-request-id", "x-ratelimit-remaining", "ratelimit")
     shown = [
         (r.status_code, r.content, [h for h in r.headers.items() if h[0] not in changing])
-        for r in replies
+        for r in responses
     ]
-    assert [reply.status_code for reply in replies] == [403] * 4
+    assert [response.status_code for response in responses] == [403] * 4
     assert all(one == shown[0] for one in shown)
 
 
@@ -197,12 +197,12 @@ async def test_a_missing_session_is_404_to_who_may_know(world: World) -> None:
 )
 async def test_what_is_no_token_is_401(world: World, authorization: str | None, code: str) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
-    reply = await world.browser.get(PATH + "chat-1", headers=headers | {"origin": ORIGIN})
+    response = await world.browser.get(PATH + "chat-1", headers=headers | {"origin": ORIGIN})
 
-    assert reply.status_code == 401
-    assert reply.json()["code"] == code
-    assert reply.headers["www-authenticate"].startswith('Bearer realm="bff"')
-    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert response.status_code == 401
+    assert response.json()["code"] == code
+    assert response.headers["www-authenticate"].startswith('Bearer realm="bff"')
+    assert response.headers["access-control-allow-origin"] == ORIGIN
     assert world.calls == 0
 
 
@@ -215,16 +215,18 @@ async def test_a_secret_key_from_a_browser_is_logged_without_the_key(world: Worl
 
 async def test_lower_case_bearer_is_accepted(world: World) -> None:
     authorization = f"bearer {world.token(*read('chat-1'))}"
-    reply = await world.browser.get(PATH + "chat-1", headers={"authorization": authorization})
+    response = await world.browser.get(PATH + "chat-1", headers={"authorization": authorization})
 
-    assert reply.status_code == 200
+    assert response.status_code == 200
 
 
 async def test_two_authorization_headers_are_400(world: World) -> None:
     authorization = f"Bearer {world.token(*read('chat-1'))}"
-    reply = await world.browser.get(PATH + "chat-1", headers=[("authorization", authorization)] * 2)
+    response = await world.browser.get(
+        PATH + "chat-1", headers=[("authorization", authorization)] * 2
+    )
 
-    assert (reply.status_code, reply.json()["code"]) == (400, "bad_request")
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
 
 
 async def test_a_token_ends_while_it_is_remembered(world: World) -> None:
@@ -232,9 +234,9 @@ async def test_a_token_ends_while_it_is_remembered(world: World) -> None:
     assert (await world.get("chat-1", token=token)).status_code == 200
 
     world.clock.advance(900)
-    reply = await world.get("chat-1", token=token)
+    response = await world.get("chat-1", token=token)
 
-    assert (reply.status_code, reply.json()["code"]) == (401, "token_expired")
+    assert (response.status_code, response.json()["code"]) == (401, "token_expired")
 
 
 async def test_keys_rotate(world: World) -> None:
@@ -369,10 +371,10 @@ async def test_other_routes_are_refused_with_cors_headers(
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 async def test_other_methods_are_405(world: World, method: str) -> None:
-    reply = await world.get("chat-1", method=method)
+    response = await world.get("chat-1", method=method)
 
-    assert (reply.status_code, reply.json()["code"]) == (405, "method_not_allowed")
-    assert reply.headers["allow"] == "GET, HEAD, OPTIONS"
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 # -- the shared copy
@@ -397,9 +399,9 @@ async def test_five_hundred_at_once_are_one_call(world: World) -> None:
     other = world.token(*read("chat-2"))
 
     tokens = [entitled, alias, entitled, other] * 125
-    replies = await asyncio.gather(*(world.get("chat-1", token=token) for token in tokens))
+    responses = await asyncio.gather(*(world.get("chat-1", token=token) for token in tokens))
 
-    assert [reply.status_code for reply in replies] == [200, 403, 200, 403] * 125
+    assert [response.status_code for response in responses] == [200, 403, 200, 403] * 125
     assert world.calls == 1
 
 
@@ -447,10 +449,10 @@ async def test_stale_beyond_that_waits_for_a_load(world: World) -> None:
     await world.get("chat-1")
     world.clock.advance(8)
 
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
-    assert reply.headers["cache-status"] == "bff; fwd=stale; stored"
-    assert reply.headers["age"] == "0"
+    assert response.headers["cache-status"] == "bff; fwd=stale; stored"
+    assert response.headers["age"] == "0"
 
 
 async def test_a_closed_session_is_fresh_for_longer(world: World) -> None:
@@ -534,13 +536,13 @@ async def test_the_sixty_first_request_is_429_and_a_new_token_does_not_help(worl
     await world.start(BFF_RATE_LIMIT="60/minute")
     token = world.token(*read("chat-1"))
 
-    replies = [await world.get("chat-1", token=token) for _ in range(61)]
+    responses = [await world.get("chat-1", token=token) for _ in range(61)]
     world.clock.advance(1)
     reminted = await world.get("chat-1", token=world.token(*read("chat-1"), jti="new"))
 
-    assert [r.status_code for r in replies] == [200] * 60 + [429]
-    assert [int(r.headers["x-ratelimit-remaining"]) for r in replies] == [*range(59, -1, -1), 0]
-    refused = replies[-1]
+    assert [r.status_code for r in responses] == [200] * 60 + [429]
+    assert [int(r.headers["x-ratelimit-remaining"]) for r in responses] == [*range(59, -1, -1), 0]
+    refused = responses[-1]
     assert refused.headers["access-control-allow-origin"] == ORIGIN
     assert refused.headers["retry-after"] == "60"
     assert int(refused.headers["x-ratelimit-reset"]) == (world.clock.wall - 1 + 60) * 1000
@@ -569,8 +571,8 @@ async def test_callers_are_told_apart_by_actor_scopes_and_address(world: World) 
 
     async def status(scopes: list[str], actor: str | None, address: str) -> int:
         token = world.token(*scopes, act={"sub": actor} if actor else None)
-        reply = await world.get("chat-1", token=token, x_forwarded_for=address)
-        return reply.status_code
+        response = await world.get("chat-1", token=token, x_forwarded_for=address)
+        return response.status_code
 
     mine, more = read("chat-1"), read("chat-1", "chat-2")
     assert await status(mine, "ann", "192.0.2.1") == 200
@@ -585,20 +587,20 @@ async def test_callers_are_told_apart_by_actor_scopes_and_address(world: World) 
 async def test_bad_tokens_meet_a_tighter_limit_and_harm_no_good_one(world: World) -> None:
     headers = {"authorization": "Bearer bad", "origin": ORIGIN}
 
-    replies = [await world.browser.get(PATH + "chat-1", headers=headers) for _ in range(61)]
+    responses = [await world.browser.get(PATH + "chat-1", headers=headers) for _ in range(61)]
 
-    assert [r.status_code for r in replies] == [401] * 60 + [429]
-    assert replies[-1].headers["ratelimit-policy"] == '"bad-token";q=60;w=60'
+    assert [r.status_code for r in responses] == [401] * 60 + [429]
+    assert responses[-1].headers["ratelimit-policy"] == '"bad-token";q=60;w=60'
     assert (await world.get("chat-1")).status_code == 200
 
 
 async def test_addresses_are_limited_before_tokens_are_looked_at(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="2/minute")
 
-    replies = [await world.browser.get(PATH + "chat-1") for _ in range(3)]
+    responses = [await world.browser.get(PATH + "chat-1") for _ in range(3)]
     good = await world.get("chat-1")
 
-    assert [r.status_code for r in replies] == [401, 401, 429]
+    assert [r.status_code for r in responses] == [401, 401, 429]
     assert good.status_code == 429
     assert world.calls == 0
 
@@ -616,10 +618,10 @@ async def test_hours_reset_within_a_minute_to_whoever_asks(world: World) -> None
 async def test_off_means_no_limit_and_no_headers(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="off", BFF_IP_RATE_LIMIT="off", BFF_BAD_TOKEN_LIMIT="off")
 
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
-    assert reply.status_code == 200
-    assert not [name for name in reply.headers if "ratelimit" in name]
+    assert response.status_code == 200
+    assert not [name for name in response.headers if "ratelimit" in name]
 
 
 # -- CORS
@@ -629,19 +631,19 @@ async def test_a_preflight_is_answered_first(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="1/minute")
     asked = {"access-control-request-method": "GET", "access-control-request-headers": "x-own"}
 
-    replies = [
+    responses = [
         await world.browser.options(path, headers={"origin": ORIGIN, **asked})
         for path in (PATH + "chat-1", PATH + "chat-1", "/realtime/v1/x", PATH + "..%2f")
     ]
 
-    assert [r.status_code for r in replies] == [204] * 4
-    for reply in replies:
-        assert reply.headers["access-control-allow-origin"] == ORIGIN
-        assert "GET" in reply.headers["access-control-allow-methods"]
-        allowed = reply.headers["access-control-allow-headers"].split(", ")
+    assert [r.status_code for r in responses] == [204] * 4
+    for response in responses:
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert "GET" in response.headers["access-control-allow-methods"]
+        allowed = response.headers["access-control-allow-headers"].split(", ")
         assert "authorization" in allowed
         assert "*" in allowed
-        assert reply.headers["vary"] == "Authorization, Origin"
+        assert response.headers["vary"] == "Authorization, Origin"
     assert world.calls == 0
 
 
@@ -658,10 +660,10 @@ async def test_a_preflight_is_answered_first(world: World) -> None:
     ],
 )
 async def test_another_origin_gets_no_cors_headers(world: World, origin: str) -> None:
-    reply = await world.get("chat-1", origin=origin)
+    response = await world.get("chat-1", origin=origin)
     preflight = await world.browser.options(PATH + "chat-1", headers={"origin": origin})
 
-    for headers in (reply.headers, preflight.headers):
+    for headers in (response.headers, preflight.headers):
         assert not [name for name in headers if name.startswith("access-control")]
         assert headers["vary"] == "Authorization, Origin"
 
@@ -669,17 +671,17 @@ async def test_another_origin_gets_no_cors_headers(world: World, origin: str) ->
 async def test_any_origin_only_when_written_and_never_with_credentials(world: World) -> None:
     await world.start(BFF_ALLOWED_ORIGINS="*")
 
-    reply = await world.get("chat-1", origin="https://anywhere.example")
+    response = await world.get("chat-1", origin="https://anywhere.example")
 
-    assert reply.headers["access-control-allow-origin"] == "*"
-    assert "access-control-allow-credentials" not in reply.headers
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in response.headers
 
 
 async def test_every_answer_carries_what_every_answer_carries(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="3/minute")
     token = world.token(*read("chat-1", "nope"))
     etag = (await world.get("chat-1", token=token)).headers["etag"]
-    replies = [
+    responses = [
         await world.get("chat-1", token=token, if_none_match=etag),
         await world.get("nope", token=token),
         await world.get("chat-1", token=token),
@@ -690,22 +692,22 @@ async def test_every_answer_carries_what_every_answer_carries(world: World) -> N
         await world.browser.post("/healthz", headers={"origin": ORIGIN}),
         await world.browser.get("/api/v2", headers={"origin": ORIGIN}),
     ]
-    statuses = [r.status_code for r in replies]
+    statuses = [r.status_code for r in responses]
     assert statuses == [304, 404, 429, 403, 401, 200, 200, 405, 410]
 
     ids = set()
-    for reply in replies:
-        assert reply.headers["access-control-allow-origin"] == ORIGIN
-        assert reply.headers["vary"] == "Authorization, Origin"
-        assert reply.headers["x-content-type-options"] == "nosniff"
-        kept = "private, no-cache" if reply.status_code == 304 else "no-store"
-        assert reply.headers["cache-control"] == kept
-        ids.add(reply.headers["x-request-id"])
-        exposed = reply.headers["access-control-expose-headers"].lower().split(", ")
+    for response in responses:
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert response.headers["vary"] == "Authorization, Origin"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        kept = "private, no-cache" if response.status_code == 304 else "no-store"
+        assert response.headers["cache-control"] == kept
+        ids.add(response.headers["x-request-id"])
+        exposed = response.headers["access-control-expose-headers"].lower().split(", ")
         safelisted = {"content-type", "content-length"}
-        unexposed = set(reply.headers) - set(exposed) - safelisted
+        unexposed = set(response.headers) - set(exposed) - safelisted
         assert not [name for name in unexposed if not name.startswith("access-control")]
-    assert len(ids) == len(replies)
+    assert len(ids) == len(responses)
 
 
 # -- upstream's troubles
@@ -735,11 +737,11 @@ async def test_upstreams_trouble_is_told_as_ours(
 ) -> None:
     world.answer(status, body, location="http://elsewhere.example/")
 
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
-    assert (reply.status_code, reply.json()["code"]) == (expected, code)
-    assert reply.headers["x-should-retry"] == "false"
-    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert (response.status_code, response.json()["code"]) == (expected, code)
+    assert response.headers["x-should-retry"] == "false"
+    assert response.headers["access-control-allow-origin"] == ORIGIN
     assert world.calls == 1
     world.answer(0)
     assert (await world.get("chat-1")).status_code == 200, "nothing of it is kept"
@@ -753,9 +755,9 @@ async def test_a_slow_upstream_is_504_in_time(world: World) -> None:
 
     world.upstream.override = sleepy
 
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
-    assert (reply.status_code, reply.json()["code"]) == (504, "upstream_timeout")
+    assert (response.status_code, response.json()["code"]) == (504, "upstream_timeout")
 
 
 async def test_whoever_has_a_usable_copy_waits_a_second_at_most(world: World) -> None:
@@ -845,10 +847,10 @@ async def test_hot_sessions_cost_the_budget_and_no_more(world: World) -> None:
 
     for _ in range(60):
         world.clock.advance(1)
-        replies = [await ask(world, name, token) for name in names]
+        responses = [await ask(world, name, token) for name in names]
         await world.settle()
-        assert {reply.status for reply in replies} == {200}
-        assert max(int(told(reply)["age"]) for reply in replies) <= 1.5 * 40 / 2
+        assert {response.status for response in responses} == {200}
+        assert max(int(told(response)["age"]) for response in responses) <= 1.5 * 40 / 2
 
     assert world.calls - before <= 2 * (world.clock.now - started)
 
@@ -862,15 +864,15 @@ async def test_no_value_outside_the_policy_leaves(world: World) -> None:
     document["newUpstream"] = {"secret": "sentinel-new"}
     document["metadata"]["more"] = "sentinel-metadata"
 
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
     again = await world.get("chat-1")
 
-    everything = reply.text + str(reply.headers) + again.text + world.log.getvalue()
+    everything = response.text + str(response.headers) + again.text + world.log.getvalue()
     everything += (await world.ops.get("/metrics")).text
     for hidden in ("sentinel", "first message", "backend", "user_123", "tenant_acme", "org:acme"):
         assert hidden not in everything
-    assert reply.json()["metadata"] == {"plan": "enterprise", "internal": {"costCents": 17}}
-    assert reply.json()["tags"] == ["public:beta"]
+    assert response.json()["metadata"] == {"plan": "enterprise", "internal": {"costCents": 17}}
+    assert response.json()["tags"] == ["public:beta"]
     assert [line["field"] for line in world.logged() if line["event"] == "field_dropped"] == [
         "newUpstream"
     ]
@@ -892,11 +894,11 @@ async def test_what_nobody_foresaw_is_a_readable_500_without_its_text(world: Wor
 
     world.service.gateway._count_caller = broken
 
-    reply = await world.get("chat-1")
+    response = await world.get("chat-1")
 
-    assert (reply.status_code, reply.json()["code"]) == (500, "internal")
-    assert reply.headers["access-control-allow-origin"] == ORIGIN
-    assert "sentinel" not in reply.text + world.log.getvalue()
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert "sentinel" not in response.text + world.log.getvalue()
     assert "request_failed" in [line["event"] for line in world.logged()]
 
 
@@ -915,11 +917,11 @@ async def test_ready_asks_upstream_once_and_says_why(world: World) -> None:
 async def test_a_rejected_key_is_not_ready(world: World) -> None:
     world.answer(401, {"error": "Invalid API key"})
 
-    reply = await world.ops.get("/readyz")
+    response = await world.ops.get("/readyz")
 
-    assert reply.status_code == 503
-    assert reply.json()["code"] == "not_ready"
-    assert "TRIGGER_SECRET_KEY" in reply.json()["environments"]["default"]["reason"]
+    assert response.status_code == 503
+    assert response.json()["code"] == "not_ready"
+    assert "TRIGGER_SECRET_KEY" in response.json()["environments"]["default"]["reason"]
     events = [line["event"] for line in world.logged() if line["level"] == "error"]
     assert events == ["upstream_rejects_our_key"]
     world.answer(0)

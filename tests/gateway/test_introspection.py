@@ -26,7 +26,7 @@ from support.world import (
 
 from bff.demo.upstream import Answer, Environment, can_read, session
 from bff.request import RequestHead
-from bff.response import Reply
+from bff.response import Response
 from bff.tokens.introspected import Verdicts
 
 FOREIGN_KEY = "tr_prod_FOREIGNkeysentinel00000001"
@@ -45,8 +45,8 @@ def minted(world: World, *scopes: object, key: str = ROOT_KEY, **changes: object
 
 
 async def ask(world: World, token: str, id_: str = "chat-1", **headers: str) -> tuple[int, str]:
-    reply = await world.get(id_, token=token, **headers)
-    return reply.status_code, reply.json().get("code", "") if reply.content else ""
+    response = await world.get(id_, token=token, **headers)
+    return response.status_code, response.json().get("code", "") if response.content else ""
 
 
 def senders(world: World) -> list[str]:
@@ -90,7 +90,7 @@ async def test_a_hit_takes_no_waiting_and_no_signature_whoever_verified(
         ]
 
     assert first.status == 200
-    assert [(type(hit), hit.status, hit.body) for hit in hits] == [(Reply, 200, first.body)] * 2
+    assert [(type(hit), hit.status, hit.body) for hit in hits] == [(Response, 200, first.body)] * 2
     assert checks == []
 
 
@@ -199,8 +199,8 @@ async def test_upstreams_limit_on_one_token_stops_that_token_alone(opaque: World
         return Answer(429, {"error": "slow down"}, {"retry-after": "30", **LIMIT})
 
     opaque.upstream.override = limited
-    reply = await opaque.get("chat-1", token=token)
-    assert (reply.status_code, reply.headers["retry-after"]) == (503, "30")
+    response = await opaque.get("chat-1", token=token)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "30")
     opaque.clock.advance(10)
     again = await opaque.get("chat-1", token=token)
     assert (again.status_code, again.headers["retry-after"]) == (503, "20")
@@ -224,9 +224,9 @@ async def test_the_sixty_a_minute_of_a_token_upstream_are_respected(opaque: Worl
     assert statuses == [200] * 60 + [503] * 10
     assert opaque.calls == 61
     opaque.clock.advance(20)
-    reply = await opaque.get(names[-1], token=token)
-    assert (reply.status_code, reply.json()["code"]) == (503, "over_budget")
-    assert reply.headers["retry-after"] == "40"
+    response = await opaque.get(names[-1], token=token)
+    assert (response.status_code, response.json()["code"]) == (503, "over_budget")
+    assert response.headers["retry-after"] == "40"
     assert opaque.calls == 61, "not asked before its reset"
     assert (await ask(opaque, token, names[0]))[0] == 200, "what it may read already goes on"
     opaque.clock.advance(40)
@@ -344,10 +344,10 @@ async def test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers
         opaque.answer(*ANSWERS[answer])
         for _ in range(2):
             before = bad_tokens(opaque)
-            reply = await opaque.get(ids, token=token)
+            response = await opaque.get(ids, token=token)
             counts.add(bad_tokens(opaque) - before)
-            named = dict(reply.headers) | {"x-request-id": "one"}
-            shown.add((reply.status_code, reply.content, tuple(sorted(named.items()))))
+            named = dict(response.headers) | {"x-request-id": "one"}
+            shown.add((response.status_code, response.content, tuple(sorted(named.items()))))
 
     assert len(shown) == 1, shown
     assert {status for status, *_ in shown} == {403}
@@ -390,8 +390,8 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
         token = f"{template}.{number:043}"
         peer = f"198.51.100.{number % addresses}"
         most = max(most, len(opaque.service.gateway.verdicts._flights))
-        reply = await heart.ask(opaque, "chat-1", token, peer=peer)
-        statuses.add(reply.status)
+        response = await heart.ask(opaque, "chat-1", token, peer=peer)
+        statuses.add(response.status)
 
     for first in range(0, 10_000, 100):
         await asyncio.gather(*(invent(number) for number in range(first, first + 100)))
@@ -573,10 +573,10 @@ async def test_nothing_of_a_token_is_logged_or_shown(opaque: World) -> None:
 
 async def listed(world: World, token: str) -> tuple[int, list[str], list[str]]:
     headers = {"authorization": f"Bearer {token}", "origin": ORIGIN}
-    reply = await world.browser.get(PATH.rstrip("/"), headers=headers)
-    body = reply.json()
-    if reply.status_code != 200:
-        return reply.status_code, [], [body["code"]]
+    response = await world.browser.get(PATH.rstrip("/"), headers=headers)
+    body = response.json()
+    if response.status_code != 200:
+        return response.status_code, [], [body["code"]]
     return (
         200,
         [one["externalId"] for one in body["data"]],
@@ -747,7 +747,7 @@ async def test_no_more_tests_at_once_than_half_the_connections(opaque: World) ->
 
 
 async def test_the_browser_is_told_in_its_own_words(opaque: World) -> None:
-    reply = await opaque.browser.get(
+    response = await opaque.browser.get(
         PATH + "chat-1",
         headers={
             "authorization": f"Bearer {minted(opaque, *read('chat-1'), key=OWN_KEY)}",
@@ -755,7 +755,9 @@ async def test_the_browser_is_told_in_its_own_words(opaque: World) -> None:
         },
     )
 
-    assert reply.status_code == 401
-    assert reply.headers["access-control-allow-origin"] == ORIGIN
-    assert reply.headers["www-authenticate"].startswith('Bearer realm="bff", error="invalid_token"')
-    assert ENVIRONMENT_ID not in reply.text
+    assert response.status_code == 401
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert response.headers["www-authenticate"].startswith(
+        'Bearer realm="bff", error="invalid_token"'
+    )
+    assert ENVIRONMENT_ID not in response.text

@@ -36,9 +36,9 @@ async def ask(
     return await world.browser.request(method, LIST + (query and f"?{query}"), headers=sent)
 
 
-def shown(reply: httpx2.Response) -> list[str]:
-    assert reply.status_code == 200, reply.text
-    return [one["externalId"] or one["id"] for one in reply.json()["data"]]
+def shown(response: httpx2.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [one["externalId"] or one["id"] for one in response.json()["data"]]
 
 
 def many(world: World, count: int, **fields: Any) -> list[str]:
@@ -56,31 +56,31 @@ async def rich(world: World) -> World:
 
 
 async def test_a_list_is_what_the_token_names_and_what_exists(rich: World) -> None:
-    reply = await ask(rich, *read("chat-2", "nope", "chat-1", "a/b: c%?#ü"), "read:runs:x")
+    response = await ask(rich, *read("chat-2", "nope", "chat-1", "a/b: c%?#ü"), "read:runs:x")
 
-    assert shown(reply) == ["chat-2", "chat-1", "a/b: c%?#ü"], "in the order of the token"
+    assert shown(response) == ["chat-2", "chat-1", "a/b: c%?#ü"], "in the order of the token"
     single = (await rich.get("chat-1")).json()
-    assert reply.json() == {"data": reply.json()["data"], "pagination": {}}
-    assert reply.json()["data"][1] == single
-    assert reply.headers["content-type"] == "application/json; charset=utf-8"
-    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert response.json() == {"data": response.json()["data"], "pagination": {}}
+    assert response.json()["data"][1] == single
+    assert response.headers["content-type"] == "application/json; charset=utf-8"
+    assert response.headers["access-control-allow-origin"] == ORIGIN
     assert rich.calls == 4, "and the single session came from the same copy"
 
 
 async def test_nothing_hidden_is_in_a_list(rich: World) -> None:
-    reply = await ask(rich, *read("chat-1", "chat-2"))
+    response = await ask(rich, *read("chat-1", "chat-2"))
 
     for hidden in ("first message", "backend", "user_123", "tenant_acme", "org:acme", "plan"):
-        assert hidden not in reply.text + str(reply.headers)
+        assert hidden not in response.text + str(response.headers)
 
 
 async def test_copies_and_loads_are_the_shared_ones(rich: World) -> None:
     await rich.get("chat-1")
     lists = [ask(rich, *read("chat-1", "chat-2", FRIENDLY["chat-2"])) for _ in range(50)]
-    replies = await asyncio.gather(*lists, rich.get("chat-2"))
+    responses = await asyncio.gather(*lists, rich.get("chat-2"))
 
-    assert {reply.status_code for reply in replies} == {200}
-    assert all(shown(reply) == ["chat-1", "chat-2"] for reply in replies[:-1])
+    assert {response.status_code for response in responses} == {200}
+    assert all(shown(response) == ["chat-1", "chat-2"] for response in responses[:-1])
     assert rich.calls == 3, "one, and one for each form of the other"
     hit = await ask(rich, *read("chat-1", "chat-2"))
     assert (rich.calls, hit.headers["cache-status"]) == (3, "bff; hit")
@@ -115,12 +115,12 @@ async def test_both_forms_and_repeated_scopes_are_one_session(rich: World) -> No
 async def test_what_a_scope_names_but_no_session_can_be_called_is_not_asked(rich: World) -> None:
     odd = [".", "..", "x" * 257, "a\nb", "\ud800", "a\x00"]
 
-    reply = await ask(
+    response = await ask(
         rich, token=rich.token(*(f"read:sessions:{id_}" for id_ in odd), *read("chat-1"))
     )
     alone = await ask(rich, token=rich.token(*(f"read:sessions:{id_}" for id_ in odd)))
 
-    assert shown(reply) == ["chat-1"]
+    assert shown(response) == ["chat-1"]
     assert alone.status_code == 403
     assert [seen.raw_path for seen in rich.upstream.seen] == [PATH + "chat-1"]
 
@@ -129,28 +129,30 @@ async def test_what_a_scope_names_but_no_session_can_be_called_is_not_asked(rich
     "scope", ["read:sessions", "read:all", "admin", "*:sessions", "read:sessions:"]
 )
 async def test_a_type_wide_scope_is_told_to_name_sessions(world: World, scope: str) -> None:
-    reply = await ask(world, scope, *read("chat-1"))
+    response = await ask(world, scope, *read("chat-1"))
 
-    assert (reply.status_code, reply.json()["code"]) == (403, "unauthorized")
-    assert "read:sessions:<id>" in reply.json()["error"]
+    assert (response.status_code, response.json()["code"]) == (403, "unauthorized")
+    assert "read:sessions:<id>" in response.json()["error"]
     assert world.calls == 0
 
 
 @pytest.mark.parametrize("scope", ["read:runs:x", "write:sessions:chat-1", "*"])
 async def test_a_token_that_names_no_session_lists_none(world: World, scope: str) -> None:
-    reply = await ask(world, scope)
+    response = await ask(world, scope)
 
-    assert (reply.status_code, reply.json()["error"]) == (403, "Unauthorized")
+    assert (response.status_code, response.json()["error"]) == (403, "Unauthorized")
 
 
 async def test_bad_tokens_and_limits_are_those_of_every_request(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="2/minute")
     token = world.token(*read("chat-1", "chat-2"))
 
-    replies = [await ask(world, token=token) for _ in range(3)]
+    responses = [await ask(world, token=token) for _ in range(3)]
 
-    assert [reply.status_code for reply in replies] == [200, 200, 429], "a list is one request"
-    assert replies[0].headers["x-ratelimit-remaining"] == "1"
+    assert [response.status_code for response in responses] == [200, 200, 429], (
+        "a list is one request"
+    )
+    assert responses[0].headers["x-ratelimit-remaining"] == "1"
     assert (await ask(world, token="bad")).status_code == 401
     expired = await ask(world, token=world.token(*read("chat-1"), exp=1))
     assert expired.json()["code"] == "token_expired"
@@ -158,10 +160,10 @@ async def test_bad_tokens_and_limits_are_those_of_every_request(world: World) ->
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 async def test_nothing_is_created_here(world: World, method: str) -> None:
-    reply = await ask(world, *read("chat-1"), method=method)
+    response = await ask(world, *read("chat-1"), method=method)
 
-    assert (reply.status_code, reply.json()["code"]) == (405, "method_not_allowed")
-    assert "Trigger.dev API" in reply.json()["error"]
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
+    assert "Trigger.dev API" in response.json()["error"]
 
 
 # -- pages
@@ -170,16 +172,16 @@ async def test_nothing_is_created_here(world: World, method: str) -> None:
 async def walk(world: World, token: str, *, size: int, **filters: str) -> list[list[str]]:
     """Read page after page, forth and then back; both ways show the same."""
     pages, query = [], {"page[size]": size, **filters}
-    reply = await ask(world, token=token, query=query)
-    assert "previous" not in reply.json()["pagination"]
-    pages.append(shown(reply))
-    while after := reply.json()["pagination"].get("next"):
-        reply = await ask(world, token=token, query={**query, "page[after]": after})
-        pages.append(shown(reply))
+    response = await ask(world, token=token, query=query)
+    assert "previous" not in response.json()["pagination"]
+    pages.append(shown(response))
+    while after := response.json()["pagination"].get("next"):
+        response = await ask(world, token=token, query={**query, "page[after]": after})
+        pages.append(shown(response))
     back = [pages[-1]]
-    while before := reply.json()["pagination"].get("previous"):
-        reply = await ask(world, token=token, query={**query, "page[before]": before})
-        back.append(shown(reply))
+    while before := response.json()["pagination"].get("previous"):
+        response = await ask(world, token=token, query={**query, "page[before]": before})
+        back.append(shown(response))
     assert back[::-1] == pages
     return pages
 
@@ -234,8 +236,8 @@ async def test_a_cursor_is_of_use_to_the_caller_alone(rich: World) -> None:
         assert shown(await ask(rich, token=again, query={"page[after]": after}))
     refused = [await ask(rich, token=t, query={"page[after]": after}) for t in other]
     nonsense = await ask(rich, token=token, query={"page[after]": "nonsense"})
-    assert {reply.status_code for reply in refused} == {400}
-    assert {reply.content for reply in refused} == {nonsense.content}, "nothing is told apart"
+    assert {response.status_code for response in refused} == {400}
+    assert {response.content for response in refused} == {nonsense.content}, "nothing is told apart"
 
 
 async def test_a_cursor_outlives_its_session(rich: World) -> None:
@@ -281,26 +283,26 @@ async def test_one_broken_session_does_not_hide_the_others(rich: World) -> None:
         return Answer(500, {"error": "sentinel"}) if "chat-2" in seen.raw_path else None
 
     rich.upstream.override = broken
-    reply = await ask(rich, *read("chat-1", "chat-2", "chat-closed"))
+    response = await ask(rich, *read("chat-1", "chat-2", "chat-closed"))
 
-    assert shown(reply) == ["chat-1", "chat-closed"]
-    assert [one["code"] for one in reply.json()["unavailable"]] == ["upstream_unavailable"]
-    assert "sentinel" not in reply.text
+    assert shown(response) == ["chat-1", "chat-closed"]
+    assert [one["code"] for one in response.json()["unavailable"]] == ["upstream_unavailable"]
+    assert "sentinel" not in response.text
 
 
 async def test_a_list_of_which_nothing_can_be_loaded_is_the_trouble_itself(rich: World) -> None:
     rich.answer(500, {"error": "down"})
 
-    reply = await ask(rich, *read("chat-1", "chat-2"))
+    response = await ask(rich, *read("chat-1", "chat-2"))
 
-    assert (reply.status_code, reply.json()["code"]) == (502, "upstream_unavailable")
-    assert reply.headers["x-should-retry"] == "false"
+    assert (response.status_code, response.json()["code"]) == (502, "upstream_unavailable")
+    assert response.headers["x-should-retry"] == "false"
 
 
 async def test_a_list_of_nothing_that_exists_is_empty(rich: World) -> None:
-    reply = await ask(rich, *read("nope", "never"))
+    response = await ask(rich, *read("nope", "never"))
 
-    assert (reply.status_code, reply.json()) == (200, {"data": [], "pagination": {}})
+    assert (response.status_code, response.json()) == (200, {"data": [], "pagination": {}})
 
 
 async def test_while_upstream_fails_old_copies_are_listed(rich: World) -> None:
@@ -308,10 +310,10 @@ async def test_while_upstream_fails_old_copies_are_listed(rich: World) -> None:
     rich.answer(500, {"error": "down"})
     rich.clock.advance(30)
 
-    reply = await ask(rich, *read("chat-1", "chat-2"))
+    response = await ask(rich, *read("chat-1", "chat-2"))
 
-    assert reply.content == first.content
-    assert (reply.headers["age"], reply.headers["etag"]) == ("30", first.headers["etag"])
+    assert response.content == first.content
+    assert (response.headers["age"], response.headers["etag"]) == ("30", first.headers["etag"])
 
 
 async def test_a_leaving_browser_ends_no_load(rich: World) -> None:
@@ -442,10 +444,10 @@ async def test_no_filter_tells_what_the_policy_hides(world: World, hidden: str, 
     fields |= {"externalId", "closedAt", "expiresAt"} - {hidden}
     await world.start(BFF_EXPOSE_FIELDS=",".join(sorted(fields)))
 
-    reply = await ask(world, *read("chat-1", "chat-closed"), query=query)
+    response = await ask(world, *read("chat-1", "chat-closed"), query=query)
 
-    assert (reply.status_code, reply.json()["code"]) == (400, "bad_request")
-    assert "shows to no browser" in reply.json()["error"]
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert "shows to no browser" in response.json()["error"]
     assert world.calls == 0
 
 
@@ -505,11 +507,11 @@ async def test_filters_fill_pages(rich: World) -> None:
     ],
 )
 async def test_what_cannot_be_asked_is_400_and_costs_nothing(world: World, query: str) -> None:
-    reply = await ask(world, *read("chat-1"), query=query)
+    response = await ask(world, *read("chat-1"), query=query)
 
-    assert (reply.status_code, reply.json()["code"]) == (400, "bad_request")
-    assert reply.headers["x-should-retry"] == "false"
-    assert "sentinel" not in reply.text, "what was sent is not echoed"
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert response.headers["x-should-retry"] == "false"
+    assert "sentinel" not in response.text, "what was sent is not echoed"
     assert world.calls == 0
 
 

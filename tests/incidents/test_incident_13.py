@@ -27,7 +27,7 @@ from support.standin import Shared, StandIn
 from support.world import OWN_KEY, SECRET_KEY, Clock, World, sign
 
 from bff.demo.upstream import Answer, Seen, can_read, session
-from bff.response import Reply
+from bff.response import Response
 
 STORE = -1
 """Among replicas, what tells those that come back or start."""
@@ -225,44 +225,44 @@ class Machine(RuleBasedStateMachine):
             for _ in range(20):
                 await asyncio.sleep(0)
             self.gate.set()
-        replies = await asyncio.gather(*requests)
+        responses = await asyncio.gather(*requests)
         self.gate.clear()
         self.usable = dict(self.loaded)
-        for (index, token, id_, _), reply in zip(chosen, replies, strict=True):
-            self.check(index, token, id_, reply)
+        for (index, token, id_, _), response in zip(chosen, responses, strict=True):
+            self.check(index, token, id_, response)
 
-    def check(self, index: int, token: Minted, id_: str, reply: Reply) -> None:
+    def check(self, index: int, token: Minted, id_: str, response: Response) -> None:
         document = self.find(id_)
         if not self.is_valid(index, token):
-            assert reply.status in (401, 429)
+            assert response.status in (401, 429)
             return
-        assert reply.status != 401, "no trouble upstream is told with a 401"
+        assert response.status != 401, "no trouble upstream is told with a 401"
         texts = tuple(map(str, token.scopes))
         may_read = can_read(texts, document or {"id": id_, "externalId": id_})
         named = can_read(texts, {"id": id_, "externalId": id_})
         if document is not None and self.is_taken_from(index, token, document):
             # While there is no copy, nobody knows that an id which was not taken back is the same.
-            assert reply.status in (403, 429) or reply.status >= 500
+            assert response.status in (403, 429) or response.status >= 500
             return
-        if reply.status in (200, 304):
+        if response.status in (200, 304):
             assert document is not None
             assert may_read, (token.scopes, id_)
-            age = int(told(reply)["age"])
+            age = int(told(response)["age"])
             assert age <= TTL + self.stretch() + STALE_IF_ERROR
             self.answered[token.text].append(self.clock.now)
             self.loaded[index, document["id"]] = self.clock.now - age - 1
-        if reply.status == 200:
-            shown = json.loads(reply.body)
+        if response.status == 200:
+            shown = json.loads(response.body)
             assert id_ in (shown["id"], shown["externalId"])
             assert "triggerConfig" not in shown
             assert shown["metadata"] == ({"plan": "enterprise"} if self.plan else None)
             self.check_version(document["id"], shown["currentRunId"], age)
         if not may_read:
-            assert reply.status in (403, 429), "nothing of what is not named is told"
-        if reply.status == 403:
+            assert response.status in (403, 429), "nothing of what is not named is told"
+        if response.status == 403:
             # An alias that could not be looked up is told as what it might be: not this caller's.
             assert not named
-        if reply.status >= 500 and self.kind != "upstream":
+        if response.status >= 500 and self.kind != "upstream":
             loaded = self.usable.get((index, document["id"]), -inf) if document else -inf
             assert self.clock.now - loaded >= TTL + STALE_IF_ERROR, "a usable copy was there"
 
@@ -421,8 +421,8 @@ class Machine(RuleBasedStateMachine):
     def purge(self, index: int, id_: str) -> None:
         world = self.worlds[index % len(self.worlds)]
         url = f"/cache/sessions/{quote(id_, safe='')}"
-        reply = self.runner.run(world.ops.delete(url))
-        assert reply.status_code == (503 if index % len(self.worlds) in self.cut else 204)
+        response = self.runner.run(world.ops.delete(url))
+        assert response.status_code == (503 if index % len(self.worlds) in self.cut else 204)
         if (document := self.find(id_)) is not None:
             self.loaded = {p: at for p, at in self.loaded.items() if p[1] != document["id"]}
             if not self.cut:
@@ -456,8 +456,8 @@ class Machine(RuleBasedStateMachine):
         elif kind == "jti":
             value = str(len(self.tokens) - 1 - value % len(self.tokens))
             what = {"jti": value}
-        reply = self.runner.run(self.worlds[index].ops.post("/revocations", json=what))
-        assert reply.status_code == (503 if index in self.cut else 200)
+        response = self.runner.run(self.worlds[index].ops.post("/revocations", json=what))
+        assert response.status_code == (503 if index in self.cut else 200)
         known_to = {index} if index in self.cut else {STORE, *self.everybody() - self.cut}
         self.taken.append(Taken(kind, str(value), self.clock.wall, known_to))
 
@@ -521,7 +521,7 @@ async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
 
     assert (unknown.status_code, dead.status_code) == (403, 403)
     assert dead.content == unknown.content
-    ids = [reply.headers.pop("x-request-id") for reply in (unknown, dead)]
+    ids = [response.headers.pop("x-request-id") for response in (unknown, dead)]
     assert len(set(ids)) == 2
     assert dead.headers == unknown.headers
     assert entitled.status_code == 502

@@ -18,7 +18,7 @@ from incidents.test_incident_13 import GOOD, HOT, NEXT_SECRET_KEY, Machine, Mint
 from support.world import SECRET_KEY
 
 from bff.demo.upstream import Answer, Seen, can_read
-from bff.response import Reply
+from bff.response import Response
 
 VERDICT_SECONDS = 60.0
 
@@ -60,15 +60,15 @@ class Opaque(Machine):
             self.passed[sender, seen.raw_path].append(self.clock.now)
         return await self.answer(seen, weather)
 
-    def check(self, index: int, token: Minted, id_: str, reply: Reply) -> None:
+    def check(self, index: int, token: Minted, id_: str, response: Response) -> None:
         ended = self.ended.get(token.text)
-        if reply.status in (200, 304):
+        if response.status in (200, 304):
             assert not token.forged
             assert ended is None or self.clock.now - ended < VERDICT_SECONDS
         elif token.forged or ended is not None:  # 403 before anybody asks, 5xx if nobody can say
-            assert reply.status in (401, 403, 404, 429, 502, 503)
+            assert response.status in (401, 403, 404, 429, 502, 503)
             return
-        super().check(index, token, id_, reply)
+        super().check(index, token, id_, response)
 
     @precondition(lambda self: self.kind == "upstream")
     @rule(number=st.integers(0, 5))

@@ -25,9 +25,9 @@ async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world
     wrong = []
 
     async def one(name: str) -> None:
-        reply = await ask(world, name, tokens[name])
-        if reply.status != 200 or json.loads(reply.body)["externalId"] != name:
-            wrong.append((name, reply.status))
+        response = await ask(world, name, tokens[name])
+        if response.status != 200 or json.loads(response.body)["externalId"] != name:
+            wrong.append((name, response.status))
 
     await idle(world)
     running = len(asyncio.all_tasks())
@@ -52,9 +52,9 @@ async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: W
     kept = world.service.gateway.cache._kept
     kept["default", "chat-1"] = kept["default", "chat-2"]
 
-    reply = await world.get("chat-1", "read:sessions")
+    response = await world.get("chat-1", "read:sessions")
 
-    assert reply.json()["externalId"] == "chat-1"
+    assert response.json()["externalId"] == "chat-1"
     assert "bff_mismatched_copies_total 1.0" in (await world.ops.get("/metrics")).text
 
 
@@ -66,10 +66,10 @@ async def test_16_who_waits_along_is_decided_on_individually(world: World, kind:
 
     for leader_first in (True, False):
         tokens = [*entitled, alias] if leader_first else [alias, *entitled]
-        replies = await asyncio.gather(*(world.get("chat-1", token=t) for t in tokens))
-        statuses = [r.status_code for r in replies]
+        responses = await asyncio.gather(*(world.get("chat-1", token=t) for t in tokens))
+        statuses = [r.status_code for r in responses]
         assert statuses == ([200, 200, 403] if leader_first else [403, 200, 200])
-        assert all("chat-1" not in r.text for r in replies if r.status_code == 403)
+        assert all("chat-1" not in r.text for r in responses if r.status_code == 403)
         world.clock.advance(100)
     assert world.calls == (6 if kind.name == "upstream" else 2), (
         "a test for each token, or one load"
@@ -86,15 +86,15 @@ async def test_16_who_waits_for_a_list_is_decided_on_individually(
         kind.token(of_kind, *read("chat-1", "chat-2"), jti="four", forged=True),
     ]
 
-    replies = await asyncio.gather(
+    responses = await asyncio.gather(
         *(
             of_kind.browser.get("/api/v1/sessions", headers={"authorization": f"Bearer {token}"})
             for token in tokens
         )
     )
 
-    assert [reply.status_code for reply in replies] == [200, 200, 403, 401]
-    shown = [[one["externalId"] for one in reply.json()["data"]] for reply in replies[:2]]
+    assert [response.status_code for response in responses] == [200, 200, 403, 401]
+    shown = [[one["externalId"] for one in response.json()["data"]] for response in responses[:2]]
     assert shown == [["chat-1", "chat-2"], ["chat-1"]]
 
 
@@ -176,9 +176,9 @@ def test_18_a_bad_success_is_never_kept_nor_passed_on(
     up.answer = answer
     before = len(up.seen)
 
-    bad = [talk(gateway.port, data, patience=5).replies[0]]
+    bad = [talk(gateway.port, data, patience=5).responses[0]]
     time.sleep(0.05)  # until the end of that connection is seen: what is asked on it is not heard
-    bad.append(talk(gateway.port, data, patience=5).replies[0])
+    bad.append(talk(gateway.port, data, patience=5).responses[0])
 
     for said in bad:
         assert said.status == 502
@@ -192,8 +192,8 @@ async def test_18_nothing_of_it_takes_the_place_of_a_good_copy(world: World) -> 
     for body in ({}, "<html>", session(2, "chat-2"), _GOOD | {"tags": None}):
         world.clock.advance(9)
         world.answer(200, body)
-        reply = await world.get("chat-1")
-        assert (reply.status_code, reply.content) == (200, good.content)
+        response = await world.get("chat-1")
+        assert (response.status_code, response.content) == (200, good.content)
 
 
 async def test_19_stale_bytes_are_the_fresh_ones(world: World) -> None:
@@ -207,14 +207,14 @@ async def test_19_stale_bytes_are_the_fresh_ones(world: World) -> None:
         stale[seconds] = await world.get("chat-1")
         await world.settle()
 
-    statuses = {seconds: reply.headers["cache-status"] for seconds, reply in stale.items()}
+    statuses = {seconds: response.headers["cache-status"] for seconds, response in stale.items()}
     assert statuses[1] == "bff; hit"
     assert "detail=stale" in statuses[2]
     assert "stale-if-error" in statuses[20]
-    for reply in stale.values():
-        assert reply.content == fresh.content
+    for response in stale.values():
+        assert response.content == fresh.content
         for name in ("etag", "content-length", "content-type", "cache-control", "vary"):
-            assert reply.headers[name] == fresh.headers[name]
+            assert response.headers[name] == fresh.headers[name]
 
 
 async def test_30_ten_thousand_flaps_leave_nothing_behind(world: World) -> None:
@@ -227,8 +227,8 @@ async def test_30_ten_thousand_flaps_leave_nothing_behind(world: World) -> None:
     for number in range(10_000):
         if number % 3 == 0:
             world.answer((0, 500, 429, 401, 200, 302)[number // 3 % 6], {"error": "flap"})
-        reply = await ask(world, ("chat-1", "chat-2", "nope")[number % 3], token)
-        statuses[reply.status] = statuses.get(reply.status, 0) + 1
+        response = await ask(world, ("chat-1", "chat-2", "nope")[number % 3], token)
+        statuses[response.status] = statuses.get(response.status, 0) + 1
         world.clock.advance(1)
     await idle(world)
 

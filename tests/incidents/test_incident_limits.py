@@ -33,12 +33,12 @@ def test_21_only_the_exact_origin_gets_cors_headers(edge: Gateway, origin: str) 
     asked += (request(PATH + "x", line, *["x: y"] * 101),)
 
     for data in asked:
-        headers = talk(edge.port, data).replies[0].headers
+        headers = talk(edge.port, data).responses[0].headers
         assert not [name for name in headers if name.startswith("access-control")]
         assert headers["vary"] == "Authorization, Origin"
     for data in asked:
         good = data.replace(f"Origin: {origin}".encode(), f"Origin: {ORIGIN}".encode())
-        headers = talk(edge.port, good).replies[0].headers
+        headers = talk(edge.port, good).responses[0].headers
         assert headers["access-control-allow-origin"] == ORIGIN
         assert "access-control-allow-credentials" not in headers
 

@@ -46,7 +46,7 @@ def test_05_no_host_changes_the_decision(
 
     def status(path: str) -> int:
         data = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n"
-        (said,) = talk(edge.port, data.encode()).replies
+        (said,) = talk(edge.port, data.encode()).responses
         return said.status
 
     assert status(PATH + "chat-1") in (200, 400)
@@ -103,7 +103,7 @@ def test_06_upstream_sees_one_encoded_segment_or_nothing(
 
     seen = upstream.seen[before:]
     if id_ is None:
-        assert heard.replies[0].status in (400, 410)
+        assert heard.responses[0].status in (400, 410)
         assert seen == []
     else:
         assert [(s.raw_path, s.query) for s in seen] == [(PATH + quote(id_, safe=""), "")]
@@ -122,7 +122,7 @@ def test_07_dots_never_ask_for_the_list_of_all_sessions(
         if "%25" not in segment:
             assert heard.statuses == [400]
     for path in (PATH + dots + "/", PATH + dots + "/runs", PATH + "x/" + dots, PATH):
-        assert talk(edge.port, request(path, token=token)).replies[0].status in (400, 410)
+        assert talk(edge.port, request(path, token=token)).responses[0].status in (400, 410)
 
     asked = [seen.raw_path for seen in upstream.seen[before:]]
     # Encoded twice, dots are an id like any other; upstream decodes them once and finds nothing.
@@ -166,11 +166,11 @@ def test_09_query_and_fragment_change_nothing_and_go_nowhere(
     edge: Gateway, upstream: running_upstream, tail: str
 ) -> None:
     token = edge.token(*read("chat-1"))
-    plain = talk(edge.port, request(PATH + "chat-1", token=token)).replies[0]
+    plain = talk(edge.port, request(PATH + "chat-1", token=token)).responses[0]
     before = len(upstream.seen)
 
-    heard = talk(edge.port, request(PATH + "chat-1" + tail, token=token)).replies[0]
-    other = talk(edge.port, request(PATH + FRIENDLY["chat-2"] + tail, token=token)).replies[0]
+    heard = talk(edge.port, request(PATH + "chat-1" + tail, token=token)).responses[0]
+    other = talk(edge.port, request(PATH + FRIENDLY["chat-2"] + tail, token=token)).responses[0]
 
     if heard.status != 400:  # a fragment is nothing that a request line may hold
         assert (heard.status, heard.body) == (200, plain.body)
@@ -208,7 +208,7 @@ def test_10_no_forwarding_header_changes_a_decision(
     before = len(upstream.seen)
 
     def status(id_: str, token: str | None) -> int:
-        return talk(edge.port, request(PATH + id_, line, token=token)).replies[0].status
+        return talk(edge.port, request(PATH + id_, line, token=token)).responses[0].status
 
     assert status("chat-1", edge.token(*read("chat-1"))) == 200
     assert status(FRIENDLY["chat-1"], edge.token(*read(FRIENDLY["chat-2"]))) == 403
@@ -243,8 +243,8 @@ async def test_20_ids_that_look_alike_never_share_a_copy(world: World) -> None:
 
     for _ in range(2):
         for name in alike:
-            reply = await world.get(name, "read:sessions")
-            assert reply.json()["externalId"] == name
+            response = await world.get(name, "read:sessions")
+            assert response.json()["externalId"] == name
     assert world.calls == len(alike)
     for name in alike:
         for other in alike:
@@ -261,7 +261,7 @@ def test_31_ids_equal_to_route_words_grant_nothing(
     before = len(upstream.seen)
 
     def said(token: str | None, method: str = "GET"):
-        return talk(edge.port, request(PATH + id_, token=token, method=method)).replies[0]
+        return talk(edge.port, request(PATH + id_, token=token, method=method)).responses[0]
 
     assert said(None).status == 401
     assert said(edge.token(*read("chat-1"))).status == 403
@@ -275,6 +275,6 @@ async def test_31_a_route_word_is_a_session_like_any_other(world: World) -> None
     await world.start(**WIDE_OPEN, **NOTHING_KEPT)
     for number, name in enumerate(("healthz", "metrics", "cache"), start=200):
         world.upstream.environments[0].add(session(number, name))
-        reply = await ask(world, name, world.token(*read(name)))
-        assert (reply.status, told(reply)["cache-control"]) == (200, "private, no-cache")
+        response = await ask(world, name, world.token(*read(name)))
+        assert (response.status, told(response)["cache-control"]) == (200, "private, no-cache")
         assert (await ask(world, name, world.token(*read("chat-1")))).status == 403

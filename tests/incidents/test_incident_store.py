@@ -40,8 +40,8 @@ async def test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others(
             value, _ = await stores[world].read(SPACE, ids[which], within=5.0)
             right = value == b"copy of " + ids[which].encode()
         else:
-            reply = await ask(worlds[world], ids[which], tokens[which])
-            right = reply.status == 200 and json.loads(reply.body)["externalId"] == ids[which]
+            response = await ask(worlds[world], ids[which], tokens[which])
+            right = response.status == 200 and json.loads(response.body)["externalId"] == ids[which]
         if not right:
             wrong.append(ids[which])
 
@@ -74,9 +74,9 @@ async def test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_cou
         (key,) = client.keys("*:chat-1}")
         client.set(key.replace(b"chat-1", b"chat-2"), client.get(key), px=60_000)
 
-    reply = await world.get("chat-2", "read:sessions")
+    response = await world.get("chat-2", "read:sessions")
 
-    assert reply.json()["externalId"] == "chat-2"
+    assert response.json()["externalId"] == "chat-2"
     assert world.telemetry.counts["bff_shared_copies", "dropped"] == 1
 
 

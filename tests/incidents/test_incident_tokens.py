@@ -53,11 +53,11 @@ async def test_01_the_algorithm_is_not_taken_from_the_token(
     header |= {"alg": alg} if alg is not None else {}
     payload = kind.claims(of_kind.clock.wall, *read("chat-1"))
 
-    reply = await of_kind.get("chat-1", token=_forge(header, payload, kind.hmac_key))
+    response = await of_kind.get("chat-1", token=_forge(header, payload, kind.hmac_key))
     assert of_kind.calls == 0
     good = await of_kind.get("chat-1", token=kind.sign(payload))
 
-    assert (reply.status_code, reply.json()["code"]) == (401, "token_invalid")
+    assert (response.status_code, response.json()["code"]) == (401, "token_invalid")
     assert good.status_code == 200, "the same token is good with the one algorithm there is"
 
 
@@ -209,8 +209,8 @@ async def test_25_bad_tokens_of_many_addresses_cost_upstream_nothing(world: Worl
     await world.start(**WIDE_OPEN)
 
     for number in range(2_000):
-        reply = await ask(world, "chat-1", f"a.b.{number}", peer=f"10.0.{number % 250}.1")
-        assert (reply.status, told(reply)["cache-control"]) == (401, "no-store")
+        response = await ask(world, "chat-1", f"a.b.{number}", peer=f"10.0.{number % 250}.1")
+        assert (response.status, told(response)["cache-control"]) == (401, "no-store")
 
     assert world.calls == 0
 

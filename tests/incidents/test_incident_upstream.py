@@ -226,7 +226,7 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
     }
     with Gateway(1, TRIGGER_API_URL=f"https://127.0.0.1:{port}", **off) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        (said,) = talk(gateway.port, data, patience=5).replies
+        (said,) = talk(gateway.port, data, patience=5).responses
         assert (said.status, json.loads(said.body)["code"]) == (502, "upstream_unavailable")
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
@@ -258,7 +258,7 @@ def test_28_a_redirect_is_not_followed(lane: dict[str, str]) -> None:
         with RawUpstream(redirect) as up, Gateway(up.port, **lane) as gateway:
             for status in statuses:
                 data = request(PATH + status, token=gateway.token(*read(status)))
-                (said,) = talk(gateway.port, data, patience=5).replies
+                (said,) = talk(gateway.port, data, patience=5).responses
                 assert (said.status, json.loads(said.body)["code"]) == (502, "upstream_invalid")
                 assert b"steal" not in said.body
             assert [asked(head) for head in up.seen] == [*statuses]
@@ -303,9 +303,9 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     assert (await world.get("chat-1")).status_code == 200
 
     keys[NEXT_KEY] = keys.pop(SECRET_KEY)  # rotated
-    replies = [await world.get("chat-1") for _ in range(5)]
+    responses = [await world.get("chat-1") for _ in range(5)]
 
-    assert [r.status_code for r in replies] == [200] * 5
+    assert [r.status_code for r in responses] == [200] * 5
     sent = [seen.header("authorization").removeprefix("Bearer ") for seen in world.upstream.seen]
     assert sent == [SECRET_KEY, SECRET_KEY, NEXT_KEY, *[NEXT_KEY] * 4]
     assert (await world.ops.get("/readyz")).status_code == 200
@@ -361,9 +361,9 @@ async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: Wor
     world.upstream.override = _all_at_once(3)
     token = world.token("read:sessions")
     names = ("chat-1", "chat-2", "chat-closed")
-    replies = await asyncio.gather(*(ask(world, name, token) for name in names))
+    responses = await asyncio.gather(*(ask(world, name, token) for name in names))
 
-    assert [reply.status for reply in replies] == [200] * 3
+    assert [response.status for response in responses] == [200] * 3
     assert world.calls == 6
 
 
@@ -376,15 +376,15 @@ async def test_35_the_call_with_the_next_key_is_spent_from_the_budget_too(world:
     token = world.token("read:sessions")
     names = ("chat-1", "chat-2", "chat-closed")
 
-    replies = await asyncio.gather(*(ask(world, name, token) for name in names))
+    responses = await asyncio.gather(*(ask(world, name, token) for name in names))
 
     assert world.calls == 3, "not six: nothing was left for the next key"
-    assert [reply.status for reply in replies] == [503] * 3
-    assert {json.loads(reply.body)["code"] for reply in replies} == {"over_budget"}
-    assert {told(reply)["retry-after"] for reply in replies} == {"1"}
+    assert [response.status for response in responses] == [503] * 3
+    assert {json.loads(response.body)["code"] for response in responses} == {"over_budget"}
+    assert {told(response)["retry-after"] for response in responses} == {"1"}
     world.clock.advance(1)
-    replies = [await ask(world, name, token) for name in names]
-    assert [reply.status for reply in replies] == [200] * 3, "by the next key, at once"
+    responses = [await ask(world, name, token) for name in names]
+    assert [response.status for response in responses] == [200] * 3, "by the next key, at once"
     assert world.calls == 6
 
 
@@ -395,7 +395,7 @@ def test_35_on_the_wire(lane: dict[str, str], status: str) -> None:
         Gateway(up.port, **lane) as gateway,
     ):
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        (said,) = talk(gateway.port, data, patience=5).replies
+        (said,) = talk(gateway.port, data, patience=5).responses
         assert said.status == 502
         assert json.loads(said.body)["code"] == "upstream_rejected_credentials"
         assert "www-authenticate" not in said.headers
@@ -417,7 +417,7 @@ def test_34_on_the_wire(lane: dict[str, str]) -> None:
 
     with RawUpstream(behave) as up, Gateway(up.port, **lane) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        (said,) = talk(gateway.port, data, patience=5).replies
+        (said,) = talk(gateway.port, data, patience=5).responses
         assert (said.status, said.headers["retry-after"] in "12") == (503, True)
         for _ in range(5):
             assert talk(gateway.port, data).statuses == [503]

@@ -23,7 +23,7 @@ def test_11_two_authorization_headers_are_400(edge: Gateway, upstream: running_u
     for second in (f"Authorization: Bearer {other}", "authorization: Bearer x", "AUTHORIZATION:"):
         heard = talk(edge.port, request(PATH + "chat-1", second, token=mine))
         assert heard.statuses == [400]
-        assert json.loads(heard.replies[0].body)["code"] == "bad_request"
+        assert json.loads(heard.responses[0].body)["code"] == "bad_request"
     assert len(upstream.seen) == before
 
 
@@ -76,7 +76,7 @@ def test_12_connection_strips_nothing_of_ours(
 
 def test_14_every_answer_says_how_it_may_be_kept(edge: Gateway) -> None:
     token, named = edge.token(*read("chat-1", "nope")), PATH + "chat-1"
-    etag = talk(edge.port, request(named, token=token)).replies[0].headers["etag"]
+    etag = talk(edge.port, request(named, token=token)).responses[0].headers["etag"]
     answers = {
         200: request(named, token=token),
         304: request(named, f"If-None-Match: {etag}", token=token),
@@ -91,7 +91,7 @@ def test_14_every_answer_says_how_it_may_be_kept(edge: Gateway) -> None:
     }
     answers_by_bytes = [*answers.items(), (400, b"garbage\r\n\r\n"), (404, request("/nowhere"))]
     for status, data in answers_by_bytes:
-        (said,) = talk(edge.port, data).replies
+        (said,) = talk(edge.port, data).responses
         assert said.status == status
         kept = "private, no-cache" if status in (200, 304) else "no-store"
         assert said.headers["cache-control"] == kept, status
@@ -112,7 +112,7 @@ async def test_17_a_cancelled_leader_cancels_nobody(world: World) -> None:
     await asyncio.sleep(0.01)
     gate.set()
 
-    assert [reply.status_code for reply in await asyncio.gather(*requests[10:])] == [200] * 10
+    assert [response.status_code for response in await asyncio.gather(*requests[10:])] == [200] * 10
     assert all(leaver.cancelled() for leaver in requests[:10])
     assert world.calls == 1
     assert world.service.gateway.cache.flights == 0
@@ -248,8 +248,8 @@ def test_29_what_two_parsers_may_read_differently_is_400_and_the_end(
 
     assert heard.closed
     assert heard.statuses == [400]
-    assert heard.replies[0].headers["connection"] == "close"
-    assert json.loads(heard.replies[0].body)["code"] == "bad_request"
+    assert heard.responses[0].headers["connection"] == "close"
+    assert json.loads(heard.responses[0].body)["code"] == "bad_request"
     asked = [seen.raw_path for seen in upstream.seen[before:]]
     assert not [path for path in asked if path.endswith(("first", "smuggled"))]
 
@@ -299,7 +299,9 @@ def test_29_what_is_odd_and_plain_is_one_request_and_decided_as_any(
 
     assert heard.statuses == [status for status, _ in odd]
     assert heard.closed
-    assert {reply.headers.get("access-control-allow-origin") for reply in heard.replies} == {None}
+    assert {
+        response.headers.get("access-control-allow-origin") for response in heard.responses
+    } == {None}
     assert {seen.raw_path for seen in upstream.seen[before:]} <= {path}
 
 
@@ -319,7 +321,7 @@ def test_29_nothing_is_answered_behind_the_last_request(
     ):
         heard = talk(edge.port, first + smuggled)
         assert (heard.statuses, heard.closed) == ([200], True)
-        assert heard.replies[0].headers["connection"] == "close"
+        assert heard.responses[0].headers["connection"] == "close"
     assert not [seen for seen in upstream.seen[before:] if "smuggled" in seen.raw_path]
 
 
@@ -331,7 +333,7 @@ def test_29_answers_come_in_the_order_of_requests(edge: Gateway) -> None:
     heard = talk(edge.port, data)
 
     assert heard.statuses == [200, 404, 200, 200, 200]
-    bodies = [json.loads(r.body).get("externalId") for r in heard.replies]
+    bodies = [json.loads(r.body).get("externalId") for r in heard.responses]
     assert bodies == ["chat-1", None, "chat-2", "chat-closed", "chat-1"]
 
 
@@ -374,11 +376,11 @@ def test_32_no_header_is_a_5xx_or_costs_unbounded_memory(edge: Gateway, name: st
     ):
         data = f"GET {PATH}chat-1 HTTP/1.1\r\nHost: g\r\n" + "".join(f"{o}\r\n" for o in own)
         heard = talk(edge.port, (data + f"{name}: {value}\r\n\r\n").encode("latin-1"))
-        assert heard.replies, (name, value[:10])
+        assert heard.responses, (name, value[:10])
         assert heard.statuses[0] < 500, (name, value[:10])
 
     assert resident(edge.process.pid) - before < 8 * 1024 * 1024
-    (said,) = talk(edge.port, request(PATH + "chat-1", token=token)).replies
+    (said,) = talk(edge.port, request(PATH + "chat-1", token=token)).responses
     assert said.status == 200
 
 
@@ -397,7 +399,7 @@ def test_32_floods_of_headers_are_refused_early(edge: Gateway) -> None:
     for flood in floods:
         heard = talk(edge.port, flood)
         assert (heard.statuses, heard.closed) == ([431], True)
-        assert json.loads(heard.replies[0].body)["code"] == "head_too_large"
+        assert json.loads(heard.responses[0].body)["code"] == "head_too_large"
     assert resident(edge.process.pid) - before < 8 * 1024 * 1024
     fits = request(PATH + "chat-1", *[f"x{n}: {'y' * 600}" for n in range(98)], token=token)
     assert talk(edge.port, fits).statuses == [200], "98, Host and Authorization make 100"

@@ -101,10 +101,10 @@ async def test_a_host_that_stands_twice_is_refused(world: World) -> None:
 
 
 async def test_the_refusal_says_what_to_do(world: World) -> None:
-    reply = await world.ops.get("/metrics", headers={"host": "prometheus.example"})
+    response = await world.ops.get("/metrics", headers={"host": "prometheus.example"})
 
-    assert reply.json()["code"] == "bad_request"
-    assert "BFF_OPS_NAMES" in reply.json()["error"]
+    assert response.json()["code"] == "bad_request"
+    assert "BFF_OPS_NAMES" in response.json()["error"]
 
 
 def test_a_page_whose_name_is_pointed_at_the_ops_port_reads_nothing(

@@ -267,8 +267,8 @@ def test_another_key_in_the_file_and_a_sighup_ask_anew(
 
         def ask(token: str) -> tuple[int, str | None]:
             url = f"{gateway.url}/api/v1/sessions/chat-1"
-            reply = http.get(url, headers={"authorization": f"Bearer {token}"})
-            return reply.status_code, reply.json().get("taskIdentifier")
+            response = http.get(url, headers={"authorization": f"Bearer {token}"})
+            return response.status_code, response.json().get("taskIdentifier")
 
         mine = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
         theirs = sign(claims(time.time(), *read("chat-1"), sub="env_other"), OTHER_ROOT_KEY)

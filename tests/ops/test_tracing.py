@@ -101,8 +101,8 @@ async def test_spans_hold_no_id_no_token_and_no_key(traced: Traced) -> None:
     await traced.get("nope", token=token)
     await traced.browser.request("PROPFIND", "/api/v1/sessions/chat-1")
     traced.answer(500, {"error": "sentinel"})
-    reply = await traced.get("chat-2")
-    assert reply.status_code == 502
+    response = await traced.get("chat-2")
+    assert response.status_code == 502
 
     await traced.spans()
     shown = "".join(span.to_json() for span in traced.exporter.get_finished_spans())

@@ -96,10 +96,10 @@ def loads_of_processes(engine: Engine, number: int, sessions: int, budget: str, 
         together(gateways, number)
         with Traffic(gateways, ids, threads=4, pause=0.0) as traffic:
             time.sleep(10)  # until all of them know how many sessions are hot
-            before, began, polls = len(upstream.seen), time.monotonic(), len(traffic.replies)
+            before, began, polls = len(upstream.seen), time.monotonic(), len(traffic.responses)
             time.sleep(20)
             loads, took = len(upstream.seen) - before, time.monotonic() - began
-            polls = len(traffic.replies) - polls
+            polls = len(traffic.responses) - polls
     rate = budget if budget == "off" else int(budget.partition("/")[0])
     fresh = max(ttl, 0 if rate == "off" else sessions / rate)
     print(

@@ -35,7 +35,7 @@ class Traffic:
 
     def __init__(self, gateways: list[Gateway], paths: list[str], *, threads: int, pause: float):
         self.gateways = gateways
-        self.replies: list[tuple[float, int, str]] = []
+        self.responses: list[tuple[float, int, str]] = []
         self.lost = 0
         self.wrong: list[tuple[str, str]] = []
         self._paths = paths
@@ -54,15 +54,15 @@ class Traffic:
                 try:
                     headers = {"authorization": f"Bearer {self.tokens[id_]}"}
                     connection.request("GET", PATH + id_, headers=headers)
-                    reply = connection.getresponse()
-                    body = json.loads(reply.read())
+                    response = connection.getresponse()
+                    body = json.loads(response.read())
                 except (OSError, HTTPException):
                     self.lost += 1
                     time.sleep(0.01)
                 else:
                     what = body.get("externalId", body.get("code"))
-                    self.replies.append((time.monotonic(), reply.status, what))
-                    if reply.status == 200 and what != id_:
+                    self.responses.append((time.monotonic(), response.status, what))
+                    if response.status == 200 and what != id_:
                         self.wrong.append((id_, what))
             time.sleep(self._pause)
 
@@ -83,7 +83,7 @@ class Traffic:
 
     @property
     def statuses(self) -> Counter[int]:
-        return Counter(status for _, status, _ in self.replies)
+        return Counter(status for _, status, _ in self.responses)
 
 
 def several(
@@ -180,7 +180,7 @@ def test_the_budget_is_one_while_replicas_die(engine: Engine) -> None:
             gateways[-1].process.kill()
             gateways[-1].process.wait()
             gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
-            while len(traffic.replies) < 600:
+            while len(traffic.responses) < 600:
                 time.sleep(0.05)
 
     assert set(traffic.statuses) == {200, 503}
@@ -319,11 +319,11 @@ def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
             await asyncio.sleep(0.7)
 
         upstream.app.override = slowly
-        replies = []
+        responses = []
 
         def ask() -> None:
             headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
-            replies.append(http.get(gateway.url + PATH + "chat-1", headers=headers).status_code)
+            responses.append(http.get(gateway.url + PATH + "chat-1", headers=headers).status_code)
 
         thread = threading.Thread(target=ask)
         thread.start()
@@ -332,7 +332,7 @@ def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
         thread.join()
         gateway.process.wait(timeout=20)
 
-        assert replies == [200]
+        assert responses == [200]
         assert gateway.process.returncode == 0
 
 

@@ -61,8 +61,8 @@ def senders(replicas: Replicas) -> list[str]:
 
 
 async def ask(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
-    reply = await world.get(id_, token=token)
-    return reply.status_code, reply.json().get("code", "")
+    response = await world.get(id_, token=token)
+    return response.status_code, response.json().get("code", "")
 
 
 def counted(world: World, result: str) -> int:
@@ -105,12 +105,14 @@ async def test_a_verdict_is_known_under_either_id_and_for_lists(replicas: Replic
         await kept(one, number)
 
     assert (await ask(two, token, FRIENDLY["chat-1"]))[0] == 200
-    reply = await two.browser.get("/api/v1/sessions", headers={"authorization": f"Bearer {token}"})
+    response = await two.browser.get(
+        "/api/v1/sessions", headers={"authorization": f"Bearer {token}"}
+    )
 
-    assert [one["externalId"] for one in reply.json()["data"]] == ["chat-1", "chat-2"]
+    assert [one["externalId"] for one in response.json()["data"]] == ["chat-1", "chat-2"]
     assert senders(replicas).count("token") == 2
-    reply = await two.get("chat-1", token=token)
-    assert reply.headers["cache-status"] == "bff; hit", "decided here from now on"
+    response = await two.get("chat-1", token=token)
+    assert response.headers["cache-status"] == "bff; hit", "decided here from now on"
 
 
 async def test_sharing_a_verdict_does_not_prolong_it(replicas: Replicas) -> None:
@@ -223,10 +225,10 @@ async def test_upstreams_limit_on_a_token_is_told_to_all(replicas: Replicas) -> 
     one.answer(0)
     two.clock.advance(10)
 
-    reply = await two.get("chat-1", token=token)
+    response = await two.get("chat-1", token=token)
 
-    assert (reply.status_code, reply.json()["code"]) == (503, "over_budget")
-    assert 18 <= int(reply.headers["retry-after"]) <= 20
+    assert (response.status_code, response.json()["code"]) == (503, "over_budget")
+    assert 18 <= int(response.headers["retry-after"]) <= 20
     assert len(replicas.upstream.seen) == 1
     assert (await ask(two, minted(*read("chat-1"), jti="2")))[0] == 200, "that token alone"
 
@@ -240,9 +242,9 @@ async def test_what_upstream_did_not_decide_lets_the_next_replica_try(replicas: 
         return Answer(500, "trouble") if len(replicas.upstream.seen) == 1 else None
 
     replicas.upstream.override = slowly_fail_once
-    replies = await asyncio.gather(*(ask(world, token) for world in worlds))
+    responses = await asyncio.gather(*(ask(world, token) for world in worlds))
 
-    assert sorted(status for status, _ in replies) == [200, 502]
+    assert sorted(status for status, _ in responses) == [200, 502]
     assert senders(replicas) == ["token", "token"]
 
 
@@ -479,8 +481,8 @@ async def test_a_revoked_token_passes_nowhere_whatever_upstream_said(replicas: R
     assert (await ask(one, token))[0] == 200
     await kept(one)
 
-    reply = await one.ops.post("/revocations", json={"session": "chat-1"})
-    assert reply.status_code == 200
+    response = await one.ops.post("/revocations", json={"session": "chat-1"})
+    assert response.status_code == 200
     await until(lambda: len(two.service.gateway.revocations) == 1)
     assert await ask(two, token) == (403, "unauthorized")
     await one.ops.post("/revocations", json={"jti": "lost"})
@@ -531,10 +533,10 @@ async def test_an_alias_that_is_none_is_the_same_bytes_whatever_another_was_told
             await kept(one, before + 1)
         for _ in range(2):
             before = probed(two)
-            reply = await two.get(id_, token=token)
+            response = await two.get(id_, token=token)
             probes.add(probed(two) - before)
-            named = dict(reply.headers) | {"x-request-id": "one"}
-            shown.add((reply.status_code, reply.content, tuple(sorted(named.items()))))
+            named = dict(response.headers) | {"x-request-id": "one"}
+            shown.add((response.status_code, response.content, tuple(sorted(named.items()))))
 
     assert len(shown) == 1, shown
     assert {status for status, *_ in shown} == {403}
@@ -559,10 +561,10 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_the_store_and_u
     worlds = await shifted(replicas, 2, BFF_BAD_TOKEN_LIMIT="10/minute")
     tokens = [minted(*read("chat-1"), key=OWN_KEY, jti=str(n)) for n in range(60)]
 
-    replies = [await ask(worlds[n % 2], token) for n, token in enumerate(tokens)]
+    responses = [await ask(worlds[n % 2], token) for n, token in enumerate(tokens)]
 
     assert len(replicas.upstream.seen) == 10
-    assert {status for status, _ in replies} == {401, 429}
+    assert {status for status, _ in responses} == {401, 429}
     assert len(verdicts(replicas)) <= 10
 
 

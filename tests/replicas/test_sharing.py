@@ -29,8 +29,10 @@ async def test_a_copy_that_one_replica_loaded_is_used_by_all(replicas: Replicas)
 async def test_a_limit_holds_for_all_replicas_together(replicas: Replicas) -> None:
     worlds = await replicas.several(4, BFF_RATE_LIMIT="50/minute", BFF_UPSTREAM_BUDGET="off")
     token = worlds[0].token(*read("chat-1"), act={"sub": "someone"})
-    replies = await asyncio.gather(*(worlds[n % 4].get("chat-1", token=token) for n in range(200)))
-    statuses = [reply.status_code for reply in replies]
+    responses = await asyncio.gather(
+        *(worlds[n % 4].get("chat-1", token=token) for n in range(200))
+    )
+    statuses = [response.status_code for response in responses]
     assert statuses.count(200) == 50
     assert statuses.count(429) == 150
 
@@ -42,9 +44,9 @@ async def test_a_small_limit_over_several_windows_is_never_exceeded(replicas: Re
     await worlds[0].get("chat-1", token=read_token(worlds[0]))
     began, allowed, refused = time.monotonic(), 0, 0
     while time.monotonic() - began < 2.2:
-        replies = await asyncio.gather(*(w.get("chat-1", token=token) for w in worlds * 2))
-        allowed += sum(reply.status_code == 200 for reply in replies)
-        refused += sum(reply.status_code == 429 for reply in replies)
+        responses = await asyncio.gather(*(w.get("chat-1", token=token) for w in worlds * 2))
+        allowed += sum(response.status_code == 200 for response in responses)
+        refused += sum(response.status_code == 429 for response in responses)
     windows = 1 + int((time.monotonic() - began) / 1.0)  # each a second at least, one after another
     assert refused
     assert 40 <= allowed <= 20 * windows
@@ -81,9 +83,9 @@ async def test_the_headers_tell_what_is_left_of_the_limit(replicas: Replicas) ->
 async def test_bad_tokens_are_counted_together(replicas: Replicas) -> None:
     worlds = await replicas.several(2, BFF_BAD_TOKEN_LIMIT="10/minute")
 
-    replies = [await worlds[n % 2].get("chat-1", token="bad.bad.bad") for n in range(30)]
+    responses = [await worlds[n % 2].get("chat-1", token="bad.bad.bad") for n in range(30)]
 
-    statuses = [reply.status_code for reply in replies]
+    statuses = [response.status_code for response in responses]
     assert statuses == [401] * 10 + [429] * 20
 
 
@@ -105,15 +107,15 @@ async def test_the_budget_is_one(replicas: Replicas) -> None:
     for n in range(100, 140):
         replicas.upstream.environments[0].add(session(n, f"many-{n}"))
 
-    replies = await asyncio.gather(
+    responses = await asyncio.gather(
         *(worlds[n % 4].get(f"many-{n}", "read:sessions") for n in range(100, 140))
     )
 
-    statuses = [reply.status_code for reply in replies]
+    statuses = [response.status_code for response in responses]
     assert statuses.count(200) == 12
     assert statuses.count(503) == 28
     assert len(replicas.upstream.seen) == 12
-    late = next(reply for reply in replies if reply.status_code == 503)
+    late = next(response for response in responses if response.status_code == 503)
     assert late.json()["code"] == "over_budget"
     assert 1 <= int(late.headers["retry-after"]) <= 60
 
@@ -140,10 +142,10 @@ async def test_upstreams_429_stops_every_replica(replicas: Replicas) -> None:
     one.answer(0)
     await asyncio.sleep(0.05)
 
-    reply = await two.get("chat-2")
+    response = await two.get("chat-2")
 
-    assert (reply.status_code, len(replicas.upstream.seen)) == (503, 1)
-    assert 25 <= int(reply.headers["retry-after"]) <= 30
+    assert (response.status_code, len(replicas.upstream.seen)) == (503, 1)
+    assert 25 <= int(response.headers["retry-after"]) <= 30
 
 
 async def test_who_was_over_the_budget_tries_again_when_it_is_its_turn(replicas: Replicas) -> None:
@@ -201,9 +203,9 @@ async def test_one_load_for_all_however_many_ask_at_once(replicas: Replicas) -> 
         await asyncio.sleep(0.3)
 
     replicas.upstream.override = slowly
-    replies = await asyncio.gather(*(w.get("chat-1") for w in worlds for _ in range(25)))
+    responses = await asyncio.gather(*(w.get("chat-1") for w in worlds for _ in range(25)))
 
-    assert {reply.status_code for reply in replies} == {200}
+    assert {response.status_code for response in responses} == {200}
     assert len(replicas.upstream.seen) == 1
 
 
@@ -215,9 +217,9 @@ async def test_a_load_that_fails_lets_the_next_replica_try(replicas: Replicas) -
         return Answer(500, "trouble") if len(replicas.upstream.seen) == 1 else None
 
     replicas.upstream.override = slowly_fail_once
-    replies = await asyncio.gather(*(world.get("chat-1") for world in worlds))
+    responses = await asyncio.gather(*(world.get("chat-1") for world in worlds))
 
-    assert sorted(reply.status_code for reply in replies) == [200, 502]
+    assert sorted(response.status_code for response in responses) == [200, 502]
     assert len(replicas.upstream.seen) == 2
 
 
@@ -262,9 +264,9 @@ async def test_a_copy_outlives_the_replica_that_loaded_it_when_upstream_fails(
     await asyncio.sleep(0.2)
     one.answer(500, {"error": "down"})
 
-    reply = await two.get("chat-1")
+    response = await two.get("chat-1")
 
-    assert reply.status_code == 200
+    assert response.status_code == 200
 
 
 async def test_another_policy_reads_none_of_it(replicas: Replicas) -> None:
@@ -359,8 +361,8 @@ async def test_a_revocation_reaches_every_replica_also_one_that_starts_later(
     statuses = [(await world.get("chat-1", token=token)).status_code for world in (one, two)]
     assert statuses == [200, 200]
 
-    reply = await one.ops.post("/revocations", json={"jti": "lost"})
-    assert reply.status_code == 200
+    response = await one.ops.post("/revocations", json={"jti": "lost"})
+    assert response.status_code == 200
     (three,) = await replicas.several(1, **OFF)
 
     assert len(three.service.gateway.revocations) == 1, "before its first request"
@@ -388,8 +390,8 @@ async def test_a_purge_reaches_every_replica_under_both_ids(replicas: Replicas) 
     document["taskIdentifier"] = "renamed"
     await asyncio.sleep(0.1)
 
-    replies = [await w.get(id_) for w in worlds for id_ in ("chat-1", FRIENDLY["chat-1"])]
-    assert {reply.json()["taskIdentifier"] for reply in replies} == {"renamed"}
+    responses = [await w.get(id_) for w in worlds for id_ in ("chat-1", FRIENDLY["chat-1"])]
+    assert {response.json()["taskIdentifier"] for response in responses} == {"renamed"}
     assert len(replicas.upstream.seen) == 2
 
 
@@ -427,8 +429,8 @@ async def test_a_purge_during_a_load_wins(replicas: Replicas, purged: str) -> No
     await asyncio.sleep(0.1)
 
     for id_ in ("chat-1", FRIENDLY["chat-1"]):
-        reply = await two.get(id_)
-        assert reply.json()["taskIdentifier"] == "renamed", id_
+        response = await two.get(id_)
+        assert response.json()["taskIdentifier"] == "renamed", id_
 
 
 # -- what is not ours
@@ -454,9 +456,9 @@ async def test_foreign_and_corrupt_values_are_dropped_and_counted(replicas: Repl
             client.set(other, text, px=60_000)
             world.service.gateway.cache.drop("default", "chat-2")
 
-            reply = await world.get("chat-2")
+            response = await world.get("chat-2")
 
-            assert reply.json()["externalId"] == "chat-2"
+            assert response.json()["externalId"] == "chat-2"
             await asyncio.sleep(0.05)
             counts = world.telemetry.counts
             assert counts["bff_shared_copies", "dropped"] == number
@@ -547,11 +549,11 @@ async def test_tokens_that_upstream_verifies_are_counted_by_all(replicas: Replic
     assert (await worlds[0].get("chat-1", token=bad)).status_code == 401
 
     listed = sign(claims_ | {"act": {"sub": "another"}}, ROOT_KEY)
-    reply = await worlds[1].browser.get(
+    response = await worlds[1].browser.get(
         "/api/v1/sessions", headers={"authorization": f"Bearer {listed}"}
     )
-    assert reply.status_code == 200
-    assert len(reply.json()["data"]) == 2
+    assert response.status_code == 200
+    assert len(response.json()["data"]) == 2
 
 
 async def test_a_bad_token_that_waits_for_a_lease_is_counted_once(replicas: Replicas) -> None:

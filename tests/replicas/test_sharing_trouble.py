@@ -81,8 +81,8 @@ async def test_a_herd_loads_each_session_once_when_the_store_comes_back(
         first = number % 4 * 6  # so that no session is in the memory of all
         mine = ids[first:] + ids[:first]
         while not ends:
-            replies = await asyncio.gather(*(ask(world, id_, token) for id_ in mine))
-            statuses.update(reply.status for reply in replies)
+            responses = await asyncio.gather(*(ask(world, id_, token) for id_ in mine))
+            statuses.update(response.status for response in responses)
             rounds[number] += 1
             await asyncio.sleep(0.01)
 
@@ -323,9 +323,9 @@ async def test_a_purge_that_cannot_reach_the_others_says_so(own_replicas: Replic
     own_replicas.engine.kill()
     await beat(one)
 
-    reply = await one.ops.delete("/cache/sessions/chat-1")
+    response = await one.ops.delete("/cache/sessions/chat-1")
 
-    assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+    assert (response.status_code, response.json()["code"]) == (503, "not_ready")
 
 
 # -- clocks
@@ -395,8 +395,8 @@ async def test_the_stores_clock_may_be_set_back(replicas: Replicas) -> None:
         limiter._windows.clear()
 
     assert (await world.get("chat-closed")).status_code == 200, "the budget is spent by nobody"
-    reply = await world.get("chat-1", token=token)
-    assert int(reply.headers["ratelimit"].rpartition("t=")[2]) <= 60
+    response = await world.get("chat-1", token=token)
+    assert int(response.headers["ratelimit"].rpartition("t=")[2]) <= 60
 
 
 # -- commands that are late

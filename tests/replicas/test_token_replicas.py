@@ -64,11 +64,11 @@ async def test_a_caller_is_counted_after_the_test_where_limits_are_leased(opaque
     token = minted(*read("chat-1", "chat-2"))
     headers = {"authorization": f"Bearer {token}", "origin": ORIGIN}
 
-    replies = [await opaque.get("chat-1", token=token)]
-    replies.append(await opaque.browser.get(PATH.rstrip("/"), headers=headers))
-    replies += [await opaque.get("chat-2", token=token) for _ in range(2)]
+    responses = [await opaque.get("chat-1", token=token)]
+    responses.append(await opaque.browser.get(PATH.rstrip("/"), headers=headers))
+    responses += [await opaque.get("chat-2", token=token) for _ in range(2)]
 
-    assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
+    assert [response.status_code for response in responses] == [200, 200, 200, 429]
     forged = minted(*read("chat-1"), key=OWN_KEY)
     assert (await opaque.get("chat-1", token=forged)).status_code == 401
 
@@ -144,8 +144,8 @@ def status(gateway: Gateway, token: str, id_: str = "chat-1") -> int:
 
 def listed(gateway: Gateway, token: str) -> tuple[int, list[str]]:
     headers = {"authorization": f"Bearer {token}"}
-    reply = httpx2.get(gateway.url + PATH.rstrip("/"), headers=headers)
-    return reply.status_code, [one["externalId"] for one in reply.json().get("data", [])]
+    response = httpx2.get(gateway.url + PATH.rstrip("/"), headers=headers)
+    return response.status_code, [one["externalId"] for one in response.json().get("data", [])]
 
 
 def soon(gateway: Gateway, token: str, wanted: int, id_: str = "chat-1") -> bool:

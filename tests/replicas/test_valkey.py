@@ -400,8 +400,8 @@ async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster)
         ids = [f"many-{n}" for n in range(100, 130)]
         # Commands of one moment go to several nodes, and each answer to its own question.
         for world in (one, two):
-            replies = await asyncio.gather(*map(world.get, ids))
-            assert [reply.json()["externalId"] for reply in replies] == ids
+            responses = await asyncio.gather(*map(world.get, ids))
+            assert [response.json()["externalId"] for response in responses] == ids
             await world.settle()
             await asyncio.sleep(0.05)
         assert len(replicas.upstream.seen) == before + 30

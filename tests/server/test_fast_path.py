@@ -863,11 +863,11 @@ async def test_no_answer_can_be_split(
         ]
         for asked in (PATH.encode() + b"chat-1", b"/" + path, PATH.encode() + path):
             head = RequestHead.read("GET", asked, b"", headers, "192.0.2.1")
-            reply = world.service.gateway.decide(head, *clock())
-            if isinstance(reply, Load):
-                reply = await world.service.gateway.finish(reply)
-            assert reply.head.endswith(b"\r\n")
-            for line in reply.head[:-2].split(b"\r\n"):
+            response = world.service.gateway.decide(head, *clock())
+            if isinstance(response, Load):
+                response = await world.service.gateway.finish(response)
+            assert response.head.endswith(b"\r\n")
+            for line in response.head[:-2].split(b"\r\n"):
                 assert re.fullmatch(rb"[a-z-]+: [\x20-\x7e]*", line)
 
 

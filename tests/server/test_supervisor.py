@@ -131,8 +131,8 @@ def test_a_purge_reaches_the_copies_of_every_worker(pair: Gateway) -> None:
     ask_all(pair, token)
     assert of_each(pair, "bff_copies") == [1, 1]
 
-    reply = http.delete(pair.ops_url + "/cache/sessions/chat-1")
-    assert reply.status_code == 204
+    response = http.delete(pair.ops_url + "/cache/sessions/chat-1")
+    assert response.status_code == 204
     assert of_each(pair, "bff_copies") == [0, 0]
 
 
@@ -140,8 +140,8 @@ def test_a_revocation_reaches_every_worker_and_who_comes_after(pair: Gateway) ->
     token = pair.token(*read("chat-1"), jti="one")
     assert ask_all(pair, token) == {200}
 
-    reply = http.post(pair.ops_url + "/revocations", json={"jti": "one"})
-    assert reply.status_code == 200
+    response = http.post(pair.ops_url + "/revocations", json={"jti": "one"})
+    assert response.status_code == 200
     assert ask_all(pair, token) == {401}
 
     kill(pair, pids(pair)[0])
@@ -185,9 +185,9 @@ def test_a_worker_that_hangs_is_seen_and_nothing_is_said_to_be_done_by_it(pair: 
         assert f'bff_worker_up{{worker="{number}"}} 0.0' in ops("GET", "/metrics").text
         purged = ops("DELETE", "/cache/sessions/chat-1")
         revoked = ops("POST", "/revocations", json={"jti": "hung"})
-        for reply in (purged, revoked):
-            assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
-            assert f"Worker {number}" in reply.json()["error"]
+        for response in (purged, revoked):
+            assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+            assert f"Worker {number}" in response.json()["error"]
     finally:
         os.kill(hung, signal.SIGCONT)
 

@@ -105,11 +105,11 @@ def test_refusals_are_as_described(served: Gateway) -> None:
     ]
     for path, id_, token, status in asked:
         headers = {"authorization": f"Bearer {token}"}
-        reply = http.get(served.url + path.replace("{session}", id_), headers=headers)
-        assert reply.status_code == status
+        response = http.get(served.url + path.replace("{session}", id_), headers=headers)
+        assert response.status_code == status
         content = described["paths"][path]["get"]["responses"][str(status)]["content"]
-        media = reply.headers["content-type"].partition(";")[0]
-        _validator(described, content[media]["schema"]).validate(reply.json())
+        media = response.headers["content-type"].partition(";")[0]
+        _validator(described, content[media]["schema"]).validate(response.json())
 
 
 async def test_what_a_gateway_says_that_does_not_know_its_environment_yet_is_described(
@@ -122,14 +122,14 @@ async def test_what_a_gateway_says_that_does_not_know_its_environment_yet_is_des
     await world.start(BFF_SIGNING_KEYS=ROOT_KEY, BFF_ENVIRONMENT_ID=None)
     described = (await world.browser.get("/openapi.json")).json()
 
-    reply = await world.get(
+    response = await world.get(
         "chat-1", token=sign(claims(world.clock.wall, *read("chat-1")), ROOT_KEY)
     )
 
-    assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+    assert (response.status_code, response.json()["code"]) == (503, "not_ready")
     path = described["paths"]["/api/v1/sessions/{session}"]
     schema = path["get"]["responses"]["503"]["content"]["application/json"]["schema"]
-    _validator(described, schema).validate(reply.json())
+    _validator(described, schema).validate(response.json())
 
 
 def _validator(document: dict[str, Any], schema: dict[str, Any]) -> Any:

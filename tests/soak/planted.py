@@ -67,8 +67,8 @@ PLANTED = [
     Planted(
         "memory grew",
         "bff/gateway/decide.py",
-        "reply.status, code, head.lane] += 1\n",
-        f"reply.status, code, head.lane] += 1\n        {_LEAK}(bytearray(200000))\n",
+        "response.status, code, head.lane] += 1\n",
+        f"response.status, code, head.lane] += 1\n        {_LEAK}(bytearray(200000))\n",
     ),
     Planted(
         "descriptors grew",

@@ -260,13 +260,13 @@ class OneOrigin(_Served):
                 connection = http.client.HTTPConnection("127.0.0.1", gateway)
                 path = self.path.removeprefix(prefix)
                 connection.request(self.command, path, body, dict(self.headers))
-                reply = connection.getresponse()
+                response = connection.getresponse()
                 has_cookie = name in (self.headers.get("cookie") or "")
                 site = self.headers.get("sec-fetch-site")
-                outer.seen.append((self.command, site, has_cookie, reply.status))
-                content = reply.read()
-                self.send_response(reply.status)
-                for header, value in reply.getheaders():
+                outer.seen.append((self.command, site, has_cookie, response.status))
+                content = response.read()
+                self.send_response(response.status)
+                for header, value in response.getheaders():
                     if header.lower() not in _HOP:
                         self.send_header(header, value)
                 self.send_header("content-length", str(len(content)))

@@ -66,10 +66,10 @@ async def beat(*worlds: World) -> None:
 async def purge(world: World, id_: str) -> None:
     """Purge everywhere; as an operator does, again while the store is away."""
     for _ in range(100):
-        reply = await world.ops.delete("/cache/sessions/" + quote(id_, safe=""))
-        if reply.status_code == 204:
+        response = await world.ops.delete("/cache/sessions/" + quote(id_, safe=""))
+        if response.status_code == 204:
             return
-        assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+        assert (response.status_code, response.json()["code"]) == (503, "not_ready")
         await asyncio.sleep(0.05)
     raise AssertionError("the store is away")
 

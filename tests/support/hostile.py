@@ -11,7 +11,7 @@ from typing import Any
 from support.world import ORIGIN, PATH, World, http
 
 from bff.request import RequestHead
-from bff.response import Reply
+from bff.response import Response
 
 LANES: dict[str, dict[str, str]] = {
     "asgi": {"BFF_FAST_LANE": "off"},
@@ -36,7 +36,7 @@ NOTHING_KEPT = {
 
 async def ask(
     world: World, segment: str, token: str | None, peer: str = "192.0.2.1", **fields: Any
-) -> Reply:
+) -> Response:
     """One request to the gateway's heart, without an HTTP client's cost and its tidying up."""
     headers = [(b"origin", ORIGIN.encode())]
     if token is not None:
@@ -45,12 +45,12 @@ async def ask(
     head.fields = replace(head.fields, **fields)
     gateway = world.service.gateway
     answer = gateway.decide(head, *world.clock())
-    return answer if isinstance(answer, Reply) else await gateway.finish(answer)
+    return answer if isinstance(answer, Response) else await gateway.finish(answer)
 
 
-def told(reply: Reply) -> dict[str, str]:
-    """The headers of *reply*."""
-    return {name.decode(): value.decode("latin-1") for name, value in reply.headers()}
+def told(response: Response) -> dict[str, str]:
+    """The headers of *response*."""
+    return {name.decode(): value.decode("latin-1") for name, value in response.headers()}
 
 
 def metric(gateway: Any, name: str) -> float:

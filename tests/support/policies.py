@@ -48,14 +48,14 @@ async def answers(policy: dict[str, str], documents: list[dict[str, object]]) ->
         names = [f"random-{number}" for number, _ in enumerate(documents)]
         for number, (name, document) in enumerate(zip(names, documents, strict=True), start=50):
             world.upstream.environments[0].add(session(number, name, **document))
-        replies = [await world.get(name) for name in names]
-        assert [reply.status_code for reply in replies] == [200] * len(names)
+        responses = [await world.get(name) for name in names]
+        assert [response.status_code for response in responses] == [200] * len(names)
         openapi = (await world.browser.get("/openapi.json")).json()
         await world.start(**policy, BFF_UPSTREAM_BUDGET="1/second")  # the list reports two of them
         headers = {"authorization": f"Bearer {world.token(*read(*names))}"}
         listed = await world.browser.get("/api/v1/sessions?page[size]=2", headers=headers)
         return {
-            "retrieve": [reply.json() for reply in replies],
+            "retrieve": [response.json() for response in responses],
             "list": [listed.json()],
             "openapi": openapi,
         }

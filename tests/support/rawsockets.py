@@ -28,10 +28,10 @@ class Heard:
     data: bytes
     closed: bool
     seconds: float
-    replies: list["Said"] = field(init=False)
+    responses: list["Said"] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.replies = []
+        self.responses = []
         rest = self.data
         while b"\r\n\r\n" in rest:
             head, _, rest = rest.partition(b"\r\n\r\n")
@@ -40,12 +40,12 @@ class Heard:
             headers = {name.lower().decode(): value.decode("latin-1") for name, _, value in pairs}
             status = int(status_line.split()[1])
             length = 0 if status == 304 else int(headers.get("content-length", 0))
-            self.replies.append(Said(status, headers, rest[:length]))
+            self.responses.append(Said(status, headers, rest[:length]))
             rest = rest[length:]
 
     @property
     def statuses(self) -> list[int]:
-        return [reply.status for reply in self.replies]
+        return [response.status for response in self.responses]
 
 
 @dataclass

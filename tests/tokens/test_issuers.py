@@ -96,8 +96,8 @@ def token(world: World, provider: str, *scopes: str, key: KeyPair | None = None,
 
 
 async def outcome(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
-    reply = await world.get(id_, token=token)
-    return reply.status_code, reply.json().get("code", "")
+    response = await world.get(id_, token=token)
+    return response.status_code, response.json().get("code", "")
 
 
 @pytest.mark.parametrize("provider", SHAPES)

@@ -30,13 +30,13 @@ DOCS = (Path(__file__).parent.parent.parent / "docs" / "TOKENS.md").read_text()
 
 
 async def revoke(world: World, **body: object) -> None:
-    reply = await world.ops.post("/revocations", json=body)
-    assert reply.status_code == 200, reply.text
+    response = await world.ops.post("/revocations", json=body)
+    assert response.status_code == 200, response.text
 
 
 async def ask(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
-    reply = await world.get(id_, token=token)
-    return reply.status_code, reply.json().get("code", "")
+    response = await world.get(id_, token=token)
+    return response.status_code, response.json().get("code", "")
 
 
 async def test_by_jti_and_only_that(world: World) -> None:
@@ -180,8 +180,8 @@ async def test_no_page_in_a_browser_revokes_anything(world: World) -> None:
         (json_type, "[" * 8000),
         (json_type, " " * 9000 + body),
     ):
-        reply = await world.ops.post("/revocations", headers=headers, content=content)
-        assert (reply.status_code, reply.json()["code"]) == (400, "bad_request"), headers
+        response = await world.ops.post("/revocations", headers=headers, content=content)
+        assert (response.status_code, response.json()["code"]) == (400, "bad_request"), headers
     assert (await world.ops.get("/revocations")).status_code == 405
     assert (await world.browser.post("/revocations", json={"jti": "one"})).status_code == 404
     assert len(world.service.gateway.revocations) == 0

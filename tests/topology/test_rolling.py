@@ -158,9 +158,9 @@ class Prometheus:
         self._process.wait(timeout=20)
 
     def ask(self, path: str, **params: str) -> Any:
-        reply = self._http.get(path, params=params)
-        assert reply.status_code == 200, reply.text
-        return reply.json()["data"]
+        response = self._http.get(path, params=params)
+        assert response.status_code == 200, response.text
+        return response.json()["data"]
 
 
 class Topology:
@@ -274,10 +274,10 @@ def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
 
 def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
-        reply = browser.get(PATH + "chat-1", headers=topology.token("chat-1"))
+        response = browser.get(PATH + "chat-1", headers=topology.token("chat-1"))
         again = browser.get(
             PATH + "chat-1",
-            headers=topology.token("chat-1") | {"if-none-match": reply.headers["etag"]},
+            headers=topology.token("chat-1") | {"if-none-match": response.headers["etag"]},
         )
         app = browser.get("/")
         ops = [
@@ -285,10 +285,10 @@ def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
             for path in ("/metrics", "/readyz", "/cache/x", "/revocations")
         ]
 
-    assert reply.json()["id"]
-    assert reply.headers["cache-control"] == "private, no-cache"
-    assert reply.headers["vary"] == "Authorization, Origin"
-    assert reply.headers["alt-svc"].startswith("h3=")
+    assert response.json()["id"]
+    assert response.headers["cache-control"] == "private, no-cache"
+    assert response.headers["vary"] == "Authorization, Origin"
+    assert response.headers["alt-svc"].startswith("h3=")
     assert again.status_code == 304
     assert app.status_code == 200
     assert "x-request-id" not in app.headers
@@ -297,11 +297,11 @@ def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
 
 def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
-        reply = browser.get(
+        response = browser.get(
             PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC", headers=topology.token("a/b: c%?#ü")
         )
 
-    assert reply.status_code == 200
+    assert response.status_code == 200
     assert PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC" in {s.raw_path for s in topology.upstream.seen}
 
 
@@ -397,14 +397,14 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
         with topology.caddy.browser(timeout=20) as browser:
             while not stop.is_set():
                 try:
-                    reply = browser.get(PATH + id_, headers=headers | {"if-none-match": etag})
+                    response = browser.get(PATH + id_, headers=headers | {"if-none-match": etag})
                 except httpx2.TransportError as exc:
                     outcomes[type(exc).__name__] += 1
                     continue
-                outcomes[str(reply.status_code)] += 1
-                etag = reply.headers.get("etag", "")
-                if reply.status_code == 200 and reply.json()["externalId"] != id_:
-                    wrong.append(reply.text)
+                outcomes[str(response.status_code)] += 1
+                etag = response.headers.get("etag", "")
+                if response.status_code == 200 and response.json()["externalId"] != id_:
+                    wrong.append(response.text)
                 time.sleep(0.02)  # or those who start would have nothing left to start with
 
     asked = {"url": topology.caddy.url, "retry": {"maxAttempts": 1}}
