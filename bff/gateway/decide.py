@@ -1,7 +1,7 @@
 """The path of one request, start to end: read this file first.
 
 `Gateway.decide` goes from a request's head to an answer without any I/O; where the answer is not in
-memory it returns a `Load` (for a list, `Loads`), and `Gateway.finish` waits for that and decides
+memory it returns a `PendingLoad` (for a list, `PendingList`), and `Gateway.finish` waits for that and decides
 again, on what was loaded. Both end in `_session`, `_page` or `_refusal`: there is no other way out
 for a session, and none that does not ask first whether this caller may read it.
 
@@ -93,7 +93,7 @@ class RequestContext:
 
 
 @dataclass(slots=True)
-class Load:
+class PendingLoad:
     """An answer that has to be waited for."""
 
     context: RequestContext
@@ -115,17 +115,17 @@ Found = tuple[Copy, bytes, str]
 
 
 @dataclass(slots=True)
-class Loads:
+class PendingList:
     """A list that has to be waited for."""
 
     context: RequestContext
     caller: Caller[Grant]
     listing: page.Listing
-    loads: list[Load]
+    loads: list[PendingLoad]
 
 
 @dataclass(slots=True)
-class Wait:
+class PendingLease:
     """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
 
     head: RequestHead
@@ -193,7 +193,9 @@ class Gateway:
 
     # -- the decision
 
-    def decide(self, head: RequestHead, now: float, wall: float) -> Response | Load | Loads | Wait:
+    def decide(
+        self, head: RequestHead, now: float, wall: float
+    ) -> Response | PendingLoad | PendingList | PendingLease:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
@@ -207,7 +209,7 @@ class Gateway:
         except Unleased as lack:
             return self._uncounted(context, lack)
 
-    def _decide(self, context: RequestContext) -> Response | Load | Loads:
+    def _decide(self, context: RequestContext) -> Response | PendingLoad | PendingList:
         # Every hit comes this way, so what is short is written out rather than called.
         head, now = context.head, context.now
         address = head.peer
@@ -237,14 +239,14 @@ class Gateway:
         self._count_caller(context, caller, address)
         return self._look_up(context, caller, id_)
 
-    def _uncounted(self, context: RequestContext, lack: Unleased) -> Wait:
+    def _uncounted(self, context: RequestContext, lack: Unleased) -> PendingLease:
         """The decision is made again from its start: what it counted would be counted twice."""
         head, limiter = context.head, self._limits.address
         if limiter is not None and lack.limiter is not limiter:
             address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
             limiter.untake(address_key(address))
         self._unreserve(context)
-        return Wait(head, lack.lease)
+        return PendingLease(head, lack.lease)
 
     def _route(self, context: RequestContext) -> Response | None:
         """Answer with a page, or leave what is on a session's route to the rest of the way.
@@ -338,7 +340,9 @@ class Gateway:
         limiter = self._limits.bad_token
         return None if limiter is None else limiter.window(address, now)
 
-    def _decide_list(self, context: RequestContext, caller: Caller[Grant]) -> Response | Loads:
+    def _decide_list(
+        self, context: RequestContext, caller: Caller[Grant]
+    ) -> Response | PendingList:
         query = list_query.parse(context.head.query, visible=self.rules.visible, wall=context.wall)
         if caller.granted.every:
             raise Refusal(
@@ -379,7 +383,7 @@ class Gateway:
 
     def _test(
         self, context: RequestContext, caller: Caller[Grant], digest: bytes, id_: str
-    ) -> Load:
+    ) -> PendingLoad:
         """Put a token to upstream's test: load the session with it, once however many ask.
 
         Until upstream has spoken, the token counts as bad, so that who invents tokens meets that
@@ -409,7 +413,7 @@ class Gateway:
             test = self.loader.test(environment, id_, caller, context.token, mark)
             flight = self.verdicts.fly(digest, id_, test)
         marked = mark is not None
-        return Load(
+        return PendingLoad(
             context, caller, id_, flight, None, joined, self.rules, test=True, marked=marked
         )
 
@@ -436,7 +440,7 @@ class Gateway:
             return limited
         return refusal
 
-    def _tested(self, load: Load, found: Found | Refusal | None) -> Found | Refusal | None:
+    def _tested(self, load: PendingLoad, found: Found | Refusal | None) -> Found | Refusal | None:
         """Draw the conclusions from a test for the one who waited for it."""
         context, caller = load.context, load.caller
         if isinstance(found, Refusal):
@@ -451,11 +455,15 @@ class Gateway:
 
     # -- the shared copy
 
-    def _look_up(self, context: RequestContext, caller: Caller[Grant], id_: str) -> Response | Load:
+    def _look_up(
+        self, context: RequestContext, caller: Caller[Grant], id_: str
+    ) -> Response | PendingLoad:
         found = self._find(context, caller, id_)
-        return found if isinstance(found, Load) else self._session(context, caller, *found)
+        return found if isinstance(found, PendingLoad) else self._session(context, caller, *found)
 
-    def _find(self, context: RequestContext, caller: Caller[Grant], id_: str) -> Found | Load:
+    def _find(
+        self, context: RequestContext, caller: Caller[Grant], id_: str
+    ) -> Found | PendingLoad:
         now, environment = context.now, self.environments[caller.environment]
         budget = environment.budget
         known = self.cache.find(environment.name, id_, now)
@@ -489,7 +497,7 @@ class Gateway:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(context)
             flight = self.loader.start(environment, id_, last_resort, now)
-        return Load(context, caller, id_, flight, last_resort, joined, self.rules)
+        return PendingLoad(context, caller, id_, flight, last_resort, joined, self.rules)
 
     def _reserve_probe(self, context: RequestContext) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -510,9 +518,9 @@ class Gateway:
         caller: Caller[Grant],
         wanted: page.Listing,
         how: bytes = b"hit",
-    ) -> Response | Loads:
+    ) -> Response | PendingList:
         """Answer a list from memory, or say for which sessions has to be waited."""
-        loads: list[Load] = []
+        loads: list[PendingLoad] = []
         digest = caller.digest
 
         def find(id_: str) -> Copy | Refusal | None:
@@ -520,7 +528,7 @@ class Gateway:
                 if digest is not None and loads and not self.verdicts.genuine(digest, context.now):
                     return None  # first of all whether the token is one
                 try:
-                    found: Found | Load
+                    found: Found | PendingLoad
                     if digest is not None and not self.verdicts.good(digest, id_, context.now):
                         found = self._test(context, caller, digest, id_)
                     else:
@@ -531,7 +539,7 @@ class Gateway:
                         raise
                     wanted.known[id_] = refusal
                 else:
-                    if isinstance(found, Load):
+                    if isinstance(found, PendingLoad):
                         loads.append(found)
                         return None
                     wanted.known[id_] = self._counted(found)
@@ -539,7 +547,7 @@ class Gateway:
 
         page = wanted.page(find)
         if page is None:
-            return Loads(context, caller, wanted, loads)
+            return PendingList(context, caller, wanted, loads)
         return self._page(context, caller, page, how)
 
     def _counted(self, found: Found | Refusal) -> Copy | Refusal:
@@ -549,19 +557,19 @@ class Gateway:
         self.telemetry.count("bff_cache", result)
         return copy
 
-    async def finish(self, load: Load | Loads | Wait) -> Response:
+    async def finish(self, load: PendingLoad | PendingList | PendingLease) -> Response:
         """Wait for a load, which goes on if this is cancelled, and decide on what it brought."""
-        if isinstance(load, Wait):
+        if isinstance(load, PendingLease):
             answer = await self._finish_wait(load)
             return answer if isinstance(answer, Response) else await self.finish(answer)
         try:
-            if isinstance(load, Loads):
+            if isinstance(load, PendingList):
                 return await self._finish_list(load)
             return await self._finish_load(load)
         except Unleased as lack:  # by a tested caller: what upstream said of the token is kept
             return await self.finish(self._uncounted(load.context, lack))
 
-    async def _finish_load(self, load: Load) -> Response:
+    async def _finish_load(self, load: PendingLoad) -> Response:
         context = load.context
         await self._wait(context, [load])
         found = self._landed(load)
@@ -579,7 +587,7 @@ class Gateway:
         # Not raised: it is shared by all who wait, and an exception grows with each raise.
         return self._refusal(context, found)
 
-    def _landed(self, load: Load) -> Found | Refusal | None:
+    def _landed(self, load: PendingLoad) -> Found | Refusal | None:
         """What a load brought, as far as it is this caller's.
 
         None if it was a test of which another replica knew that it passes: the session is to be
@@ -594,7 +602,7 @@ class Gateway:
             return Refusal("unauthorized")
         return found
 
-    async def _finish_list(self, waited: Loads) -> Response:
+    async def _finish_list(self, waited: PendingList) -> Response:
         """Wait for what a page needs, and for more if some of it is missing or filtered out."""
         context, caller, wanted = waited.context, waited.caller, waited.listing
         while True:
@@ -621,7 +629,7 @@ class Gateway:
         untested = caller.digest is not None and not self.verdicts.genuine(caller.digest, now)
         return refusal.code in _OF_THE_CALLER or untested
 
-    async def _wait(self, context: RequestContext, loads: Sequence[Load]) -> None:
+    async def _wait(self, context: RequestContext, loads: Sequence[PendingLoad]) -> None:
         """Wait until all have landed, or for a second if every one of them has a last resort."""
         began, _ = self._clock()
         patience = PATIENCE_SECONDS if all(load.last_resort for load in loads) else None
@@ -641,7 +649,7 @@ class Gateway:
         answer = self.decide(context.head, *self._clock())
         return answer if isinstance(answer, Response) else await self.finish(answer)
 
-    async def _finish_wait(self, wait: Wait) -> Response | Load | Loads:
+    async def _finish_wait(self, wait: PendingLease) -> Response | PendingLoad | PendingList:
         """Wait for leases, for as long as a request may wait for the store, and decide again."""
         assert self.fleet is not None  # noqa: S101  nothing else leases
         ends = self._clock()[0] + self.fleet.within
@@ -651,7 +659,7 @@ class Gateway:
             if left <= 0 or not wait.lease.done():
                 self.fleet.store.give_up()
             answer = self.decide(wait.head, *self._clock())
-            if not isinstance(answer, Wait):
+            if not isinstance(answer, PendingLease):
                 return answer
             wait = answer
 
@@ -765,7 +773,7 @@ class Gateway:
         return replace(response, body=b"") if head.method == "HEAD" else response
 
 
-def _landed(load: Load) -> Found | Refusal | None:
+def _landed(load: PendingLoad) -> Found | Refusal | None:
     """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
     outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
     if isinstance(outcome, Copy):

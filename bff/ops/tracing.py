@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from bff import __version__
 from bff.clock import Clock
 from bff.errors import Refusal
-from bff.gateway.decide import Gateway, Load, Loads, Wait
+from bff.gateway.decide import Gateway, PendingLease, PendingList, PendingLoad
 from bff.request import RequestHead
 from bff.response import Response
 from bff.server.asgi import read_head, send_response
@@ -135,10 +135,12 @@ class RequestSpan:
         with self._tracer.start_as_current_span("decide", record_exception=False):
             yield
 
-    def answered(self, response: Response, answer: Response | Load | Loads | Wait) -> None:
+    def answered(
+        self, response: Response, answer: Response | PendingLoad | PendingList | PendingLease
+    ) -> None:
         """Note how it ended."""
         self._span.set_attribute("http.response.status_code", response.status)
-        if isinstance(answer, Load):
+        if isinstance(answer, PendingLoad):
             self._span.set_attribute("bff.joined", answer.joined)
         if response.status >= 500:  # noqa: PLR2004
             self._span.set_status(self._error)

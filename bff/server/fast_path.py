@@ -1,7 +1,7 @@
 """The fast lane: answers from the protocol class what `Gateway.decide` answers without waiting.
 
 A hit needs no scope, no task and no ASGI cycle, which is most of what an ASGI server costs. So a
-complete request without a body is decided as soon as it is parsed. If that gives a `Load`, the
+complete request without a body is decided as soon as it is parsed. If that gives a `PendingLoad`, the
 request goes on to the application and takes the decision that was made with it; whatever is
 unusual in framing goes there undecided. Both ways give the same bytes
 (`tests/server/test_fast_path.py`).
@@ -27,7 +27,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.clock import Clock
-from bff.gateway.decide import Gateway, Load, Loads, Wait
+from bff.gateway.decide import Gateway, PendingLease, PendingList, PendingLoad
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.server.asgi import LOAD
@@ -150,7 +150,7 @@ class Lane(Guard):
         """Of the last request in them that was decided here."""
         self._granted = False
         """It was not refused."""
-        self._load: Load | Loads | Wait | None = None
+        self._load: PendingLoad | PendingList | PendingLease | None = None
         """Decided already, for the request that is parsed next."""
         self._again = b""
         """Bytes that are one request to be decided here, whole, and `_head` is its head."""

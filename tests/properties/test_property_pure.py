@@ -12,7 +12,7 @@ from support.world import World
 
 from bff.demo.upstream import can_read, session
 from bff.errors import Refusal
-from bff.gateway.decide import Load
+from bff.gateway.decide import PendingLoad
 from bff.request import RequestHead
 from bff.sessions import ids
 from bff.sessions.document import parse_document
@@ -86,7 +86,7 @@ async def test_no_head_is_a_5xx_or_an_exception(
     gateway = world.service.gateway
     world.clock.advance(61)
     answer = gateway.decide(RequestHead.read(method, path, query, headers, peer), *world.clock())
-    assert not isinstance(answer, Load), "without a good token nothing is ever loaded"
+    assert not isinstance(answer, PendingLoad), "without a good token nothing is ever loaded"
     assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
     assert b"\r\n\r\n" not in answer.head
     for name, value in answer.headers():

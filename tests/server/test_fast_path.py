@@ -39,7 +39,7 @@ from uvicorn.server import ServerState
 
 from bff.cli import main
 from bff.demo.upstream import session
-from bff.gateway.decide import Load
+from bff.gateway.decide import PendingLoad
 from bff.request import HeaderFields, RequestHead
 from bff.server import fast_path
 from bff.server import run as server
@@ -864,7 +864,7 @@ async def test_no_answer_can_be_split(
         for asked in (PATH.encode() + b"chat-1", b"/" + path, PATH.encode() + path):
             head = RequestHead.read("GET", asked, b"", headers, "192.0.2.1")
             response = world.service.gateway.decide(head, *clock())
-            if isinstance(response, Load):
+            if isinstance(response, PendingLoad):
                 response = await world.service.gateway.finish(response)
             assert response.head.endswith(b"\r\n")
             for line in response.head[:-2].split(b"\r\n"):
