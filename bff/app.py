@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 from bff import __version__
 from bff.clock import Clock, system_clock
 from bff.config.reload import Watch
-from bff.config.runtime import Environment, Limits, Rules
+from bff.config.runtime import Environment, Limits, RuntimeConfig
 from bff.config.settings import EnvironmentSettings, Settings, SettingsError, SourceSettings
 from bff.config.values import Rate
 from bff.copies.cache import Cache
@@ -130,7 +130,7 @@ class Service:
             on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
         )
         self.gateway = Gateway(
-            self._rules(settings, None),
+            self._config(settings, None),
             cache=cache,
             verdicts=Verdicts(self._spawn),
             revocations=Revocations(),
@@ -193,7 +193,7 @@ class Service:
         log, before = self._telemetry.log, self._told
         try:
             told = self._reload_settings()
-            rules = self._rules(told, self.gateway.rules)
+            config = self._config(told, self.gateway.config)
         except Exception as exc:  # noqa: BLE001  what runs goes on, whatever it was
             self._settings_current = False
             self._telemetry.count("bff_reloads", "failed")
@@ -202,10 +202,10 @@ class Service:
             else:
                 self._telemetry.exception("settings_not_reloaded", exc)
             return
-        self.gateway.adopt(rules)
-        self._doors.trusted = rules.trusted_proxies
+        self.gateway.apply(config)
+        self._doors.trusted = config.trusted_proxies
         if self.fleet is not None:
-            self.fleet.adopt(_spaces(told), told.cache_negative_ttl)
+            self.fleet.apply(_spaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
         self._keep_up()
         self._telemetry.count("bff_reloads", "ok")
@@ -229,7 +229,7 @@ class Service:
             await asyncio.sleep(LAG_SECONDS)
             self._telemetry.observe("bff_loop_lag_seconds", max(0.0, self._clock()[0] - due))
 
-    def _rules(self, settings: Settings, before: Rules | None) -> Rules:
+    def _config(self, settings: Settings, before: RuntimeConfig | None) -> RuntimeConfig:
         """Build everything that *settings* decide, keeping counts where nothing changed."""
         issuers = tuple(
             Issuer(
@@ -250,7 +250,7 @@ class Service:
             verifier = Verifier(issuers, ids.grant, sources=sources, before=known)
         environments = before.environments if before else {}
         limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
-        return Rules(
+        return RuntimeConfig(
             environments={
                 e.name: self._environment(e, environments.get(e.name))
                 for e in settings.environments
@@ -356,7 +356,7 @@ class Service:
     def _learned(self, environment: EnvironmentSettings, id_: str) -> None:
         """Go on with the id that upstream told of *environment*."""
         self._ids[environment.name] = (_told_of(environment), id_)
-        self.gateway.adopt(self._rules(self._told, self.gateway.rules))
+        self.gateway.apply(self._config(self._told, self.gateway.config))
 
     def _id(self, environment: EnvironmentSettings) -> str | None:
         """The id as the settings have it or, of that very key and place, upstream."""
@@ -469,12 +469,12 @@ def _limiter(
 def _spaces(settings: Settings) -> dict[str, Space]:
     """Where each environment's things are in the store: apart from whatever differs."""
     policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
-    rules = fingerprint(__version__, settings.default_policy.fingerprint, sorted(policies.items()))
+    config = fingerprint(__version__, settings.default_policy.fingerprint, sorted(policies.items()))
     return {
         # Without an id, the key alone says which environment it is.
         e.name: Space(
             fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()),
-            rules,
+            config,
             _seal(e),
         )
         for e in settings.environments

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 from support.clients import chromium as launch_chromium
 from support.engines import ENGINES, Engine
-from support.fleets import Replicas
+from support.replicas import Replicas
 from support.world import OFF, Clock, Gateway, World, running_upstream
 
 # How long an example takes says something of the machine, and nothing of the code.

@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class RuntimeConfig:
     """What can change while the gateway runs: all of it at once, or nothing.
 
     Args:

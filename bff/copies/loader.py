@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from bff.config.runtime import Environment, Rules
+from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
 from bff.errors import Refusal
 from bff.limits.budget import Budget
@@ -45,14 +45,14 @@ class Loader:
     """Starts loads, keeps what they bring, and learns from them how upstream is.
 
     Args:
-        rules: to begin with; see `adopt`.
+        config: to begin with; see `apply`.
         clock: the two times: one that never jumps, and Unix seconds.
         fleet: the other replicas; None without a store.
     """
 
     def __init__(
         self,
-        rules: Rules,
+        config: RuntimeConfig,
         *,
         cache: "Cache[Copy | Refusal]",
         verdicts: "Verdicts[Copy | Refusal | None]",
@@ -65,11 +65,11 @@ class Loader:
         self._telemetry = telemetry
         self._clock = clock
         self._fleet = fleet
-        self._rules = rules
+        self._config = config
 
-    def adopt(self, rules: Rules) -> None:
-        """Go on by *rules*: what is being loaded is projected by the new policy."""
-        self._rules = rules
+    def apply(self, config: RuntimeConfig) -> None:
+        """Go on by *config*: what is being loaded is projected by the new policy."""
+        self._config = config
 
     def wait(self, budget: Budget, now: float) -> float:
         """Seconds until a load may start; where replicas share a budget, the load itself asks."""
@@ -99,7 +99,7 @@ class Loader:
         if id_ == PROBE_ID:
             return await ask(self._fleet.within)
         while True:
-            rules, mark = self._rules, self._cache.mark
+            config, mark = self._config, self._cache.mark
             outcome, ours = await self._fleet.load(
                 Question(
                     environment=environment.name,
@@ -111,7 +111,7 @@ class Loader:
             )
             if ours:
                 return outcome
-            if rules is self._rules:
+            if config is self._config:
                 if isinstance(outcome, Copy):
                     self._cache.put(outcome, mark)
                 return outcome
@@ -189,7 +189,7 @@ class Loader:
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy; whatever a browser must not see ends here."""
-        policy = self._rules.policies.get(str(document["type"]), self._rules.default_policy)
+        policy = self._config.policies.get(str(document["type"]), self._config.default_policy)
         self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
         shown = policy.project(document)
         try:
@@ -250,18 +250,18 @@ class Loader:
         loads = [
             self._cache.flight(environment.name, PROBE_ID)
             or self.start(environment, PROBE_ID, None, now)
-            for environment in self._rules.environments.values()
+            for environment in self._config.environments.values()
             if environment.health != "ok" and now - environment.checked >= PROBE_SECONDS
             if environment.budget.wait(now) <= 0
         ]
         if loads:
             await asyncio.wait(loads)
-        return {name: self.ready(env) for name, env in self._rules.environments.items()}
+        return {name: self.ready(env) for name, env in self._config.environments.items()}
 
     def ready(self, environment: Environment) -> tuple[bool, str]:
         """Whether *environment* can serve, as far as is known, and why."""
         now, _ = self._clock()
-        if environment.name in self._rules.verifier.pending:
+        if environment.name in self._config.verifier.pending:
             return False, (
                 "the environment's id is not known yet, so no token can be told to be its own: "
                 "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
@@ -296,7 +296,7 @@ class Loader:
         secret key's and learn nothing here. *mark* is where the token was counted as a bad one in
         advance; it is given back when it was none, whoever still waits.
         """
-        digest, rules = caller.digest or b"", self._rules
+        digest, config = caller.digest or b"", self._config
         outcome: Copy | Refusal | None = None
 
         async def ask() -> Verdict:
@@ -326,13 +326,13 @@ class Loader:
             outcome = Refusal(verdict.code, retry_after=rest)
         if mark is not None and verdict.code in (OK, *GENUINE):
             mark.used -= 1
-        current = self._rules
-        if (current.verifier, current.places) != (rules.verifier, rules.places):
+        current = self._config
+        if (current.verifier, current.places) != (config.verifier, config.places):
             return outcome  # other keys or another upstream by now: it is to be asked again
         if verdict.code == OK:
             seconds = caller.expires - wall + now - verdict.spoken
             self._verdicts.accept(digest, verdict.ids, verdict.spoken, seconds)
-            rules.verifier.remember(token, caller)
+            config.verifier.remember(token, caller)
         else:
             self._verdicts.refuse(digest, id_, verdict.spoken, verdict.code, verdict.seconds)
         return outcome

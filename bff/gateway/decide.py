@@ -26,7 +26,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from bff.config.runtime import Rules
+from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
 from bff.copies.loader import Loader
 from bff.errors import Refusal
@@ -102,7 +102,7 @@ class PendingLoad:
     flight: "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]"
     last_resort: Copy | None
     joined: bool
-    rules: "Rules"
+    config: "RuntimeConfig"
     """By which it was decided to wait."""
     test: bool = False
     """Upstream is asked with the caller's own token, and its answer is about that too."""
@@ -136,7 +136,7 @@ class Gateway:
     """Answers browsers. Knows neither Starlette nor sockets.
 
     Args:
-        rules: to begin with; see `adopt`.
+        config: to begin with; see `apply`.
         clock: returns the two times, as in `RequestContext`; for what finishes after its decision.
         request_ids: makes an id for each answer.
         fleet: the other replicas; None without a store.
@@ -144,7 +144,7 @@ class Gateway:
 
     def __init__(
         self,
-        rules: Rules,
+        config: RuntimeConfig,
         *,
         cache: "Cache[Copy | Refusal]",
         verdicts: "Verdicts[Copy | Refusal | None]",
@@ -163,31 +163,31 @@ class Gateway:
         self.fleet = fleet
         self._served = 0
         self.loader = Loader(
-            rules, cache=cache, verdicts=verdicts, telemetry=telemetry, clock=clock, fleet=fleet
+            config, cache=cache, verdicts=verdicts, telemetry=telemetry, clock=clock, fleet=fleet
         )
-        self.rules = rules
-        self.adopt(rules)
+        self.config = config
+        self.apply(config)
 
-    def adopt(self, rules: Rules) -> None:
-        """Go on by *rules*; nothing awaits in here, so no request sees a part of them.
+    def apply(self, config: RuntimeConfig) -> None:
+        """Go on by *config*; nothing awaits in here, so no request sees a part of them.
 
         Copies stay, unless they would look different now or come from elsewhere. What is being
         loaded will be projected by the new policy, so that stays even then.
         """
-        before, self.rules = self.rules, rules
-        moved = before.places != rules.places
-        policies = (rules.default_policy, rules.policies)
-        self.environments = rules.environments
-        self.verifier = rules.verifier
-        self._limits = rules.limits
-        self._trusted_proxies = rules.trusted_proxies
-        self._responses = rules.responses
-        self._pages = rules.pages
-        self._token_cookie = rules.token_cookie
-        if moved or rules.verifier is not before.verifier:
+        before, self.config = self.config, config
+        moved = before.places != config.places
+        policies = (config.default_policy, config.policies)
+        self.environments = config.environments
+        self.verifier = config.verifier
+        self._limits = config.limits
+        self._trusted_proxies = config.trusted_proxies
+        self._responses = config.responses
+        self._pages = config.pages
+        self._token_cookie = config.token_cookie
+        if moved or config.verifier is not before.verifier:
             self.verdicts.forget()
-        self.loader.adopt(rules)
-        self.cache.ages, self.cache.max_bytes = rules.ages, rules.max_bytes
+        self.loader.apply(config)
+        self.cache.ages, self.cache.max_bytes = config.ages, config.max_bytes
         if moved or (before.default_policy, before.policies) != policies:
             self.cache.clear(loads=moved)
 
@@ -343,7 +343,7 @@ class Gateway:
     def _decide_list(
         self, context: RequestContext, caller: Caller[Grant]
     ) -> Response | PendingList:
-        query = list_query.parse(context.head.query, visible=self.rules.visible, wall=context.wall)
+        query = list_query.parse(context.head.query, visible=self.config.visible, wall=context.wall)
         if caller.granted.every:
             raise Refusal(
                 "unauthorized",
@@ -414,7 +414,7 @@ class Gateway:
             flight = self.verdicts.fly(digest, id_, test)
         marked = mark is not None
         return PendingLoad(
-            context, caller, id_, flight, None, joined, self.rules, test=True, marked=marked
+            context, caller, id_, flight, None, joined, self.config, test=True, marked=marked
         )
 
     def _refused(
@@ -497,7 +497,7 @@ class Gateway:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(context)
             flight = self.loader.start(environment, id_, last_resort, now)
-        return PendingLoad(context, caller, id_, flight, last_resort, joined, self.rules)
+        return PendingLoad(context, caller, id_, flight, last_resort, joined, self.config)
 
     def _reserve_probe(self, context: RequestContext) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -573,7 +573,7 @@ class Gateway:
         context = load.context
         await self._wait(context, [load])
         found = self._landed(load)
-        if load.rules is not self.rules:
+        if load.config is not self.config:
             return await self._finish_anew(context, found)
         try:
             self._still_good(context, load.caller)
@@ -609,7 +609,7 @@ class Gateway:
             await self._wait(context, waited.loads)
             for load in waited.loads:
                 found = self._landed(load)
-                if load.rules is not self.rules:
+                if load.config is not self.config:
                     return await self._finish_anew(context, found)
                 if isinstance(found, Refusal) and self._of_the_caller(caller, found, context.now):
                     return self._refusal(context, found)

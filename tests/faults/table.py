@@ -625,8 +625,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "if moved or rules.verifier is not",
-        "if rules.verifier is not",
+        "if moved or config.verifier is not",
+        "if config.verifier is not",
         f"{_VERDICTS}::test_what_one_upstream_said_is_no_word_of_another",
     ),
     Fault(
@@ -639,7 +639,7 @@ FAULTS = [
     Fault(
         0,
         "bff/copies/loader.py",
-        "if (current.verifier, current.places) != (rules.verifier, rules.places):",
+        "if (current.verifier, current.places) != (config.verifier, config.places):",
         "if False:",
         f"{_VERDICTS}::test_a_test_that_ends_under_other_rules_leaves_nothing",
     ),

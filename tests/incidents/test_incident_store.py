@@ -5,8 +5,8 @@ import json
 import random
 
 from support.engines import Engine
-from support.fleets import Relay, Replicas, until
 from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle
+from support.replicas import Relay, Replicas, until
 
 from bff.demo.upstream import session
 from bff.replicas.valkey import Away

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from support.engines import Engine
-from support.fleets import RealClock, Replicas
+from support.replicas import RealClock, Replicas
 from support.world import OFF, Gateway, World, read, running_upstream
 from test_replicas import Traffic, together
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from support.engines import ENGINES, Engine, free_port
-from support.fleets import PATIENT
+from support.replicas import PATIENT
 from support.world import OFF, OWN_KEY, PATH, Gateway, environ, http, read, running_upstream, until
 
 from bff.demo.upstream import session

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.engines import Engine
-from support.fleets import RealClock, Relay, Replicas, events, everything, until
+from support.replicas import RealClock, Relay, Replicas, events, everything, until
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, Seen

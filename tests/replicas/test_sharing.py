@@ -5,7 +5,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from support.fleets import Replicas, everything, purge, until
+from support.replicas import Replicas, everything, purge, until
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, session

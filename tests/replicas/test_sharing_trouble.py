@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.engines import ENGINES, Engine
-from support.fleets import RealClock, Relay, Replicas, beat, events, purge, until
 from support.hostile import ask
+from support.replicas import RealClock, Relay, Replicas, beat, events, purge, until
 from support.world import FRIENDLY, OFF, Clock, World, read
 
 from bff.demo.upstream import session

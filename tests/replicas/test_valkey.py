@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from support.engines import ENGINES, Cluster, Engine, free_port
-from support.fleets import PATIENT, RealClock, Relay, Replicas, events, purge, until
+from support.replicas import PATIENT, RealClock, Relay, Replicas, events, purge, until
 from support.world import (
     FRIENDLY,
     ROOT_KEY,
