@@ -139,7 +139,7 @@ class Fleet:
         """
         await self.store.open(self._heard)
 
-    def adopt(self, spaces: Mapping[str, Space], negative_ttl: float) -> None:
+    def apply(self, spaces: Mapping[str, Space], negative_ttl: float) -> None:
         """Go on by other settings; loads under way are kept by nobody else."""
         self.spaces, self.negative_ttl = spaces, negative_ttl
 
