@@ -20,7 +20,7 @@ PARTS = 4
 _NEVER = sys.maxsize
 
 
-class Lessor(Protocol):
+class QuotaProvider(Protocol):
     """Gives out windows that several replicas share, a lease at a time."""
 
     @property
@@ -32,10 +32,10 @@ class Lessor(Protocol):
         """Among how many a limit is divided while it cannot."""
 
     def lease(self, window: "Window", want: int) -> "asyncio.Task[None]":
-        """Begin to get *want* more, and then `settle` or `unsettle` the window."""
+        """Begin to get *want* more, and then `grant` or `lease_failed` the window."""
 
 
-class Unleased(Exception):  # noqa: N818  not a mistake: the answer is elsewhere
+class LeasePending(Exception):  # noqa: N818  not a mistake: the answer is elsewhere
     """Whether one more may be taken is not known here: await *lease*, and ask again."""
 
     def __init__(self, limiter: "Limiter", lease: "asyncio.Task[None]") -> None:
@@ -62,9 +62,9 @@ class Window:
         self.ends = ends
         self.used = 0
         self.granted = 0 if leased else limiter.limit
-        self.rest = limiter.limit - self.granted
+        self.remaining_elsewhere = limiter.limit - self.granted
         """What the lessor had left when it was last asked."""
-        self.low = 0 if leased else _NEVER
+        self.renew_at = 0 if leased else _NEVER
         """How many are used when more is leased."""
         self.leasing: asyncio.Task[None] | None = None
         self.waiting = 0
@@ -86,14 +86,14 @@ class Window:
         """Whether nothing is left to take."""
         return self.used >= self.granted
 
-    def more(self, lessor: Lessor) -> None:
+    def more(self, provider: QuotaProvider) -> None:
         """See to it that one can be taken, or is known not to be there.
 
         Raises:
             Unleased: neither is known before a lease is.
         """
-        if not lessor.up:
-            share = max(1, self.limiter.limit // lessor.replicas)
+        if not provider.up:
+            share = max(1, self.limiter.limit // provider.replicas)
             if self.granted < share:
                 self._borrowed += share - self.granted
                 self.granted = share
@@ -104,39 +104,41 @@ class Window:
             self.granted -= self._borrowed
             self._borrowed = 0
         if self.leasing is None:
-            share = max(self._share(lessor), self.waiting + 1)
+            share = max(self._share(provider), self.waiting + 1)
             want, self.waiting = self.used - self.granted + share, 0
             if want <= 0:
                 return
-            self.leasing = lessor.lease(self, want)
+            self.leasing = provider.lease(self, want)
         if self.used >= self.granted:
             self.waiting += 1
-            raise Unleased(self.limiter, self.leasing)
+            raise LeasePending(self.limiter, self.leasing)
 
-    def _share(self, lessor: Lessor) -> int:
-        return max(1, self.rest // (PARTS * lessor.replicas))
+    def _share(self, provider: QuotaProvider) -> int:
+        return max(1, self.remaining_elsewhere // (PARTS * provider.replicas))
 
-    def settle(self, lessor: Lessor, want: int, given: int, rest: int, ends: float) -> None:
-        """Learn that *given* of *want* are leased until *ends*, and *rest* are left for others."""
+    def grant(
+        self, provider: QuotaProvider, want: int, given: int, remaining_elsewhere: int, ends: float
+    ) -> None:
+        """Learn that *given* of *want* are leased until *ends*, and *remaining_elsewhere* are left for others."""
         self.leasing = None
         if self._leased and ends - self.ends > self.limiter.seconds / 2:
             # A window has begun there while the lease was on its way: the former one's is void.
-            self.limiter.renew(self, ends).settle(lessor, want, given, rest, ends)
+            self.limiter.renew(self, ends).grant(provider, want, given, remaining_elsewhere, ends)
             return
         self._leased = True
         self.granted += given
-        self.rest = rest
+        self.remaining_elsewhere = remaining_elsewhere
         self.ends = ends
-        self.low = _NEVER if given < want else self.granted - self._share(lessor) // 2
+        self.renew_at = _NEVER if given < want else self.granted - self._share(provider) // 2
 
-    def unsettle(self) -> None:
+    def lease_failed(self) -> None:
         """Learn that nothing could be leased."""
         self.leasing = None
 
     @property
     def remaining(self) -> int:
         """What is left to take."""
-        return max(0, self.granted - self.used) + self.rest
+        return max(0, self.granted - self.used) + self.remaining_elsewhere
 
     def reset(self, now: float) -> float:
         """Seconds until a new window, at most `MAX_RESET`."""
@@ -152,7 +154,7 @@ class Limiter:
     Args:
         name: what is counted, for headers and metrics.
         max_keys: bound on the keys remembered; beyond it the oldest window is forgotten.
-        lessor: where windows are leased from; without one each is this process's whole.
+        provider: where windows are leased from; without one each is this process's whole.
     """
 
     def __init__(
@@ -162,12 +164,12 @@ class Limiter:
         seconds: float,
         *,
         max_keys: int = 100_000,
-        lessor: Lessor | None = None,
+        provider: QuotaProvider | None = None,
     ) -> None:
         self.name = name
         self.limit = limit
         self.seconds = seconds
-        self._lessor = lessor
+        self._provider = provider
         self._max_keys = max_keys
         # Windows are all of one length, so the order of insertion is the order of expiry.
         self._windows: OrderedDict[Hashable, Window] = OrderedDict()
@@ -181,8 +183,8 @@ class Limiter:
         window = self._windows.get(key)
         if window is None or window.ends <= now:
             window = self._open(key, now)
-        if window.used >= window.low and self._lessor is not None:
-            window.more(self._lessor)
+        if window.used >= window.renew_at and self._provider is not None:
+            window.more(self._provider)
         return window
 
     def take(self, key: Hashable, now: float) -> Window:
@@ -190,12 +192,12 @@ class Limiter:
         window = self._windows.get(key)
         if window is None or window.ends <= now:
             window = self._open(key, now)
-        if window.used >= window.low and self._lessor is not None:
-            window.more(self._lessor)
+        if window.used >= window.renew_at and self._provider is not None:
+            window.more(self._provider)
         window.used += 1
         return window
 
-    def untake(self, key: Hashable) -> None:
+    def refund(self, key: Hashable) -> None:
         """Give back the last one counted for *key*."""
         if window := self._windows.get(key):
             window.used -= 1
@@ -220,6 +222,6 @@ class Limiter:
                 len(windows) >= self._max_keys or next(iter(windows.values())).ends <= now
             ):
                 windows.popitem(last=False)
-        leased = self._lessor is not None
+        leased = self._provider is not None
         window = windows[key] = Window(self, key, now + self.seconds, leased=leased)
         return window

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from programs import capacity
 
-from bff.limits.rate import Limiter, Unleased, Window
+from bff.limits.rate import LeasePending, Limiter, Window
 
 
 @dataclass
@@ -35,20 +35,20 @@ class Counter:
 class Lease:
     """A question on its way to the counter and back."""
 
-    def __init__(self, lessor: "Lessor", window: Window, want: int, sent: float) -> None:
-        self.lessor, self.window, self.want, self.sent = lessor, window, want, sent
+    def __init__(self, provider: "QuotaProvider", window: Window, want: int, sent: float) -> None:
+        self.provider, self.window, self.want, self.sent = provider, window, want, sent
         self.answer: tuple[int, int, float] | None = None
 
     def reach(self, now: float) -> None:
-        self.answer = self.lessor.counter.take(self.want, now)
+        self.answer = self.provider.counter.take(self.want, now)
 
     def land(self) -> None:
         assert self.answer is not None
-        given, rest, seconds = self.answer
-        self.window.settle(self.lessor, self.want, given, rest, self.sent + seconds)
+        given, remaining_elsewhere, seconds = self.answer
+        self.window.grant(self.provider, self.want, given, remaining_elsewhere, self.sent + seconds)
 
 
-class Lessor:
+class QuotaProvider:
     up = True
     replicas = 2
 
@@ -83,15 +83,15 @@ def test_whatever_the_order_no_window_of_the_store_lets_one_too_many_through(
 ) -> None:
     clock = Now()
     counter = Counter(limit, 10.0)
-    lessors = [Lessor(counter, clock) for _ in range(3)]
-    limiters = [Limiter("caller", limit, 10, lessor=lessor) for lessor in lessors]
+    lessors = [QuotaProvider(counter, clock) for _ in range(3)]
+    limiters = [Limiter("caller", limit, 10, provider=provider) for provider in lessors]
     for what, which in events:
         if what == "pass":
             clock.now += which
         elif what == "ask":
             try:
                 window = limiters[which].take("key", clock.now)
-            except Unleased:
+            except LeasePending:
                 continue
             if not window.exceeded:
                 assert clock.now < counter.ends, "spent in the window it was leased in"
@@ -107,25 +107,25 @@ def test_whatever_the_order_no_window_of_the_store_lets_one_too_many_through(
     assert all(let_through <= limit for let_through in counter.windows)
 
 
-def alone(limit: int) -> tuple[Limiter, Lessor, Counter, Now]:
+def alone(limit: int) -> tuple[Limiter, QuotaProvider, Counter, Now]:
     clock = Now()
     counter = Counter(limit, 60.0)
-    lessor = Lessor(counter, clock)
-    return Limiter("caller", limit, 60, lessor=lessor), lessor, counter, clock
+    provider = QuotaProvider(counter, clock)
+    return Limiter("caller", limit, 60, provider=provider), provider, counter, clock
 
 
-def spend(limiter: Limiter, lessor: Lessor, clock: Now, number: int) -> int:
+def spend(limiter: Limiter, provider: QuotaProvider, clock: Now, number: int) -> int:
     """Ask *number* times, each lease arriving at once; returns how many were let through."""
     let_through = 0
     for _ in range(number):
         while True:
             try:
                 window = limiter.take("key", clock.now)
-            except Unleased:
-                for lease in lessor.under_way:
+            except LeasePending:
+                for lease in provider.under_way:
                     lease.reach(clock.now)
                     lease.land()
-                lessor.under_way.clear()
+                provider.under_way.clear()
             else:
                 let_through += not window.exceeded
                 break
@@ -133,35 +133,35 @@ def spend(limiter: Limiter, lessor: Lessor, clock: Now, number: int) -> int:
 
 
 def test_one_replica_uses_all_of_a_limit_in_few_leases() -> None:
-    limiter, lessor, counter, clock = alone(300)
+    limiter, provider, counter, clock = alone(300)
     asked = []
-    lease = lessor.lease
-    lessor.lease = lambda window, want: asked.append(want) or lease(window, want)
+    lease = provider.lease
+    provider.lease = lambda window, want: asked.append(want) or lease(window, want)
 
-    assert spend(limiter, lessor, clock, 400) == 300
+    assert spend(limiter, provider, clock, 400) == 300
     assert counter.used == 300
     assert asked[0] == 300 // 8
     assert len(asked) < 80
     few = len(asked)
-    assert spend(limiter, lessor, clock, 1000) == 0
+    assert spend(limiter, provider, clock, 1000) == 0
     assert len(asked) == few, "what is used up is not asked for again"
 
 
 def test_nobody_holds_more_than_an_eighth_of_a_limit() -> None:
-    limiter, lessor, counter, clock = alone(300)
+    limiter, provider, counter, clock = alone(300)
     for _ in range(300):
-        spend(limiter, lessor, clock, 1)
+        spend(limiter, provider, clock, 1)
         (window,) = limiter._windows.values()
         assert window.granted - window.used <= limiter.limit // 8
         assert counter.used - window.used <= limiter.limit // 8
 
 
 def test_a_lease_that_arrives_in_the_next_window_leaves_nothing_of_the_former() -> None:
-    limiter, lessor, counter, clock = alone(80)
-    spend(limiter, lessor, clock, 5)
+    limiter, provider, counter, clock = alone(80)
+    spend(limiter, provider, clock, 5)
     clock.now += 59.9
-    spend(limiter, lessor, clock, 2)  # of ten: three are left, and more is on its way
-    (lease,) = lessor.under_way
+    spend(limiter, provider, clock, 2)  # of ten: three are left, and more is on its way
+    (lease,) = provider.under_way
     window = lease.window
     assert window.granted - window.used == 3
     clock.now += 0.2
@@ -174,15 +174,15 @@ def test_a_lease_that_arrives_in_the_next_window_leaves_nothing_of_the_former() 
 
 
 def test_the_share_of_one_among_several_while_the_store_is_away() -> None:
-    limiter, lessor, counter, clock = alone(100)
-    assert spend(limiter, lessor, clock, 5) == 5
-    lessor.up = False
+    limiter, provider, counter, clock = alone(100)
+    assert spend(limiter, provider, clock, 5) == 5
+    provider.up = False
 
-    assert spend(limiter, lessor, clock, 200) == 50 - 5
+    assert spend(limiter, provider, clock, 200) == 50 - 5
 
-    lessor.up = True
+    provider.up = True
     used = counter.used
-    assert spend(limiter, lessor, clock, 200) == 50
+    assert spend(limiter, provider, clock, 200) == 50
     assert counter.used - used == 100 - used, "what was spent alone was counted afterwards"
 
 
