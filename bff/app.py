@@ -463,7 +463,7 @@ def _limiter(
         return None
     if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds, lessor=fleet)
+    return Limiter(name, rate.limit, rate.seconds, provider=fleet)
 
 
 def _spaces(settings: Settings) -> dict[str, Space]:

@@ -31,7 +31,7 @@ from bff.copies.cache import Cache
 from bff.copies.loader import Loader
 from bff.errors import Refusal
 from bff.limits.client_address import address_key, browser_address
-from bff.limits.rate import Unleased, Window
+from bff.limits.rate import LeasePending, Window
 from bff.replicas.sharing import Fleet
 from bff.request import HeaderFields, RequestHead
 from bff.response import Representation, Response, server_timing
@@ -126,7 +126,7 @@ class PendingList:
 
 @dataclass(slots=True)
 class PendingLease:
-    """An answer that depends on a lease (`limits.Unleased`): nothing was counted yet."""
+    """An answer that depends on a lease (`limits.LeasePending`): nothing was counted yet."""
 
     head: RequestHead
     lease: "asyncio.Task[None]"
@@ -206,7 +206,7 @@ class Gateway:
             return self._decide(context)
         except Refusal as refusal:
             return self._refusal(context, refusal)
-        except Unleased as lack:
+        except LeasePending as lack:
             return self._uncounted(context, lack)
 
     def _decide(self, context: RequestContext) -> Response | PendingLoad | PendingList:
@@ -239,12 +239,12 @@ class Gateway:
         self._count_caller(context, caller, address)
         return self._look_up(context, caller, id_)
 
-    def _uncounted(self, context: RequestContext, lack: Unleased) -> PendingLease:
+    def _uncounted(self, context: RequestContext, lack: LeasePending) -> PendingLease:
         """The decision is made again from its start: what it counted would be counted twice."""
         head, limiter = context.head, self._limits.address
         if limiter is not None and lack.limiter is not limiter:
             address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
-            limiter.untake(address_key(address))
+            limiter.refund(address_key(address))
         self._unreserve(context)
         return PendingLease(head, lack.lease)
 
@@ -566,7 +566,7 @@ class Gateway:
             if isinstance(load, PendingList):
                 return await self._finish_list(load)
             return await self._finish_load(load)
-        except Unleased as lack:  # by a tested caller: what upstream said of the token is kept
+        except LeasePending as lack:  # by a tested caller: what upstream said of the token is kept
             return await self.finish(self._uncounted(load.context, lack))
 
     async def _finish_load(self, load: PendingLoad) -> Response:

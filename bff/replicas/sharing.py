@@ -165,7 +165,7 @@ class Fleet:
                 within=self.within,
             )
         except Away:
-            window.unsettle()
+            window.lease_failed()
         else:
             self._count("bff_leases", limiter.name)
             # Counted from before it was asked, so that it never ends later here than there.

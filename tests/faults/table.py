@@ -632,7 +632,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "except Unleased as lack:  # by a tested",
+        "except LeasePending as lack:  # by a tested",
         "except ZeroDivisionError as lack:  # by a tested",
         f"{_TOKEN_REPLICAS}::test_a_caller_is_counted_after_the_test_where_limits_are_leased",
     ),
