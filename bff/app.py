@@ -28,8 +28,8 @@ from bff.limits.rate import Limiter
 from bff.ops.admin import Ops
 from bff.ops.key_refresh import Upkeep
 from bff.ops.tracing import TracedEndpoint, Tracing
-from bff.replicas.codec import Space, fingerprint
-from bff.replicas.sharing import Fleet
+from bff.replicas.codec import Namespace, fingerprint
+from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import Store, StoreError
 from bff.response import ResponseBuilder
 from bff.server import fast_path
@@ -120,7 +120,7 @@ class Service:
         self._reload_settings = reload
         # From now on, not from when the loop is reached: a key may be removed while this starts.
         self._files = Watch(settings.files)
-        self.fleet = self._fleet(settings) if settings.store_url else None
+        self.sharing = self._sharing(settings) if settings.store_url else None
         self._ids: dict[str, tuple[object, str]] = {}
         """Environment ids that upstream told: by name, each with what it was told of."""
         cache: Cache[Copy | Refusal] = Cache(
@@ -137,7 +137,7 @@ class Service:
             telemetry=telemetry,
             clock=clock,
             request_ids=_request_ids(),
-            fleet=self.fleet,
+            sharing=self.sharing,
         )
         bounds = Bounds(
             head_bytes=settings.max_head_bytes,
@@ -176,7 +176,7 @@ class Service:
         self.ops = Ops(
             self.gateway,
             telemetry,
-            fleet=self.fleet,
+            sharing=self.sharing,
             siblings=siblings,
             names=settings.ops_names,
             clock=clock,
@@ -204,8 +204,8 @@ class Service:
             return
         self.gateway.apply(config)
         self._doors.trusted = config.trusted_proxies
-        if self.fleet is not None:
-            self.fleet.apply(_spaces(told), told.cache_negative_ttl)
+        if self.sharing is not None:
+            self.sharing.apply(_namespaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
         self._keep_up()
         self._telemetry.count("bff_reloads", "ok")
@@ -259,11 +259,11 @@ class Service:
             ages=_ages(settings),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
-                address=_limiter("address", settings.ip_rate_limit, limits.address, self.fleet),
+                address=_limiter("address", settings.ip_rate_limit, limits.address, self.sharing),
                 bad_token=_limiter(
-                    "bad-token", settings.bad_token_limit, limits.bad_token, self.fleet
+                    "bad-token", settings.bad_token_limit, limits.bad_token, self.sharing
                 ),
-                caller=_limiter("caller", settings.rate_limit, limits.caller, self.fleet),
+                caller=_limiter("caller", settings.rate_limit, limits.caller, self.sharing),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
@@ -293,8 +293,8 @@ class Service:
             budget.observe(
                 now, limit=quota.limit, remaining=quota.remaining, reset=quota.reset - wall
             )
-            if self.fleet is not None:
-                self.fleet.observe(
+            if self.sharing is not None:
+                self.sharing.observe(
                     environment.name,
                     limit=quota.limit,
                     remaining=quota.remaining,
@@ -314,14 +314,14 @@ class Service:
             upstream = self._tracing.upstream(upstream)
         return Environment(environment.name, place, upstream, budget)
 
-    def _fleet(self, settings: Settings) -> Fleet:
+    def _sharing(self, settings: Settings) -> Sharing:
         telemetry, clock = self._telemetry, self._clock
         assert settings.store_url is not None  # noqa: S101  asked by who calls
 
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
-                self._spawn(fleet.retell([r.encode() for r in self.gateway.revocations.all()]))
+                self._spawn(sharing.retell([r.encode() for r in self.gateway.revocations.all()]))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
 
@@ -332,9 +332,9 @@ class Service:
             count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
             changed=changed,
         )
-        fleet = Fleet(
+        sharing = Sharing(
             store,
-            spaces=_spaces(settings),
+            namespaces=_namespaces(settings),
             make=make_copy,
             negative_ttl=settings.cache_negative_ttl,
             patience=self._patience,
@@ -345,7 +345,7 @@ class Service:
             on_purge=self._forget,
             on_revocation=self._hear_revocation,
         )
-        return fleet
+        return sharing
 
     def _hear_revocation(self, text: str) -> None:
         self.ops.hear_revocation(text)
@@ -382,8 +382,8 @@ class Service:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
-            if self.fleet is not None:
-                await self.fleet.stop()
+            if self.sharing is not None:
+                await self.sharing.stop()
             if self._tracing:
                 await asyncio.to_thread(self._tracing.close)
 
@@ -393,14 +393,14 @@ class Service:
         Raises:
             StoreError: it cannot be used, and is not optional.
         """
-        if self.fleet is None or self._connected:
+        if self.sharing is None or self._connected:
             return
         self._connected = True
         try:
-            await self.fleet.start()
+            await self.sharing.start()
         except StoreError as exc:
             if not self._told.store_optional:
-                await self.fleet.stop()
+                await self.sharing.stop()
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
 
@@ -436,8 +436,8 @@ class Service:
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
             },
             "bff_connections": {(): self._doors.open},
-            "bff_store_up": {(): float(self.fleet.up)} if self.fleet else {},
-            "bff_replicas": {(): self.fleet.replicas} if self.fleet else {},
+            "bff_store_up": {(): float(self.sharing.up)} if self.sharing else {},
+            "bff_replicas": {(): self.sharing.replicas} if self.sharing else {},
             "bff_copies": {(): len(gateway.cache)},
             "bff_copy_bytes": {(): gateway.cache.bytes},
             "bff_loads_in_flight": {(): gateway.cache.flights},
@@ -457,22 +457,22 @@ class Service:
 
 
 def _limiter(
-    name: str, rate: Rate | None, before: Limiter | None, fleet: Fleet | None
+    name: str, rate: Rate | None, before: Limiter | None, sharing: Sharing | None
 ) -> Limiter | None:
     if rate is None:
         return None
     if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds, provider=fleet)
+    return Limiter(name, rate.limit, rate.seconds, provider=sharing)
 
 
-def _spaces(settings: Settings) -> dict[str, Space]:
+def _namespaces(settings: Settings) -> dict[str, Namespace]:
     """Where each environment's things are in the store: apart from whatever differs."""
     policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
     config = fingerprint(__version__, settings.default_policy.fingerprint, sorted(policies.items()))
     return {
         # Without an id, the key alone says which environment it is.
-        e.name: Space(
+        e.name: Namespace(
             fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()),
             config,
             _seal(e),

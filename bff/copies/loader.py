@@ -16,7 +16,7 @@ from bff.copies.cache import Cache
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.limits.rate import Window
-from bff.replicas.sharing import Fleet, Question
+from bff.replicas.sharing import Question, Sharing
 from bff.sessions import document, fields, ids
 from bff.sessions.copy import Copy, make_copy
 from bff.telemetry import Telemetry
@@ -47,7 +47,7 @@ class Loader:
     Args:
         config: to begin with; see `apply`.
         clock: the two times: one that never jumps, and Unix seconds.
-        fleet: the other replicas; None without a store.
+        sharing: the other replicas; None without a store.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Loader:
         verdicts: "Verdicts[Copy | Refusal | None]",
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
-        fleet: Fleet | None,
+        sharing: Sharing | None,
     ) -> None:
         self._cache = cache
         self._verdicts = verdicts
         self._telemetry = telemetry
         self._clock = clock
-        self._fleet = fleet
+        self._sharing = sharing
         self._config = config
 
     def apply(self, config: RuntimeConfig) -> None:
@@ -73,17 +73,17 @@ class Loader:
 
     def wait(self, budget: Budget, now: float) -> float:
         """Seconds until a load may start; where replicas share a budget, the load itself asks."""
-        if self._fleet is not None:
-            if self._fleet.up:
+        if self._sharing is not None:
+            if self._sharing.up:
                 return 0.0
-            budget.replicas = self._fleet.replicas
+            budget.replicas = self._sharing.replicas
         return budget.wait(now)
 
     def start(
         self, environment: Environment, id_: str, known: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
         """Start the one load of a session; ask `wait` before. *known* is the copy there is."""
-        spent = self._fleet is None or not self._fleet.up
+        spent = self._sharing is None or not self._sharing.up
         if spent:
             environment.budget.spend(now)
         load = self._fetch(environment, id_, known, spent=spent)
@@ -94,13 +94,13 @@ class Loader:
     ) -> Copy | Refusal:
         """One load, by this process or another: keep what it brings. Never raises."""
         ask = partial(self._ask, environment, id_, known, spent=spent)
-        if self._fleet is None:
+        if self._sharing is None:
             return await ask(0.0)
         if id_ == PROBE_ID:
-            return await ask(self._fleet.within)
+            return await ask(self._sharing.within)
         while True:
             config, mark = self._config, self._cache.mark
-            outcome, ours = await self._fleet.load(
+            outcome, ours = await self._sharing.load(
                 Question(
                     environment=environment.name,
                     id=id_,
@@ -134,7 +134,7 @@ class Loader:
 
         async def again() -> None:
             nonlocal wait
-            wait = await self._spend(environment, self._fleet.within if self._fleet else 0.0)
+            wait = await self._spend(environment, self._sharing.within if self._sharing else 0.0)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
 
@@ -159,8 +159,8 @@ class Loader:
         *within* is how many seconds the store may take to say so.
         """
         budget = environment.budget
-        if self._fleet is not None:
-            return await self._fleet.spend(environment.name, budget, within=within)
+        if self._sharing is not None:
+            return await self._sharing.spend(environment.name, budget, within=within)
         now, _ = self._clock()
         wait = budget.wait(now)
         if wait <= 0:
@@ -223,8 +223,8 @@ class Loader:
                 known.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
-                if self._fleet is not None:
-                    self._fleet.pause(environment.name, environment.budget.wait(now))
+                if self._sharing is not None:
+                    self._sharing.pause(environment.name, environment.budget.wait(now))
                 outcome.retry_after = environment.budget.wait(now)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
@@ -316,10 +316,10 @@ class Loader:
             self._telemetry.count("bff_token_tests", verdict.code)
             return verdict
 
-        if self._fleet is None:
+        if self._sharing is None:
             verdict = await ask()
         else:
-            verdict = await self._fleet.judge(environment.name, digest, id_, ask)
+            verdict = await self._sharing.judge(environment.name, digest, id_, ask)
         now, wall = self._clock()
         if outcome is None and verdict.code != OK:  # another's
             rest = verdict.until - now if verdict.code == "over_budget" else None

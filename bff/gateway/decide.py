@@ -32,7 +32,7 @@ from bff.copies.loader import Loader
 from bff.errors import Refusal
 from bff.limits.client_address import address_key, browser_address
 from bff.limits.rate import LeasePending, Window
-from bff.replicas.sharing import Fleet
+from bff.replicas.sharing import Sharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Representation, Response, server_timing
 from bff.sessions import ids, list_query, page
@@ -139,7 +139,7 @@ class Gateway:
         config: to begin with; see `apply`.
         clock: returns the two times, as in `RequestContext`; for what finishes after its decision.
         request_ids: makes an id for each answer.
-        fleet: the other replicas; None without a store.
+        sharing: the other replicas; None without a store.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Gateway:
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         request_ids: Callable[[], bytes],
-        fleet: Fleet | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.cache = cache
         self.telemetry = telemetry
@@ -160,10 +160,15 @@ class Gateway:
         self.revocations = revocations
         self._clock = clock
         self._request_ids = request_ids
-        self.fleet = fleet
+        self.sharing = sharing
         self._served = 0
         self.loader = Loader(
-            config, cache=cache, verdicts=verdicts, telemetry=telemetry, clock=clock, fleet=fleet
+            config,
+            cache=cache,
+            verdicts=verdicts,
+            telemetry=telemetry,
+            clock=clock,
+            sharing=sharing,
         )
         self.config = config
         self.apply(config)
@@ -651,13 +656,13 @@ class Gateway:
 
     async def _finish_wait(self, wait: PendingLease) -> Response | PendingLoad | PendingList:
         """Wait for leases, for as long as a request may wait for the store, and decide again."""
-        assert self.fleet is not None  # noqa: S101  nothing else leases
-        ends = self._clock()[0] + self.fleet.within
+        assert self.sharing is not None  # noqa: S101  nothing else leases
+        ends = self._clock()[0] + self.sharing.within
         while True:
             left = ends - self._clock()[0]
             await asyncio.wait([wait.lease], timeout=max(0.0, left))
             if left <= 0 or not wait.lease.done():
-                self.fleet.store.give_up()
+                self.sharing.store.give_up()
             answer = self.decide(wait.head, *self._clock())
             if not isinstance(answer, PendingLease):
                 return answer

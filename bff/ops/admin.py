@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
-from bff.replicas.sharing import Fleet
+from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import Away
 from bff.server.worker_ipc import PATIENCE_SECONDS, Siblings
 from bff.sessions import ids
@@ -36,7 +36,7 @@ class Ops:
 
     Args:
         gateway: what they are about.
-        fleet: the other replicas; None without a store.
+        sharing: the other replicas; None without a store.
         siblings: the other workers; None if this process is the only one.
         names: by which the port may be asked for, beside addresses and localhost.
         clock: the two times.
@@ -47,14 +47,14 @@ class Ops:
         gateway: Gateway,
         telemetry: Telemetry,
         *,
-        fleet: Fleet | None,
+        sharing: Sharing | None,
         siblings: Siblings | None,
         names: tuple[str, ...],
         clock: Clock,
     ) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
-        self._fleet = fleet
+        self._sharing = sharing
         self._siblings = siblings
         self._clock = clock
         self.app = Starlette(
@@ -149,13 +149,13 @@ class Ops:
         return _refusal(Refusal("not_ready"), **told)
 
     def _store_state(self) -> dict[str, str]:
-        if self._fleet is None:
+        if self._sharing is None:
             return {}
-        if self._fleet.up:
-            return {"store": f"there, with {self._fleet.replicas} replicas"}
+        if self._sharing.up:
+            return {"store": f"there, with {self._sharing.replicas} replicas"}
         return {
-            "store": f"away ({self._fleet.store.reason}): this replica goes on alone, with its "
-            f"share of 1 in {self._fleet.replicas} of the limits"
+            "store": f"away ({self._sharing.store.reason}): this replica goes on alone, with its "
+            f"share of 1 in {self._sharing.replicas} of the limits"
         }
 
     async def _revoke(self, request: Request) -> Response:
@@ -169,8 +169,8 @@ class Ops:
         self._telemetry.log.warning("revoked", kind=revocation.kind)
         heard = await self._ask("revoke", revocation.encode())
         try:
-            if self._fleet is not None:
-                await self._fleet.revoke(revocation.encode())
+            if self._sharing is not None:
+                await self._sharing.revoke(revocation.encode())
         except Away:
             return _alone("revoked at")
         if silent := _silent(heard):
@@ -188,8 +188,8 @@ class Ops:
         self._telemetry.count("bff_purges")
         heard = await self._ask("purge", id_)
         try:
-            for name in self._gateway.environments if self._fleet else ():
-                await self._fleet.purge(name, id_)  # type: ignore[union-attr]  # just asked
+            for name in self._gateway.environments if self._sharing else ():
+                await self._sharing.purge(name, id_)  # type: ignore[union-attr]  # just asked
         except Away:
             return _alone("purged from")
         if silent := _silent(heard):

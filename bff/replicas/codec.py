@@ -16,7 +16,7 @@ _FORMAT: Final = b"bff1"
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class Namespace:
     """One environment in the store.
 
     Attributes:
@@ -57,27 +57,35 @@ class Found:
     lifetime: float
 
 
-def encode(space: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
+def encode(namespace: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
-    about = [space, copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
+    about = [
+        namespace,
+        copy.id,
+        copy.external_id,
+        copy.closed,
+        False,
+        float(loaded),
+        float(lifetime),
+    ]
     return _seal(claimed, json.dumps(about).encode() + b"\n" + copy.body, _digest)
 
 
-def encode_missing(space: str, id_: str, lifetime: float, claimed: int) -> bytes:
+def encode_missing(namespace: str, id_: str, lifetime: float, claimed: int) -> bytes:
     """Write that there is no such session; how old that is, the store knows."""
-    about = [space, id_, None, False, True, inf, float(lifetime)]
+    about = [namespace, id_, None, False, True, inf, float(lifetime)]
     return _seal(claimed, json.dumps(about).encode() + b"\n", _digest)
 
 
 def encode_verdict(
-    where: Space, digest: bytes, verdict: Verdict, spoken: float, claimed: int
+    where: Namespace, digest: bytes, verdict: Verdict, spoken: float, claimed: int
 ) -> bytes:
     """Write a *verdict* on a token, *spoken* then (Unix seconds)."""
     about = [verdict.code, verdict.ids, spoken, verdict.seconds]
     return _seal(claimed, json.dumps(about).encode(), partial(_verdict_seal, where, digest))
 
 
-def decode_verdict(where: Space, digest: bytes, id_: str, value: bytes) -> Verdict | None:
+def decode_verdict(where: Namespace, digest: bytes, id_: str, value: bytes) -> Verdict | None:
     """Read a verdict, `spoken` in Unix seconds; None if it is none of a gateway's on this token."""
     text = _unseal(value, partial(_verdict_seal, where, digest))
     if text is None:
@@ -86,11 +94,11 @@ def decode_verdict(where: Space, digest: bytes, id_: str, value: bytes) -> Verdi
     return Verdict(code, tuple(ids), spoken, seconds) if id_ in ids else None
 
 
-def _verdict_name(where: Space, digest: bytes, id_: str) -> str:
+def _verdict_name(where: Namespace, digest: bytes, id_: str) -> str:
     return hmac.digest(where.seal, b"name" + digest + id_.encode(), "sha256").hex()
 
 
-def _verdict_seal(where: Space, digest: bytes, text: bytes) -> bytes:
+def _verdict_seal(where: Namespace, digest: bytes, text: bytes) -> bytes:
     return hmac.digest(where.seal, b"seal" + digest + text, "sha256").hex().encode()
 
 
@@ -110,8 +118,8 @@ def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest().encode()
 
 
-def decode(space: str, id_: str, value: bytes) -> Found | None:
-    """Read a value that stood under *id_* in *space*; None if it is not one of these."""
+def decode(namespace: str, id_: str, value: bytes) -> Found | None:
+    """Read a value that stood under *id_* in *namespace*; None if it is not one of these."""
     text = _unseal(value, _digest)
     if text is None:
         return None
@@ -121,7 +129,7 @@ def decode(space: str, id_: str, value: bytes) -> Found | None:
         found = Found(body, *fields)
     except (ValueError, TypeError, RecursionError):
         return None
-    if its_space != space or id_ not in (found.id, found.external_id):
+    if its_space != namespace or id_ not in (found.id, found.external_id):
         return None
     # A seal is no signature: whoever writes one may have meant something else by it.
     kinds = [type(field) for field in fields]

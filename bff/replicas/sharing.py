@@ -26,7 +26,7 @@ from bff.limits.budget import Budget
 from bff.limits.rate import Window
 from bff.replicas.codec import (
     ForeignError,
-    Space,
+    Namespace,
     _verdict_name,
     decode,
     decode_verdict,
@@ -75,12 +75,12 @@ class Question:
     lifetime: Callable[[Copy], float]
 
 
-class Fleet:
+class Sharing:
     """What a replica has to do with the others.
 
     Args:
         store: where they meet; `start` opens it.
-        spaces: by environment name.
+        namespaces: by environment name.
         make: makes a copy: environment, id, external id, body, closed, loaded.
         negative_ttl: seconds that an absence is known.
         patience: seconds to wait for another replica's load.
@@ -96,7 +96,7 @@ class Fleet:
         self,
         store: Store,
         *,
-        spaces: Mapping[str, Space],
+        namespaces: Mapping[str, Namespace],
         make: Callable[[str, str, str | None, bytes, bool, float], Copy],
         negative_ttl: float,
         patience: float,
@@ -108,7 +108,7 @@ class Fleet:
         on_revocation: Callable[[str], None],
     ) -> None:
         self.store = store
-        self.spaces = spaces
+        self.namespaces = namespaces
         self.negative_ttl = negative_ttl
         self._make = make
         self._patience = patience
@@ -139,9 +139,9 @@ class Fleet:
         """
         await self.store.open(self._heard)
 
-    def apply(self, spaces: Mapping[str, Space], negative_ttl: float) -> None:
+    def apply(self, namespaces: Mapping[str, Namespace], negative_ttl: float) -> None:
         """Go on by other settings; loads under way are kept by nobody else."""
-        self.spaces, self.negative_ttl = spaces, negative_ttl
+        self.namespaces, self.negative_ttl = namespaces, negative_ttl
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -178,11 +178,11 @@ class Fleet:
 
         The store is waited for *within* seconds.
         """
-        space, wait = self.spaces.get(environment), None
+        namespace, wait = self.namespaces.get(environment), None
         try:
-            if space is not None:
+            if namespace is not None:
                 wait = await self.store.spend(
-                    space.place, limit=budget.limit, seconds=budget.seconds, within=within
+                    namespace.place, limit=budget.limit, seconds=budget.seconds, within=within
                 )
         except Away:
             pass
@@ -195,13 +195,13 @@ class Fleet:
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream said of its bucket."""
-        if self.up and environment in self.spaces:
-            self.store.allow(self.spaces[environment].place, remaining - limit // 2, reset)
+        if self.up and environment in self.namespaces:
+            self.store.allow(self.namespaces[environment].place, remaining - limit // 2, reset)
 
     def pause(self, environment: str, seconds: float) -> None:
         """Share that upstream wants nothing for *seconds*."""
-        if self.up and environment in self.spaces:
-            self.store.pause(self.spaces[environment].place, seconds)
+        if self.up and environment in self.namespaces:
+            self.store.pause(self.namespaces[environment].place, seconds)
 
     # -- copies and loads
 
@@ -211,7 +211,7 @@ class Fleet:
         Returns:
             What was found, and whether it was this replica that asked upstream for it.
         """
-        where = self.spaces.get(question.environment)
+        where = self.namespaces.get(question.environment)
         if where is None:  # a change of settings removed it meanwhile
             return await question.ask(self.within), True
 
@@ -259,12 +259,12 @@ class Fleet:
                 claim, found = claimed
             if found is not None and sought.is_answer(found):
                 if claim is not None:
-                    self.store.release(sought.space, sought.id, token)
+                    self.store.release(sought.namespace, sought.id, token)
                 self._count(sought.metric, "used")
                 return found, found, False, None
         except Away:
             found = None  # then this process asks, as if it were alone
-        holding = claim and self._spawn(self._hold(sought.space, sought.id, token))
+        holding = claim and self._spawn(self._hold(sought.namespace, sought.id, token))
         try:
             return await ask(patience.left), found, True, claim
         finally:
@@ -274,7 +274,7 @@ class Fleet:
     async def _read(self, sought: "_Sought[T]", patience: "_Patience") -> T | None:
         sent, _ = self._clock()
         value, seconds = await patience.wait(
-            self.store.read(sought.space, sought.id, within=patience.left)
+            self.store.read(sought.namespace, sought.id, within=patience.left)
         )
         return self._found(sought, value, seconds, sent)
 
@@ -287,7 +287,7 @@ class Fleet:
             # It is the other's load that is waited for: of the questions only the last costs time.
             patience.left, (sent, _) = left, self._clock()
             held, value, seconds, time = await patience.wait(
-                self.store.claim(sought.space, sought.id, token, CLAIM_SECONDS, within=left)
+                self.store.claim(sought.namespace, sought.id, token, CLAIM_SECONDS, within=left)
             )
             found = self._found(sought, value, seconds, sent)
             if held:
@@ -299,14 +299,14 @@ class Fleet:
             await asyncio.sleep(_POLL_SECONDS[min(turn, len(_POLL_SECONDS) - 1)])
             turn += 1
 
-    async def _hold(self, space: str, id_: str, token: str) -> None:
+    async def _hold(self, namespace: str, id_: str, token: str) -> None:
         while True:
             await asyncio.sleep(CLAIM_SECONDS / 3)
-            self.store.hold(space, id_, token, CLAIM_SECONDS)
+            self.store.hold(namespace, id_, token, CLAIM_SECONDS)
 
     async def _keep(
         self,
-        where: Space,
+        where: Namespace,
         environment: str,
         sought: "_Sought[T]",
         claim: "_Claim",
@@ -316,13 +316,13 @@ class Fleet:
         now, _ = self._clock()
         # The rules may have changed: nobody could tell by which of them it was projected, or let
         # pass. And of what was purged during a very long load, the store knows nothing any more.
-        current = self.spaces.get(environment) is where
+        current = self.namespaces.get(environment) is where
         recent = now - claim.known <= _PURGE_MEMORY_SECONDS
         written = write(claim.time) if current and recent else None
         try:
             if written is not None and written.ends > now:
                 result = await self.store.keep(
-                    sought.space,
+                    sought.namespace,
                     [sought.id, *written.others],
                     written.value,
                     token=claim.token,
@@ -333,24 +333,24 @@ class Fleet:
         except Away:
             pass
         finally:
-            self.store.release(sought.space, sought.id, claim.token)
+            self.store.release(sought.namespace, sought.id, claim.token)
 
     def _write(
-        self, space: str, question: Question, outcome: Outcome, known: Copy | None, claimed: int
+        self, namespace: str, question: Question, outcome: Outcome, known: Copy | None, claimed: int
     ) -> "_Written | None":
         now, wall = self._clock()
         if isinstance(outcome, Copy):
             lifetime = question.lifetime(outcome)
             loaded = wall - (now - outcome.loaded)
-            value = encode(space, outcome, lifetime, loaded, claimed)
+            value = encode(namespace, outcome, lifetime, loaded, claimed)
             others = {id_ for _, id_ in outcome.keys} - {question.id}
             return _Written(value, others, outcome.loaded + lifetime)
         if outcome.code != "not_found":
             return None
         if known is not None:
             for id_ in {id_ for _, id_ in known.keys} - {question.id}:
-                self.store.drop(space, id_)
-        value = encode_missing(space, question.id, self.negative_ttl, claimed)
+                self.store.drop(namespace, id_)
+        value = encode_missing(namespace, question.id, self.negative_ttl, claimed)
         return _Written(value, set(), now + self.negative_ttl)
 
     def _found(
@@ -373,13 +373,13 @@ class Fleet:
             return sought.decode(value, moment)
         except ForeignError:
             self._count(sought.metric, "dropped")
-            self.store.drop(sought.space, sought.id)
+            self.store.drop(sought.namespace, sought.id)
             return None
 
     def _decode(
-        self, space: str, question: Question, value: bytes, moment: "_Moment"
+        self, namespace: str, question: Question, value: bytes, moment: "_Moment"
     ) -> Outcome | None:
-        found = decode(space, question.id, value)
+        found = decode(namespace, question.id, value)
         if found is None:
             raise ForeignError
         loaded = moment(found.loaded, found.lifetime)
@@ -412,7 +412,7 @@ class Fleet:
             id_: by which the session is asked for.
             ask: puts the token to the test, if no other replica does.
         """
-        where = self.spaces.get(environment)
+        where = self.namespaces.get(environment)
         if where is None:  # a change of settings removed it meanwhile
             return await ask()
         sought = _Sought(
@@ -429,7 +429,7 @@ class Fleet:
         return verdict
 
     def _write_verdict(
-        self, where: Space, digest: bytes, id_: str, verdict: Verdict, claimed: int
+        self, where: Namespace, digest: bytes, id_: str, verdict: Verdict, claimed: int
     ) -> "_Written | None":
         if verdict.code in UNDECIDED and verdict.code != "over_budget":
             return None  # a trouble of this replica, maybe: the next one tries
@@ -439,7 +439,7 @@ class Fleet:
         return _Written(value, others, verdict.until)
 
     def _decode_verdict(
-        self, where: Space, digest: bytes, id_: str, value: bytes, moment: "_Moment"
+        self, where: Namespace, digest: bytes, id_: str, value: bytes, moment: "_Moment"
     ) -> Verdict:
         found = decode_verdict(where, digest, id_, value)
         if found is None:
@@ -454,10 +454,10 @@ class Fleet:
         Raises:
             Away: the store cannot be reached, so other replicas keep what they have.
         """
-        space = self.spaces[environment]
-        for other in await self._purge(space.copies, id_):
-            await self._purge(space.copies, other)
-        await self.store.publish("purges", place=space.place, rules=space.rules, id=id_)
+        namespace = self.namespaces[environment]
+        for other in await self._purge(namespace.copies, id_):
+            await self._purge(namespace.copies, other)
+        await self.store.publish("purges", place=namespace.place, rules=namespace.rules, id=id_)
 
     async def revoke(self, revocation: str) -> None:
         """Tell every replica of a revocation, also those that start later.
@@ -486,12 +486,12 @@ class Fleet:
     def _heard(self, message: dict[str, str]) -> None:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
-        for environment, space in self.spaces.items():
-            if message.get("place") == space.place and "id" in message:
+        for environment, namespace in self.namespaces.items():
+            if message.get("place") == namespace.place and "id" in message:
                 self._on_purge(environment, message["id"])
-                if message.get("rules") != space.rules:
+                if message.get("rules") != namespace.rules:
                     # Whoever purged has another policy or version, and sees other copies.
-                    self._spawn(self._purge_quietly(space.copies, message["id"]))
+                    self._spawn(self._purge_quietly(namespace.copies, message["id"]))
 
     async def _purge_quietly(self, copies: str, id_: str) -> None:
         try:
@@ -516,7 +516,7 @@ class _Sought(Generic[T]):
         is_answer: whether it will do, so that upstream need not be asked.
     """
 
-    space: str
+    namespace: str
     id: str
     metric: str
     decode: Callable[[bytes, _Moment], T | None]

@@ -366,15 +366,15 @@ class Store:
         """Share that upstream wants nothing for *seconds*."""
         self.tell(("SET", f"{_PREFIX}:{{{key}}}:pause", 1, "PX", _milliseconds(seconds)))
 
-    async def read(self, space: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
+    async def read(self, namespace: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
         """Read a copy: its value, and the seconds until it expires."""
-        key = _copy_key(space, id_)
+        key = _copy_key(namespace, id_)
         # In this order: of a copy that is replaced between the two, the older's time counts.
         milliseconds, value = await self.ask(("PTTL", key), ("GET", key), within=within)
         return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
 
     async def claim(
-        self, space: str, id_: str, token: str, seconds: float, *, within: float
+        self, namespace: str, id_: str, token: str, seconds: float, *, within: float
     ) -> tuple[bool, bytes | None, float, int]:
         """Claim the one load of a session for *seconds*, and read its copy after that.
 
@@ -382,23 +382,23 @@ class Store:
             Whether it is ours now; the copy and its seconds as in `read`; and the store's time,
             which tells purges before the load from purges during it.
         """
-        copy = _copy_key(space, id_)
+        copy = _copy_key(namespace, id_)
         command = ("EVAL", _CLAIM, 2, copy, f"{copy}:load", token, round(seconds * 1000))
         ((held, value, milliseconds, time),) = await self.ask(command, within=within)
         return bool(held), value, milliseconds / 1000, time
 
-    def hold(self, space: str, id_: str, token: str, seconds: float) -> None:
+    def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
         """Keep a claim for *seconds* more."""
-        name = f"{_copy_key(space, id_)}:load"
+        name = f"{_copy_key(namespace, id_)}:load"
         self.tell(("EVAL", _HOLD, 1, name, token, round(seconds * 1000)))
 
-    def release(self, space: str, id_: str, token: str) -> None:
+    def release(self, namespace: str, id_: str, token: str) -> None:
         """Give a claim up."""
-        self.tell(("EVAL", _HOLD, 1, f"{_copy_key(space, id_)}:load", token, 0))
+        self.tell(("EVAL", _HOLD, 1, f"{_copy_key(namespace, id_)}:load", token, 0))
 
     async def keep(
         self,
-        space: str,
+        namespace: str,
         ids: Sequence[str],
         value: bytes,
         *,
@@ -414,7 +414,7 @@ class Store:
         Returns:
             What became of it: kept, purged (since *claimed*) or superseded.
         """
-        keys = [_copy_key(space, id_) for id_ in ids]
+        keys = [_copy_key(namespace, id_) for id_ in ids]
         purged = [("EVAL", _PURGED, 1, f"{key}:purged", claimed) for key in keys]
         if any(await self.ask(*purged, within=self.timeout)):
             return "purged"
@@ -431,19 +431,19 @@ class Store:
             await self.ask(*(("UNLINK", key) for key in kept), within=self.timeout)
         return "purged" if _WAS_PURGED in results else "superseded"
 
-    async def purge(self, space: str, id_: str, *, remembered: float) -> bytes | None:
+    async def purge(self, namespace: str, id_: str, *, remembered: float) -> bytes | None:
         """Forget a copy, and for *remembered* seconds what was asked for before this; returns it.
 
         The whole timeout may be waited for: it is an operator who waits.
         """
-        key = _copy_key(space, id_)
+        key = _copy_key(namespace, id_)
         command = ("EVAL", _PURGE, 2, key, f"{key}:purged", round(remembered * 1000))
         (value,) = await self.ask(command, within=self.timeout)
         return value  # type: ignore[no-any-return]
 
-    def drop(self, space: str, id_: str) -> None:
+    def drop(self, namespace: str, id_: str) -> None:
         """Forget what is under an id, whatever it is."""
-        self.tell(("UNLINK", _copy_key(space, id_)))
+        self.tell(("UNLINK", _copy_key(namespace, id_)))
 
     async def publish(self, stream: str, **fields: str) -> None:
         """Tell all replicas, this one included, on one of `_STREAMS`."""
@@ -568,9 +568,9 @@ def _stream_key(name: str) -> str:
     return f"{_PREFIX}:{{told}}:{name}"
 
 
-def _copy_key(space: str, id_: str) -> str:
+def _copy_key(namespace: str, id_: str) -> str:
     # In a cluster, what belongs to one id lives in one place, so that a script can see it all.
-    return f"{_PREFIX}:{{{space}:{id_}}}"
+    return f"{_PREFIX}:{{{namespace}:{id_}}}"
 
 
 def _client(place: Place, socket_timeout: float) -> Any:

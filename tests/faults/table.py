@@ -196,8 +196,8 @@ FAULTS = [
     Fault(
         15,
         "bff/replicas/codec.py",
-        "if its_space != space or id_ not in (found.id, found.external_id):",
-        "if its_space != space:",
+        "if its_space != namespace or id_ not in (found.id, found.external_id):",
+        "if its_space != namespace:",
         f"{_STORE}::test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted",
     ),
     Fault(
@@ -856,7 +856,7 @@ FAULTS = [
     Fault(
         0,
         "bff/copies/loader.py",
-        "if self._fleet is None:\n            verdict",
+        "if self._sharing is None:\n            verdict",
         "if True:\n            verdict",
         f"{_SHARED}::test_one_token_is_one_test_a_session_a_minute_for_all_replicas_together",
     ),
@@ -919,7 +919,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/sharing.py",
-        "current = self.spaces.get(environment) is where",
+        "current = self.namespaces.get(environment) is where",
         "current = True",
         f"{_SHARED}::test_a_verdict_of_a_test_under_other_rules_is_kept_by_nobody",
     ),

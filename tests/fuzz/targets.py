@@ -97,7 +97,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield path, json.dumps(value)
 
 
-_SPACE = codec.Space("place", "rules", b"a key that no input can know")
+_SPACE = codec.Namespace("place", "rules", b"a key that no input can know")
 
 
 def stored(data: bytes) -> None:

@@ -359,7 +359,7 @@ class Machine(RuleBasedStateMachine):
                 taken.known_to |= self.everybody()
 
     def stores(self) -> list[StandIn]:
-        return [world.service.fleet.store for world in self.worlds]
+        return [world.service.sharing.store for world in self.worlds]
 
     def everybody(self) -> set[int]:
         return set(range(len(self.worlds)))

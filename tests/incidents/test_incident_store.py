@@ -24,7 +24,7 @@ async def test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others(
 ) -> None:
     told = WIDE_OPEN | NOTHING_KEPT | {"BFF_CACHE_NEGATIVE_TTL": "0"}
     worlds = await replicas.several(2, **told)
-    stores = [world.service.fleet.store for world in worlds]
+    stores = [world.service.sharing.store for world in worlds]
     ids = [f"many-{n}" for n in range(50)]
     for n, id_ in enumerate(ids, start=100):
         replicas.upstream.environments[0].add(session(n, id_))
@@ -83,8 +83,8 @@ async def test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_cou
 async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Replicas) -> None:
     async with Relay(replicas.engine.port) as relay:
         (world,) = await replicas.several(1, **WIDE_OPEN, **NOTHING_KEPT, BFF_STORE_URL=relay.url)
-        fleet = world.service.fleet
-        store, token, statuses = fleet.store, world.token("read:sessions"), set()
+        sharing = world.service.sharing
+        store, token, statuses = sharing.store, world.token("read:sessions"), set()
 
         async def back() -> None:
             while not store.up:

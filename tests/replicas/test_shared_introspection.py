@@ -16,7 +16,7 @@ from support.replicas import RealClock, Relay, Replicas, events, everything, unt
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, Seen
-from bff.replicas.codec import Space, _digest, decode_verdict, encode_verdict
+from bff.replicas.codec import Namespace, _digest, decode_verdict, encode_verdict
 from bff.tokens.introspected import Verdict
 
 OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
@@ -315,7 +315,7 @@ FORGED = {
     "another token's": lambda good, _digest, _mine: good,
     "sealed as copies are": lambda good, _digest, _mine: as_copies_are(good),
     "sealed with another key": lambda _good, digest, _mine: encode_verdict(
-        Space("place", "rules", b"a key"), digest, VERDICT, time.time(), 1
+        Namespace("place", "rules", b"a key"), digest, VERDICT, time.time(), 1
     ),
     "changed": lambda _good, _digest, mine: mine.replace(b"token_invalid", b"ok"),
     "cut off": lambda good, _digest, _mine: good[:40],
@@ -405,7 +405,7 @@ async def test_whatever_stands_in_a_verdicts_place_is_got_over(
     for _ in range(4):  # each name is found out about when it is come by
         assert (await ask(two, token))[0] == 200
         two.service.gateway.verdicts.forget()
-        await until(lambda: two.service.fleet.up)
+        await until(lambda: two.service.sharing.up)
     await until(lambda: counted(two, "kept") or counted(two, "used"))
 
 
@@ -503,7 +503,7 @@ async def test_the_store_knows_of_no_token(replicas: Replicas) -> None:
 
     found = verdicts(replicas)
     text = b"\n".join(key + b" " + value for key, value in found.items())
-    secrets = [one.service.fleet.spaces["default"].seal.hex(), SECRET_KEY, "sentinel", "eyJ"]
+    secrets = [one.service.sharing.namespaces["default"].seal.hex(), SECRET_KEY, "sentinel", "eyJ"]
     for token in tokens:
         digest = hashlib.sha256(token.encode())
         secrets += [token.rpartition(".")[2], digest.hexdigest()[:16]]
@@ -512,9 +512,9 @@ async def test_the_store_knows_of_no_token(replicas: Replicas) -> None:
     assert [secret for secret in secrets if secret.encode() in text] == []
     with replicas.engine.client() as client:
         assert all(0 < client.pttl(key) <= 60_000 for key in found)
-    shown = repr(one.service.fleet.spaces) + one.log.getvalue() + two.log.getvalue()
+    shown = repr(one.service.sharing.namespaces) + one.log.getvalue() + two.log.getvalue()
     assert [secret for secret in secrets if secret in shown] == []
-    assert repr(one.service.fleet.spaces["default"].seal) not in shown
+    assert repr(one.service.sharing.namespaces["default"].seal) not in shown
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["told to another", "told to nobody"])
@@ -569,7 +569,7 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_the_store_and_u
 
 
 def test_what_is_sealed_is_read_by_who_has_the_key_and_for_what_it_is() -> None:
-    mine, other = (Space("place", "rules", key) for key in (b"one", b"two"))
+    mine, other = (Namespace("place", "rules", key) for key in (b"one", b"two"))
     verdict = Verdict("ok", ("a", "b"), 17.5, 60.0)
     value = encode_verdict(mine, b"digest", verdict, 17.5, 99)
 

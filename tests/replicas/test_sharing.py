@@ -153,9 +153,9 @@ async def test_who_was_over_the_budget_tries_again_when_it_is_its_turn(replicas:
     told = OFF | {"BFF_UPSTREAM_BUDGET": "3/second", "BFF_CACHE_TTL": "0.1"}
     (world,) = await replicas.several(1, **told)
     await world.get("chat-1")
-    fleet, cache = world.service.fleet, world.service.gateway.cache
+    sharing, cache = world.service.sharing, world.service.gateway.cache
     for _ in range(2):
-        await fleet.spend("default", Budget(3, 1.0), within=2.0)
+        await sharing.spend("default", Budget(3, 1.0), within=2.0)
     await asyncio.sleep(0.7)
     assert (await world.get("chat-1")).headers["cache-status"] == "bff; hit; detail=stale"
     await world.settle()
@@ -185,13 +185,13 @@ async def test_answers_that_overtake_one_another_leave_upstreams_lower_half_alon
     one, two = await replicas.several(2, **OFF)
     now = time.time()
     for world, remaining in ((one, 50), (two, 52), (one, 51)):
-        world.service.fleet.observe("default", limit=100, remaining=remaining, reset=30.0)
+        world.service.sharing.observe("default", limit=100, remaining=remaining, reset=30.0)
         await asyncio.sleep(0.02)
     assert (await two.get("chat-2")).status_code == 503
-    one.service.fleet.observe("default", limit=100, remaining=99, reset=now - time.time())
+    one.service.sharing.observe("default", limit=100, remaining=99, reset=now - time.time())
     await asyncio.sleep(0.02)
     assert (await two.get("chat-2")).status_code == 503, "of a former period"
-    one.service.fleet.observe("default", limit=100, remaining=99, reset=40.0)
+    one.service.sharing.observe("default", limit=100, remaining=99, reset=40.0)
     await asyncio.sleep(0.02)
     assert (await two.get("chat-2")).status_code == 200
 
@@ -477,11 +477,14 @@ async def test_whatever_stands_under_our_keys_is_got_over(replicas: Replicas, ju
     bucket = replicas.upstream.environments[0].bucket
     bucket.interval, bucket.since = 60.0, time.time()
     await asyncio.sleep(0.05)
-    space, limits = world.service.fleet.spaces["default"], world.service.gateway._limits
+    namespace, limits = world.service.sharing.namespaces["default"], world.service.gateway._limits
     keys = {
         *everything(replicas.engine),
-        *(f"bff1:{{{space.place}}}:{what}".encode() for what in ("spent", "allowance", "pause")),
-        f"bff1:{{{space.copies}:chat-1}}:load".encode(),
+        *(
+            f"bff1:{{{namespace.place}}}:{what}".encode()
+            for what in ("spent", "allowance", "pause")
+        ),
+        f"bff1:{{{namespace.copies}:chat-1}}:load".encode(),
     }
     assert len(keys) >= 11
     for key in keys:
@@ -500,7 +503,7 @@ async def test_whatever_stands_under_our_keys_is_got_over(replicas: Replicas, ju
             await purge(world, "chat-1")
 
     kept = world.telemetry.counts["bff_shared_copies", "kept"]
-    await until(lambda: world.service.fleet.up)
+    await until(lambda: world.service.sharing.up)
     assert (await world.get("chat-1")).status_code == 200
     await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == kept + 1)
     assert world.telemetry.counts["bff_store_commands", "foreign"] >= 3
@@ -516,7 +519,7 @@ async def test_a_foreign_message_makes_nobody_deaf(replicas: Replicas) -> None:
             client.xadd(key, {b"\xff": b"\xff"})
             client.xadd(key, {"revocation": "[]", "id": "chat-1"})
             client.xadd(key, {"revocation": '{"before": 1' + "0" * 400 + "}"})
-            client.xadd(key, {"place": two.service.fleet.spaces["default"].place, "id": ""})
+            client.xadd(key, {"place": two.service.sharing.namespaces["default"].place, "id": ""})
 
     await purge(one, "chat-1")
     await until(lambda: not two.service.gateway.cache._kept)

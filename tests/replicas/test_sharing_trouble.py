@@ -39,8 +39,8 @@ async def test_without_the_store_a_replica_takes_its_share_and_comes_back_by_its
     assert "1 in 2" in readiness.json()["store"]
 
     own_replicas.engine.start()
-    await until(lambda: one.service.fleet.up and two.service.fleet.up)
-    await until(lambda: one.service.fleet.replicas == two.service.fleet.replicas == 2)
+    await until(lambda: one.service.sharing.up and two.service.sharing.up)
+    await until(lambda: one.service.sharing.replicas == two.service.sharing.replicas == 2)
 
     assert (await two.get("chat-2", token=token)).status_code == 200
     assert len(events(two, "store_there")) == 2
@@ -95,7 +95,7 @@ async def test_a_herd_loads_each_session_once_when_the_store_comes_back(
     seen = own_replicas.upstream.seen
     own_replicas.engine.kill()
     await beat(*worlds)
-    assert not any(world.service.fleet.up for world in worlds)
+    assert not any(world.service.sharing.up for world in worlds)
     browsers = [asyncio.create_task(browse(worlds[n % 4], n)) for n in range(8)]
     await go_round()
     assert len(seen) == budget, "each its share"
@@ -103,7 +103,7 @@ async def test_a_herd_loads_each_session_once_when_the_store_comes_back(
 
     seen.clear()
     own_replicas.engine.start()
-    await until(lambda: all(world.service.fleet.up for world in worlds))
+    await until(lambda: all(world.service.sharing.up for world in worlds))
     await go_round()
     statuses.clear()
     await go_round()
@@ -137,7 +137,7 @@ async def test_no_request_waits_longer_than_the_timeout_for_all_its_questions(
 ) -> None:
     """A lease, a copy, a claim and the budget are four questions, each of them answered in time."""
     world = await replicas.add(clock, **ASKING)
-    store, asked = world.service.fleet.store, []
+    store, asked = world.service.sharing.store, []
     ask = store.ask
 
     async def slowly(*commands, within: float):
@@ -167,7 +167,7 @@ async def test_a_slow_store_keeps_a_request_no_longer_than_the_timeout(
 
         async def prepare() -> None:
             relay.delay = 0.0
-            await until(lambda: world.service.fleet.up)
+            await until(lambda: world.service.sharing.up)
             world.service.gateway._limits.address._windows.clear()
             relay.delay = delay
 
@@ -181,7 +181,7 @@ async def test_a_slow_store_keeps_a_request_no_longer_than_the_timeout(
 
 async def test_a_store_that_hangs_is_waited_for_once(own_replicas: Replicas) -> None:
     (world,) = await own_replicas.several(1, **QUICK)
-    store = world.service.fleet.store
+    store = world.service.sharing.store
     for turn in range(3):
         own_replicas.engine.freeze()
         for n in range(20):
@@ -209,14 +209,14 @@ async def test_a_store_too_slow_for_requests_is_away_for_good_until_it_is_quicke
             await asyncio.sleep(0.02)
         assert len(events(world, "store_away")) == 1
         relay.delay = 0.0
-        await until(lambda: world.service.fleet.up)
+        await until(lambda: world.service.sharing.up)
 
 
 async def test_a_store_that_comes_and_goes_is_asked_more_and_more_rarely(
     replicas: Replicas,
 ) -> None:
     (world,) = await replicas.several(1, **OFF)
-    store = world.service.fleet.store
+    store = world.service.sharing.store
     pauses = []
     for _ in range(6):
         await store._send_beat(2.0)
@@ -237,10 +237,10 @@ async def test_a_full_store_is_an_absent_one(own_replicas: Replicas) -> None:
         client.config_set("maxmemory", "1")
         for id_ in ("chat-1", "chat-2"):
             assert (await world.get(id_)).status_code == 200
-        await until(lambda: not world.service.fleet.up)
+        await until(lambda: not world.service.sharing.up)
         assert events(world, "store_away")[0]["reason"] == "OutOfMemoryError"
         client.config_set("maxmemory", "0")
-    await until(lambda: world.service.fleet.up)
+    await until(lambda: world.service.sharing.up)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -262,9 +262,9 @@ async def test_a_failover_behind_one_address(tmp_path: Path, kind: str) -> None:
             new.replicaof("NO", "ONE")
             old.replicaof("127.0.0.1", next_.port)
             relay.target = next_.port
-            await until(lambda: not one.service.fleet.up or events(one, "store_away"))
+            await until(lambda: not one.service.sharing.up or events(one, "store_away"))
             assert (await one.get("chat-2")).status_code == 200
-            await until(lambda: one.service.fleet.up and two.service.fleet.up)
+            await until(lambda: one.service.sharing.up and two.service.sharing.up)
             assert events(one, "store_away")[0]["reason"] == "ReadOnlyError"
             # The former primary falls silent, and nobody hangs on its words.
             old.replicaof("NO", "ONE")
@@ -286,13 +286,15 @@ async def test_a_store_that_was_restarted_begins_anew_and_so_does_what_is_heard(
     known = cache.find("default", "chat-1", 0)
     own_replicas.engine.kill()
     await beat(one, two)
-    assert not one.service.fleet.up
-    assert not two.service.fleet.up
+    assert not one.service.sharing.up
+    assert not two.service.sharing.up
     own_replicas.engine.start()
-    space = one.service.fleet.spaces["default"]
+    namespace = one.service.sharing.namespaces["default"]
     with own_replicas.engine.client() as client:
-        client.xadd(PURGES, {"place": space.place, "rules": space.rules, "id": "chat-1"}, id="1-1")
-    await until(lambda: one.service.fleet.up and two.service.fleet.up)
+        client.xadd(
+            PURGES, {"place": namespace.place, "rules": namespace.rules, "id": "chat-1"}, id="1-1"
+        )
+    await until(lambda: one.service.sharing.up and two.service.sharing.up)
 
     await until(lambda: cache.find("default", "chat-1", 0) is not known)
 
@@ -351,9 +353,9 @@ async def test_replicas_whose_clocks_disagree_see_one_another(replicas: Replicas
     others = [await replicas.add(), ahead, await replicas.add(), ahead]
 
     for world in others:
-        await world.service.fleet.store._send_beat(2.0)
+        await world.service.sharing.store._send_beat(2.0)
 
-    assert [world.service.fleet.replicas for world in others[1:]] == [3, 3, 3]
+    assert [world.service.sharing.replicas for world in others[1:]] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("by", [3600.0, -3600.0])
@@ -361,7 +363,7 @@ async def test_clocks_that_disagree_make_no_copy_younger(replicas: Replicas, by:
     told = OFF | {"BFF_CACHE_TTL": "5", "BFF_CACHE_STALE_IF_ERROR": "0"}
     one = await replicas.add(OffClock(by), **told)
     two = await replicas.add(**told)
-    await until(lambda: one.service.fleet.replicas == two.service.fleet.replicas == 2)
+    await until(lambda: one.service.sharing.replicas == two.service.sharing.replicas == 2)
     await one.get("chat-1")
     loaded = time.monotonic()
     await asyncio.sleep(0.3)

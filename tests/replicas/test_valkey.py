@@ -161,7 +161,7 @@ async def test_a_store_that_is_not_there_may_come_later(tmp_path: Path) -> None:
         assert "1 in 4" in (await world.ops.get("/readyz")).json()["store"]
         assert len(events(world, "store_away")) == 1
         with engine:
-            await until(lambda: world.service.fleet.up)
+            await until(lambda: world.service.sharing.up)
             assert len(events(world, "store_there")) == 1
 
 
@@ -183,12 +183,12 @@ async def test_who_answers_as_no_store_does_makes_nobody_deaf(replicas: Replicas
         asked = relay.opened
         relay.target = port
         relay.cut()
-        await until(lambda: not two.service.fleet.up)
+        await until(lambda: not two.service.sharing.up)
         await until(lambda: relay.opened >= asked + 4)
         assert (await two.get("chat-1")).status_code == 200
         relay.target = replicas.engine.port
         relay.cut()
-        await until(lambda: two.service.fleet.up)
+        await until(lambda: two.service.sharing.up)
         assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
         await until(lambda: len(two.service.gateway.revocations) == 1)
 
@@ -218,14 +218,14 @@ async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> li
     for world, what in ((one, "kept"), (two, "used")):
         assert (await world.get("chat-1", token=token)).status_code == 200
         await until(lambda: world.telemetry.counts["bff_shared_verdicts", what] == 1)  # noqa: B023
-    one.service.fleet.pause("default", 0.001)
-    two.service.fleet.store.drop(two.service.fleet.spaces["default"].copies, "chat-9")
+    one.service.sharing.pause("default", 0.001)
+    two.service.sharing.store.drop(two.service.sharing.namespaces["default"].copies, "chat-9")
     await purge(one, "chat-1")
     assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
     await until(lambda: len(two.service.gateway.revocations) == 1)
     await until(lambda: not two.service.gateway.cache.find("default", "chat-1", 0))
     for world in (one, two):
-        assert world.service.fleet.up
+        assert world.service.sharing.up
         assert world.telemetry.counts["bff_store_commands", "error"] == 0
     return [one, two]
 
@@ -248,7 +248,7 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
             engine.url = f"valkey://gateway:{password}@127.0.0.1:{engine.port}/3"
             worlds = await everything_that_is_asked(replicas)
             waits = [
-                await worlds[n].service.fleet.spend("default", Budget(1, 60.0), within=2.0)
+                await worlds[n].service.sharing.spend("default", Budget(1, 60.0), within=2.0)
                 for n in (0, 1)
             ]
             assert waits[0] > 50.0 or waits[1] > 50.0
@@ -258,7 +258,7 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
             assert int(operator.info("keyspace")["db3"]["keys"]) > 5
             assert "db0" not in operator.info("keyspace")
             for world in worlds:
-                store = world.service.fleet.store
+                store = world.service.sharing.store
                 shown = (
                     world.log.getvalue()
                     + (await world.ops.get("/readyz")).text
@@ -284,18 +284,18 @@ async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) ->
             world = await replicas.add(BFF_STORE_TIMEOUT="0.05")
             own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">another")
             own_engine.say("CLIENT", "KILL", "USER", "gateway")
-            await until(lambda: not world.service.fleet.up)
+            await until(lambda: not world.service.sharing.up)
             assert (await world.get("chat-1")).status_code == 200
             assert events(world, "store_away")[0]["reason"] in (
                 "ConnectionError",
                 "AuthenticationError",
             )
             own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
-            await until(lambda: world.service.fleet.up)
+            await until(lambda: world.service.sharing.up)
             own_engine.freeze()
             await world.get("chat-2")
             own_engine.kill()
-            await until(lambda: world.service.fleet.store.reason == "ConnectionError")
+            await until(lambda: world.service.sharing.store.reason == "ConnectionError")
             assert "s3ntinel" not in world.log.getvalue()
     finally:
         root.setLevel(level)
@@ -351,7 +351,7 @@ async def test_tls_is_checked(certificates: Path, kind: str) -> None:
             try:
                 async with World(RealClock(), **PATIENT, BFF_STORE_URL=good + ca) as world:
                     assert (await world.get("chat-1")).status_code == 200
-                    assert world.service.fleet.up
+                    assert world.service.sharing.up
             except StoreError as exc:
                 # A busy machine may need longer for a handshake than a connection may take.
                 assert str(exc).endswith("cannot be reached"), exc
@@ -411,8 +411,8 @@ async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster)
         for n in range(30):
             two.service.gateway.cache.drop("default", ids[n])
             assert (await two.get(ids[n])).status_code == 200
-        await until(lambda: not two.service.fleet.up)
-        await until(lambda: one.service.fleet.up and two.service.fleet.up, 30)
+        await until(lambda: not two.service.sharing.up)
+        await until(lambda: one.service.sharing.up and two.service.sharing.up, 30)
         await asyncio.sleep(0.5)
         await purge(one, "many-100")
         await until(lambda: not two.service.gateway.cache.find("default", "many-100", 0), 30)

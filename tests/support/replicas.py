@@ -52,7 +52,7 @@ class Replicas:
         worlds = [await self.add(**changes) for _ in range(number)]
         await beat(*worlds[:-1])  # the last has seen all of them as it came
         for world in worlds:
-            await until(lambda world=world: world.service.fleet.replicas >= number)
+            await until(lambda world=world: world.service.sharing.replicas >= number)
         return worlds
 
 
@@ -60,7 +60,7 @@ async def beat(*worlds: World) -> None:
     """Let each look for the store now, where waiting for its next heartbeat is not the point."""
     for world in worlds:
         with contextlib.suppress(Away):
-            await world.service.fleet.store._send_beat(5.0)
+            await world.service.sharing.store._send_beat(5.0)
 
 
 async def purge(world: World, id_: str) -> None:

@@ -136,30 +136,30 @@ class StandIn:
         if self.up:
             self.shared.set(f"{key}:pause", 1, max(0.001, seconds))
 
-    async def read(self, space: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
-        shared, key = self._there(), f"{space}:{id_}"
+    async def read(self, namespace: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
+        shared, key = self._there(), f"{namespace}:{id_}"
         return shared.get(key), shared.left(key)
 
     async def claim(
-        self, space: str, id_: str, token: str, seconds: float, *, within: float
+        self, namespace: str, id_: str, token: str, seconds: float, *, within: float
     ) -> tuple[bool, bytes | None, float, int]:
-        shared, key = self._there(), f"{space}:{id_}"
+        shared, key = self._there(), f"{namespace}:{id_}"
         held = shared.get(f"{key}:load") is None
         if held:
             shared.set(f"{key}:load", token, seconds)
         return held, shared.get(key), shared.left(key), shared.microseconds()
 
-    def hold(self, space: str, id_: str, token: str, seconds: float) -> None:
-        key = f"{space}:{id_}:load"
+    def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
+        key = f"{namespace}:{id_}:load"
         if self.up and self.shared.get(key) == token:
             self.shared.set(key, token, seconds)
 
-    def release(self, space: str, id_: str, token: str) -> None:
-        self.hold(space, id_, token, 0.0)
+    def release(self, namespace: str, id_: str, token: str) -> None:
+        self.hold(namespace, id_, token, 0.0)
 
     async def keep(
         self,
-        space: str,
+        namespace: str,
         ids: Sequence[str],
         value: bytes,
         *,
@@ -167,7 +167,7 @@ class StandIn:
         claimed: int,
         until: float,
     ) -> str:
-        shared, keys = self._there(), [f"{space}:{id_}" for id_ in ids]
+        shared, keys = self._there(), [f"{namespace}:{id_}" for id_ in ids]
         purges = [shared.get(f"{key}:purged") for key in keys]
         if any(purged is not None and purged >= claimed for purged in purges):
             return "purged"
@@ -184,14 +184,14 @@ class StandIn:
             shared.drop(key)
         return "superseded"
 
-    async def purge(self, space: str, id_: str, *, remembered: float) -> bytes | None:
-        shared, key = self._there(), f"{space}:{id_}"
+    async def purge(self, namespace: str, id_: str, *, remembered: float) -> bytes | None:
+        shared, key = self._there(), f"{namespace}:{id_}"
         shared.set(f"{key}:purged", shared.microseconds(), remembered)
         return shared.drop(key)
 
-    def drop(self, space: str, id_: str) -> None:
+    def drop(self, namespace: str, id_: str) -> None:
         if self.up:
-            self.shared.drop(f"{space}:{id_}")
+            self.shared.drop(f"{namespace}:{id_}")
 
     async def publish(self, _: str, **fields: str) -> None:
         self._there().told.append(fields)
