@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class LoadRequest:
     """What a load needs to know of the gateway.
 
     Attributes:
@@ -83,7 +83,7 @@ class Sharing:
         namespaces: by environment name.
         make: makes a copy: environment, id, external id, body, closed, loaded.
         negative_ttl: seconds that an absence is known.
-        patience: seconds to wait for another replica's load.
+        deadline: seconds to wait for another replica's load.
         clock: the two times.
         spawn: runs something to its end, whoever leaves meanwhile.
         tokens: makes a text that nobody else makes.
@@ -99,7 +99,7 @@ class Sharing:
         namespaces: Mapping[str, Namespace],
         make: Callable[[str, str, str | None, bytes, bool, float], Copy],
         negative_ttl: float,
-        patience: float,
+        deadline: float,
         clock: Callable[[], tuple[float, float]],
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         tokens: Callable[[], str],
@@ -111,7 +111,7 @@ class Sharing:
         self.namespaces = namespaces
         self.negative_ttl = negative_ttl
         self._make = make
-        self._patience = patience
+        self._patience = deadline
         self._clock = clock
         self._spawn = spawn
         self._tokens = tokens
@@ -205,43 +205,43 @@ class Sharing:
 
     # -- copies and loads
 
-    async def load(self, question: Question) -> tuple[Outcome, bool]:
+    async def load(self, request: LoadRequest) -> tuple[Outcome, bool]:
         """Get a session: another replica's copy if it is fresh, or a load that no other makes.
 
         Returns:
             What was found, and whether it was this replica that asked upstream for it.
         """
-        where = self.namespaces.get(question.environment)
+        where = self.namespaces.get(request.environment)
         if where is None:  # a change of settings removed it meanwhile
-            return await question.ask(self.within), True
+            return await request.ask(self.within), True
 
         def is_answer(found: Outcome) -> bool:
-            return isinstance(found, Refusal) or question.fresh(found, self._clock()[0])
+            return isinstance(found, Refusal) or request.fresh(found, self._clock()[0])
 
-        sought: _Sought[Outcome] = _Sought(
+        lookup: SharedLookup[Outcome] = SharedLookup(
             where.copies,
-            question.id,
+            request.id,
             metric="bff_shared_copies",
-            decode=partial(self._decode, where.copies, question),
+            decode=partial(self._decode, where.copies, request),
             is_answer=is_answer,
         )
-        outcome, known, ours, claim = await self._seek(sought, question.ask)
+        outcome, known, ours, claim = await self._look_up(lookup, request.ask)
         if not ours:
             return outcome, False
         copy = known if isinstance(known, Copy) else None
         if claim is not None:
-            write = partial(self._write, where.copies, question, outcome, copy)
-            self._spawn(self._keep(where, question.environment, sought, claim, write))
+            write = partial(self._write, where.copies, request, outcome, copy)
+            self._spawn(self._keep(where, request.environment, lookup, claim, write))
         if isinstance(outcome, Refusal) and outcome.code != "not_found" and copy is not None:
             now, _ = self._clock()
-            if now - copy.loaded < question.lifetime(copy):
+            if now - copy.loaded < request.lifetime(copy):
                 # Over the budget it is soon the next one's turn.
                 copy.retry = now + min(outcome.retry_after or _RETRY_SECONDS, _RETRY_SECONDS)
                 return copy, False
         return outcome, True
 
-    async def _seek(
-        self, sought: "_Sought[T]", ask: Callable[[float], Awaitable[T]]
+    async def _look_up(
+        self, lookup: "SharedLookup[T]", ask: Callable[[float], Awaitable[T]]
     ) -> "tuple[T, T | None, bool, _Claim | None]":
         """Find what another replica brought, or *ask* while no other does.
 
@@ -249,50 +249,50 @@ class Sharing:
             What it came to; what was found before, for what that is worth; whether it was asked
             for here, and the claim under which that was.
         """
-        patience, token = _Patience(self.within, self._clock), self._tokens()
+        deadline, token = Deadline(self.within, self._clock), self._tokens()
         claim: _Claim | None = None
         found: T | None = None
         try:
-            found = await self._read(sought, patience)
-            if found is None or not sought.is_answer(found):
-                claimed = await self._claim(sought, token, patience)
+            found = await self._read(lookup, deadline)
+            if found is None or not lookup.is_answer(found):
+                claimed = await self._claim(lookup, token, deadline)
                 claim, found = claimed
-            if found is not None and sought.is_answer(found):
+            if found is not None and lookup.is_answer(found):
                 if claim is not None:
-                    self.store.release(sought.namespace, sought.id, token)
-                self._count(sought.metric, "used")
+                    self.store.release(lookup.namespace, lookup.id, token)
+                self._count(lookup.metric, "used")
                 return found, found, False, None
         except Away:
             found = None  # then this process asks, as if it were alone
-        holding = claim and self._spawn(self._hold(sought.namespace, sought.id, token))
+        holding = claim and self._spawn(self._hold(lookup.namespace, lookup.id, token))
         try:
-            return await ask(patience.left), found, True, claim
+            return await ask(deadline.left), found, True, claim
         finally:
             if holding:
                 holding.cancel()
 
-    async def _read(self, sought: "_Sought[T]", patience: "_Patience") -> T | None:
+    async def _read(self, lookup: "SharedLookup[T]", deadline: "Deadline") -> T | None:
         sent, _ = self._clock()
-        value, seconds = await patience.wait(
-            self.store.read(sought.namespace, sought.id, within=patience.left)
+        value, seconds = await deadline.wait(
+            self.store.read(lookup.namespace, lookup.id, within=deadline.left)
         )
-        return self._found(sought, value, seconds, sent)
+        return self._found(lookup, value, seconds, sent)
 
     async def _claim(
-        self, sought: "_Sought[T]", token: str, patience: "_Patience"
+        self, lookup: "SharedLookup[T]", token: str, deadline: "Deadline"
     ) -> "tuple[_Claim | None, T | None]":
         """Claim the right to ask, or wait until who has it brings something or gives up."""
-        began, turn, left = self._clock()[0], 0, patience.left
+        began, turn, left = self._clock()[0], 0, deadline.left
         while True:
             # It is the other's load that is waited for: of the questions only the last costs time.
-            patience.left, (sent, _) = left, self._clock()
-            held, value, seconds, time = await patience.wait(
-                self.store.claim(sought.namespace, sought.id, token, CLAIM_SECONDS, within=left)
+            deadline.left, (sent, _) = left, self._clock()
+            held, value, seconds, time = await deadline.wait(
+                self.store.claim(lookup.namespace, lookup.id, token, CLAIM_SECONDS, within=left)
             )
-            found = self._found(sought, value, seconds, sent)
+            found = self._found(lookup, value, seconds, sent)
             if held:
                 return _Claim(token, time, self._clock()[0]), found
-            if found is not None and sought.is_answer(found):
+            if found is not None and lookup.is_answer(found):
                 return None, found
             if sent - began > self._patience:
                 return None, found
@@ -308,7 +308,7 @@ class Sharing:
         self,
         where: Namespace,
         environment: str,
-        sought: "_Sought[T]",
+        lookup: "SharedLookup[T]",
         claim: "_Claim",
         write: "Callable[[int], _Written | None]",
     ) -> None:
@@ -322,39 +322,44 @@ class Sharing:
         try:
             if written is not None and written.ends > now:
                 result = await self.store.keep(
-                    sought.namespace,
-                    [sought.id, *written.others],
+                    lookup.namespace,
+                    [lookup.id, *written.others],
                     written.value,
                     token=claim.token,
                     claimed=claim.time,
                     until=claim.at(written.ends),
                 )
-                self._count(sought.metric, result)
+                self._count(lookup.metric, result)
         except Away:
             pass
         finally:
-            self.store.release(sought.namespace, sought.id, claim.token)
+            self.store.release(lookup.namespace, lookup.id, claim.token)
 
     def _write(
-        self, namespace: str, question: Question, outcome: Outcome, known: Copy | None, claimed: int
+        self,
+        namespace: str,
+        request: LoadRequest,
+        outcome: Outcome,
+        known: Copy | None,
+        claimed: int,
     ) -> "_Written | None":
         now, wall = self._clock()
         if isinstance(outcome, Copy):
-            lifetime = question.lifetime(outcome)
+            lifetime = request.lifetime(outcome)
             loaded = wall - (now - outcome.loaded)
             value = encode(namespace, outcome, lifetime, loaded, claimed)
-            others = {id_ for _, id_ in outcome.keys} - {question.id}
+            others = {id_ for _, id_ in outcome.keys} - {request.id}
             return _Written(value, others, outcome.loaded + lifetime)
         if outcome.code != "not_found":
             return None
         if known is not None:
-            for id_ in {id_ for _, id_ in known.keys} - {question.id}:
+            for id_ in {id_ for _, id_ in known.keys} - {request.id}:
                 self.store.drop(namespace, id_)
-        value = encode_missing(namespace, question.id, self.negative_ttl, claimed)
+        value = encode_missing(namespace, request.id, self.negative_ttl, claimed)
         return _Written(value, set(), now + self.negative_ttl)
 
     def _found(
-        self, sought: "_Sought[T]", value: bytes | None, seconds: float, sent: float
+        self, lookup: "SharedLookup[T]", value: bytes | None, seconds: float, sent: float
     ) -> T | None:
         """Read a value that stands in the store for *seconds* more, and did when it was *sent* for.
 
@@ -370,16 +375,16 @@ class Sharing:
             return sent - max(wall - written - (now - sent), lifetime - seconds, 0.0)
 
         try:
-            return sought.decode(value, moment)
+            return lookup.decode(value, moment)
         except ForeignError:
-            self._count(sought.metric, "dropped")
-            self.store.drop(sought.namespace, sought.id)
+            self._count(lookup.metric, "dropped")
+            self.store.drop(lookup.namespace, lookup.id)
             return None
 
     def _decode(
-        self, namespace: str, question: Question, value: bytes, moment: "_Moment"
+        self, namespace: str, request: LoadRequest, value: bytes, moment: "_Moment"
     ) -> Outcome | None:
-        found = decode(namespace, question.id, value)
+        found = decode(namespace, request.id, value)
         if found is None:
             raise ForeignError
         loaded = moment(found.loaded, found.lifetime)
@@ -387,7 +392,7 @@ class Sharing:
             recent = self._clock()[0] - loaded < self.negative_ttl
             return Refusal("not_found") if recent else None
         return self._make(
-            question.environment,
+            request.environment,
             found.id,
             found.external_id,
             found.body,
@@ -415,17 +420,17 @@ class Sharing:
         where = self.namespaces.get(environment)
         if where is None:  # a change of settings removed it meanwhile
             return await ask()
-        sought = _Sought(
+        lookup = SharedLookup(
             where.verdicts,
             _verdict_name(where, digest, id_),
             metric="bff_shared_verdicts",
             decode=partial(self._decode_verdict, where, digest, id_),
             is_answer=lambda verdict: verdict.until > self._clock()[0],
         )
-        verdict, _, _, claim = await self._seek(sought, lambda _: ask())
+        verdict, _, _, claim = await self._look_up(lookup, lambda _: ask())
         if claim is not None:
             write = partial(self._write_verdict, where, digest, id_, verdict)
-            self._spawn(self._keep(where, environment, sought, claim, write))
+            self._spawn(self._keep(where, environment, lookup, claim, write))
         return verdict
 
     def _write_verdict(
@@ -507,7 +512,7 @@ and for how many seconds from then on it is of use."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sought(Generic[T]):
+class SharedLookup(Generic[T]):
     """What is looked for in the store before upstream is asked.
 
     Attributes:
@@ -537,7 +542,7 @@ class _Written:
     ends: float
 
 
-class _Patience:
+class Deadline:
     """How much longer one load may wait for the store itself."""
 
     __slots__ = ("_clock", "left")
