@@ -16,7 +16,7 @@ from bff.copies.cache import Cache
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.limits.rate import Window
-from bff.replicas.sharing import Question, Sharing
+from bff.replicas.sharing import LoadRequest, Sharing
 from bff.sessions import document, fields, ids
 from bff.sessions.copy import Copy, make_copy
 from bff.telemetry import Telemetry
@@ -101,7 +101,7 @@ class Loader:
         while True:
             config, mark = self._config, self._cache.mark
             outcome, ours = await self._sharing.load(
-                Question(
+                LoadRequest(
                     environment=environment.name,
                     id=id_,
                     ask=ask,
