@@ -69,7 +69,7 @@ Command = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoreAddress:
     """Where the store is, from its address."""
 
     host: str
@@ -97,7 +97,7 @@ class Store:
     """One Valkey server or cluster.
 
     Args:
-        place: where it is.
+        address: where it is.
         timeout: seconds that a request may wait for it.
         name: this replica's, unlike any other's.
         count: told of commands by outcome: ok, late, error, foreign.
@@ -106,7 +106,7 @@ class Store:
 
     def __init__(
         self,
-        place: Place,
+        address: StoreAddress,
         *,
         timeout: float,
         name: str,
@@ -117,7 +117,7 @@ class Store:
         self.replicas = UNKNOWN_REPLICAS
         self.timeout = timeout
         self.reason: str | None = "not asked yet"
-        self._place = place
+        self._address = address
         self._name = name
         self._count = count
         self._changed = changed
@@ -136,9 +136,9 @@ class Store:
         self._errors = exceptions
         cluster = exceptions.ValkeyClusterException  # no ValkeyError
         self._failures = (exceptions.ValkeyError, cluster, OSError, TimeoutError)
-        self._client = _client(place, _SOCKET_SECONDS)
+        self._client = _client(address, _SOCKET_SECONDS)
         # A listener waits for seconds at a time, on a connection of its own.
-        self._listener = _client(place, _LISTEN_SECONDS)
+        self._listener = _client(address, _LISTEN_SECONDS)
 
     async def open(self, heard: Callable[[dict[str, str]], None]) -> None:
         """Connect, begin to beat, and hear what was published that who starts has to know.
@@ -171,8 +171,8 @@ class Store:
         await self._send_beat(_OPEN_SECONDS)
 
     def _trouble(self, what: str) -> StoreError:
-        place = self._place
-        return StoreError(f"the store at {place.host}:{place.port} {what}")
+        address = self._address
+        return StoreError(f"the store at {address.host}:{address.port} {what}")
 
     async def close(self) -> None:
         """Send what is queued, within a moment, and disconnect."""
@@ -292,7 +292,7 @@ class Store:
     async def _another(self, client: Any, socket_timeout: float) -> Any:
         with contextlib.suppress(*self._failures):
             await client.aclose()
-        return _client(self._place, socket_timeout)
+        return _client(self._address, socket_timeout)
 
     # -- away and back
 
@@ -573,34 +573,36 @@ def _copy_key(namespace: str, id_: str) -> str:
     return f"{_PREFIX}:{{{namespace}:{id_}}}"
 
 
-def _client(place: Place, socket_timeout: float) -> Any:
+def _client(address: StoreAddress, socket_timeout: float) -> Any:
     from valkey.asyncio import Valkey, ValkeyCluster  # noqa: PLC0415  as above
     from valkey.asyncio.retry import Retry  # noqa: PLC0415
     from valkey.backoff import NoBackoff  # noqa: PLC0415
 
     options: dict[str, Any] = {
-        "username": place.username,
-        "password": place.password,
+        "username": address.username,
+        "password": address.password,
         "socket_timeout": socket_timeout,
         "socket_connect_timeout": _SOCKET_SECONDS,
         "socket_keepalive": True,
         "lib_name": None,  # its user may do nothing that is not needed
         "lib_version": None,
     }
-    if place.tls:
+    if address.tls:
         options |= {
             "ssl": True,
             "ssl_cert_reqs": "required",
             "ssl_check_hostname": True,
-            "ssl_ca_certs": place.ca_file,
+            "ssl_ca_certs": address.ca_file,
             "ssl_min_version": ssl.TLSVersion.TLSv1_2,
         }
-    if place.cluster:
-        return ValkeyCluster(place.host, place.port, connection_error_retry_attempts=0, **options)
+    if address.cluster:
+        return ValkeyCluster(
+            address.host, address.port, connection_error_retry_attempts=0, **options
+        )
     return Valkey(
-        host=place.host,
-        port=place.port,
-        db=place.database,
+        host=address.host,
+        port=address.port,
+        db=address.database,
         max_connections=2,
         retry=Retry(NoBackoff(), 0),
         **options,

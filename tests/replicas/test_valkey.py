@@ -33,12 +33,12 @@ from support.world import (
 from bff.config import reader, settings
 from bff.demo.upstream import session
 from bff.limits.budget import Budget
-from bff.replicas.valkey import Place, StoreError
+from bff.replicas.valkey import StoreAddress, StoreError
 
 FLEET = Path(__file__).parent.parent.parent / "docs" / "FLEET.md"
 
 
-def place(url: str) -> Place:
+def address(url: str) -> StoreAddress:
     told = reader.load(environ(BFF_STORE_URL=url)).store_url
     assert told is not None
     return told
@@ -49,12 +49,12 @@ def test_addresses(tmp_path: Path) -> None:
     ca.touch()
     plain = {"username": None, "password": None, "database": 0, "tls": False, "cluster": False}
 
-    assert place("valkey://host") == Place("host", 6379, **plain)
-    assert place("redis://host:7/2") == Place("host", 7, **plain | {"database": 2})
-    assert place("valkeys://:p%40%2Fss@host") == Place(
+    assert address("valkey://host") == StoreAddress("host", 6379, **plain)
+    assert address("redis://host:7/2") == StoreAddress("host", 7, **plain | {"database": 2})
+    assert address("valkeys://:p%40%2Fss@host") == StoreAddress(
         "host", 6379, **plain | {"password": "p@/ss", "tls": True}
     )
-    assert place(f"rediss+cluster://u:p@[::1]:7?ca_file={ca}") == Place(
+    assert address(f"rediss+cluster://u:p@[::1]:7?ca_file={ca}") == StoreAddress(
         "::1", 7, "u", "p", 0, tls=True, cluster=True, ca_file=str(ca)
     )
 
@@ -77,7 +77,7 @@ def test_addresses(tmp_path: Path) -> None:
 )
 def test_what_is_no_address_is_a_problem_with_a_remedy(url: str) -> None:
     with pytest.raises(settings.SettingsError) as caught:
-        place(url.replace("//host", "//u:sentinel@host"))
+        address(url.replace("//host", "//u:sentinel@host"))
 
     (problem,) = caught.value.problems
     assert problem.startswith("BFF_STORE_URL ")
