@@ -13,7 +13,7 @@ from typing import Any
 
 from bff.config import values
 from bff.config.values import Rate, Secret
-from bff.replicas.valkey import Place
+from bff.replicas.valkey import StoreAddress
 from bff.sessions.policy import DEFAULT_FIELDS, Policy
 
 
@@ -90,7 +90,7 @@ class Settings:
     cache_stale_if_error: float
     cache_negative_ttl: float
     cache_max_bytes: int
-    store_url: Place | None
+    store_url: StoreAddress | None
     store_optional: bool
     store_timeout: float
     fast_lane: bool

@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from bff.replicas.valkey import Place
+from bff.replicas.valkey import StoreAddress
 from bff.tokens.jwks import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 
 MAX_WAIT_SECONDS = 60
@@ -157,7 +157,7 @@ _STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
 _STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md)"
 
 
-def store(text: str) -> Place:
+def store(text: str) -> StoreAddress:
     try:
         parts = urlsplit(text)
         port = parts.port or 6379
@@ -177,7 +177,7 @@ def store(text: str) -> Place:
         raise ProblemError("may have ?ca_file=PATH after it, and nothing else")
     if ca_file is not None and not (scheme[2] and Path(ca_file).is_file()):
         raise ProblemError("names a ca_file that is no file, or has no TLS; write valkeys://…")
-    return Place(
+    return StoreAddress(
         host=parts.hostname,
         port=port,
         username=unquote(parts.username) if parts.username else None,
