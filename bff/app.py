@@ -279,8 +279,8 @@ class Service:
         self, environment: EnvironmentSettings, before: Environment | None
     ) -> Environment:
         rate = environment.upstream_budget
-        place = (environment.api_url, self._id(environment), environment.branch)
-        if before is not None and before.place != place:
+        origin = (environment.api_url, self._id(environment), environment.branch)
+        if before is not None and before.origin != origin:
             before = None
         limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
         if before is not None and (before.budget.limit, before.budget.seconds) == (limit, seconds):
@@ -312,7 +312,7 @@ class Service:
         )
         if self._tracing:
             upstream = self._tracing.upstream(upstream)
-        return Environment(environment.name, place, upstream, budget)
+        return Environment(environment.name, origin, upstream, budget)
 
     def _sharing(self, settings: Settings) -> Sharing:
         telemetry, clock = self._telemetry, self._clock
@@ -504,8 +504,8 @@ def _sources(settings: Settings, before: Settings, known: tuple[Source, ...]) ->
         for was, one in pairs:
             if was == told:
                 return one
-            place = (told.jwks_url, told.algorithms, told.keys_trusted)
-            if told.jwks_url and place == (was.jwks_url, was.algorithms, was.keys_trusted):
+            origin = (told.jwks_url, told.algorithms, told.keys_trusted)
+            if told.jwks_url and origin == (was.jwks_url, was.algorithms, was.keys_trusted):
                 fetched = one.keys
         keys = [shared_key(key.reveal()) for key in told.shared_keys]
         if told.jwks is not None:

@@ -20,7 +20,7 @@ class Environment:
     """One Trigger.dev environment at run time."""
 
     name: str
-    place: tuple[str | None, ...]
+    origin: tuple[str | None, ...]
     """What makes it this one and not another of the same name: copies of one are none of another.
     """
     upstream: Upstream
@@ -70,6 +70,6 @@ class RuntimeConfig:
         return frozenset().union(*(policy.visible for policy in policies))
 
     @property
-    def places(self) -> dict[str, tuple[str | None, ...]]:
+    def origins(self) -> dict[str, tuple[str | None, ...]]:
         """Where each environment's sessions come from."""
-        return {name: environment.place for name, environment in self.environments.items()}
+        return {name: environment.origin for name, environment in self.environments.items()}

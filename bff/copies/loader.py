@@ -327,7 +327,7 @@ class Loader:
         if mark is not None and verdict.code in (OK, *GENUINE):
             mark.used -= 1
         current = self._config
-        if (current.verifier, current.places) != (config.verifier, config.places):
+        if (current.verifier, current.origins) != (config.verifier, config.origins):
             return outcome  # other keys or another upstream by now: it is to be asked again
         if verdict.code == OK:
             seconds = caller.expires - wall + now - verdict.spoken

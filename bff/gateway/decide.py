@@ -180,7 +180,7 @@ class Gateway:
         loaded will be projected by the new policy, so that stays even then.
         """
         before, self.config = self.config, config
-        moved = before.places != config.places
+        moved = before.origins != config.origins
         policies = (config.default_policy, config.policies)
         self.environments = config.environments
         self.verifier = config.verifier

@@ -639,7 +639,7 @@ FAULTS = [
     Fault(
         0,
         "bff/copies/loader.py",
-        "if (current.verifier, current.places) != (config.verifier, config.places):",
+        "if (current.verifier, current.origins) != (config.verifier, config.origins):",
         "if False:",
         f"{_VERDICTS}::test_a_test_that_ends_under_other_rules_leaves_nothing",
     ),
