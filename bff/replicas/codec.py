@@ -20,24 +20,24 @@ class Namespace:
     """One environment in the store.
 
     Attributes:
-        place: the same for every gateway of the environment: budget and purges.
-        rules: differs between policies and versions: copies.
+        origin: the same for every gateway of the environment: budget and purges.
+        projection: differs between policies and versions: copies.
         seal: the same for gateways of one version, secret key and set of keys: verdicts.
     """
 
-    place: str
-    rules: str
+    origin: str
+    projection: str
     seal: bytes = field(repr=False)
 
     @property
     def copies(self) -> str:
         """Where copies are: nobody else's are read."""
-        return f"{self.place}:{self.rules}"
+        return f"{self.origin}:{self.projection}"
 
     @property
     def verdicts(self) -> str:
         """Where verdicts are; their names tell those of others apart."""
-        return f"{self.place}:verdicts"
+        return f"{self.origin}:verdicts"
 
 
 class ForeignError(Exception):

@@ -182,7 +182,7 @@ class Sharing:
         try:
             if namespace is not None:
                 wait = await self.store.spend(
-                    namespace.place, limit=budget.limit, seconds=budget.seconds, within=within
+                    namespace.origin, limit=budget.limit, seconds=budget.seconds, within=within
                 )
         except Away:
             pass
@@ -196,12 +196,12 @@ class Sharing:
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream said of its bucket."""
         if self.up and environment in self.namespaces:
-            self.store.allow(self.namespaces[environment].place, remaining - limit // 2, reset)
+            self.store.allow(self.namespaces[environment].origin, remaining - limit // 2, reset)
 
     def pause(self, environment: str, seconds: float) -> None:
         """Share that upstream wants nothing for *seconds*."""
         if self.up and environment in self.namespaces:
-            self.store.pause(self.namespaces[environment].place, seconds)
+            self.store.pause(self.namespaces[environment].origin, seconds)
 
     # -- copies and loads
 
@@ -462,7 +462,9 @@ class Sharing:
         namespace = self.namespaces[environment]
         for other in await self._purge(namespace.copies, id_):
             await self._purge(namespace.copies, other)
-        await self.store.publish("purges", place=namespace.place, rules=namespace.rules, id=id_)
+        await self.store.publish(
+            "purges", origin=namespace.origin, projection=namespace.projection, id=id_
+        )
 
     async def revoke(self, revocation: str) -> None:
         """Tell every replica of a revocation, also those that start later.
@@ -492,9 +494,9 @@ class Sharing:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
         for environment, namespace in self.namespaces.items():
-            if message.get("place") == namespace.place and "id" in message:
+            if message.get("place") == namespace.origin and "id" in message:
                 self._on_purge(environment, message["id"])
-                if message.get("rules") != namespace.rules:
+                if message.get("rules") != namespace.projection:
                     # Whoever purged has another policy or version, and sees other copies.
                     self._spawn(self._purge_quietly(namespace.copies, message["id"]))
 

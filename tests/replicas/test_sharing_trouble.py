@@ -292,7 +292,9 @@ async def test_a_store_that_was_restarted_begins_anew_and_so_does_what_is_heard(
     namespace = one.service.sharing.namespaces["default"]
     with own_replicas.engine.client() as client:
         client.xadd(
-            PURGES, {"place": namespace.place, "rules": namespace.rules, "id": "chat-1"}, id="1-1"
+            PURGES,
+            {"place": namespace.origin, "rules": namespace.projection, "id": "chat-1"},
+            id="1-1",
         )
     await until(lambda: one.service.sharing.up and two.service.sharing.up)
 
