@@ -35,9 +35,9 @@ def find_cursor(text: str, named: Sequence[str], caller: bytes) -> int:
     Raises:
         Refusal: ``bad_request``; the same for what is no cursor and for another caller's.
     """
-    for place, id_ in enumerate(named):
+    for position, id_ in enumerate(named):
         if cursor(id_, caller) == text:
-            return place
+            return position
     raise Refusal("bad_request", f"page[after] and page[before] are each {_CURSOR}")
 
 
@@ -70,13 +70,13 @@ class Listing:
     caller: bytes
     wall: float
     known: dict[str, Copy | Refusal] = field(default_factory=dict)
-    _places: dict[str, int] = field(init=False)
+    _positions: dict[str, int] = field(init=False)
     _start: int = field(init=False, default=0)
     _step: int = field(init=False, default=1)
     _round: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._places = {id_: place for place, id_ in enumerate(self.named)}
+        self._positions = {id_: position for position, id_ in enumerate(self.named)}
         if self.query.after is not None:
             self._start = find_cursor(self.query.after, self.named, self.caller) + 1
         elif self.query.before is not None:
@@ -91,42 +91,47 @@ class Listing:
         as many are waited for at once, and so on: few rounds, however many do not match.
         """
         end = len(self.named) if self._step > 0 else -1
-        places: list[tuple[int, Copy | Refusal]] = []
+        positions: list[tuple[int, Copy | Refusal]] = []
         waiting = 0
-        for place in range(self._start, end, self._step):
-            found = find(self.named[place])
+        for position in range(self._start, end, self._step):
+            found = find(self.named[position])
             if found is None:
                 waiting += 1
-            elif self._holds(place, found):
-                places.append((place, found))
-            if len(places) + (waiting >> self._round) > self.query.size:
+            elif self._holds(position, found):
+                positions.append((position, found))
+            if len(positions) + (waiting >> self._round) > self.query.size:
                 break
         if waiting:
             self._round += 1
             return None
-        more = len(places) > self.query.size
-        places = places[: self.query.size][:: self._step]
-        return self._write(places, more=more)
+        more = len(positions) > self.query.size
+        positions = positions[: self.query.size][:: self._step]
+        return self._write(positions, more=more)
 
-    def _holds(self, place: int, found: Copy | Refusal) -> bool:
+    def _holds(self, position: int, found: Copy | Refusal) -> bool:
         if isinstance(found, Refusal):
             return found.code != "not_found"
         # Where a token names both ids of a session, it stands in the place of the first.
-        if any(self._places.get(id_ or "", place) < place for id_ in (found.id, found.external_id)):
+        if any(
+            self._positions.get(id_ or "", position) < position
+            for id_ in (found.id, found.external_id)
+        ):
             return False
         return not self.query.filters or self.query.matches(json.loads(found.body), self.wall)
 
-    def _write(self, places: list[tuple[int, Copy | Refusal]], *, more: bool) -> Page:
+    def _write(self, positions: list[tuple[int, Copy | Refusal]], *, more: bool) -> Page:
         pagination = {}
-        if places:
+        if positions:
             forward = self._step > 0
             if more if forward else True:
-                pagination["next"] = cursor(self.named[places[-1][0]], self.caller)
+                pagination["next"] = cursor(self.named[positions[-1][0]], self.caller)
             if self.query.after is not None if forward else more:
-                pagination["previous"] = cursor(self.named[places[0][0]], self.caller)
-        copies = [found for _, found in places if isinstance(found, Copy)]
+                pagination["previous"] = cursor(self.named[positions[0][0]], self.caller)
+        copies = [found for _, found in positions if isinstance(found, Copy)]
         unavailable = {
-            self.named[place]: found for place, found in places if isinstance(found, Refusal)
+            self.named[position]: found
+            for position, found in positions
+            if isinstance(found, Refusal)
         }
         # The members beside `data`; the SDK's parser drops what it does not know.
         beside: dict[str, Any] = {"pagination": pagination}
