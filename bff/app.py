@@ -321,7 +321,7 @@ class Service:
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
-                self._spawn(sharing.retell([r.encode() for r in self.gateway.revocations.all()]))
+                self._spawn(sharing.republish([r.encode() for r in self.gateway.revocations.all()]))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
 

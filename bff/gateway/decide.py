@@ -662,7 +662,7 @@ class Gateway:
             left = ends - self._clock()[0]
             await asyncio.wait([wait.lease], timeout=max(0.0, left))
             if left <= 0 or not wait.lease.done():
-                self.sharing.store.give_up()
+                self.sharing.store.mark_down()
             answer = self.decide(wait.head, *self._clock())
             if not isinstance(answer, PendingLease):
                 return answer

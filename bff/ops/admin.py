@@ -21,7 +21,7 @@ from bff.clock import Clock
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.replicas.sharing import Sharing
-from bff.replicas.valkey import Away
+from bff.replicas.valkey import StoreUnavailable
 from bff.server.worker_ipc import PATIENCE_SECONDS, Siblings
 from bff.sessions import ids
 from bff.telemetry import Telemetry, together
@@ -171,7 +171,7 @@ class Ops:
         try:
             if self._sharing is not None:
                 await self._sharing.revoke(revocation.encode())
-        except Away:
+        except StoreUnavailable:
             return _alone("revoked at")
         if silent := _silent(heard):
             return _unconfirmed("revoked", silent)
@@ -190,7 +190,7 @@ class Ops:
         try:
             for name in self._gateway.environments if self._sharing else ():
                 await self._sharing.purge(name, id_)  # type: ignore[union-attr]  # just asked
-        except Away:
+        except StoreUnavailable:
             return _alone("purged from")
         if silent := _silent(heard):
             return _unconfirmed("purged", silent)

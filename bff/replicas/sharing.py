@@ -34,7 +34,7 @@ from bff.replicas.codec import (
     encode_missing,
     encode_verdict,
 )
-from bff.replicas.valkey import Away, Store
+from bff.replicas.valkey import Store, StoreUnavailable
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import UNDECIDED, Verdict
 
@@ -164,7 +164,7 @@ class Sharing:
                 seconds=limiter.seconds,
                 within=self.within,
             )
-        except Away:
+        except StoreUnavailable:
             window.lease_failed()
         else:
             self._count("bff_leases", limiter.name)
@@ -184,7 +184,7 @@ class Sharing:
                 wait = await self.store.spend(
                     namespace.origin, limit=budget.limit, seconds=budget.seconds, within=within
                 )
-        except Away:
+        except StoreUnavailable:
             pass
         if wait is None:
             budget.replicas = self.replicas
@@ -262,7 +262,7 @@ class Sharing:
                     self.store.release(lookup.namespace, lookup.id, token)
                 self._count(lookup.metric, "used")
                 return found, found, False, None
-        except Away:
+        except StoreUnavailable:
             found = None  # then this process asks, as if it were alone
         holding = claim and self._spawn(self._hold(lookup.namespace, lookup.id, token))
         try:
@@ -330,7 +330,7 @@ class Sharing:
                     until=claim.at(written.ends),
                 )
                 self._count(lookup.metric, result)
-        except Away:
+        except StoreUnavailable:
             pass
         finally:
             self.store.release(lookup.namespace, lookup.id, claim.token)
@@ -474,13 +474,13 @@ class Sharing:
         """
         await self.store.publish("revocations", revocation=revocation)
 
-    async def retell(self, revocations: Sequence[str]) -> None:
+    async def republish(self, revocations: Sequence[str]) -> None:
         """Tell a store that has forgotten them, for it started again without its data."""
         try:
             if revocations and await self.store.is_silent("revocations"):
                 for revocation in revocations:
                     await self.revoke(revocation)
-        except Away:
+        except StoreUnavailable:
             pass  # it is told when it comes back
 
     async def _purge(self, copies: str, id_: str) -> list[str]:
@@ -504,7 +504,7 @@ class Sharing:
         try:
             for other in await self._purge(copies, id_):
                 await self._purge(copies, other)
-        except Away:
+        except StoreUnavailable:
             pass
 
 

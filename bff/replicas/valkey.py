@@ -89,7 +89,7 @@ class StoreError(Exception):
     """The store cannot be used, and what to do; never a credential, never the server's words."""
 
 
-class Away(Exception):  # noqa: N818  a state of the world rather than a mistake
+class StoreUnavailable(Exception):  # noqa: N818  a state of the world rather than a mistake
     """The store is not to be had at the moment."""
 
 
@@ -128,7 +128,7 @@ class Store:
         self._closed = False
         self._beats = 0
         self._pause = HEARTBEAT_SECONDS / 4
-        self._led_astray = False
+        self._must_reconnect = False
         self._losses = 0
         self._error: Exception | None = None
         from valkey import exceptions  # noqa: PLC0415  a tenth of a second: who has no store saves it
@@ -152,7 +152,7 @@ class Store:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._greet()
-        except Away:
+        except StoreUnavailable:
             error = self._error
             what = (
                 "does not answer in time" if error is None else _what_is_wrong(error, self._errors)
@@ -197,7 +197,7 @@ class Store:
             Away: there are none.
         """
         if not self.up:
-            raise Away
+            raise StoreUnavailable
         return await self._ask(commands, within)
 
     def tell(self, *commands: Command) -> None:
@@ -208,7 +208,7 @@ class Store:
             task.add_done_callback(self._told.discard)
 
     async def _tell(self, commands: Sequence[Command], answers: list[asyncio.Future[Any]]) -> None:
-        with contextlib.suppress(Away):
+        with contextlib.suppress(StoreUnavailable):
             await self._answers(commands, answers, self.timeout)
 
     async def _ask(self, commands: Sequence[Command], within: float) -> list[Any]:
@@ -234,7 +234,7 @@ class Store:
         if late:
             self._count("late", len(commands))
             self._lost("slow")
-            raise Away
+            raise StoreUnavailable
         found = [answer.result() for answer in answers]
         errors = [one for one in found if isinstance(one, Exception)]
         if errors:
@@ -242,9 +242,9 @@ class Store:
             if all(self._is_foreign(error) for error in errors):
                 self._drop_foreign(commands)
             else:
-                self._led_astray, self._error = True, errors[0]
+                self._must_reconnect, self._error = True, errors[0]
                 self._lost(type(errors[0]).__name__)  # not its text, which may be anyone's
-            raise Away
+            raise StoreUnavailable
         self._count("ok", len(commands))
         return found
 
@@ -275,9 +275,9 @@ class Store:
     async def _send(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
         answers: list[Any]
         try:
-            if self._led_astray:
+            if self._must_reconnect:
                 # The address may lead elsewhere by now, and an open connection never would.
-                self._led_astray = False
+                self._must_reconnect = False
                 self._client = await self._another(self._client, _SOCKET_SECONDS)
             pipeline = self._client.pipeline(transaction=False)
             for command, _ in batch:
@@ -307,14 +307,14 @@ class Store:
             self._beats = 0
             self._changed(reason)
 
-    def give_up(self) -> None:
+    def mark_down(self) -> None:
         """Count the store as away: someone has waited for it as long as may be."""
         self._lost("slow")
 
     async def _beat(self) -> None:
         while not self._closed:
             await asyncio.sleep(HEARTBEAT_SECONDS if self.up else self._pause)
-            with contextlib.suppress(Away):
+            with contextlib.suppress(StoreUnavailable):
                 # Who is to come back has to be as quick as a request will want it.
                 await self._send_beat(self.timeout if self.up else self.timeout / 4)
 
@@ -324,9 +324,9 @@ class Store:
         command = ("EVAL", _BEAT, 1, f"{_PREFIX}:replicas", self._name, seen)
         (replicas,) = await self._ask([command], within)
         if not isinstance(replicas, int):  # whoever says that is no store
-            self._led_astray, self._error = True, self._errors.InvalidResponse()
+            self._must_reconnect, self._error = True, self._errors.InvalidResponse()
             self._lost("InvalidResponse")
-            raise Away
+            raise StoreUnavailable
         self.replicas = max(1, replicas)
         self.reason = None
         self._beats += 1

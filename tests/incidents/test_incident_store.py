@@ -9,7 +9,7 @@ from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle
 from support.replicas import Relay, Replicas, until
 
 from bff.demo.upstream import session
-from bff.replicas.valkey import Away
+from bff.replicas.valkey import StoreUnavailable
 
 SPACE = "made:up"
 
@@ -90,7 +90,7 @@ async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Re
             while not store.up:
                 try:
                     await store._send_beat(5.0)
-                except Away:
+                except StoreUnavailable:
                     await asyncio.sleep(0)
 
         async def flap(number: int) -> None:
@@ -103,7 +103,7 @@ async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Re
             elif number % 10 == 0:
                 statuses.add((await ask(world, "chat-2", token)).status)
             store.tell(("PING",))
-            store.give_up()
+            store.mark_down()
             await back()
 
         for number in range(200):

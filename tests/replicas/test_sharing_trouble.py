@@ -221,11 +221,11 @@ async def test_a_store_that_comes_and_goes_is_asked_more_and_more_rarely(
     for _ in range(6):
         await store._send_beat(2.0)
         assert store.up
-        store.give_up()
+        store.mark_down()
         pauses.append(store._pause)
     for _ in range(5):
         await store._send_beat(2.0)
-    store.give_up()
+    store.mark_down()
 
     assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
     assert store._pause == 0.25, "it had come to stay"

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from support.engines import Engine
 from support.world import Clock, World
 
-from bff.replicas.valkey import Away
+from bff.replicas.valkey import StoreUnavailable
 
 
 class RealClock(Clock):
@@ -59,7 +59,7 @@ class Replicas:
 async def beat(*worlds: World) -> None:
     """Let each look for the store now, where waiting for its next heartbeat is not the point."""
     for world in worlds:
-        with contextlib.suppress(Away):
+        with contextlib.suppress(StoreUnavailable):
             await world.service.sharing.store._send_beat(5.0)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bff.replicas.valkey import Away
+from bff.replicas.valkey import StoreUnavailable
 
 
 class Shared:
@@ -91,12 +91,12 @@ class StandIn:
             self._read_to += 1
             self._heard(self.shared.told[self._read_to - 1])
 
-    def give_up(self) -> None:
+    def mark_down(self) -> None:
         pass
 
     def _there(self) -> Shared:
         if not self.up:
-            raise Away
+            raise StoreUnavailable
         return self.shared
 
     async def take(
