@@ -190,7 +190,7 @@ class Store:
 
     # -- commands
 
-    async def ask(self, *commands: Command, within: float) -> list[Any]:
+    async def execute(self, *commands: Command, within: float) -> list[Any]:
         """Send *commands* and wait for their answers, *within* seconds.
 
         Raises:
@@ -198,20 +198,22 @@ class Store:
         """
         if not self.up:
             raise StoreUnavailable
-        return await self._ask(commands, within)
+        return await self._execute(commands, within)
 
-    def tell(self, *commands: Command) -> None:
+    def execute_nowait(self, *commands: Command) -> None:
         """Send *commands* without waiting; when the store is away they are dropped."""
         if self.up:
-            task = asyncio.create_task(self._tell(commands, self._enqueue(commands)))
+            task = asyncio.create_task(self._execute_nowait(commands, self._enqueue(commands)))
             self._told.add(task)
             task.add_done_callback(self._told.discard)
 
-    async def _tell(self, commands: Sequence[Command], answers: list[asyncio.Future[Any]]) -> None:
+    async def _execute_nowait(
+        self, commands: Sequence[Command], answers: list[asyncio.Future[Any]]
+    ) -> None:
         with contextlib.suppress(StoreUnavailable):
             await self._answers(commands, answers, self.timeout)
 
-    async def _ask(self, commands: Sequence[Command], within: float) -> list[Any]:
+    async def _execute(self, commands: Sequence[Command], within: float) -> list[Any]:
         return await self._answers(commands, self._enqueue(commands), within)
 
     def _enqueue(self, commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
@@ -259,7 +261,7 @@ class Store:
         for command in commands:
             keys = command[3 : 3 + command[2]] if command[0] == "EVAL" else command[1:2]
             for key in keys:
-                self.tell(("UNLINK", key))
+                self.execute_nowait(("UNLINK", key))
 
     async def _pump(self) -> None:
         """Send what is queued, batch after batch; nobody who waits for an answer cancels this."""
@@ -322,7 +324,7 @@ class Store:
         """Write that this replica is there, and read how many are; so a full store is away too."""
         seen = round(SEEN_SECONDS * 1000)
         command = ("EVAL", _BEAT, 1, f"{_PREFIX}:replicas", self._name, seen)
-        (replicas,) = await self._ask([command], within)
+        (replicas,) = await self._execute([command], within)
         if not isinstance(replicas, int):  # whoever says that is no store
             self._must_reconnect, self._error = True, self._errors.InvalidResponse()
             self._lost("InvalidResponse")
@@ -346,7 +348,7 @@ class Store:
         """
         name = f"{_PREFIX}:w:{key}"
         command = ("EVAL", _TAKE, 1, name, limit, want, round(seconds * 1000))
-        ((given, rest, milliseconds),) = await self.ask(command, within=within)
+        ((given, rest, milliseconds),) = await self.execute(command, within=within)
         return given, rest, milliseconds / 1000
 
     async def spend(self, key: str, *, limit: int | None, seconds: float, within: float) -> float:
@@ -354,23 +356,23 @@ class Store:
         names = [f"{_PREFIX}:{{{key}}}:{what}" for what in ("spent", "allowance", "pause")]
         most = round(LONGEST_SECONDS * 1000)
         command = ("EVAL", _SPEND, 3, *names, limit or 0, round(seconds * 1000), most)
-        (milliseconds,) = await self.ask(command, within=within)
+        (milliseconds,) = await self.execute(command, within=within)
         return float(milliseconds) / 1000
 
     def allow(self, key: str, allowance: int, seconds: float) -> None:
         """Share what upstream's bucket leaves for the next *seconds*."""
         name = f"{_PREFIX}:{{{key}}}:allowance"
-        self.tell(("EVAL", _ALLOW, 1, name, allowance, _milliseconds(seconds)))
+        self.execute_nowait(("EVAL", _ALLOW, 1, name, allowance, _milliseconds(seconds)))
 
     def pause(self, key: str, seconds: float) -> None:
         """Share that upstream wants nothing for *seconds*."""
-        self.tell(("SET", f"{_PREFIX}:{{{key}}}:pause", 1, "PX", _milliseconds(seconds)))
+        self.execute_nowait(("SET", f"{_PREFIX}:{{{key}}}:pause", 1, "PX", _milliseconds(seconds)))
 
     async def read(self, namespace: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
         """Read a copy: its value, and the seconds until it expires."""
         key = _copy_key(namespace, id_)
         # In this order: of a copy that is replaced between the two, the older's time counts.
-        milliseconds, value = await self.ask(("PTTL", key), ("GET", key), within=within)
+        milliseconds, value = await self.execute(("PTTL", key), ("GET", key), within=within)
         return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
 
     async def claim(
@@ -384,17 +386,17 @@ class Store:
         """
         copy = _copy_key(namespace, id_)
         command = ("EVAL", _CLAIM, 2, copy, f"{copy}:load", token, round(seconds * 1000))
-        ((held, value, milliseconds, time),) = await self.ask(command, within=within)
+        ((held, value, milliseconds, time),) = await self.execute(command, within=within)
         return bool(held), value, milliseconds / 1000, time
 
     def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
         """Keep a claim for *seconds* more."""
         name = f"{_copy_key(namespace, id_)}:load"
-        self.tell(("EVAL", _HOLD, 1, name, token, round(seconds * 1000)))
+        self.execute_nowait(("EVAL", _HOLD, 1, name, token, round(seconds * 1000)))
 
     def release(self, namespace: str, id_: str, token: str) -> None:
         """Give a claim up."""
-        self.tell(("EVAL", _HOLD, 1, f"{_copy_key(namespace, id_)}:load", token, 0))
+        self.execute_nowait(("EVAL", _HOLD, 1, f"{_copy_key(namespace, id_)}:load", token, 0))
 
     async def keep(
         self,
@@ -416,10 +418,10 @@ class Store:
         """
         keys = [_copy_key(namespace, id_) for id_ in ids]
         purged = [("EVAL", _PURGED, 1, f"{key}:purged", claimed) for key in keys]
-        if any(await self.ask(*purged, within=self.timeout)):
+        if any(await self.execute(*purged, within=self.timeout)):
             return "purged"
         about = (value, round(until * 1000), claimed)
-        results = await self.ask(
+        results = await self.execute(
             ("EVAL", _KEEP, 3, keys[0], f"{keys[0]}:purged", f"{keys[0]}:load", *about, token),
             *(("EVAL", _KEEP, 2, key, f"{key}:purged", *about) for key in keys[1:]),
             within=self.timeout,
@@ -428,7 +430,7 @@ class Store:
             return "kept"
         kept = [key for key, result in zip(keys, results, strict=True) if result == _KEPT]
         if kept:  # under all of its ids, or under none
-            await self.ask(*(("UNLINK", key) for key in kept), within=self.timeout)
+            await self.execute(*(("UNLINK", key) for key in kept), within=self.timeout)
         return "purged" if _WAS_PURGED in results else "superseded"
 
     async def purge(self, namespace: str, id_: str, *, remembered: float) -> bytes | None:
@@ -438,24 +440,24 @@ class Store:
         """
         key = _copy_key(namespace, id_)
         command = ("EVAL", _PURGE, 2, key, f"{key}:purged", round(remembered * 1000))
-        (value,) = await self.ask(command, within=self.timeout)
+        (value,) = await self.execute(command, within=self.timeout)
         return value  # type: ignore[no-any-return]
 
     def drop(self, namespace: str, id_: str) -> None:
         """Forget what is under an id, whatever it is."""
-        self.tell(("UNLINK", _copy_key(namespace, id_)))
+        self.execute_nowait(("UNLINK", _copy_key(namespace, id_)))
 
     async def publish(self, stream: str, **fields: str) -> None:
         """Tell all replicas, this one included, on one of `_STREAMS`."""
         pairs = [part for pair in fields.items() for part in pair]
         key, kept = _stream_key(stream), _STREAMS[stream].kept
         command = ("XADD", key, "MAXLEN", "~", kept, "*", *pairs)
-        await self.ask(command, within=self.timeout)
+        await self.execute(command, within=self.timeout)
 
     async def is_silent(self, stream: str) -> bool:
         """Whether nothing was published on *stream* that is still kept."""
         command = ("XREVRANGE", _stream_key(stream), "+", "-", "COUNT", 1)
-        (newest,) = await self.ask(command, within=self.timeout)
+        (newest,) = await self.execute(command, within=self.timeout)
         return not newest
 
     async def _listen(
@@ -497,7 +499,7 @@ class Store:
             except Exception as exc:  # noqa: BLE001
                 if self._is_foreign(exc):
                     self._count("foreign", 1)
-                    self.tell(("UNLINK", key))
+                    self.execute_nowait(("UNLINK", key))
 
     def _hear(self, heard: Callable[[dict[str, str]], None], fields: dict[bytes, bytes]) -> None:
         def text(data: bytes) -> str:
