@@ -39,7 +39,7 @@ from bff.server.worker_ipc import Siblings
 from bff.sessions import ids, openapi
 from bff.sessions.copy import Ages, Copy, make_copy
 from bff.telemetry import Telemetry
-from bff.tokens.introspected import Verdicts
+from bff.tokens.introspected import Introspections
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet, read_jwks, shared_key
 from bff.tokens.revocations import Revocations
@@ -132,7 +132,7 @@ class Service:
         self.gateway = Gateway(
             self._config(settings, None),
             cache=cache,
-            verdicts=Verdicts(self._spawn),
+            introspections=Introspections(self._spawn),
             revocations=Revocations(),
             telemetry=telemetry,
             clock=clock,

@@ -21,7 +21,14 @@ from bff.sessions import document, fields, ids
 from bff.sessions.copy import Copy, make_copy
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.introspected import GENUINE, GOOD_SECONDS, OK, Verdict, Verdicts, refusal_seconds
+from bff.tokens.introspected import (
+    ACCEPTED_SECONDS,
+    AUTHENTIC,
+    OK,
+    Introspection,
+    Introspections,
+    refusal_seconds,
+)
 from bff.tokens.scopes import Grant
 from bff.upstream.client import cause
 
@@ -55,13 +62,13 @@ class Loader:
         config: RuntimeConfig,
         *,
         cache: "Cache[Copy | Refusal]",
-        verdicts: "Verdicts[Copy | Refusal | None]",
+        introspections: "Introspections[Copy | Refusal | None]",
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
         sharing: Sharing | None,
     ) -> None:
         self._cache = cache
-        self._verdicts = verdicts
+        self._introspections = introspections
         self._telemetry = telemetry
         self._clock = clock
         self._sharing = sharing
@@ -299,7 +306,7 @@ class Loader:
         digest, config = caller.digest or b"", self._config
         outcome: Copy | Refusal | None = None
 
-        async def ask() -> Verdict:
+        async def ask() -> Introspection:
             nonlocal outcome
             _, wall = self._clock()
             outcome = await self._brought(
@@ -308,31 +315,33 @@ class Loader:
             spoken, wall = self._clock()
             if isinstance(outcome, Refusal):
                 seconds = refusal_seconds(outcome.code, outcome.retry_after)
-                verdict = Verdict(outcome.code, (id_,), spoken, seconds)
+                introspection = Introspection(outcome.code, (id_,), spoken, seconds)
             else:
                 ids = dict.fromkeys((id_, outcome.id, outcome.external_id or outcome.id))
-                seconds = min(caller.expires - wall, GOOD_SECONDS)
-                verdict = Verdict(OK, tuple(ids), spoken, seconds)
-            self._telemetry.count("bff_token_tests", verdict.code)
-            return verdict
+                seconds = min(caller.expires - wall, ACCEPTED_SECONDS)
+                introspection = Introspection(OK, tuple(ids), spoken, seconds)
+            self._telemetry.count("bff_token_tests", introspection.code)
+            return introspection
 
         if self._sharing is None:
-            verdict = await ask()
+            introspection = await ask()
         else:
-            verdict = await self._sharing.judge(environment.name, digest, id_, ask)
+            introspection = await self._sharing.introspect(environment.name, digest, id_, ask)
         now, wall = self._clock()
-        if outcome is None and verdict.code != OK:  # another's
-            rest = verdict.until - now if verdict.code == "over_budget" else None
-            outcome = Refusal(verdict.code, retry_after=rest)
-        if mark is not None and verdict.code in (OK, *GENUINE):
+        if outcome is None and introspection.code != OK:  # another's
+            rest = introspection.until - now if introspection.code == "over_budget" else None
+            outcome = Refusal(introspection.code, retry_after=rest)
+        if mark is not None and introspection.code in (OK, *AUTHENTIC):
             mark.used -= 1
         current = self._config
         if (current.verifier, current.origins) != (config.verifier, config.origins):
             return outcome  # other keys or another upstream by now: it is to be asked again
-        if verdict.code == OK:
-            seconds = caller.expires - wall + now - verdict.spoken
-            self._verdicts.accept(digest, verdict.ids, verdict.spoken, seconds)
+        if introspection.code == OK:
+            seconds = caller.expires - wall + now - introspection.spoken
+            self._introspections.accept(digest, introspection.ids, introspection.spoken, seconds)
             config.verifier.remember(token, caller)
         else:
-            self._verdicts.refuse(digest, id_, verdict.spoken, verdict.code, verdict.seconds)
+            self._introspections.refuse(
+                digest, id_, introspection.spoken, introspection.code, introspection.seconds
+            )
         return outcome

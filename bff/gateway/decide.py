@@ -39,7 +39,7 @@ from bff.sessions import ids, list_query, page
 from bff.sessions.copy import Copy, Missing, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.introspected import UNDECIDED, Verdicts
+from bff.tokens.introspected import UNDECIDED, Introspections
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
 
@@ -147,7 +147,7 @@ class Gateway:
         config: RuntimeConfig,
         *,
         cache: "Cache[Copy | Refusal]",
-        verdicts: "Verdicts[Copy | Refusal | None]",
+        introspections: "Introspections[Copy | Refusal | None]",
         revocations: Revocations,
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
@@ -156,7 +156,7 @@ class Gateway:
     ) -> None:
         self.cache = cache
         self.telemetry = telemetry
-        self.verdicts = verdicts
+        self.introspections = introspections
         self.revocations = revocations
         self._clock = clock
         self._request_ids = request_ids
@@ -165,7 +165,7 @@ class Gateway:
         self.loader = Loader(
             config,
             cache=cache,
-            verdicts=verdicts,
+            introspections=introspections,
             telemetry=telemetry,
             clock=clock,
             sharing=sharing,
@@ -190,7 +190,7 @@ class Gateway:
         self._pages = config.pages
         self._token_cookie = config.token_cookie
         if moved or config.verifier is not before.verifier:
-            self.verdicts.forget()
+            self.introspections.forget()
         self.loader.apply(config)
         self.cache.ages, self.cache.max_bytes = config.ages, config.max_bytes
         if moved or (before.default_policy, before.policies) != policies:
@@ -239,7 +239,7 @@ class Gateway:
                 raise Refusal("unauthorized")
             context.probes = self._bad_tokens(address, now)
         digest = caller.digest
-        if digest is not None and not self.verdicts.good(digest, id_, now):
+        if digest is not None and not self.introspections.good(digest, id_, now):
             return self._test(context, caller, digest, id_)
         self._count_caller(context, caller, address)
         return self._look_up(context, caller, id_)
@@ -395,19 +395,19 @@ class Gateway:
         limit before upstream meets the tokens; and what it claims has only been good for refusing.
         """
         now = context.now
-        refused = self.verdicts.refused(digest, id_, now)
+        refused = self.introspections.refused(digest, id_, now)
         if refused is not None:
             code, rest = refused
             retry_after = rest if code == "over_budget" else None
             raise self._refused(context, caller, Refusal(code, retry_after=retry_after))
-        flight, mark = self.verdicts.flight(digest, id_), None
+        flight, mark = self.introspections.flight(digest, id_), None
         joined = flight is not None
         if flight is None:
-            if self.verdicts.full:
+            if self.introspections.full:
                 raise Refusal("over_budget", retry_after=1)
             if context.probes is not None:
                 self._reserve_probe(context)
-            elif not self.verdicts.genuine(digest, now):
+            elif not self.introspections.authentic(digest, now):
                 mark = self._bad_tokens(context.address, now)
             if mark is not None:
                 if mark.exhausted:
@@ -416,7 +416,7 @@ class Gateway:
                 mark.used += 1
             environment = self.environments[caller.environment]
             test = self.loader.test(environment, id_, caller, context.token, mark)
-            flight = self.verdicts.fly(digest, id_, test)
+            flight = self.introspections.fly(digest, id_, test)
         marked = mark is not None
         return PendingLoad(
             context, caller, id_, flight, None, joined, self.config, test=True, marked=marked
@@ -530,11 +530,17 @@ class Gateway:
 
         def find(id_: str) -> Copy | Refusal | None:
             if id_ not in wanted.known:
-                if digest is not None and loads and not self.verdicts.genuine(digest, context.now):
+                if (
+                    digest is not None
+                    and loads
+                    and not self.introspections.authentic(digest, context.now)
+                ):
                     return None  # first of all whether the token is one
                 try:
                     found: Found | PendingLoad
-                    if digest is not None and not self.verdicts.good(digest, id_, context.now):
+                    if digest is not None and not self.introspections.good(
+                        digest, id_, context.now
+                    ):
                         found = self._test(context, caller, digest, id_)
                     else:
                         self._count_caller(context, caller, context.address)
@@ -631,7 +637,9 @@ class Gateway:
 
     def _of_the_caller(self, caller: Caller[Grant], refusal: Refusal, now: float) -> bool:
         """Whether a refusal that one session met is all that there is to tell of the list."""
-        untested = caller.digest is not None and not self.verdicts.genuine(caller.digest, now)
+        untested = caller.digest is not None and not self.introspections.authentic(
+            caller.digest, now
+        )
         return refusal.code in _OF_THE_CALLER or untested
 
     async def _wait(self, context: RequestContext, loads: Sequence[PendingLoad]) -> None:

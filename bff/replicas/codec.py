@@ -10,7 +10,7 @@ from math import inf
 from typing import Final
 
 from bff.sessions.copy import Copy
-from bff.tokens.introspected import Verdict
+from bff.tokens.introspected import Introspection
 
 _FORMAT: Final = b"bff1"
 
@@ -35,7 +35,7 @@ class Namespace:
         return f"{self.origin}:{self.projection}"
 
     @property
-    def verdicts(self) -> str:
+    def introspections(self) -> str:
         """Where verdicts are; their names tell those of others apart."""
         return f"{self.origin}:verdicts"
 
@@ -77,28 +77,30 @@ def encode_missing(namespace: str, id_: str, lifetime: float, claimed: int) -> b
     return _seal(claimed, json.dumps(about).encode() + b"\n", _digest)
 
 
-def encode_verdict(
-    where: Namespace, digest: bytes, verdict: Verdict, spoken: float, claimed: int
+def encode_introspection(
+    where: Namespace, digest: bytes, introspection: Introspection, spoken: float, claimed: int
 ) -> bytes:
-    """Write a *verdict* on a token, *spoken* then (Unix seconds)."""
-    about = [verdict.code, verdict.ids, spoken, verdict.seconds]
-    return _seal(claimed, json.dumps(about).encode(), partial(_verdict_seal, where, digest))
+    """Write a *introspection* on a token, *spoken* then (Unix seconds)."""
+    about = [introspection.code, introspection.ids, spoken, introspection.seconds]
+    return _seal(claimed, json.dumps(about).encode(), partial(_introspection_seal, where, digest))
 
 
-def decode_verdict(where: Namespace, digest: bytes, id_: str, value: bytes) -> Verdict | None:
+def decode_introspection(
+    where: Namespace, digest: bytes, id_: str, value: bytes
+) -> Introspection | None:
     """Read a verdict, `spoken` in Unix seconds; None if it is none of a gateway's on this token."""
-    text = _unseal(value, partial(_verdict_seal, where, digest))
+    text = _unseal(value, partial(_introspection_seal, where, digest))
     if text is None:
         return None
     code, ids, spoken, seconds = json.loads(text)  # whoever sealed it wrote this
-    return Verdict(code, tuple(ids), spoken, seconds) if id_ in ids else None
+    return Introspection(code, tuple(ids), spoken, seconds) if id_ in ids else None
 
 
-def _verdict_name(where: Namespace, digest: bytes, id_: str) -> str:
+def _introspection_name(where: Namespace, digest: bytes, id_: str) -> str:
     return hmac.digest(where.seal, b"name" + digest + id_.encode(), "sha256").hex()
 
 
-def _verdict_seal(where: Namespace, digest: bytes, text: bytes) -> bytes:
+def _introspection_seal(where: Namespace, digest: bytes, text: bytes) -> bytes:
     return hmac.digest(where.seal, b"seal" + digest + text, "sha256").hex().encode()
 
 

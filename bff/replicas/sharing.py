@@ -27,16 +27,16 @@ from bff.limits.rate import Window
 from bff.replicas.codec import (
     ForeignError,
     Namespace,
-    _verdict_name,
+    _introspection_name,
     decode,
-    decode_verdict,
+    decode_introspection,
     encode,
+    encode_introspection,
     encode_missing,
-    encode_verdict,
 )
 from bff.replicas.valkey import Store, StoreUnavailable
 from bff.sessions.copy import Copy
-from bff.tokens.introspected import UNDECIDED, Verdict
+from bff.tokens.introspected import UNDECIDED, Introspection
 
 CLAIM_SECONDS: Final = 1.0
 """A replica that dies during a load keeps the others from loading that session for so long."""
@@ -402,13 +402,13 @@ class Sharing:
 
     # -- verdicts
 
-    async def judge(
+    async def introspect(
         self,
         environment: str,
         digest: bytes,
         id_: str,
-        ask: Callable[[], Awaitable[Verdict]],
-    ) -> Verdict:
+        ask: Callable[[], Awaitable[Introspection]],
+    ) -> Introspection:
         """Get upstream's word on a token and a session: told to another replica, or asked for.
 
         Args:
@@ -421,32 +421,36 @@ class Sharing:
         if where is None:  # a change of settings removed it meanwhile
             return await ask()
         lookup = SharedLookup(
-            where.verdicts,
-            _verdict_name(where, digest, id_),
+            where.introspections,
+            _introspection_name(where, digest, id_),
             metric="bff_shared_verdicts",
-            decode=partial(self._decode_verdict, where, digest, id_),
-            is_answer=lambda verdict: verdict.until > self._clock()[0],
+            decode=partial(self._decode_introspection, where, digest, id_),
+            is_answer=lambda introspection: introspection.until > self._clock()[0],
         )
-        verdict, _, _, claim = await self._look_up(lookup, lambda _: ask())
+        introspection, _, _, claim = await self._look_up(lookup, lambda _: ask())
         if claim is not None:
-            write = partial(self._write_verdict, where, digest, id_, verdict)
+            write = partial(self._write_introspection, where, digest, id_, introspection)
             self._spawn(self._keep(where, environment, lookup, claim, write))
-        return verdict
+        return introspection
 
-    def _write_verdict(
-        self, where: Namespace, digest: bytes, id_: str, verdict: Verdict, claimed: int
+    def _write_introspection(
+        self, where: Namespace, digest: bytes, id_: str, introspection: Introspection, claimed: int
     ) -> "_Written | None":
-        if verdict.code in UNDECIDED and verdict.code != "over_budget":
+        if introspection.code in UNDECIDED and introspection.code != "over_budget":
             return None  # a trouble of this replica, maybe: the next one tries
         now, wall = self._clock()
-        value = encode_verdict(where, digest, verdict, wall - (now - verdict.spoken), claimed)
-        others = {_verdict_name(where, digest, other) for other in verdict.ids if other != id_}
-        return _Written(value, others, verdict.until)
+        value = encode_introspection(
+            where, digest, introspection, wall - (now - introspection.spoken), claimed
+        )
+        others = {
+            _introspection_name(where, digest, other) for other in introspection.ids if other != id_
+        }
+        return _Written(value, others, introspection.until)
 
-    def _decode_verdict(
+    def _decode_introspection(
         self, where: Namespace, digest: bytes, id_: str, value: bytes, moment: "_Moment"
-    ) -> Verdict:
-        found = decode_verdict(where, digest, id_, value)
+    ) -> Introspection:
+        found = decode_introspection(where, digest, id_, value)
         if found is None:
             raise ForeignError
         return replace(found, spoken=moment(found.spoken, found.seconds))

@@ -12,11 +12,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-GOOD_SECONDS: Final = 60.0
+ACCEPTED_SECONDS: Final = 60.0
 """A good verdict is kept no longer: what upstream takes back is taken back here within that."""
 
 
-GENUINE_SECONDS: Final = 900.0
+AUTHENTIC_SECONDS: Final = 900.0
 """How long a token that passed once is none of the untested: it is tested again as often as
 any, but is not counted as a bad one meanwhile, or an outage upstream would count everyone so."""
 
@@ -37,7 +37,7 @@ UNDECIDED: Final = frozenset(
 )
 
 
-GENUINE: Final = frozenset({"not_found", "unauthorized"})
+AUTHENTIC: Final = frozenset({"not_found", "unauthorized"})
 """Refusals of a session by which upstream takes the token for one of its own: it looks at the
 token first."""
 
@@ -56,7 +56,7 @@ _ANY = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Introspection:
     """Upstream's word on one token and one session.
 
     Attributes:
@@ -80,11 +80,11 @@ class Verdict:
 def refusal_seconds(code: str, retry_after: float | None) -> float:
     """Seconds that a refusal stands."""
     if code in UNDECIDED:
-        return min(max(retry_after or 0.0, TROUBLE_SECONDS), GOOD_SECONDS)
+        return min(max(retry_after or 0.0, TROUBLE_SECONDS), ACCEPTED_SECONDS)
     return REFUSED_SECONDS
 
 
-class Verdicts(Generic[OutcomeT]):
+class Introspections(Generic[OutcomeT]):
     """The verdicts of one process, and the tests under way.
 
     Args:
@@ -105,7 +105,7 @@ class Verdicts(Generic[OutcomeT]):
         self._max_refused = max_refused
         self._good: OrderedDict[_Key, float] = OrderedDict()
         self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
-        self._genuine: OrderedDict[bytes, float] = OrderedDict()
+        self._authentic: OrderedDict[bytes, float] = OrderedDict()
         self._flights: dict[_Key, asyncio.Task[OutcomeT]] = {}
 
     def __len__(self) -> int:
@@ -115,9 +115,9 @@ class Verdicts(Generic[OutcomeT]):
         """Whether upstream let this token read this session, not long ago."""
         return self._good.get((digest, id_), 0.0) > now
 
-    def genuine(self, digest: bytes, now: float) -> bool:
+    def authentic(self, digest: bytes, now: float) -> bool:
         """Whether upstream, not long ago, took the token for one of its own; it grants nothing."""
-        return self._genuine.get(digest, 0.0) > now
+        return self._authentic.get(digest, 0.0) > now
 
     def refused(self, digest: bytes, id_: str, now: float) -> tuple[str, float] | None:
         """Give the refusal that came not long ago: its code, and for how many seconds it stands."""
@@ -129,25 +129,25 @@ class Verdicts(Generic[OutcomeT]):
 
     def accept(self, digest: bytes, ids: Iterable[str], spoken: float, seconds: float) -> None:
         """Keep a good verdict on the session with these *ids*, *seconds* at most."""
-        self._put(self._genuine, digest, spoken + min(seconds, GENUINE_SECONDS), self._max_kept)
-        until = spoken + min(seconds, GOOD_SECONDS)
+        self._put(self._authentic, digest, spoken + min(seconds, AUTHENTIC_SECONDS), self._max_kept)
+        until = spoken + min(seconds, ACCEPTED_SECONDS)
         for id_ in ids:
             self._put(self._good, (digest, id_), until, self._max_kept)
 
     def refuse(self, digest: bytes, id_: str, spoken: float, code: str, seconds: float) -> None:
         """Keep a refusal for *seconds*."""
-        if code in GENUINE:
-            if not self.genuine(digest, spoken):
-                self._put(self._genuine, digest, spoken + GOOD_SECONDS, self._max_kept)
+        if code in AUTHENTIC:
+            if not self.authentic(digest, spoken):
+                self._put(self._authentic, digest, spoken + ACCEPTED_SECONDS, self._max_kept)
         elif code == "token_invalid":
-            self._genuine.pop(digest, None)
+            self._authentic.pop(digest, None)
         whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
         key = (digest, _ANY if whole else id_)
         self._put(self._refused, key, (spoken + seconds, code), self._max_refused)
 
     def forget(self) -> None:
         """Forget every verdict."""
-        for kept in (self._good, self._refused, self._genuine):
+        for kept in (self._good, self._refused, self._authentic):
             kept.clear()
 
     def _put(self, kept: OrderedDict[Any, Any], key: Any, value: Any, bound: int) -> None:

@@ -576,14 +576,14 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "not self.verdicts.good(digest, id_, now):\n            return self._test(",
+        "not self.introspections.good(digest, id_, now):\n            return self._test(",
         "not digest:\n            return self._test(",
         f"{_VERDICTS}::test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested",
     ),
     Fault(
         0,
         "bff/tokens/introspected.py",
-        "until = spoken + min(seconds, GOOD_SECONDS)",
+        "until = spoken + min(seconds, ACCEPTED_SECONDS)",
         "until = now + seconds",
         f"{_VERDICTS}::test_what_upstream_takes_back_is_taken_back_within_a_minute",
     ),
@@ -646,7 +646,7 @@ FAULTS = [
     Fault(
         0,
         "bff/copies/loader.py",
-        "if mark is not None and verdict.code in (OK, *GENUINE):",
+        "if mark is not None and introspection.code in (OK, *AUTHENTIC):",
         "if False:",
         f"{_VERDICTS}::test_who_leaves_before_its_test_ends_is_counted_as_no_bad_one",
     ),
@@ -856,8 +856,8 @@ FAULTS = [
     Fault(
         0,
         "bff/copies/loader.py",
-        "if self._sharing is None:\n            verdict",
-        "if True:\n            verdict",
+        "if self._sharing is None:\n            introspection",
+        "if True:\n            introspection",
         f"{_SHARED}::test_one_token_is_one_test_a_session_a_minute_for_all_replicas_together",
     ),
     Fault(
@@ -912,7 +912,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/sharing.py",
-        'if verdict.code in UNDECIDED and verdict.code != "over_budget":',
+        'if introspection.code in UNDECIDED and introspection.code != "over_budget":',
         "if False:",
         f"{_SHARED}::test_what_upstream_did_not_decide_lets_the_next_replica_try",
     ),
@@ -940,8 +940,8 @@ FAULTS = [
     Fault(
         0,
         "bff/app.py",
-        'b"bff verdicts " + e.secret_keys[0].reveal().encode()',
-        'b"bff verdicts"',
+        'b"bff introspections " + e.secret_keys[0].reveal().encode()',
+        'b"bff introspections"',
         f"{_SHARED}::test_what_one_upstream_said_is_no_word_of_another_nor_under_other_keys",
     ),
     Fault(

@@ -105,7 +105,7 @@ def stored(data: bytes) -> None:
     about, _, body = data.partition(b"\n")
     head, text = codec._FORMAT + b" 1", about + b"\n" + body
     for value in (data, b"%b %b\n%b" % (head, codec._digest(head + b"\n" + text), text)):
-        assert codec.decode_verdict(_SPACE, b"", "chat-1", value) is None, "without the key"
+        assert codec.decode_introspection(_SPACE, b"", "chat-1", value) is None, "without the key"
         found = codec.decode("space", "chat-1", value)
         if found is not None:
             assert "chat-1" in (found.id, found.external_id)

@@ -27,7 +27,7 @@ from support.world import (
 from bff.demo.upstream import Answer, Environment, can_read, session
 from bff.request import RequestHead
 from bff.response import Response
-from bff.tokens.introspected import Verdicts
+from bff.tokens.introspected import Introspections
 
 FOREIGN_KEY = "tr_prod_FOREIGNkeysentinel00000001"
 OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
@@ -389,7 +389,7 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
         nonlocal most
         token = f"{template}.{number:043}"
         peer = f"198.51.100.{number % addresses}"
-        most = max(most, len(opaque.service.gateway.verdicts._flights))
+        most = max(most, len(opaque.service.gateway.introspections._flights))
         response = await heart.ask(opaque, "chat-1", token, peer=peer)
         statuses.add(response.status)
 
@@ -400,8 +400,8 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
     assert statuses <= {401, 429, 503}
     assert most <= 50
     assert (await ask(opaque, mine))[0] == 200, "who has a verdict is not harmed"
-    verdicts = opaque.service.gateway.verdicts
-    assert len(verdicts) == 2
+    introspections = opaque.service.gateway.introspections
+    assert len(introspections) == 2
     assert len(opaque.service.gateway.verifier) == 1, "only verified tokens are remembered"
 
 
@@ -560,7 +560,11 @@ async def test_nothing_of_a_token_is_logged_or_shown(opaque: World) -> None:
     metrics = (await opaque.ops.get("/metrics")).text
 
     for token in tokens:
-        for text in (opaque.log.getvalue(), metrics, repr(vars(opaque.service.gateway.verdicts))):
+        for text in (
+            opaque.log.getvalue(),
+            metrics,
+            repr(vars(opaque.service.gateway.introspections)),
+        ):
             assert token not in text
             assert token.rpartition(".")[2] not in text
     assert 'bff_token_tests_total{outcome="ok"} 1.0' in metrics
@@ -681,7 +685,7 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
     assert await waiting == (401, "token_invalid")
     gateway = opaque.service.gateway
-    assert (len(gateway.verdicts), len(gateway.verifier)) == (0, 0)
+    assert (len(gateway.introspections), len(gateway.verifier)) == (0, 0)
     assert len(gateway.cache) == (0 if "TRIGGER_API_URL" in change else 1)
 
 
@@ -689,38 +693,40 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
 
 def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
-    verdicts: Verdicts[None] = Verdicts(
+    introspections: Introspections[None] = Introspections(
         lambda _: None,  # type: ignore[arg-type, return-value]
         max_kept=100,
         max_refused=50,
     )
-    verdicts.accept(b"mine", ["a", "b"], 0, 60)
+    introspections.accept(b"mine", ["a", "b"], 0, 60)
     for number in range(10_000):
-        verdicts.refuse(str(number).encode(), "a", 0, "token_invalid", 5)
-    assert verdicts.good(b"mine", "a", 59.9)
-    assert not verdicts.good(b"mine", "a", 60)
-    assert len(verdicts._refused) == 50
-    verdicts.accept(b"short", ["a"], 0, 20)
-    assert verdicts.good(b"short", "a", 19.9)
-    assert not verdicts.good(b"short", "a", 20)
+        introspections.refuse(str(number).encode(), "a", 0, "token_invalid", 5)
+    assert introspections.good(b"mine", "a", 59.9)
+    assert not introspections.good(b"mine", "a", 60)
+    assert len(introspections._refused) == 50
+    introspections.accept(b"short", ["a"], 0, 20)
+    assert introspections.good(b"short", "a", 19.9)
+    assert not introspections.good(b"short", "a", 20)
     for number in range(10_000):
-        verdicts.accept(str(number).encode(), ["a"], 0, 60)
-    assert len(verdicts) == 100
-    assert not verdicts.good(b"mine", "a", 0)
+        introspections.accept(str(number).encode(), ["a"], 0, 60)
+    assert len(introspections) == 100
+    assert not introspections.good(b"mine", "a", 0)
 
 
 def test_what_verdicts_may_cost_is_bounded_in_bytes() -> None:
     """All of it, at the bounds, with the longest ids there are."""
     import tracemalloc  # noqa: PLC0415
 
-    verdicts: Verdicts[None] = Verdicts(lambda _: None)  # type: ignore[arg-type, return-value]
+    introspections: Introspections[None] = Introspections(lambda _: None)  # type: ignore[arg-type, return-value]
     tracemalloc.start()
     for number in range(20_000):
         digest, id_ = number.to_bytes(32, "big"), f"{number:06}" + "\N{GRINNING FACE}" * 250
-        verdicts.refuse(digest, id_, 0, "upstream_unavailable", 1)
+        introspections.refuse(digest, id_, 0, "upstream_unavailable", 1)
     refused, _ = tracemalloc.get_traced_memory()
     for number in range(5_000):
-        verdicts.accept(number.to_bytes(32, "big"), [f"chat-{number}", f"session_{number}"], 0, 60)
+        introspections.accept(
+            number.to_bytes(32, "big"), [f"chat-{number}", f"session_{number}"], 0, 60
+        )
     both, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

@@ -16,8 +16,8 @@ from support.replicas import RealClock, Relay, Replicas, events, everything, unt
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, Seen
-from bff.replicas.codec import Namespace, _digest, decode_verdict, encode_verdict
-from bff.tokens.introspected import Verdict
+from bff.replicas.codec import Namespace, _digest, decode_introspection, encode_introspection
+from bff.tokens.introspected import Introspection
 
 OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
 TOLD = OFF | OPAQUE | {"BFF_CACHE_TTL": "600"}
@@ -139,14 +139,14 @@ async def test_a_verdict_ends_with_the_token_at_every_replica(replicas: Replicas
     await ask(one, token)
     await kept(one)
     with replicas.engine.client() as client:
-        left = [client.pttl(key) for key in verdicts(replicas)]
+        left = [client.pttl(key) for key in introspections(replicas)]
     assert len(left) == 2
     assert 0 < min(left) <= max(left) <= 20_000
     assert (await ask(two, token))[0] == 200
     two.clock.advance(20)
 
     assert await ask(two, token) == (401, "token_expired")
-    (found,) = two.service.gateway.verdicts._genuine.values()
+    (found,) = two.service.gateway.introspections._authentic.values()
     assert found <= two.clock()[0]
 
 
@@ -167,7 +167,7 @@ async def test_a_token_that_ends_while_another_replica_tests_it_is_answered(
     await asked.wait()
     url, headers = "/api/v1/sessions", {"authorization": f"Bearer {token}"}
     second = asyncio.create_task(two.browser.get(url, headers=headers))
-    await until(lambda: two.service.gateway.verdicts._flights)
+    await until(lambda: two.service.gateway.introspections._flights)
     two.clock.advance(20)
     go_on.set()
 
@@ -191,7 +191,7 @@ async def test_a_clock_that_is_off_makes_no_verdict_last_longer(
     assert (await ask(two, token))[0] == 200
     assert senders(replicas).count("token") == tested, "to who is ahead, it looks old"
     if off < 0:
-        (ends, _) = two.service.gateway.verdicts._good.values()
+        (ends, _) = two.service.gateway.introspections._good.values()
         assert ends - two.clock()[0] <= 59.8, "by the store's clock"
     await asyncio.sleep(0.05)
     assert (await ask(one, token))[0] == 200
@@ -256,7 +256,7 @@ async def test_a_replica_that_dies_during_a_test_delays_the_others_by_a_second(
     await ask(one, token)
     await kept(one)
     with replicas.engine.client() as client:
-        for name in verdicts(replicas):
+        for name in introspections(replicas):
             client.delete(name)
             client.set(name + b":load", "the dead one's", px=1000)
 
@@ -289,16 +289,16 @@ async def test_a_store_that_is_slow_is_one_that_is_away(replicas: Replicas) -> N
 
         assert [event["reason"] for event in events(world, "store_away")] == ["slow"]
         assert senders(replicas) == ["token"]
-        assert verdicts(replicas) == {}
+        assert introspections(replicas) == {}
 
 
 # -- whose word it is
 
 
-VERDICT = Verdict("ok", ("chat-1", FRIENDLY["chat-1"]), 0.0, 60.0)
+VERDICT = Introspection("ok", ("chat-1", FRIENDLY["chat-1"]), 0.0, 60.0)
 
 
-def verdicts(replicas: Replicas) -> dict[bytes, bytes]:
+def introspections(replicas: Replicas) -> dict[bytes, bytes]:
     """What the store holds of tokens."""
     found = everything(replicas.engine).items()
     return {k: value for k, value in found if b":verdicts:" in k and not k.endswith(b":load")}
@@ -314,7 +314,7 @@ def as_copies_are(value: bytes) -> bytes:
 FORGED = {
     "another token's": lambda good, _digest, _mine: good,
     "sealed as copies are": lambda good, _digest, _mine: as_copies_are(good),
-    "sealed with another key": lambda _good, digest, _mine: encode_verdict(
+    "sealed with another key": lambda _good, digest, _mine: encode_introspection(
         Namespace("place", "rules", b"a key"), digest, VERDICT, time.time(), 1
     ),
     "changed": lambda _good, _digest, mine: mine.replace(b"token_invalid", b"ok"),
@@ -332,7 +332,7 @@ async def test_whoever_has_the_store_lets_no_token_pass(replicas: Replicas, name
     for token in (good, forged):
         await ask(one, token)
     await kept(one, 2)
-    values = verdicts(replicas)
+    values = introspections(replicas)
     (place,) = (key for key, value in values.items() if b"token_invalid" in value)
     theirs = next(value for value in values.values() if b'"ok"' in value)
     digest = hashlib.sha256(forged.encode()).digest()
@@ -354,7 +354,7 @@ async def test_a_verdict_on_one_session_is_none_on_another(replicas: Replicas) -
     assert (await ask(one, token))[0] == 200
     assert (await ask(one, token, "nope"))[0] == 404
     await kept(one, 2)
-    values = verdicts(replicas)
+    values = introspections(replicas)
     (place,) = (key for key, value in values.items() if b"not_found" in value)
     with replicas.engine.client() as client:
         client.set(place, next(v for v in values.values() if b'"ok"' in v), px=60_000)
@@ -369,7 +369,7 @@ async def test_a_verdict_that_is_played_back_later_is_too_old(replicas: Replicas
     token = minted(*read("chat-1"))
     assert (await ask(one, token))[0] == 200
     await kept(one)
-    values = verdicts(replicas)
+    values = introspections(replicas)
     replicas.upstream.environments[0].root_key = "tr_prod_rotated00000000000000000001"
     two.clock.advance(60)
 
@@ -378,7 +378,7 @@ async def test_a_verdict_that_is_played_back_later_is_too_old(replicas: Replicas
             client.set(key, value, px=60_000)
         assert await ask(two, token) == (401, "token_invalid")
         await kept(two)
-        two.service.gateway.verdicts.forget()
+        two.service.gateway.introspections.forget()
         two.clock.ahead = 0.0
         for key, value in values.items():
             client.set(key, value)
@@ -395,7 +395,7 @@ async def test_whatever_stands_in_a_verdicts_place_is_got_over(
     await ask(one, token)
     await kept(one)
     with replicas.engine.client() as client:
-        names = list(verdicts(replicas))
+        names = list(introspections(replicas))
         for key in [*names, *(name + b":load" for name in names)]:
             client.delete(key)
             if junk == "another type":
@@ -404,7 +404,7 @@ async def test_whatever_stands_in_a_verdicts_place_is_got_over(
                 client.set(key, 10**17)
     for _ in range(4):  # each name is found out about when it is come by
         assert (await ask(two, token))[0] == 200
-        two.service.gateway.verdicts.forget()
+        two.service.gateway.introspections.forget()
         await until(lambda: two.service.sharing.up)
     await until(lambda: counted(two, "kept") or counted(two, "used"))
 
@@ -501,7 +501,7 @@ async def test_the_store_knows_of_no_token(replicas: Replicas) -> None:
             await ask(world, token)
     await kept(one, 2)
 
-    found = verdicts(replicas)
+    found = introspections(replicas)
     text = b"\n".join(key + b" " + value for key, value in found.items())
     secrets = [one.service.sharing.namespaces["default"].seal.hex(), SECRET_KEY, "sentinel", "eyJ"]
     for token in tokens:
@@ -565,21 +565,21 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_the_store_and_u
 
     assert len(replicas.upstream.seen) == 10
     assert {status for status, _ in responses} == {401, 429}
-    assert len(verdicts(replicas)) <= 10
+    assert len(introspections(replicas)) <= 10
 
 
 def test_what_is_sealed_is_read_by_who_has_the_key_and_for_what_it_is() -> None:
     mine, other = (Namespace("place", "rules", key) for key in (b"one", b"two"))
-    verdict = Verdict("ok", ("a", "b"), 17.5, 60.0)
-    value = encode_verdict(mine, b"digest", verdict, 17.5, 99)
+    introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
+    value = encode_introspection(mine, b"digest", introspection, 17.5, 99)
 
     assert value.startswith(b"bff1 99 ")
-    assert decode_verdict(mine, b"digest", "a", value) == verdict
-    assert decode_verdict(mine, b"digest", "b", value) == verdict
-    assert decode_verdict(mine, b"digest", "c", value) is None
-    assert decode_verdict(mine, b"digesT", "a", value) is None
-    assert decode_verdict(other, b"digest", "a", value) is None
+    assert decode_introspection(mine, b"digest", "a", value) == introspection
+    assert decode_introspection(mine, b"digest", "b", value) == introspection
+    assert decode_introspection(mine, b"digest", "c", value) is None
+    assert decode_introspection(mine, b"digesT", "a", value) is None
+    assert decode_introspection(other, b"digest", "a", value) is None
     for place in range(len(value)):
         changed = bytearray(value)
         changed[place] ^= 1
-        assert decode_verdict(mine, b"digest", "a", bytes(changed)) is None
+        assert decode_introspection(mine, b"digest", "a", bytes(changed)) is None

@@ -572,7 +572,7 @@ def test_the_documentation_has_every_key_of_a_source() -> None:
 def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
     text = " ".join(DOCS.read_text().split())
     for said in (
-        f"for {introspected.GOOD_SECONDS:.0f} seconds or until the token's `exp`",
+        f"for {introspected.ACCEPTED_SECONDS:.0f} seconds or until the token's `exp`",
         f"kept {introspected.REFUSED_SECONDS:.0f} seconds",
         f"every {keys.REFRESH_SECONDS / 60:.0f} minutes",
         f"at most every {keys.UNKNOWN_KEY_SECONDS:.0f} seconds",
