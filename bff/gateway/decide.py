@@ -239,7 +239,7 @@ class Gateway:
                 raise Refusal("unauthorized")
             context.probes = self._bad_tokens(address, now)
         digest = caller.digest
-        if digest is not None and not self.introspections.good(digest, id_, now):
+        if digest is not None and not self.introspections.accepted(digest, id_, now):
             return self._test(context, caller, digest, id_)
         self._count_caller(context, caller, address)
         return self._look_up(context, caller, id_)
@@ -538,7 +538,7 @@ class Gateway:
                     return None  # first of all whether the token is one
                 try:
                     found: Found | PendingLoad
-                    if digest is not None and not self.introspections.good(
+                    if digest is not None and not self.introspections.accepted(
                         digest, id_, context.now
                     ):
                         found = self._test(context, caller, digest, id_)

@@ -103,17 +103,17 @@ class Introspections(Generic[OutcomeT]):
         self._spawn = spawn
         self._max_kept = max_kept
         self._max_refused = max_refused
-        self._good: OrderedDict[_Key, float] = OrderedDict()
+        self._accepted: OrderedDict[_Key, float] = OrderedDict()
         self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
         self._authentic: OrderedDict[bytes, float] = OrderedDict()
         self._flights: dict[_Key, asyncio.Task[OutcomeT]] = {}
 
     def __len__(self) -> int:
-        return len(self._good)
+        return len(self._accepted)
 
-    def good(self, digest: bytes, id_: str, now: float) -> bool:
+    def accepted(self, digest: bytes, id_: str, now: float) -> bool:
         """Whether upstream let this token read this session, not long ago."""
-        return self._good.get((digest, id_), 0.0) > now
+        return self._accepted.get((digest, id_), 0.0) > now
 
     def authentic(self, digest: bytes, now: float) -> bool:
         """Whether upstream, not long ago, took the token for one of its own; it grants nothing."""
@@ -132,7 +132,7 @@ class Introspections(Generic[OutcomeT]):
         self._put(self._authentic, digest, spoken + min(seconds, AUTHENTIC_SECONDS), self._max_kept)
         until = spoken + min(seconds, ACCEPTED_SECONDS)
         for id_ in ids:
-            self._put(self._good, (digest, id_), until, self._max_kept)
+            self._put(self._accepted, (digest, id_), until, self._max_kept)
 
     def refuse(self, digest: bytes, id_: str, spoken: float, code: str, seconds: float) -> None:
         """Keep a refusal for *seconds*."""
@@ -147,7 +147,7 @@ class Introspections(Generic[OutcomeT]):
 
     def forget(self) -> None:
         """Forget every verdict."""
-        for kept in (self._good, self._refused, self._authentic):
+        for kept in (self._accepted, self._refused, self._authentic):
             kept.clear()
 
     def _put(self, kept: OrderedDict[Any, Any], key: Any, value: Any, bound: int) -> None:

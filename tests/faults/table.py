@@ -576,7 +576,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "not self.introspections.good(digest, id_, now):\n            return self._test(",
+        "not self.introspections.accepted(digest, id_, now):\n            return self._test(",
         "not digest:\n            return self._test(",
         f"{_VERDICTS}::test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested",
     ),
