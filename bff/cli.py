@@ -247,8 +247,8 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
         nonlocal problems
         click.echo(f"\n{title}")
         async for finding in findings:
-            click.echo(f"  {finding.verdict.name:<7}  {finding.text}")
-            problems += finding.verdict is checks.Verdict.PROBLEM
+            click.echo(f"  {finding.result.name:<7}  {finding.text}")
+            problems += finding.result is checks.Result.PROBLEM
 
     async with aclosing(checks.Prober(told, system_clock)) as prober:
         if told.store_url is not None:

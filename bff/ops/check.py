@@ -42,7 +42,7 @@ NEWEST = "/api/v1/sessions?page[size]=1"
 FOREIGN_ORIGIN = "https://bff-check.invalid"
 
 
-class Verdict(Enum):
+class Result(Enum):
     """How one thing was found to be."""
 
     OK = auto()
@@ -55,7 +55,7 @@ class Verdict(Enum):
 class Finding:
     """One thing that was looked at."""
 
-    verdict: Verdict
+    result: Result
     text: str
     """What was found and, unless it is well, what to do."""
 
@@ -168,11 +168,11 @@ class Prober:
             yield _mode_finding(claims, environment)
             quota = read_quota(claims.headers) or quota
         if quota is None:
-            yield Finding(Verdict.UNSURE, "the answers tell nothing of the bucket (x-ratelimit-*)")
+            yield Finding(Result.UNSURE, "the answers tell nothing of the bucket (x-ratelimit-*)")
         else:
             half = quota.limit // 2
             yield Finding(
-                Verdict.OK if quota.remaining > half else Verdict.UNSURE,
+                Result.OK if quota.remaining > half else Result.UNSURE,
                 f"{quota.remaining} of {quota.limit} left in the environment's bucket"
                 + ("" if quota.remaining > half else ": the gateway spends nothing below half"),
             )
@@ -212,10 +212,10 @@ class Prober:
         try:
             await store.open(lambda _: None)
         except StoreError as exc:
-            yield Finding(Verdict.PROBLEM, f"{exc}: check BFF_STORE_URL, and what stands between")
+            yield Finding(Result.PROBLEM, f"{exc}: check BFF_STORE_URL, and what stands between")
         else:
             yield Finding(
-                Verdict.OK,
+                Result.OK,
                 f"it accepts the name and the password; replicas that are there: "
                 f"{store.replicas - 1}",
             )
@@ -238,7 +238,7 @@ class Prober:
         target = url + ids.path(id_)
         if not environment.signing_keys or environment.learn:
             yield Finding(
-                Verdict.UNSURE,
+                Result.UNSURE,
                 "isolation cannot be proved from here: making tokens takes a signing key and "
                 "BFF_ENVIRONMENT_ID",
             )
@@ -248,7 +248,7 @@ class Prober:
         first = await self._ask(target, ann)
         if "x-request-id" not in first.headers:
             yield Finding(
-                Verdict.PROBLEM,
+                Result.PROBLEM,
                 f"what answers ({first.status}) is not the gateway, or a proxy in front removes "
                 "its X-Request-Id: is this the browser port's address, and are /api/v1/sessions "
                 "and /api/v1/sessions/* routed to it?",
@@ -256,14 +256,14 @@ class Prober:
             return
         if first.status == 401:  # noqa: PLR2004
             yield Finding(
-                Verdict.PROBLEM,
+                Result.PROBLEM,
                 "the gateway does not accept a token signed with the first of BFF_SIGNING_KEYS: it "
                 "runs with other settings, or its clock is wrong",
             )
             return
         entitled = 200 if session else 404
         yield Finding(
-            _verdict(well=first.status == entitled),
+            _result(well=first.status == entitled),
             f"a token that names the session gets {first.status}"
             + ("" if first.status == entitled else f"{_code(first)}, not {entitled}: see its log"),
         )
@@ -279,7 +279,7 @@ class Prober:
         kept = statuses == [403] * 3 and alone.status == 401  # noqa: PLR2004
         proof = "" if session else " (no session exists to prove it on: pass --session ID)"
         yield Finding(
-            Verdict.UNSURE if kept and not session else _verdict(well=kept),
+            Result.UNSURE if kept and not session else _result(well=kept),
             f"isolation: while the copy is shared, a token for another session gets {statuses} and "
             f"no token {alone.status}"
             + (proof if kept else ": something in front keeps copies of its own; turn that off"),
@@ -289,7 +289,7 @@ class Prober:
         metrics = await self._ask(url + "/metrics", {})
         hidden = b"bff_requests" not in metrics.body  # an app may have a page of that name
         yield Finding(
-            _verdict(well=hidden),
+            _result(well=hidden),
             "the ops port's routes cannot be reached from here"
             if hidden
             else "anybody reads /metrics here: route only the browser port",
@@ -320,11 +320,11 @@ class Prober:
             if answer.headers.get("access-control-allow-origin") in ("*", FOREIGN_ORIGIN)
         ]
         if not allowed:
-            return Finding(Verdict.OK, "a foreign Origin gets no permission to read")
+            return Finding(Result.OK, "a foreign Origin gets no permission to read")
         if "*" in self._settings.allowed_origins:
-            return Finding(Verdict.UNSURE, "any Origin may read, as BFF_ALLOWED_ORIGINS=* says")
+            return Finding(Result.UNSURE, "any Origin may read, as BFF_ALLOWED_ORIGINS=* says")
         return Finding(
-            Verdict.PROBLEM,
+            Result.PROBLEM,
             f"a foreign Origin may read {', '.join(allowed)}: something in front adds CORS "
             "headers of its own; leave them to the gateway",
         )
@@ -343,56 +343,56 @@ def _code(answer: Answer) -> str:
     return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
 
 
-def _verdict(*, well: bool) -> Verdict:
-    return Verdict.OK if well else Verdict.PROBLEM
+def _result(*, well: bool) -> Result:
+    return Result.OK if well else Result.PROBLEM
 
 
 def _key_finding(answer: Answer, session: str | None) -> Finding:
     match answer.status:
         case 200:
-            return Finding(Verdict.OK, "the key is accepted and may read sessions")
+            return Finding(Result.OK, "the key is accepted and may read sessions")
         case 401:
             return Finding(
-                Verdict.PROBLEM,
+                Result.PROBLEM,
                 "the key is rejected: check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview "
                 "environment",
             )
         case 403:
             return Finding(
-                Verdict.PROBLEM,
+                Result.PROBLEM,
                 "the key is accepted but may not read sessions: give it read:sessions",
             )
         case 404 if session is not None:
             # Upstream looks for the session before it looks at what the key may do.
             return Finding(
-                Verdict.UNSURE, "the key is accepted; there is no such session to try it on"
+                Result.UNSURE, "the key is accepted; there is no such session to try it on"
             )
         case 429:
             return Finding(
-                Verdict.UNSURE, "the environment's bucket is empty (429): try again in a minute"
+                Result.UNSURE, "the environment's bucket is empty (429): try again in a minute"
             )
     return Finding(
-        Verdict.PROBLEM, f"the answer is {answer.status}: is TRIGGER_API_URL the API's address?"
+        Result.PROBLEM, f"the answer is {answer.status}: is TRIGGER_API_URL the API's address?"
     )
 
 
 def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
     if answer.status == 401:  # noqa: PLR2004
         if environment.id is None and not environment.learn:
-            return Finding(Verdict.OK, "the environment's id is not needed: all keys are your own")
+            return Finding(Result.OK, "the environment's id is not needed: all keys are your own")
         return Finding(
-            Verdict.UNSURE,
+            Result.UNSURE,
             "a restricted key does not tell its environment: compare BFF_ENVIRONMENT_ID",
         )
     try:
         claims: Any = json.loads(answer.body)
         subject = str(claims["sub"])
     except (ValueError, LookupError, TypeError):
-        return Finding(Verdict.UNSURE, f"the environment was not told ({answer.status})")
+        return Finding(Result.UNSURE, f"the environment was not told ({answer.status})")
     if environment.id is None:
-        return Finding(Verdict.OK, f"the key belongs to environment {subject}")
+        return Finding(Result.OK, f"the key belongs to environment {subject}")
     return Finding(
-        _verdict(well=subject == environment.id),
+        _result(well=subject == environment.id),
         f"the key belongs to environment {subject}"
         + (
             ""
@@ -416,11 +416,11 @@ def _mode_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
     text = f"tokens are verified by {how}: {why}"
     if environment.learn and answer.status != 200:  # noqa: PLR2004
         return Finding(
-            Verdict.PROBLEM,
+            Result.PROBLEM,
             f"{text}; and the environment's id, which that takes, this key cannot tell: set "
             "BFF_ENVIRONMENT_ID",
         )
-    return Finding(Verdict.OK, text)
+    return Finding(Result.OK, text)
 
 
 def _cache_finding(answers: list[Answer]) -> Finding:
@@ -430,27 +430,27 @@ def _cache_finding(answers: list[Answer]) -> Finding:
     varies = [answer.headers.get("vary", "").lower() for answer in answers]
     if len(set(ids)) < len(ids):
         return Finding(
-            Verdict.PROBLEM,
+            Result.PROBLEM,
             "two requests got one answer: something in front keeps copies; turn that off",
         )
     if not all(d in ("no-store", "private, no-cache") for d in directives):
         return Finding(
-            Verdict.PROBLEM, "something in front rewrites Cache-Control: leave it as it is"
+            Result.PROBLEM, "something in front rewrites Cache-Control: leave it as it is"
         )
     if not all("authorization" in v and "origin" in v for v in varies):
-        return Finding(Verdict.PROBLEM, "something in front removes Vary: leave it as it is")
-    return Finding(Verdict.OK, "nothing in front keeps copies or rewrites what forbids it")
+        return Finding(Result.PROBLEM, "something in front removes Vary: leave it as it is")
+    return Finding(Result.OK, "nothing in front keeps copies or rewrites what forbids it")
 
 
 def _clock_finding(whose: str, answer: Answer, wall: float) -> Finding:
     try:
         skew = parsedate_to_datetime(answer.headers.get("date", "")).timestamp() - wall
     except ValueError:
-        return Finding(Verdict.UNSURE, f"{whose} sends no Date to compare clocks by")
+        return Finding(Result.UNSURE, f"{whose} sends no Date to compare clocks by")
     # A Date is a whole second, cut off.
     agrees = -MAX_SKEW - 1 <= skew <= MAX_SKEW
     return Finding(
-        _verdict(well=agrees),
+        _result(well=agrees),
         f"the clock of {whose} agrees with this machine's"
         if agrees
         else f"the clock of {whose} is {abs(skew):.0f} s "
@@ -467,7 +467,7 @@ async def _told_kindly(findings: AsyncIterator[Finding], url: str) -> AsyncItera
         except Refusal as refusal:
             told = (refusal.code.removeprefix("upstream_"), cause(refusal))
             yield Finding(
-                Verdict.PROBLEM,
+                Result.PROBLEM,
                 f"{url} cannot be asked ({': '.join(filter(None, told))}): check the address, and "
                 "what stands between",
             )

@@ -25,7 +25,7 @@ from support.world import (
 
 from bff.config import reader, settings
 from bff.demo.upstream import Answer, PretendUpstream
-from bff.ops.check import Finding, Prober, Verdict
+from bff.ops.check import Finding, Prober, Result
 
 RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
 
@@ -222,14 +222,14 @@ async def probe(
 
 
 def problems(findings: list[Finding]) -> str:
-    return "\n".join(finding.text for finding in findings if finding.verdict is Verdict.PROBLEM)
+    return "\n".join(finding.text for finding in findings if finding.result is Result.PROBLEM)
 
 
 async def test_a_good_place_in_this_process_has_no_problem(world: World) -> None:
     up, gateway = await probe(world, Places(world))
 
     assert problems(up + gateway) == ""
-    assert {finding.verdict for finding in gateway} == {Verdict.OK}
+    assert {finding.result for finding in gateway} == {Result.OK}
 
 
 async def test_the_environment_of_a_root_key_is_told_and_compared(world: World) -> None:
@@ -257,7 +257,7 @@ async def test_a_spent_bucket_is_shown(world: World) -> None:
 
     up, _ = await probe(world, Places(world))
 
-    assert any(f.verdict is Verdict.UNSURE and "399998 of 1000000 left" in f.text for f in up), up
+    assert any(f.result is Result.UNSURE and "399998 of 1000000 left" in f.text for f in up), up
 
 
 async def test_a_front_that_keeps_copies_by_url_is_found(world: World) -> None:
@@ -345,7 +345,7 @@ async def test_without_a_session_isolation_is_unsure_not_well(world: World) -> N
     _, gateway = await probe(world, Places(world))
 
     assert problems(gateway) == ""
-    assert any(f.verdict is Verdict.UNSURE and "pass --session ID" in f.text for f in gateway)
+    assert any(f.result is Result.UNSURE and "pass --session ID" in f.text for f in gateway)
 
 
 @pytest.mark.parametrize(

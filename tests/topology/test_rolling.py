@@ -46,7 +46,7 @@ from support.world import (
 
 from bff.clock import system_clock
 from bff.config import reader
-from bff.ops.check import Prober, Verdict
+from bff.ops.check import Prober, Result
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -341,7 +341,7 @@ async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) 
         assert session is not None
         found = [f async for f in prober.gateway(environment, topology.caddy.url, session)]
 
-    assert {finding.verdict for finding in found} == {Verdict.OK}, found
+    assert {finding.result for finding in found} == {Result.OK}, found
     assert len(found) == 6
 
 
