@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from bff.sessions.copy import Ages, Copy, Key, Missing, State
+from bff.sessions.copy import Ages, Copy, Key, NegativeEntry, State
 
 _MAX_PURGED = 10_000
 """Purges remembered while loads are under way; beyond them, none of those loads is kept."""
@@ -45,10 +45,10 @@ class Cache(Generic[OutcomeT]):
         self.max_bytes = max_bytes
         self._spawn = spawn
         self._on_mismatch = on_mismatch
-        self._kept: dict[Key, Copy | Missing] = {}
+        self._kept: dict[Key, Copy | NegativeEntry] = {}
         # In the order of arrival; what was read since gets a second round (CLOCK), so that a hit
         # costs setting a flag and no reordering.
-        self._ring: OrderedDict[Copy | Missing, None] = OrderedDict()
+        self._ring: OrderedDict[Copy | NegativeEntry, None] = OrderedDict()
         self._flights: dict[Key, asyncio.Task[OutcomeT]] = {}
         self._aloft = 0
         self._purges = 0
@@ -58,7 +58,7 @@ class Cache(Generic[OutcomeT]):
     def __len__(self) -> int:
         return len(self._ring)
 
-    def find(self, environment: str, id_: str, now: float) -> Copy | Missing | None:
+    def find(self, environment: str, id_: str, now: float) -> Copy | NegativeEntry | None:
         """Find what is known of a session under either of its ids."""
         found = self._kept.get((environment, id_))
         if found is None:
@@ -68,7 +68,7 @@ class Cache(Generic[OutcomeT]):
             self._kept.pop((environment, id_), None)
             self._on_mismatch()
             return None
-        if type(found) is Missing and found.until <= now:
+        if type(found) is NegativeEntry and found.until <= now:
             self._remove(found)
             return None
         found.touched = True
@@ -95,7 +95,7 @@ class Cache(Generic[OutcomeT]):
     def put_missing(self, environment: str, id_: str, now: float, mark: int | None = None) -> None:
         """Remember that there is no such session, and forget what was known of it."""
         self.drop(environment, id_)
-        missing = Missing(environment=environment, id=id_, until=now + self.ages.negative_ttl)
+        missing = NegativeEntry(environment=environment, id=id_, until=now + self.ages.negative_ttl)
         if self.ages.negative_ttl > 0 and not self._is_purged(missing.keys, mark):
             self._insert(missing)
 
@@ -163,11 +163,11 @@ class Cache(Generic[OutcomeT]):
         return any(
             type(known) is Copy
             and known.environment == environment
-            and self.ages.state(known, now, 0.0) is not State.DEAD
+            and self.ages.state(known, now, 0.0) is not State.EXPIRED
             for known in reversed(self._ring)
         )
 
-    def _insert(self, new: Copy | Missing) -> None:
+    def _insert(self, new: Copy | NegativeEntry) -> None:
         for key in new.keys:
             if known := self._kept.get(key):
                 self._remove(known)
@@ -186,7 +186,7 @@ class Cache(Generic[OutcomeT]):
                 self._ring[oldest] = None
                 self._remove(oldest)
 
-    def _remove(self, known: Copy | Missing) -> None:
+    def _remove(self, known: Copy | NegativeEntry) -> None:
         for key in known.keys:
             if self._kept.get(key) is known:
                 del self._kept[key]

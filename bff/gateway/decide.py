@@ -36,7 +36,7 @@ from bff.replicas.sharing import Sharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Representation, Response, server_timing
 from bff.sessions import ids, list_query, page
-from bff.sessions.copy import Copy, Missing, State
+from bff.sessions.copy import Copy, NegativeEntry, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.introspected import UNDECIDED, Introspections
@@ -100,8 +100,8 @@ class PendingLoad:
     caller: Caller[Grant]
     id: str
     flight: "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]"
-    last_resort: Copy | None
-    joined: bool
+    fallback: Copy | None
+    collapsed: bool
     config: "RuntimeConfig"
     """By which it was decided to wait."""
     test: bool = False
@@ -401,7 +401,7 @@ class Gateway:
             retry_after = rest if code == "over_budget" else None
             raise self._refused(context, caller, Refusal(code, retry_after=retry_after))
         flight, mark = self.introspections.flight(digest, id_), None
-        joined = flight is not None
+        collapsed = flight is not None
         if flight is None:
             if self.introspections.full:
                 raise Refusal("over_budget", retry_after=1)
@@ -419,7 +419,7 @@ class Gateway:
             flight = self.introspections.fly(digest, id_, test)
         marked = mark is not None
         return PendingLoad(
-            context, caller, id_, flight, None, joined, self.config, test=True, marked=marked
+            context, caller, id_, flight, None, collapsed, self.config, test=True, marked=marked
         )
 
     def _refused(
@@ -472,10 +472,10 @@ class Gateway:
         now, environment = context.now, self.environments[caller.environment]
         budget = environment.budget
         known = self.cache.find(environment.name, id_, now)
-        if isinstance(known, Missing):
+        if isinstance(known, NegativeEntry):
             self.telemetry.count("bff_cache", "negative")
             raise Refusal("not_found")
-        last_resort = None
+        fallback = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
             self._authorize(context, caller, known)
@@ -490,19 +490,19 @@ class Gateway:
                 if flight is None and wait <= 0:
                     self.loader.start(environment, id_, known, now)
                 return known, b"hit; detail=stale", "stale"
-            if state is State.LAST_RESORT:
+            if state is State.STALE_IF_ERROR:
                 if flight is None and wait > 0:
-                    return _last_resort(known)
-                last_resort = known
+                    return _fallback(known)
+                fallback = known
         flight = self.cache.flight(environment.name, id_)
-        joined = flight is not None
+        collapsed = flight is not None
         if flight is None:
             wait = self.loader.wait(budget, now)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
             self._reserve_probe(context)
-            flight = self.loader.start(environment, id_, last_resort, now)
-        return PendingLoad(context, caller, id_, flight, last_resort, joined, self.config)
+            flight = self.loader.start(environment, id_, fallback, now)
+        return PendingLoad(context, caller, id_, flight, fallback, collapsed, self.config)
 
     def _reserve_probe(self, context: RequestContext) -> None:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
@@ -645,7 +645,7 @@ class Gateway:
     async def _wait(self, context: RequestContext, loads: Sequence[PendingLoad]) -> None:
         """Wait until all have landed, or for a second if every one of them has a last resort."""
         began, _ = self._clock()
-        patience = PATIENCE_SECONDS if all(load.last_resort for load in loads) else None
+        patience = PATIENCE_SECONDS if all(load.fallback for load in loads) else None
         await asyncio.wait([load.flight for load in loads], timeout=patience)
         context.now, context.wall = self._clock()
         context.waited = (context.waited or 0.0) + context.now - began
@@ -790,17 +790,17 @@ def _landed(load: PendingLoad) -> Found | Refusal | None:
     """What a load brought: a new copy, or failing that a last resort, or why there is neither."""
     outcome = load.flight.result() if load.flight.done() else Refusal("upstream_timeout")
     if isinstance(outcome, Copy):
-        forward = b"stale" if load.last_resort else b"miss"
-        how = b"fwd=%b; %b" % (forward, b"collapsed" if load.joined else b"stored")
-        return outcome, how, "joined" if load.joined else "miss"
+        forward = b"stale" if load.fallback else b"miss"
+        how = b"fwd=%b; %b" % (forward, b"collapsed" if load.collapsed else b"stored")
+        return outcome, how, "joined" if load.collapsed else "miss"
     if outcome is None:
         return None
-    if load.last_resort and outcome.code != "not_found":
-        return _last_resort(load.last_resort)
+    if load.fallback and outcome.code != "not_found":
+        return _fallback(load.fallback)
     return outcome
 
 
-def _last_resort(copy: Copy) -> Found:
+def _fallback(copy: Copy) -> Found:
     return copy, b"hit; detail=stale-if-error", "last_resort"
 
 

@@ -141,7 +141,7 @@ class RequestSpan:
         """Note how it ended."""
         self._span.set_attribute("http.response.status_code", response.status)
         if isinstance(answer, PendingLoad):
-            self._span.set_attribute("bff.joined", answer.joined)
+            self._span.set_attribute("bff.joined", answer.collapsed)
         if response.status >= 500:  # noqa: PLR2004
             self._span.set_status(self._error)
 

@@ -22,9 +22,9 @@ class State(Enum):
     FRESH = auto()
     STALE = auto()
     """To be answered, and refreshed in the background."""
-    LAST_RESORT = auto()
+    STALE_IF_ERROR = auto()
     """To be answered only when loading a new one fails."""
-    DEAD = auto()
+    EXPIRED = auto()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ class Copy:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Missing:
+class NegativeEntry:
     """Upstream said that there is no such session."""
 
     environment: str
@@ -104,7 +104,7 @@ class Ages:
             return State.FRESH
         if age < self.stale_while_revalidate:
             return State.STALE
-        return State.LAST_RESORT if age < self.stale_if_error else State.DEAD
+        return State.STALE_IF_ERROR if age < self.stale_if_error else State.EXPIRED
 
 
 def make_copy(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bff.copies.cache import Cache
-from bff.sessions.copy import Ages, Copy, Missing, State
+from bff.sessions.copy import Ages, Copy, NegativeEntry, State
 
 AGES = Ages(ttl=2, closed_ttl=30, stale_while_revalidate=5, stale_if_error=60, negative_ttl=1)
 
@@ -40,9 +40,9 @@ def cache(max_bytes: int = 1_000_000, **kwargs) -> Cache:
         (1.99, False, 0, State.FRESH),
         (2, False, 0, State.STALE),
         (6.99, False, 0, State.STALE),
-        (7, False, 0, State.LAST_RESORT),
-        (61.99, False, 0, State.LAST_RESORT),
-        (62, False, 0, State.DEAD),
+        (7, False, 0, State.STALE_IF_ERROR),
+        (61.99, False, 0, State.STALE_IF_ERROR),
+        (62, False, 0, State.EXPIRED),
         (29.99, True, 0, State.FRESH),
         (30, True, 0, State.STALE),
         (9.99, False, 10, State.FRESH),
@@ -82,7 +82,7 @@ def test_absence_is_remembered_for_its_time_and_ends_what_was_known() -> None:
     kept.put(copy(1, external="chat"))
     kept.put_missing("e", "chat", 10)
 
-    assert isinstance(kept.find("e", "chat", 10.9), Missing)
+    assert isinstance(kept.find("e", "chat", 10.9), NegativeEntry)
     assert kept.find("e", "session_1", 10.9) is None
     assert kept.find("e", "chat", 11) is None
     assert kept.bytes == 0

@@ -34,7 +34,7 @@ PLANTED = [
     Planted(
         "a 5xx while a usable copy existed",
         "bff/gateway/decide.py",
-        'if load.last_resort and outcome.code != "not_found":',
+        'if load.fallback and outcome.code != "not_found":',
         "if False:",
         calm=False,
     ),
