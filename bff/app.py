@@ -34,7 +34,7 @@ from bff.replicas.valkey import Store, StoreError
 from bff.response import ResponseBuilder
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
-from bff.server.connection import Bounds, Doors, Guard
+from bff.server.connection import BoundedProtocol, Bounds, ConnectionLimiter
 from bff.server.worker_ipc import Siblings
 from bff.sessions import ids, openapi
 from bff.sessions.copy import Ages, Copy, make_copy
@@ -147,16 +147,25 @@ class Service:
             connections=settings.max_connections,
             connections_per_address=settings.max_connections_per_address,
         )
-        self._doors = Doors(
+        self._connections = ConnectionLimiter(
             bounds,
             trusted=settings.trusted_proxies,
             count=lambda reason: telemetry.count("bff_closed_connections", reason),
         )
-        self.guard = partial(Guard, bounds=bounds, doors=self._doors, refuse=self.gateway.malformed)
+        self.bounded_protocol = partial(
+            BoundedProtocol,
+            bounds=bounds,
+            connections=self._connections,
+            refuse=self.gateway.malformed,
+        )
         """Makes the protocol of a connection on the browser port, without the fast path."""
         # A span is a task's and a route is Starlette's: the fast path has neither.
         fast = settings.fast_lane and tracing is None and not routes
-        self.protocol = fast_path.protocol(self.gateway, self.guard, clock) if fast else self.guard
+        self.protocol = (
+            fast_path.protocol(self.gateway, self.bounded_protocol, clock)
+            if fast
+            else self.bounded_protocol
+        )
         """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = self._gauges
         self.upkeep = self._upkeep()
@@ -203,7 +212,7 @@ class Service:
                 self._telemetry.exception("settings_not_reloaded", exc)
             return
         self.gateway.apply(config)
-        self._doors.trusted = config.trusted_proxies
+        self._connections.trusted = config.trusted_proxies
         if self.sharing is not None:
             self.sharing.apply(_namespaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
@@ -435,7 +444,7 @@ class Service:
             "bff_signing_key_used_timestamp_seconds": {
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
             },
-            "bff_connections": {(): self._doors.open},
+            "bff_connections": {(): self._connections.open},
             "bff_store_up": {(): float(self.sharing.up)} if self.sharing else {},
             "bff_replicas": {(): self.sharing.replicas} if self.sharing else {},
             "bff_copies": {(): len(gateway.cache)},

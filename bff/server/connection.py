@@ -49,7 +49,7 @@ class Bounds:
     connections_per_address: int
 
 
-class Doors:
+class ConnectionLimiter:
     """The open connections, counted in all and by address.
 
     Args:
@@ -90,7 +90,7 @@ class Doors:
             del self._by_address[address]
 
 
-class _Open:
+class ClosedSafeTransport:
     """A transport to answer on: if a browser is gone, nothing is written (uvloop's would raise)."""
 
     __slots__ = ("_write", "close", "is_closing")
@@ -105,22 +105,27 @@ class _Open:
             self._write(data)
 
 
-class Guard(HttpToolsProtocol):
+class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol within bounds; whole requests on a kept connection cost no timer more.
 
     Args:
         bounds: see there.
-        doors: shared by all connections.
+        connections: shared by all connections.
         refuse: renders what a connection is told before it ends.
     """
 
     def __init__(
-        self, *args: Any, bounds: Bounds, doors: Doors, refuse: Refuse, **kwargs: Any
+        self,
+        *args: Any,
+        bounds: Bounds,
+        connections: ConnectionLimiter,
+        refuse: Refuse,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.timeout_keep_alive = bounds.idle_seconds  # type: ignore[assignment]  # fractions work
         self._bounds = bounds
-        self._doors = doors
+        self._connections = connections
         self._render = refuse
         self._chunk = 0
         """Bytes of the read under way."""
@@ -147,7 +152,7 @@ class Guard(HttpToolsProtocol):
         super().connection_made(transport)
         if self.client:
             self._peer = self.client[0]
-        if self._doors.enter(self._peer):
+        if self._connections.enter(self._peer):
             self._within(self._bounds.request_seconds, self._late)
         else:
             self._refused = True
@@ -155,7 +160,7 @@ class Guard(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection and its timers."""
-        self._doors.leave(self._peer)
+        self._connections.leave(self._peer)
         self._unset_keepalive_if_required()
         for timer in (self._deadline, self._unread):
             if timer is not None:
@@ -272,7 +277,7 @@ class Guard(HttpToolsProtocol):
     def _hand_on(self) -> None:
         """Let the application have the request."""
         super().on_headers_complete()
-        self.cycle.transport = _Open(self.transport)  # type: ignore[assignment]
+        self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
         self._in_head = False
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
@@ -309,17 +314,17 @@ class Guard(HttpToolsProtocol):
 
     def _late(self) -> None:
         # Nothing is said: a browser that opened a connection ahead would take it for an answer.
-        self._doors.count("incomplete_request")
+        self._connections.count("incomplete_request")
         self.transport.abort()
 
     def _never_read(self) -> None:
-        self._doors.count("unread_answer")
+        self._connections.count("unread_answer")
         self.transport.abort()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Tell why and end the connection; after the answers that are due before, silently."""
         self._refused = True
-        self._doors.count(refusal.code)
+        self._connections.count(refusal.code)
         if self._end_after_answers():
             return
         if self._answering():

@@ -8,7 +8,7 @@ unusual in framing goes there undecided. Both ways give the same bytes
 
 What is answered is written when the bytes that came in are parsed to their end: where they are not
 HTTP, the last answer before says that it is the last, as without the lane. Every bound of
-`wire.Guard` holds.
+`wire.BoundedProtocol` holds.
 
 This leans on how uvicorn's class works inside, so it is used with the sources that it was written
 for and tested with, and no others: see `written_for`.
@@ -31,7 +31,7 @@ from bff.gateway.decide import Gateway, PendingLease, PendingList, PendingLoad
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.server.asgi import LOAD
-from bff.server.connection import MAX_PIPELINED, Guard
+from bff.server.connection import MAX_PIPELINED, BoundedProtocol
 from bff.sessions.ids import PLAIN_PATH
 
 _WRITTEN_FOR: Final = frozenset(
@@ -65,14 +65,14 @@ _LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
 
 
 def protocol(
-    gateway: Gateway, guard: "partial[Guard]", clock: Clock
-) -> "partial[Guard] | partial[Lane]":
-    """What uvicorn takes as ``http=`` for the browser port: `Lane` where it may be, or *guard*."""
+    gateway: Gateway, bounded_protocol: "partial[BoundedProtocol]", clock: Clock
+) -> "partial[BoundedProtocol] | partial[FastPathProtocol]":
+    """What uvicorn takes as ``http=`` for the browser port: `FastPathProtocol` where it may be, or *bounded_protocol*."""
     if not written_for():
         log = gateway.telemetry.log
         log.warning("fast_lane_off", reason="not tested with this version of uvicorn")
-        return guard
-    return partial(Lane, Shared(gateway, clock), **guard.keywords)
+        return bounded_protocol
+    return partial(FastPathProtocol, Shared(gateway, clock), **bounded_protocol.keywords)
 
 
 def written_for() -> bool:
@@ -136,7 +136,7 @@ def _cost(lines: bytes, fields: HeaderFields) -> int:
     return 2 * len(lines) + _OVERHEAD + _VALUE_OVERHEAD * values
 
 
-class Lane(Guard):
+class FastPathProtocol(BoundedProtocol):
     """One connection."""
 
     def __init__(self, shared: Shared, **arguments: Any) -> None:

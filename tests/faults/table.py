@@ -513,14 +513,14 @@ FAULTS = [
     Fault(
         33,
         "bff/server/connection.py",
-        'self._doors.count("incomplete_request")',
+        'self._connections.count("incomplete_request")',
         "return",
         f"{_WIRE}::test_33_fifty_half_sent_heads_are_gone_in_bounded_time",
     ),
     Fault(
         33,
         "bff/server/connection.py",
-        'self._doors.count("unread_answer")',
+        'self._connections.count("unread_answer")',
         "return",
         f"{_WIRE}::test_33_who_never_reads_costs_a_bounded_buffer_for_a_bounded_time",
     ),

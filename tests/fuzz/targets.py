@@ -21,7 +21,7 @@ from bff.limits import client_address
 from bff.replicas import codec
 from bff.request import RequestHead
 from bff.response import Response
-from bff.server.connection import Guard
+from bff.server.connection import BoundedProtocol
 from bff.server.run import config
 from bff.sessions import ids
 from bff.sessions.document import parse_document
@@ -198,9 +198,9 @@ class Wire:
         service = self._world.service
         told = config(service.browser_app, lifespan=False)
         told.load()
-        kind: Any = service.protocol if fast else service.guard
-        assert fast is (kind is not service.guard)
-        protocol: Guard = kind(config=told, server_state=ServerState(), app_state={})
+        kind: Any = service.protocol if fast else service.bounded_protocol
+        assert fast is (kind is not service.bounded_protocol)
+        protocol: BoundedProtocol = kind(config=told, server_state=ServerState(), app_state={})
         transport = _Transport()
         protocol.connection_made(transport)
         for read in reads:

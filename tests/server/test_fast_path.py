@@ -1,6 +1,6 @@
 """The fast lane says what the ordinary way says: the same bytes, the same counts, the same logs.
 
-The ordinary way is `wire.Guard` and the application behind it.
+The ordinary way is `wire.BoundedProtocol` and the application behind it.
 
 Two services, alike but for the lane, are fed the same bytes by the parser's own calls; every
 answer, every count and every log line of the one is compared with the other's.
@@ -43,8 +43,8 @@ from bff.gateway.decide import PendingLoad
 from bff.request import HeaderFields, RequestHead
 from bff.server import fast_path
 from bff.server import run as server
-from bff.server.connection import MAX_PIPELINED, Guard
-from bff.server.fast_path import Lane
+from bff.server.connection import MAX_PIPELINED, BoundedProtocol
+from bff.server.fast_path import FastPathProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -107,8 +107,8 @@ class Side:
         self.world = world
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"Mon, 23 Nov 2026 22:00:00 GMT")]
-        made = world.service.protocol if fast else world.service.guard
-        assert made.func is (Lane if fast else Guard)
+        made = world.service.protocol if fast else world.service.bounded_protocol
+        assert made.func is (FastPathProtocol if fast else BoundedProtocol)
         self.config = server.config(world.service.browser_app, lifespan=False, protocol=made)
         self.config.load()
 
@@ -816,12 +816,14 @@ async def test_another_uvicorn_turns_it_off(clock: Clock, monkeypatch: pytest.Mo
     assert fast_path.written_for(), "check bff/lane.py against this uvicorn, then add its digest"
     monkeypatch.setattr(fast_path, "_WRITTEN_FOR", frozenset())
     async with World(clock) as world:
-        assert world.service.protocol is world.service.guard
-        assert world.service.protocol.func is Guard
+        assert world.service.protocol is world.service.bounded_protocol
+        assert world.service.protocol.func is BoundedProtocol
         assert [line["event"] for line in world.logged()] == ["fast_lane_off"]
 
 
-@pytest.mark.parametrize(("setting", "expected"), [("on", Lane), ("off", Guard)])
+@pytest.mark.parametrize(
+    ("setting", "expected"), [("on", FastPathProtocol), ("off", BoundedProtocol)]
+)
 def test_the_setting_turns_it_off(
     monkeypatch: pytest.MonkeyPatch, setting: str, expected: type
 ) -> None:

@@ -87,7 +87,7 @@ PLANTED = [
     Planted(
         "connections were left open",
         "bff/server/connection.py",
-        "        self._doors.leave(self._peer)\n",
+        "        self._connections.leave(self._peer)\n",
         "",
     ),
     Planted("loads were left in flight", "bff/copies/cache.py", "        self._aloft -= 1\n", ""),
