@@ -71,7 +71,7 @@ class RequestHead:
     """The session's, if the path is one whose segment needs no decoding."""
     query: bytes = b""
     """Raw; only the list looks at it."""
-    lane: str = "asgi"
+    served_by: str = "asgi"
     """What answers it: for the count of answers."""
 
     @classmethod

@@ -204,7 +204,7 @@ class Gateway:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
-            self.telemetry.count("bff_requests", "preflight", 204, "", head.lane)
+            self.telemetry.count("bff_requests", "preflight", 204, "", head.served_by)
             return self._responses.preflight(head.fields.origin, request_id)
         context = RequestContext(head, request_id, now, wall)
         try:
@@ -380,7 +380,7 @@ class Gateway:
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Response:
         """Answer for what came from *peer* and is no request, or one beyond the bounds."""
-        head = RequestHead("", b"", HeaderFields(origin=origin), peer, lane="none")
+        head = RequestHead("", b"", HeaderFields(origin=origin), peer, served_by="none")
         context = RequestContext(head, self._request_ids(), *self._clock())
         return self._refusal(context, refusal)
 
@@ -782,7 +782,9 @@ class Gateway:
 
     def _count(self, context: RequestContext, response: Response, code: str) -> Response:
         head = context.head
-        self.telemetry.counts["bff_requests", context.route, response.status, code, head.lane] += 1
+        self.telemetry.counts[
+            "bff_requests", context.route, response.status, code, head.served_by
+        ] += 1
         return replace(response, body=b"") if head.method == "HEAD" else response
 
 

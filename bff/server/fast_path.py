@@ -264,14 +264,14 @@ class FastPathProtocol(BoundedProtocol):
     def _decide(self, head: RequestHead) -> Response | None:
         """Answer a request; None if that has to wait, for `_load`."""
         shared = self._shared
-        head.lane = "fast"  # again: what had to wait the last time may be a hit now
+        head.served_by = "fast"  # again: what had to wait the last time may be a hit now
         try:
             answer = shared.gateway.decide(head, *shared.clock())
         except Exception as exc:  # noqa: BLE001  as in `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if isinstance(answer, Response):
             return answer
-        head.lane = "asgi"
+        head.served_by = "asgi"
         self._load = answer
         return None
 
