@@ -35,7 +35,7 @@ from bff.response import ResponseBuilder
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.connection import BoundedProtocol, Bounds, ConnectionLimiter
-from bff.server.worker_ipc import Siblings
+from bff.server.worker_ipc import WorkerPeers
 from bff.sessions import ids, openapi
 from bff.sessions.copy import Ages, Copy, make_copy
 from bff.telemetry import Telemetry
@@ -91,7 +91,7 @@ class Service:
         transport: how upstream is reached; for tests.
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
-        siblings: the other workers; None if this process is the only one.
+        peers: the other workers; None if this process is the only one.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Service:
         transport: Transport | None = None,
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
-        siblings: Siblings | None = None,
+        peers: WorkerPeers | None = None,
     ) -> None:
         self._tracing = tracing
         self._clock = clock
@@ -186,7 +186,7 @@ class Service:
             self.gateway,
             telemetry,
             sharing=self.sharing,
-            siblings=siblings,
+            peers=peers,
             names=settings.ops_names,
             clock=clock,
         )

@@ -31,7 +31,7 @@ from bff.replicas.valkey import StoreError
 from bff.server import run as server
 from bff.server.hardening import harden
 from bff.server.supervisor import supervise
-from bff.server.worker_ipc import Mailboxes, Siblings
+from bff.server.worker_ipc import Mailboxes, WorkerPeers
 from bff.sessions.ids import is_id
 from bff.telemetry import Telemetry
 from bff.tokens.mint import mint
@@ -75,7 +75,7 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
 
 def _fork(
     workers: int, told: settings.Settings, telemetry: Telemetry
-) -> tuple[Siblings | None, bool]:
+) -> tuple[WorkerPeers | None, bool]:
     """Return in each worker with what it knows of the others, and whether another had its place."""
     if workers == 1:
         return None, False
@@ -89,7 +89,7 @@ def _fork(
     boxes = Mailboxes(workers)
     number, replaces = supervise(workers, telemetry.log)
     telemetry.be(number)
-    return Siblings(boxes, number), replaces
+    return WorkerPeers(boxes, number), replaces
 
 
 def _settings_now(
@@ -139,7 +139,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # What was imported stays, so no collection has to look at it: a full one then stops every
     # browser for a sixth of the time, and forked workers share more memory.
     gc.freeze()
-    siblings, replaces = _fork(workers, told, telemetry)
+    peers, replaces = _fork(workers, told, telemetry)
     if replaces:
         told = _settings_now(environ, told, telemetry)
     try:
@@ -156,7 +156,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             told,
             telemetry,
             tracing=tracing,
-            siblings=siblings,
+            peers=peers,
             reload=lambda: reader.load(environ),
         )
         try:

@@ -22,7 +22,7 @@ from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
-from bff.server.worker_ipc import PATIENCE_SECONDS, Siblings
+from bff.server.worker_ipc import PATIENCE_SECONDS, WorkerPeers
 from bff.sessions import ids
 from bff.telemetry import Telemetry, together
 from bff.tokens.revocations import Revocation, RevocationError, parse
@@ -37,7 +37,7 @@ class Ops:
     Args:
         gateway: what they are about.
         sharing: the other replicas; None without a store.
-        siblings: the other workers; None if this process is the only one.
+        peers: the other workers; None if this process is the only one.
         names: by which the port may be asked for, beside addresses and localhost.
         clock: the two times.
     """
@@ -48,14 +48,14 @@ class Ops:
         telemetry: Telemetry,
         *,
         sharing: Sharing | None,
-        siblings: Siblings | None,
+        peers: WorkerPeers | None,
         names: tuple[str, ...],
         clock: Clock,
     ) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
         self._sharing = sharing
-        self._siblings = siblings
+        self._peers = peers
         self._clock = clock
         self.app = Starlette(
             middleware=[Middleware(NoBrowsers, names=names)],
@@ -72,10 +72,10 @@ class Ops:
 
     async def join(self) -> None:
         """Answer the other workers from now on, and learn of them what was revoked."""
-        if self._siblings is None:
+        if self._peers is None:
             return
-        self._siblings.listen(self._answer)
-        answers = await self._siblings.ask("revocations", patience=LEARN_SECONDS)
+        self._peers.listen(self._answer)
+        answers = await self._peers.ask("revocations", patience=LEARN_SECONDS)
         for known in answers.values():
             for text in known or ():
                 self.hear_revocation(text)
@@ -103,7 +103,7 @@ class Ops:
         return None
 
     async def _ask(self, *question: str) -> Mapping[int, Any]:
-        return {} if self._siblings is None else await self._siblings.ask(*question)
+        return {} if self._peers is None else await self._peers.ask(*question)
 
     def hear_revocation(self, text: str) -> bool:
         """Take in what a worker or a replica told, unless it is foreign or there is no room."""
@@ -198,8 +198,8 @@ class Ops:
 
     async def _metrics(self, _: Request) -> Response:
         text = self._telemetry.metrics().decode()
-        if self._siblings is not None:
-            texts = {**await self._siblings.ask("metrics"), self._siblings.number: text}
+        if self._peers is not None:
+            texts = {**await self._peers.ask("metrics"), self._peers.number: text}
             text = together(texts)
         return Response(text, media_type="text/plain; version=0.0.4")
 

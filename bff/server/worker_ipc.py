@@ -35,7 +35,7 @@ class Mailboxes:
         self.ins = [into for _, into in pairs]
 
 
-class Siblings:
+class WorkerPeers:
     """The others, for worker *number*."""
 
     def __init__(self, boxes: Mailboxes, number: int) -> None:
