@@ -26,7 +26,7 @@ from bff.gateway.decide import Gateway
 from bff.limits.budget import Budget
 from bff.limits.rate import Limiter
 from bff.ops.admin import Ops
-from bff.ops.key_refresh import Upkeep
+from bff.ops.key_refresh import KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.codec import Namespace, fingerprint
 from bff.replicas.sharing import Sharing
@@ -168,8 +168,8 @@ class Service:
         )
         """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = self._gauges
-        self.upkeep = self._upkeep()
-        self._keeping: asyncio.Task[None] | None = None
+        self.key_refresh = self._key_refresh()
+        self._key_refresh_task: asyncio.Task[None] | None = None
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -216,7 +216,7 @@ class Service:
         if self.sharing is not None:
             self.sharing.apply(_namespaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
-        self._keep_up()
+        self._restart_key_refresh()
         self._telemetry.count("bff_reloads", "ok")
         log.info("settings_reloaded")
         fixed = [name for name in FIXED if getattr(told, name) != getattr(before, name)]
@@ -385,9 +385,9 @@ class Service:
             await self.connect()
             # Held by this frame, which outlives them.
             beside = [asyncio.create_task(self._watch()), asyncio.create_task(self._measure_lag())]
-            self._keeping = asyncio.create_task(self.upkeep.run())
+            self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
             yield
-            for task in (*beside, self._keeping):
+            for task in (*beside, self._key_refresh_task):
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
@@ -413,9 +413,9 @@ class Service:
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
 
-    def _upkeep(self) -> Upkeep:
+    def _key_refresh(self) -> KeyRefresh:
         environments = self.gateway.environments
-        return Upkeep(
+        return KeyRefresh(
             lambda url: self._client.fetch(url, timeout=self._patience),
             self.gateway.verifier.sources,
             {
@@ -427,12 +427,12 @@ class Service:
             telemetry=self._telemetry,
         )
 
-    def _keep_up(self) -> None:
+    def _restart_key_refresh(self) -> None:
         """Let the upkeep know what the settings are now."""
-        self.upkeep = self._upkeep()
-        if self._keeping is not None:
-            self._keeping.cancel()
-            self._keeping = asyncio.create_task(self.upkeep.run())
+        self.key_refresh = self._key_refresh()
+        if self._key_refresh_task is not None:
+            self._key_refresh_task.cancel()
+            self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
 
     def _gauges(self) -> dict[str, dict[tuple[str, ...], float]]:
         now, _ = self._clock()

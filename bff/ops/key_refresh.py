@@ -20,7 +20,7 @@ REJECTED_SECONDS: Final = 60.0
 """The same once upstream said that the key may not know."""
 
 
-class Upkeep:
+class KeyRefresh:
     """Keeps a service supplied while it runs.
 
     Args:

@@ -29,7 +29,7 @@ from support.world import (
 from bff.clock import system_clock
 from bff.demo.upstream import Environment, session
 from bff.ops import key_refresh
-from bff.ops.key_refresh import Upkeep
+from bff.ops.key_refresh import KeyRefresh
 from bff.telemetry import Telemetry
 from bff.tokens import jwks
 from bff.tokens.issuers import Source
@@ -316,7 +316,7 @@ async def test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come(
         return json.dumps({"keys": [pair.jwk()]}).encode()
 
     clock = system_clock
-    work = Upkeep(fetch, [source], {}, clock=clock, telemetry=Telemetry(io.StringIO()))
+    work = KeyRefresh(fetch, [source], {}, clock=clock, telemetry=Telemetry(io.StringIO()))
     task = asyncio.create_task(work.run())
     while not keys:
         await asyncio.sleep(0.001)

@@ -287,7 +287,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_no_request_waits(
         await outcome(sourced, token(sourced, "keycloak", key=stranger))
     assert len(fetches()) == before
 
-    await sourced.service.upkeep.refresh(source)
+    await sourced.service.key_refresh.refresh(source)
 
     assert (await outcome(sourced, mine)) == (200, "")
 
@@ -300,7 +300,7 @@ async def test_a_key_that_is_gone_verifies_nothing_not_even_what_is_remembered(
     jwks.keys["auth0"] = [KEYS["supabase"], KeyPair("RS256", "auth0-9")]
     source = sourced.service.gateway.verifier._sources["https://my-tenant.eu.auth0.com/"]
 
-    await sourced.service.upkeep.refresh(source)
+    await sourced.service.key_refresh.refresh(source)
 
     assert (await outcome(sourced, mine)) == (401, "token_invalid")
     assert (await outcome(sourced, theirs))[0] == 200
@@ -333,7 +333,7 @@ async def test_while_its_server_says_nonsense_the_keys_stay_and_are_trusted_for_
     source = sourced.service.gateway.verifier._sources["https://my-tenant.eu.auth0.com/"]
     before = len(jwks.seen)
 
-    await sourced.service.upkeep.refresh(source)
+    await sourced.service.key_refresh.refresh(source)
 
     assert jwks.seen[before:] == ["/auth0"], "asked once, and no redirect followed"
     assert source.keys.wait(sourced.clock.now) == 10
@@ -343,7 +343,7 @@ async def test_while_its_server_says_nonsense_the_keys_stay_and_are_trusted_for_
     sourced.clock.advance(1)
     assert (await outcome(sourced, mine)) == (503, "not_ready"), "not the token's fault"
     jwks.answer = None
-    await sourced.service.upkeep.refresh(source)
+    await sourced.service.key_refresh.refresh(source)
     assert (await outcome(sourced, mine))[0] == 200
 
 
