@@ -250,7 +250,7 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
             click.echo(f"  {finding.result.name:<7}  {finding.text}")
             problems += finding.result is checks.Result.PROBLEM
 
-    async with aclosing(checks.Prober(told, system_clock)) as prober:
+    async with aclosing(checks.Checker(told, system_clock)) as prober:
         if told.store_url is not None:
             await show("Store", prober.store())
         for environment in told.environments:

@@ -131,7 +131,7 @@ def notes(settings: Settings) -> list[str]:
     return found
 
 
-class Prober:
+class Checker:
     """Asks; both ways share a client and a clock, and tests bring their own."""
 
     def __init__(

@@ -25,7 +25,7 @@ from support.world import (
 
 from bff.config import reader, settings
 from bff.demo.upstream import Answer, PretendUpstream
-from bff.ops.check import Finding, Prober, Result
+from bff.ops.check import Checker, Finding, Result
 
 RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
 
@@ -212,7 +212,7 @@ async def probe(
     world: World, places: Places, **changes: str
 ) -> tuple[list[Finding], list[Finding]]:
     told = reader.load(environ(**changes))
-    prober = Prober(told, world.clock, transport=Through(places))
+    prober = Checker(told, world.clock, transport=Through(places))
     (environment,) = told.environments
     up = [finding async for finding in prober.upstream(environment, None)]
     session = await prober.first_session(environment)

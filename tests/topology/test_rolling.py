@@ -46,7 +46,7 @@ from support.world import (
 
 from bff.clock import system_clock
 from bff.config import reader
-from bff.ops.check import Prober, Result
+from bff.ops.check import Checker, Result
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -336,7 +336,7 @@ async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) 
     told = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = told.environments
     trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
-    async with aclosing(Prober(told, system_clock, transport=trusted)) as prober:
+    async with aclosing(Checker(told, system_clock, transport=trusted)) as prober:
         session = await prober.first_session(environment)
         assert session is not None
         found = [f async for f in prober.gateway(environment, topology.caddy.url, session)]
