@@ -104,7 +104,7 @@ class Loader:
         if self._sharing is None:
             return await ask(0.0)
         if id_ == PROBE_ID:
-            return await ask(self._sharing.within)
+            return await ask(self._sharing.timeout)
         while True:
             config, mark = self._config, self._cache.mark
             outcome, ours = await self._sharing.load(
@@ -134,14 +134,14 @@ class Loader:
         return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
 
     async def _ask(
-        self, environment: Environment, id_: str, known: Copy | None, within: float, *, spent: bool
+        self, environment: Environment, id_: str, known: Copy | None, timeout: float, *, spent: bool
     ) -> Copy | Refusal:
         """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
-        wait = 0.0 if spent else await self._spend(environment, within)
+        wait = 0.0 if spent else await self._spend(environment, timeout)
 
         async def again() -> None:
             nonlocal wait
-            wait = await self._spend(environment, self._sharing.within if self._sharing else 0.0)
+            wait = await self._spend(environment, self._sharing.timeout if self._sharing else 0.0)
             if wait > 0:
                 raise Refusal("over_budget", retry_after=wait)
 
@@ -160,14 +160,14 @@ class Loader:
         self._learn(environment, outcome, known, ended, ended - started)
         return outcome
 
-    async def _spend(self, environment: Environment, within: float) -> float:
+    async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made.
 
-        *within* is how many seconds the store may take to say so.
+        *timeout* is how many seconds the store may take to say so.
         """
         budget = environment.budget
         if self._sharing is not None:
-            return await self._sharing.spend(environment.name, budget, within=within)
+            return await self._sharing.spend(environment.name, budget, timeout=timeout)
         now, _ = self._clock()
         wait = budget.wait(now)
         if wait <= 0:

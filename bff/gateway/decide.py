@@ -665,7 +665,7 @@ class Gateway:
     async def _finish_wait(self, wait: PendingLease) -> Response | PendingLoad | PendingList:
         """Wait for leases, for as long as a request may wait for the store, and decide again."""
         assert self.sharing is not None  # noqa: S101  nothing else leases
-        ends = self._clock()[0] + self.sharing.within
+        ends = self._clock()[0] + self.sharing.timeout
         while True:
             left = ends - self._clock()[0]
             await asyncio.wait([wait.lease], timeout=max(0.0, left))

@@ -119,7 +119,7 @@ class Sharing:
         self._on_purge = on_purge
         self._on_revocation = on_revocation
         # A request may wait for leases and then for a load: half of its time for each.
-        self.within = store.timeout / 2
+        self.timeout = store.timeout / 2
 
     @property
     def up(self) -> bool:
@@ -162,7 +162,7 @@ class Sharing:
                 limit=limiter.limit,
                 want=want,
                 seconds=limiter.seconds,
-                within=self.within,
+                timeout=self.timeout,
             )
         except StoreUnavailable:
             window.lease_failed()
@@ -173,16 +173,16 @@ class Sharing:
 
     # -- the budget
 
-    async def spend(self, environment: str, budget: Budget, *, within: float) -> float:
+    async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:
         """Spend one load; returns the seconds to wait instead, or 0 if it may begin.
 
-        The store is waited for *within* seconds.
+        The store is waited for *timeout* seconds.
         """
         namespace, wait = self.namespaces.get(environment), None
         try:
             if namespace is not None:
                 wait = await self.store.spend(
-                    namespace.origin, limit=budget.limit, seconds=budget.seconds, within=within
+                    namespace.origin, limit=budget.limit, seconds=budget.seconds, timeout=timeout
                 )
         except StoreUnavailable:
             pass
@@ -213,7 +213,7 @@ class Sharing:
         """
         where = self.namespaces.get(request.environment)
         if where is None:  # a change of settings removed it meanwhile
-            return await request.ask(self.within), True
+            return await request.ask(self.timeout), True
 
         def is_answer(found: Outcome) -> bool:
             return isinstance(found, Refusal) or request.fresh(found, self._clock()[0])
@@ -249,7 +249,7 @@ class Sharing:
             What it came to; what was found before, for what that is worth; whether it was asked
             for here, and the claim under which that was.
         """
-        deadline, token = Deadline(self.within, self._clock), self._tokens()
+        deadline, token = Deadline(self.timeout, self._clock), self._tokens()
         claim: _Claim | None = None
         found: T | None = None
         try:
@@ -274,7 +274,7 @@ class Sharing:
     async def _read(self, lookup: "SharedLookup[T]", deadline: "Deadline") -> T | None:
         sent, _ = self._clock()
         value, seconds = await deadline.wait(
-            self.store.read(lookup.namespace, lookup.id, within=deadline.left)
+            self.store.read(lookup.namespace, lookup.id, timeout=deadline.left)
         )
         return self._found(lookup, value, seconds, sent)
 
@@ -287,7 +287,7 @@ class Sharing:
             # It is the other's load that is waited for: of the questions only the last costs time.
             deadline.left, (sent, _) = left, self._clock()
             held, value, seconds, time = await deadline.wait(
-                self.store.claim(lookup.namespace, lookup.id, token, CLAIM_SECONDS, within=left)
+                self.store.claim(lookup.namespace, lookup.id, token, CLAIM_SECONDS, timeout=left)
             )
             found = self._found(lookup, value, seconds, sent)
             if held:

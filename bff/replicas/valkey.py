@@ -190,15 +190,15 @@ class Store:
 
     # -- commands
 
-    async def execute(self, *commands: Command, within: float) -> list[Any]:
-        """Send *commands* and wait for their answers, *within* seconds.
+    async def execute(self, *commands: Command, timeout: float) -> list[Any]:
+        """Send *commands* and wait for their answers, *timeout* seconds.
 
         Raises:
             Away: there are none.
         """
         if not self.up:
             raise StoreUnavailable
-        return await self._execute(commands, within)
+        return await self._execute(commands, timeout)
 
     def execute_nowait(self, *commands: Command) -> None:
         """Send *commands* without waiting; when the store is away they are dropped."""
@@ -213,8 +213,8 @@ class Store:
         with contextlib.suppress(StoreUnavailable):
             await self._answers(commands, answers, self.timeout)
 
-    async def _execute(self, commands: Sequence[Command], within: float) -> list[Any]:
-        return await self._answers(commands, self._enqueue(commands), within)
+    async def _execute(self, commands: Sequence[Command], timeout: float) -> list[Any]:
+        return await self._answers(commands, self._enqueue(commands), timeout)
 
     def _enqueue(self, commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
@@ -224,9 +224,9 @@ class Store:
         return answers
 
     async def _answers(
-        self, commands: Sequence[Command], answers: list[asyncio.Future[Any]], within: float
+        self, commands: Sequence[Command], answers: list[asyncio.Future[Any]], timeout: float
     ) -> list[Any]:
-        _, late = await asyncio.wait(answers, timeout=within)
+        _, late = await asyncio.wait(answers, timeout=timeout)
         if late:
             # What arrived while this process was busy itself is not late.
             await asyncio.sleep(_GRACE_SECONDS)
@@ -320,11 +320,11 @@ class Store:
                 # Who is to come back has to be as quick as a request will want it.
                 await self._send_beat(self.timeout if self.up else self.timeout / 4)
 
-    async def _send_beat(self, within: float) -> None:
+    async def _send_beat(self, timeout: float) -> None:
         """Write that this replica is there, and read how many are; so a full store is away too."""
         seen = round(SEEN_SECONDS * 1000)
         command = ("EVAL", _BEAT, 1, f"{_PREFIX}:replicas", self._name, seen)
-        (replicas,) = await self._execute([command], within)
+        (replicas,) = await self._execute([command], timeout)
         if not isinstance(replicas, int):  # whoever says that is no store
             self._must_reconnect, self._error = True, self._errors.InvalidResponse()
             self._lost("InvalidResponse")
@@ -339,7 +339,7 @@ class Store:
     # -- what is asked
 
     async def take(
-        self, key: str, *, limit: int, want: int, seconds: float, within: float
+        self, key: str, *, limit: int, want: int, seconds: float, timeout: float
     ) -> tuple[int, int, float]:
         """Take up to *want* of a window of *limit*, which begins with the first to take of it.
 
@@ -348,15 +348,15 @@ class Store:
         """
         name = f"{_PREFIX}:w:{key}"
         command = ("EVAL", _TAKE, 1, name, limit, want, round(seconds * 1000))
-        ((given, rest, milliseconds),) = await self.execute(command, within=within)
+        ((given, rest, milliseconds),) = await self.execute(command, timeout=timeout)
         return given, rest, milliseconds / 1000
 
-    async def spend(self, key: str, *, limit: int | None, seconds: float, within: float) -> float:
+    async def spend(self, key: str, *, limit: int | None, seconds: float, timeout: float) -> float:
         """Spend one of a budget: at most *limit* in any *seconds*; returns seconds to wait or 0."""
         names = [f"{_PREFIX}:{{{key}}}:{what}" for what in ("spent", "allowance", "pause")]
         most = round(LONGEST_SECONDS * 1000)
         command = ("EVAL", _SPEND, 3, *names, limit or 0, round(seconds * 1000), most)
-        (milliseconds,) = await self.execute(command, within=within)
+        (milliseconds,) = await self.execute(command, timeout=timeout)
         return float(milliseconds) / 1000
 
     def allow(self, key: str, allowance: int, seconds: float) -> None:
@@ -368,15 +368,15 @@ class Store:
         """Share that upstream wants nothing for *seconds*."""
         self.execute_nowait(("SET", f"{_PREFIX}:{{{key}}}:pause", 1, "PX", _milliseconds(seconds)))
 
-    async def read(self, namespace: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
+    async def read(self, namespace: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
         """Read a copy: its value, and the seconds until it expires."""
         key = _copy_key(namespace, id_)
         # In this order: of a copy that is replaced between the two, the older's time counts.
-        milliseconds, value = await self.execute(("PTTL", key), ("GET", key), within=within)
+        milliseconds, value = await self.execute(("PTTL", key), ("GET", key), timeout=timeout)
         return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
 
     async def claim(
-        self, namespace: str, id_: str, token: str, seconds: float, *, within: float
+        self, namespace: str, id_: str, token: str, seconds: float, *, timeout: float
     ) -> tuple[bool, bytes | None, float, int]:
         """Claim the one load of a session for *seconds*, and read its copy after that.
 
@@ -386,7 +386,7 @@ class Store:
         """
         copy = _copy_key(namespace, id_)
         command = ("EVAL", _CLAIM, 2, copy, f"{copy}:load", token, round(seconds * 1000))
-        ((held, value, milliseconds, time),) = await self.execute(command, within=within)
+        ((held, value, milliseconds, time),) = await self.execute(command, timeout=timeout)
         return bool(held), value, milliseconds / 1000, time
 
     def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
@@ -418,19 +418,19 @@ class Store:
         """
         keys = [_copy_key(namespace, id_) for id_ in ids]
         purged = [("EVAL", _PURGED, 1, f"{key}:purged", claimed) for key in keys]
-        if any(await self.execute(*purged, within=self.timeout)):
+        if any(await self.execute(*purged, timeout=self.timeout)):
             return "purged"
         about = (value, round(until * 1000), claimed)
         results = await self.execute(
             ("EVAL", _KEEP, 3, keys[0], f"{keys[0]}:purged", f"{keys[0]}:load", *about, token),
             *(("EVAL", _KEEP, 2, key, f"{key}:purged", *about) for key in keys[1:]),
-            within=self.timeout,
+            timeout=self.timeout,
         )
         if all(result == _KEPT for result in results):
             return "kept"
         kept = [key for key, result in zip(keys, results, strict=True) if result == _KEPT]
         if kept:  # under all of its ids, or under none
-            await self.execute(*(("UNLINK", key) for key in kept), within=self.timeout)
+            await self.execute(*(("UNLINK", key) for key in kept), timeout=self.timeout)
         return "purged" if _WAS_PURGED in results else "superseded"
 
     async def purge(self, namespace: str, id_: str, *, remembered: float) -> bytes | None:
@@ -440,7 +440,7 @@ class Store:
         """
         key = _copy_key(namespace, id_)
         command = ("EVAL", _PURGE, 2, key, f"{key}:purged", round(remembered * 1000))
-        (value,) = await self.execute(command, within=self.timeout)
+        (value,) = await self.execute(command, timeout=self.timeout)
         return value  # type: ignore[no-any-return]
 
     def drop(self, namespace: str, id_: str) -> None:
@@ -452,12 +452,12 @@ class Store:
         pairs = [part for pair in fields.items() for part in pair]
         key, kept = _stream_key(stream), _STREAMS[stream].kept
         command = ("XADD", key, "MAXLEN", "~", kept, "*", *pairs)
-        await self.execute(command, within=self.timeout)
+        await self.execute(command, timeout=self.timeout)
 
     async def is_silent(self, stream: str) -> bool:
         """Whether nothing was published on *stream* that is still kept."""
         command = ("XREVRANGE", _stream_key(stream), "+", "-", "COUNT", 1)
-        (newest,) = await self.execute(command, within=self.timeout)
+        (newest,) = await self.execute(command, timeout=self.timeout)
         return not newest
 
     async def _listen(

@@ -37,7 +37,7 @@ async def test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others(
     async def visit(number: int) -> None:
         which, world = dice.randrange(len(ids)), number % 2
         if number % 4:  # the shared copy, read in a task of its own: it is the reader who leaves
-            value, _ = await stores[world].read(SPACE, ids[which], within=5.0)
+            value, _ = await stores[world].read(SPACE, ids[which], timeout=5.0)
             right = value == b"copy of " + ids[which].encode()
         else:
             response = await ask(worlds[world], ids[which], tokens[which])

@@ -155,7 +155,7 @@ async def test_who_was_over_the_budget_tries_again_when_it_is_its_turn(replicas:
     await world.get("chat-1")
     sharing, cache = world.service.sharing, world.service.gateway.cache
     for _ in range(2):
-        await sharing.spend("default", Budget(3, 1.0), within=2.0)
+        await sharing.spend("default", Budget(3, 1.0), timeout=2.0)
     await asyncio.sleep(0.7)
     assert (await world.get("chat-1")).headers["cache-status"] == "bff; hit; detail=stale"
     await world.settle()

@@ -140,11 +140,11 @@ async def test_no_request_waits_longer_than_the_timeout_for_all_its_questions(
     store, asked = world.service.sharing.store, []
     execute = store.execute
 
-    async def slowly(*commands, within: float):
-        if within < store.timeout:  # else it is for nobody who waits
+    async def slowly(*commands, timeout: float):
+        if timeout < store.timeout:  # else it is for nobody who waits
             asked.append(commands)
-            clock.advance(part * within)
-        return await execute(*commands, within=2.0)
+            clock.advance(part * timeout)
+        return await execute(*commands, timeout=2.0)
 
     store.execute = slowly
     began = clock.now

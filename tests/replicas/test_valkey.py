@@ -248,7 +248,7 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
             engine.url = f"valkey://gateway:{password}@127.0.0.1:{engine.port}/3"
             worlds = await everything_that_is_asked(replicas)
             waits = [
-                await worlds[n].service.sharing.spend("default", Budget(1, 60.0), within=2.0)
+                await worlds[n].service.sharing.spend("default", Budget(1, 60.0), timeout=2.0)
                 for n in (0, 1)
             ]
             assert waits[0] > 50.0 or waits[1] > 50.0

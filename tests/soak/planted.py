@@ -73,15 +73,15 @@ PLANTED = [
     Planted(
         "descriptors grew",
         "bff/copies/loader.py",
-        "        wait = 0.0 if spent else await self._spend(environment, within)\n",
-        "        wait = 0.0 if spent else await self._spend(environment, within)\n"
+        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n",
+        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n"
         f"        {_LEAK}(open('/dev/null'))\n",
     ),
     Planted(
         "tasks grew",
         "bff/copies/loader.py",
-        "        wait = 0.0 if spent else await self._spend(environment, within)\n",
-        "        wait = 0.0 if spent else await self._spend(environment, within)\n"
+        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n",
+        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n"
         f"        {_LEAK}(asyncio.create_task(asyncio.sleep(9999)))\n",
     ),
     Planted(

@@ -100,7 +100,7 @@ class StandIn:
         return self.shared
 
     async def take(
-        self, key: str, *, limit: int, want: int, seconds: float, within: float
+        self, key: str, *, limit: int, want: int, seconds: float, timeout: float
     ) -> tuple[int, int, float]:
         shared = self._there()
         used = shared.get(key) or 0
@@ -111,7 +111,7 @@ class StandIn:
             shared.change(key, used + given)
         return given, max(0, limit - used - given), shared.left(key)
 
-    async def spend(self, key: str, *, limit: int | None, seconds: float, within: float) -> float:
+    async def spend(self, key: str, *, limit: int | None, seconds: float, timeout: float) -> float:
         shared = self._there()
         spent, allowance, pause = (f"{key}:{what}" for what in ("spent", "allowance", "pause"))
         if (wait := shared.left(pause)) > 0:
@@ -136,12 +136,12 @@ class StandIn:
         if self.up:
             self.shared.set(f"{key}:pause", 1, max(0.001, seconds))
 
-    async def read(self, namespace: str, id_: str, *, within: float) -> tuple[bytes | None, float]:
+    async def read(self, namespace: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
         shared, key = self._there(), f"{namespace}:{id_}"
         return shared.get(key), shared.left(key)
 
     async def claim(
-        self, namespace: str, id_: str, token: str, seconds: float, *, within: float
+        self, namespace: str, id_: str, token: str, seconds: float, *, timeout: float
     ) -> tuple[bool, bytes | None, float, int]:
         shared, key = self._there(), f"{namespace}:{id_}"
         held = shared.get(f"{key}:load") is None

@@ -55,26 +55,26 @@ async def _run(store: Any, commands: list[tuple]) -> list[Any]:
 
 async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a table
     answers = []
-    *_, claimed = await store.claim("s", "the time", "", _LONG, within=2)
+    *_, claimed = await store.claim("s", "the time", "", _LONG, timeout=2)
     for name, key, *rest in commands:
         match name:
             case "take":
                 given, left, ends = await store.take(
-                    f"w:{key}", limit=rest[0], want=rest[1], seconds=_LONG, within=2
+                    f"w:{key}", limit=rest[0], want=rest[1], seconds=_LONG, timeout=2
                 )
                 answers.append((given, left, ends > _LONG / 2))
             case "spend":
-                wait = await store.spend(key, limit=rest[0], seconds=_LONG, within=2)
+                wait = await store.spend(key, limit=rest[0], seconds=_LONG, timeout=2)
                 answers.append(wait > 0)
             case "allow":
                 store.allow(key, rest[0], _LONG)
             case "pause":
                 store.pause(key, _LONG)
             case "read":
-                value, left = await store.read("s", key, within=2)
+                value, left = await store.read("s", key, timeout=2)
                 answers.append((value, left > 0))
             case "claim":
-                held, value, left, claimed = await store.claim("s", key, rest[0], _LONG, within=2)
+                held, value, left, claimed = await store.claim("s", key, rest[0], _LONG, timeout=2)
                 answers.append((held, value, left > 0))
             case "hold":
                 store.hold("s", key, rest[0], _LONG)
