@@ -346,7 +346,7 @@ class Service:
             namespaces=_namespaces(settings),
             make=make_copy,
             negative_ttl=settings.cache_negative_ttl,
-            patience=self._patience,
+            deadline=self._patience,
             clock=clock,
             spawn=self._spawn,
             tokens=lambda: os.urandom(8).hex(),

@@ -1,9 +1,9 @@
 """The path of one request, start to end: read this file first.
 
 `Gateway.decide` goes from a request's head to an answer without any I/O; where the answer is not in
-memory it returns a `PendingLoad` (for a list, `PendingList`), and `Gateway.finish` waits for that and decides
-again, on what was loaded. Both end in `_session`, `_page` or `_refusal`: there is no other way out
-for a session, and none that does not ask first whether this caller may read it.
+memory it returns a `PendingLoad` (for a list, `PendingList`), and `Gateway.finish` waits for that
+and decides again, on what was loaded. Both end in `_session`, `_page` or `_refusal`: there is no
+other way out for a session, and none that does not ask first whether this caller may read it.
 
     OPTIONS            → answered at once
     address            → counted before any cryptography               429

@@ -52,8 +52,8 @@ class Window:
     """
 
     __slots__ = (
-        "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter", "low", "rest",
-        "used", "waiting",
+        "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter",
+        "remaining_elsewhere", "renew_at", "used", "waiting",
     )  # fmt: skip
 
     def __init__(self, limiter: "Limiter", key: Hashable, ends: float, *, leased: bool) -> None:
@@ -119,7 +119,7 @@ class Window:
     def grant(
         self, provider: QuotaProvider, want: int, given: int, remaining_elsewhere: int, ends: float
     ) -> None:
-        """Learn that *given* of *want* are leased until *ends*, and *remaining_elsewhere* are left for others."""
+        """Learn that *given* of *want* are leased until *ends*; others may still take the rest."""
         self.leasing = None
         if self._leased and ends - self.ends > self.limiter.seconds / 2:
             # A window has begun there while the lease was on its way: the former one's is void.

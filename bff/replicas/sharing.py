@@ -169,7 +169,7 @@ class Sharing:
         else:
             self._count("bff_leases", limiter.name)
             # Counted from before it was asked, so that it never ends later here than there.
-            window.settle(self, want, given, rest, sent + seconds)
+            window.grant(self, want, given, rest, sent + seconds)
 
     # -- the budget
 
@@ -467,7 +467,7 @@ class Sharing:
         for other in await self._purge(namespace.copies, id_):
             await self._purge(namespace.copies, other)
         await self.store.publish(
-            "purges", origin=namespace.origin, projection=namespace.projection, id=id_
+            "purges", place=namespace.origin, rules=namespace.projection, id=id_
         )
 
     async def revoke(self, revocation: str) -> None:

@@ -1,8 +1,8 @@
 """The fast lane: answers from the protocol class what `Gateway.decide` answers without waiting.
 
 A hit needs no scope, no task and no ASGI cycle, which is most of what an ASGI server costs. So a
-complete request without a body is decided as soon as it is parsed. If that gives a `PendingLoad`, the
-request goes on to the application and takes the decision that was made with it; whatever is
+complete request without a body is decided as soon as it is parsed. If that gives a `PendingLoad`,
+the request goes on to the application and takes the decision that was made with it; whatever is
 unusual in framing goes there undecided. Both ways give the same bytes
 (`tests/server/test_fast_path.py`).
 
@@ -67,7 +67,7 @@ _LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
 def protocol(
     gateway: Gateway, bounded_protocol: "partial[BoundedProtocol]", clock: Clock
 ) -> "partial[BoundedProtocol] | partial[FastPathProtocol]":
-    """What uvicorn takes as ``http=`` for the browser port: `FastPathProtocol` where it may be, or *bounded_protocol*."""
+    """What uvicorn takes as ``http=``: `FastPathProtocol` where it can be used."""
     if not written_for():
         log = gateway.telemetry.log
         log.warning("fast_lane_off", reason="not tested with this version of uvicorn")

@@ -115,7 +115,7 @@ class Client:
         url: str,
         headers: Mapping[str, str],
         *,
-        timeout: float,  # noqa: ASYNC109  the whole answer's, reading included
+        timeout: float,
     ) -> Answer:
         """Ask once, within *timeout* seconds.
 
@@ -126,7 +126,7 @@ class Client:
         async with _translated(timeout):
             return await self.send(method, Address.read(url), b"", lines)
 
-    async def fetch(self, url: str, *, timeout: float) -> bytes:  # noqa: ASYNC109  likewise
+    async def fetch(self, url: str, *, timeout: float) -> bytes:
         """GET a public document: the body of a 200.
 
         Raises:

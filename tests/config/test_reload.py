@@ -135,7 +135,7 @@ async def test_proxies_that_are_trusted_from_now_on_count_as_such_at_the_door_to
     world: World,
 ) -> None:
     await world.start(BFF_MAX_CONNECTIONS_PER_ADDRESS="1")
-    doors = world.service._doors
+    doors = world.service._connections
     assert [doors.enter("192.0.2.9"), doors.enter("192.0.2.9")] == [True, False]
 
     world.reload(BFF_TRUSTED_PROXIES="192.0.2.0/24")

@@ -940,7 +940,7 @@ FAULTS = [
     Fault(
         0,
         "bff/app.py",
-        'b"bff introspections " + e.secret_keys[0].reveal().encode()',
+        'b"bff verdicts " + e.secret_keys[0].reveal().encode()',
         'b"bff introspections"',
         f"{_SHARED}::test_what_one_upstream_said_is_no_word_of_another_nor_under_other_keys",
     ),

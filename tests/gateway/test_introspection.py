@@ -701,16 +701,16 @@ def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
     introspections.accept(b"mine", ["a", "b"], 0, 60)
     for number in range(10_000):
         introspections.refuse(str(number).encode(), "a", 0, "token_invalid", 5)
-    assert introspections.good(b"mine", "a", 59.9)
-    assert not introspections.good(b"mine", "a", 60)
+    assert introspections.accepted(b"mine", "a", 59.9)
+    assert not introspections.accepted(b"mine", "a", 60)
     assert len(introspections._refused) == 50
     introspections.accept(b"short", ["a"], 0, 20)
-    assert introspections.good(b"short", "a", 19.9)
-    assert not introspections.good(b"short", "a", 20)
+    assert introspections.accepted(b"short", "a", 19.9)
+    assert not introspections.accepted(b"short", "a", 20)
     for number in range(10_000):
         introspections.accept(str(number).encode(), ["a"], 0, 60)
     assert len(introspections) == 100
-    assert not introspections.good(b"mine", "a", 0)
+    assert not introspections.accepted(b"mine", "a", 0)
 
 
 def test_what_verdicts_may_cost_is_bounded_in_bytes() -> None:

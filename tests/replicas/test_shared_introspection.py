@@ -191,7 +191,7 @@ async def test_a_clock_that_is_off_makes_no_verdict_last_longer(
     assert (await ask(two, token))[0] == 200
     assert senders(replicas).count("token") == tested, "to who is ahead, it looks old"
     if off < 0:
-        (ends, _) = two.service.gateway.introspections._good.values()
+        (ends, _) = two.service.gateway.introspections._accepted.values()
         assert ends - two.clock()[0] <= 59.8, "by the store's clock"
     await asyncio.sleep(0.05)
     assert (await ask(one, token))[0] == 200

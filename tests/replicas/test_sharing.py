@@ -481,7 +481,7 @@ async def test_whatever_stands_under_our_keys_is_got_over(replicas: Replicas, ju
     keys = {
         *everything(replicas.engine),
         *(
-            f"bff1:{{{namespace.place}}}:{what}".encode()
+            f"bff1:{{{namespace.origin}}}:{what}".encode()
             for what in ("spent", "allowance", "pause")
         ),
         f"bff1:{{{namespace.copies}:chat-1}}:load".encode(),
@@ -519,7 +519,7 @@ async def test_a_foreign_message_makes_nobody_deaf(replicas: Replicas) -> None:
             client.xadd(key, {b"\xff": b"\xff"})
             client.xadd(key, {"revocation": "[]", "id": "chat-1"})
             client.xadd(key, {"revocation": '{"before": 1' + "0" * 400 + "}"})
-            client.xadd(key, {"place": two.service.sharing.namespaces["default"].place, "id": ""})
+            client.xadd(key, {"place": two.service.sharing.namespaces["default"].origin, "id": ""})
 
     await purge(one, "chat-1")
     await until(lambda: not two.service.gateway.cache._kept)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.engines import ENGINES, Engine
-from support.hostile import execute
+from support.hostile import ask
 from support.replicas import RealClock, Relay, Replicas, beat, events, purge, until
 from support.world import FRIENDLY, OFF, Clock, World, read
 
@@ -81,7 +81,7 @@ async def test_a_herd_loads_each_session_once_when_the_store_comes_back(
         first = number % 4 * 6  # so that no session is in the memory of all
         mine = ids[first:] + ids[:first]
         while not ends:
-            responses = await asyncio.gather(*(execute(world, id_, token) for id_ in mine))
+            responses = await asyncio.gather(*(ask(world, id_, token) for id_ in mine))
             statuses.update(response.status for response in responses)
             rounds[number] += 1
             await asyncio.sleep(0.01)
