@@ -21,6 +21,7 @@ from bff.config.runtime import Environment, Limits, RuntimeConfig
 from bff.config.settings import EnvironmentSettings, Settings, SettingsError, SourceSettings
 from bff.config.values import Rate
 from bff.copies.cache import Cache
+from bff.digests import fingerprint
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.limits.budget import Budget
@@ -28,7 +29,7 @@ from bff.limits.rate import Limiter
 from bff.ops.admin import Ops
 from bff.ops.key_refresh import KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
-from bff.replicas.codec import Namespace, fingerprint
+from bff.replicas.codec import Namespace
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import Store, StoreError
 from bff.response import ResponseBuilder

@@ -1,65 +1,195 @@
-"""The refusals, and what the browser is told.
+"""What can go wrong, and what a browser is told about it.
 
-Each refusal is one row: its code is public, its status is what frontends and the official SDK act
-on, its text never carries a token, a key or upstream's own words.
+    Refusal             a value: the answer that a browser gets in place of what it asked for
+    Exception
+    ├── Refused         ends a request with a `Refusal`
+    └── UpstreamError   upstream's trouble; `copies.loader` alone turns it into a `Refusal`
+        ├── UpstreamUnavailable
+        ├── UpstreamTimeout
+        ├── UpstreamInvalid
+        ├── UpstreamRateLimited
+        ├── CredentialsRejected
+        ├── SessionNotFound
+        ├── TokenRejected
+        └── TokenForbidden
 
-The SDK re-mints its token on 401 and 403 and starts a (paid) run on 404, so no trouble upstream is
-ever told with one of these.
+Each refusal is one row of `REFUSALS`. Its code is public. Its status is what frontends and the
+official SDK act on: the SDK mints a new token on 401 and 403 and starts a paid run on 404, so no
+trouble upstream is ever told with one of these. Its text never holds a token, a key or upstream's
+own words.
 """
 
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ClassVar, Final, Literal
 
-
-class Refusal(Exception):  # noqa: N818  the word of this product for an error shown to the browser
-    """An answer that is not the session, raised wherever the request's path ends.
-
-    Args:
-        code: one of `REFUSALS`.
-        detail: a text for the browser in place of the row's own; never upstream's or the caller's.
-        retry_after: seconds until a retry makes sense.
-    """
-
-    def __init__(
-        self, code: str, detail: str | None = None, *, retry_after: float | None = None
-    ) -> None:
-        super().__init__(code)
-        self.kind = REFUSALS[code]
-        self.code = code
-        self.detail = detail or self.kind.text
-        self.retry_after = retry_after
+ErrorCode = Literal[
+    "bad_request",
+    "invalid_session_id",
+    "token_missing",
+    "token_invalid",
+    "token_expired",
+    "token_revoked",
+    "secret_key_sent",
+    "unauthorized",
+    "not_found",
+    "method_not_allowed",
+    "not_served",
+    "head_too_large",
+    "rate_limited",
+    "upstream_rejected_credentials",
+    "upstream_unavailable",
+    "upstream_invalid",
+    "upstream_timeout",
+    "over_budget",
+    "not_ready",
+    "internal",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One row of the table: an HTTP status and what it says."""
+class Row:
+    """One row of the table: a status, and the text that a browser reads."""
 
-    status: int
+    status: HTTPStatus
     text: str
 
 
-REFUSALS: dict[str, Kind] = {
-    "bad_request": Kind(400, "The request is malformed"),
-    "invalid_session_id": Kind(
-        400, "A session id is one path segment of 1 to 256 characters, percent-encoded as UTF-8"
+REFUSALS: Final[dict[ErrorCode, Row]] = {
+    "bad_request": Row(HTTPStatus.BAD_REQUEST, "The request is malformed"),
+    "invalid_session_id": Row(
+        HTTPStatus.BAD_REQUEST,
+        "A session id is one path segment of 1 to 256 characters, percent-encoded as UTF-8",
     ),
-    "token_missing": Kind(401, "Send a public access token as 'Authorization: Bearer <token>'"),
-    "token_invalid": Kind(401, "The public access token is invalid"),
-    "token_expired": Kind(401, "The public access token has expired"),
-    "token_revoked": Kind(401, "The public access token has been revoked"),
-    "secret_key_sent": Kind(
-        401, "A secret key does not belong in a browser: rotate it and send a public access token"
+    "token_missing": Row(
+        HTTPStatus.UNAUTHORIZED, "Send a public access token as 'Authorization: Bearer <token>'"
     ),
-    "unauthorized": Kind(403, "Unauthorized"),
-    "not_found": Kind(404, "Not found"),
-    "method_not_allowed": Kind(405, "Method not allowed"),
-    "not_served": Kind(410, "This gateway does not serve that route: ask the Trigger.dev API"),
-    "head_too_large": Kind(431, "The request's headers are too many or too large"),
-    "rate_limited": Kind(429, "Rate limit exceeded"),
-    "upstream_rejected_credentials": Kind(502, "The upstream rejected the gateway's credentials"),
-    "upstream_unavailable": Kind(502, "The upstream cannot be reached"),
-    "upstream_invalid": Kind(502, "The upstream's answer is not valid"),
-    "upstream_timeout": Kind(504, "The upstream did not answer in time"),
-    "over_budget": Kind(503, "The gateway has spent its upstream budget; retry shortly"),
-    "not_ready": Kind(503, "The gateway is not ready"),
-    "internal": Kind(500, "Internal error"),
+    "token_invalid": Row(HTTPStatus.UNAUTHORIZED, "The public access token is invalid"),
+    "token_expired": Row(HTTPStatus.UNAUTHORIZED, "The public access token has expired"),
+    "token_revoked": Row(HTTPStatus.UNAUTHORIZED, "The public access token has been revoked"),
+    "secret_key_sent": Row(
+        HTTPStatus.UNAUTHORIZED,
+        "A secret key does not belong in a browser: rotate it and send a public access token",
+    ),
+    "unauthorized": Row(HTTPStatus.FORBIDDEN, "Unauthorized"),
+    "not_found": Row(HTTPStatus.NOT_FOUND, "Not found"),
+    "method_not_allowed": Row(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed"),
+    "not_served": Row(
+        HTTPStatus.GONE, "This gateway does not serve that route: ask the Trigger.dev API"
+    ),
+    "head_too_large": Row(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "The request's headers are too many or too large",
+    ),
+    "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
+    "upstream_rejected_credentials": Row(
+        HTTPStatus.BAD_GATEWAY, "The upstream rejected the gateway's credentials"
+    ),
+    "upstream_unavailable": Row(HTTPStatus.BAD_GATEWAY, "The upstream cannot be reached"),
+    "upstream_invalid": Row(HTTPStatus.BAD_GATEWAY, "The upstream's answer is not valid"),
+    "upstream_timeout": Row(HTTPStatus.GATEWAY_TIMEOUT, "The upstream did not answer in time"),
+    "over_budget": Row(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The gateway has spent its upstream budget; retry shortly",
+    ),
+    "not_ready": Row(HTTPStatus.SERVICE_UNAVAILABLE, "The gateway is not ready"),
+    "internal": Row(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer in place of what was asked for; many waiters may share one.
+
+    Attributes:
+        code: the row of `REFUSALS`.
+        detail: a text in place of the row's own; never upstream's words, never the caller's.
+        retry_after: seconds until a retry makes sense.
+    """
+
+    code: ErrorCode
+    detail: str | None = None
+    retry_after: float | None = None
+
+    @property
+    def status(self) -> HTTPStatus:
+        """The status of the answer."""
+        return REFUSALS[self.code].status
+
+    @property
+    def text(self) -> str:
+        """What the browser reads."""
+        return self.detail or REFUSALS[self.code].text
+
+
+class Refused(Exception):
+    """Ends a request with a refusal; takes what `Refusal` takes."""
+
+    def __init__(
+        self, code: ErrorCode, detail: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(code)
+        self.refusal = Refusal(code, detail, retry_after)
+
+
+class UpstreamError(Exception):
+    """Upstream's trouble.
+
+    Attributes:
+        code: the code of the refusal that a browser gets for it.
+        retry_after: seconds after which upstream wants to be asked again.
+    """
+
+    code: ClassVar[ErrorCode] = "internal"
+
+    def __init__(self, retry_after: float | None = None) -> None:
+        super().__init__(self.code)
+        self.retry_after = retry_after
+
+
+class UpstreamUnavailable(UpstreamError):
+    """Upstream cannot be reached, or it answered with a 5xx."""
+
+    code = "upstream_unavailable"
+
+
+class UpstreamTimeout(UpstreamError):
+    """Upstream did not answer in time."""
+
+    code = "upstream_timeout"
+
+
+class UpstreamInvalid(UpstreamError):
+    """Upstream's answer is not a valid answer of the API."""
+
+    code = "upstream_invalid"
+
+
+class UpstreamRateLimited(UpstreamError):
+    """Upstream answered 429."""
+
+    code = "over_budget"
+
+
+class CredentialsRejected(UpstreamError):
+    """Upstream rejected the gateway's secret key."""
+
+    code = "upstream_rejected_credentials"
+
+
+class SessionNotFound(UpstreamError):
+    """Upstream says that there is no such session."""
+
+    code = "not_found"
+
+
+class TokenRejected(UpstreamError):
+    """Upstream rejected the browser's token, which it was asked to verify."""
+
+    code = "token_invalid"
+
+
+class TokenForbidden(UpstreamError):
+    """Upstream accepted the browser's token, but not for this session."""
+
+    code = "unauthorized"

@@ -178,7 +178,7 @@ class ResponseBuilder:
         request_id: bytes,
     ) -> Response:
         """Tell the browser why not; *window* is the one that counted it last."""
-        status = refusal.kind.status
+        status = refusal.status
         lines = rate_lines(window, now, wall)
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
@@ -187,7 +187,7 @@ class ResponseBuilder:
             body = _problem(refusal, window, now, wall)
             retry_after = window.reset(now)
         else:
-            body = _refusal_body(refusal.code, refusal.detail)
+            body = _refusal_body(refusal.code, refusal.text)
             # The SDK repeats whatever is not a 4xx; a retry is the frontend's to decide.
             lines += b"x-should-retry: false\r\n"
         if retry_after is not None:
@@ -261,13 +261,13 @@ def _challenge(refusal: Refusal) -> bytes:
         return b'www-authenticate: Bearer realm="bff"\r\n'
     return (
         b'www-authenticate: Bearer realm="bff", error="invalid_token", error_description="%b"\r\n'
-        % refusal.detail.encode("latin-1")
+        % refusal.text.encode("latin-1")
     )
 
 
 def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> bytes:
     seconds = window.reset(now)
-    return _problem_template(refusal.code, refusal.detail, window.limiter) % {
+    return _problem_template(refusal.code, refusal.text, window.limiter) % {
         b"remaining": window.remaining,
         b"reset": ceil((wall + seconds) * 1000),
         b"seconds": seconds,

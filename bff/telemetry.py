@@ -60,7 +60,7 @@ METRICS: dict[str, Row] = {
         shown=("hit", "stale", "miss", "joined", "negative", "last_resort"),
     ),
     "bff_loads": Row(
-        "PendingList from upstream, by outcome: ok or an error code.",
+        "Loads from upstream, by outcome: ok or an error code.",
         ("outcome",),
         shown=("ok", *(code for code in REFUSALS if code.startswith("upstream_")), "internal"),
     ),
@@ -152,7 +152,7 @@ METRICS: dict[str, Row] = {
     "bff_connections": Row("Connections of browsers that are open.", gauge=True),
     "bff_copies": Row("Sessions and absences kept.", gauge=True),
     "bff_copy_bytes": Row("Bytes they take, about.", gauge=True),
-    "bff_loads_in_flight": Row("PendingList under way.", gauge=True),
+    "bff_loads_in_flight": Row("Loads under way.", gauge=True),
     "bff_verified_tokens": Row("Tokens remembered as verified.", gauge=True),
     "bff_revocations": Row("Revocations kept.", gauge=True),
     "bff_stretched_ttl_seconds": Row(

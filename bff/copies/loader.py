@@ -8,12 +8,13 @@ many may wait for it.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
-from bff.errors import Refusal
+from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
 from bff.limits.rate import Window
 from bff.replicas.sharing import LoadRequest, Sharing
@@ -143,13 +144,13 @@ class Loader:
             nonlocal wait
             wait = await self._spend(environment, self._sharing.timeout if self._sharing else 0.0)
             if wait > 0:
-                raise Refusal("over_budget", retry_after=wait)
+                raise Refused("over_budget", retry_after=wait)
 
         started, _ = self._clock()
         mark = self._cache.mark
         if wait <= 0:
             get = partial(environment.upstream.get, again=again)
-            outcome = await self._brought(environment, id_, get)
+            outcome, why = await self._fetch_once(environment, id_, get)
         if wait > 0:
             if known is not None:
                 known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
@@ -157,8 +158,7 @@ class Loader:
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self._cache.put_missing(environment.name, id_, ended, mark)
-        self._learn(environment, outcome, known, ended, ended - started)
-        return outcome
+        return self._learn(environment, outcome, why, known, ended, ended - started)
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made.
@@ -174,9 +174,14 @@ class Loader:
             budget.spend(now)
         return wait
 
-    async def _brought(
+    async def _fetch_once(
         self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
-    ) -> Copy | Refusal:
+    ) -> tuple[Copy | Refusal, str | None]:
+        """Fetch a session and keep its copy.
+
+        Returns:
+            What everyone who waits is told, and what the system said beneath an error.
+        """
         started, _ = self._clock()
         mark = self._cache.mark
         try:
@@ -187,12 +192,14 @@ class Loader:
             known = self._cache.find(environment.name, id_, started)
             if not (isinstance(known, Copy) and known.loaded > started):
                 self._cache.put(copy, mark)  # not over what was asked for later, and came sooner
-        except Refusal as refusal:
-            return refusal
+        except UpstreamError as error:
+            return Refusal(error.code, retry_after=error.retry_after), cause(error)
+        except Refused as refused:  # the budget, for the second call
+            return refused.refusal, None
         except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
             self._telemetry.exception("load_failed", exc)
-            return Refusal("internal")
-        return copy
+            return Refusal("internal"), None
+        return copy, None
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy; whatever a browser must not see ends here."""
@@ -203,7 +210,7 @@ class Loader:
             body = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
             encoded = body.encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
-            raise Refusal("upstream_invalid") from None
+            raise UpstreamInvalid from None
         return make_copy(
             environment,
             str(document["id"]),
@@ -217,11 +224,12 @@ class Loader:
         self,
         environment: Environment,
         outcome: Copy | Refusal,
+        why: str | None,
         known: Copy | None,
         now: float,
         seconds: float,
-    ) -> None:
-        """Draw the conclusions from a load for the next ones."""
+    ) -> Copy | Refusal:
+        """Draw the conclusions from a load for the next ones; returns what waiters are told."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self._telemetry.count("bff_loads", code)
         self._telemetry.observe("bff_load_seconds", seconds)
@@ -232,7 +240,7 @@ class Loader:
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
                 if self._sharing is not None:
                     self._sharing.pause(environment.name, environment.budget.wait(now))
-                outcome.retry_after = environment.budget.wait(now)
+                outcome = replace(outcome, retry_after=environment.budget.wait(now))
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
         fields: Any = {
@@ -247,9 +255,9 @@ class Loader:
         elif code == "upstream_rejected_credentials":
             self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **fields)
         else:
-            why = cause(outcome) if isinstance(outcome, Refusal) else None
             self._telemetry.log.warning("upstream_failing", why=why, **fields)
         environment.health, environment.checked = health, now
+        return outcome
 
     async def readiness(self) -> dict[str, tuple[bool, str]]:
         """Whether each environment can serve, and why; asks upstream where that is not known."""
@@ -309,7 +317,7 @@ class Loader:
         async def ask() -> Introspection:
             nonlocal outcome
             _, wall = self._clock()
-            outcome = await self._brought(
+            outcome, _ = await self._fetch_once(
                 environment, id_, lambda path: environment.upstream.get_as(token, path, wall)
             )
             spoken, wall = self._clock()

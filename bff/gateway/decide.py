@@ -25,11 +25,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
 from bff.copies.loader import Loader
-from bff.errors import Refusal
+from bff.errors import Refusal, Refused
 from bff.limits.client_address import address_key, browser_address
 from bff.limits.rate import LeasePending, Window
 from bff.replicas.sharing import Sharing
@@ -209,8 +210,8 @@ class Gateway:
         context = RequestContext(head, request_id, now, wall)
         try:
             return self._decide(context)
-        except Refusal as refusal:
-            return self._refusal(context, refusal)
+        except Refused as refused:
+            return self._refusal(context, refused.refusal)
         except LeasePending as lack:
             return self._uncounted(context, lack)
 
@@ -225,7 +226,7 @@ class Gateway:
             window = self._limits.address.take(address, now)
             if window.used > window.granted:
                 context.window = window
-                raise Refusal("rate_limited")
+                raise Refused("rate_limited")
         if head.id is not None and head.method == "GET":  # as nearly always
             context.route = "session"
         elif (page := self._route(context)) is not None:
@@ -236,7 +237,7 @@ class Gateway:
         id_ = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not caller.granted.covers(id_):
             if not ids.may_be_alias(id_, caller.granted):
-                raise Refusal("unauthorized")
+                raise Refused("unauthorized")
             context.probes = self._bad_tokens(address, now)
         digest = caller.digest
         if digest is not None and not self.introspections.accepted(digest, id_, now):
@@ -262,12 +263,12 @@ class Gateway:
         if head.id or (path.startswith(ids.ROUTE) and path.rfind(b"/") < len(ids.ROUTE)):
             context.route = "session"
             if head.method not in ("GET", "HEAD"):
-                raise Refusal("method_not_allowed")
+                raise Refused("method_not_allowed")
             return None
         if path == ids.LIST_ROUTE:
             context.route = "list"
             if head.method not in ("GET", "HEAD"):
-                raise Refusal(
+                raise Refused(
                     "method_not_allowed", "Sessions are started at the Trigger.dev API, not here"
                 )
             return None
@@ -275,37 +276,37 @@ class Gateway:
         if page is not None:
             context.route = "page"
             if head.method not in ("GET", "HEAD"):
-                raise Refusal("method_not_allowed")
+                raise Refused("method_not_allowed")
             response = self._responses.page(
                 page, origin=head.fields.origin, request_id=context.request_id
             )
             return self._count(context, response, "")
         if path.startswith((b"/api/", b"/realtime/")):
-            raise Refusal("not_served")
-        raise Refusal("not_found", "There is nothing here")
+            raise Refused("not_served")
+        raise Refused("not_found", "There is nothing here")
 
     def _authenticate(self, context: RequestContext, address: str) -> Caller[Grant]:
         fields = context.head.fields
         if fields.ambiguous:
-            raise Refusal("bad_request", "Send one Authorization and one Origin header")
+            raise Refused("bad_request", "Send one Authorization and one Origin header")
         cookie = self._from_cookie(fields) if fields.authorization is None else None
         if not (fields.authorization or cookie):
             self.telemetry.count("bff_bad_tokens", "token_missing")
-            raise Refusal("token_missing")
+            raise Refused("token_missing")
         try:
             context.token = fields.token or cookie or _bearer(fields.authorization or b"")
             caller = self.verifier.verify(context.token, context.wall)
             if self.revocations.any:
                 self._still_good(context, caller)
-        except Refusal as refusal:
-            if refusal.kind.status == 401:  # noqa: PLR2004
-                self._count_bad_token(context, address, refusal)
+        except Refused as refused:
+            if refused.refusal.status == HTTPStatus.UNAUTHORIZED:
+                self._count_bad_token(context, address, refused.refusal)
             raise
         return caller
 
     def _still_good(self, context: RequestContext, caller: Caller[Grant]) -> None:
         if self.revocations.token(caller.jti, caller.subjects, caller.issued, context.wall):
-            raise Refusal("token_revoked")
+            raise Refused("token_revoked")
 
     def _from_cookie(self, fields: HeaderFields) -> bytes | None:
         """Take the token from its cookie, if a page of this very origin asks to read.
@@ -321,11 +322,11 @@ class Gateway:
         ):
             cookies = b";".join(fields.cookies)
             if cookies.count(b";") > _MAX_COOKIES:
-                raise Refusal("bad_request", "Send fewer cookies")
+                raise Refused("bad_request", "Send fewer cookies")
             pairs = (pair.strip().partition(b"=") for pair in cookies.split(b";"))
             found = [value for name, _, value in pairs if name == self._token_cookie and value]
             if len(found) > 1:
-                raise Refusal("bad_request", "Send the token's cookie once")
+                raise Refused("bad_request", "Send the token's cookie once")
             if found:
                 return found[0]
         return None
@@ -339,7 +340,7 @@ class Gateway:
             window.used += 1
             if window.exceeded:
                 context.window = window
-                raise Refusal("rate_limited") from None
+                raise Refused("rate_limited") from None
 
     def _bad_tokens(self, address: str, now: float) -> Window | None:
         limiter = self._limits.bad_token
@@ -350,14 +351,14 @@ class Gateway:
     ) -> Response | PendingList:
         query = list_query.parse(context.head.query, visible=self.config.visible, wall=context.wall)
         if caller.granted.every:
-            raise Refusal(
+            raise Refused(
                 "unauthorized",
                 "A list holds the sessions that the token names: mint it with one scope "
                 "read:sessions:<id> for each of them",
             )
         named = ids.named(caller.granted)
         if not named:
-            raise Refusal("unauthorized")
+            raise Refused("unauthorized")
         if caller.digest is None:
             self._count_caller(context, caller, context.address)
         return self._list(context, caller, page.Listing(query, named, caller.key, context.wall))
@@ -369,7 +370,7 @@ class Gateway:
             context.window = window = self._limits.caller.take(key, context.now)
             context.counted = True
             if window.used > window.granted:
-                raise Refusal("rate_limited")
+                raise Refused("rate_limited")
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
         """Answer for a request that failed in a way nobody foresaw, and log where."""
@@ -399,12 +400,13 @@ class Gateway:
         if refused is not None:
             code, rest = refused
             retry_after = rest if code == "over_budget" else None
-            raise self._refused(context, caller, Refusal(code, retry_after=retry_after))
+            refusal = self._refused(context, caller, Refusal(code, retry_after=retry_after))
+            raise Refused(refusal.code, refusal.detail, refusal.retry_after)
         flight, mark = self.introspections.flight(digest, id_), None
         collapsed = flight is not None
         if flight is None:
             if self.introspections.full:
-                raise Refusal("over_budget", retry_after=1)
+                raise Refused("over_budget", retry_after=1)
             if context.probes is not None:
                 self._reserve_probe(context)
             elif not self.introspections.authentic(digest, now):
@@ -412,7 +414,7 @@ class Gateway:
             if mark is not None:
                 if mark.exhausted:
                     context.window = mark
-                    raise Refusal("rate_limited")
+                    raise Refused("rate_limited")
                 mark.used += 1
             environment = self.environments[caller.environment]
             test = self.loader.test(environment, id_, caller, context.token, mark)
@@ -441,8 +443,8 @@ class Gateway:
                     self._count_bad_token(context, context.address, refusal)
             elif refusal.code not in UNDECIDED:
                 self._count_caller(context, caller, context.address)
-        except Refusal as limited:
-            return limited
+        except Refused as limited:
+            return limited.refusal
         return refusal
 
     def _tested(self, load: PendingLoad, found: Found | Refusal | None) -> Found | Refusal | None:
@@ -452,8 +454,8 @@ class Gateway:
             return self._refused(context, caller, found, marked=load.marked)
         try:
             self._count_caller(context, caller, context.address)
-        except Refusal as limited:
-            return limited
+        except Refused as limited:
+            return limited.refusal
         if found is None:
             self._unreserve(context)  # upstream was not asked for it, and the next load may be
         return found
@@ -474,7 +476,7 @@ class Gateway:
         known = self.cache.find(environment.name, id_, now)
         if isinstance(known, NegativeEntry):
             self.telemetry.count("bff_cache", "negative")
-            raise Refusal("not_found")
+            raise Refused("not_found")
         fallback = None
         if known is not None:
             # Ids never change, so what this copy says of them stands, however old it is.
@@ -499,7 +501,7 @@ class Gateway:
         if flight is None:
             wait = self.loader.wait(budget, now)
             if wait > 0:
-                raise Refusal("over_budget", retry_after=wait)
+                raise Refused("over_budget", retry_after=wait)
             self._reserve_probe(context)
             flight = self.loader.start(environment, id_, fallback, now)
         return PendingLoad(context, caller, id_, flight, fallback, collapsed, self.config)
@@ -508,7 +510,7 @@ class Gateway:
         """Only the load that a visit starts costs upstream a call: joining one is free."""
         if context.probes is not None:
             if context.probes.exhausted:
-                raise Refusal("unauthorized")
+                raise Refused("unauthorized")
             context.probes.used += 1
             context.reserved = True
 
@@ -545,10 +547,10 @@ class Gateway:
                     else:
                         self._count_caller(context, caller, context.address)
                         found = self._find(context, caller, id_)
-                except Refusal as refusal:
-                    if refusal.code in _OF_THE_CALLER:
+                except Refused as refused:
+                    if refused.refusal.code in _OF_THE_CALLER:
                         raise
-                    wanted.known[id_] = refusal
+                    wanted.known[id_] = refused.refusal
                 else:
                     if isinstance(found, PendingLoad):
                         loads.append(found)
@@ -593,9 +595,8 @@ class Gateway:
                 return answer if isinstance(answer, Response) else await self._finish_load(answer)
             if not isinstance(found, Refusal):
                 return self._session(context, load.caller, *found)
-        except Refusal as refusal:
-            return self._refusal(context, refusal)
-        # Not raised: it is shared by all who wait, and an exception grows with each raise.
+        except Refused as refused:
+            return self._refusal(context, refused.refusal)
         return self._refusal(context, found)
 
     def _landed(self, load: PendingLoad) -> Found | Refusal | None:
@@ -629,8 +630,8 @@ class Gateway:
             try:
                 self._still_good(context, caller)
                 answer = self._list(context, caller, wanted, b"fwd=miss")
-            except Refusal as refusal:
-                return self._refusal(context, refusal)
+            except Refused as refused:
+                return self._refusal(context, refused.refusal)
             if isinstance(answer, Response):
                 return answer
             waited = answer
@@ -699,7 +700,7 @@ class Gateway:
             or not caller.granted.covers(copy.id, copy.external_id)
             or (self.revocations.any and self._revoked(context, caller, copy))
         ):
-            raise Refusal("unauthorized")
+            raise Refused("unauthorized")
 
     def _revoked(self, context: RequestContext, caller: Caller[Grant], copy: Copy) -> bool:
         return self.revocations.session(copy.id, copy.external_id, caller.issued, context.wall)
@@ -782,9 +783,8 @@ class Gateway:
 
     def _count(self, context: RequestContext, response: Response, code: str) -> Response:
         head = context.head
-        self.telemetry.counts[
-            "bff_requests", context.route, response.status, code, head.served_by
-        ] += 1
+        key = ("bff_requests", context.route, response.status, code, head.served_by)
+        self.telemetry.counts[key] += 1
         return replace(response, body=b"") if head.method == "HEAD" else response
 
 
@@ -809,11 +809,11 @@ def _fallback(copy: Copy) -> Found:
 def _bearer(authorization: bytes) -> bytes:
     scheme, _, token = authorization.strip().partition(b" ")
     if scheme.startswith(b"tr_"):  # upstream takes a bare key too
-        raise Refusal("secret_key_sent")
+        raise Refused("secret_key_sent")
     if scheme.lower() != b"bearer":
-        raise Refusal("token_invalid", "Send the token as 'Authorization: Bearer <token>'")
+        raise Refused("token_invalid", "Send the token as 'Authorization: Bearer <token>'")
     if not token.strip():
-        raise Refusal("token_missing")
+        raise Refused("token_missing")
     return token.strip()
 
 

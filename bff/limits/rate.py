@@ -35,7 +35,7 @@ class QuotaProvider(Protocol):
         """Begin to get *want* more, and then `grant` or `lease_failed` the window."""
 
 
-class LeasePending(Exception):  # noqa: N818  not a mistake: the answer is elsewhere
+class LeasePending(Exception):
     """Whether one more may be taken is not known here: await *lease*, and ask again."""
 
     def __init__(self, limiter: "Limiter", lease: "asyncio.Task[None]") -> None:

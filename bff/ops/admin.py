@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bff.clock import Clock
-from bff.errors import Refusal
+from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
@@ -182,8 +182,8 @@ class Ops:
         segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
         try:
             id_ = ids.parse_id(segment)
-        except Refusal as refusal:
-            return _refusal(refusal)
+        except Refused as refused:
+            return _refusal(refused.refusal)
         self._forget(id_)
         self._telemetry.count("bff_purges")
         heard = await self._ask("purge", id_)
@@ -242,8 +242,8 @@ class NoBrowsers:
 
 
 def _refusal(refusal: Refusal, **members: object) -> Response:
-    told = {"error": refusal.detail, "code": refusal.code, **members}
-    return JSONResponse(told, refusal.kind.status)
+    told = {"error": refusal.text, "code": refusal.code, **members}
+    return JSONResponse(told, refusal.status)
 
 
 def _silent(answers: Mapping[int, Any]) -> list[int]:

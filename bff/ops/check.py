@@ -17,7 +17,7 @@ from typing import Any
 from bff import __version__
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings, Told
-from bff.errors import REFUSALS, Refusal
+from bff.errors import REFUSALS, UpstreamError
 from bff.replicas.valkey import Store, StoreError
 from bff.sessions import ids
 from bff.tokens.mint import mint
@@ -183,7 +183,7 @@ class Checker:
         try:
             answer = await self._api(environment).probe("GET", NEWEST)
             return str(json.loads(answer.body)["data"][0]["id"])
-        except (Refusal, ValueError, LookupError, TypeError):
+        except (UpstreamError, ValueError, LookupError, TypeError):
             return None
 
     def _api(self, environment: EnvironmentSettings) -> Upstream:
@@ -464,8 +464,8 @@ async def _told_kindly(findings: AsyncIterator[Finding], url: str) -> AsyncItera
         try:
             async for finding in found:
                 yield finding
-        except Refusal as refusal:
-            told = (refusal.code.removeprefix("upstream_"), cause(refusal))
+        except UpstreamError as error:
+            told = (error.code.removeprefix("upstream_"), cause(error))
             yield Finding(
                 Result.PROBLEM,
                 f"{url} cannot be asked ({': '.join(filter(None, told))}): check the address, and "

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-from bff.errors import Refusal
+from bff.errors import UpstreamError
 from bff.telemetry import Telemetry
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import read_jwks
@@ -68,6 +68,7 @@ class KeyRefresh:
 
     async def refresh(self, source: Source) -> None:
         """Fetch the keys of *source* once. Never raises."""
+        outcome: str
         now, _ = self._clock()
         keys, log = source.keys, self._telemetry.log
         keys.attempt(now)
@@ -77,8 +78,8 @@ class KeyRefresh:
         except asyncio.CancelledError:
             keys.abandon()
             raise
-        except Refusal as refusal:
-            outcome = refusal.code
+        except UpstreamError as error:
+            outcome = error.code
             log.warning("keys_not_fetched", source=source.name, outcome=outcome)
         except ValueError as exc:
             outcome = "unusable"
@@ -102,12 +103,12 @@ class KeyRefresh:
             wait = ASK_SECONDS
             try:
                 id_ = await ask()
-            except Refusal as refusal:
+            except UpstreamError as error:
                 remedy = "none is needed: it is asked for again"
-                if refusal.code == "upstream_rejected_credentials":
+                if error.code == "upstream_rejected_credentials":
                     wait = REJECTED_SECONDS
                     remedy = "set BFF_ENVIRONMENT_ID: a restricted key cannot tell it"
-                fields = {"environment": name, "outcome": refusal.code, "remedy": remedy}
+                fields = {"environment": name, "outcome": error.code, "remedy": remedy}
                 log.error("environment_id_unknown", **fields)
             except Exception as exc:  # noqa: BLE001  the next attempt has to come
                 self._telemetry.exception("environment_id_unknown", exc, environment=name)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from bff import __version__
 from bff.clock import Clock
-from bff.errors import Refusal
+from bff.errors import Refused, UpstreamError
 from bff.gateway.decide import Gateway, PendingLease, PendingList, PendingLoad
 from bff.request import RequestHead
 from bff.response import Response
@@ -112,8 +112,11 @@ class Tracing:
             ) as span:
                 try:
                     body = await get(*told, **named)
-                except Refusal as refusal:
-                    span.set_attribute("bff.outcome", refusal.code)
+                except (UpstreamError, Refused) as error:
+                    span.set_attribute(
+                        "bff.outcome",
+                        error.refusal.code if isinstance(error, Refused) else error.code,
+                    )
                     raise
                 span.set_attribute("bff.outcome", "ok")
                 return body

@@ -140,8 +140,3 @@ def decode(namespace: str, id_: str, value: bytes) -> Found | None:
 
 _KINDS: Final = [[str, ids, bool, bool, float, float] for ids in (str, type(None))]
 """Of the fields of a `Found`, but for the body."""
-
-
-def fingerprint(*parts: object) -> str:
-    """Sixteen hex digits that differ when any of *parts* does."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

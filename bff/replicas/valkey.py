@@ -89,7 +89,7 @@ class StoreError(Exception):
     """The store cannot be used, and what to do; never a credential, never the server's words."""
 
 
-class StoreUnavailable(Exception):  # noqa: N818  a state of the world rather than a mistake
+class StoreUnavailable(Exception):
     """The store is not to be had at the moment."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from bff.errors import Refusal
+from bff.errors import Refusal, Refused
 from bff.limits.client_address import Network, address_key, is_trusted
 from bff.response import Response
 
@@ -181,7 +181,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refused = True
         except httptools.HttpParserError as exc:
             cause = exc.__context__
-            self._refuse(cause if isinstance(cause, Refusal) else Refusal("bad_request"))
+            self._refuse(cause.refusal if isinstance(cause, Refused) else Refusal("bad_request"))
             return
         if not self._incomplete:
             if self._deadline is not None:
@@ -216,7 +216,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _begin(self) -> None:
         """Note a new request, unless the one before it was the connection's last."""
         if self.cycle is not None and not self.cycle.keep_alive:
-            raise Refusal("bad_request")
+            raise Refused("bad_request")
         # Not when bytes arrive: empty lines between requests would keep a connection for ever.
         self._unset_keepalive_if_required()
         if not self._incomplete:
@@ -252,20 +252,20 @@ class BoundedProtocol(HttpToolsProtocol):
             and len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers)
             > bounds.head_bytes
         ):
-            raise Refusal("head_too_large")
+            raise Refused("head_too_large")
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
-            raise Refusal("bad_request", "Speak HTTP/1.1")
+            raise Refused("bad_request", "Speak HTTP/1.1")
         if self._hosts > 1 or (not self._hosts and version == "1.1"):  # RFC 9112 §3.2
-            raise Refusal("bad_request", "Send one Host header")
+            raise Refused("bad_request", "Send one Host header")
         # A proxy that takes the same bytes for the next request is how requests are smuggled.
         if self._body and self.parser.get_method() in (b"GET", b"HEAD", b"OPTIONS"):
-            raise Refusal("bad_request", "Send no body")
+            raise Refused("bad_request", "Send no body")
         return version
 
     def _check_ahead(self) -> None:
         if self._ahead() > MAX_PIPELINED:
-            raise Refusal("bad_request", "Send fewer requests ahead")
+            raise Refused("bad_request", "Send fewer requests ahead")
 
     def _ahead(self) -> int:
         """How many requests are to be answered before this one."""

@@ -1,11 +1,10 @@
 """A projected session as it goes to browsers, and how long each copy may be used."""
 
-import base64
-import hashlib
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
 
+from bff.digests import etag
 from bff.response import copy_head
 
 _OVERHEAD = 500
@@ -116,13 +115,13 @@ def make_copy(
     loaded: float,
 ) -> Copy:
     """Make a copy of a projected and encoded *body*."""
-    etag = b'"%b"' % base64.urlsafe_b64encode(hashlib.sha256(body).digest()[:18])
+    tag = etag(body)
     return Copy(
         environment=environment,
         id=id_,
         external_id=external_id,
-        etag=etag,
-        head=copy_head(etag),
+        etag=tag,
+        head=copy_head(tag),
         body=body,
         closed=closed,
         loaded=loaded,

@@ -1,9 +1,9 @@
 """Reads upstream's answer: a valid session document, or a refusal."""
 
-import json
 from typing import Any
 
-from bff.errors import Refusal
+from bff import strict_json
+from bff.errors import UpstreamInvalid
 from bff.sessions.fields import _ABSENT, _FIELDS
 from bff.sessions.ids import is_friendly
 
@@ -19,12 +19,12 @@ def parse_document(body: bytes, *, asked: str) -> dict[str, Any]:
     the types of the table below, carrying the id that was asked for.
 
     Raises:
-        Refusal: ``upstream_invalid``.
+        Refusal: `UpstreamInvalid`.
     """
     try:
-        document = json.loads(body, object_pairs_hook=_unique, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise Refusal("upstream_invalid") from None
+        document = strict_json.loads(body)
+    except ValueError:
+        raise UpstreamInvalid from None
     if (
         not isinstance(document, dict)
         or (body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document))
@@ -33,20 +33,8 @@ def parse_document(body: bytes, *, asked: str) -> dict[str, Any]:
         or is_friendly(document["externalId"] or "")
         or asked not in (document["id"], document["externalId"])
     ):
-        raise Refusal("upstream_invalid")
+        raise UpstreamInvalid
     return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Two parsers disagree on which of two equal keys counts, so neither is believed.
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("repeated key")
-    return members
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def _too_deep(document: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from urllib.parse import quote, unquote_to_bytes
 
-from bff.errors import Refusal
+from bff.errors import Refused
 from bff.tokens import scopes
 
 LIST_ROUTE = b"/api/v1/sessions"
@@ -43,18 +43,18 @@ def parse_id(segment: bytes) -> str:
     """Read one raw path *segment*, percent-decoded once.
 
     Raises:
-        Refusal: ``invalid_session_id``. ``.`` and ``..`` are among them: percent-encoding leaves
+        Refused: ``invalid_session_id``. ``.`` and ``..`` are among them: percent-encoding leaves
             dots alone, an HTTP client resolves them, and ``/api/v1/sessions/.`` would then ask
             for the list of all sessions, with the secret key.
     """
     if len(segment) > _MAX_RAW or b"/" in segment or _ESCAPE.search(segment):
-        raise Refusal("invalid_session_id")
+        raise Refused("invalid_session_id")
     try:
         id_ = unquote_to_bytes(segment).decode()
     except UnicodeDecodeError:
-        raise Refusal("invalid_session_id") from None
+        raise Refused("invalid_session_id") from None
     if not is_id(id_):
-        raise Refusal("invalid_session_id")
+        raise Refused("invalid_session_id")
     return id_
 
 

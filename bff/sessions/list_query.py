@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from bff.errors import Refusal
+from bff.errors import Refused
 
 DEFAULT_SIZE: Final = 20
 
@@ -85,10 +85,10 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
         wall: Unix seconds, for ``filter[createdAt][period]``.
 
     Raises:
-        Refusal: ``bad_request``, with what to write instead.
+        Refused: ``bad_request``, with what to write instead.
     """
     if len(query) > MAX_QUERY_BYTES:
-        raise Refusal("bad_request", f"A query has at most {MAX_QUERY_BYTES} bytes")
+        raise Refused("bad_request", f"A query has at most {MAX_QUERY_BYTES} bytes")
     try:
         pairs = parse_qsl(
             query.decode("ascii"),
@@ -98,24 +98,24 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
             max_num_fields=2 * len(PARAMETERS),
         )
     except ValueError:
-        raise Refusal("bad_request", "The query is malformed") from None
+        raise Refused("bad_request", "The query is malformed") from None
     asked: dict[str, Any] = {}
     seen = set()
     for name, text in pairs:
         parameter = PARAMETERS.get(name)
         if parameter is None:
-            raise Refusal("bad_request", f"Only these parameters are known: {_KNOWN}")
+            raise Refused("bad_request", f"Only these parameters are known: {_KNOWN}")
         if name in seen:
-            raise Refusal("bad_request", f"{name} is there twice; separate values with a comma")
+            raise Refused("bad_request", f"{name} is there twice; separate values with a comma")
         seen.add(name)
         if not parameter.looks_at.issubset(visible):
-            raise Refusal("bad_request", f"{name} looks at what this gateway shows to no browser")
+            raise Refused("bad_request", f"{name} looks at what this gateway shows to no browser")
         value = parameter.read(text, wall) if len(text) <= MAX_TEXT else None
         if value is None:
-            raise Refusal("bad_request", f"{name} is {parameter.says}")
+            raise Refused("bad_request", f"{name} is {parameter.says}")
         asked[parameter.member] = value
     if "after" in asked and "before" in asked:
-        raise Refusal("bad_request", "page[after] and page[before] cannot stand together")
+        raise Refused("bad_request", "page[after] and page[before] cannot stand together")
     return Query(**asked)
 
 

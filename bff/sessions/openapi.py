@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bff.errors import REFUSALS
+from bff.errors import REFUSALS, ErrorCode
 from bff.sessions import ids, list_query
 from bff.sessions.policy import REQUIRED_FIELDS, Policy
 
@@ -109,8 +109,8 @@ def document(
     *cookie* is the name of the one that may hold the token, if any.
     """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
-    list_, one = ["bad_request", "unauthorized"], ["bad_request", "invalid_session_id"]
-    one += ["unauthorized", "not_found"]
+    list_: list[ErrorCode] = ["bad_request", "unauthorized"]
+    one: list[ErrorCode] = ["bad_request", "invalid_session_id", "unauthorized", "not_found"]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -204,7 +204,7 @@ def _list_parameters(visible: Iterable[str]) -> list[Schema]:
     ]
 
 
-def _path(common: Schema, body: Schema, codes: list[str], *more: str) -> Schema:
+def _path(common: Schema, body: Schema, codes: list[ErrorCode], *more: str) -> Schema:
     """Describe a path that shows *body*, or refuses with one of *codes* or of the usual ones."""
     usual = [code for code, kind in REFUSALS.items() if kind.status == 401]  # noqa: PLR2004
     refusals = _refusals([*codes, *usual, *_TROUBLE, "rate_limited", "internal"])
@@ -240,14 +240,14 @@ def _response(text: str, headers: Iterable[str], content: Schema | None = None) 
     return response if content is None else {**response, "content": content}
 
 
-def _refusals(codes: list[str]) -> Schema:
-    by_status: dict[int, list[str]] = {}
+def _refusals(codes: list[ErrorCode]) -> Schema:
+    by_status: dict[int, list[ErrorCode]] = {}
     for code in codes:
         by_status.setdefault(REFUSALS[code].status, []).append(code)
     return {str(status): _refusal(status, some) for status, some in sorted(by_status.items())}
 
 
-def _refusal(status: int, codes: list[str]) -> Schema:
+def _refusal(status: int, codes: list[ErrorCode]) -> Schema:
     headers = [*_COMMON]
     properties: Schema = {"error": _TEXT, "code": {"enum": codes}}
     media = "application/json"

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from bff.errors import Refusal
+from bff.digests import etag
+from bff.errors import Refusal, Refused
 from bff.response import copy_head
 from bff.sessions.copy import Copy
 from bff.sessions.list_query import _CURSOR, Query
@@ -33,12 +34,12 @@ def find_cursor(text: str, named: Sequence[str], caller: bytes) -> int:
     """Tell where in *named* the id stands that *text* was written for.
 
     Raises:
-        Refusal: ``bad_request``; the same for what is no cursor and for another caller's.
+        Refused: ``bad_request``; the same for what is no cursor and for another caller's.
     """
     for position, id_ in enumerate(named):
         if cursor(id_, caller) == text:
             return position
-    raise Refusal("bad_request", f"page[after] and page[before] are each {_CURSOR}")
+    raise Refused("bad_request", f"page[after] and page[before] are each {_CURSOR}")
 
 
 @dataclass(slots=True)
@@ -137,13 +138,12 @@ class Listing:
         beside: dict[str, Any] = {"pagination": pagination}
         if unavailable:
             beside["unavailable"] = [
-                {"id": id_, "error": refusal.detail, "code": refusal.code}
+                {"id": id_, "error": refusal.text, "code": refusal.code}
                 for id_, refusal in unavailable.items()
             ]
         tail = json.dumps(beside, separators=(",", ":"))[1:].encode()
         # Equal tags, equal bytes: the copies' own are hashes of theirs.
-        digest = hashlib.sha256(b"".join(copy.etag for copy in copies) + tail).digest()
-        etag = b'"%b"' % base64.urlsafe_b64encode(digest[:18])
+        tag = etag(*(copy.etag for copy in copies), tail)
         body = b'{"data":[%b],%b' % (b",".join(copy.body for copy in copies), tail)
         loaded = min((copy.loaded for copy in copies), default=inf)
-        return Page(copies, loaded, unavailable, etag, copy_head(etag), body)
+        return Page(copies, loaded, unavailable, tag, copy_head(tag), body)

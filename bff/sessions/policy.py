@@ -8,12 +8,12 @@ fields that its parser demands are there (null where that is allowed and they ar
 """
 
 import fnmatch
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from bff.digests import fingerprint
 
 DEFAULT_FIELDS = (
     "id",
@@ -102,7 +102,7 @@ class Policy:
     def fingerprint(self) -> str:
         """Sixteen hex digits that differ between policies that show different things."""
         rules = [sorted(self.fields), sorted(self.metadata), sorted(self.tags)]
-        return hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:16]
+        return fingerprint(*rules)
 
     def project(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Copy of *document* a browser may see; *document* is valid (`sessions.parse_document`)."""

@@ -10,7 +10,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from bff.errors import ErrorCode
 
 ACCEPTED_SECONDS: Final = 60.0
 """A good verdict is kept no longer: what upstream takes back is taken back here within that."""
@@ -66,7 +68,7 @@ class Introspection:
         seconds: how long it stands from then on.
     """
 
-    code: str
+    code: "ErrorCode | Literal['ok']"
     ids: tuple[str, ...]
     spoken: float
     seconds: float
@@ -77,7 +79,7 @@ class Introspection:
         return self.spoken + self.seconds
 
 
-def refusal_seconds(code: str, retry_after: float | None) -> float:
+def refusal_seconds(code: ErrorCode, retry_after: float | None) -> float:
     """Seconds that a refusal stands."""
     if code in UNDECIDED:
         return min(max(retry_after or 0.0, TROUBLE_SECONDS), ACCEPTED_SECONDS)
@@ -104,7 +106,7 @@ class Introspections(Generic[OutcomeT]):
         self._max_kept = max_kept
         self._max_refused = max_refused
         self._accepted: OrderedDict[_Key, float] = OrderedDict()
-        self._refused: OrderedDict[_Key, tuple[float, str]] = OrderedDict()
+        self._refused: OrderedDict[_Key, tuple[float, ErrorCode]] = OrderedDict()
         self._authentic: OrderedDict[bytes, float] = OrderedDict()
         self._flights: dict[_Key, asyncio.Task[OutcomeT]] = {}
 
@@ -119,10 +121,10 @@ class Introspections(Generic[OutcomeT]):
         """Whether upstream, not long ago, took the token for one of its own; it grants nothing."""
         return self._authentic.get(digest, 0.0) > now
 
-    def refused(self, digest: bytes, id_: str, now: float) -> tuple[str, float] | None:
+    def refused(self, digest: bytes, id_: str, now: float) -> tuple[ErrorCode, float] | None:
         """Give the refusal that came not long ago: its code, and for how many seconds it stands."""
         for key in ((digest, _ANY), (digest, id_)):
-            until, code = self._refused.get(key, (0.0, ""))
+            until, code = self._refused.get(key, (0.0, "internal"))
             if until > now:
                 return code, until - now
         return None
@@ -134,7 +136,9 @@ class Introspections(Generic[OutcomeT]):
         for id_ in ids:
             self._put(self._accepted, (digest, id_), until, self._max_kept)
 
-    def refuse(self, digest: bytes, id_: str, spoken: float, code: str, seconds: float) -> None:
+    def refuse(
+        self, digest: bytes, id_: str, spoken: float, code: ErrorCode, seconds: float
+    ) -> None:
         """Keep a refusal for *seconds*."""
         if code in AUTHENTIC:
             if not self.authentic(digest, spoken):

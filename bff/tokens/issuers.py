@@ -18,7 +18,8 @@ from typing import Any, Final
 import jwt
 from jwt import algorithms
 
-from bff.errors import Refusal
+from bff import strict_json
+from bff.errors import Refused
 from bff.tokens.jwks import KeySet
 
 _SEGMENT = re.compile(rb"[A-Za-z0-9_-]+")
@@ -63,11 +64,11 @@ class Source:
         Dates are left to the caller.
 
         Raises:
-            Refusal: ``token_invalid``, or ``not_ready`` while there are no keys.
+            Refused: ``token_invalid``, or ``not_ready`` while there are no keys.
         """
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in self.algorithms or not isinstance(kid, str | None):
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         for key in self.keys.find(kid, wall):
             if key.algorithm != algorithm:
                 continue
@@ -83,7 +84,7 @@ class Source:
             if isinstance(claims, dict) and self._accepts(claims):
                 return claims
             break
-        raise Refusal("token_invalid")
+        raise Refused("token_invalid")
 
     def _accepts(self, claims: Mapping[str, Any]) -> bool:
         if claims.get("iss") != self.issuer:
@@ -115,25 +116,17 @@ def peek(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read header and claims of a token that nobody has verified: good for refusing it only.
 
     Raises:
-        Refusal: ``token_invalid``. Repeated members are refused: two parsers may disagree on which
+        Refused: ``token_invalid``. Repeated members are refused: two parsers may disagree on which
             of them counts, and another than ours may have the last word.
     """
     parts = token.split(b".")
     try:
         if len(parts) == 3 and all(map(_SEGMENT.fullmatch, parts)):  # noqa: PLR2004
             header, claims = (
-                json.loads(base64.urlsafe_b64decode(p + b"=="), object_pairs_hook=_unique)
-                for p in parts[:2]
+                strict_json.loads(base64.urlsafe_b64decode(p + b"==")) for p in parts[:2]
             )
             if isinstance(header, dict) and isinstance(claims, dict):
                 return header, claims
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
-    raise Refusal("token_invalid")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("repeated member")
-    return members
+    raise Refused("token_invalid")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from jwt import algorithms
 
-from bff.errors import Refusal
+from bff.errors import Refused
 
 PUBLIC_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
 
@@ -151,10 +151,10 @@ class KeySet:
         """Find the keys that a token may be signed with.
 
         Raises:
-            Refusal: ``not_ready``: there are none, and that is not the token's fault.
+            Refused: ``not_ready``: there are none, and that is not the token's fault.
         """
         if not self.trusted(wall):
-            raise Refusal("not_ready", retry_after=2)
+            raise Refused("not_ready", retry_after=2)
         if self.url is None and all(key.id is None for key in self._keys):
             return self._keys
         if kid is None:

@@ -21,7 +21,7 @@ from typing import Any, Generic
 import jwt
 from jwt.algorithms import HMACAlgorithm
 
-from bff.errors import Refusal
+from bff.errors import Refused
 from bff.tokens.caller import _ELSEWHERE, Caller, GrantT, KeyUse
 from bff.tokens.issuers import Source, peek
 
@@ -139,7 +139,7 @@ class Verifier(Generic[GrantT]):
         """Tell who holds *token* at *wall* (Unix seconds).
 
         Raises:
-            Refusal: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
+            Refused: ``secret_key_sent``, ``token_invalid`` or ``token_expired``.
         """
         caller = self._verified.get(token)
         if caller is not None and (caller.keys is None or _stands(caller, wall)):
@@ -150,9 +150,9 @@ class Verifier(Generic[GrantT]):
                 self.remember(token, caller)
         if wall >= caller.expires:
             self._forget(token)
-            raise Refusal("token_expired")
+            raise Refused("token_expired")
         if wall < caller.not_before:
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         caller.signed_by.last = wall
         return caller
 
@@ -171,9 +171,9 @@ class Verifier(Generic[GrantT]):
 
     def _check(self, token: bytes, wall: float) -> Caller[GrantT]:
         if token.startswith(b"tr_"):
-            raise Refusal("secret_key_sent")
+            raise Refused("secret_key_sent")
         if len(token) > MAX_TOKEN_BYTES:
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         header: Mapping[str, Any] = {}
         claimed: Mapping[str, Any] = {}
         if self._sources or self._upstream:
@@ -199,7 +199,7 @@ class Verifier(Generic[GrantT]):
             if self._upstream and not odd:
                 digest = hashlib.sha256(token).digest()
                 return self._caller(claimed, self._upstream, len(token), digest=digest)
-        raise Refusal("token_invalid")
+        raise Refused("token_invalid")
 
     def _caller(
         self,
@@ -211,17 +211,17 @@ class Verifier(Generic[GrantT]):
         digest: bytes | None = None,
     ) -> Caller[GrantT]:
         if not isinstance(claims, dict) or claims.get("iss") != ISSUER:
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         audience, subject = claims.get("aud"), claims.get("sub")
         if audience != AUDIENCE and not (isinstance(audience, list) and AUDIENCE in audience):
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         if claims.get("pub") is not True or not isinstance(subject, str) or not subject:
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         issuer = next((issuer for issuer in issuers if issuer.accepts(subject)), None)
         if issuer is None:
             # Perhaps a token of an environment whose id is not known yet: not the token's fault.
             pending = any(one.pending for one in issuers)
-            raise Refusal("not_ready", retry_after=2) if pending else Refusal("token_invalid")
+            raise Refused("not_ready", retry_after=2) if pending else Refused("token_invalid")
         scopes = claims.get("scopes")
         return self._read(
             claims,
@@ -234,7 +234,7 @@ class Verifier(Generic[GrantT]):
 
     def _foreign(self, source: Source, claims: dict[str, Any], length: int) -> Caller[GrantT]:
         if not isinstance(claims.get("sub"), str) or not claims["sub"]:
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         return self._read(
             claims,
             source.scopes(claims),
@@ -259,7 +259,7 @@ class Verifier(Generic[GrantT]):
         subject = claims["sub"]
         expires, not_before = _date(claims.get("exp")), _date(claims.get("nbf", 0))
         if expires is None or not_before is None:
-            raise Refusal("token_invalid")
+            raise Refused("token_invalid")
         issued, jti = _date(claims.get("iat")), claims.get("jti")
         if issued is not None:
             not_before = max(not_before, issued - SKEW_SECONDS)

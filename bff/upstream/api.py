@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import httpcore2
 
-from bff.errors import Refusal
+from bff.errors import (
+    CredentialsRejected,
+    SessionNotFound,
+    TokenForbidden,
+    TokenRejected,
+    UpstreamInvalid,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
 from bff.upstream.client import Address, Answer, Client, _translated
 
 MAX_RETRY_AFTER = 60.0
@@ -77,8 +85,9 @@ class Upstream:
                 now and there is a next one. It spends that call, or raises.
 
         Raises:
-            Refusal: ``not_found``, or one of upstream's (`errors.REFUSALS`); ``over_budget`` for
-                upstream's own 429, with ``retry_after``; whatever *again* raises.
+            UpstreamError: `SessionNotFound`; `UpstreamRateLimited` for upstream's own 429, with
+                ``retry_after``; or another of upstream's troubles.
+            Exception: whatever *again* raises.
         """
         async with _translated(self._timeout):
             used = self._current
@@ -99,25 +108,25 @@ class Upstream:
         Of the bucket that the answer describes nothing is told: it is the token's own.
 
         Raises:
-            Refusal: as `get`; ``token_invalid`` and ``unauthorized`` are the token's, and so is
-                ``over_budget``, until the reset that upstream tells (it is *wall* now).
+            UpstreamError: as `get`; `TokenRejected` and `TokenForbidden` are the token's, and so is
+                `UpstreamRateLimited`, until the reset that upstream tells (it is *wall* now).
         """
         headers = (self._agent, (b"authorization", b"Bearer " + token))
         async with _translated(self._timeout):
             answer = await self._client.send("GET", self._address, path.encode(), headers)
         if answer.status in (_REJECTED, 403):
-            raise Refusal("token_invalid" if answer.status == _REJECTED else "unauthorized")
+            raise TokenRejected if answer.status == _REJECTED else TokenForbidden
         quota = read_quota(answer.headers)
         if answer.status == 429 and quota is not None:  # noqa: PLR2004
             rest = min(max(quota.reset - wall, 0.0), MAX_RETRY_AFTER)
-            raise Refusal("over_budget", retry_after=max(rest, _retry_after(answer.headers) or 0.0))
+            raise UpstreamRateLimited(retry_after=max(rest, _retry_after(answer.headers) or 0.0))
         return _body(answer)
 
     async def environment_id(self) -> str:
         """Ask which environment the secret key is of; a restricted key may not know.
 
         Raises:
-            Refusal: as `get`.
+            UpstreamError: as `get`.
         """
         answer = await self.probe("POST", CLAIMS_PATH)
         try:
@@ -126,14 +135,14 @@ class Upstream:
             claims = None
         subject = claims.get("sub") if isinstance(claims, dict) else None
         if not isinstance(subject, str) or not subject:
-            raise Refusal("upstream_invalid")
+            raise UpstreamInvalid
         return subject
 
     async def probe(self, method: str, path: str) -> Answer:
         """Ask what the operator wants to know (`bff check`), whatever the status of the answer.
 
         Raises:
-            Refusal: as `ask` does.
+            UpstreamError: as `ask` does.
         """
         async with _translated(self._timeout):
             return await self._client.send(
@@ -165,14 +174,14 @@ def _body(response: Answer) -> bytes:
         return response.body
     if status == 404 and _is_their_error(response.body):  # noqa: PLR2004
         # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
-        raise Refusal("not_found")
+        raise SessionNotFound
     if status in (_REJECTED, 403):
-        raise Refusal("upstream_rejected_credentials")
+        raise CredentialsRejected
     if status == 429:  # noqa: PLR2004
-        raise Refusal("over_budget", retry_after=_retry_after(response.headers))
+        raise UpstreamRateLimited(retry_after=_retry_after(response.headers))
     if status >= 500:  # noqa: PLR2004
-        raise Refusal("upstream_unavailable")
-    raise Refusal("upstream_invalid")
+        raise UpstreamUnavailable
+    raise UpstreamInvalid
 
 
 def _is_their_error(body: bytes) -> bool:

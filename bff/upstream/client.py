@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpcore2
 import httpx2
 
-from bff.errors import Refusal
+from bff.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 
 _KEPT = "/?:@!$&'()*+,;=%[]"
 """What stands in a path or query as it is (RFC 3986 §3.3, §3.4)."""
@@ -120,7 +120,7 @@ class Client:
         """Ask once, within *timeout* seconds.
 
         Raises:
-            Refusal: ``upstream_timeout``, ``upstream_unavailable`` or ``upstream_invalid``.
+            UpstreamError: `UpstreamTimeout`, `UpstreamUnavailable` or `UpstreamInvalid`.
         """
         lines = [(name.encode(), value.encode()) for name, value in headers.items()]
         async with _translated(timeout):
@@ -130,11 +130,11 @@ class Client:
         """GET a public document: the body of a 200.
 
         Raises:
-            Refusal: ``upstream_unavailable``, ``upstream_timeout`` or ``upstream_invalid``.
+            UpstreamError: `UpstreamUnavailable`, `UpstreamTimeout` or `UpstreamInvalid`.
         """
         answer = await self.ask("GET", url, {}, timeout=timeout)
         if answer.status != 200:  # noqa: PLR2004
-            raise Refusal("upstream_unavailable" if answer.status >= 500 else "upstream_invalid")  # noqa: PLR2004
+            raise UpstreamUnavailable if answer.status >= 500 else UpstreamInvalid  # noqa: PLR2004
         return answer.body
 
     async def send(self, method: str, address: Address, path: bytes, headers: Headers) -> Answer:
@@ -142,7 +142,7 @@ class Client:
 
         Raises:
             Exception: httpcore2's; see `_translated`.
-            Refusal: ``upstream_invalid``.
+            UpstreamError: `UpstreamInvalid`.
         """
         lines = [(b"host", address.shown), *_HEADERS, *headers]
         if method == "POST":
@@ -170,16 +170,16 @@ async def _translated(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except (TimeoutError, httpcore2.TimeoutException):
-        raise Refusal("upstream_timeout") from None
+        raise UpstreamTimeout from None
     except httpcore2.RemoteProtocolError:
-        raise Refusal("upstream_invalid") from None
+        raise UpstreamInvalid from None
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.UnsupportedProtocol):
-        raise Refusal("upstream_unavailable") from None
+        raise UpstreamUnavailable from None
 
 
-def cause(refusal: Refusal) -> str | None:
-    """What the system said beneath a *refusal*: of where was asked, never of what was sent."""
-    beneath = refusal.__context__
+def cause(error: UpstreamError) -> str | None:
+    """What the system said beneath an *error*: of where was asked, never of what was sent."""
+    beneath = error.__context__
     while beneath is not None:
         match beneath:
             case ssl.SSLCertVerificationError():
@@ -196,10 +196,10 @@ def cause(refusal: Refusal) -> str | None:
 
 async def _read(stream: Any, headers: Mapping[str, str]) -> bytes:
     if headers.get("content-encoding", "identity") != "identity":
-        raise Refusal("upstream_invalid")  # not asked for; and a bomb may hide in it
+        raise UpstreamInvalid  # not asked for; and a bomb may hide in it
     body = bytearray()
     async for chunk in stream:
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise Refusal("upstream_invalid")
+            raise UpstreamInvalid
     return bytes(body)

@@ -563,7 +563,7 @@ FAULTS = [
         35,
         "bff/upstream/api.py",
         "if status in (_REJECTED, 403):",
-        'if status in (_REJECTED, 403): raise Refusal("token_invalid")\n    if False:',
+        'if status in (_REJECTED, 403): raise Refused("token_invalid")\n    if False:',
         f"{_UPSTREAM}::test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers",
     ),
     Fault(
@@ -757,7 +757,7 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/tokens/issuers.py",
+        "bff/strict_json.py",
         "if len(members) != len(pairs):",
         "if False:",
         f"{_SOURCES}::test_what_cannot_be_read_is_refused_before_anyone_verifies",
@@ -800,7 +800,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        'raise Refusal("token_revoked")',
+        'raise Refused("token_revoked")',
         "pass",
         f"{_REVOCATIONS}::test_by_jti_and_only_that",
     ),

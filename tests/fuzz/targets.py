@@ -16,7 +16,7 @@ from support.world import OFF, Clock, World, claims, sign
 from uvicorn.server import ServerState
 
 from bff.demo.upstream import can_read, session
-from bff.errors import Refusal
+from bff.errors import Refused, UpstreamInvalid
 from bff.limits import client_address
 from bff.replicas import codec
 from bff.request import RequestHead
@@ -33,8 +33,8 @@ def segment(data: bytes) -> None:
     """An id survives the way upstream as one segment, or there is none."""
     try:
         id_ = ids.parse_id(data)
-    except Refusal as refusal:
-        assert refusal.code == "invalid_session_id"
+    except Refused as refused:
+        assert refused.refusal.code == "invalid_session_id"
         return
     path = ids.path(id_)
     last = path[len(ids.ROUTE) :]
@@ -64,8 +64,7 @@ def document(data: bytes) -> None:
     whole = session(1, "chat") | (changes if isinstance(changes, dict) else {"metadata": changes})
     try:
         read = parse_document(json.dumps(whole).encode(), asked=str(whole["id"]))
-    except Refusal as refusal:
-        assert refusal.code == "upstream_invalid"
+    except UpstreamInvalid:
         return
     shown = Policy(fields=DEFAULT_FIELDS, metadata=paths, tags=("public:*",)).project(read)
     assert set(shown) <= {*DEFAULT_FIELDS, "metadata", "tags"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.world import FRIENDLY, ORIGIN, PATH, World, read
 
 from bff.demo.upstream import Answer, Seen, session
-from bff.errors import Refusal
+from bff.errors import Refusal, Refused
 from bff.sessions import ids, list_query
 from bff.sessions.copy import Copy
 from bff.sessions.page import Listing
@@ -591,7 +591,7 @@ def test_pages_hold_each_session_once_and_in_order(
 
 
 def test_a_query_is_bounded() -> None:
-    with pytest.raises(Refusal, match="bad_request"):
+    with pytest.raises(Refused, match="bad_request"):
         list_query.parse(b"filter[type]=" + b"%20" * 30_000, visible={"type"}, wall=0.0)
 
 
@@ -604,5 +604,5 @@ def test_only_what_can_be_a_path_is_an_id(text: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_query_is_read_or_refused(query: bytes) -> None:
-    with suppress(Refusal):
+    with suppress(Refused):
         list_query.parse(query, visible={"type", "taskIdentifier", "createdAt"}, wall=0.0)

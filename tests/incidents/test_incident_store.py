@@ -102,7 +102,7 @@ async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Re
                 replicas.engine.say("REPLICAOF", "NO", "ONE")
             elif number % 10 == 0:
                 statuses.add((await ask(world, "chat-2", token)).status)
-            store.tell(("PING",))
+            store.execute_nowait(("PING",))
             store.mark_down()
             await back()
 

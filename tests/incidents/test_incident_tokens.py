@@ -16,7 +16,7 @@ from support.issuers import KeyPair
 from support.kinds import Kind
 from support.world import ENVIRONMENT_ID, OWN_KEY, World, claims, read, sign
 
-from bff.errors import Refusal
+from bff.errors import Refused
 from bff.sessions import ids
 from bff.tokens.verify import Issuer, Verifier
 
@@ -156,7 +156,7 @@ def test_04_a_hundred_thousand_tokens_take_bounded_memory() -> None:
         token = bad + (b"x" * 8000 if number % 20 == 0 else b"") + str(number).encode()
         try:
             verifier.verify(token, wall)
-        except Refusal:
+        except Refused:
             refused += 1
 
     assert refused == 80_000
@@ -252,7 +252,7 @@ def test_04_verifying_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     good = sign(claims(0, "read:sessions", sub="env")).encode()
     for _ in range(3):
         verifier.verify(good, 1.0)
-        with pytest.raises(Refusal):
+        with pytest.raises(Refused):
             verifier.verify(b"bad", 1.0)
 
     assert checks.count == 1 + 3

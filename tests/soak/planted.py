@@ -67,8 +67,8 @@ PLANTED = [
     Planted(
         "memory grew",
         "bff/gateway/decide.py",
-        "response.status, code, head.served_by] += 1\n",
-        f"response.status, code, head.served_by] += 1\n        {_LEAK}(bytearray(200000))\n",
+        "        self.telemetry.counts[key] += 1\n",
+        f"        self.telemetry.counts[key] += 1\n        {_LEAK}(bytearray(200000))\n",
     ),
     Planted(
         "descriptors grew",

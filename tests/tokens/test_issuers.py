@@ -17,7 +17,7 @@ from support.world import OWN_KEY, Clock, World, claims, environ, read, sign
 
 from bff.config import reader, settings
 from bff.config.settings import SOURCE_SETTINGS
-from bff.errors import Refusal
+from bff.errors import Refused
 from bff.tokens import introspected, revocations
 from bff.tokens import jwks as keys
 from bff.tokens.issuers import Source, peek
@@ -441,7 +441,7 @@ def test_each_check_of_a_source_stands_by_itself() -> None:
         (source(*keys), rsa_key, {"iss": "https://two.example.com"}),
         (source(shared_key(SHARED)), rsa_key, {}),
     ):
-        with pytest.raises(Refusal, match="token_invalid"):
+        with pytest.raises(Refused, match="token_invalid"):
             verify(of, key, **changes)
 
 
@@ -480,7 +480,7 @@ def test_when_a_jwks_is_fetched() -> None:
     ids=range(10),
 )
 def test_what_cannot_be_read_is_refused_before_anyone_verifies(token: bytes) -> None:
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         peek(token)
 
 

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from support.world import ENVIRONMENT_ID, OWN_KEY, claims, read, sign
 
-from bff.errors import Refusal
+from bff.errors import Refused
 from bff.sessions import ids
 from bff.tokens.mint import mint
 from bff.tokens.verify import _JWS, Issuer, Verifier
@@ -74,7 +74,7 @@ def test_the_token_does_not_choose_the_algorithm(
 ) -> None:
     header = {"typ": "JWT"} if alg is None else {"typ": "JWT", "alg": alg}
 
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         verifier.verify(forge(header, GOOD, digest=digest), NOW)
 
 
@@ -94,7 +94,7 @@ def test_the_token_does_not_choose_the_algorithm(
     ],
 )
 def test_odd_headers_are_refused(verifier: Verifier, header: object) -> None:
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         verifier.verify(forge(header, GOOD), NOW)
 
 
@@ -132,7 +132,7 @@ def test_odd_headers_are_refused(verifier: Verifier, header: object) -> None:
 def test_odd_claims_are_refused(verifier: Verifier, change: dict[str, object]) -> None:
     token = forge({"alg": "HS256", "typ": "JWT"}, claims(NOW, *read("chat-1"), **change))
 
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         verifier.verify(token, NOW)
 
 
@@ -140,7 +140,7 @@ def test_odd_claims_are_refused(verifier: Verifier, change: dict[str, object]) -
     "payload", [b"", b"[]", b"null", b'"x"', b"\xff", b"[" * 5000, b"9" * 5000]
 )
 def test_odd_payloads_are_refused(verifier: Verifier, payload: bytes) -> None:
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         verifier.verify(forge({"alg": "HS256"}, payload), NOW)
 
 
@@ -149,12 +149,12 @@ def test_odd_payloads_are_refused(verifier: Verifier, payload: bytes) -> None:
     [b"", b".", b"..", b"...", b"a.b", b"\x00", b"\xff" * 10, b"x" * 100_000, b"eyJ.eyJ.x" * 1000],
 )
 def test_what_is_no_token_is_refused(verifier: Verifier, token: bytes) -> None:
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         verifier.verify(token, NOW)
 
 
 def test_another_key_is_refused(verifier: Verifier) -> None:
-    with pytest.raises(Refusal, match="token_invalid"):
+    with pytest.raises(Refused, match="token_invalid"):
         verifier.verify(sign(GOOD, "x" * 40).encode(), NOW)
 
 
@@ -186,7 +186,7 @@ def test_expiry_is_to_the_second_also_for_what_is_remembered(verifier: Verifier)
 
     assert verifier.verify(token, GOOD["exp"] - 0.001)
     for _ in range(2):
-        with pytest.raises(Refusal, match="token_expired"):
+        with pytest.raises(Refused, match="token_expired"):
             verifier.verify(token, GOOD["exp"])
     assert len(verifier) == 0
 
@@ -206,7 +206,7 @@ def test_memory_is_bounded_and_bad_tokens_push_nobody_out() -> None:
     kept = sign(GOOD).encode()
     verifier.verify(kept, NOW)
     for number in range(2000):
-        with pytest.raises(Refusal):
+        with pytest.raises(Refused):
             verifier.verify(b"bad" * 2700 + str(number).encode(), NOW)
     assert len(verifier) == 1
 
@@ -242,7 +242,7 @@ def test_keys_of_several_environments() -> None:
     assert environment("env_1", shared) == "main"
     assert environment("env_2", shared) == "branch"
     assert environment("env_2", other) == "branch"
-    with pytest.raises(Refusal):
+    with pytest.raises(Refused):
         environment("env_1", other)
 
 
@@ -320,7 +320,7 @@ def test_what_is_looked_at_before_pyjwt_changes_no_answer(
     verifier = Verifier([Issuer("d", None, tuple(keys))], ids.grant)
     try:
         accepted = verifier.verify(token, NOW).environment == "d"
-    except Refusal as refusal:
+    except Refused as refused:
         accepted = False
-        assert refusal.code == "token_invalid"
+        assert refused.refusal.code == "token_invalid"
     assert accepted == any(map(alone, keys))

@@ -10,7 +10,7 @@ import httpcore2
 import pytest
 from support.world import SECRET_KEY
 
-from bff.errors import Refusal
+from bff.errors import UpstreamError
 from bff.upstream.api import Quota, Upstream
 from bff.upstream.client import Client
 
@@ -66,9 +66,9 @@ async def spent() -> None:
     """What a second call, with the next key, asks for: it may be made."""
 
 
-async def refusal(answer: bytes | Handler) -> tuple[Refusal, list[bytes]]:
+async def refusal(answer: bytes | Handler) -> tuple[UpstreamError, list[bytes]]:
     async with server(answer) as (url, heads), upstream(url) as (asked, _):
-        with pytest.raises(Refusal) as raised:
+        with pytest.raises(UpstreamError) as raised:
             await asked.get("/api/v1/sessions/a", spent)
         return raised.value, heads
 
@@ -182,7 +182,7 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
             user_agent="bff",
             observe=lambda _: None,
         )
-        with pytest.raises(Refusal, match="upstream_unavailable"):
+        with pytest.raises(UpstreamError, match="upstream_unavailable"):
             await asked.get("/x", spent)
 
     assert len(attempts) == 2
@@ -190,7 +190,7 @@ async def test_a_connection_error_is_tried_once_more_and_only_that() -> None:
 
 async def test_nobody_there_is_unavailable() -> None:
     async with upstream("http://127.0.0.1:1") as (asked, _):
-        with pytest.raises(Refusal, match="upstream_unavailable"):
+        with pytest.raises(UpstreamError, match="upstream_unavailable"):
             await asked.get("/x", spent)
 
 
@@ -223,7 +223,7 @@ async def test_certificates_are_checked(tmp_path) -> None:
     async with listening:
         port = listening.sockets[0].getsockname()[1]
         async with upstream(f"https://127.0.0.1:{port}") as (asked, _):
-            with pytest.raises(Refusal, match="upstream_unavailable"):
+            with pytest.raises(UpstreamError, match="upstream_unavailable"):
                 await asked.get("/x", spent)
 
     assert reached == [], "the secret was never sent"

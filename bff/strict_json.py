@@ -1,0 +1,29 @@
+"""Reads JSON of which no two parsers can disagree: RFC 8259 without repeated keys and NaN."""
+
+import json
+from typing import Any
+
+
+def loads(text: str | bytes) -> Any:
+    """Read *text*.
+
+    Raises:
+        ValueError: it is not JSON, an object repeats a key, a number is NaN or infinite, or it is
+            nested too deeply for the parser.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two parsers disagree on which of two equal keys counts, so neither is believed.
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("repeated key")
+    return members
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(constant)
