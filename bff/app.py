@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from bff import __version__
+from bff import __version__, metrics
 from bff.clock import Clock, system_clock
 from bff.config.reload import Watch
 from bff.config.runtime import Environment, Limits, RuntimeConfig
@@ -128,7 +128,7 @@ class Service:
             _ages(settings),
             max_bytes=settings.cache_max_bytes,
             spawn=self._spawn,
-            on_mismatch=lambda: telemetry.count("bff_mismatched_copies"),
+            on_mismatch=lambda: telemetry.count(metrics.MISMATCHED_COPIES),
         )
         self.gateway = Gateway(
             self._config(settings, None),
@@ -151,7 +151,7 @@ class Service:
         self._connections = ConnectionLimiter(
             bounds,
             trusted=settings.trusted_proxies,
-            count=lambda reason: telemetry.count("bff_closed_connections", reason),
+            count=lambda reason: telemetry.count(metrics.CLOSED_CONNECTIONS, reason),
         )
         self.bounded_protocol = partial(
             BoundedProtocol,
@@ -206,7 +206,7 @@ class Service:
             config = self._config(told, self.gateway.config)
         except Exception as exc:  # noqa: BLE001  what runs goes on, whatever it was
             self._settings_current = False
-            self._telemetry.count("bff_reloads", "failed")
+            self._telemetry.count(metrics.RELOADS, "failed")
             if isinstance(exc, SettingsError):
                 log.error("settings_not_reloaded", problems=exc.problems)
             else:
@@ -218,7 +218,7 @@ class Service:
             self.sharing.apply(_namespaces(told), told.cache_negative_ttl)
         self._told, self._settings_current = told, True
         self._restart_key_refresh()
-        self._telemetry.count("bff_reloads", "ok")
+        self._telemetry.count(metrics.RELOADS, "ok")
         log.info("settings_reloaded")
         fixed = [name for name in FIXED if getattr(told, name) != getattr(before, name)]
         if fixed:
@@ -237,7 +237,7 @@ class Service:
         while True:
             due = self._clock()[0] + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
-            self._telemetry.observe("bff_loop_lag_seconds", max(0.0, self._clock()[0] - due))
+            self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
 
     def _config(self, settings: Settings, before: RuntimeConfig | None) -> RuntimeConfig:
         """Build everything that *settings* decide, keeping counts where nothing changed."""
@@ -339,7 +339,7 @@ class Service:
             settings.store_url,
             timeout=settings.store_timeout,
             name=os.urandom(8).hex(),
-            count=lambda outcome, by: telemetry.count("bff_store_commands", outcome, by=by),
+            count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
         )
         sharing = Sharing(
@@ -440,26 +440,26 @@ class Service:
         gateway, environments = self.gateway, self.gateway.environments
         left = {name: e.budget.left(now) for name, e in environments.items()}
         return {
-            "bff_build_info": {(__version__,): 1},
-            "bff_settings_current": {(): float(self._settings_current)},
-            "bff_signing_key_used_timestamp_seconds": {
+            metrics.BUILD_INFO: {(__version__,): 1},
+            metrics.SETTINGS_CURRENT: {(): float(self._settings_current)},
+            metrics.SIGNING_KEY_USED: {
                 (use.environment, str(use.number)): use.last for use in gateway.verifier.uses
             },
-            "bff_connections": {(): self._connections.open},
-            "bff_store_up": {(): float(self.sharing.up)} if self.sharing else {},
-            "bff_replicas": {(): self.sharing.replicas} if self.sharing else {},
-            "bff_copies": {(): len(gateway.cache)},
-            "bff_copy_bytes": {(): gateway.cache.bytes},
-            "bff_loads_in_flight": {(): gateway.cache.flights},
-            "bff_verified_tokens": {(): len(gateway.verifier)},
-            "bff_revocations": {(): len(gateway.revocations)},
-            "bff_stretched_ttl_seconds": {
+            metrics.CONNECTIONS: {(): self._connections.open},
+            metrics.STORE_UP: {(): float(self.sharing.up)} if self.sharing else {},
+            metrics.REPLICAS: {(): self.sharing.replicas} if self.sharing else {},
+            metrics.COPIES: {(): len(gateway.cache)},
+            metrics.COPY_BYTES: {(): gateway.cache.bytes},
+            metrics.LOADS_IN_FLIGHT: {(): gateway.cache.flights},
+            metrics.VERIFIED_TOKENS: {(): len(gateway.verifier)},
+            metrics.REVOCATIONS: {(): len(gateway.revocations)},
+            metrics.STRETCHED_TTL_SECONDS: {
                 (name,): e.budget.stretched for name, e in environments.items()
             },
-            "bff_budget_left": {
+            metrics.BUDGET_LEFT: {
                 (name,): float("inf") if n is None else n for name, n in left.items()
             },
-            "bff_ready": {
+            metrics.READY: {
                 (name,): float(gateway.loader.ready(environment)[0])
                 for name, environment in environments.items()
             },

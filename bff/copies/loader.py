@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from bff import metrics
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
@@ -231,8 +232,8 @@ class Loader:
     ) -> Copy | Refusal:
         """Draw the conclusions from a load for the next ones; returns what waiters are told."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count("bff_loads", code)
-        self._telemetry.observe("bff_load_seconds", seconds)
+        self._telemetry.count(metrics.LOADS, code)
+        self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and known is not None:
                 known.retry = now + RETRY_SECONDS
@@ -328,7 +329,7 @@ class Loader:
                 ids = dict.fromkeys((id_, outcome.id, outcome.external_id or outcome.id))
                 seconds = min(caller.expires - wall, ACCEPTED_SECONDS)
                 introspection = Introspection(OK, tuple(ids), spoken, seconds)
-            self._telemetry.count("bff_token_tests", introspection.code)
+            self._telemetry.count(metrics.TOKEN_TESTS, introspection.code)
             return introspection
 
         if self._sharing is None:

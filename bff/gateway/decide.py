@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
+from bff import metrics
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
 from bff.copies.loader import Loader
@@ -205,7 +206,7 @@ class Gateway:
         """Answer from memory, or say what has to be waited for. Starts loads, awaits nothing."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
-            self.telemetry.count("bff_requests", "preflight", 204, "", head.served_by)
+            self.telemetry.count(metrics.REQUESTS, "preflight", 204, "", head.served_by)
             return self._responses.preflight(head.fields.origin, request_id)
         context = RequestContext(head, request_id, now, wall)
         try:
@@ -291,7 +292,7 @@ class Gateway:
             raise Refused("bad_request", "Send one Authorization and one Origin header")
         cookie = self._from_cookie(fields) if fields.authorization is None else None
         if not (fields.authorization or cookie):
-            self.telemetry.count("bff_bad_tokens", "token_missing")
+            self.telemetry.count(metrics.BAD_TOKENS, "token_missing")
             raise Refused("token_missing")
         try:
             context.token = fields.token or cookie or _bearer(fields.authorization or b"")
@@ -333,7 +334,7 @@ class Gateway:
 
     def _count_bad_token(self, context: RequestContext, address: str, refusal: Refusal) -> None:
         window = self._bad_tokens(address, context.now)
-        self.telemetry.count("bff_bad_tokens", refusal.code)
+        self.telemetry.count(metrics.BAD_TOKENS, refusal.code)
         if refusal.code == "secret_key_sent":
             self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
         if window is not None:
@@ -438,7 +439,7 @@ class Gateway:
                 # Upstream looks at the token first, so this says nothing of the session.
                 context.probes = None
                 if marked or context.reserved:
-                    self.telemetry.count("bff_bad_tokens", refusal.code)
+                    self.telemetry.count(metrics.BAD_TOKENS, refusal.code)
                 else:
                     self._count_bad_token(context, context.address, refusal)
             elif refusal.code not in UNDECIDED:
@@ -475,7 +476,7 @@ class Gateway:
         budget = environment.budget
         known = self.cache.find(environment.name, id_, now)
         if isinstance(known, NegativeEntry):
-            self.telemetry.count("bff_cache", "negative")
+            self.telemetry.count(metrics.CACHE, "negative")
             raise Refused("not_found")
         fallback = None
         if known is not None:
@@ -567,7 +568,7 @@ class Gateway:
         if isinstance(found, Refusal):
             return found
         copy, _, result = found
-        self.telemetry.count("bff_cache", result)
+        self.telemetry.count(metrics.CACHE, result)
         return copy
 
     async def finish(self, load: PendingLoad | PendingList | PendingLease) -> Response:
@@ -686,8 +687,8 @@ class Gateway:
         self._authorize(context, caller, copy)
         if context.reserved:
             self._unreserve(context)  # it was no probe
-        self.telemetry.counts["bff_cache", result] += 1
-        self.telemetry.observe("bff_age_served_seconds", max(0.0, context.now - copy.loaded))
+        self.telemetry.counts[metrics.CACHE, result] += 1
+        self.telemetry.observe(metrics.AGE_SERVED_SECONDS, max(0.0, context.now - copy.loaded))
         self._served += 1
         if self._served % SAMPLE == 0 or (context.waited or 0.0) >= SLOW_SECONDS:
             self._log_served(context, result)
@@ -759,7 +760,7 @@ class Gateway:
                 context.probes.used += 1
             refusal, context.window = Refusal("unauthorized"), None
         if refusal.code == "rate_limited" and context.window is not None:
-            self.telemetry.count("bff_limited", context.window.limiter.name)
+            self.telemetry.count(metrics.LIMITED, context.window.limiter.name)
         response = self._responses.refusal(
             refusal,
             window=context.window,
@@ -783,7 +784,7 @@ class Gateway:
 
     def _count(self, context: RequestContext, response: Response, code: str) -> Response:
         head = context.head
-        key = ("bff_requests", context.route, response.status, code, head.served_by)
+        key = (metrics.REQUESTS, context.route, response.status, code, head.served_by)
         self.telemetry.counts[key] += 1
         return replace(response, body=b"") if head.method == "HEAD" else response
 

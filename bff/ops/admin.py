@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bff import metrics
 from bff.clock import Clock
 from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
@@ -185,7 +186,7 @@ class Ops:
         except Refused as refused:
             return _refusal(refused.refusal)
         self._forget(id_)
-        self._telemetry.count("bff_purges")
+        self._telemetry.count(metrics.PURGES)
         heard = await self._ask("purge", id_)
         try:
             for name in self._gateway.environments if self._sharing else ():

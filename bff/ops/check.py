@@ -18,6 +18,7 @@ from bff import __version__
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings, Told
 from bff.errors import REFUSALS, UpstreamError
+from bff.metrics import REQUESTS
 from bff.replicas.valkey import Store, StoreError
 from bff.sessions import ids
 from bff.tokens.mint import mint
@@ -287,7 +288,7 @@ class Checker:
         yield _cache_finding([first, *refused, again, alone])
         yield await self._origin_finding(target, ann)
         metrics = await self._ask(url + "/metrics", {})
-        hidden = b"bff_requests" not in metrics.body  # an app may have a page of that name
+        hidden = REQUESTS.encode() not in metrics.body  # an app may have a page of that name
         yield Finding(
             _result(well=hidden),
             "the ops port's routes cannot be reached from here"

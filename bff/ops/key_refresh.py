@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from bff import metrics
 from bff.errors import UpstreamError
 from bff.telemetry import Telemetry
 from bff.tokens.issuers import Source
@@ -93,7 +94,7 @@ class KeyRefresh:
             keys.replace(found, self._clock()[1])
             if keys.generation != before:
                 log.info("keys_changed", source=source.name, keys=len(keys))
-        self._telemetry.count("bff_key_fetches", source.name, outcome)
+        self._telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
 
     async def _learn(
         self, name: str, ask: Callable[[], Awaitable[str]], learned: Callable[[str], None]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
+from bff import metrics
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.limits.rate import Window
@@ -167,7 +168,7 @@ class Sharing:
         except StoreUnavailable:
             window.lease_failed()
         else:
-            self._count("bff_leases", limiter.name)
+            self._count(metrics.LEASES, limiter.name)
             # Counted from before it was asked, so that it never ends later here than there.
             window.grant(self, want, given, rest, sent + seconds)
 
@@ -221,7 +222,7 @@ class Sharing:
         lookup: SharedLookup[Outcome] = SharedLookup(
             where.copies,
             request.id,
-            metric="bff_shared_copies",
+            metric=metrics.SHARED_COPIES,
             decode=partial(self._decode, where.copies, request),
             is_answer=is_answer,
         )
@@ -423,7 +424,7 @@ class Sharing:
         lookup = SharedLookup(
             where.introspections,
             _introspection_name(where, digest, id_),
-            metric="bff_shared_verdicts",
+            metric=metrics.SHARED_VERDICTS,
             decode=partial(self._decode_introspection, where, digest, id_),
             is_answer=lambda introspection: introspection.until > self._clock()[0],
         )

@@ -27,7 +27,7 @@ from support.world import environ, http, running_upstream
 
 from bff.config import reader
 from bff.config.settings import SETTINGS
-from bff.telemetry import METRICS
+from bff.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"

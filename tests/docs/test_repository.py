@@ -20,8 +20,8 @@ from bff.config import reader
 from bff.config.settings import SETTINGS
 from bff.demo.upstream import session
 from bff.errors import REFUSALS
+from bff.metrics import METRICS
 from bff.sessions.policy import Policy
-from bff.telemetry import METRICS
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"

@@ -1,0 +1,199 @@
+"""Every metric of the gateway: one declaration gives its name, type, labels and description.
+
+To add one, declare a constant here and count it with `Telemetry`. A test fails for a metric that
+nothing counts. `docs/OPERATIONS.md` and `/metrics` are made from these declarations.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from bff.errors import REFUSALS
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric, as Prometheus sees it.
+
+    Attributes:
+        labels: names, in the order in which a count names their values.
+        buckets: a histogram's upper bounds; +Inf is added.
+        initial: values of the only label that are exported as 0 from the start. Without that,
+            Prometheus sees no increase when a counter first appears as 1, and no alert fires.
+    """
+
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    initial: tuple[str, ...] = ()
+
+
+METRICS: Final[dict[str, Metric]] = {}
+
+
+def _counter(name: str, help_: str, *labels: str, initial: tuple[str, ...] = ()) -> str:
+    METRICS[name] = Metric("counter", help_, labels, initial=initial)
+    return name
+
+
+def _gauge(name: str, help_: str, *labels: str) -> str:
+    METRICS[name] = Metric("gauge", help_, labels)
+    return name
+
+
+def _histogram(name: str, help_: str, buckets: tuple[float, ...]) -> str:
+    METRICS[name] = Metric("histogram", help_, buckets=buckets)
+    return name
+
+
+# A counter's name is exported with "_total" at its end.
+
+REQUESTS: Final = _counter(
+    "bff_requests",
+    "Answers to browsers, by route, status, error code, and the path that served them: fast, asgi, "
+    "or none for bytes that are not an HTTP request.",
+    "route",
+    "status",
+    "code",
+    "lane",
+)
+CACHE: Final = _counter(
+    "bff_cache",
+    "Lookups of a session, by result: hit (fresh copy), stale (old copy, reloaded in the "
+    "background), miss (loaded), joined (waited for a load in flight), negative (upstream has no "
+    "such session), last_resort (old copy, because a load failed or has to wait).",
+    "result",
+    initial=("hit", "stale", "miss", "joined", "negative", "last_resort"),
+)
+LOADS: Final = _counter(
+    "bff_loads",
+    "Loads of a session from upstream, by outcome: ok or an error code.",
+    "outcome",
+    initial=("ok", *(code for code in REFUSALS if code.startswith("upstream_")), "internal"),
+)
+LOAD_SECONDS: Final = _histogram(
+    "bff_load_seconds",
+    "Duration of loads from upstream.",
+    (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+AGE_SERVED_SECONDS: Final = _histogram(
+    "bff_age_served_seconds",
+    "Age of the copies that browsers got.",
+    (0.1, 1.0, 2.0, 5.0, 30.0, 60.0),
+)
+TOKEN_TESTS: Final = _counter(
+    "bff_token_tests",
+    "Tokens that upstream verified because the gateway has no key for them, by outcome: ok or an "
+    "error code.",
+    "outcome",
+)
+KEY_FETCHES: Final = _counter(
+    "bff_key_fetches",
+    "Fetches of a token source's key set, by outcome: ok, unusable or an error code.",
+    "source",
+    "outcome",
+)
+BAD_TOKENS: Final = _counter(
+    "bff_bad_tokens",
+    "Requests without a valid token, by reason: token_missing, token_invalid, token_expired, "
+    "token_revoked, secret_key_sent.",
+    "reason",
+    initial=(*(code for code in REFUSALS if code.startswith("token_")), "secret_key_sent"),
+)
+LIMITED: Final = _counter(
+    "bff_limited",
+    "Requests refused by a rate limit, by limit: address, bad-token, caller.",
+    "limit",
+    initial=("address", "bad-token", "caller"),
+)
+DROPPED_FIELDS: Final = _counter(
+    "bff_dropped_fields",
+    "Top-level fields of sessions that the gateway dropped because it does not know them.",
+)
+MISMATCHED_COPIES: Final = _counter(
+    "bff_mismatched_copies",
+    "Copies dropped because their content belongs to another session than their key.",
+)
+STORE_COMMANDS: Final = _counter(
+    "bff_store_commands",
+    "Commands to the store, by outcome: ok, late, error, foreign (a value that no gateway wrote; "
+    "dropped).",
+    "outcome",
+)
+LEASES: Final = _counter(
+    "bff_leases", "Parts of rate-limit windows leased from the store, by limit.", "limit"
+)
+SHARED_COPIES: Final = _counter(
+    "bff_shared_copies",
+    "Copies in the store, by result: used, kept, purged (during their load), superseded (by a "
+    "later load, or the replica lost its claim), dropped (foreign or corrupt).",
+    "result",
+)
+SHARED_VERDICTS: Final = _counter(
+    "bff_shared_verdicts",
+    "Introspections of tokens in the store, by result: used, kept, superseded (by a later one, or "
+    "the replica lost its claim), dropped (foreign or corrupt).",
+    "result",
+)
+STORE_UP: Final = _gauge(
+    "bff_store_up", "1 if the store answers, 0 if this replica works without it."
+)
+REPLICAS: Final = _gauge("bff_replicas", "Replicas that the store listed last.")
+LOG_LINES_DROPPED: Final = _counter(
+    "bff_log_lines_dropped",
+    "Log lines dropped because their event was logged too often in one second.",
+    "event",
+)
+LOOP_LAG_SECONDS: Final = _histogram(
+    "bff_loop_lag_seconds",
+    "Delay of the event loop's wake-up after a sleep; above 0.1 the process is overloaded.",
+    (0.005, 0.025, 0.1, 0.5, 2.0),
+)
+WORKER_UP: Final = _gauge(
+    "bff_worker_up",
+    "With --workers: 1 if the worker answered this scrape, 0 if it hangs or is being replaced.",
+    "worker",
+)
+BUILD_INFO: Final = _gauge("bff_build_info", "Always 1; the label is the version.", "version")
+PURGES: Final = _counter("bff_purges", "Sessions that the operator purged.")
+RELOADS: Final = _counter(
+    "bff_reloads",
+    "Reloads of the settings without a restart, by outcome: ok, failed.",
+    "outcome",
+    initial=("ok", "failed"),
+)
+SETTINGS_CURRENT: Final = _gauge(
+    "bff_settings_current",
+    "0 while changed settings are invalid and the former ones stay in force, else 1.",
+)
+SIGNING_KEY_USED: Final = _gauge(
+    "bff_signing_key_used_timestamp_seconds",
+    "When a signing key last verified a token (Unix seconds, 0 for never), by its position in the "
+    "settings, from 1. Remove a rotated key once this no longer rises.",
+    "environment",
+    "key",
+)
+CLOSED_CONNECTIONS: Final = _counter(
+    "bff_closed_connections",
+    "Connections that the gateway closed, by reason: bad_request, head_too_large, "
+    "incomplete_request, unread_answer, too_many, too_many_of_address.",
+    "reason",
+    initial=("too_many", "too_many_of_address"),
+)
+CONNECTIONS: Final = _gauge("bff_connections", "Open connections of browsers.")
+COPIES: Final = _gauge("bff_copies", "Copies and negative entries in memory.")
+COPY_BYTES: Final = _gauge("bff_copy_bytes", "Approximate size of the copies in memory, in bytes.")
+LOADS_IN_FLIGHT: Final = _gauge("bff_loads_in_flight", "Loads in flight.")
+VERIFIED_TOKENS: Final = _gauge("bff_verified_tokens", "Verified tokens in memory.")
+REVOCATIONS: Final = _gauge("bff_revocations", "Revocations in force.")
+STRETCHED_TTL_SECONDS: Final = _gauge(
+    "bff_stretched_ttl_seconds",
+    "Shortest freshness of a copy that keeps the loads of all hot sessions within the budget.",
+    "environment",
+)
+BUDGET_LEFT: Final = _gauge(
+    "bff_budget_left",
+    "Loads that the upstream budget allows now; +Inf without a budget.",
+    "environment",
+)
+READY: Final = _gauge("bff_ready", "1 if the environment is ready, else 0.", "environment")
