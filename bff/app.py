@@ -25,7 +25,7 @@ from bff.digests import fingerprint
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.limits.budget import Budget
-from bff.limits.rate import Limiter
+from bff.limits.rate import Limiter, Unlimited
 from bff.ops.admin import Ops
 from bff.ops.key_refresh import KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
@@ -259,7 +259,8 @@ class Service:
         else:
             verifier = Verifier(issuers, ids.grant, sources=sources, before=known)
         environments = before.environments if before else {}
-        limits = before.limits if before else Limits(address=None, bad_token=None, caller=None)
+        off = Unlimited("")
+        limits = before.limits if before else Limits(address=off, bad_token=off, caller=off)
         return RuntimeConfig(
             environments={
                 e.name: self._environment(e, environments.get(e.name))
@@ -466,12 +467,10 @@ class Service:
         }
 
 
-def _limiter(
-    name: str, rate: Rate | None, before: Limiter | None, sharing: Sharing | None
-) -> Limiter | None:
+def _limiter(name: str, rate: Rate | None, before: Limiter, sharing: Sharing | None) -> Limiter:
     if rate is None:
-        return None
-    if before is not None and (before.limit, before.seconds) == (rate.limit, rate.seconds):
+        return Unlimited(name)
+    if (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
     return Limiter(name, rate.limit, rate.seconds, provider=sharing)
 

@@ -33,11 +33,11 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limiters; None is `off`."""
+    """The limiters; `Unlimited` is off."""
 
-    address: Limiter | None
-    bad_token: Limiter | None
-    caller: Limiter | None
+    address: Limiter
+    bad_token: Limiter
+    caller: Limiter
 
 
 @dataclass(frozen=True, kw_only=True)

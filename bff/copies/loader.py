@@ -340,7 +340,7 @@ class Loader:
             rest = introspection.until - now if introspection.code == "over_budget" else None
             outcome = Refusal(introspection.code, retry_after=rest)
         if mark is not None and introspection.code in (OK, *AUTHENTIC):
-            mark.used -= 1
+            mark.refund()
         current = self._config
         if (current.verifier, current.origins) != (config.verifier, config.origins):
             return outcome  # other keys or another upstream by now: it is to be asked again

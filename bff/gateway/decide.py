@@ -32,7 +32,7 @@ from bff.copies.cache import Cache
 from bff.copies.loader import Loader
 from bff.errors import Refusal, Refused
 from bff.limits.client_address import address_key, browser_address
-from bff.limits.rate import LeasePending, Window
+from bff.limits.rate import UNLIMITED_WINDOW, LeasePending, Window
 from bff.replicas.sharing import Sharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Representation, Response, server_timing
@@ -79,7 +79,7 @@ class RequestContext:
     wall: float
     """Unix seconds."""
     route: str = "other"
-    window: Window | None = None
+    window: Window = UNLIMITED_WINDOW
     """Of the limit that counted it last."""
     probes: Window | None = None
     """The address's bad tokens, while the id is not known to be one that the caller may read."""
@@ -222,11 +222,10 @@ class Gateway:
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
         context.address = address = address_key(address)
-        if self._limits.address is not None:
-            window = self._limits.address.take(address, now)
-            if window.used > window.granted:
-                context.window = window
-                raise Refused("rate_limited")
+        window = self._limits.address.charge(address, now)
+        if window.exceeded:
+            context.window = window
+            raise Refused("rate_limited")
         if head.id is not None and head.method == "GET":  # as nearly always
             context.route = "session"
         elif (page := self._route(context)) is not None:
@@ -238,7 +237,7 @@ class Gateway:
         if not caller.granted.covers(id_):
             if not ids.may_be_alias(id_, caller.granted):
                 raise Refused("unauthorized")
-            context.probes = self._bad_tokens(address, now)
+            context.probes = self._limits.bad_token.window(address, now)
         digest = caller.digest
         if digest is not None and not self.introspections.accepted(digest, id_, now):
             return self._test(context, caller, digest, id_)
@@ -248,7 +247,7 @@ class Gateway:
     def _uncounted(self, context: RequestContext, lack: LeasePending) -> PendingLease:
         """The decision is made again from its start: what it counted would be counted twice."""
         head, limiter = context.head, self._limits.address
-        if limiter is not None and lack.limiter is not limiter:
+        if lack.limiter is not limiter:
             address = browser_address(head.peer, head.fields.forwarded, self._trusted_proxies)
             limiter.refund(address_key(address))
         self._unreserve(context)
@@ -332,19 +331,14 @@ class Gateway:
         return None
 
     def _count_bad_token(self, context: RequestContext, address: str, refusal: Refusal) -> None:
-        window = self._bad_tokens(address, context.now)
+        window = self._limits.bad_token.window(address, context.now)
         self.telemetry.count("bff_bad_tokens", refusal.code)
         if refusal.code == "secret_key_sent":
             self.telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-        if window is not None:
-            window.used += 1
-            if window.exceeded:
-                context.window = window
-                raise Refused("rate_limited") from None
-
-    def _bad_tokens(self, address: str, now: float) -> Window | None:
-        limiter = self._limits.bad_token
-        return None if limiter is None else limiter.window(address, now)
+        window.charge()
+        if window.exceeded:
+            context.window = window
+            raise Refused("rate_limited") from None
 
     def _decide_list(
         self, context: RequestContext, caller: Caller[Grant]
@@ -364,12 +358,12 @@ class Gateway:
         return self._list(context, caller, page.Listing(query, named, caller.key, context.wall))
 
     def _count_caller(self, context: RequestContext, caller: Caller[Grant], address: str) -> None:
-        if self._limits.caller is not None and not context.counted:
+        if not context.counted:
             # Never by the token's bytes; without an actor they say no more than an environment.
             key = caller.key if caller.has_actor else (caller.key, address)
-            context.window = window = self._limits.caller.take(key, context.now)
+            context.window = window = self._limits.caller.charge(key, context.now)
             context.counted = True
-            if window.used > window.granted:
+            if window.exceeded:
                 raise Refused("rate_limited")
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
@@ -410,12 +404,12 @@ class Gateway:
             if context.probes is not None:
                 self._reserve_probe(context)
             elif not self.introspections.authentic(digest, now):
-                mark = self._bad_tokens(context.address, now)
+                mark = self._limits.bad_token.window(context.address, now)
             if mark is not None:
                 if mark.exhausted:
                     context.window = mark
                     raise Refused("rate_limited")
-                mark.used += 1
+                mark.charge()
             environment = self.environments[caller.environment]
             test = self.loader.test(environment, id_, caller, context.token, mark)
             flight = self.introspections.fly(digest, id_, test)
@@ -511,12 +505,12 @@ class Gateway:
         if context.probes is not None:
             if context.probes.exhausted:
                 raise Refused("unauthorized")
-            context.probes.used += 1
+            context.probes.charge()
             context.reserved = True
 
     def _unreserve(self, context: RequestContext) -> None:
         if context.reserved and context.probes is not None:
-            context.probes.used -= 1
+            context.probes.refund()
             context.reserved = False
 
     def _list(
@@ -756,9 +750,9 @@ class Gateway:
         """Tell why not. Of an id that is not named, nothing but that is told."""
         if context.probes is not None and refusal.code != "rate_limited":
             if not context.reserved:
-                context.probes.used += 1
-            refusal, context.window = Refusal("unauthorized"), None
-        if refusal.code == "rate_limited" and context.window is not None:
+                context.probes.charge()
+            refusal, context.window = Refusal("unauthorized"), UNLIMITED_WINDOW
+        if refusal.code == "rate_limited" and context.window.headers:
             self.telemetry.count("bff_limited", context.window.limiter.name)
         response = self._responses.refusal(
             refusal,
@@ -769,7 +763,7 @@ class Gateway:
             request_id=context.request_id,
         )
         # Of those over a limit, the first of a window: who floods is not to fill the log as well.
-        if refusal.code != "rate_limited" or (window := context.window) is None or window.first:
+        if refusal.code != "rate_limited" or context.window.first:
             self.telemetry.often(
                 "request_refused",
                 context.now,

@@ -111,8 +111,9 @@ FAULTS = [
     Fault(
         8,
         "bff/gateway/decide.py",
-        "        if self._limits.address is not None:\n",
-        "        if self._limits.address is not None and head.path.startswith(ids.ROUTE):\n",
+        "        window = self._limits.address.charge(address, now)\n",
+        "        key = address if head.path.startswith(ids.ROUTE) else head.path\n"
+        "        window = self._limits.address.charge(key, now)\n",
         f"{_PATHS}::test_08_another_spelling_is_no_way_around_the_limits",
     ),
     Fault(
@@ -618,7 +619,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        'refusal, context.window = Refusal("unauthorized"), None',
+        'refusal, context.window = Refusal("unauthorized"), UNLIMITED_WINDOW',
         'refusal = Refusal("unauthorized")',
         f"{_VERDICTS}::test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers",
     ),
