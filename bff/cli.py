@@ -22,9 +22,10 @@ import uvloop
 
 from bff import __version__
 from bff import demo as demo_
-from bff.app import FIXED, WATCH_SECONDS, Service
+from bff.app import FIXED, Service
 from bff.clock import system_clock
 from bff.config import reader, settings
+from bff.config.reload import WATCH_SECONDS
 from bff.ops import check as checks
 from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError

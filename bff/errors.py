@@ -131,6 +131,11 @@ class Refused(Exception):
         super().__init__(code)
         self.refusal = Refusal(code, detail, retry_after)
 
+    @classmethod
+    def of(cls, refusal: Refusal) -> "Refused":
+        """Make the exception that ends a request with *refusal*."""
+        return cls(refusal.code, refusal.detail, refusal.retry_after)
+
 
 class UpstreamError(Exception):
     """Upstream's trouble.

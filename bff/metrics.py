@@ -55,7 +55,7 @@ REQUESTS: Final = _counter(
     "route",
     "status",
     "code",
-    "lane",
+    "served_by",
 )
 CACHE: Final = _counter(
     "bff_cache",

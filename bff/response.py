@@ -12,7 +12,7 @@ from math import ceil
 from typing import Final, Protocol
 
 from bff.errors import Refusal
-from bff.limits.rate import MAX_RESET, Limiter, Window
+from bff.limits.rate import MAX_RESET, UNLIMITED_WINDOW, Limiter, Window
 
 MAX_PREFLIGHT_AGE: Final = 7200
 """Seconds: Chromium's own maximum. A removed origin stops being answered at once all the same."""
@@ -141,7 +141,7 @@ class ResponseBuilder:
         *,
         not_modified: bool,
         cache_status: bytes,
-        window: Window | None,
+        window: Window,
         now: float,
         wall: float,
         origin: bytes | None,
@@ -171,7 +171,7 @@ class ResponseBuilder:
         self,
         refusal: Refusal,
         *,
-        window: Window | None = None,
+        window: Window = UNLIMITED_WINDOW,
         now: float = 0.0,
         wall: float = 0.0,
         origin: bytes | None,
@@ -182,7 +182,7 @@ class ResponseBuilder:
         lines = rate_lines(window, now, wall)
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
-        if status == 429 and window is not None:  # noqa: PLR2004
+        if status == 429 and window.headers:  # noqa: PLR2004
             content_type = b"application/problem+json; charset=utf-8"
             body = _problem(refusal, window, now, wall)
             retry_after = window.reset(now)
@@ -227,9 +227,9 @@ def server_timing(seconds: float) -> bytes:
     return b"server-timing: bff;dur=%.1f\r\n" % (seconds * 1000)
 
 
-def rate_lines(window: Window | None, now: float, wall: float) -> bytes:
+def rate_lines(window: Window, now: float, wall: float) -> bytes:
     """The rate limit in upstream's headers (reset in Unix milliseconds) and in the IETF's."""
-    if window is None:
+    if not window.headers:
         return b""
     reset, remaining = window.reset(now), window.remaining
     return _rate_template(window.limiter) % (

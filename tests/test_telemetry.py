@@ -12,7 +12,7 @@ from support.world import OFF, OWN_KEY, PATH, Gateway, World, http, read, runnin
 
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
-from bff.gateway.decide import SAMPLE
+from bff.gateway.answers import SAMPLE
 from bff.telemetry import LINES_PER_SECOND, ServerLog, Telemetry
 
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"

@@ -33,11 +33,11 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limiters; None is `off`."""
+    """The limiters; `Unlimited` is off."""
 
-    address: Limiter | None
-    bad_token: Limiter | None
-    caller: Limiter | None
+    address: Limiter
+    bad_token: Limiter
+    caller: Limiter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,11 @@ class RuntimeConfig:
         """The fields that any policy shows."""
         policies = (self.default_policy, *self.policies.values())
         return frozenset().union(*(policy.visible for policy in policies))
+
+    @property
+    def projection(self) -> tuple[Policy, Mapping[str, Policy]]:
+        """What decides how a copy looks."""
+        return self.default_policy, self.policies
 
     @property
     def origins(self) -> dict[str, tuple[str | None, ...]]:

@@ -1,34 +1,35 @@
-"""One shared copy per session: fresh, stale, joined, negative, bounded by bytes.
+"""One shared copy of each session: positive or negative, bounded by bytes, with its loads.
 
-Knows neither HTTP nor tokens: a copy is some bytes under two ids, and whoever asks decides what may
-be done with it. Time is seconds on a clock that never jumps.
+The cache knows neither HTTP nor tokens: an entry is some bytes under two ids. Time is seconds on a
+clock that never jumps.
 
-The mutable state is `_kept` and `_ring` (what is known, by id and by age), changed by `_insert` and
-`_remove` only, `_flights` (the load under way for each id), changed by `fly` and `purge` only, and
-`_purged` (what loads under way must not bring back), changed by `purge`, `clear` and `_land`.
+Mutable state: `_entries` by id and `_ring` by age, changed by `_insert` and `_remove` only;
+`loads`, the load in flight for each id; and `_purged`, what loads in flight must not bring back,
+changed by `purge` and `clear`, and emptied when no load is in flight.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+from bff.copies.single_flight import SingleFlight
 from bff.sessions.copy import Ages, Copy, Key, NegativeEntry, State
 
-_MAX_PURGED = 10_000
-"""Purges remembered while loads are under way; beyond them, none of those loads is kept."""
-
+_MAX_PURGED: Final = 10_000
+"""Purged keys that are remembered while loads are in flight. Beyond it, the copies of all these
+loads are discarded: purging too much is safe."""
 
 OutcomeT = TypeVar("OutcomeT")
 
 
 class Cache(Generic[OutcomeT]):
-    """The copies of one process, and the loads under way.
+    """The copies of one process.
 
     Args:
         ages: how old copies may grow.
-        max_bytes: bound on what is kept; beyond it, what was not read lately goes first.
-        spawn: runs a load to its end, whoever leaves meanwhile.
+        max_bytes: bound on the entries; beyond it, those that were not read lately are evicted.
+        spawn: runs a load to its end, also when those who wait for it leave.
         on_mismatch: called when a copy stood under a key that is not its own; it is dropped.
     """
 
@@ -43,153 +44,128 @@ class Cache(Generic[OutcomeT]):
         self.ages = ages
         self.bytes = 0
         self.max_bytes = max_bytes
-        self._spawn = spawn
         self._on_mismatch = on_mismatch
-        self._kept: dict[Key, Copy | NegativeEntry] = {}
-        # In the order of arrival; what was read since gets a second round (CLOCK), so that a hit
-        # costs setting a flag and no reordering.
+        self._entries: dict[Key, Copy | NegativeEntry] = {}
+        # In the order of arrival. An entry that was read gets a second round (CLOCK), so a hit
+        # sets a flag and reorders nothing. (A cachetools map would reorder at every hit.)
         self._ring: OrderedDict[Copy | NegativeEntry, None] = OrderedDict()
-        self._flights: dict[Key, asyncio.Task[OutcomeT]] = {}
-        self._aloft = 0
-        self._purges = 0
-        self._cleared = 0
         self._purged: dict[Key, int] = {}
+        self._generation = 0
+        self._cleared = 0
+        self.loads: SingleFlight[Key, OutcomeT] = SingleFlight(spawn, on_idle=self._purged.clear)
 
     def __len__(self) -> int:
         return len(self._ring)
 
     def find(self, environment: str, id_: str, now: float) -> Copy | NegativeEntry | None:
-        """Find what is known of a session under either of its ids."""
-        found = self._kept.get((environment, id_))
-        if found is None:
+        """Find the entry of a session under either of its ids."""
+        entry = self._entries.get((environment, id_))
+        if entry is None:
             return None
-        if id_ not in (found.id, found.external_id) or found.environment != environment:
-            self._remove(found)
-            self._kept.pop((environment, id_), None)
+        if id_ not in (entry.id, entry.external_id) or entry.environment != environment:
+            self._remove(entry)
+            self._entries.pop((environment, id_), None)
             self._on_mismatch()
             return None
-        if type(found) is NegativeEntry and found.until <= now:
-            self._remove(found)
+        if type(entry) is NegativeEntry and entry.until <= now:
+            self._remove(entry)
             return None
-        found.touched = True
-        return found
+        entry.touched = True
+        return entry
 
     @property
-    def mark(self) -> int:
-        """What a load takes before it asks, and brings to `put`: how many purges there were."""
-        return self._purges
+    def purge_generation(self) -> int:
+        """Purge counter. A load reads it before the fetch; `put` discards what was purged since."""
+        return self._generation
 
-    def put(self, copy: Copy, mark: int | None = None) -> None:
-        """Keep *copy* under both its ids, in place of whatever was known there.
+    def put(self, copy: Copy, purge_generation: int | None = None) -> None:
+        """Keep *copy* under both its ids, in place of what stands there.
 
-        Not if either was purged since *mark*: what was asked for before a purge is what it is for.
-        Without a mark, the copy is as of now.
+        A copy is discarded if one of its ids was purged after *purge_generation*: the purge is
+        meant for it. Without a generation, the copy is as of now.
         """
-        if self._is_purged(copy.keys, mark):
+        if self._is_purged(copy.keys, purge_generation):
             return
-        before = self._kept.get(copy.keys[0])
+        before = self._entries.get(copy.keys[0])
         if isinstance(before, Copy):
             copy.epoch = before.epoch  # a session is hot once, however often it is loaded
         self._insert(copy)
 
-    def put_missing(self, environment: str, id_: str, now: float, mark: int | None = None) -> None:
-        """Remember that there is no such session, and forget what was known of it."""
+    def put_negative(
+        self, environment: str, id_: str, now: float, purge_generation: int | None = None
+    ) -> None:
+        """Remember that there is no such session, and drop its entry."""
         self.drop(environment, id_)
-        missing = NegativeEntry(environment=environment, id=id_, until=now + self.ages.negative_ttl)
-        if self.ages.negative_ttl > 0 and not self._is_purged(missing.keys, mark):
-            self._insert(missing)
+        entry = NegativeEntry(environment=environment, id=id_, until=now + self.ages.negative_ttl)
+        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, purge_generation):
+            self._insert(entry)
 
     def purge(self, environment: str, id_: str) -> None:
-        """Forget a session under both its ids, whatever a load under way brings of it."""
-        known = self._kept.get((environment, id_))
-        self._purges += 1
-        for key in known.keys if known else ((environment, id_),):
-            self._flights.pop(key, None)
-            self._purged[key] = self._purges
-        if known:
-            self._remove(known)
+        """Drop a session under both its ids, also what a load in flight brings of it."""
+        entry = self._entries.get((environment, id_))
+        self._generation += 1
+        for key in entry.keys if entry else ((environment, id_),):
+            self.loads.forget(key)
+            self._purged[key] = self._generation
+        if entry:
+            self._remove(entry)
         if len(self._purged) > _MAX_PURGED:
             self._purged.clear()
-            self._cleared = self._purges
+            self._cleared = self._generation
 
     def clear(self, *, loads: bool) -> None:
-        """Forget everything kept and, if *loads*, what loads under way bring."""
-        for one in (self._kept, self._ring):
-            one.clear()
+        """Drop every entry and, if *loads*, what loads in flight bring."""
+        self._entries.clear()
+        self._ring.clear()
         self.bytes = 0
         if loads:
-            self._purges += 1
-            self._cleared = self._purges
-            self._flights.clear()
+            self._generation += 1
+            self._cleared = self._generation
+            self.loads.forget_all()
 
-    def _is_purged(self, keys: tuple[Key, ...], mark: int | None) -> bool:
-        if mark is None:
+    def _is_purged(self, keys: tuple[Key, ...], generation: int | None) -> bool:
+        if generation is None:
             return False
-        return self._cleared > mark or any(self._purged.get(key, 0) > mark for key in keys)
+        return self._cleared > generation or any(
+            self._purged.get(key, 0) > generation for key in keys
+        )
 
     def drop(self, environment: str, id_: str) -> None:
-        """Forget a session under both its ids."""
-        if known := self._kept.get((environment, id_)):
-            self._remove(known)
+        """Drop a session under both its ids."""
+        if entry := self._entries.get((environment, id_)):
+            self._remove(entry)
 
-    def flight(self, environment: str, id_: str) -> "asyncio.Task[OutcomeT] | None":
-        """The load under way for a session, to be joined (`asyncio.shield` it)."""
-        return self._flights.get((environment, id_))
-
-    def fly(
-        self, environment: str, id_: str, load: Coroutine[Any, Any, OutcomeT]
-    ) -> "asyncio.Task[OutcomeT]":
-        """Start *load* as the one load of a session."""
-        key = (environment, id_)
-        task = self._flights[key] = self._spawn(load)
-        self._aloft += 1
-        task.add_done_callback(lambda task: self._land(key, task))
-        return task
-
-    def _land(self, key: Key, task: "asyncio.Task[OutcomeT]") -> None:
-        if self._flights.get(key) is task:  # else it was purged, and another may have begun
-            del self._flights[key]
-        self._aloft -= 1
-        if not self._aloft:
-            self._purged.clear()  # nobody is left who could bring anything back
-
-    @property
-    def flights(self) -> int:
-        """How many loads are under way."""
-        return self._aloft
-
-    def usable(self, environment: str, now: float) -> bool:
-        """Whether any copy of *environment* could still be served."""
+    def has_usable(self, environment: str, now: float) -> bool:
+        """Whether any copy of *environment* can still be served."""
         return any(
-            type(known) is Copy
-            and known.environment == environment
-            and self.ages.state(known, now, 0.0) is not State.EXPIRED
-            for known in reversed(self._ring)
+            type(entry) is Copy
+            and entry.environment == environment
+            and self.ages.state(entry, now, 0.0) is not State.EXPIRED
+            for entry in reversed(self._ring)
         )
 
     def _insert(self, new: Copy | NegativeEntry) -> None:
         for key in new.keys:
-            if known := self._kept.get(key):
-                self._remove(known)
+            if entry := self._entries.get(key):
+                self._remove(entry)
         if new.size > self.max_bytes:
             return
         for key in new.keys:
-            self._kept[key] = new
+            self._entries[key] = new
         self._ring[new] = None
         self.bytes += new.size
         while self.bytes > self.max_bytes:
             oldest, _ = self._ring.popitem(last=False)
+            self._ring[oldest] = None
             if oldest.touched and oldest is not new:
                 oldest.touched = False
-                self._ring[oldest] = None
             else:
-                self._ring[oldest] = None
                 self._remove(oldest)
 
-    def _remove(self, known: Copy | NegativeEntry) -> None:
-        for key in known.keys:
-            if self._kept.get(key) is known:
-                del self._kept[key]
-        if known in self._ring:
-            del self._ring[known]
-            self.bytes -= known.size
+    def _remove(self, entry: Copy | NegativeEntry) -> None:
+        for key in entry.keys:
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+        if entry in self._ring:
+            del self._ring[entry]
+            self.bytes -= entry.size

@@ -1,8 +1,8 @@
-"""Brings sessions from upstream, or from the replica that did: one load each, whoever waits.
+"""Loads sessions: one load for each session, however many requests and replicas wait for it.
 
-A load spends from the budget, asks, validates, projects, encodes and hashes once; what a browser
-must not see is gone before anything is kept. It ends in a copy or a refusal and never raises, for
-many may wait for it.
+A load spends from the budget, fetches, validates, projects, encodes and hashes once. What a
+browser must not see is dropped before anything is kept. A load ends in a copy or a refusal and
+never raises, because many may wait for it.
 """
 
 import asyncio
@@ -10,53 +10,36 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from bff import metrics
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
-from bff.limits.rate import Window
-from bff.replicas.sharing import LoadRequest, Sharing
-from bff.sessions import document, fields, ids
+from bff.replicas.alone import AnySharing
+from bff.replicas.sharing import LoadRequest
+from bff.sessions import fields, ids
 from bff.sessions.copy import Copy, make_copy
+from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
-from bff.tokens.caller import Caller
-from bff.tokens.introspected import (
-    ACCEPTED_SECONDS,
-    AUTHENTIC,
-    OK,
-    Introspection,
-    Introspections,
-    refusal_seconds,
-)
-from bff.tokens.scopes import Grant
 from bff.upstream.client import cause
 
-RETRY_SECONDS = 1.0
-"""After a failed load, a usable copy is answered this long before the next attempt."""
-
-
-PROBE_ID = "session_readiness_probe"
-"""Asked for to learn whether the key works; upstream answers that there is no such session."""
-
-
-PROBE_SECONDS = 2.0
-"""Between two such questions."""
-
-
-REJECTED = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
-"""What to do when upstream rejects the secret key."""
+RETRY_SECONDS: Final = 1.0
+"""Seconds after a failed load in which the gateway serves the old copy and does not load again."""
+READINESS_ID: Final = "session_readiness_probe"
+"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
+REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
+"""The remedy when upstream rejects the secret key."""
 
 
 class Loader:
-    """Starts loads, keeps what they bring, and learns from them how upstream is.
+    """Starts loads, keeps the copies, and learns from each load about upstream.
 
     Args:
-        config: to begin with; see `apply`.
-        clock: the two times: one that never jumps, and Unix seconds.
-        sharing: the other replicas; None without a store.
+        config: what the settings decide; `apply` changes it.
+        clock: reads the two clocks.
+        sharing: the other replicas.
     """
 
     def __init__(
@@ -64,52 +47,47 @@ class Loader:
         config: RuntimeConfig,
         *,
         cache: "Cache[Copy | Refusal]",
-        introspections: "Introspections[Copy | Refusal | None]",
         telemetry: Telemetry,
         clock: Callable[[], tuple[float, float]],
-        sharing: Sharing | None,
+        sharing: AnySharing,
     ) -> None:
+        self.config = config
         self._cache = cache
-        self._introspections = introspections
         self._telemetry = telemetry
         self._clock = clock
         self._sharing = sharing
-        self._config = config
 
     def apply(self, config: RuntimeConfig) -> None:
-        """Go on by *config*: what is being loaded is projected by the new policy."""
-        self._config = config
+        """Use *config* from now on: a load in flight is projected by its policy."""
+        self.config = config
 
-    def wait(self, budget: Budget, now: float) -> float:
-        """Seconds until a load may start; where replicas share a budget, the load itself asks."""
-        if self._sharing is not None:
-            if self._sharing.up:
-                return 0.0
-            budget.replicas = self._sharing.replicas
+    def delay(self, budget: Budget, now: float) -> float:
+        """Seconds until a load may start; a shared budget is asked by the load itself."""
+        if self._sharing.up:
+            return 0.0
+        budget.replicas = self._sharing.replicas
         return budget.wait(now)
 
     def start(
-        self, environment: Environment, id_: str, known: Copy | None, now: float
+        self, environment: Environment, id_: str, copy: Copy | None, now: float
     ) -> "asyncio.Task[Copy | Refusal]":
-        """Start the one load of a session; ask `wait` before. *known* is the copy there is."""
-        spent = self._sharing is None or not self._sharing.up
+        """Start the load of a session, after `delay`; *copy* is the one that it replaces."""
+        spent = not self._sharing.up
         if spent:
             environment.budget.spend(now)
-        load = self._fetch(environment, id_, known, spent=spent)
-        return self._cache.fly(environment.name, id_, load)
+        load = self._load(environment, id_, copy, spent=spent)
+        return self._cache.loads.start((environment.name, id_), load)
 
-    async def _fetch(
-        self, environment: Environment, id_: str, known: Copy | None, *, spent: bool
+    async def _load(
+        self, environment: Environment, id_: str, copy: Copy | None, *, spent: bool
     ) -> Copy | Refusal:
-        """One load, by this process or another: keep what it brings. Never raises."""
-        ask = partial(self._ask, environment, id_, known, spent=spent)
-        if self._sharing is None:
-            return await ask(0.0)
-        if id_ == PROBE_ID:
+        """Load a session from upstream, or take the copy that another replica loaded."""
+        ask = partial(self._ask, environment, id_, copy, spent=spent)
+        if id_ == READINESS_ID:
             return await ask(self._sharing.timeout)
         while True:
-            config, mark = self._config, self._cache.mark
-            outcome, ours = await self._sharing.load(
+            config, generation = self.config, self._cache.purge_generation
+            outcome, asked = await self._sharing.load(
                 LoadRequest(
                     environment=environment.name,
                     id=id_,
@@ -118,13 +96,13 @@ class Loader:
                     lifetime=partial(self._lifetime, environment.budget),
                 )
             )
-            if ours:
+            if asked:
                 return outcome
-            if config is self._config:
+            if config is self.config:
                 if isinstance(outcome, Copy):
-                    self._cache.put(outcome, mark)
+                    self._cache.put(outcome, generation)
                 return outcome
-            # What another replica projected, it did by the former rules: look by the new ones.
+            # The other replica projected by the former policy, so look again by the new one.
 
     def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
         return self._cache.ages.fresh(copy, now, budget.stretched)
@@ -136,87 +114,75 @@ class Loader:
         return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
 
     async def _ask(
-        self, environment: Environment, id_: str, known: Copy | None, timeout: float, *, spent: bool
+        self, environment: Environment, id_: str, copy: Copy | None, timeout: float, *, spent: bool
     ) -> Copy | Refusal:
-        """Ask upstream: fetch, validate, project, encode and hash once. Never raises."""
+        """Spend one call and ask upstream; *timeout* bounds the wait for the store, in seconds."""
         wait = 0.0 if spent else await self._spend(environment, timeout)
 
-        async def again() -> None:
+        async def spend_again() -> None:
             nonlocal wait
-            wait = await self._spend(environment, self._sharing.timeout if self._sharing else 0.0)
+            wait = await self._spend(environment, self._sharing.timeout)
             if wait > 0:
                 raise Refused("over_budget", retry_after=wait)
 
         started, _ = self._clock()
-        mark = self._cache.mark
+        generation = self._cache.purge_generation
         if wait <= 0:
-            get = partial(environment.upstream.get, again=again)
-            outcome, why = await self._fetch_once(environment, id_, get)
+            get = partial(environment.upstream.get, again=spend_again)
+            outcome, why = await self.fetch(environment, id_, get)
         if wait > 0:
-            if known is not None:
-                known.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+            if copy is not None:
+                copy.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
             return Refusal("over_budget", retry_after=wait)
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
-            self._cache.put_missing(environment.name, id_, ended, mark)
-        return self._learn(environment, outcome, why, known, ended, ended - started)
+            self._cache.put_negative(environment.name, id_, ended, generation)
+        return self._learn(environment, outcome, why, copy, ended, ended - started)
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
-        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made.
+        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
+        return await self._sharing.spend(environment.name, environment.budget, timeout=timeout)
 
-        *timeout* is how many seconds the store may take to say so.
-        """
-        budget = environment.budget
-        if self._sharing is not None:
-            return await self._sharing.spend(environment.name, budget, timeout=timeout)
-        now, _ = self._clock()
-        wait = budget.wait(now)
-        if wait <= 0:
-            budget.spend(now)
-        return wait
-
-    async def _fetch_once(
+    async def fetch(
         self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
     ) -> tuple[Copy | Refusal, str | None]:
-        """Fetch a session and keep its copy.
+        """Fetch a session with *get* and keep its copy. Never raises.
 
         Returns:
-            What everyone who waits is told, and what the system said beneath an error.
+            What those who wait are told, and what the operating system said beneath an error.
         """
         started, _ = self._clock()
-        mark = self._cache.mark
+        generation = self._cache.purge_generation
         try:
-            body = await get(ids.path(id_))
-            copy = self._project(
-                environment.name, document.parse_document(body, asked=id_), started
-            )
-            known = self._cache.find(environment.name, id_, started)
-            if not (isinstance(known, Copy) and known.loaded > started):
-                self._cache.put(copy, mark)  # not over what was asked for later, and came sooner
+            document = parse_document(await get(ids.path(id_)), asked=id_)
+            copy = self._project(environment.name, document, started)
         except UpstreamError as error:
             return Refusal(error.code, retry_after=error.retry_after), cause(error)
-        except Refused as refused:  # the budget, for the second call
+        except Refused as refused:  # the budget, for a second call
             return refused.refusal, None
-        except Exception as exc:  # noqa: BLE001  many wait for this outcome: it has to have one
+        except Exception as exc:  # noqa: BLE001  many wait for this outcome, so there must be one
             self._telemetry.exception("load_failed", exc)
             return Refusal("internal"), None
+        entry = self._cache.find(environment.name, id_, started)
+        if not (isinstance(entry, Copy) and entry.loaded > started):  # a later load was faster
+            self._cache.put(copy, generation)
         return copy, None
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
-        """Make the copy; whatever a browser must not see ends here."""
-        policy = self._config.policies.get(str(document["type"]), self._config.default_policy)
+        """Make the copy; what a browser must not see ends here."""
+        policy = self.config.policies.get(str(document["type"]), self.config.default_policy)
         self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
         shown = policy.project(document)
         try:
-            body = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            encoded = body.encode()
+            text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            body = text.encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
         return make_copy(
             environment,
             str(document["id"]),
             document["externalId"],  # type: ignore[arg-type]  # validated
-            encoded,
+            body,
             document["closedAt"] is not None,
             loaded,
         )
@@ -226,131 +192,36 @@ class Loader:
         environment: Environment,
         outcome: Copy | Refusal,
         why: str | None,
-        known: Copy | None,
+        copy: Copy | None,
         now: float,
         seconds: float,
     ) -> Copy | Refusal:
-        """Draw the conclusions from a load for the next ones; returns what waiters are told."""
+        """Learn from a load for the next ones; returns what those who wait are told."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self._telemetry.count(metrics.LOADS, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
-            if code != "not_found" and known is not None:
-                known.retry = now + RETRY_SECONDS
+            if code != "not_found" and copy is not None:
+                copy.retry = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
-                if self._sharing is not None:
-                    self._sharing.pause(environment.name, environment.budget.wait(now))
-                outcome = replace(outcome, retry_after=environment.budget.wait(now))
+                wait = environment.budget.wait(now)
+                self._sharing.pause(environment.name, wait)
+                outcome = replace(outcome, retry_after=wait)
         healthy = code in ("ok", "not_found", "over_budget")
         health = "ok" if healthy else code
-        fields: Any = {
+        line: dict[str, Any] = {
             "environment": environment.name,
             "outcome": code,
             "seconds": round(seconds, 4),
         }
         if health == environment.health or (healthy and environment.health is None):
-            self._telemetry.often("load_finished", now, **fields)
+            self._telemetry.often("load_finished", now, **line)
         elif healthy:
-            self._telemetry.log.warning("upstream_recovered", **fields)
+            self._telemetry.log.warning("upstream_recovered", **line)
         elif code == "upstream_rejected_credentials":
-            self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **fields)
+            self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
         else:
-            self._telemetry.log.warning("upstream_failing", why=why, **fields)
+            self._telemetry.log.warning("upstream_failing", why=why, **line)
         environment.health, environment.checked = health, now
-        return outcome
-
-    async def readiness(self) -> dict[str, tuple[bool, str]]:
-        """Whether each environment can serve, and why; asks upstream where that is not known."""
-        now, _ = self._clock()
-        loads = [
-            self._cache.flight(environment.name, PROBE_ID)
-            or self.start(environment, PROBE_ID, None, now)
-            for environment in self._config.environments.values()
-            if environment.health != "ok" and now - environment.checked >= PROBE_SECONDS
-            if environment.budget.wait(now) <= 0
-        ]
-        if loads:
-            await asyncio.wait(loads)
-        return {name: self.ready(env) for name, env in self._config.environments.items()}
-
-    def ready(self, environment: Environment) -> tuple[bool, str]:
-        """Whether *environment* can serve, as far as is known, and why."""
-        now, _ = self._clock()
-        if environment.name in self._config.verifier.pending:
-            return False, (
-                "the environment's id is not known yet, so no token can be told to be its own: "
-                "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
-            )
-        if environment.health == "ok":
-            return True, "the upstream answers and accepts the key"
-        if environment.health == "upstream_rejected_credentials":
-            return (
-                False,
-                f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}",
-            )
-        trouble = "the upstream was not asked yet"
-        if environment.health:
-            trouble = f"the upstream fails ({environment.health})"
-        if self._cache.usable(environment.name, now):
-            return True, f"{trouble}; copies are served meanwhile"
-        return False, f"{trouble}, and there is no copy to serve"
-
-    async def test(
-        self,
-        environment: Environment,
-        id_: str,
-        caller: Caller[Grant],
-        token: bytes,
-        mark: Window | None,
-    ) -> Copy | Refusal | None:
-        """One load that is a test of a token too, by this process or another. Never raises.
-
-        None if it was another that was told the token is good: of the session nothing came here.
-        The token's `sub` is this environment's id and upstream has verified it, so what comes is
-        of this environment: it fills the shared copy as any load does. Health and budget are the
-        secret key's and learn nothing here. *mark* is where the token was counted as a bad one in
-        advance; it is given back when it was none, whoever still waits.
-        """
-        digest, config = caller.digest or b"", self._config
-        outcome: Copy | Refusal | None = None
-
-        async def ask() -> Introspection:
-            nonlocal outcome
-            _, wall = self._clock()
-            outcome, _ = await self._fetch_once(
-                environment, id_, lambda path: environment.upstream.get_as(token, path, wall)
-            )
-            spoken, wall = self._clock()
-            if isinstance(outcome, Refusal):
-                seconds = refusal_seconds(outcome.code, outcome.retry_after)
-                introspection = Introspection(outcome.code, (id_,), spoken, seconds)
-            else:
-                ids = dict.fromkeys((id_, outcome.id, outcome.external_id or outcome.id))
-                seconds = min(caller.expires - wall, ACCEPTED_SECONDS)
-                introspection = Introspection(OK, tuple(ids), spoken, seconds)
-            self._telemetry.count(metrics.TOKEN_TESTS, introspection.code)
-            return introspection
-
-        if self._sharing is None:
-            introspection = await ask()
-        else:
-            introspection = await self._sharing.introspect(environment.name, digest, id_, ask)
-        now, wall = self._clock()
-        if outcome is None and introspection.code != OK:  # another's
-            rest = introspection.until - now if introspection.code == "over_budget" else None
-            outcome = Refusal(introspection.code, retry_after=rest)
-        if mark is not None and introspection.code in (OK, *AUTHENTIC):
-            mark.used -= 1
-        current = self._config
-        if (current.verifier, current.origins) != (config.verifier, config.origins):
-            return outcome  # other keys or another upstream by now: it is to be asked again
-        if introspection.code == OK:
-            seconds = caller.expires - wall + now - introspection.spoken
-            self._introspections.accept(digest, introspection.ids, introspection.spoken, seconds)
-            config.verifier.remember(token, caller)
-        else:
-            self._introspections.refuse(
-                digest, id_, introspection.spoken, introspection.code, introspection.seconds
-            )
         return outcome

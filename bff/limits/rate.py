@@ -7,7 +7,8 @@ import asyncio
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Protocol
+from math import inf
+from typing import Final, Protocol
 
 MAX_RESET = 60.0
 """Seconds: the official SDK waits for a reset however far it is, so none is further away."""
@@ -51,6 +52,9 @@ class Window:
     leased so far, or this replica's share while the lessor is away.
     """
 
+    headers = True
+    """Whether an answer that it counted carries the rate limit's header lines."""
+
     __slots__ = (
         "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter",
         "remaining_elsewhere", "renew_at", "used", "waiting",
@@ -70,6 +74,14 @@ class Window:
         self.waiting = 0
         self._leased = False
         self._borrowed = 0
+
+    def charge(self) -> None:
+        """Count one more."""
+        self.used += 1
+
+    def refund(self) -> None:
+        """Give back one that was counted in this window."""
+        self.used -= 1
 
     @property
     def exceeded(self) -> bool:
@@ -175,7 +187,7 @@ class Limiter:
         self._windows: OrderedDict[Hashable, Window] = OrderedDict()
 
     def window(self, key: Hashable, now: float) -> Window:
-        """Look at the window of *key* without taking.
+        """Return the window of *key*; counts nothing.
 
         Raises:
             Unleased: it has to be leased first.
@@ -187,20 +199,16 @@ class Limiter:
             window.more(self._provider)
         return window
 
-    def take(self, key: Hashable, now: float) -> Window:
+    def charge(self, key: Hashable, now: float) -> Window:
         """Count one for *key*; raises as `window` does, and then counts nothing."""
-        window = self._windows.get(key)
-        if window is None or window.ends <= now:
-            window = self._open(key, now)
-        if window.used >= window.renew_at and self._provider is not None:
-            window.more(self._provider)
+        window = self.window(key, now)
         window.used += 1
         return window
 
     def refund(self, key: Hashable) -> None:
         """Give back the last one counted for *key*."""
         if window := self._windows.get(key):
-            window.used -= 1
+            window.refund()
 
     def renew(self, window: Window, ends: float) -> Window:
         """Begin another window in place of *window*, for what that has used beyond its grants.
@@ -225,3 +233,36 @@ class Limiter:
         leased = self._provider is not None
         window = windows[key] = Window(self, key, now + self.seconds, leased=leased)
         return window
+
+
+class UnlimitedWindow(Window):
+    """The window of a limit that is off: it counts nothing, never ends, and is never exceeded."""
+
+    __slots__ = ()
+    headers = False
+
+    def charge(self) -> None:
+        """Count nothing."""
+
+    def refund(self) -> None:
+        """Give nothing back: nothing was counted."""
+
+
+class Unlimited(Limiter):
+    """A limit that is off: every key has `UNLIMITED_WINDOW`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sys.maxsize, inf)
+
+    def window(self, key: Hashable, now: float) -> Window:  # noqa: ARG002
+        """Return `UNLIMITED_WINDOW`."""
+        return UNLIMITED_WINDOW
+
+    charge = window
+
+    def refund(self, key: Hashable) -> None:
+        """Give nothing back: nothing was counted."""
+
+
+UNLIMITED_WINDOW: Final = UnlimitedWindow(Unlimited("unlimited"), None, inf, leased=False)
+"""Shared by every limit that is off, and by a request that no limit has counted yet."""

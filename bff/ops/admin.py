@@ -89,11 +89,11 @@ class Ops:
             case "metrics":
                 return self._telemetry.metrics().decode()
             case "readiness":
-                loader, environments = self._gateway.loader, self._gateway.environments
+                readiness, environments = self._gateway.readiness, self._gateway.config.environments
                 with contextlib.suppress(TimeoutError):  # a slow upstream is no slow worker
                     async with asyncio.timeout(PATIENCE_SECONDS / 2):
-                        await loader.readiness()
-                return {name: loader.ready(one) for name, one in environments.items()}
+                        await readiness.check()
+                return {name: readiness.state(one) for name, one in environments.items()}
             case "revocations":
                 return [known.encode() for known in self._gateway.revocations.all()]
             case "revoke":
@@ -116,7 +116,7 @@ class Ops:
         return True
 
     def _forget(self, id_: str) -> None:
-        for name in self._gateway.environments:
+        for name in self._gateway.config.environments:
             self._gateway.cache.purge(name, id_)
 
     # -- the routes
@@ -126,7 +126,7 @@ class Ops:
 
     async def _readyz(self, _: Request) -> Response:
         others, known = await asyncio.gather(
-            self._ask("readiness"), self._gateway.loader.readiness()
+            self._ask("readiness"), self._gateway.readiness.check()
         )
         found = dict(known)
         for number, theirs in others.items():
@@ -189,7 +189,7 @@ class Ops:
         self._telemetry.count(metrics.PURGES)
         heard = await self._ask("purge", id_)
         try:
-            for name in self._gateway.environments if self._sharing else ():
+            for name in self._gateway.config.environments if self._sharing else ():
                 await self._sharing.purge(name, id_)  # type: ignore[union-attr]  # just asked
         except StoreUnavailable:
             return _alone("purged from")

@@ -14,7 +14,9 @@ from starlette.types import Receive, Scope, Send
 from bff import __version__
 from bff.clock import Clock
 from bff.errors import Refused, UpstreamError
-from bff.gateway.decide import Gateway, PendingLease, PendingList, PendingLoad
+from bff.gateway.decide import Gateway
+from bff.gateway.introspection import PendingIntrospection
+from bff.gateway.pending import Pending, PendingLoad
 from bff.request import RequestHead
 from bff.response import Response
 from bff.server.asgi import read_head, send_response
@@ -138,12 +140,10 @@ class RequestSpan:
         with self._tracer.start_as_current_span("decide", record_exception=False):
             yield
 
-    def answered(
-        self, response: Response, answer: Response | PendingLoad | PendingList | PendingLease
-    ) -> None:
+    def answered(self, response: Response, answer: Response | Pending) -> None:
         """Note how it ended."""
         self._span.set_attribute("http.response.status_code", response.status)
-        if isinstance(answer, PendingLoad):
+        if isinstance(answer, PendingLoad | PendingIntrospection):
             self._span.set_attribute("bff.joined", answer.collapsed)
         if response.status >= 500:  # noqa: PLR2004
             self._span.set_status(self._error)

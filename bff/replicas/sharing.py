@@ -148,6 +148,10 @@ class Sharing:
         """Disconnect."""
         await self.store.close()
 
+    def mark_down(self) -> None:
+        """Count the store as unavailable: a request waited for it as long as it may."""
+        self.store.mark_down()
+
     # -- limits
 
     def lease(self, window: Window, want: int) -> "asyncio.Task[None]":

@@ -24,7 +24,7 @@ class Endpoint:
         answer = scope.get("extensions", {}).get(LOAD)
         if answer is None:
             answer = self._gateway.decide(read_head(scope), *self._clock())
-        response = answer if isinstance(answer, Response) else await self._gateway.finish(answer)
+        response = await self._gateway.finish(answer)
         await send_response(response, send)
 
 

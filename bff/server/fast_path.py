@@ -27,7 +27,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bff.clock import Clock
-from bff.gateway.decide import Gateway, PendingLease, PendingList, PendingLoad
+from bff.gateway.decide import Gateway
+from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.server.asgi import LOAD
@@ -150,7 +151,7 @@ class FastPathProtocol(BoundedProtocol):
         """Of the last request in them that was decided here."""
         self._granted = False
         """It was not refused."""
-        self._load: PendingLoad | PendingList | PendingLease | None = None
+        self._load: Pending | None = None
         """Decided already, for the request that is parsed next."""
         self._again = b""
         """Bytes that are one request to be decided here, whole, and `_head` is its head."""

@@ -39,6 +39,11 @@ class Caller(Generic[GrantT]):
     digest: bytes | None = None
     """SHA-256 of a token on which upstream has the last word, session by session."""
 
+    @property
+    def unverified(self) -> bool:
+        """Whether upstream has the last word on the token, session by session."""
+        return self.digest is not None
+
 
 @dataclass(slots=True)
 class KeyUse:

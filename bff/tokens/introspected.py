@@ -6,11 +6,10 @@ is joined, not repeated. Time is seconds on a clock that never jumps, and a verd
 upstream spoke, to whichever replica that was.
 """
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Literal
 
 from bff.errors import ErrorCode
 
@@ -21,10 +20,6 @@ ACCEPTED_SECONDS: Final = 60.0
 AUTHENTIC_SECONDS: Final = 900.0
 """How long a token that passed once is none of the untested: it is tested again as often as
 any, but is not counted as a bad one meanwhile, or an outage upstream would count everyone so."""
-
-
-MAX_FLIGHTS: Final = 50
-"""Tests at once; half of the connections upstream, so that loads have the rest."""
 
 
 REFUSED_SECONDS: Final = 5.0
@@ -45,9 +40,6 @@ token first."""
 
 
 OK: Final = "ok"
-
-
-OutcomeT = TypeVar("OutcomeT")
 
 
 _Key = tuple[bytes, str]
@@ -86,29 +78,25 @@ def refusal_seconds(code: ErrorCode, retry_after: float | None) -> float:
     return REFUSED_SECONDS
 
 
-class Introspections(Generic[OutcomeT]):
+class Introspections:
     """The verdicts of one process, and the tests under way.
 
     Args:
-        spawn: runs a test to its end, whoever leaves meanwhile.
         max_kept: bound on the good ones.
         max_refused: bound on the refusals, which are kept for so much less long.
     """
 
     def __init__(
         self,
-        spawn: Callable[[Coroutine[Any, Any, OutcomeT]], "asyncio.Task[OutcomeT]"],
         *,
         max_kept: int = 50_000,
         max_refused: int = 10_000,
     ) -> None:
-        self._spawn = spawn
         self._max_kept = max_kept
         self._max_refused = max_refused
         self._accepted: OrderedDict[_Key, float] = OrderedDict()
         self._refused: OrderedDict[_Key, tuple[float, ErrorCode]] = OrderedDict()
         self._authentic: OrderedDict[bytes, float] = OrderedDict()
-        self._flights: dict[_Key, asyncio.Task[OutcomeT]] = {}
 
     def __len__(self) -> int:
         return len(self._accepted)
@@ -159,21 +147,3 @@ class Introspections(Generic[OutcomeT]):
         kept[key] = value
         if len(kept) > bound:
             kept.popitem(last=False)
-
-    @property
-    def full(self) -> bool:
-        """Whether no other test may begin now."""
-        return len(self._flights) >= MAX_FLIGHTS
-
-    def flight(self, digest: bytes, id_: str) -> "asyncio.Task[OutcomeT] | None":
-        """The test under way of this token for this session."""
-        return self._flights.get((digest, id_))
-
-    def fly(
-        self, digest: bytes, id_: str, test: Coroutine[Any, Any, OutcomeT]
-    ) -> "asyncio.Task[OutcomeT]":
-        """Start *test* as the one test of this token for this session."""
-        key = (digest, id_)
-        task = self._flights[key] = self._spawn(test)
-        task.add_done_callback(lambda _: self._flights.pop(key, None))
-        return task

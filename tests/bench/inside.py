@@ -76,7 +76,7 @@ class _Run:
         self.service = Service(told, Telemetry(nowhere))
         self.requests, self.status, self.asked = requests, status, 0
         gateway = self.service.gateway
-        environment = next(iter(gateway.environments))
+        environment = next(iter(gateway.config.environments))
         for n in range(sessions):
             document = json.loads(json.dumps(session(n, f"chat-{n}")))
             copy = gateway.loader._project(environment, document, system_clock()[0])

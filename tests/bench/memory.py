@@ -48,7 +48,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
     async with World(clock, **PLENTY) as world:
         gateway = world.service.gateway
         await world.get("chat-1")
-        environment = next(iter(gateway.environments.values()))
+        environment = next(iter(gateway.config.environments.values()))
 
         before = resident()
         for n in range(copies):
@@ -63,9 +63,9 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         ]
         before = resident()
         for one in made:
-            gateway.verifier.verify(bytes(bytearray(one)), clock.wall)
-        print(f"verified token: {(resident() - before) / len(gateway.verifier):,.0f} bytes "
-              f"({len(gateway.verifier):,} kept of {tokens:,})")  # fmt: skip
+            gateway.config.verifier.verify(bytes(bytearray(one)), clock.wall)
+        print(f"verified token: {(resident() - before) / len(gateway.config.verifier):,.0f} bytes "
+              f"({len(gateway.config.verifier):,} kept of {tokens:,})")  # fmt: skip
 
         shared, before = fast_path.Shared(gateway, clock), resident()
         for one in made:

@@ -178,7 +178,7 @@ async def test_which_key_was_used_last_is_told_by_number(world: World) -> None:
     await world.get("chat-1", token=token)  # remembered as verified, and used all the same
 
     def used() -> dict[str, float]:
-        return {use.number: use.last for use in world.service.gateway.verifier.uses}
+        return {use.number: use.last for use in world.service.gateway.config.verifier.uses}
 
     assert used() == {1: 1_800_000_065.0, 2: 1_800_000_000.0}
 
@@ -245,7 +245,7 @@ async def test_what_changes_while_the_gateway_starts_is_noticed(
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"{NEW_KEY}\n{OWN_KEY}")
-    monkeypatch.setattr("bff.app.WATCH_SECONDS", 0.01)
+    monkeypatch.setattr("bff.config.reload.WATCH_SECONDS", 0.01)
     connect = Service.connect
 
     async def slowly(service: Service) -> None:

@@ -80,7 +80,7 @@ def test_dropping_either_id_drops_both(id_: str) -> None:
 def test_absence_is_remembered_for_its_time_and_ends_what_was_known() -> None:
     kept = cache()
     kept.put(copy(1, external="chat"))
-    kept.put_missing("e", "chat", 10)
+    kept.put_negative("e", "chat", 10)
 
     assert isinstance(kept.find("e", "chat", 10.9), NegativeEntry)
     assert kept.find("e", "session_1", 10.9) is None
@@ -121,7 +121,7 @@ def test_the_bound_holds_and_the_sum_is_right(steps) -> None:
             kept.put(copy(number, external=f"chat-{number}", size=size))
         assert kept.bytes <= 10_000
         assert kept.bytes == sum(known.size for known in kept._ring)
-        assert set(kept._kept.values()) == set(kept._ring)
+        assert set(kept._entries.values()) == set(kept._ring)
 
 
 def test_what_is_read_stays_when_room_is_needed() -> None:
@@ -168,9 +168,9 @@ async def test_one_load_for_many_and_none_left_behind() -> None:
         await gate.wait()
         return "done"
 
-    flight = kept.fly("e", "chat", load())
-    assert kept.flight("e", "chat") is flight
-    assert kept.flight("other", "chat") is None
+    flight = kept.loads.start(("e", "chat"), load())
+    assert kept.loads.get(("e", "chat")) is flight
+    assert kept.loads.get(("other", "chat")) is None
     leaver = asyncio.ensure_future(asyncio.shield(flight))
     await asyncio.sleep(0)
     leaver.cancel()
@@ -178,15 +178,15 @@ async def test_one_load_for_many_and_none_left_behind() -> None:
 
     assert await flight == "done"
     await asyncio.sleep(0)
-    assert kept.flights == 0
+    assert len(kept.loads) == 0
     assert started == [1]
 
 
 def test_usable_while_any_copy_of_the_environment_may_be_served() -> None:
     kept = cache()
-    assert not kept.usable("e", 0)
+    assert not kept.has_usable("e", 0)
     kept.put(copy(1))
 
-    assert kept.usable("e", 61)
-    assert not kept.usable("e", 62)
-    assert not kept.usable("other", 0)
+    assert kept.has_usable("e", 61)
+    assert not kept.has_usable("e", 62)
+    assert not kept.has_usable("other", 0)

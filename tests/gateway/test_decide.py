@@ -423,7 +423,7 @@ async def test_a_load_outlives_the_browser_that_started_it(world: World) -> None
     assert (await stayer).status_code == 200
     assert leaver.cancelled()
     assert world.calls == 1
-    assert world.service.gateway.cache.flights == 0
+    assert len(world.service.gateway.cache.loads) == 0
 
 
 async def test_stale_is_answered_and_refreshed_behind(world: World) -> None:
@@ -892,7 +892,7 @@ async def test_what_nobody_foresaw_is_a_readable_500_without_its_text(world: Wor
     def broken(*_: object) -> None:
         raise RuntimeError("sentinel-in-an-exception")
 
-    world.service.gateway._count_caller = broken
+    world.service.gateway.admission.charge_caller = broken
 
     response = await world.get("chat-1")
 

@@ -82,7 +82,7 @@ async def test_a_hit_takes_no_waiting_and_no_signature_whoever_verified(
         token = kind.token(world, *read("chat-1"))
         first = await heart.ask(world, "chat-1", token)
         gateway, checks = world.service.gateway, []
-        gateway.verifier._check = lambda *told: checks.append(told)  # type: ignore[method-assign]
+        gateway.config.verifier._check = lambda *told: checks.append(told)  # type: ignore[method-assign]
         head = [(b"authorization", b"Bearer " + token.encode())]
         hits = [
             gateway.decide(RequestHead.read("GET", path, b"", head, "192.0.2.1"), *clock())
@@ -184,7 +184,7 @@ async def test_an_answer_that_decides_nothing_grants_nothing_and_is_not_asked_fo
     ] * 5
     assert opaque.calls == 2
     assert (await ask(opaque, other))[0] == 200, "who has a verdict is served from the copy"
-    assert opaque.service.gateway.environments["default"].health is None
+    assert opaque.service.gateway.config.environments["default"].health is None
     opaque.answer(0)
     opaque.clock.advance(1)
     assert (await ask(opaque, token))[0] == 200
@@ -206,7 +206,7 @@ async def test_upstreams_limit_on_one_token_stops_that_token_alone(opaque: World
     assert (again.status_code, again.headers["retry-after"]) == (503, "20")
     assert opaque.calls == 1
     assert (await ask(opaque, other))[0] == 200
-    budget = opaque.service.gateway.environments["default"].budget
+    budget = opaque.service.gateway.config.environments["default"].budget
     assert budget.wait(opaque.clock.now) == 0, "the key's bucket is another"
     assert budget.left(opaque.clock.now) == 10
 
@@ -358,7 +358,7 @@ async def test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers
 
 def bad_tokens(world: World) -> int:
     """What the browser's address has used of its bad tokens."""
-    windows = world.service.gateway._limits.bad_token._windows.values()
+    windows = world.service.gateway.config.limits.bad_token._windows.values()
     return sum(window.used for window in windows)
 
 
@@ -389,7 +389,7 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
         nonlocal most
         token = f"{template}.{number:043}"
         peer = f"198.51.100.{number % addresses}"
-        most = max(most, len(opaque.service.gateway.introspections._flights))
+        most = max(most, len(opaque.service.gateway._introspector._in_flight._tasks))
         response = await heart.ask(opaque, "chat-1", token, peer=peer)
         statuses.add(response.status)
 
@@ -402,7 +402,7 @@ async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
     assert (await ask(opaque, mine))[0] == 200, "who has a verdict is not harmed"
     introspections = opaque.service.gateway.introspections
     assert len(introspections) == 2
-    assert len(opaque.service.gateway.verifier) == 1, "only verified tokens are remembered"
+    assert len(opaque.service.gateway.config.verifier) == 1, "only verified tokens are remembered"
 
 
 async def test_good_tokens_cost_their_address_no_bad_one(opaque: World) -> None:
@@ -685,7 +685,7 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
     assert await waiting == (401, "token_invalid")
     gateway = opaque.service.gateway
-    assert (len(gateway.introspections), len(gateway.verifier)) == (0, 0)
+    assert (len(gateway.introspections), len(gateway.config.verifier)) == (0, 0)
     assert len(gateway.cache) == (0 if "TRIGGER_API_URL" in change else 1)
 
 
@@ -693,8 +693,7 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
 
 def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
-    introspections: Introspections[None] = Introspections(
-        lambda _: None,  # type: ignore[arg-type, return-value]
+    introspections = Introspections(
         max_kept=100,
         max_refused=50,
     )
@@ -717,7 +716,7 @@ def test_what_verdicts_may_cost_is_bounded_in_bytes() -> None:
     """All of it, at the bounds, with the longest ids there are."""
     import tracemalloc  # noqa: PLC0415
 
-    introspections: Introspections[None] = Introspections(lambda _: None)  # type: ignore[arg-type, return-value]
+    introspections = Introspections()
     tracemalloc.start()
     for number in range(20_000):
         digest, id_ = number.to_bytes(32, "big"), f"{number:06}" + "\N{GRINNING FACE}" * 250

@@ -42,14 +42,14 @@ async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world
     await idle(world)
 
     assert wrong == []
-    assert world.service.gateway.cache.flights == 0
+    assert len(world.service.gateway.cache.loads) == 0
     assert len(asyncio.all_tasks()) <= running
 
 
 async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: World) -> None:
     for name in ("chat-1", "chat-2"):
         await world.get(name)
-    kept = world.service.gateway.cache._kept
+    kept = world.service.gateway.cache._entries
     kept["default", "chat-1"] = kept["default", "chat-2"]
 
     response = await world.get("chat-1", "read:sessions")
@@ -237,7 +237,7 @@ async def test_30_ten_thousand_flaps_leave_nothing_behind(world: World) -> None:
     assert len(asyncio.all_tasks()) == tasks
     assert descriptors() <= files + 1
     gateway = world.service.gateway
-    assert (gateway.cache.flights, len(world.service._tasks)) == (0, 0)
+    assert (len(gateway.cache.loads), len(world.service._tasks)) == (0, 0)
     world.answer(0)
     world.clock.advance(60)
     assert (await ask(world, "chat-1", token)).status == 200

@@ -121,14 +121,14 @@ async def test_03_a_verified_token_is_never_kept_past_its_end(of_kind: World, ki
     world = of_kind
     token = kind.token(world, *read("chat-1"), exp=int(world.clock.wall) + 10)
     assert (await world.get("chat-1", token=token)).status_code == 200
-    assert len(world.service.gateway.verifier) == 1
+    assert len(world.service.gateway.config.verifier) == 1
 
     world.clock.advance(9.999)
     assert (await world.get("chat-1", token=token)).status_code == 200
     world.clock.advance(0.001)
 
     assert (await world.get("chat-1", token=token)).json()["code"] == "token_expired"
-    assert len(world.service.gateway.verifier) == 0
+    assert len(world.service.gateway.config.verifier) == 0
 
 
 def test_04_a_hundred_thousand_tokens_take_bounded_memory() -> None:
@@ -202,7 +202,7 @@ async def test_25_ten_thousand_bad_tokens_cost_upstream_nothing(world: World, ki
 
     assert refused == {401, 429}
     assert world.calls <= (1 + 60 if kind.name == "upstream" else 1), "its limit, or nothing"
-    assert len(world.service.gateway.verifier) == 1
+    assert len(world.service.gateway.config.verifier) == 1
 
 
 async def test_25_bad_tokens_of_many_addresses_cost_upstream_nothing(world: World) -> None:
@@ -234,7 +234,7 @@ async def test_04_bad_tokens_of_any_kind_are_kept_nowhere(of_kind: World, kind: 
     before = resident()
     await flood(range(800, 1600))
 
-    assert len(gateway.verifier) == 1
+    assert len(gateway.config.verifier) == 1
     assert resident() - before < 4 * 1024 * 1024, "7 MB of tokens went by"
 
 

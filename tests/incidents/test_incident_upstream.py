@@ -171,7 +171,7 @@ async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:
 
     world.service.gateway.loader._project = broken
     assert (await world.get("chat-1")).json()["code"] == "internal"
-    world.service.gateway._authenticate = broken
+    world.service.gateway.admission.authenticate = broken
     assert (await world.get("chat-1")).json()["code"] == "internal"
 
     assert SECRET_KEY not in world.log.getvalue()

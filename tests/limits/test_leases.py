@@ -90,7 +90,7 @@ def test_whatever_the_order_no_window_of_the_store_lets_one_too_many_through(
             clock.now += which
         elif what == "ask":
             try:
-                window = limiters[which].take("key", clock.now)
+                window = limiters[which].charge("key", clock.now)
             except LeasePending:
                 continue
             if not window.exceeded:
@@ -120,7 +120,7 @@ def spend(limiter: Limiter, provider: QuotaProvider, clock: Now, number: int) ->
     for _ in range(number):
         while True:
             try:
-                window = limiter.take("key", clock.now)
+                window = limiter.charge("key", clock.now)
             except LeasePending:
                 for lease in provider.under_way:
                     lease.reach(clock.now)
@@ -189,7 +189,7 @@ def test_the_share_of_one_among_several_while_the_store_is_away() -> None:
 def test_without_a_lessor_the_whole_window_is_there_at_once() -> None:
     limiter = Limiter("caller", 3, 60)
 
-    assert [limiter.take("key", 0.0).exceeded for _ in range(4)] == [False] * 3 + [True]
+    assert [limiter.charge("key", 0.0).exceeded for _ in range(4)] == [False] * 3 + [True]
 
 
 def test_the_formulae_of_the_capacity_page_hold() -> None:

@@ -14,10 +14,10 @@ from bff.limits.rate import Limiter
 def test_a_window_begins_with_the_first_request_and_ends_in_time() -> None:
     limiter = Limiter("caller", 2, 60)
 
-    taken = [limiter.take("a", now).exceeded for now in (10, 69, 69.9, 70, 70)]
+    taken = [limiter.charge("a", now).exceeded for now in (10, 69, 69.9, 70, 70)]
 
     assert taken == [False, False, True, False, False]
-    assert limiter.take("b", 70).remaining == 1
+    assert limiter.charge("b", 70).remaining == 1
 
 
 @given(
@@ -28,7 +28,7 @@ def test_no_key_gets_more_than_its_limit_in_a_window(steps, limit) -> None:
     now, allowed = 0.0, {}
     for key, pause in steps:
         now += pause
-        window = limiter.take(key, now)
+        window = limiter.charge(key, now)
         assert window.remaining == max(0, limit - window.used)
         assert 0 <= window.reset(now) <= 60
         if not window.exceeded:
@@ -40,19 +40,19 @@ def test_no_key_gets_more_than_its_limit_in_a_window(steps, limit) -> None:
 def test_keys_are_bounded_and_the_oldest_window_goes() -> None:
     limiter = Limiter("caller", 1, 60, max_keys=3)
     for number in range(4):
-        limiter.take(number, number)
+        limiter.charge(number, number)
 
-    assert limiter.take(3, 5).exceeded
-    assert limiter.take(1, 5).exceeded
-    assert not limiter.take(0, 5).exceeded
+    assert limiter.charge(3, 5).exceeded
+    assert limiter.charge(1, 5).exceeded
+    assert not limiter.charge(0, 5).exceeded
 
 
 def test_windows_that_ended_are_forgotten_without_a_sweep() -> None:
     limiter = Limiter("caller", 1, 60)
     for number in range(100):
-        limiter.take(number, 0)
+        limiter.charge(number, 0)
     for number in range(100):
-        limiter.take(1000 + number, 61)
+        limiter.charge(1000 + number, 61)
 
     assert len(limiter._windows) == 100
 

@@ -53,7 +53,7 @@ async def unnamed(clock: Clock) -> AsyncIterator[World]:
 
 async def learned(world: World, *environments: str) -> None:
     for _ in range(300):
-        if not world.service.gateway.verifier.pending - set(environments):
+        if not world.service.gateway.config.verifier.pending - set(environments):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("nothing was learned")
@@ -185,7 +185,7 @@ async def test_another_key_is_asked_anew_and_until_then_nothing_is_believed(
     assert await status(unnamed) == 401, "a token of the environment that was"
     assert len(unnamed.service.gateway.cache) == 0
     unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other", BFF_RATE_LIMIT="9/minute")
-    assert unnamed.service.gateway.verifier.pending == frozenset()
+    assert unnamed.service.gateway.config.verifier.pending == frozenset()
 
 
 async def test_who_needs_no_id_is_not_asked_for_one(world: World) -> None:

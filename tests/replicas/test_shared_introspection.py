@@ -167,7 +167,7 @@ async def test_a_token_that_ends_while_another_replica_tests_it_is_answered(
     await asked.wait()
     url, headers = "/api/v1/sessions", {"authorization": f"Bearer {token}"}
     second = asyncio.create_task(two.browser.get(url, headers=headers))
-    await until(lambda: two.service.gateway.introspections._flights)
+    await until(lambda: two.service.gateway._introspector._in_flight._tasks)
     two.clock.advance(20)
     go_on.set()
 
@@ -552,7 +552,7 @@ async def test_an_alias_that_is_none_is_the_same_bytes_whatever_another_was_told
 
 def probed(world: World) -> int:
     """What this replica has counted of bad tokens."""
-    return sum(w.used for w in world.service.gateway._limits.bad_token._windows.values())
+    return sum(w.used for w in world.service.gateway.config.limits.bad_token._windows.values())
 
 
 async def test_a_flood_of_invented_tokens_meets_its_limit_before_the_store_and_upstream(

@@ -295,7 +295,7 @@ async def test_a_policy_that_changes_during_a_load_holds_for_what_it_brings(
     loads = [asyncio.create_task(one.get("chat-1"))]
     await asked.wait()
     loads.append(asyncio.create_task(two.get("chat-1")))
-    await until(lambda: two.service.gateway.cache.flights)
+    await until(lambda: len(two.service.gateway.cache.loads))
     await asyncio.sleep(0.05)
     two.reload(**two.told | {"BFF_EXPOSE_METADATA": None})
     loads.append(asyncio.create_task(two.get("chat-1")))
@@ -403,7 +403,7 @@ async def test_a_purge_reaches_who_was_cut_off_meanwhile(replicas: Replicas) -> 
         client.client_kill_filter(_type="normal", skipme=True)
     await purge(one, "chat-1")
 
-    await until(lambda: not two.service.gateway.cache._kept)
+    await until(lambda: not two.service.gateway.cache._entries)
 
 
 @pytest.mark.parametrize("purged", ["chat-1", FRIENDLY["chat-1"]])
@@ -477,7 +477,8 @@ async def test_whatever_stands_under_our_keys_is_got_over(replicas: Replicas, ju
     bucket = replicas.upstream.environments[0].bucket
     bucket.interval, bucket.since = 60.0, time.time()
     await asyncio.sleep(0.05)
-    namespace, limits = world.service.sharing.namespaces["default"], world.service.gateway._limits
+    namespace = world.service.sharing.namespaces["default"]
+    limits = world.service.gateway.config.limits
     keys = {
         *everything(replicas.engine),
         *(
@@ -522,7 +523,7 @@ async def test_a_foreign_message_makes_nobody_deaf(replicas: Replicas) -> None:
             client.xadd(key, {"place": two.service.sharing.namespaces["default"].origin, "id": ""})
 
     await purge(one, "chat-1")
-    await until(lambda: not two.service.gateway.cache._kept)
+    await until(lambda: not two.service.gateway.cache._entries)
 
     await two.get("chat-1")
     with replicas.engine.client() as client:
@@ -531,7 +532,7 @@ async def test_a_foreign_message_makes_nobody_deaf(replicas: Replicas) -> None:
         await until(lambda: client.type("bff1:{told}:purges") == b"none")
         assert client.xlen("bff1:{told}:revocations") == 4, "what is ours stays"
     await purge(one, "chat-1")
-    await until(lambda: not two.service.gateway.cache._kept)
+    await until(lambda: not two.service.gateway.cache._entries)
 
 
 # -- tokens that upstream verifies

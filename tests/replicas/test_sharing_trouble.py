@@ -168,7 +168,7 @@ async def test_a_slow_store_keeps_a_request_no_longer_than_the_timeout(
         async def prepare() -> None:
             relay.delay = 0.0
             await until(lambda: world.service.sharing.up)
-            world.service.gateway._limits.address._windows.clear()
+            world.service.gateway.config.limits.address._windows.clear()
             relay.delay = delay
 
         async def attempt() -> None:
@@ -271,7 +271,7 @@ async def test_a_failover_behind_one_address(tmp_path: Path, kind: str) -> None:
             await two.get("chat-1")
             assert len(replicas.upstream.seen) == 2, "the copy came along"
             await purge(one, "chat-1")
-            await until(lambda: not two.service.gateway.cache._kept)
+            await until(lambda: not two.service.gateway.cache._entries)
 
 
 async def test_a_store_that_was_restarted_begins_anew_and_so_does_what_is_heard(
@@ -395,7 +395,10 @@ async def test_the_stores_clock_may_be_set_back(replicas: Replicas) -> None:
             client.lset(spent, n, int(client.lindex(spent, n)) + 1000 * hour)
         for key in client.keys("*"):
             client.pexpire(key, hour + 60_000)
-    for limiter in (world.service.gateway._limits.caller, world.service.gateway._limits.address):
+    for limiter in (
+        world.service.gateway.config.limits.caller,
+        world.service.gateway.config.limits.address,
+    ):
         limiter._windows.clear()
 
     assert (await world.get("chat-closed")).status_code == 200, "the budget is spent by nobody"

@@ -263,7 +263,7 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
                     world.log.getvalue()
                     + (await world.ops.get("/readyz")).text
                     + (await world.ops.get("/metrics")).text
-                    + repr([world.service._told, store, store._client, store._listener])
+                    + repr([world.service.reload.settings, store, store._client, store._listener])
                 )
                 assert "s3ntinel" not in shown
 

@@ -125,7 +125,7 @@ class Side:
     async def settle(self) -> None:
         for _ in range(3):
             await asyncio.sleep(0)
-            while self.state.tasks or self.world.service.gateway.cache.flights:
+            while self.state.tasks or len(self.world.service.gateway.cache.loads):
                 await asyncio.sleep(0)
 
     async def feed(self, wire: Wire, *chunks: bytes) -> bytes:
@@ -804,7 +804,7 @@ async def test_a_browser_that_left_is_no_failure_of_ours(clock: Clock) -> None:
 async def test_what_nobody_foresaw_is_told_as_json(clock: Clock) -> None:
     async with both(clock) as sides:
         for side in sides:
-            side.world.service.gateway.verifier = None  # type: ignore[assignment]
+            side.world.service.gateway.config.verifier = None  # type: ignore[assignment]
         answer = await same(sides, request(GOOD, f"origin: {ORIGIN}"))
         assert b"HTTP/1.1 500" in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "internal"

@@ -21,7 +21,7 @@ _LEAK = "self.__dict__.setdefault('leak', []).append"
 PLANTED = [
     Planted(
         "an unentitled caller was answered",
-        "bff/gateway/decide.py",
+        "bff/gateway/admission.py",
         "            copy.environment != caller.environment\n            or not",
         "            False and not",
     ),
@@ -33,9 +33,9 @@ PLANTED = [
     ),
     Planted(
         "a 5xx while a usable copy existed",
-        "bff/gateway/decide.py",
-        'if load.fallback and outcome.code != "not_found":',
-        "if False:",
+        "bff/gateway/pending.py",
+        'elif self.fallback and brought.code != "not_found":',
+        "elif False:",
         calm=False,
     ),
     Planted(
@@ -66,9 +66,9 @@ PLANTED = [
     ),
     Planted(
         "memory grew",
-        "bff/gateway/decide.py",
-        "        self.telemetry.counts[key] += 1\n",
-        f"        self.telemetry.counts[key] += 1\n        {_LEAK}(bytearray(200000))\n",
+        "bff/gateway/answers.py",
+        "        self._counts[key] += 1\n",
+        f"        self._counts[key] += 1\n        {_LEAK}(bytearray(200000))\n",
     ),
     Planted(
         "descriptors grew",
@@ -90,7 +90,12 @@ PLANTED = [
         "        self._connections.leave(self._peer)\n",
         "",
     ),
-    Planted("loads were left in flight", "bff/copies/cache.py", "        self._aloft -= 1\n", ""),
+    Planted(
+        "loads were left in flight",
+        "bff/copies/single_flight.py",
+        "        self._in_flight -= 1\n",
+        "",
+    ),
     Planted(
         "nothing was answered",
         "bff/tokens/verify.py",

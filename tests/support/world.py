@@ -212,7 +212,7 @@ class World:
 
     async def settle(self) -> None:
         """Let loads in the background end."""
-        while self.service.gateway.cache.flights:
+        while len(self.service.gateway.cache.loads):
             await asyncio.sleep(0)
 
     def answer(self, status: int, body: Any = None, **headers: str) -> None:

@@ -252,7 +252,7 @@ async def test_keys_that_come_with_the_token_are_not_looked_at(
 
 
 async def test_callers_are_counted_by_source_and_subject(clock: Clock, sourced: World) -> None:
-    verify = sourced.service.gateway.verifier.verify
+    verify = sourced.service.gateway.config.verifier.verify
 
     def key(provider: str, *scopes: str, **changes) -> bytes:
         caller = verify(token(sourced, provider, *scopes, **changes).encode(), clock.wall)
@@ -278,7 +278,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_no_request_waits(
     fetches = jwks.seen.copy
 
     assert (await outcome(sourced, mine)) == (401, "token_invalid")
-    source = sourced.service.gateway.verifier._sources["https://my-tenant.eu.auth0.com/"]
+    source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
     assert source.keys.wanted.is_set()
     assert source.keys.wait(sourced.clock.now) == 30, "a bounded rate, however many ask"
     before = len(fetches())
@@ -298,7 +298,7 @@ async def test_a_key_that_is_gone_verifies_nothing_not_even_what_is_remembered(
     mine, theirs = token(sourced, "auth0"), token(sourced, "clerk")
     assert (await outcome(sourced, mine))[0] == (await outcome(sourced, theirs))[0] == 200
     jwks.keys["auth0"] = [KEYS["supabase"], KeyPair("RS256", "auth0-9")]
-    source = sourced.service.gateway.verifier._sources["https://my-tenant.eu.auth0.com/"]
+    source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
 
     await sourced.service.key_refresh.refresh(source)
 
@@ -330,7 +330,7 @@ async def test_while_its_server_says_nonsense_the_keys_stay_and_are_trusted_for_
     mine = token(sourced, "auth0", exp=int(sourced.clock.wall) + 200_000)
     assert (await outcome(sourced, mine))[0] == 200
     jwks.answer = answer
-    source = sourced.service.gateway.verifier._sources["https://my-tenant.eu.auth0.com/"]
+    source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
     before = len(jwks.seen)
 
     await sourced.service.key_refresh.refresh(source)

@@ -1,0 +1,272 @@
+"""Builds what the settings decide: a `RuntimeConfig` in place of the former one.
+
+What the new settings do not change is kept: the counts of limits and budgets, fetched keys,
+verified tokens.
+"""
+
+import hmac
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from bff import __version__
+from bff.config.runtime import Environment, Limits, RuntimeConfig
+from bff.config.settings import EnvironmentSettings, Settings, SourceSettings
+from bff.config.values import Rate
+from bff.digests import fingerprint
+from bff.limits.budget import Budget
+from bff.limits.rate import Limiter, QuotaProvider, Unlimited
+from bff.replicas.alone import AnySharing
+from bff.replicas.codec import Namespace
+from bff.response import ResponseBuilder
+from bff.sessions import ids, openapi
+from bff.sessions.copy import Ages
+from bff.tokens.issuers import Source
+from bff.tokens.jwks import KeySet, read_jwks, shared_key
+from bff.tokens.scopes import Grant
+from bff.tokens.verify import Issuer, Verifier
+from bff.upstream.api import Quota, Upstream
+from bff.upstream.client import Client
+
+_PAGES = {
+    b"/": json.dumps(
+        {
+            "name": "bff",
+            "version": __version__,
+            "description": "The browser-facing gateway of Trigger.dev sessions",
+            "routes": [
+                "GET /api/v1/sessions",
+                "GET /api/v1/sessions/{session}",
+                "GET /openapi.json",
+                "GET /healthz",
+            ],
+        }
+    ).encode(),
+    b"/healthz": b'{"status": "ok"}',
+}
+
+
+class ConfigBuilder:
+    """Builds configurations for one gateway.
+
+    Args:
+        client: sends requests upstream.
+        timeout: seconds for a whole answer of upstream.
+        sharing: the other replicas; told of upstream's bucket.
+        provider: grants limits that replicas share; None where each limit is this process's own.
+        clock: reads the two clocks.
+        trace: wraps an environment's API to make spans of its calls.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        timeout: float,
+        sharing: AnySharing,
+        provider: QuotaProvider | None,
+        clock: Callable[[], tuple[float, float]],
+        trace: Callable[[Upstream], Upstream],
+    ) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._sharing = sharing
+        self._provider = provider
+        self._clock = clock
+        self._trace = trace
+        self._learned: dict[str, tuple[object, str]] = {}
+        """Environment ids that upstream told: by name, with what the answer depends on."""
+
+    def learn(self, environment: EnvironmentSettings, id_: str) -> None:
+        """Remember the id that upstream told for *environment*."""
+        self._learned[environment.name] = (_depends_on(environment), id_)
+
+    def id_of(self, environment: EnvironmentSettings) -> str | None:
+        """The id that is set or, for the same key and upstream, the id that upstream told."""
+        depends_on, id_ = self._learned.get(environment.name, (None, None))
+        return environment.id or (id_ if depends_on == _depends_on(environment) else None)
+
+    def first(self, settings: Settings) -> RuntimeConfig:
+        """Build the configuration that the gateway starts with."""
+        limits = Limits(
+            address=Unlimited("address"),
+            bad_token=Unlimited("bad-token"),
+            caller=Unlimited("caller"),
+        )
+        return self._build(settings, {}, limits, None, sources(settings, None, ()))
+
+    def next(
+        self, settings: Settings, before: RuntimeConfig, settings_before: Settings
+    ) -> RuntimeConfig:
+        """Build the configuration that follows *before*, which was built of *settings_before*."""
+        known = before.verifier
+        kept = sources(settings, settings_before, known.sources)
+        return self._build(settings, before.environments, before.limits, known, kept)
+
+    def _build(
+        self,
+        settings: Settings,
+        environments: Mapping[str, Environment],
+        limits: Limits,
+        verifier: Verifier[Grant] | None,
+        token_sources: tuple[Source, ...],
+    ) -> RuntimeConfig:
+        issuers = tuple(
+            Issuer(
+                e.name,
+                self.id_of(e),
+                tuple(key.reveal() for key in e.signing_keys),
+                upstream="upstream" in e.verify,
+                pending=e.learn and self.id_of(e) is None,
+            )
+            for e in settings.environments
+        )
+        if verifier is None or (verifier.issuers, verifier.sources) != (issuers, token_sources):
+            verifier = Verifier(issuers, ids.grant, sources=token_sources, before=verifier)
+        limiter = partial(_limiter, provider=self._provider)
+        description = openapi.document(
+            settings.default_policy, settings.policies, __version__, cookie=settings.token_cookie
+        )
+        return RuntimeConfig(
+            environments={
+                e.name: self._environment(e, environments.get(e.name))
+                for e in settings.environments
+            },
+            verifier=verifier,
+            ages=ages(settings),
+            max_bytes=settings.cache_max_bytes,
+            limits=Limits(
+                address=limiter("address", settings.ip_rate_limit, limits.address),
+                bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
+                caller=limiter("caller", settings.rate_limit, limits.caller),
+            ),
+            trusted_proxies=settings.trusted_proxies,
+            default_policy=settings.default_policy,
+            policies=settings.policies,
+            responses=ResponseBuilder(
+                settings.allowed_origins, cookie=settings.token_cookie is not None
+            ),
+            token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
+            pages=_PAGES | {b"/openapi.json": json.dumps(description).encode()},
+        )
+
+    def _environment(
+        self, environment: EnvironmentSettings, before: Environment | None
+    ) -> Environment:
+        rate = environment.upstream_budget
+        origin = (environment.api_url, self.id_of(environment), environment.branch)
+        limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
+        budget = Budget(limit, seconds)
+        if before is not None and before.origin == origin:
+            kept = before.budget
+            budget = kept if (kept.limit, kept.seconds) == (limit, seconds) else budget
+        upstream = Upstream(
+            self._client,
+            url=environment.api_url,
+            secret_keys=[key.reveal() for key in environment.secret_keys],
+            branch=environment.branch,
+            timeout=self._timeout,
+            user_agent=f"bff/{__version__}",
+            observe=partial(self._observe, environment.name, budget),
+        )
+        return Environment(environment.name, origin, self._trace(upstream), budget)
+
+    def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
+        """Learn what upstream's bucket holds."""
+        now, wall = self._clock()
+        limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
+        budget.observe(now, limit=limit, remaining=remaining, reset=reset)
+        self._sharing.observe(name, limit=limit, remaining=remaining, reset=reset)
+
+
+def _limiter(
+    name: str, rate: Rate | None, before: Limiter, *, provider: QuotaProvider | None
+) -> Limiter:
+    if rate is None:
+        return Unlimited(name)
+    if (before.limit, before.seconds) == (rate.limit, rate.seconds):
+        return before
+    return Limiter(name, rate.limit, rate.seconds, provider=provider)
+
+
+def ages(settings: Settings) -> Ages:
+    """How old copies may grow."""
+    return Ages(
+        ttl=settings.cache_ttl,
+        closed_ttl=settings.cache_closed_ttl,
+        stale_while_revalidate=settings.cache_stale_while_revalidate,
+        stale_if_error=settings.cache_stale_if_error,
+        negative_ttl=settings.cache_negative_ttl,
+    )
+
+
+def namespaces(settings: Settings) -> dict[str, Namespace]:
+    """Where each environment's entries are in the store: apart from whatever differs."""
+    policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
+    projection = fingerprint(
+        __version__, settings.default_policy.fingerprint, sorted(policies.items())
+    )
+    return {
+        # Without an id, the key alone says which environment it is.
+        e.name: Namespace(
+            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()),
+            projection,
+            _seal(e),
+        )
+        for e in settings.environments
+    }
+
+
+def _seal(environment: EnvironmentSettings) -> bytes:
+    """Make the key that seals introspections; it differs between upstreams and sets of keys."""
+    e = environment
+    signing_keys = [key.reveal() for key in e.signing_keys]
+    parts = [__version__, e.name, e.api_url, e.branch, e.id, e.verify, signing_keys]
+    key = b"bff verdicts " + e.secret_keys[0].reveal().encode()
+    return hmac.digest(key, json.dumps(parts).encode(), "sha256")
+
+
+def _depends_on(environment: EnvironmentSettings) -> object:
+    """What decides which environment upstream tells of."""
+    return environment.api_url, environment.branch, environment.secret_keys
+
+
+def sources(
+    settings: Settings, before: Settings | None, built: tuple[Source, ...]
+) -> tuple[Source, ...]:
+    """Make the token sources; *built* are those of the settings *before*, in their order.
+
+    A source whose settings did not change is kept, and so are keys that would be fetched from the
+    same place.
+    """
+    pairs = [] if before is None else list(zip(before.token_sources, built, strict=False))
+
+    def source(wanted: SourceSettings) -> Source:
+        keys = None
+        for its_settings, one in pairs:
+            if its_settings == wanted:
+                return one
+            if wanted.jwks_url and _fetched_from(its_settings) == _fetched_from(wanted):
+                keys = one.keys
+        if keys is None:
+            static = [shared_key(key.reveal()) for key in wanted.shared_keys]
+            if wanted.jwks is not None:
+                static = list(read_jwks(wanted.jwks, wanted.algorithms))
+            keys = KeySet(static, url=wanted.jwks_url, trusted_seconds=wanted.keys_trusted)
+        return Source(
+            name=wanted.name,
+            environment=wanted.environment,
+            issuer=wanted.issuer,
+            audiences=wanted.audiences,
+            algorithms=wanted.algorithms,
+            keys=keys,
+            scopes_path=wanted.scopes_path,
+            scopes_are_text=wanted.scopes_are_text,
+            required=wanted.required,
+        )
+
+    return tuple(map(source, settings.token_sources))
+
+
+def _fetched_from(source: SourceSettings) -> object:
+    return source.jwks_url, source.algorithms, source.keys_trusted

@@ -1,0 +1,186 @@
+"""Who may pass: the address, the token, the caller, and the session that the caller asks for.
+
+The checks are methods, in the order in which `decide` makes them. Each ends in a refusal or in
+nothing.
+"""
+
+from http import HTTPStatus
+from typing import Final
+
+from bff import metrics
+from bff.config.runtime import RuntimeConfig
+from bff.errors import Refusal, Refused
+from bff.gateway.context import RequestContext
+from bff.limits.client_address import address_key, browser_address
+from bff.limits.rate import Window
+from bff.request import HeaderFields
+from bff.sessions.copy import Copy
+from bff.telemetry import Telemetry
+from bff.tokens.caller import Caller
+from bff.tokens.revocations import Revocations
+from bff.tokens.scopes import Grant
+
+_MAX_COOKIES: Final = 256
+"""Cookies of one request that are read; browsers keep at most 180 for one host."""
+
+
+class Admission:
+    """Admits requests by one configuration."""
+
+    def __init__(
+        self, config: RuntimeConfig, *, revocations: Revocations, telemetry: Telemetry
+    ) -> None:
+        self._trusted_proxies = config.trusted_proxies
+        self._limits = config.limits
+        self._verifier = config.verifier
+        self._token_cookie = config.token_cookie
+        self._revocations = revocations
+        self._telemetry = telemetry
+
+    # -- the address
+
+    def charge_address(self, request: RequestContext) -> None:
+        """Charge the browser's address, before any cryptography.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        head = request.head
+        address = head.peer
+        if head.fields.forwarded:
+            address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
+        request.address = address = address_key(address)
+        window = self._limits.address.charge(address, request.now)
+        if window.exceeded:
+            request.window = window
+            raise Refused("rate_limited")
+
+    def refund_address(self, request: RequestContext) -> None:
+        """Refund the address: the request is decided again from its start."""
+        self._limits.address.refund(request.address)
+
+    # -- the token
+
+    def authenticate(self, request: RequestContext) -> Caller[Grant]:
+        """Verify the token of a request.
+
+        Raises:
+            Refused: ``bad_request``, ``token_…``, ``secret_key_sent`` or, for an address with too
+                many bad tokens, ``rate_limited``.
+        """
+        fields = request.head.fields
+        if fields.ambiguous:
+            raise Refused("bad_request", "Send one Authorization and one Origin header")
+        cookie = self._cookie_token(fields) if fields.authorization is None else None
+        if not (fields.authorization or cookie):
+            self._telemetry.count(metrics.BAD_TOKENS, "token_missing")
+            raise Refused("token_missing")
+        try:
+            request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
+            caller = self._verifier.verify(request.token, request.wall)
+            if self._revocations.any:
+                self.refuse_revoked_token(request, caller)
+        except Refused as refused:
+            if refused.refusal.status == HTTPStatus.UNAUTHORIZED:
+                self.charge_bad_token(request, refused.refusal)
+            raise
+        return caller
+
+    def _cookie_token(self, fields: HeaderFields) -> bytes | None:
+        """Take the token from its cookie, if a page of the gateway's own origin asks to read.
+
+        The browser says so in Sec-Fetch-Site, which no script can set. It sends an Origin with
+        every request that another origin may have caused, so with an Origin no cookie counts.
+        """
+        if (
+            self._token_cookie is None
+            or not fields.cookies
+            or fields.fetch_site != b"same-origin"
+            or fields.origin is not None
+        ):
+            return None
+        cookies = b";".join(fields.cookies)
+        if cookies.count(b";") > _MAX_COOKIES:
+            raise Refused("bad_request", "Send fewer cookies")
+        pairs = (pair.strip().partition(b"=") for pair in cookies.split(b";"))
+        tokens = [value for name, _, value in pairs if name == self._token_cookie and value]
+        if len(tokens) > 1:
+            raise Refused("bad_request", "Send the token's cookie once")
+        return tokens[0] if tokens else None
+
+    def refuse_revoked_token(self, request: RequestContext, caller: Caller[Grant]) -> None:
+        """Refuse a token that is revoked whatever it asks for; asked again after every wait.
+
+        Raises:
+            Refused: ``token_revoked``.
+        """
+        if self._revocations.token(caller.jti, caller.subjects, caller.issued, request.wall):
+            raise Refused("token_revoked")
+
+    def charge_bad_token(self, request: RequestContext, refusal: Refusal) -> None:
+        """Charge a bad token to the tighter limit of its address.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        window = self.bad_token_window(request)
+        self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
+        if refusal.code == "secret_key_sent":
+            self._telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
+        window.charge()
+        if window.exceeded:
+            request.window = window
+            raise Refused("rate_limited") from None
+
+    def bad_token_window(self, request: RequestContext) -> Window:
+        """Look at the window of bad tokens of the request's address."""
+        return self._limits.bad_token.window(request.address, request.now)
+
+    # -- the caller
+
+    def charge_caller(self, request: RequestContext, caller: Caller[Grant]) -> None:
+        """Charge the caller, once a request.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        if request.caller_charged:
+            return
+        # Without an actor a token says no more than its environment, so the address is added.
+        key = caller.key if caller.has_actor else (caller.key, request.address)
+        request.window = window = self._limits.caller.charge(key, request.now)
+        request.caller_charged = True
+        if window.exceeded:
+            raise Refused("rate_limited")
+
+    # -- the session
+
+    def authorize(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> None:
+        """Decide on the copy's own ids: the token may name either of them.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        if (
+            copy.environment != caller.environment
+            or not caller.granted.covers(copy.id, copy.external_id)
+            or (self._revocations.any and self.is_session_revoked(request, caller, copy))
+        ):
+            raise Refused("unauthorized")
+
+    def is_session_revoked(
+        self, request: RequestContext, caller: Caller[Grant], copy: Copy
+    ) -> bool:
+        """Whether tokens issued as early as this one may no longer read the session."""
+        return self._revocations.session(copy.id, copy.external_id, caller.issued, request.wall)
+
+
+def _bearer_token(authorization: bytes) -> bytes:
+    scheme, _, token = authorization.strip().partition(b" ")
+    if scheme.startswith(b"tr_"):  # Trigger.dev's API takes a key without a scheme too
+        raise Refused("secret_key_sent")
+    if scheme.lower() != b"bearer":
+        raise Refused("token_invalid", "Send the token as 'Authorization: Bearer <token>'")
+    if not token.strip():
+        raise Refused("token_missing")
+    return token.strip()

@@ -1,0 +1,199 @@
+"""The one door out: every answer to a browser is made here, and no session leaves unauthorized."""
+
+import logging
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Final
+
+from bff import metrics
+from bff.errors import Refusal
+from bff.gateway.admission import Admission
+from bff.gateway.context import RequestContext
+from bff.limits.rate import UNLIMITED_WINDOW
+from bff.request import RequestHead
+from bff.response import Representation, Response, ResponseBuilder, server_timing
+from bff.sessions.copy import Copy
+from bff.sessions.page import Page
+from bff.telemetry import Telemetry
+from bff.tokens.caller import Caller
+from bff.tokens.scopes import Grant
+
+SLOW_SECONDS: Final = 1.0
+"""Seconds; an answer that waited as long for loads is logged."""
+SAMPLE: Final = 1000
+"""One of this many answers with a session is logged, so that the log shows usual answers too."""
+_MAX_TAGS: Final = 32
+"""Entity tags of one If-None-Match that are compared. Without the bound one request could cost as
+much as 500 hits."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOutcome:
+    """What the shared copy did for an answer.
+
+    Attributes:
+        cache_status: as the header Cache-Status says it (RFC 9211).
+        label: as metrics and the log say it.
+    """
+
+    cache_status: bytes
+    label: str
+
+
+HIT: Final = CacheOutcome(b"hit", "hit")
+STALE: Final = CacheOutcome(b"hit; detail=stale", "stale")
+STALE_IF_ERROR: Final = CacheOutcome(b"hit; detail=stale-if-error", "last_resort")
+
+
+def loaded(*, stale: bool, collapsed: bool) -> CacheOutcome:
+    """The outcome of a load: it replaces a *stale* copy, or another request started it."""
+    return _LOADED[stale, collapsed]
+
+
+_LOADED: Final = {
+    (False, False): CacheOutcome(b"fwd=miss; stored", "miss"),
+    (False, True): CacheOutcome(b"fwd=miss; collapsed", "joined"),
+    (True, False): CacheOutcome(b"fwd=stale; stored", "miss"),
+    (True, True): CacheOutcome(b"fwd=stale; collapsed", "joined"),
+}
+
+
+class Answers:
+    """Makes the answers of one configuration."""
+
+    def __init__(
+        self, responses: ResponseBuilder, *, admission: Admission, telemetry: Telemetry
+    ) -> None:
+        self._responses = responses
+        self._admission = admission
+        self._telemetry = telemetry
+        self._counts = telemetry.counts
+        self._served = 0
+
+    def preflight(self, head: RequestHead, request_id: bytes) -> Response:
+        """Answer OPTIONS."""
+        status = HTTPStatus.NO_CONTENT
+        self._telemetry.count(metrics.REQUESTS, "preflight", status, "", head.served_by)
+        return self._responses.preflight(head.fields.origin, request_id)
+
+    def public_page(self, request: RequestContext, page: bytes) -> Response:
+        """Answer with public JSON."""
+        origin = request.head.fields.origin
+        response = self._responses.page(page, origin=origin, request_id=request.request_id)
+        return self._finish(request, response, "")
+
+    def session(
+        self, request: RequestContext, caller: Caller[Grant], copy: Copy, outcome: CacheOutcome
+    ) -> Response:
+        """Answer with a session, if the caller may read it.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        self._admission.authorize(request, caller, copy)
+        request.guess.refund()
+        self._counts[metrics.CACHE, outcome.label] += 1
+        age = request.now - copy.loaded
+        self._telemetry.observe(metrics.AGE_SERVED_SECONDS, age if age > 0 else 0.0)
+        self._served += 1
+        if self._served % SAMPLE == 0 or (request.waited or 0.0) >= SLOW_SECONDS:
+            self._log_answer(request, outcome.label)
+        return self._representation(request, copy, outcome.cache_status)
+
+    def list_page(
+        self, request: RequestContext, caller: Caller[Grant], page: Page, cache_status: bytes
+    ) -> Response:
+        """Answer with a page of a list, if the caller may read every session on it.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        for copy in page.copies:
+            self._admission.authorize(request, caller, copy)
+        if page.unavailable and not page.copies:
+            # An empty list would say that there are no sessions.
+            return self.refusal(request, next(iter(page.unavailable.values())))
+        if (request.waited or 0.0) >= SLOW_SECONDS:
+            self._log_answer(request, "list")
+        unavailable = len(page.unavailable)
+        lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
+        return self._representation(request, page, cache_status, lines)
+
+    def refusal(self, request: RequestContext, refusal: Refusal) -> Response:
+        """Answer with a refusal."""
+        if (hidden := request.guess.hide(refusal)) is not refusal:
+            refusal, request.window = hidden, UNLIMITED_WINDOW
+        limited = refusal.code == "rate_limited"
+        if limited:
+            self._telemetry.count(metrics.LIMITED, request.window.limiter.name)
+        response = self._responses.refusal(
+            refusal,
+            window=request.window,
+            now=request.now,
+            wall=request.wall,
+            origin=request.head.fields.origin,
+            request_id=request.request_id,
+        )
+        # Over a limit only the first request of a window is logged: a flood must not fill the log.
+        if not limited or request.window.first:
+            trouble = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            self._telemetry.often(
+                "request_refused",
+                request.now,
+                logging.WARNING if trouble else logging.INFO,
+                request_id=request.request_id.decode(),
+                route=request.route.label,
+                status=response.status,
+                code=refusal.code,
+            )
+        return self._finish(request, response, refusal.code)
+
+    def _representation(
+        self,
+        request: RequestContext,
+        representation: Representation,
+        cache_status: bytes,
+        lines: bytes = b"",
+    ) -> Response:
+        fields = request.head.fields
+        response = self._responses.session(
+            representation,
+            not_modified=fields.if_none_match is not None
+            and matches(fields.if_none_match, representation.etag),
+            cache_status=cache_status,
+            window=request.window,
+            now=request.now,
+            wall=request.wall,
+            origin=fields.origin,
+            request_id=request.request_id,
+            lines=lines,
+        )
+        if request.waited is not None:  # on a refusal it would tell whether the session exists
+            response.head += server_timing(request.waited)
+        return self._finish(request, response, "")
+
+    def _log_answer(self, request: RequestContext, result: str) -> None:
+        waited = request.waited or 0.0
+        self._telemetry.often(  # thousands may have waited for one load
+            "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
+            request.now,
+            request_id=request.request_id.decode(),
+            result=result,
+            waited=round(waited, 4),
+            of=self._served,
+        )
+
+    def _finish(self, request: RequestContext, response: Response, code: str) -> Response:
+        head = request.head
+        key = (metrics.REQUESTS, request.route.label, response.status, code, head.served_by)
+        self._counts[key] += 1
+        return replace(response, body=b"") if head.method == "HEAD" else response
+
+
+def matches(if_none_match: bytes, etag: bytes) -> bool:
+    """Whether an If-None-Match names *etag*: weak, in a list, or by ``*`` (RFC 9110 §13.1.2)."""
+    if if_none_match == etag:
+        return True
+    parts = if_none_match.split(b",", _MAX_TAGS)
+    candidates = (part.strip().removeprefix(b"W/") for part in parts)
+    return any(candidate in (etag, b"*") for candidate in candidates)

@@ -1,0 +1,36 @@
+"""One request, and what the gateway has established about it so far."""
+
+from dataclasses import dataclass
+
+from bff.gateway.aliases import NAMED, Guess
+from bff.gateway.routes import OTHER, Route
+from bff.limits.rate import UNLIMITED_WINDOW, Window
+from bff.request import RequestHead
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """The state of one request.
+
+    Attributes:
+        now: seconds on the clock that never jumps.
+        wall: Unix seconds.
+        address: the key under which the browser's address is counted.
+        window: the limit that was charged last; the answer's headers tell its state.
+        guess: whether the id is only guessed to be one that the token names.
+        waited: seconds that the request waited for loads; None if it did not wait.
+        caller_charged: a request is charged to its caller once, and not before the token is
+            verified.
+    """
+
+    head: RequestHead
+    request_id: bytes
+    now: float
+    wall: float
+    route: Route = OTHER
+    address: str = ""
+    token: bytes = b""
+    window: Window = UNLIMITED_WINDOW
+    guess: Guess = NAMED
+    waited: float | None = None
+    caller_charged: bool = False

@@ -1,0 +1,151 @@
+"""A chat list: the sessions that a token names, a page at a time.
+
+A list takes the same path as a session. Its query stands in place of the id, the sessions that the
+token names in place of the check of scopes; each member then has the same copy, load and decision.
+"""
+
+from dataclasses import dataclass
+
+from bff import metrics
+from bff.config.runtime import RuntimeConfig
+from bff.errors import Refusal, Refused
+from bff.gateway.admission import Admission
+from bff.gateway.answers import Answers
+from bff.gateway.context import RequestContext
+from bff.gateway.introspection import Introspector, PendingIntrospection
+from bff.gateway.lookup import Lookup
+from bff.gateway.pending import (
+    Found,
+    Pending,
+    PendingLoad,
+    PendingMember,
+    Resumable,
+    decide_again,
+    wait_for,
+)
+from bff.response import Response
+from bff.sessions import ids, list_query
+from bff.sessions.copy import Copy
+from bff.sessions.page import Listing
+from bff.telemetry import Telemetry
+from bff.tokens.caller import Caller
+from bff.tokens.scopes import Grant
+
+_WHOLE_LIST = frozenset(("token_invalid", "token_revoked", "rate_limited"))
+"""Codes of refusals that every other member of the list would meet as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingList:
+    """Waits for the members that a page needs."""
+
+    request: RequestContext
+    caller: Caller[Grant]
+    listing: Listing
+    members: list[PendingMember]
+    lists: "Lists"
+
+    async def resume(self, gateway: Resumable) -> "Response | Pending":
+        """Wait for the members; more of them may follow, where some are missing or filtered out."""
+        request, caller = self.request, self.caller
+        await wait_for(gateway, request, self.members)
+        for member in self.members:
+            found = member.result(gateway)
+            if member.config is not gateway.config:
+                return decide_again(gateway, request, found)
+            if isinstance(found, Refusal) and self.lists.ends_with(found, caller, request.now):
+                return gateway.answers.refusal(request, found)
+            if found is not None:
+                self.listing.known[member.session_id] = self.lists.count(found)
+        gateway.admission.refuse_revoked_token(request, caller)
+        return self.lists.answer(request, caller, self.listing, b"fwd=miss")
+
+
+class Lists:
+    """Decides lists by one configuration."""
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        admission: Admission,
+        answers: Answers,
+        lookup: Lookup,
+        introspector: Introspector,
+        telemetry: Telemetry,
+    ) -> None:
+        self._visible = config.visible
+        self._admission = admission
+        self._answers = answers
+        self._lookup = lookup
+        self._introspector = introspector
+        self._telemetry = telemetry
+
+    def decide(self, request: RequestContext, caller: Caller[Grant]) -> Response | PendingList:
+        """Decide a list.
+
+        Raises:
+            Refused: ``bad_request``, ``unauthorized``, ``rate_limited`` or one of its members'.
+        """
+        query = list_query.parse(request.head.query, visible=self._visible, wall=request.wall)
+        if caller.granted.every:
+            raise Refused(
+                "unauthorized",
+                "A list holds the sessions that the token names: mint it with one scope "
+                "read:sessions:<id> for each of them",
+            )
+        named = ids.named(caller.granted)
+        if not named:
+            raise Refused("unauthorized")
+        if not caller.unverified:
+            self._admission.charge_caller(request, caller)
+        return self.answer(request, caller, Listing(query, named, caller.key, request.wall), b"hit")
+
+    def answer(
+        self, request: RequestContext, caller: Caller[Grant], listing: Listing, cache_status: bytes
+    ) -> Response | PendingList:
+        """Answer with a page from memory, or say which members have to be waited for."""
+        members: list[PendingMember] = []
+
+        def find(session_id: str) -> Copy | Refusal | None:
+            known = listing.known.get(session_id)
+            if known is None:
+                if members and not self._introspector.is_authentic(caller, request.now):
+                    return None  # whether the token is one comes first
+                found = self._find(request, caller, session_id)
+                if isinstance(found, PendingLoad | PendingIntrospection):
+                    members.append(found)
+                    return None
+                known = listing.known[session_id] = self.count(found)
+            return known
+
+        page = listing.page(find)
+        if page is None:
+            return PendingList(request, caller, listing, members, self)
+        return self._answers.list_page(request, caller, page, cache_status)
+
+    def _find(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str
+    ) -> Found | PendingLoad | PendingIntrospection | Refusal:
+        """Find one member; its refusal is the member's, unless the whole list would meet it."""
+        try:
+            if not self._introspector.is_accepted(caller, session_id, request.now):
+                return self._introspector.start(request, caller, session_id)
+            self._admission.charge_caller(request, caller)
+            return self._lookup.find(request, caller, session_id)
+        except Refused as refused:
+            if refused.refusal.code in _WHOLE_LIST:
+                raise
+            return refused.refusal
+
+    def ends_with(self, refusal: Refusal, caller: Caller[Grant], now: float) -> bool:
+        """Whether a member's refusal is the answer to the whole list."""
+        return refusal.code in _WHOLE_LIST or not self._introspector.is_authentic(caller, now)
+
+    def count(self, found: Found | Refusal) -> Copy | Refusal:
+        """Count what the cache did for a member."""
+        if isinstance(found, Refusal):
+            return found
+        copy, outcome = found
+        self._telemetry.count(metrics.CACHE, outcome.label)
+        return copy

@@ -1,0 +1,184 @@
+"""What an answer may have to wait for.
+
+`Gateway.decide` returns a `Pending` where the answer is not in memory. `Gateway.finish` resumes it
+until there is a response. `resume` does the waiting; the decision after the wait is the gateway's.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from bff.config.runtime import RuntimeConfig
+from bff.errors import Refusal
+from bff.gateway.admission import Admission
+from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, loaded
+from bff.gateway.context import RequestContext
+from bff.replicas.alone import AnySharing
+from bff.request import RequestHead
+from bff.response import Response
+from bff.sessions.copy import Copy
+from bff.tokens.caller import Caller
+from bff.tokens.scopes import Grant
+
+FALLBACK_SECONDS: Final = 1.0
+"""Seconds that a request waits for a newer copy while an older, usable one is at hand."""
+
+Found = tuple[Copy, CacheOutcome]
+"""A copy to answer with, and where it comes from."""
+
+
+class Resumable(Protocol):
+    """What a pending answer needs of the gateway."""
+
+    config: RuntimeConfig
+    admission: Admission
+    answers: Answers
+    sharing: AnySharing
+
+    def clock(self) -> tuple[float, float]:
+        """Read the two clocks."""
+
+    def decide(self, head: RequestHead, now: float, wall: float) -> "Response | Pending":
+        """Decide a request from its start."""
+
+    def answer(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str
+    ) -> "Response | Pending":
+        """Answer from the shared copy, or wait for its load."""
+
+
+class Pending(Protocol):
+    """An answer that has to be waited for."""
+
+    @property
+    def request(self) -> RequestContext:
+        """The request that it is for."""
+
+    async def resume(self, gateway: Resumable) -> "Response | Pending":
+        """Wait, then decide.
+
+        Raises:
+            Refused: the wait ended in a refusal.
+            LeasePending: a limit has to be leased before it can be charged.
+        """
+
+
+class PendingMember(Protocol):
+    """A wait for one session: alone, or as a member of a list."""
+
+    @property
+    def request(self) -> RequestContext:
+        """The request that it is for."""
+
+    @property
+    def session_id(self) -> str:
+        """The id that was asked for."""
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The configuration by which the gateway decided to wait."""
+
+    @property
+    def task(self) -> "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
+        """The work that is waited for; it goes on when the browser leaves."""
+
+    @property
+    def fallback(self) -> Copy | None:
+        """An older copy that may be served if the load fails."""
+
+    def result(self, gateway: Resumable) -> Found | Refusal | None:
+        """What this caller gets of the load; None if the session has to be looked up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLoad:
+    """Waits for the load of a session's copy."""
+
+    request: RequestContext
+    caller: Caller[Grant]
+    session_id: str
+    task: "asyncio.Task[Copy | Refusal]"
+    fallback: Copy | None
+    collapsed: bool
+    """Another request started the load."""
+    config: RuntimeConfig
+
+    async def resume(self, gateway: Resumable) -> "Response | Pending":
+        """Wait for the load; then decide on the copy's own ids."""
+        return await resume_member(gateway, self, self.caller)
+
+    def result(self, gateway: Resumable) -> Found | Refusal:
+        """The new copy; failing that the fallback; failing that the reason."""
+        brought = self.task.result() if self.task.done() else Refusal("upstream_timeout")
+        found: Found
+        if isinstance(brought, Copy):
+            found = brought, loaded(stale=self.fallback is not None, collapsed=self.collapsed)
+        elif self.fallback and brought.code != "not_found":
+            found = self.fallback, STALE_IF_ERROR
+        else:
+            return brought
+        if gateway.admission.is_session_revoked(self.request, self.caller, found[0]):
+            return Refusal("unauthorized")
+        return found
+
+
+async def resume_member(
+    gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
+) -> "Response | Pending":
+    """Wait for one session, then decide again: the token, its key and the policy may be gone."""
+    request = pending.request
+    await wait_for(gateway, request, [pending])
+    found = pending.result(gateway)
+    if pending.config is not gateway.config:
+        return decide_again(gateway, request, found)
+    gateway.admission.refuse_revoked_token(request, caller)
+    if found is None:
+        return gateway.answer(request, caller, pending.session_id)
+    if isinstance(found, Refusal):
+        return gateway.answers.refusal(request, found)
+    return gateway.answers.session(request, caller, *found)
+
+
+async def wait_for(
+    gateway: Resumable, request: RequestContext, members: Sequence[PendingMember]
+) -> None:
+    """Wait until all loads have ended, or shortly if each of them has a fallback."""
+    began, _ = gateway.clock()
+    timeout = FALLBACK_SECONDS if all(member.fallback for member in members) else None
+    await asyncio.wait([member.task for member in members], timeout=timeout)
+    request.now, request.wall = gateway.clock()
+    request.waited = (request.waited or 0.0) + request.now - began
+
+
+def decide_again(
+    gateway: Resumable, request: RequestContext, found: Found | Refusal | None
+) -> "Response | Pending":
+    """Decide from the start, because the configuration changed during the wait.
+
+    What was loaded is kept unless the new configuration forbids it, so upstream is not asked twice.
+    """
+    if isinstance(found, Refusal):
+        return gateway.answers.refusal(request, found)
+    return gateway.decide(request.head, *gateway.clock())
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLease:
+    """Waits until replicas have granted a part of a limit; nothing is charged yet."""
+
+    request: RequestContext
+    lease: "asyncio.Task[None]"
+    deadline: float
+    """When the store counts as unavailable, on the clock that never jumps."""
+
+    async def resume(self, gateway: Resumable) -> "Response | Pending":
+        """Wait for the lease, and decide from the start."""
+        left = self.deadline - gateway.clock()[0]
+        await asyncio.wait([self.lease], timeout=max(0.0, left))
+        if left <= 0 or not self.lease.done():
+            gateway.sharing.mark_down()
+        answer = gateway.decide(self.request.head, *gateway.clock())
+        if isinstance(answer, PendingLease):
+            return replace(answer, deadline=self.deadline)
+        return answer

@@ -1,0 +1,62 @@
+"""Which route a request is for.
+
+The raw path decides, so that no encoding of a route is another way to it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from bff.errors import Refused
+from bff.request import RequestHead
+from bff.sessions import ids
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route.
+
+    Attributes:
+        label: its name in metrics and in the log.
+        page: the public JSON that it answers with; None for what is decided by the token.
+        instead: the text of a 405; None for the usual one.
+    """
+
+    label: str
+    page: bytes | None = None
+    instead: str | None = None
+
+
+SESSION: Final = Route("session")
+LIST: Final = Route(
+    "list", instead="Sessions are started at the Trigger.dev API, not at this gateway"
+)
+OTHER: Final = Route("other")
+"""The route of a request that matches none, or that ends before it is matched."""
+
+
+class Routes:
+    """Matches the routes of the browser port; *pages* holds public JSON by path."""
+
+    def __init__(self, pages: Mapping[bytes, bytes]) -> None:
+        self._pages = {path: Route("page", page) for path, page in pages.items()}
+
+    def match(self, head: RequestHead) -> Route:
+        """Match a request by its path.
+
+        Raises:
+            Refused: ``not_served`` (410) or ``not_found`` (404).
+        """
+        if head.id is not None:  # nearly every request
+            return SESSION
+        path = head.path
+        if path.startswith(ids.ROUTE) and b"/" not in path[len(ids.ROUTE) :]:
+            return SESSION
+        if path == ids.LIST_ROUTE:
+            return LIST
+        page = self._pages.get(path)
+        if page is not None:
+            return page
+        if path.startswith((b"/api/", b"/realtime/")):
+            raise Refused("not_served")
+        raise Refused("not_found", "There is nothing here")

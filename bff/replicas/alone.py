@@ -1,0 +1,65 @@
+"""What `sharing.Sharing` is without a store: one gateway, which shares nothing."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from bff.errors import Refusal
+from bff.limits.budget import Budget
+from bff.replicas.codec import Namespace
+from bff.replicas.sharing import LoadRequest, Sharing
+from bff.sessions.copy import Copy
+from bff.tokens.introspected import Introspection
+
+
+class Alone:
+    """One gateway without replicas."""
+
+    up = False
+    replicas = 1
+    timeout = 0.0
+
+    def __init__(self, clock: Callable[[], tuple[float, float]]) -> None:
+        self._clock = clock
+
+    async def load(self, request: LoadRequest) -> tuple[Copy | Refusal, bool]:
+        """Load a session from upstream."""
+        return await request.ask(0.0), True
+
+    async def introspect(
+        self,
+        environment: str,  # noqa: ARG002
+        digest: bytes,  # noqa: ARG002
+        id_: str,  # noqa: ARG002
+        ask: Callable[[], Awaitable[Introspection]],
+    ) -> Introspection:
+        """Ask upstream about a token."""
+        return await ask()
+
+    async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:  # noqa: ARG002
+        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
+        now, _ = self._clock()
+        wait = budget.wait(now)
+        if wait <= 0:
+            budget.spend(now)
+        return wait
+
+    def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
+        """Share nothing about upstream's bucket."""
+
+    def pause(self, environment: str, seconds: float) -> None:
+        """Share nothing about upstream's 429."""
+
+    def mark_down(self) -> None:
+        """Do nothing: there is no store that could be down."""
+
+    async def start(self) -> None:
+        """Connect to nothing."""
+
+    def apply(self, namespaces: Mapping[str, Namespace], negative_ttl: float) -> None:
+        """Change nothing."""
+
+    async def stop(self) -> None:
+        """Disconnect from nothing."""
+
+
+AnySharing = Sharing | Alone
+"""What a gateway shares with its replicas, or that it has none."""
