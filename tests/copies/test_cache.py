@@ -50,11 +50,11 @@ def cache(max_bytes: int = 1_000_000, **kwargs) -> Cache:
         (29.99, True, 10, State.FRESH),
     ],
 )
-def test_what_a_copy_may_be_used_for(age, closed, stretched, state) -> None:
+def test_age_decides_the_use_of_a_copy(age, closed, stretched, state) -> None:
     assert AGES.state(copy(closed=closed), age, stretched) is state
 
 
-def test_a_copy_is_found_under_both_ids_in_its_environment_only() -> None:
+def test_copy_is_found_by_both_ids_in_its_environment() -> None:
     kept = cache()
     one = copy(1, external="chat")
     kept.put(one)
@@ -67,7 +67,7 @@ def test_a_copy_is_found_under_both_ids_in_its_environment_only() -> None:
 
 
 @pytest.mark.parametrize("id_", ["session_1", "chat"])
-def test_dropping_either_id_drops_both(id_: str) -> None:
+def test_drop_by_either_id_drops_both(id_: str) -> None:
     kept = cache()
     kept.put(copy(1, external="chat"))
     kept.drop("e", id_)
@@ -77,7 +77,7 @@ def test_dropping_either_id_drops_both(id_: str) -> None:
     assert kept.bytes == 0
 
 
-def test_absence_is_remembered_for_its_time_and_ends_what_was_known() -> None:
+def test_negative_entry_replaces_a_copy_for_its_time() -> None:
     kept = cache()
     kept.put(copy(1, external="chat"))
     kept.put_negative("e", "chat", 10)
@@ -88,7 +88,7 @@ def test_absence_is_remembered_for_its_time_and_ends_what_was_known() -> None:
     assert kept.bytes == 0
 
 
-def test_ids_that_only_look_alike_never_share_a_copy() -> None:
+def test_similar_ids_never_share_a_copy() -> None:
     kept = cache()
     names = ["\u00e9", "e\u0301", "Chat", "chat", "chat ", " chat", "a:b", "a/b", "a", "a\u200b"]
     for number, name in enumerate(names):
@@ -99,7 +99,7 @@ def test_ids_that_only_look_alike_never_share_a_copy() -> None:
     assert found == [f"session_{number}" for number in range(len(names))]
 
 
-def test_a_copy_under_a_key_not_its_own_is_dropped_and_counted() -> None:
+def test_copy_under_a_foreign_key_is_dropped_and_counted() -> None:
     mismatches = []
     kept = cache(on_mismatch=lambda: mismatches.append(1))
     one = copy(1, external="chat")
@@ -112,7 +112,7 @@ def test_a_copy_under_a_key_not_its_own_is_dropped_and_counted() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3000), st.booleans()), max_size=80))
-def test_the_bound_holds_and_the_sum_is_right(steps) -> None:
+def test_byte_bound_holds_and_the_sum_is_right(steps) -> None:
     kept = cache(max_bytes=10_000)
     for number, size, read in steps:
         if read:
@@ -124,7 +124,7 @@ def test_the_bound_holds_and_the_sum_is_right(steps) -> None:
         assert set(kept._entries.values()) == set(kept._ring)
 
 
-def test_what_is_read_stays_when_room_is_needed() -> None:
+def test_entry_that_was_read_survives_eviction() -> None:
     kept = cache(max_bytes=10 * copy(1).size)
     for number in range(10):
         kept.put(copy(number))
@@ -136,7 +136,7 @@ def test_what_is_read_stays_when_room_is_needed() -> None:
     assert kept.find("e", "session_4", 0) is None
 
 
-def test_a_copy_larger_than_everything_is_not_kept_and_pushes_nothing_out() -> None:
+def test_copy_beyond_the_bound_is_not_kept() -> None:
     kept = cache(max_bytes=2000)
     kept.put(copy(1))
     kept.put(copy(2, size=5000))
@@ -145,7 +145,7 @@ def test_a_copy_larger_than_everything_is_not_kept_and_pushes_nothing_out() -> N
     assert kept.find("e", "session_2", 0) is None
 
 
-def test_what_a_copy_is_said_to_cost_is_what_it_costs() -> None:
+def test_estimated_size_of_a_copy_is_its_real_size() -> None:
     kept = cache(max_bytes=10**9)
     gc.collect()
     tracemalloc.start()
@@ -158,31 +158,7 @@ def test_what_a_copy_is_said_to_cost_is_what_it_costs() -> None:
     assert 0.8 < measured / kept.bytes < 1.2, (measured / 5000, kept.bytes / 5000, sys.version)
 
 
-async def test_one_load_for_many_and_none_left_behind() -> None:
-    kept = cache()
-    gate = asyncio.Event()
-    started = []
-
-    async def load() -> str:
-        started.append(1)
-        await gate.wait()
-        return "done"
-
-    flight = kept.loads.start(("e", "chat"), load())
-    assert kept.loads.get(("e", "chat")) is flight
-    assert kept.loads.get(("other", "chat")) is None
-    leaver = asyncio.ensure_future(asyncio.shield(flight))
-    await asyncio.sleep(0)
-    leaver.cancel()
-    gate.set()
-
-    assert await flight == "done"
-    await asyncio.sleep(0)
-    assert len(kept.loads) == 0
-    assert started == [1]
-
-
-def test_usable_while_any_copy_of_the_environment_may_be_served() -> None:
+def test_environment_is_usable_while_a_copy_may_be_served() -> None:
     kept = cache()
     assert not kept.has_usable("e", 0)
     kept.put(copy(1))

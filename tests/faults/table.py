@@ -466,7 +466,7 @@ FAULTS = [
         "bff/gateway/answers.py",
         'if_none_match.split(b",", _MAX_TAGS)',
         'if_none_match.split(b",")',
-        "tests/gateway/test_decide.py::test_if_none_match_is_looked_at_last",
+        "tests/gateway/test_answers.py::test_if_none_match_is_compared_last",
     ),
     Fault(
         32,

@@ -407,7 +407,7 @@ async def test_a_purge_reaches_who_was_cut_off_meanwhile(replicas: Replicas) -> 
 
 
 @pytest.mark.parametrize("purged", ["chat-1", FRIENDLY["chat-1"]])
-async def test_a_purge_during_a_load_wins(replicas: Replicas, purged: str) -> None:
+async def test_purge_discards_the_load_in_flight(replicas: Replicas, purged: str) -> None:
     one, two = await replicas.several(2, **OFF, BFF_CACHE_TTL="60")
     asked, go_on = asyncio.Event(), asyncio.Event()
 

@@ -87,3 +87,23 @@ async def idle(world: World) -> None:
     await world.settle()
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def raw_request(app, raw_path: bytes, headers: dict[str, str], method: str = "GET"):
+    """Send one request with exactly this path to an ASGI app; HTTP clients normalize theirs."""
+    messages = []
+
+    async def send(message):
+        messages.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": "/whatever",
+        "raw_path": raw_path,
+        "query_string": b"",
+        "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+        "client": ("127.0.0.1", 1),
+    }
+    await app(scope, None, send)
+    return messages
