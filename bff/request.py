@@ -1,11 +1,11 @@
-"""What of a request is looked at, and nothing else ever is."""
+"""What the gateway reads of a request. Nothing else of it can change a decision."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bff.sessions import ids
 
-_LOOKED_AT = frozenset(
+_READ = frozenset(
     (
         b"authorization",
         b"origin",
@@ -15,11 +15,17 @@ _LOOKED_AT = frozenset(
         b"sec-fetch-site",
     )
 )
+"""Names of the headers that are read."""
 
 
 @dataclass(slots=True)
 class HeaderFields:
-    """What its header lines say: the same lines say the same, whatever is asked for."""
+    """The headers that are read; they do not depend on the path, so connections share them.
+
+    Attributes:
+        ambiguous: a header that may stand only once is repeated.
+        token: the token in `authorization`, if it is written in the usual way.
+    """
 
     origin: bytes | None = None
     authorization: bytes | None = None
@@ -28,16 +34,14 @@ class HeaderFields:
     cookies: Sequence[bytes] = ()
     fetch_site: bytes | None = None
     ambiguous: bool = False
-    """A header that may stand once only was repeated."""
     token: bytes | None = None
-    """From `authorization`, if that is written as everyone writes it."""
 
     @classmethod
     def read(cls, headers: Iterable[tuple[bytes, bytes]]) -> "HeaderFields":
-        """Pick from *headers* (names in lower case) what a decision needs."""
+        """Read *headers*, whose names are in lower case."""
         fields = cls()
         for name, value in headers:
-            if name not in _LOOKED_AT:
+            if name not in _READ:
                 continue
             if name == b"authorization":
                 fields.ambiguous |= fields.authorization is not None
@@ -53,26 +57,30 @@ class HeaderFields:
             elif name == b"cookie":
                 fields.cookies = (*fields.cookies, value)
             else:
-                # Twice is no word.
+                # A repeated Sec-Fetch-Site counts as absent.
                 fields.fetch_site = value if fields.fetch_site is None else b""
         return fields
 
 
 @dataclass(slots=True)
 class RequestHead:
-    """The head of a request."""
+    """The head of a request.
+
+    Attributes:
+        path: raw: percent-encoded, without query and fragment.
+        peer: the address of the connection.
+        id: the session's, if the path is one whose segment needs no decoding.
+        query: raw; only the list reads it.
+        served_by: the path that answers the request, as metrics name it.
+    """
 
     method: str
     path: bytes
-    """Raw: percent-encoded, without query and fragment."""
     fields: HeaderFields
     peer: str
     id: str | None = None
-    """The session's, if the path is one whose segment needs no decoding."""
     query: bytes = b""
-    """Raw; only the list looks at it."""
     served_by: str = "asgi"
-    """What answers it: for the count of answers."""
 
     @classmethod
     def read(
@@ -83,5 +91,5 @@ class RequestHead:
         headers: Iterable[tuple[bytes, bytes]],
         peer: str,
     ) -> "RequestHead":
-        """Pick from a request what a decision needs."""
+        """Read the head of a request, whose header names are in lower case."""
         return cls(method, path, HeaderFields.read(headers), peer, ids.plain_id(path), query)

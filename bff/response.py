@@ -1,13 +1,14 @@
-"""How every answer looks on the wire: the one place where header lines are written.
+"""How every answer looks on the wire: the only place where header lines are written.
 
-A reply's head is kept as the bytes that go out, for what is the same for many replies is then put
-together once: per origin, per copy, per refusal.
+The head of a response is kept as the bytes that are sent. So the parts that many responses share
+are built once: for each origin, each copy and each refusal.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from math import ceil
 from typing import Final, Protocol
 
@@ -15,14 +16,12 @@ from bff.errors import Refusal
 from bff.limits.rate import MAX_RESET, UNLIMITED_WINDOW, Limiter, Window
 
 MAX_PREFLIGHT_AGE: Final = 7200
-"""Seconds: Chromium's own maximum. A removed origin stops being answered at once all the same."""
-
-
+"""Seconds that a browser may keep a preflight; Chromium's own maximum. A removed origin is still
+refused at once, because the answer itself then lacks the CORS headers."""
 METHODS: Final = "GET, HEAD, OPTIONS"
-
-
-# What a preflight allows is more than what is served: a script can only read a 405 or a 410 if the
-# preflight let it ask. `*` does not cover Authorization, and older browsers do not know it.
+# A preflight allows more methods than are served: a script can only read a 405 or a 410 if the
+# preflight let it send the request. `*` does not cover Authorization, nor does it work in older
+# browsers.
 _PREFLIGHT: Final = (
     b"access-control-allow-methods: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"
     b"access-control-allow-headers: authorization, content-type, cache-control, if-none-match, "
@@ -31,55 +30,45 @@ _PREFLIGHT: Final = (
     b"traceparent, tracestate, baggage, *\r\n"
     b"access-control-max-age: %d\r\n" % MAX_PREFLIGHT_AGE
 )
-
-
 _EXPOSED: Final = (
     "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
     "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
 )
-
-
 _ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
-
-
 _ALWAYS_COOKIE: Final = _ALWAYS.replace("Origin", "Origin, Cookie, Sec-Fetch-Site")
-
-
 _NO_STORE: Final = b"cache-control: no-store\r\n"
-
-
 _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
-
-
 _SESSION_BODY: Final = (
     _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
 )
-
-
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
 
 @dataclass(slots=True)
 class Response:
-    """An answer: its status, its header lines (each ended with CRLF), its body."""
+    """An answer.
+
+    Attributes:
+        head: the header lines, each ended with CRLF.
+    """
 
     status: int
     head: bytes
     body: bytes
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The header lines as pairs, for ASGI."""
+        """Split the header lines into pairs, for ASGI."""
         pairs = (line.partition(b": ") for line in self.head.split(b"\r\n") if line)
         return [(name, value) for name, _, value in pairs]
 
 
 class Representation(Protocol):
-    """What a 200 shows: a `cache.Copy`, or a page of them."""
+    """What a 200 shows: a `Copy`, or a page of copies."""
 
     @property
     def head(self) -> bytes:
-        """Header lines that depend on nothing but the body; see `copy_head`."""
+        """Header lines that depend on the body alone; see `copy_head`."""
 
     @property
     def body(self) -> bytes:
@@ -87,25 +76,25 @@ class Representation(Protocol):
 
     @property
     def etag(self) -> bytes:
-        """Of the body."""
+        """The entity tag of the body."""
 
     @property
     def loaded(self) -> float:
-        """When it was loaded, or the oldest part of it."""
+        """When it was loaded; for a page, when its oldest copy was."""
 
 
-@lru_cache(maxsize=64)  # codes and texts are ours, so there are few
+@lru_cache(maxsize=64)  # codes and texts are from our tables, so there are few
 def _refusal_body(code: str, detail: str) -> bytes:
-    """JSON of upstream's shape: ``error`` is what the SDK shows, ``code`` what programs read."""
+    """Make JSON of upstream's shape: the SDK shows ``error``, programs read ``code``."""
     unauthorized = {"param": "access_token", "type": "authorization"}
     extra = unauthorized if code == "unauthorized" else {}
     return json.dumps({"error": detail, "code": code, **extra}).encode()
 
 
 class ResponseBuilder:
-    """Builds replies for the configured *origins* (exact; ``*`` for any).
+    """Builds responses for the configured *origins* (exact; ``*`` for any).
 
-    *cookie* says that a token may come in one, which answers then vary with.
+    *cookie* says that a token may come in a cookie; answers then vary with it.
     """
 
     def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
@@ -129,11 +118,11 @@ class ResponseBuilder:
         return b"%bx-request-id: %b\r\n" % (self._lines.get(origin, self._others), request_id)
 
     def preflight(self, origin: bytes | None, request_id: bytes) -> Response:
-        """Answer OPTIONS, for any path: what is not served must be readable too."""
+        """Answer OPTIONS for any path: a script must be able to read the refusal of any route."""
         common = self._common(origin, request_id)
         allowed = b"access-control-allow-origin" in common
         head = common + _NO_STORE + (_PREFLIGHT if allowed else b"") + b"allow: " + METHODS.encode()
-        return Response(204, head + b"\r\n", b"")
+        return Response(HTTPStatus.NO_CONTENT, head + b"\r\n", b"")
 
     def session(
         self,
@@ -148,24 +137,26 @@ class ResponseBuilder:
         request_id: bytes,
         lines: bytes = b"",
     ) -> Response:
-        """Answer with *copy*; the caller is entitled to it, or this would not be called."""
+        """Answer with *copy*. The gateway has checked that the caller may read it."""
         age = max(0.0, now - copy.loaded)
         common = self._lines.get(origin, self._others)
         rate = rate_lines(window, now, wall) + lines
         if not_modified:
             return Response(
-                304, _SESSION % (common, request_id, copy.head, age, cache_status, rate), b""
+                HTTPStatus.NOT_MODIFIED,
+                _SESSION % (common, request_id, copy.head, age, cache_status, rate),
+                b"",
             )
         body = copy.body
         return Response(
-            200,
+            HTTPStatus.OK,
             _SESSION_BODY % (common, request_id, copy.head, age, cache_status, rate, len(body)),
             body,
         )
 
     def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Response:
-        """Answer with JSON that is public and the same for everyone."""
-        return self._json(200, body, b"", origin, request_id)
+        """Answer with JSON that is public and the same for all."""
+        return self._json(HTTPStatus.OK, body, b"", origin, request_id)
 
     def refusal(
         self,
@@ -177,24 +168,24 @@ class ResponseBuilder:
         origin: bytes | None,
         request_id: bytes,
     ) -> Response:
-        """Tell the browser why not; *window* is the one that counted it last."""
+        """Answer with a refusal; *window* is the limit that was charged last."""
         status = refusal.status
         lines = rate_lines(window, now, wall)
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
-        if status == 429 and window.headers:  # noqa: PLR2004
+        if status == HTTPStatus.TOO_MANY_REQUESTS and window.headers:
             content_type = b"application/problem+json; charset=utf-8"
             body = _problem(refusal, window, now, wall)
             retry_after = window.reset(now)
         else:
             body = _refusal_body(refusal.code, refusal.text)
-            # The SDK repeats whatever is not a 4xx; a retry is the frontend's to decide.
+            # The SDK repeats every answer that is not a 4xx; the frontend decides about a retry.
             lines += b"x-should-retry: false\r\n"
         if retry_after is not None:
             lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
-        if status == 401:  # noqa: PLR2004
+        if status == HTTPStatus.UNAUTHORIZED:
             lines += _challenge(refusal)
-        elif status == 405:  # noqa: PLR2004
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
             lines += b"allow: " + METHODS.encode() + b"\r\n"
         return self._json(status, body, lines, origin, request_id, content_type)
 
@@ -218,17 +209,17 @@ class ResponseBuilder:
 
 
 def copy_head(etag: bytes) -> bytes:
-    """The header lines that depend on nothing but a copy: `cache.Copy.head`."""
+    """Make the header lines that depend on a copy alone."""
     return b"%betag: %b\r\n" % (_REVALIDATE, etag)
 
 
 def server_timing(seconds: float) -> bytes:
-    """How long the answer was waited for, in milliseconds; what it was waited for is not told."""
+    """Make the header line that tells for how long the request waited, in milliseconds."""
     return b"server-timing: bff;dur=%.1f\r\n" % (seconds * 1000)
 
 
 def rate_lines(window: Window, now: float, wall: float) -> bytes:
-    """The rate limit in upstream's headers (reset in Unix milliseconds) and in the IETF's."""
+    """Make the rate limit's lines: upstream's (reset in Unix milliseconds) and the IETF's."""
     if not window.headers:
         return b""
     reset, remaining = window.reset(now), window.remaining
@@ -242,7 +233,7 @@ def rate_lines(window: Window, now: float, wall: float) -> bytes:
 
 @lru_cache(maxsize=16)
 def _rate_template(limiter: Limiter) -> bytes:
-    """All that stays the same for one limiter."""
+    """Make the part of the lines that is the same for one limiter."""
     return (
         b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %%d\r\nx-ratelimit-reset: %%d\r\n"
         b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%%d;t=%%d\r\n'
@@ -256,7 +247,7 @@ def _rate_template(limiter: Limiter) -> bytes:
 
 
 def _challenge(refusal: Refusal) -> bytes:
-    # RFC 6750 §3.1: no error code where no token was sent.
+    # RFC 6750 §3.1: a request without a token gets no error code.
     if refusal.code == "token_missing":
         return b'www-authenticate: Bearer realm="bff"\r\n'
     return (
@@ -276,14 +267,14 @@ def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> bytes
 
 @lru_cache(maxsize=64)
 def _problem_template(code: str, detail: str, limiter: Limiter) -> bytes:
-    """All that stays the same of a 429: who floods is not worth an encoder's work each time."""
+    """Make the part of a 429 that is the same each time: a flood must not cost a JSON encoder."""
     remaining, reset, seconds = "%(remaining)d", "%(reset)d", "%(seconds).3f"
     text = f"{detail}: {remaining}/{limiter.limit} requests remaining. Retry in {seconds} seconds."
     problem = {
         "error": text,
         "code": code,
         "title": "Rate Limit Exceeded",
-        "status": 429,
+        "status": HTTPStatus.TOO_MANY_REQUESTS,
         "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",
         "detail": text,
         "reset": reset,

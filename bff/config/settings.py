@@ -136,8 +136,6 @@ class Setting:
 
 
 _FIELDS_TEXT = ",".join(DEFAULT_FIELDS)
-
-
 ENVIRONMENT_SETTINGS: dict[str, Setting] = {
     "TRIGGER_SECRET_KEY": Setting(
         values.secret_keys,
@@ -184,8 +182,6 @@ ENVIRONMENT_SETTINGS: dict[str, Setting] = {
         "what may be spent of the environment's shared upstream bucket; `off`",
     ),
 }
-
-
 POLICY_SETTINGS: dict[str, Setting] = {
     "BFF_EXPOSE_FIELDS": Setting(
         values.texts, _FIELDS_TEXT, f"`{_FIELDS_TEXT}`", "top-level fields that browsers see"
@@ -200,8 +196,6 @@ POLICY_SETTINGS: dict[str, Setting] = {
         values.texts, "", "none", "globs of tags that browsers see: `public:*`"
     ),
 }
-
-
 GLOBAL_SETTINGS: dict[str, Setting] = {
     "BFF_ALLOW_HTTP_API_URL": Setting(
         values.flag,
@@ -324,11 +318,7 @@ GLOBAL_SETTINGS: dict[str, Setting] = {
         values.wait, "5", "`5`", "seconds for a whole answer from upstream"
     ),
 }
-
-
 SETTINGS: dict[str, Setting] = ENVIRONMENT_SETTINGS | GLOBAL_SETTINGS | POLICY_SETTINGS
-
-
 SOURCE_SETTINGS: dict[str, Setting] = {
     "name": Setting(values.text, None, "required", "what logs and metrics call it", required=True),
     "issuer": Setting(

@@ -152,8 +152,6 @@ def url(text: str) -> str:
 
 
 _STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
-
-
 _STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md)"
 
 
@@ -271,8 +269,6 @@ def secret_keys(text: str) -> tuple[Secret, ...]:
 
 
 ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
-
-
 _MIN_OWN_KEY_BYTES = 32
 
 

@@ -6,8 +6,6 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 _MAX_HOPS = 32
 """More trusted proxies in a row than anyone has; what stands left of them is not even split."""
-
-
 Network = IPv4Network | IPv6Network
 
 

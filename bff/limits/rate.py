@@ -12,12 +12,8 @@ from typing import Final, Protocol
 
 MAX_RESET = 60.0
 """Seconds: the official SDK waits for a reset however far it is, so none is further away."""
-
-
 PARTS = 4
 """All replicas together hold at most this part of what is left of a window without using it."""
-
-
 _NEVER = sys.maxsize
 
 

@@ -27,19 +27,11 @@ from bff.upstream.client import Answer, Client, Transport, cause
 
 MAX_SKEW = 5.0
 """Seconds that two clocks may differ: tokens are judged by the gateway's, minted by another's."""
-
-
 LONG_TTL = 60.0
 """Seconds; what is longer was perhaps meant in milliseconds."""
-
-
 TOKEN_SECONDS = 120
-
-
 NEWEST = "/api/v1/sessions?page[size]=1"
 """Upstream, for who may list sessions: the newest one."""
-
-
 FOREIGN_ORIGIN = "https://bff-check.invalid"
 
 

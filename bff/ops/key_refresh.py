@@ -15,8 +15,6 @@ from bff.tokens.jwks import read_jwks
 
 ASK_SECONDS: Final = 2.0
 """Between two questions for an environment's id while upstream fails."""
-
-
 REJECTED_SECONDS: Final = 60.0
 """The same once upstream said that the key may not know."""
 

@@ -28,14 +28,8 @@ if TYPE_CHECKING:
 
 
 _CONTINUED = (b"traceparent", b"tracestate")
-
-
 _P = ParamSpec("_P")
-
-
 _Answer = Coroutine[Any, Any, bytes]
-
-
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 

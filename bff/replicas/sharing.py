@@ -41,21 +41,11 @@ from bff.tokens.introspected import UNDECIDED, Introspection
 
 CLAIM_SECONDS: Final = 1.0
 """A replica that dies during a load keeps the others from loading that session for so long."""
-
-
 _POLL_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)
-
-
 _RETRY_SECONDS: Final = 1.0
-
-
 _PURGE_MEMORY_SECONDS: Final = 60.0
 """Longer than any load takes."""
-
-
 Outcome = Copy | Refusal
-
-
 T = TypeVar("T")
 
 

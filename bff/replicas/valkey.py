@@ -18,53 +18,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 HEARTBEAT_SECONDS: Final = 1.0
-
-
 SEEN_SECONDS: Final = 5.0
 """A replica that was not heard of for so long is none."""
-
-
 LONGEST_SECONDS: Final = 60.0
 """Upstream's word on its bucket counts no longer than this, whatever it says."""
-
-
 UNKNOWN_REPLICAS: Final = 4
 """Taken for the number of replicas while the store has never been seen."""
-
-
 _SOCKET_SECONDS: Final = 1.0
 """A connection that says nothing for so long is closed, and a new one opened."""
-
-
 _OPEN_SECONDS: Final = 3.0
-
-
 _CATCH_UP_SECONDS: Final = 30.0
-
-
 _BLOCK_MILLISECONDS: Final = 1000
-
-
 _LISTEN_SECONDS: Final = 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
-
-
 _SETTLED: Final = 5
 """Heartbeats after which a store that came back counts as there to stay."""
-
-
 _MAX_PAUSE_SECONDS: Final = 4.0
 """Between heartbeats to a store that comes and goes, so that few wait for it, and no log fills."""
-
-
 _MAX_BATCH: Final = 500
-
-
 _GRACE_SECONDS: Final = 0.001
-
-
 _PREFIX: Final = "bff1"
-
-
 Command = tuple[Any, ...]
 
 
@@ -620,8 +592,6 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], now + ARGV[2], '+inf')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return redis.call('ZCARD', KEYS[1])
 """
-
-
 _TAKE = """
 local there = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
@@ -635,8 +605,6 @@ if left < 0 or left > tonumber(ARGV[3]) then
 end
 return {given, math.max(0, limit - used - given), left}
 """
-
-
 _SPEND = """
 local wait = redis.call('PTTL', KEYS[3])
 if wait == -1 then return redis.error_reply('FOREIGN') end
@@ -676,8 +644,6 @@ end
 if allowance then redis.call('DECR', KEYS[2]) end
 return 0
 """
-
-
 # Answers overtake one another: of one period the lowest word counts, and none of a former one.
 _ALLOW = """
 local there = redis.call('GET', KEYS[1])
@@ -687,8 +653,6 @@ if there and sooner > -1000 and tonumber(there) <= tonumber(ARGV[1]) then return
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
-
-
 _CLAIM = """
 local held = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
 if not held then
@@ -699,25 +663,17 @@ local time = redis.call('TIME')
 local copy = redis.call('GET', KEYS[1])
 return {held and 1 or 0, copy, redis.call('PTTL', KEYS[1]), time[1] * 1000000 + time[2]}
 """
-
-
 _HOLD = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
-
-
 _PURGED = """
 local purged = redis.call('GET', KEYS[1])
 if not purged then return 0 end
 if redis.call('PTTL', KEYS[1]) == -1 then return redis.error_reply('FOREIGN') end
 return tonumber(purged) >= tonumber(ARGV[1]) and 1 or 0
 """
-
-
 _KEPT, _WAS_PURGED, _NO_KEY = 1, 0, -2
-
-
 _KEEP = """
 local purged = redis.call('GET', KEYS[2])
 if purged and tonumber(purged) >= tonumber(ARGV[3]) then return 0 end
@@ -728,8 +684,6 @@ if claimed and tonumber(claimed) > tonumber(ARGV[3]) then return -1 end
 redis.call('SET', KEYS[1], ARGV[1], 'PXAT', ARGV[2])
 return 1
 """
-
-
 _PURGE = """
 local time = redis.call('TIME')
 local copy = redis.call('GET', KEYS[1])

@@ -22,15 +22,9 @@ from bff.response import Response
 LINGER_SECONDS: Final = 2.0
 """After a refusal what still arrives is read and thrown away this long: a socket that is closed
 with bytes unread resets the connection, and the refusal may never be seen."""
-
-
 MAX_PIPELINED: Final = 32
 """Requests of one connection that wait for the answers before them; browsers send none ahead."""
-
-
 _BODY: Final = frozenset((b"content-length", b"transfer-encoding"))
-
-
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
 

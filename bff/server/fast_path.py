@@ -39,28 +39,16 @@ _WRITTEN_FOR: Final = frozenset(
     ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
 )
 """SHA-256 of the sources whose inner workings this knows."""
-
-
 _MAX_AGAIN: Final = 4096
 """Bytes of a request that a connection keeps, to know it again."""
-
-
 _MAX_KNOWN: Final = 32 * 1024 * 1024
 """Bytes, about, that may be kept of header lines and of what they say."""
-
-
 _OVERHEAD: Final = 500
 """Bytes that it costs beyond twice the lines."""
-
-
 _VALUE_OVERHEAD: Final = 40
 """The same for each value of a header that may stand many times."""
-
-
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 """What a path without query and fragment consists of (RFC 3986 §3.3)."""
-
-
 _LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
 """A request line that means what it says, whatever the lines after it."""
 

@@ -15,8 +15,6 @@ from bff.telemetry import ServerLog, Telemetry
 
 SHUTDOWN_SECONDS = 10
 """For requests in flight to finish; longer than any load may take by default."""
-
-
 _FIRST_FD = 3
 
 

@@ -14,11 +14,7 @@ from typing import Any
 
 _RESTART_SECONDS = 1.0
 """A worker that lived less is started again only after so long."""
-
-
 _PR_SET_PDEATHSIG = 1
-
-
 UNUSABLE = 2
 """The exit status of a process that cannot be used as it is told to be: all of them end."""
 

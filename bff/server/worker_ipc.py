@@ -14,12 +14,8 @@ from typing import Any, Final
 
 PATIENCE_SECONDS: Final = 1.0
 """Whoever has not answered by then is dead and being replaced, or hangs."""
-
-
 _LETTER: Final = b"?"
 """A letter has to have a byte."""
-
-
 Answer = Callable[..., Awaitable[Any]]
 """Answers a question, which comes as its words; what is asked and answered is JSON."""
 

@@ -9,8 +9,6 @@ from bff.response import copy_head
 
 _OVERHEAD = 500
 """Bytes that a copy costs beyond its body and head, measured; see `tests/copies/test_cache.py`."""
-
-
 Key = tuple[str, str]
 """Environment and session id, in either form."""
 

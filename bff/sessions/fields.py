@@ -4,8 +4,6 @@ import re
 from datetime import datetime
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-
-
 _ABSENT = object()
 
 
@@ -44,7 +42,5 @@ _FIELDS = {
     "createdAt": _date,
     "updatedAt": _date,
 }
-
-
 FIELDS = tuple(_FIELDS)
 """The names of the fields that are known; any other is new upstream."""

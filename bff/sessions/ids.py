@@ -9,28 +9,14 @@ from bff.errors import Refused
 from bff.tokens import scopes
 
 LIST_ROUTE = b"/api/v1/sessions"
-
-
 ROUTE = b"/api/v1/sessions/"
-
-
 MAX_ID_CHARACTERS = 256
-
-
 _MAX_RAW = 12 * MAX_ID_CHARACTERS
 """Bytes of a raw segment: a character has up to four, each of them three when it is encoded."""
-
-
 PLAIN_PATH = rb"%b([A-Za-z0-9_~:-]{1,%d})" % (ROUTE, MAX_ID_CHARACTERS)
 """Pattern of a raw path with an id that needs no decoding, as nearly every one does."""
-
-
 _FRIENDLY = "session_"
-
-
 _PLAIN_PATH = re.compile(PLAIN_PATH)
-
-
 _ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 

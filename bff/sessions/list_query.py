@@ -10,22 +10,12 @@ from urllib.parse import parse_qsl
 from bff.errors import Refused
 
 DEFAULT_SIZE: Final = 20
-
-
 MAX_SIZE: Final = 100
-
-
 MAX_TEXT: Final = 1024
 """Characters of one value."""
-
-
 MAX_QUERY_BYTES: Final = 65536
 """All parameters with all that they may hold, percent-encoded."""
-
-
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
-
-
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -166,20 +156,10 @@ def _period(text: str, wall: float) -> float | None:
 
 
 _PERIOD = r"([1-9][0-9]{0,6})([smhdw])"
-
-
 _STATUS = "|".join(STATUSES)
-
-
 _CURSOR = "a cursor that an answer to this caller gave"
-
-
 _CURSOR_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9_-]{24}$"}
-
-
 _DATE = "a time in Unix milliseconds"
-
-
 _DATE_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
 
 
@@ -224,6 +204,4 @@ PARAMETERS: dict[str, Parameter] = {
     "filter[createdAt][from]": Parameter("created_from", _milliseconds, _DATE, _DATE_SCHEMA),
     "filter[createdAt][to]": Parameter("created_to", _milliseconds, _DATE, _DATE_SCHEMA),
 }
-
-
 _KNOWN = ", ".join(PARAMETERS)

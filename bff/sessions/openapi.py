@@ -8,23 +8,11 @@ from bff.sessions import ids, list_query
 from bff.sessions.policy import REQUIRED_FIELDS, Policy
 
 Schema = dict[str, Any]
-
-
 _TEXT: Schema = {"type": "string"}
-
-
 _TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-
-
 _DATE: Schema = {"type": "string", "format": "date-time"}
-
-
 _DATE_OR_NULL: Schema = {"type": ["string", "null"], "format": "date-time"}
-
-
 _NULL: Schema = {"type": "null", "description": "The policy shows nothing of it"}
-
-
 _KNOWN: dict[str, Schema] = {
     "id": {"type": "string", "pattern": "^session_"},
     "externalId": _TEXT_OR_NULL,
@@ -41,23 +29,11 @@ _KNOWN: dict[str, Schema] = {
     "createdAt": _DATE,
     "updatedAt": _DATE,
 }
-
-
 _TROUBLE = [code for code, kind in REFUSALS.items() if kind.status in (502, 503, 504)]
-
-
 _NULL_WHEN_HIDDEN = ("externalId", "closedAt", "closedReason", "expiresAt")
-
-
 _COMMON = ("X-Request-Id", "Vary", "Cache-Control")
-
-
 _LIMITED = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
-
-
 _SHOWN = ("ETag", "Age", "Cache-Status")
-
-
 _HEADERS: dict[str, tuple[Schema, str]] = {
     "X-Request-Id": (_TEXT, "Names this answer in the gateway's log"),
     "Vary": ({"const": "Authorization, Origin"}, "What an answer depends on"),
@@ -76,8 +52,6 @@ _HEADERS: dict[str, tuple[Schema, str]] = {
     "Allow": (_TEXT, "Methods that are served"),
     "X-Unavailable-Sessions": ({"type": "integer", "minimum": 1}, "How many the page lacks"),
 }
-
-
 _SAID = {
     200: "The session",
     304: "The browser holds the current copy (If-None-Match)",
@@ -92,8 +66,6 @@ _SAID = {
     503: "The upstream budget is spent, or the gateway cannot verify tokens yet: return shortly",
     504: "Upstream did not answer in time",
 }
-
-
 _DESCRIPTION = """\
 The browser-facing gateway of Trigger.dev sessions. `OPTIONS` is 204 for any path, with CORS headers
 for an allowed origin. Other methods on these paths are 405 `method_not_allowed`; other paths below
@@ -163,15 +135,11 @@ _COOKIE = {
     "in": "cookie",
     "description": "The same token, for pages of this very origin (Sec-Fetch-Site: same-origin)",
 }
-
-
 _PAGES = {
     "/": "What this is",
     "/healthz": "Whether the process answers",
     "/openapi.json": "This description",
 }
-
-
 _SESSION_PARAMETER: Schema = {
     "name": "session",
     "in": "path",
@@ -186,8 +154,6 @@ _SESSION_PARAMETER: Schema = {
     },
     "example": "chat-1",
 }
-
-
 _IF_NONE_MATCH: Schema = {"name": "If-None-Match", "in": "header", "schema": _TEXT}
 
 

@@ -27,21 +27,11 @@ DEFAULT_FIELDS = (
     "createdAt",
     "updatedAt",
 )
-
-
 REQUIRED_FIELDS = ("id", "type", "taskIdentifier", "createdAt", "updatedAt")
 """The SDK's parser accepts neither null nor absence for these."""
-
-
 _NULL_WHEN_HIDDEN = dict.fromkeys(("externalId", "closedAt", "closedReason", "expiresAt"))
-
-
 Tree = dict[str, Any]  # step -> Tree
-
-
 _EVERYTHING: Tree = {}
-
-
 _NOTHING = object()
 
 

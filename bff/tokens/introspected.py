@@ -15,36 +15,20 @@ from bff.errors import ErrorCode
 
 ACCEPTED_SECONDS: Final = 60.0
 """A good verdict is kept no longer: what upstream takes back is taken back here within that."""
-
-
 AUTHENTIC_SECONDS: Final = 900.0
 """How long a token that passed once is none of the untested: it is tested again as often as
 any, but is not counted as a bad one meanwhile, or an outage upstream would count everyone so."""
-
-
 REFUSED_SECONDS: Final = 5.0
-
-
 TROUBLE_SECONDS: Final = 1.0
 """How long a test that upstream did not decide (it failed, it was busy) is not repeated."""
-
-
 UNDECIDED: Final = frozenset(
     {"upstream_unavailable", "upstream_timeout", "upstream_invalid", "over_budget", "internal"}
 )
-
-
 AUTHENTIC: Final = frozenset({"not_found", "unauthorized"})
 """Refusals of a session by which upstream takes the token for one of its own: it looks at the
 token first."""
-
-
 OK: Final = "ok"
-
-
 _Key = tuple[bytes, str]
-
-
 _ANY = ""
 """In place of a session's id: the token is bad whatever it asks for."""
 

@@ -13,37 +13,19 @@ from jwt import algorithms
 from bff.errors import Refused
 
 PUBLIC_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
-
-
 SHARED_ALGORITHM: Final = "HS256"
-
-
 REFRESH_SECONDS: Final = 300.0
 """Between two fetches of a JWKS; a key that was taken out of it is trusted no longer than this."""
-
-
 UNKNOWN_KEY_SECONDS: Final = 30.0
 """The same while tokens come with a key id that is not known, however many they are."""
-
-
 RETRY_SECONDS: Final = 10.0
 """The same while its server fails."""
-
-
 MAX_KEYS: Final = 100
-
-
 MIN_RSA_BITS: Final = 2048
-
-
 MAX_RSA_BITS: Final = 8192
 """A longer one takes longer to verify by than a decision may."""
-
-
 _KINDS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
 """Which algorithm a JWK is for, by its ``kty`` and ``crv``; what is not here is no key for us."""
-
-
 _READERS: Final[dict[str, Any]] = {
     "RS256": algorithms.RSAAlgorithm.from_jwk,
     "ES256": algorithms.ECAlgorithm.from_jwk,

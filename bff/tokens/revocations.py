@@ -12,14 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 DEFAULT_TTL: Final = 30 * 86400.0
-
-
 MAX_TTL: Final = 366 * 86400.0
-
-
 MAX_TEXT: Final = 1024
-
-
 KINDS: Final = ("jti", "session", "subject", "all")
 
 

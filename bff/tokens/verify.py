@@ -26,16 +26,10 @@ from bff.tokens.caller import _ELSEWHERE, Caller, GrantT, KeyUse
 from bff.tokens.issuers import Source, peek
 
 ISSUER = "https://id.trigger.dev"
-
-
 AUDIENCE = "https://api.trigger.dev"
-
-
 SKEW_SECONDS = 60.0
 """How far ahead the clock of who mints tokens may be. A token that says it was issued later than
 that would escape every revocation until then."""
-
-
 MAX_TOKEN_BYTES = 32 * 1024
 """A token that names 200 sessions has about 12 KiB."""
 

@@ -1,14 +1,15 @@
-"""Asks upstream, and turns its troubles into ours. The only user of the HTTP client.
+"""Calls Trigger.dev's API and turns its troubles into `UpstreamError`.
 
-The secret key lives here. It goes to one host, on requests that are built from nothing of the
-browser's but the session's id. They are given to httpcore2, which httpx2 is made of, below all
-that a client does by itself: nothing here follows a redirect, keeps a cookie, resolves dots in a
-path, or takes credentials or a proxy from the environment. A load costs a quarter less, too.
+The secret key lives here. It is sent to one host, on requests that take only the session's id from
+the browser. The requests go to httpcore2, the engine below httpx2: it follows no redirect, keeps no
+cookie, resolves no dots in a path, and takes no credentials and no proxy from the environment. A
+load also costs a quarter less.
 """
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import httpcore2
 
@@ -21,22 +22,24 @@ from bff.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from bff.upstream.client import Address, Answer, Client, _translated
+from bff.upstream.client import Address, Answer, Client, translated
 
 MAX_RETRY_AFTER = 60.0
-
-
+"""Seconds; a later Retry-After counts as this, so that one answer cannot stop loads for hours."""
 CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What an answer says of the bucket upstream."""
+    """What an answer tells about upstream's rate limit.
+
+    Attributes:
+        reset: Unix seconds.
+    """
 
     limit: int
     remaining: int
     reset: float
-    """Unix seconds."""
 
 
 class Upstream:
@@ -44,11 +47,11 @@ class Upstream:
 
     Args:
         url: base URL, without a slash at its end.
-        secret_keys: the first is sent as the bearer token; when upstream rejects it, the next is
-            from then on, and once for the request at hand.
+        secret_keys: the first is the bearer token. When upstream rejects it, the next takes its
+            place, and the request is sent once more.
         branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
         timeout: seconds for a whole answer, connecting and retrying included.
-        observe: told of the bucket with each answer that describes it.
+        observe: called with the quota of each answer that describes one.
     """
 
     def __init__(
@@ -74,28 +77,28 @@ class Upstream:
             (self._agent, *branches, (b"authorization", b"Bearer " + key.encode()))
             for key in secret_keys
         ]
-        """The headers of a request, for each key."""
+        """The headers of a request, one set a key."""
 
     async def get(self, path: str, again: Callable[[], Awaitable[None]]) -> bytes:
         """GET *path*: the body of a 200.
 
         Args:
             path: below the API's address.
-            again: awaited before a second call, which a load makes when its key was rejected just
-                now and there is a next one. It spends that call, or raises.
+            again: awaited before a second call, which follows when the key is rejected and there
+                is a next one. It spends that call from the budget, or raises.
 
         Raises:
             UpstreamError: `SessionNotFound`; `UpstreamRateLimited` for upstream's own 429, with
                 ``retry_after``; or another of upstream's troubles.
             Exception: whatever *again* raises.
         """
-        async with _translated(self._timeout):
+        async with translated(self._timeout):
             used = self._current
             answer = await self._send(path)
             if answer.status == _REJECTED and len(self._signed) > 1:
-                if self._current == used:  # or another load has moved on already
+                if self._current == used:  # otherwise another load has switched keys
                     self._current = (used + 1) % len(self._signed)
-                # While all keys are rejected, each load costs one call and no more.
+                # While all keys are rejected, a load makes one call only.
                 if self._accepted:
                     await again()
                     answer = await self._send(path)
@@ -105,25 +108,27 @@ class Upstream:
     async def get_as(self, token: bytes, path: str, wall: float) -> bytes:
         """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
 
-        Of the bucket that the answer describes nothing is told: it is the token's own.
+        The quota of the answer is the token's own, so it is not observed.
+
+        *wall* is Unix seconds.
 
         Raises:
-            UpstreamError: as `get`; `TokenRejected` and `TokenForbidden` are the token's, and so is
-                `UpstreamRateLimited`, until the reset that upstream tells (it is *wall* now).
+            UpstreamError: as `get`. `TokenRejected`, `TokenForbidden` and `UpstreamRateLimited` are
+                about the token; the last holds until the token's quota is reset.
         """
         headers = (self._agent, (b"authorization", b"Bearer " + token))
-        async with _translated(self._timeout):
+        async with translated(self._timeout):
             answer = await self._client.send("GET", self._address, path.encode(), headers)
-        if answer.status in (_REJECTED, 403):
+        if answer.status in (_REJECTED, HTTPStatus.FORBIDDEN):
             raise TokenRejected if answer.status == _REJECTED else TokenForbidden
         quota = read_quota(answer.headers)
-        if answer.status == 429 and quota is not None:  # noqa: PLR2004
+        if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:
             rest = min(max(quota.reset - wall, 0.0), MAX_RETRY_AFTER)
             raise UpstreamRateLimited(retry_after=max(rest, _retry_after(answer.headers) or 0.0))
         return _body(answer)
 
     async def environment_id(self) -> str:
-        """Ask which environment the secret key is of; a restricted key may not know.
+        """Ask for the id of the secret key's environment; a restricted key may not ask.
 
         Raises:
             UpstreamError: as `get`.
@@ -139,12 +144,12 @@ class Upstream:
         return subject
 
     async def probe(self, method: str, path: str) -> Answer:
-        """Ask what the operator wants to know (`bff check`), whatever the status of the answer.
+        """Send one request with the current key, for `bff check`; returns an answer of any status.
 
         Raises:
-            UpstreamError: as `ask` does.
+            UpstreamError: the request failed.
         """
-        async with _translated(self._timeout):
+        async with translated(self._timeout):
             return await self._client.send(
                 method, self._address, path.encode(), self._signed[self._current]
             )
@@ -153,7 +158,7 @@ class Upstream:
         try:
             return await self._send_once(path)
         except httpcore2.ConnectError:
-            # Nothing was sent, so nothing can happen twice.
+            # No byte was sent, so a second try cannot repeat an effect.
             return await self._send_once(path)
 
     async def _send_once(self, path: str) -> Answer:
@@ -165,26 +170,26 @@ class Upstream:
         return answer
 
 
-_REJECTED = 401
+_REJECTED = HTTPStatus.UNAUTHORIZED
 
 
-def _body(response: Answer) -> bytes:
-    status = response.status
-    if status == 200:  # noqa: PLR2004
-        return response.body
-    if status == 404 and _is_their_error(response.body):  # noqa: PLR2004
-        # Not any 404: a wrong address answers so too, and the SDK starts a paid run on it.
+def _body(answer: Answer) -> bytes:
+    status = answer.status
+    if status == HTTPStatus.OK:
+        return answer.body
+    if status == HTTPStatus.NOT_FOUND and _is_api_error(answer.body):
+        # A wrong address answers 404 too, and the SDK starts a paid run on our 404.
         raise SessionNotFound
-    if status in (_REJECTED, 403):
+    if status in (_REJECTED, HTTPStatus.FORBIDDEN):
         raise CredentialsRejected
-    if status == 429:  # noqa: PLR2004
-        raise UpstreamRateLimited(retry_after=_retry_after(response.headers))
-    if status >= 500:  # noqa: PLR2004
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise UpstreamRateLimited(retry_after=_retry_after(answer.headers))
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise UpstreamUnavailable
     raise UpstreamInvalid
 
 
-def _is_their_error(body: bytes) -> bool:
+def _is_api_error(body: bytes) -> bool:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -192,10 +197,13 @@ def _is_their_error(body: bytes) -> bool:
     return isinstance(document, dict) and isinstance(document.get("error"), str)
 
 
+_MAX_DIGITS = 15
+"""Digits of a number in a header; a longer one is neither a count nor a date."""
+
+
 def _number(text: str | None) -> int | None:
-    # No more than 15 digits: beyond that it is no count and no date, whatever it is.
     digits = (text or "").strip().removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 15):  # noqa: PLR2004
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
         return None
     return int(text or "")
 

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol, Self
 from urllib.parse import quote, urlsplit
 
@@ -16,33 +17,24 @@ import httpx2
 from bff.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 
 _KEPT = "/?:@!$&'()*+,;=%[]"
-"""What stands in a path or query as it is (RFC 3986 §3.3, §3.4)."""
-
-
+"""Characters that a path or query holds unescaped (RFC 3986 §3.3, §3.4)."""
 MAX_BODY_BYTES = 1024 * 1024
-
-
+"""Bytes of an answer; upstream's documents have a few KiB, and a larger one would fill memory."""
 _KEEP_ALIVE_SECONDS = 4.0
-"""Below the five seconds after which common servers close an idle connection: one that is closed
-just as a request is sent on it is an error that no retry may mend."""
-
-
+"""Seconds that an idle connection is kept: below the five after which common servers close it. A
+request on a connection that is just being closed fails, and must not be sent again."""
 _MAX_IDLE = 10
-"""Connections kept without a request: the client probes each of them at every request, which for a
+"""Idle connections that are kept. The client tests each of them at every request, and testing a
 hundred costs more than the request."""
-
-
 _HEADERS = ((b"accept", b"application/json"), (b"accept-encoding", b"identity"))
-
-
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Transport(Protocol):
-    """How requests leave; the real one is made here, tests bring their own."""
+    """Sends requests; tests bring a transport of their own."""
 
     async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
-        """Send *request*, and give the head of what comes back."""
+        """Send *request*; returns the head of the response."""
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -50,7 +42,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, whatever its status."""
+    """A response of any status."""
 
     status: int
     headers: Mapping[str, str]
@@ -59,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A URL, taken apart once."""
+    """A URL, parsed once."""
 
     scheme: bytes
     host: bytes
@@ -71,7 +63,7 @@ class Address:
 
     @classmethod
     def read(cls, url: str) -> "Address":
-        """Take *url* apart, which `settings` has checked."""
+        """Parse *url*, which the settings have checked."""
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna")
         target = quote(parts.path + (f"?{parts.query}" if parts.query else ""), safe=_KEPT)
@@ -86,7 +78,7 @@ class Client:
 
     Args:
         connect_timeout: seconds.
-        transport: how requests leave, if not on sockets.
+        transport: sends requests, if not on sockets.
     """
 
     def __init__(self, *, connect_timeout: float, transport: Transport | None = None) -> None:
@@ -96,7 +88,7 @@ class Client:
             max_keepalive_connections=_MAX_IDLE,
             keepalive_expiry=_KEEP_ALIVE_SECONDS,
         )
-        # All but this is within the seconds that an answer may take in all.
+        # The other timeouts are part of the time that a whole answer may take.
         self._extensions = {"timeout": {"connect": connect_timeout}}
 
     async def __aenter__(self) -> Self:
@@ -117,13 +109,13 @@ class Client:
         *,
         timeout: float,
     ) -> Answer:
-        """Ask once, within *timeout* seconds.
+        """Send one request; the whole answer may take *timeout* seconds.
 
         Raises:
             UpstreamError: `UpstreamTimeout`, `UpstreamUnavailable` or `UpstreamInvalid`.
         """
         lines = [(name.encode(), value.encode()) for name, value in headers.items()]
-        async with _translated(timeout):
+        async with translated(timeout):
             return await self.send(method, Address.read(url), b"", lines)
 
     async def fetch(self, url: str, *, timeout: float) -> bytes:
@@ -133,20 +125,24 @@ class Client:
             UpstreamError: `UpstreamUnavailable`, `UpstreamTimeout` or `UpstreamInvalid`.
         """
         answer = await self.ask("GET", url, {}, timeout=timeout)
-        if answer.status != 200:  # noqa: PLR2004
-            raise UpstreamUnavailable if answer.status >= 500 else UpstreamInvalid  # noqa: PLR2004
+        if answer.status != HTTPStatus.OK:
+            raise (
+                UpstreamUnavailable
+                if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                else UpstreamInvalid
+            )
         return answer.body
 
     async def send(self, method: str, address: Address, path: bytes, headers: Headers) -> Answer:
-        """Ask once, for as long as it takes, for *path* below *address*.
+        """Send one request for *path* below *address*; the caller bounds the time.
 
         Raises:
-            Exception: httpcore2's; see `_translated`.
+            Exception: those of httpcore2; see `translated`.
             UpstreamError: `UpstreamInvalid`.
         """
         lines = [(b"host", address.shown), *_HEADERS, *headers]
         if method == "POST":
-            lines.append((b"content-length", b"0"))  # nothing here has a body
+            lines.append((b"content-length", b"0"))  # no request has a body
         url = httpcore2.URL(
             scheme=address.scheme,
             host=address.host,
@@ -164,8 +160,8 @@ class Client:
 
 
 @asynccontextmanager
-async def _translated(seconds: float) -> AsyncIterator[None]:
-    """Turn the client's errors into ours, and end what takes longer than *seconds*."""
+async def translated(seconds: float) -> AsyncIterator[None]:
+    """Turn errors of httpcore2 into `UpstreamError`, and time out after *seconds*."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -178,14 +174,14 @@ async def _translated(seconds: float) -> AsyncIterator[None]:
 
 
 def cause(error: UpstreamError) -> str | None:
-    """What the system said beneath an *error*: of where was asked, never of what was sent."""
+    """What the operating system reported beneath an *error*; it tells nothing of what was sent."""
     beneath = error.__context__
     while beneath is not None:
         match beneath:
             case ssl.SSLCertVerificationError():
-                return f"its certificate is not good, {beneath.verify_message}"
+                return f"its certificate is not valid, {beneath.verify_message}"
             case ssl.SSLError():
-                return "it does not speak TLS with us"
+                return "TLS with it fails"
             case socket.gaierror():
                 return "no such host"
             case OSError(errno=int(number)):
@@ -196,7 +192,7 @@ def cause(error: UpstreamError) -> str | None:
 
 async def _read(stream: Any, headers: Mapping[str, str]) -> bytes:
     if headers.get("content-encoding", "identity") != "identity":
-        raise UpstreamInvalid  # not asked for; and a bomb may hide in it
+        raise UpstreamInvalid  # the request refuses encodings, and a decoder may blow up memory
     body = bytearray()
     async for chunk in stream:
         body += chunk

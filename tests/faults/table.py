@@ -562,8 +562,8 @@ FAULTS = [
     Fault(
         35,
         "bff/upstream/api.py",
-        "if status in (_REJECTED, 403):",
-        'if status in (_REJECTED, 403): raise Refused("token_invalid")\n    if False:',
+        "    if status in (_REJECTED, HTTPStatus.FORBIDDEN):\n        raise CredentialsRejected",
+        "    if status in (_REJECTED, HTTPStatus.FORBIDDEN):\n        raise TokenRejected",
         f"{_UPSTREAM}::test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers",
     ),
     Fault(
@@ -653,7 +653,7 @@ FAULTS = [
     Fault(
         0,
         "bff/upstream/api.py",
-        "if answer.status == 429 and quota is not None:",
+        "if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:",
         "if False:",
         f"{_VERDICTS}::test_the_sixty_a_minute_of_a_token_upstream_are_respected",
     ),
