@@ -1,0 +1,31 @@
+"""A gateway without a store shares nothing, and needs no other code for it."""
+
+import inspect
+
+import pytest
+from support.world import Clock
+
+from bff.limits.budget import Budget
+from bff.replicas.alone import Alone
+from bff.replicas.sharing import Sharing
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_budget_belongs_to_this_process(clock: Clock) -> None:
+    alone, budget = Alone(clock), Budget(2, 1.0)
+
+    waits = [await alone.spend("default", budget, timeout=0.0) for _ in range(3)]
+
+    assert waits == [0.0, 0.0, 1.0]
+    clock.advance(1.0)
+    assert await alone.spend("default", budget, timeout=0.0) == 0.0
+
+
+def test_every_method_has_the_arguments_of_the_shared_one() -> None:
+    for name, method in inspect.getmembers(Alone, inspect.isfunction):
+        if not name.startswith("_"):
+            shared = getattr(Sharing, name)
+            assert list(inspect.signature(method).parameters) == list(
+                inspect.signature(shared).parameters
+            ), name
