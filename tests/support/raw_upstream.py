@@ -1,0 +1,76 @@
+"""An upstream of raw bytes on a real socket, and the gateway's API client in front of it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from support.world import SECRET_KEY
+
+from bff.errors import UpstreamError
+from bff.upstream.api import Quota, Upstream
+from bff.upstream.client import Client
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
+
+
+@contextlib.asynccontextmanager
+async def server(answer: bytes | Handler) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that answers each head with *answer* and closes; yields address and heads."""
+    heads: list[bytes] = []
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            try:
+                if callable(answer):
+                    await answer(reader, writer)
+                else:
+                    writer.write(answer)
+                    await writer.drain()
+            finally:
+                writer.close()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await writer.wait_closed()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as listening:
+        host, port = listening.sockets[0].getsockname()
+        yield f"http://{host}:{port}", heads
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def upstream(url: str, **changes: object) -> AsyncIterator[tuple[Upstream, list[Quota]]]:
+    quotas: list[Quota] = []
+    arguments = {
+        "url": url,
+        "secret_keys": [SECRET_KEY],
+        "branch": None,
+        "timeout": 0.3,
+        "user_agent": "bff/test",
+        "observe": quotas.append,
+    }
+    async with Client(connect_timeout=0.2) as client:
+        yield Upstream(client, **(arguments | changes)), quotas
+
+
+async def spent() -> None:
+    """What a second call, with the next key, asks for: it may be made."""
+
+
+async def refusal(answer: bytes | Handler) -> tuple[UpstreamError, list[bytes]]:
+    async with server(answer) as (url, heads), upstream(url) as (asked, _):
+        with pytest.raises(UpstreamError) as raised:
+            await asked.get("/api/v1/sessions/a", spent)
+        return raised.value, heads
+
+
+def http(status: str, body: bytes = b"", *lines: bytes, length: int | None = None) -> bytes:
+    head = [b"HTTP/1.1 " + status.encode(), *lines]
+    head.append(b"content-length: %d" % (len(body) if length is None else length))
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
