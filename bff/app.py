@@ -42,26 +42,6 @@ T = TypeVar("T")
 
 LAG_SECONDS: Final = 0.5
 """Seconds between two measurements of how late the event loop is."""
-FIXED: Final = (
-    "host",
-    "port",
-    "ops_host",
-    "ops_port",
-    "ops_names",
-    "upstream_connect_timeout",
-    "upstream_timeout",
-    "tracing",
-    "store_url",
-    "store_timeout",
-    "fast_lane",
-    "max_head_bytes",
-    "max_headers",
-    "request_timeout",
-    "idle_timeout",
-    "max_connections",
-    "max_connections_per_address",
-)
-"""Settings that sockets and connections were opened with: a change of them waits for a restart."""
 
 
 class Service:
@@ -100,7 +80,6 @@ class Service:
             settings,
             read=reload or (lambda: settings),
             apply=self._apply,
-            fixed=FIXED,
             telemetry=telemetry,
         )
         self._client = Client(

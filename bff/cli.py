@@ -22,7 +22,7 @@ import uvloop
 
 from bff import __version__
 from bff import demo as demo_
-from bff.app import FIXED, Service
+from bff.app import Service
 from bff.clock import system_clock
 from bff.config import reader, settings
 from bff.config.reload import WATCH_SECONDS
@@ -105,7 +105,7 @@ def _settings_now(
     while True:
         try:
             now = reader.load(environ)
-            return replace(now, **{name: getattr(began, name) for name in FIXED})
+            return replace(now, **{name: getattr(began, name) for name in settings.FIXED})
         except settings.SettingsError as exc:
             if exc.problems != problems:
                 telemetry.log.error("settings_not_reloaded", problems=exc.problems)
@@ -228,9 +228,9 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     try:
         told = reader.load(_environ())
     except settings.SettingsError as exc:
-        click.echo(f"{checks.report(exc.told)}\n", err=True)
+        click.echo(f"{checks.report(exc.reports)}\n", err=True)
         _refuse(exc)
-    click.echo(checks.report(told.told))
+    click.echo(checks.report(told.reports))
     click.echo("\nWhat browsers see")
     for line in checks.policy_lines(told):
         click.echo(line)

@@ -11,7 +11,8 @@ from functools import partial
 
 from bff import __version__
 from bff.config.runtime import Environment, Limits, RuntimeConfig
-from bff.config.settings import EnvironmentSettings, Settings, SourceSettings
+from bff.config.settings import EnvironmentSettings, Settings
+from bff.config.token_sources import SourceSettings
 from bff.config.values import Rate
 from bff.digests import fingerprint
 from bff.limits.budget import Budget

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from bff import metrics
-from bff.config.settings import Settings, SettingsError
+from bff.config.settings import FIXED, Settings, SettingsError
 from bff.telemetry import Telemetry
 
 WATCH_SECONDS: Final = 1.0
@@ -22,7 +22,6 @@ class Reload:
         settings: those that the gateway starts with.
         read: reads the settings again; raises `SettingsError`.
         apply: uses new settings: all of them, or none if it raises.
-        fixed: names of settings that only a restart changes.
     """
 
     def __init__(
@@ -31,7 +30,6 @@ class Reload:
         *,
         read: Callable[[], Settings],
         apply: Callable[[Settings], None],
-        fixed: Iterable[str],
         telemetry: Telemetry,
     ) -> None:
         self.settings = settings
@@ -39,7 +37,6 @@ class Reload:
         """Whether the settings that were read last are in force."""
         self._read = read
         self._apply = apply
-        self._fixed = tuple(fixed)
         self._telemetry = telemetry
         # The files are watched from now on: a key may be removed while the gateway starts.
         self._files = Watch(settings.files)
@@ -61,10 +58,13 @@ class Reload:
         self.settings, self.current = settings, True
         self._telemetry.count(metrics.RELOADS, "ok")
         log.info("settings_reloaded")
-        changed = [n for n in self._fixed if getattr(settings, n) != getattr(before, n)]
+        changed = [
+            name
+            for field, name in FIXED.items()
+            if getattr(settings, field) != getattr(before, field)
+        ]
         if changed:
-            names = [f"BFF_{name.upper()}" for name in changed]
-            log.warning("settings_need_restart", settings=names)
+            log.warning("settings_need_restart", settings=changed)
 
     async def watch(self) -> None:
         """Reload when a file of the settings changes; goes on until it is cancelled."""

@@ -1,32 +1,21 @@
-"""Every knob: read once, checked all together, with a remedy for each problem.
+"""Every setting, declared once.
 
-`SETTINGS` is the table; a row gives a name, a default, how its text is read, and what it means.
-The same names are keys of the TOML file that ``BFF_CONFIG`` names, where ``[[environments]]`` and
-``[policies."<session type>"]`` hold what a flat environment cannot. The environment wins over the
-file. Nothing here prints, and no problem quotes a secret.
+A field that is made by `setting` declares its setting completely: the variable, which is also the
+key in the file, the type, how it is read, the default, the documentation, whether `NAME_FILE` works
+and whether a reload can change it. `bff.config.reader` fills these classes in; the keys of a token
+source are declared in `bff.config.token_sources`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any
 
 from bff.config import values
+from bff.config.declaration import SettingReport, declared, setting
+from bff.config.token_sources import SourceSettings
 from bff.config.values import Rate, Secret
 from bff.replicas.valkey import StoreAddress
 from bff.sessions.policy import DEFAULT_FIELDS, Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One setting as it was found, for people to read."""
-
-    where: str
-    """Empty for the top level, else the table of the file."""
-    name: str
-    shown: str
-    """The value; of a secret only that it is set."""
-    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,336 +23,320 @@ class EnvironmentSettings:
     """One Trigger.dev environment."""
 
     name: str
-    id: str | None
-    api_url: str
-    secret_keys: tuple[Secret, ...]
-    """The current one first; the others are tried once when upstream rejects it."""
-    signing_keys: tuple[Secret, ...]
-    branch: str | None
-    upstream_budget: Rate | None
-    verify: tuple[str, ...]
-    """Who verifies Trigger.dev's tokens, in the order tried: ``local``, ``upstream``."""
+    secret_keys: tuple[Secret, ...] = setting(
+        "TRIGGER_SECRET_KEY",
+        values.secret_keys,
+        "the key of the Trigger.dev environment, which the gateway sends upstream. Prefer a "
+        "restricted key (`tr_*_sk_*` with `read:sessions`). After the current key you may list the "
+        "next one: the gateway tries it once when upstream rejects the current key",
+        required=True,
+        secret=True,
+    )
+    api_url: str = setting(
+        "TRIGGER_API_URL",
+        values.url,
+        "the address of the Trigger.dev API; beyond loopback it must be https, unless "
+        "`BFF_ALLOW_HTTP_API_URL` is `true`",
+        default="https://api.trigger.dev",
+    )
+    signing_keys: tuple[Secret, ...] = setting(
+        "BFF_SIGNING_KEYS",
+        values.signing_keys,
+        "the keys that verify tokens: the current key first, then keys that are being rotated out",
+        derived="the secret key, if it is a root key",
+        secret=True,
+    )
+    id: str | None = setting(
+        "BFF_ENVIRONMENT_ID",
+        values.text,
+        "the environment's id, which tokens must have as `sub`. If the gateway needs the id and it "
+        "is not set, it asks upstream, which refuses restricted keys",
+    )
+    verify: tuple[str, ...] = setting(
+        "BFF_VERIFY",
+        values.verify,
+        "where Trigger.dev's tokens are verified: `local` (by the signing keys), `upstream`, or "
+        "`local,upstream`",
+        derived="`local` if there is a signing key, else `upstream`",
+    )
+    branch: str | None = setting(
+        "BFF_BRANCH",
+        values.text,
+        "the branch of a preview environment, sent upstream as `x-trigger-branch`",
+    )
+    upstream_budget: Rate | None = setting(
+        "BFF_UPSTREAM_BUDGET",
+        values.rate,
+        "requests that the gateway may send upstream, out of the environment's shared rate limit; "
+        "`off` for no bound",
+        default="10/second",
+    )
     learn: bool
-    """The id is not told, and tokens cannot do without: upstream is asked for it."""
+    """Tokens cannot be verified without the id, and it is not set: the gateway asks upstream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings:
-    """One issuer of tokens beside Trigger.dev. Times are seconds."""
+class PolicySettings:
+    """What browsers see of a session: by default, or of one session type."""
 
-    name: str
-    environment: str
-    issuer: str
-    audiences: tuple[str, ...]
-    algorithms: tuple[str, ...]
-    jwks_url: str | None
-    jwks: str | None
-    """A JWK set that has been read from a file, and can be."""
-    shared_keys: tuple[Secret, ...]
-    keys_trusted: float
-    scopes_path: tuple[str, ...]
-    scopes_are_text: bool
-    required: Mapping[str, tuple[object, ...]]
+    fields: tuple[str, ...] = setting(
+        "BFF_EXPOSE_FIELDS",
+        values.texts,
+        "top-level fields of a session that browsers see",
+        default=",".join(DEFAULT_FIELDS),
+    )
+    metadata: tuple[str, ...] = setting(
+        "BFF_EXPOSE_METADATA",
+        values.texts,
+        "paths below `metadata` that browsers see, such as `plan` or `steps.*.title`",
+        default="",
+    )
+    tags: tuple[str, ...] = setting(
+        "BFF_EXPOSE_TAGS",
+        values.texts,
+        "patterns of tags that browsers see, such as `public:*`",
+        default="",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything the gateway was told. Times are seconds, sizes are bytes, None is `off`."""
+    """All settings. Times are seconds, sizes are bytes, a `Rate` of None is `off`."""
 
+    allow_http_api_url: bool = setting(
+        "BFF_ALLOW_HTTP_API_URL",
+        values.flag,
+        "`true` allows http in `TRIGGER_API_URL` beyond loopback: the secret key is then sent "
+        "unencrypted",
+        default="false",
+    )
+    allowed_origins: tuple[str, ...] = setting(
+        "BFF_ALLOWED_ORIGINS",
+        values.origins,
+        "the origins whose pages may read responses, or `*` for every origin; credentials are "
+        "never allowed",
+        default="",
+    )
+    host: str = setting(
+        "BFF_HOST",
+        values.host,
+        "the address that the browser port listens on",
+        default="127.0.0.1",
+        reloadable=False,
+    )
+    port: int = setting(
+        "BFF_PORT", values.port, "the browser port", default="8787", reloadable=False
+    )
+    ops_host: str = setting(
+        "BFF_OPS_HOST",
+        values.host,
+        "the address that the ops port listens on; beyond loopback, let only your monitoring "
+        "reach it",
+        default="127.0.0.1",
+        reloadable=False,
+    )
+    ops_port: int = setting(
+        "BFF_OPS_PORT", values.port, "the ops port", default="9787", reloadable=False
+    )
+    ops_names: tuple[str, ...] = setting(
+        "BFF_OPS_NAMES",
+        values.host_names,
+        "the host names that the ops port accepts in `Host`, beside addresses and `localhost`",
+        default="",
+        reloadable=False,
+    )
+    token_cookie: str | None = setting(
+        "BFF_TOKEN_COOKIE",
+        values.cookie,
+        "a `__Host-` cookie that may hold the token, for pages on the gateway's own origin",
+    )
+    tracing: bool = setting(
+        "BFF_TRACING",
+        values.flag,
+        "`true` exports OpenTelemetry spans; the standard `OTEL_*` variables say where",
+        default="false",
+        reloadable=False,
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
+        "BFF_TRUSTED_PROXIES",
+        values.networks,
+        "addresses or CIDRs of proxies whose `X-Forwarded-For` is trusted, read from the right",
+        default="",
+    )
+    rate_limit: Rate | None = setting(
+        "BFF_RATE_LIMIT", values.rate, "requests per caller; `off`", default="300/minute"
+    )
+    ip_rate_limit: Rate | None = setting(
+        "BFF_IP_RATE_LIMIT",
+        values.rate,
+        "requests per IPv4 address or IPv6 /64; `off`",
+        default="3000/minute",
+    )
+    bad_token_limit: Rate | None = setting(
+        "BFF_BAD_TOKEN_LIMIT",
+        values.rate,
+        "bad tokens and guessed ids per IPv4 address or IPv6 /64; `off`",
+        default="60/minute",
+    )
+    cache_ttl: float = setting(
+        "BFF_CACHE_TTL",
+        values.seconds,
+        "seconds for which the copy of an open session is fresh",
+        default="2",
+    )
+    cache_closed_ttl: float = setting(
+        "BFF_CACHE_CLOSED_TTL",
+        values.seconds,
+        "seconds for which the copy of a closed session is fresh",
+        default="30",
+    )
+    cache_stale_while_revalidate: float = setting(
+        "BFF_CACHE_STALE_WHILE_REVALIDATE",
+        values.seconds,
+        "seconds after freshness ends in which the copy is still served while the gateway "
+        "refreshes it",
+        default="5",
+    )
+    cache_stale_if_error: float = setting(
+        "BFF_CACHE_STALE_IF_ERROR",
+        values.seconds,
+        "seconds after freshness ends in which the copy is served if a load fails",
+        default="60",
+    )
+    cache_negative_ttl: float = setting(
+        "BFF_CACHE_NEGATIVE_TTL",
+        values.seconds,
+        "seconds for which a 404 is cached; other errors are never cached",
+        default="1",
+    )
+    cache_max_bytes: int = setting(
+        "BFF_CACHE_MAX_BYTES",
+        values.size,
+        "bytes of memory for copies; the least recently read copy is evicted first",
+        default="67108864",
+    )
+    store_url: StoreAddress | None = setting(
+        "BFF_STORE_URL",
+        values.store,
+        "`valkey://…`, through which replicas share copies, limits and budget (docs/FLEET.md)",
+        secret=True,
+        reloadable=False,
+    )
+    store_optional: bool = setting(
+        "BFF_STORE_OPTIONAL",
+        values.flag,
+        "`true` lets the gateway start while the store is unavailable",
+        default="false",
+        reloadable=False,
+    )
+    store_timeout: float = setting(
+        "BFF_STORE_TIMEOUT",
+        values.timeout,
+        "seconds for which a request waits for the store",
+        default="0.05",
+        reloadable=False,
+    )
+    fast_lane: bool = setting(
+        "BFF_FAST_LANE",
+        values.switch,
+        "`on` serves hits without ASGI, at several times the requests a second; `off` serves "
+        "every request through ASGI",
+        default="on",
+        reloadable=False,
+    )
+    max_connections: int = setting(
+        "BFF_MAX_CONNECTIONS",
+        values.count,
+        "browser connections of each worker; it closes further ones at once",
+        default="10000",
+        reloadable=False,
+    )
+    max_connections_per_address: int = setting(
+        "BFF_MAX_CONNECTIONS_PER_ADDRESS",
+        values.count,
+        "browser connections of each worker per IPv4 address or IPv6 /64, except trusted proxies",
+        default="1000",
+        reloadable=False,
+    )
+    max_head_bytes: int = setting(
+        "BFF_MAX_HEAD_BYTES",
+        values.count,
+        "bytes of a request's line and headers, or of its body's framing; a larger one gets 431",
+        default="65536",
+        reloadable=False,
+    )
+    max_headers: int = setting(
+        "BFF_MAX_HEADERS",
+        values.count,
+        "headers of a request; more get 431",
+        default="100",
+        reloadable=False,
+    )
+    request_timeout: float = setting(
+        "BFF_REQUEST_TIMEOUT",
+        values.timeout,
+        "seconds in which a browser must send a request",
+        default="10",
+        reloadable=False,
+    )
+    idle_timeout: float = setting(
+        "BFF_IDLE_TIMEOUT",
+        values.positive_seconds,
+        "seconds until a connection is closed that sends no request or reads no response; set it "
+        "longer than the idle timeout of the proxy in front",
+        default="75",
+        reloadable=False,
+    )
+    upstream_connect_timeout: float = setting(
+        "BFF_UPSTREAM_CONNECT_TIMEOUT",
+        values.timeout,
+        "seconds to connect to upstream",
+        default="1",
+        reloadable=False,
+    )
+    upstream_timeout: float = setting(
+        "BFF_UPSTREAM_TIMEOUT",
+        values.timeout,
+        "seconds for a complete response from upstream",
+        default="5",
+        reloadable=False,
+    )
     environments: tuple[EnvironmentSettings, ...]
     token_sources: tuple[SourceSettings, ...]
-    token_cookie: str | None
-    allowed_origins: tuple[str, ...]
-    host: str
-    port: int
-    ops_host: str
-    ops_port: int
-    ops_names: tuple[str, ...]
-    tracing: bool
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
-    rate_limit: Rate | None
-    ip_rate_limit: Rate | None
-    bad_token_limit: Rate | None
-    cache_ttl: float
-    cache_closed_ttl: float
-    cache_stale_while_revalidate: float
-    cache_stale_if_error: float
-    cache_negative_ttl: float
-    cache_max_bytes: int
-    store_url: StoreAddress | None
-    store_optional: bool
-    store_timeout: float
-    fast_lane: bool
-    max_connections: int
-    max_connections_per_address: int
-    max_head_bytes: int
-    max_headers: int
-    request_timeout: float
-    idle_timeout: float
-    upstream_connect_timeout: float
-    upstream_timeout: float
     default_policy: Policy
     policies: Mapping[str, Policy]
-    told: tuple[Told, ...] = field(compare=False)
+    """By session type."""
+    reports: tuple[SettingReport, ...] = field(compare=False)
     files: tuple[str, ...] = field(compare=False)
-    """What was read: a change of one of these is a change of settings."""
+    """The files that were read; a change of one means a reload."""
+
+
+SETTINGS = {
+    row.name: row
+    for settings_class in (EnvironmentSettings, Settings, PolicySettings)
+    for row in declared(settings_class).values()
+}
+"""Every environment variable but ``BFF_CONFIG``, by name."""
+
+
+FIXED = {name: row.name for name, row in declared(Settings).items() if not row.reloadable}
+"""Settings that a reload cannot change, because sockets and connections depend on them: the
+variable by the field of `Settings`."""
+
+
+RENAMED: dict[str, str] = {}
+"""Names that earlier versions read, each with its replacement."""
 
 
 class SettingsError(Exception):
     """The settings cannot be used.
 
     Args:
-        problems: every one of them, each with the name of its setting and a remedy.
-        told: what was found all the same.
+        problems: all of them, each with the name of its setting and a remedy.
+        reports: the settings as they were read.
     """
 
-    def __init__(self, problems: list[str], told: Iterable[Told] = ()) -> None:
+    def __init__(self, problems: list[str], reports: Iterable[SettingReport] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-        self.told = tuple(told)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row: `shown` is the default as the documentation writes it."""
-
-    read: Callable[[str], Any]
-    default: str | None
-    shown: str
-    meaning: str
-    secret: bool = False
-    required: bool = False
-
-
-_FIELDS_TEXT = ",".join(DEFAULT_FIELDS)
-ENVIRONMENT_SETTINGS: dict[str, Setting] = {
-    "TRIGGER_SECRET_KEY": Setting(
-        values.secret_keys,
-        None,
-        "required",
-        "a key of the Trigger.dev environment, sent upstream; best a restricted one (`tr_*_sk_*` "
-        "with `read:sessions`). Several: the current key first, then the next, tried once when "
-        "upstream rejects it",
-        secret=True,
-        required=True,
-    ),
-    "TRIGGER_API_URL": Setting(
-        values.url,
-        "https://api.trigger.dev",
-        "`https://api.trigger.dev`",
-        "the API; http only for loopback, unless `BFF_ALLOW_HTTP_API_URL`",
-    ),
-    "BFF_SIGNING_KEYS": Setting(
-        values.signing_keys,
-        None,
-        "the secret key, if it is a root key",
-        "what verifies tokens: the current key first, then those being rotated out",
-        secret=True,
-    ),
-    "BFF_ENVIRONMENT_ID": Setting(
-        values.text,
-        None,
-        "—",
-        "the `sub` accepted; asked for upstream if it is needed, which a restricted key may not",
-    ),
-    "BFF_VERIFY": Setting(
-        values.verify,
-        None,
-        "local if there is a signing key, else upstream",
-        "who verifies Trigger.dev's tokens: `local`, `upstream`, or `local,upstream`",
-    ),
-    "BFF_BRANCH": Setting(
-        values.text, None, "—", "sent as `x-trigger-branch`; preview environments need it"
-    ),
-    "BFF_UPSTREAM_BUDGET": Setting(
-        values.rate,
-        "10/second",
-        "`10/second`",
-        "what may be spent of the environment's shared upstream bucket; `off`",
-    ),
-}
-POLICY_SETTINGS: dict[str, Setting] = {
-    "BFF_EXPOSE_FIELDS": Setting(
-        values.texts, _FIELDS_TEXT, f"`{_FIELDS_TEXT}`", "top-level fields that browsers see"
-    ),
-    "BFF_EXPOSE_METADATA": Setting(
-        values.texts,
-        "",
-        "none",
-        "paths below `metadata` that browsers see: `plan`, `steps.*.title`",
-    ),
-    "BFF_EXPOSE_TAGS": Setting(
-        values.texts, "", "none", "globs of tags that browsers see: `public:*`"
-    ),
-}
-GLOBAL_SETTINGS: dict[str, Setting] = {
-    "BFF_ALLOW_HTTP_API_URL": Setting(
-        values.flag,
-        "false",
-        "`false`",
-        "`true` sends the secret key over plain http beyond loopback",
-    ),
-    "BFF_ALLOWED_ORIGINS": Setting(
-        values.origins, "", "none", "exact origins, or `*`; never with credentials"
-    ),
-    "BFF_HOST": Setting(values.host, "127.0.0.1", "`127.0.0.1`", "the address of the browser port"),
-    "BFF_PORT": Setting(values.port, "8787", "`8787`", "the browser port"),
-    "BFF_OPS_HOST": Setting(
-        values.host,
-        "127.0.0.1",
-        "`127.0.0.1`",
-        "the address of the ops port; beyond loopback, let only your own monitoring reach it",
-    ),
-    "BFF_OPS_PORT": Setting(values.port, "9787", "`9787`", "the ops port"),
-    "BFF_OPS_NAMES": Setting(
-        values.host_names,
-        "",
-        "none",
-        "host names by which the ops port may be asked for, beside addresses and `localhost`",
-    ),
-    "BFF_TOKEN_COOKIE": Setting(
-        values.cookie,
-        None,
-        "none",
-        "a `__Host-` cookie that may hold the token, for pages of the gateway's own origin",
-    ),
-    "BFF_TRACING": Setting(
-        values.flag,
-        "false",
-        "`false`",
-        "`true` sends OpenTelemetry spans where the standard `OTEL_*` variables say",
-    ),
-    "BFF_TRUSTED_PROXIES": Setting(
-        values.networks, "", "none", "CIDRs whose `X-Forwarded-For` is walked from the right"
-    ),
-    "BFF_RATE_LIMIT": Setting(values.rate, "300/minute", "`300/minute`", "per caller; `off`"),
-    "BFF_IP_RATE_LIMIT": Setting(
-        values.rate, "3000/minute", "`3000/minute`", "per IPv4 address or IPv6 /64; `off`"
-    ),
-    "BFF_BAD_TOKEN_LIMIT": Setting(
-        values.rate,
-        "60/minute",
-        "`60/minute`",
-        "bad tokens and probed ids, per IPv4 address or IPv6 /64; `off`",
-    ),
-    "BFF_CACHE_TTL": Setting(values.seconds, "2", "`2`", "seconds an open session is fresh"),
-    "BFF_CACHE_CLOSED_TTL": Setting(
-        values.seconds, "30", "`30`", "the same once `closedAt` is set"
-    ),
-    "BFF_CACHE_STALE_WHILE_REVALIDATE": Setting(
-        values.seconds,
-        "5",
-        "`5`",
-        "seconds beyond that in which it is answered and refreshed behind",
-    ),
-    "BFF_CACHE_STALE_IF_ERROR": Setting(
-        values.seconds, "60", "`60`", "seconds beyond that in which it is answered if loading fails"
-    ),
-    "BFF_CACHE_NEGATIVE_TTL": Setting(
-        values.seconds, "1", "`1`", "seconds a 404 is remembered; other errors never are"
-    ),
-    "BFF_CACHE_MAX_BYTES": Setting(
-        values.size, "67108864", "`67108864`", "memory for copies; the least recently read go first"
-    ),
-    "BFF_STORE_URL": Setting(
-        values.store,
-        None,
-        "—",
-        "`valkey://…`: shared copies, limits and budget of several replicas (docs/FLEET.md)",
-        secret=True,
-    ),
-    "BFF_STORE_OPTIONAL": Setting(
-        values.flag, "false", "`false`", "`true` starts without the store when it cannot be reached"
-    ),
-    "BFF_STORE_TIMEOUT": Setting(
-        values.wait, "0.05", "`0.05`", "seconds that a request may wait for the store"
-    ),
-    "BFF_FAST_LANE": Setting(
-        values.switch,
-        "on",
-        "`on`",
-        "answers from memory skip ASGI, for several times the requests a second; `off`",
-    ),
-    "BFF_MAX_CONNECTIONS": Setting(
-        values.count,
-        "10000",
-        "`10000`",
-        "connections of browsers, in each worker; more are closed at once",
-    ),
-    "BFF_MAX_CONNECTIONS_PER_ADDRESS": Setting(
-        values.count,
-        "1000",
-        "`1000`",
-        "the same per IPv4 address or IPv6 /64 that is not a trusted proxy",
-    ),
-    "BFF_MAX_HEAD_BYTES": Setting(
-        values.count,
-        "65536",
-        "`65536`",
-        "bytes of a request's line and headers, or of what frames its body; more is a 431",
-    ),
-    "BFF_MAX_HEADERS": Setting(values.count, "100", "`100`", "headers of a request; more is a 431"),
-    "BFF_REQUEST_TIMEOUT": Setting(
-        values.wait, "10", "`10`", "seconds a browser has to send a request"
-    ),
-    "BFF_IDLE_TIMEOUT": Setting(
-        values.positive_seconds,
-        "75",
-        "`75`",
-        "seconds a connection may be without a request, or leave an answer unread; longer than the "
-        "proxy in front keeps its own",
-    ),
-    "BFF_UPSTREAM_CONNECT_TIMEOUT": Setting(values.wait, "1", "`1`", "seconds to connect upstream"),
-    "BFF_UPSTREAM_TIMEOUT": Setting(
-        values.wait, "5", "`5`", "seconds for a whole answer from upstream"
-    ),
-}
-SETTINGS: dict[str, Setting] = ENVIRONMENT_SETTINGS | GLOBAL_SETTINGS | POLICY_SETTINGS
-SOURCE_SETTINGS: dict[str, Setting] = {
-    "name": Setting(values.text, None, "required", "what logs and metrics call it", required=True),
-    "issuer": Setting(
-        values.text, None, "required", "the `iss` of its tokens, to the letter", required=True
-    ),
-    "audience": Setting(
-        values.texts, "", "none", "the `aud` accepted, any of them; none: tokens must not have one"
-    ),
-    "algorithms": Setting(
-        values.algorithms,
-        None,
-        "required",
-        "`RS256`, `ES256`, `EdDSA`; or `HS256` alone",
-        required=True,
-    ),
-    "jwks_url": Setting(
-        values.jwks_url,
-        None,
-        "—",
-        "where its public keys are fetched; https, http only for loopback",
-    ),
-    "jwks_file": Setting(values.text, None, "—", "a file that holds them, in place of the address"),
-    "shared_keys": Setting(
-        values.shared_keys,
-        None,
-        "—",
-        "for `HS256`: the current key first; or `shared_keys_FILE`",
-        secret=True,
-    ),
-    "keys_trusted": Setting(
-        values.positive_seconds,
-        "86400",
-        "`86400`",
-        "seconds that fetched keys are trusted while their server is away",
-    ),
-    "scopes_claim": Setting(
-        values.claim_path,
-        "scopes",
-        "`scopes`",
-        "the claim that holds scopes; a list is a path down",
-    ),
-    "scopes_form": Setting(
-        values.scopes_form, "list", "`list`", "`list`, or `text` with spaces between the scopes"
-    ),
-    "environment": Setting(
-        values.text, None, "the only one", "the environment that its tokens speak for, and no other"
-    ),
-}
+        self.reports = tuple(reports)

@@ -1,19 +1,30 @@
-"""How the text of a setting is read: to a value, or to what is wrong and what to write instead.
+"""Converts the text of a setting to its value, or raises `InvalidValue` with a remedy.
 
-No problem quotes a secret; what is quoted is of settings that hold none.
+A problem quotes only settings that hold no secret.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from math import isfinite
-from pathlib import Path
+from math import nan
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bff.replicas.valkey import StoreAddress
 from bff.tokens.jwks import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 
-MAX_WAIT_SECONDS = 60
+MAX_TIMEOUT_SECONDS = 60
+"""Upper bound of every timeout: an operator who means milliseconds writes thousands."""
+
+
+MAX_PORT = 65535
+
+
+MAX_SECONDS = 86400
+
+
+MIN_KEY_BYTES = 32
+"""Length of an HS256 key that is safe from guessing (RFC 7518, section 3.2)."""
 
 
 class Secret:
@@ -25,7 +36,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Give the text to who sends or verifies with it."""
+        """Return the text, to send it or to verify with it."""
         return self._text
 
     def __repr__(self) -> str:
@@ -40,19 +51,19 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """*limit* in any *seconds*."""
+    """At most *limit* in any window of *seconds*."""
 
     limit: int
     seconds: int
 
 
-class ProblemError(ValueError):
-    """What is wrong with one value, and what to write instead; never the value of a secret."""
+class InvalidValue(ValueError):
+    """The text of a setting cannot be used: the problem, and a remedy. It never quotes a secret."""
 
 
 def text(text: str) -> str:
     if not text.isprintable():
-        raise ProblemError("has control characters; write plain text")
+        raise InvalidValue("contains control characters; write plain text")
     return text
 
 
@@ -62,59 +73,60 @@ def texts(text: str) -> tuple[str, ...]:
 
 def flag(text: str) -> bool:
     if text not in ("true", "false"):
-        raise ProblemError("is neither true nor false")
+        raise InvalidValue("is not true or false; write one of them")
     return text == "true"
 
 
 def switch(text: str) -> bool:
     if text not in ("on", "off"):
-        raise ProblemError("is neither on nor off")
+        raise InvalidValue("is not on or off; write one of them")
     return text == "on"
 
 
 def port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:  # noqa: PLR2004
-        raise ProblemError("is not a port; write a number from 0 to 65535 (0 for any free one)")
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > MAX_PORT:
+        raise InvalidValue(f"is not a port; write 0 (any free port) to {MAX_PORT}")
     return int(text)
 
 
 def seconds(text: str) -> float:
     try:
-        seconds = float(text)
+        duration = float(text)
     except ValueError:
-        seconds = -1.0
-    if not (isfinite(seconds) and 0 <= seconds <= 86400):  # noqa: PLR2004
-        raise ProblemError("is not a duration; write seconds from 0 to 86400, such as 2 or 0.5")
-    return seconds
+        duration = nan
+    if not 0 <= duration <= MAX_SECONDS:
+        raise InvalidValue(
+            f"is not a duration; write seconds from 0 to {MAX_SECONDS}, such as 2 or 0.5"
+        )
+    return duration
 
 
 def positive_seconds(text: str) -> float:
-    found = seconds(text)
-    if found == 0:
-        raise ProblemError("is zero; write the seconds to wait, such as 5")
-    return found
+    duration = seconds(text)
+    if duration == 0:
+        raise InvalidValue("is zero; write seconds, such as 5")
+    return duration
 
 
 def count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ProblemError("is not a number; write one from 1, such as 100")
+        raise InvalidValue("is not a whole number; write 1 or more, such as 100")
     return int(text)
 
 
 def size(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise ProblemError("is not a size; write a number of bytes, such as 67108864")
+        raise InvalidValue("is not a size; write a number of bytes, such as 67108864")
     return int(text)
 
 
-def wait(text: str) -> float:
-    """Seconds somebody waits meanwhile; bounded, for who means milliseconds writes thousands."""
-    found = positive_seconds(text)
-    if found > MAX_WAIT_SECONDS:
-        raise ProblemError(
-            f"is too long to wait; write seconds, {MAX_WAIT_SECONDS} at most, such as 5 or 0.05"
+def timeout(text: str) -> float:
+    duration = positive_seconds(text)
+    if duration > MAX_TIMEOUT_SECONDS:
+        raise InvalidValue(
+            f"is too long; write seconds, at most {MAX_TIMEOUT_SECONDS}, such as 5 or 0.05"
         )
-    return found
+    return duration
 
 
 _PERIODS = {"second": 1, "minute": 60, "hour": 3600}
@@ -125,8 +137,8 @@ def rate(text: str) -> Rate | None:
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,8})\s*/\s*(second|minute|hour)", text)
     if not match:
-        raise ProblemError(
-            "is not a limit; write N/second, N/minute or N/hour with N from 1, or off"
+        raise InvalidValue(
+            "is not a limit; write N/second, N/minute or N/hour (N is 1 or more), or off"
         )
     return Rate(int(match[1]), _PERIODS[match[2]])
 
@@ -143,11 +155,11 @@ def url(text: str) -> str:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError:
-        raise ProblemError("is not an address; write one like https://api.trigger.dev") from None
+        raise InvalidValue("is not an address; write one like https://api.trigger.dev") from None
     if parts.scheme not in ("https", "http") or not parts.hostname or not text.isprintable():
-        raise ProblemError("is not an address; write one like https://api.trigger.dev")
+        raise InvalidValue("is not an address; write one like https://api.trigger.dev")
     if parts.query or parts.fragment or "@" in parts.netloc or " " in text:
-        raise ProblemError("may hold a host, a port and a path, and nothing else")
+        raise InvalidValue("may hold a host, a port and a path; remove the rest")
     return text.rstrip("/")
 
 
@@ -160,21 +172,21 @@ def store(text: str) -> StoreAddress:
         parts = urlsplit(text)
         port = parts.port or 6379
     except ValueError:
-        raise ProblemError(f"is not an address; {_STORE_HINT}") from None
+        raise InvalidValue(f"is not an address; {_STORE_HINT}") from None
     scheme = _STORE_SCHEME.fullmatch(parts.scheme)
     path = parts.path.strip("/")
     if not scheme or not parts.hostname or not text.isprintable() or parts.fragment:
-        raise ProblemError(f"is not an address; {_STORE_HINT}")
+        raise InvalidValue(f"is not an address; {_STORE_HINT}")
     if path and not re.fullmatch(r"[0-9]{1,3}", path):
-        raise ProblemError(f"names a database that is no number; {_STORE_HINT}")
+        raise InvalidValue(f"names a database that is not a number; {_STORE_HINT}")
     if scheme[3] and path not in ("", "0"):
-        raise ProblemError("names a database, and a cluster has but one; leave it out")
+        raise InvalidValue("names a database, but a cluster has only one; remove it")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     ca_file = options.pop("ca_file", None)
     if options:
-        raise ProblemError("may have ?ca_file=PATH after it, and nothing else")
-    if ca_file is not None and not (scheme[2] and Path(ca_file).is_file()):
-        raise ProblemError("names a ca_file that is no file, or has no TLS; write valkeys://…")
+        raise InvalidValue("has unknown options; only ?ca_file=PATH may follow the address")
+    if ca_file is not None and not (scheme[2] and os.path.isfile(ca_file)):  # noqa: PTH113  Path raises if too long
+        raise InvalidValue("has a ca_file that is not a file, or no TLS; write valkeys://…")
     return StoreAddress(
         host=parts.hostname,
         port=port,
@@ -191,13 +203,13 @@ def origins(text: str) -> tuple[str, ...]:
     origins = texts(text)
     for origin in origins:
         if origin != "*" and not _is_origin(origin):
-            raise ProblemError(
-                f"holds {origin!r}, which no browser sends; write https://app.example.com: scheme "
-                "and host in lower case, a port only if it is not the default one, no path, no "
-                "slash at the end, no wildcard but * alone"
+            raise InvalidValue(
+                f"contains {origin!r}, which no browser sends; write one like "
+                "https://app.example.com: scheme and host in lower case, a port only if it is not "
+                "the default, no path, no slash at the end, no wildcard except * alone"
             )
     if "*" in origins and len(origins) > 1:
-        raise ProblemError("holds * and more; write either * or the origins")
+        raise InvalidValue("contains * and other origins; write either * or the origins")
     return origins
 
 
@@ -216,8 +228,8 @@ def host(text: str) -> str:
         ip_address(text)
     except ValueError:
         if not _HOST_NAME.fullmatch(text):
-            raise ProblemError(
-                "is no address to listen on; write one such as 127.0.0.1, 0.0.0.0 or ::, without "
+            raise InvalidValue(
+                "is not an address to listen on; write one like 127.0.0.1, 0.0.0.0 or ::, without "
                 "scheme and port"
             ) from None
     return text
@@ -227,8 +239,9 @@ def host_names(text: str) -> tuple[str, ...]:
     names = texts(text)
     for name in names:
         if not _HOST_NAME.fullmatch(name):
-            raise ProblemError(
-                f"holds {name!r}, which is no host name; write it without scheme, port and path"
+            raise InvalidValue(
+                f"contains {name!r}, which is not a host name; write it without scheme, port and "
+                "path"
             )
     return names
 
@@ -241,16 +254,16 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         return ip_network(text)
     except ValueError:
-        raise ProblemError(
-            f"holds {text!r}, which is no network; write addresses or CIDRs, such as 10.0.0.0/8 "
-            "(not 10.0.0.1/8, and no name)"
+        raise InvalidValue(
+            f"contains {text!r}, which is not a network; write addresses or CIDRs, such as "
+            "10.0.0.0/8 (not 10.0.0.1/8, not a host name)"
         ) from None
 
 
 def secret(text: str) -> Secret:
     if not (text.isascii() and text.isprintable()) or " " in text:
-        raise ProblemError(
-            "holds spaces, line breaks or signs that no key has; check how it was copied"
+        raise InvalidValue(
+            "contains spaces, line breaks or characters that keys do not have; copy the key again"
         )
     return Secret(text)
 
@@ -261,15 +274,14 @@ _SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_.")
 def secret_keys(text: str) -> tuple[Secret, ...]:
     keys = texts(text)
     if not keys or not all(map(_SECRET_KEY.match, keys)):
-        raise ProblemError(
-            "is no Trigger.dev secret key; copy one from API keys in the dashboard: they begin "
+        raise InvalidValue(
+            "is not a Trigger.dev secret key; copy one from API keys in the dashboard: they begin "
             "with tr_dev_, tr_stg_, tr_prod_ or tr_preview_"
         )
     return tuple(map(secret, keys))
 
 
 ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
-_MIN_OWN_KEY_BYTES = 32
 
 
 def signing_keys(text: str) -> tuple[Secret, ...]:
@@ -277,16 +289,16 @@ def signing_keys(text: str) -> tuple[Secret, ...]:
     for number, key in enumerate(keys, start=1):
         secret(key)
         if re.match(r"tr_[a-z]+_sk_", key):
-            raise ProblemError(
-                f"holds an additional key (tr_…_sk_…) as number {number}, which signs no tokens; "
+            raise InvalidValue(
+                f"has an additional key (tr_…_sk_…) as number {number}, which signs no tokens; "
                 "use the environment's root key, or a key of your own"
             )
         if key.startswith("tr_") and not ROOT_KEY.fullmatch(key):
-            raise ProblemError(f"holds a malformed root key as number {number}; copy it again")
-        if not key.startswith("tr_") and len(key) < _MIN_OWN_KEY_BYTES:
-            raise ProblemError(
-                f"holds a key of {len(key)} bytes as number {number}; a key of your own needs at "
-                f"least {_MIN_OWN_KEY_BYTES}: openssl rand -hex 32"
+            raise InvalidValue(f"has a malformed root key as number {number}; copy it again")
+        if not key.startswith("tr_") and len(key) < MIN_KEY_BYTES:
+            raise InvalidValue(
+                f"has a key of {len(key)} bytes as number {number}; a key of your own needs at "
+                f"least {MIN_KEY_BYTES}: openssl rand -hex {MIN_KEY_BYTES}"
             )
     return tuple(map(Secret, keys))
 
@@ -294,51 +306,54 @@ def signing_keys(text: str) -> tuple[Secret, ...]:
 def verify(text: str) -> tuple[str, ...]:
     order = texts(text)
     if order not in (("local",), ("upstream",), ("local", "upstream")):
-        raise ProblemError(
-            "is none of local, upstream and local,upstream, in this order: what a key here "
-            "verifies, upstream need not be asked about"
+        raise InvalidValue(
+            "is not local, upstream or local,upstream; write one of them (local comes first: it "
+            "costs upstream no request)"
         )
     return order
 
 
 def cookie(text: str) -> str:
     if not re.fullmatch(r"__Host-[A-Za-z0-9_.-]{1,64}", text):
-        raise ProblemError(
-            "is no name for it; write one like __Host-bff-token: only with that prefix do browsers "
-            "see to it that no other host and no plain http sets it"
+        raise InvalidValue(
+            "is not a __Host- name; write one like __Host-bff-token: with this prefix, browsers "
+            "let neither another host nor plain http set the cookie"
         )
     return text
 
 
 def algorithms(text: str) -> tuple[str, ...]:
-    named = texts(text)
-    known = (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM)
-    if not named or not set(named) <= set(known):
-        raise ProblemError(f"may hold {', '.join(known)}; write what the issuer signs with")
-    if SHARED_ALGORITHM in named and len(named) > 1:
-        raise ProblemError(
-            f"holds {SHARED_ALGORITHM} and others; a source has shared keys or public ones"
+    algorithms = texts(text)
+    supported = (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM)
+    if not algorithms or not set(algorithms) <= set(supported):
+        raise InvalidValue(
+            f"may contain {', '.join(supported)}; write the algorithms that the issuer signs with"
         )
-    return named
+    if SHARED_ALGORITHM in algorithms and len(algorithms) > 1:
+        raise InvalidValue(
+            f"contains {SHARED_ALGORITHM} and others; a source has either shared or public keys: "
+            "write one source for each"
+        )
+    return algorithms
 
 
 def jwks_url(text: str) -> str:
     parts = urlsplit(url(text))
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-        raise ProblemError("would fetch keys in the clear, for anyone to swap; use https")
+        raise InvalidValue("would fetch keys that others on the network could replace; use https")
     return text
 
 
 def shared_keys(text: str) -> tuple[Secret, ...]:
     if "-----" in text:
-        raise ProblemError("holds a PEM; a public key is no shared key: use jwks_url or jwks_file")
+        raise InvalidValue("contains a PEM; for public keys use jwks_url or jwks_file")
     keys = texts(text)
     for number, key in enumerate(keys, start=1):
         secret(key)
-        if len(key) < _MIN_OWN_KEY_BYTES:
-            raise ProblemError(
-                f"holds a key of {len(key)} bytes as number {number}; HS256 needs at least "
-                f"{_MIN_OWN_KEY_BYTES}"
+        if len(key) < MIN_KEY_BYTES:
+            raise InvalidValue(
+                f"has a key of {len(key)} bytes as number {number}; HS256 needs at least "
+                f"{MIN_KEY_BYTES}"
             )
     return tuple(map(Secret, keys))
 
@@ -346,19 +361,19 @@ def shared_keys(text: str) -> tuple[Secret, ...]:
 def claim_path(text: str) -> tuple[str, ...]:
     path = texts(text)
     if not path:
-        raise ProblemError("is empty; write the name of a claim")
-    if path[0] in _OWN_CLAIMS:
-        raise ProblemError(
-            f"begins with {path[0]}, which whoever signs in writes at the provider; have the "
-            "provider put scopes into a claim that only your servers write"
+        raise InvalidValue("is empty; write the name of a claim")
+    if path[0] in _USER_CLAIMS:
+        raise InvalidValue(
+            f"begins with {path[0]}, which users can change at the provider; put the scopes into a "
+            "claim that only your servers write"
         )
     return path
 
 
-_OWN_CLAIMS = ("user_metadata", "unsafe_metadata", "unsafeMetadata")
+_USER_CLAIMS = ("user_metadata", "unsafe_metadata", "unsafeMetadata")
 
 
-def scopes_form(text: str) -> str:
+def scopes_are_text(text: str) -> bool:
     if text not in ("list", "text"):
-        raise ProblemError("is neither list nor text")
-    return text
+        raise InvalidValue("is not list or text; write one of them")
+    return text == "text"

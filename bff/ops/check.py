@@ -16,7 +16,8 @@ from typing import Any
 
 from bff import __version__
 from bff.clock import Clock
-from bff.config.settings import EnvironmentSettings, Settings, Told
+from bff.config.declaration import SettingReport
+from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import REFUSALS, UpstreamError
 from bff.metrics import REQUESTS
 from bff.replicas.valkey import Store, StoreError
@@ -53,15 +54,14 @@ class Finding:
     """What was found and, unless it is well, what to do."""
 
 
-def report(told: tuple[Told, ...]) -> str:
+def report(told: tuple[SettingReport, ...]) -> str:
     """Lay out settings in columns: name, value, and where it came from; first what somebody set."""
     names = max((len(one.name) for one in told), default=0)
     values = min(48, max((len(_plain(one)) for one in told if one.source != "default"), default=0))
     lines: list[str] = []
-    for place in dict.fromkeys(one.where for one in told):
-        here = [one for one in told if one.where == place]
-        of = place.removeprefix("BFF_CONFIG: ").removesuffix(": ")
-        of = f" for {of}" if of else ""
+    for section in dict.fromkeys(one.section for one in told):
+        here = [one for one in told if one.section == section]
+        of = f" for {section}" if section else ""
         for title, rows in (
             ("Set", [one for one in here if one.source != "default"]),
             ("Defaults", [one for one in here if one.source == "default"]),
@@ -74,7 +74,7 @@ def report(told: tuple[Told, ...]) -> str:
     return "\n".join(lines)
 
 
-def _plain(one: Told) -> str:
+def _plain(one: SettingReport) -> str:
     return one.shown.replace("`", "")
 
 

@@ -108,7 +108,7 @@ async def test_connection_bounds_and_fast_path_need_a_restart(world: World) -> N
     world.reload(BFF_FAST_LANE="off", BFF_MAX_CONNECTIONS="7", BFF_IDLE_TIMEOUT="9")
 
     (line,) = [line for line in world.logged() if line["event"] == "settings_need_restart"]
-    assert line["settings"] == ["BFF_FAST_LANE", "BFF_IDLE_TIMEOUT", "BFF_MAX_CONNECTIONS"]
+    assert line["settings"] == ["BFF_FAST_LANE", "BFF_MAX_CONNECTIONS", "BFF_IDLE_TIMEOUT"]
 
 
 def test_file_change_counts_when_it_has_settled(tmp_path: Path) -> None:

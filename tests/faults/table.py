@@ -764,10 +764,10 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/config/reader.py",
-        'if told["issuer"] == ISSUER:',
+        "bff/config/token_sources.py",
+        'if settings["issuer"] == ISSUER:',
         "if False:",
-        f"{_SOURCES}::test_problems_of_sources",
+        "tests/config/test_token_sources.py::test_problem_of_a_source_has_a_remedy",
     ),
     Fault(
         0,

@@ -238,7 +238,7 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
 
 def test_27_plain_http_goes_to_loopback_only_or_when_named() -> None:
     for url in ("http://api.trigger.dev", "http://10.0.0.1", "http://127.0.0.1.evil.example"):
-        with pytest.raises(settings.SettingsError, match="in the clear"):
+        with pytest.raises(settings.SettingsError, match="unencrypted"):
             reader.load(environ(TRIGGER_API_URL=url))
         reader.load(environ(TRIGGER_API_URL=url, BFF_ALLOW_HTTP_API_URL="true"))
     for url in ("http://127.0.0.1:3030", "http://localhost", "http://[::1]:1", "https://a.example"):

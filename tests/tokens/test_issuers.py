@@ -13,10 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from support.issuers import Claims, KeyPair, Routes, auth0, clerk, keycloak, running_jwks, supabase
-from support.world import OWN_KEY, Clock, World, claims, environ, read, sign
+from support.world import OWN_KEY, Clock, World, claims, read, sign
 
-from bff.config import reader, settings
-from bff.config.settings import SOURCE_SETTINGS
 from bff.errors import Refused
 from bff.tokens import introspected, revocations
 from bff.tokens import jwks as keys
@@ -484,89 +482,7 @@ def test_what_cannot_be_read_is_refused_before_anyone_verifies(token: bytes) -> 
         peek(token)
 
 
-# -- settings
-
-
-SOURCE = """
-[[token_sources]]
-name = "one"
-issuer = "https://one.example.com"
-audience = "chat"
-algorithms = "RS256"
-jwks_url = "https://one.example.com/jwks"
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (SOURCE.replace('_url = "https', '_url = "http'), "in the clear"),
-        (SOURCE.replace("RS256", "HS256"), "for HS256 there has to be shared_keys"),
-        (SOURCE.replace("RS256", "none"), "may hold RS256, ES256"),
-        (SOURCE.replace("RS256", "HS256,RS256"), "shared keys or public ones"),
-        (SOURCE.replace("jwks_url", "shared_keys"), "either jwks_url or jwks_file"),
-        (SOURCE + f'shared_keys = "{SHARED}"', "either jwks_url or jwks_file, and nothing else"),
-        (SOURCE.replace('audience = "chat"', ""), "audience is not set"),
-        (SOURCE.replace('one.example.com"', 'one"'), None),
-        (SOURCE.replace('https://one.example.com"', 'https://id.trigger.dev"'), "dev's own"),
-        (SOURCE.replace('issuer = "https://one.example.com"', ""), "issuer is not set"),
-        (SOURCE + SOURCE, "same name"),
-        (SOURCE + SOURCE.replace('"one"', '"two"'), "same issuer"),
-        (SOURCE + 'environment = "nowhere"', "environment is to be one of default"),
-        (SOURCE + 'scopes_claim = ["user_metadata", "scopes"]', "whoever signs in writes"),
-        (SOURCE + 'scopes_claim = ","', "is empty"),
-        (SOURCE + 'scopes_form = "both"', "neither list nor text"),
-        (SOURCE + "keys_trusted = 0", "is zero"),
-        (SOURCE + 'algoritms = "RS256"', "did you mean algorithms?"),
-        (SOURCE + "[token_sources.required]\nazp = []", "required is to be a table"),
-        (SOURCE + "[token_sources.required]\nazp = {a = 1}", "required is to be a table"),
-        ("token_sources = 3", "[[token_sources]]"),
-        (SOURCE.replace("jwks_url", "jwks_file"), "cannot be read"),
-    ],
-    ids=range(22),
-)  # fmt: skip
-def test_problems_of_sources(tmp_path: Path, text: str, says: str | None) -> None:
-    config = tmp_path / "bff.toml"
-    config.write_text(text)
-    told = environ(BFF_CONFIG=str(config))
-    if says is None:
-        assert reader.load(told).token_sources
-        return
-    with pytest.raises(settings.SettingsError) as raised:
-        reader.load(told)
-
-    assert any(says in problem for problem in raised.value.problems), raised.value.problems
-
-
-def test_keys_from_files(tmp_path: Path) -> None:
-    jwks, secret, config = (tmp_path / name for name in ("jwks.json", "secret", "bff.toml"))
-    jwks.write_text(json.dumps({"keys": [KEYS["auth0"].jwk()]}))
-    secret.write_text(SHARED + "\n")
-    config.write_text(
-        SOURCE.replace("jwks_url", "jwks_file").replace("https://one.example.com/jwks", str(jwks))
-        + f'[[token_sources]]\nname = "two"\nissuer = "https://two"\naudience = "x"\n'
-        f'algorithms = "HS256"\nshared_keys_FILE = "{secret}"\n'
-    )
-    told = reader.load(environ(BFF_CONFIG=str(config)))
-
-    assert SHARED not in repr(told)
-    assert told.token_sources[1].shared_keys[0].reveal() == SHARED
-    jwks.write_text(json.dumps({"keys": [KEYS["supabase"].jwk()]}))
-    with pytest.raises(settings.SettingsError, match="jwks_file holds no public key for RS256"):
-        reader.load(environ(BFF_CONFIG=str(config)))
-
-
-def table() -> str:
-    rows = [f"| `{name}` | {row.shown} | {row.meaning} |" for name, row in SOURCE_SETTINGS.items()]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
-
-
-def test_the_documentation_has_every_key_of_a_source() -> None:
-    (found,) = re.findall(
-        r"<!-- sources -->\n(.*?)\n<!-- /sources -->", DOCS.read_text(), re.DOTALL
-    )
-
-    assert found == table(), "run: python tests/tokens/test_issuers.py"
+# -- documentation
 
 
 def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
@@ -580,10 +496,3 @@ def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
         f"{revocations.DEFAULT_TTL / 86400:.0f} days if it is left out",
     ):
         assert said in text
-
-
-if __name__ == "__main__":
-    marks = r"(<!-- sources -->\n).*?(<!-- /sources -->)"
-    DOCS.write_text(
-        re.sub(marks, lambda m: f"{m[1]}{table()}\n{m[2]}", DOCS.read_text(), flags=re.DOTALL)
-    )

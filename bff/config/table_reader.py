@@ -1,0 +1,170 @@
+"""Reads the settings of one table: of the environment, or of a section of the file."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bff.config.declaration import DEFAULT, Setting, SettingReport, declared
+from bff.config.values import InvalidValue, texts
+
+CLOSE_MATCH = 0.8
+"""Least similarity (0 to 1) of an unknown name to a setting that is suggested for it: one or two
+wrong letters reach it. A wrong suggestion costs an operator more than no suggestion."""
+
+
+class TableReader:
+    """Reads tables and collects all problems, so that an operator sees them at once.
+
+    Args:
+        environ: the environment variables.
+        settings: the top level's settings, for the hint that a name belongs there.
+        renamed: former names, each with its replacement.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        settings: Collection[str],
+        renamed: Mapping[str, str],
+    ) -> None:
+        self.problems: list[str] = []
+        self.reports: list[SettingReport] = []
+        self.files: list[str] = []
+        """Every file that was read."""
+        self._environ = environ
+        self._settings = settings
+        self._renamed = renamed
+
+    def values(
+        self, settings_class: type, table: Mapping[str, object], prefix: str
+    ) -> dict[str, Any]:
+        """Read the settings that *settings_class* declares, by field.
+
+        A value is None if it is not set and has no default, or if it is invalid. *prefix* begins
+        each problem: empty for the top level, else ``BFF_CONFIG: <section>: ``.
+        """
+        rows = declared(settings_class).items()
+        return {name: self._value(row, table, prefix) for name, row in rows}
+
+    def _value(self, row: Setting, table: Mapping[str, object], prefix: str) -> Any:
+        try:
+            text = self._text(row, table)
+            value = None if text is None else row.read(text)
+            shown = _shown(row, text)
+        except InvalidValue as problem:
+            self.problems.append(f"{prefix}{row.name} {problem}")
+            value, shown = None, ""
+        source = self._source(row, table)
+        if not shown:  # the text is not quoted: it may be a key in the wrong variable
+            shown = "not set (required)" if source == DEFAULT else "(invalid)"
+        section = prefix.removeprefix("BFF_CONFIG: ").removesuffix(": ")
+        self.reports.append(SettingReport(section, row.name, shown, source))
+        return value
+
+    def _text(self, row: Setting, table: Mapping[str, object]) -> str | None:
+        """Return the text of a setting, of its file, or of its default."""
+        text = _as_text(table.get(row.name))
+        path = _as_text(table.get(row.file_name)) if row.secret else ""
+        if path:
+            text_of_file = self._secret_file(row, path)
+            if text:
+                raise InvalidValue(f"and {row.file_name} are both set; keep one")
+            text = text_of_file
+        if row.required and not text.strip():
+            either = f"{row.name} or {row.file_name}" if row.secret else row.name
+            raise InvalidValue(f"is not set; set {either}: {row.meaning.partition('. ')[0]}")
+        return text.strip() or row.default
+
+    def _secret_file(self, row: Setting, path: str) -> str:
+        try:
+            text = self._read(path)
+        except OSError as exc:
+            # Without the path, which may be the key itself, put there by mistake.
+            raise InvalidValue(
+                f"cannot be read from its file ({exc.strerror}); set {row.file_name} to the path "
+                "of a file that holds it"
+            ) from None
+        if not text.strip():
+            raise InvalidValue(f"is empty in the file that {row.file_name} names; write it there")
+        return text
+
+    def _source(self, row: Setting, table: Mapping[str, object]) -> str:
+        path = _as_text(table.get(row.file_name)) if row.secret else ""
+        if path:
+            return path if path in self.files else "(not a readable file)"
+        text = table.get(row.name)
+        if not text:
+            return DEFAULT
+        # The same object: the variable wins over the key in the file, even if both are equal.
+        return "environment" if text is self._environ.get(row.name) else "BFF_CONFIG"
+
+    def file(self, name: str, path: str) -> str | None:
+        """Read the file that the setting *name* names; return None and report a problem if not."""
+        try:
+            return self._read(path)
+        except OSError as exc:
+            self.problems.append(
+                f"{name} names a file that cannot be read ({exc.strerror}): {path}"
+            )
+            return None
+
+    def _read(self, path: str) -> str:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except ValueError:
+            raise OSError(0, "not UTF-8 text") from None
+        self.files.append(path)
+        return text
+
+    def unknown(self, names: Collection[str], known: Collection[str], prefix: str) -> None:
+        """Report *names* that are not settings: a misspelt limit would not be in force."""
+        for name in sorted(set(names) - set(known)):
+            if name in self._renamed:
+                hint = f"is renamed to {self._renamed[name]}"
+            elif name in self._settings:
+                hint = "does not apply here; set it at the top level"
+            elif close := _closest(name, known):
+                hint = f"is not a setting; did you mean {close}?"
+            else:
+                hint = "is not a setting; docs/SETTINGS.md lists all settings"
+            self.problems.append(f"{prefix}{name} {hint}")
+
+
+def keys_of(settings_class: type) -> set[str]:
+    """Return the keys that a table of *settings_class* may have, ``NAME_FILE`` included."""
+    rows = declared(settings_class).values()
+    return {row.name for row in rows} | {row.file_name for row in rows if row.secret}
+
+
+def _shown(row: Setting, text: str | None) -> str:
+    if text is None or text == row.default:
+        return row.shown_default
+    if row.secret:
+        count = len(texts(text))
+        return "set" if count == 1 else f"set, {count} of them"
+    return text.replace("\n", ",")
+
+
+def _as_text(value: object) -> str:
+    """Convert a TOML value to the text that a variable would have."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value)
+    return str(value)
+
+
+def _closest(name: str, known: Collection[str]) -> str | None:
+    import difflib  # noqa: PLC0415  costs milliseconds at start, and only a mistake needs it
+
+    # Without the common prefixes, which make any two settings similar.
+    stems = {_stem(setting): setting for setting in known}
+    matches = difflib.get_close_matches(_stem(name), stems, n=1, cutoff=CLOSE_MATCH)
+    return stems[matches[0]] if matches else None
+
+
+def _stem(name: str) -> str:
+    return name.upper().removeprefix("BFF_").removeprefix("TRIGGER_")

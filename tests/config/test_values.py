@@ -1,0 +1,120 @@
+"""Texts of settings: what each becomes, or the remedy that an invalid one gets."""
+
+from collections.abc import Callable
+from ipaddress import ip_network
+
+import pytest
+
+from bff.config import values
+from bff.config.values import InvalidValue, Rate, Secret
+
+
+def name(parameter: object) -> str:
+    return getattr(parameter, "__name__", repr(parameter)[:40])
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (values.texts, "a, b\nc,,", ("a", "b", "c")),
+        (values.flag, "true", True),
+        (values.flag, "false", False),
+        (values.port, "0", 0),
+        (values.seconds, "0.5", 0.5),
+        (values.seconds, "0", 0.0),
+        (values.timeout, "60", 60.0),
+        (values.count, "100", 100),
+        (values.size, "0", 0),
+        (values.rate, "5 / hour", Rate(5, 3600)),
+        (values.rate, "off", None),
+        (values.url, "https://x.example/base/", "https://x.example/base"),
+        (values.host, "127.0.0.1", "127.0.0.1"),
+        (values.host, "::", "::"),
+        (values.host, "gateway-1.internal", "gateway-1.internal"),
+        (values.host_names, "a,b.example", ("a", "b.example")),
+        (values.origins, "*", ("*",)),
+        (values.origins, "https://a.example:8443", ("https://a.example:8443",)),
+        (values.networks, "::1,10.0.0.0/8", (ip_network("::1"), ip_network("10.0.0.0/8"))),
+        (values.verify, "local,upstream", ("local", "upstream")),
+        (values.cookie, "__Host-bff-token", "__Host-bff-token"),
+        (values.algorithms, "RS256,EdDSA", ("RS256", "EdDSA")),
+        (values.claim_path, "app_metadata,scopes", ("app_metadata", "scopes")),
+        (values.scopes_are_text, "list", False),
+        (values.scopes_are_text, "text", True),
+    ],
+    ids=name,
+)
+def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> None:
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "problem"),
+    [
+        (values.text, "a\nb", "control characters"),
+        (values.flag, "on", "is not true or false"),
+        (values.port, "99999", "is not a port"),
+        (values.seconds, "nan", "is not a duration"),
+        (values.seconds, "-1", "from 0 to 86400"),
+        (values.positive_seconds, "0", "is zero"),
+        (values.timeout, "61", "is too long; write seconds, at most 60"),
+        (values.timeout, "5000", "is too long"),
+        (values.count, "0", "1 or more"),
+        (values.size, "64MB", "number of bytes"),
+        (values.rate, "0/minute", "N is 1 or more"),
+        (values.rate, "5/day", "N/hour"),
+        (values.url, "ftp://x", "is not an address"),
+        (values.url, "https://x:port", "is not an address"),
+        (values.url, "https://user:pw@x", "remove the rest"),
+        (values.url, "https://x/?a", "remove the rest"),
+        (values.store, f"valkeys://host?ca_file=/{'x' * 5000}", "ca_file that is not a file"),
+        (values.origins, "*,https://a.example", "either"),
+        (values.origins, "https://A.example", "no browser sends"),
+        (values.origins, "https://a.example:443", "no browser sends"),
+        (values.origins, "a.example", "no browser sends"),
+        (values.origins, "null", "no browser sends"),
+        (values.origins, "https://a.example/", "no slash at the end"),
+        (values.origins, "https://*.example", "no wildcard except * alone"),
+        (values.host, "0.0.0.0:8787", "is not an address to listen on"),
+        (values.host, "http://localhost", "without scheme and port"),
+        (values.host_names, "gateway-1,gateway-2:9787", "'gateway-2:9787', which is not a host"),
+        (values.host_names, "http://gateway", "write it without scheme, port and path"),
+        (values.host_names, "*", "is not a host name"),
+        (values.networks, "::1,10.0.0.1/8", "'10.0.0.1/8', which is not a network"),
+        (values.networks, "caddy", "(not 10.0.0.1/8, not a host name)"),
+        (values.secret_keys, "tr_pat_" + "a" * 24, "begin with tr_dev_, tr_stg_"),
+        (values.secret_keys, "eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "copy one from API keys"),
+        (values.secret_keys, "tr_dev_a b", "spaces"),
+        (values.signing_keys, "tr_dev_sk_" + "a" * 24, "signs no tokens"),
+        (values.signing_keys, "x" * 31, "at least 32"),
+        (values.signing_keys, "tr_staging_x", "malformed root key"),
+        (values.verify, "upstream,local", "local comes first"),
+        (values.verify, "off", "is not local, upstream or local,upstream"),
+        (values.cookie, "token", "__Host-"),
+        (values.cookie, "__Host-a;b", "__Host-"),
+        (values.algorithms, "none", "may contain RS256, ES256"),
+        (values.algorithms, "HS256,RS256", "either shared or public keys"),
+        (values.jwks_url, "http://one.example.com/jwks", "use https"),
+        (values.shared_keys, "-----BEGIN PUBLIC KEY-----", "use jwks_url or jwks_file"),
+        (values.shared_keys, "x" * 31, "at least 32"),
+        (values.claim_path, ",", "is empty"),
+        (values.claim_path, "user_metadata,scopes", "users can change"),
+        (values.scopes_are_text, "both", "is not list or text"),
+    ],
+    ids=name,
+)
+def test_invalid_text_gets_a_remedy(read: Callable, text: str, problem: str) -> None:
+    with pytest.raises(InvalidValue) as raised:
+        read(text)
+
+    assert problem in str(raised.value)
+
+
+def test_secret_shows_its_text_only_when_revealed() -> None:
+    secret = Secret("sentinel")
+
+    assert secret.reveal() == "sentinel"
+    assert "sentinel" not in repr(secret) + str(secret) + f"{secret}"
+    assert secret == Secret("sentinel")
+    assert hash(secret) == hash(Secret("sentinel"))
+    assert secret != Secret("other")
