@@ -99,7 +99,7 @@ class Service:
         self._connections, self.bounded_protocol = self._make_protocol(settings)
         """The second makes the protocol of a connection, without the fast path."""
         # A span is a task's and a route is Starlette's: the fast path has neither.
-        fast = settings.fast_lane and tracing is None and not routes
+        fast = settings.fast_path and tracing is None and not routes
         self.protocol = (
             fast_path.protocol(self.gateway, self.bounded_protocol, clock)
             if fast

@@ -236,12 +236,12 @@ class Settings:
         default="0.05",
         reloadable=False,
     )
-    fast_lane: bool = setting(
-        "BFF_FAST_LANE",
-        values.switch,
-        "`on` serves hits without ASGI, at several times the requests a second; `off` serves "
+    fast_path: bool = setting(
+        "BFF_FAST_PATH",
+        values.flag,
+        "`true` serves hits without ASGI, at several times the requests a second; `false` serves "
         "every request through ASGI",
-        default="on",
+        default="true",
         reloadable=False,
     )
     max_connections: int = setting(
@@ -324,7 +324,7 @@ FIXED = {name: row.name for name, row in declared(Settings).items() if not row.r
 variable by the field of `Settings`."""
 
 
-RENAMED: dict[str, str] = {}
+RENAMED = {"BFF_FAST_LANE": "BFF_FAST_PATH (true or false)"}
 """Names that earlier versions read, each with its replacement."""
 
 

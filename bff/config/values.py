@@ -77,12 +77,6 @@ def flag(text: str) -> bool:
     return text == "true"
 
 
-def switch(text: str) -> bool:
-    if text not in ("on", "off"):
-        raise InvalidValue("is not on or off; write one of them")
-    return text == "on"
-
-
 def port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > MAX_PORT:
         raise InvalidValue(f"is not a port; write 0 (any free port) to {MAX_PORT}")

@@ -140,8 +140,8 @@ def contenders() -> tuple[list[Contender], list[str]]:
     """Whatever is installed, and what is not."""
     python = sys.executable
     found = [
-        Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "on"}),
-        Contender("bff, lane off", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "off"}),
+        Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "true"}),
+        Contender("bff, lane off", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "false"}),
         Contender("bff, Valkey", lambda port, origin: _gateway(port), store=True),
         Contender("bff, Valkey, 2 workers", lambda port, origin: [*_gateway(port), "--workers", "2"],
                   store=True, cores="0,1", only="hits"),

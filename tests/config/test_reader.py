@@ -46,6 +46,7 @@ def test_settings_have_defaults_beside_the_key() -> None:
     assert settings.rate_limit == Rate(300, 60)
     assert settings.allowed_origins == ()
     assert settings.cache_max_bytes == 64 * 1024 * 1024
+    assert settings.fast_path is True
 
 
 def test_load_reports_all_problems_at_once() -> None:
@@ -91,6 +92,8 @@ def test_load_reports_all_problems_at_once() -> None:
         ({"BFF_EXPOSE_METADATA": "a..b"}, "BFF_EXPOSE_METADATA: 'a..b' has an empty step"),
         ({"BFF_EXPOSE_FIELDS": "id,type"}, "the SDK fails without"),
         ({"BFF_NOPE": "1"}, "BFF_NOPE is not a setting"),
+        ({"BFF_FAST_LANE": "off"}, "BFF_FAST_LANE is renamed to BFF_FAST_PATH (true or false)"),
+        ({"BFF_FAST_PATH": "off"}, "BFF_FAST_PATH is not true or false"),
         ({"BFF_CONFIG": "/no/such/file"}, "BFF_CONFIG names a file that cannot be read"),
     ],
     ids=repr,
@@ -186,6 +189,7 @@ def test_variable_wins_over_the_file_unless_it_is_empty(config) -> None:
             """
             BFF_CACHE_TTL = 7
             BFF_CACHE_CLOSED_TTL = 70.5
+            BFF_FAST_PATH = false
             BFF_ALLOWED_ORIGINS = ["https://a.example", "https://b.example"]
             BFF_RATE_LIMIT = "off"
             """,
@@ -195,7 +199,7 @@ def test_variable_wins_over_the_file_unless_it_is_empty(config) -> None:
     )
 
     assert (settings.cache_ttl, settings.cache_closed_ttl) == (9, 70.5)
-    assert settings.rate_limit is None
+    assert (settings.rate_limit, settings.fast_path) == (None, False)
     assert settings.allowed_origins == ("https://a.example", "https://b.example")
 
 
@@ -231,6 +235,7 @@ def test_file_holds_environments_and_policies(config) -> None:
     [
         ("BFF_CACHE_TTL = ", "not valid TOML (at"),
         ("BFF_TYPO = 1", "BFF_CONFIG: BFF_TYPO is not a setting"),
+        ('BFF_FAST_LANE = "off"', "BFF_CONFIG: BFF_FAST_LANE is renamed to BFF_FAST_PATH (true or"),
         ('rate_limit = "3/minute"', "rate_limit is not a setting; did you mean BFF_RATE_LIMIT?"),
         ("environments = 3", "[[environments]]"),
         ("policies = 3", "[policies."),
@@ -246,7 +251,7 @@ def test_file_holds_environments_and_policies(config) -> None:
             "same BFF_ENVIRONMENT_ID",
         ),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_problem_in_the_file_names_its_section(config, file: str, text: str) -> None:
     assert any(text in problem for problem in problems(config(file)))

@@ -44,7 +44,7 @@ def test_settings_beside_the_declared_ones_are_composed() -> None:
 
 def test_fixed_settings_are_those_of_sockets_and_connections() -> None:
     assert FIXED["port"] == "BFF_PORT"
-    assert {"store_url", "fast_lane", "idle_timeout"} <= set(FIXED)
+    assert {"store_url", "fast_path", "idle_timeout"} <= set(FIXED)
     assert not {"cache_ttl", "rate_limit", "trusted_proxies"} & set(FIXED)
 
 

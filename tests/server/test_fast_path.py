@@ -822,7 +822,7 @@ async def test_another_uvicorn_turns_it_off(clock: Clock, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("setting", "expected"), [("on", FastPathProtocol), ("off", BoundedProtocol)]
+    ("setting", "expected"), [("true", FastPathProtocol), ("false", BoundedProtocol)]
 )
 def test_the_setting_turns_it_off(
     monkeypatch: pytest.MonkeyPatch, setting: str, expected: type
@@ -835,7 +835,7 @@ def test_the_setting_turns_it_off(
         gc.unfreeze()
 
     monkeypatch.setattr(server, "run", run)
-    told = environ(BFF_FAST_LANE=setting, BFF_PORT="0", BFF_OPS_PORT="0")
+    told = environ(BFF_FAST_PATH=setting, BFF_PORT="0", BFF_OPS_PORT="0")
     result = CliRunner().invoke(main, ["serve"], env=told, catch_exceptions=False)
     assert result.exit_code == 0
     browser, ops = seen

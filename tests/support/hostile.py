@@ -14,8 +14,8 @@ from bff.request import RequestHead
 from bff.response import Response
 
 LANES: dict[str, dict[str, str]] = {
-    "asgi": {"BFF_FAST_LANE": "off"},
-    "fast": {"BFF_FAST_LANE": "on"},
+    "asgi": {"BFF_FAST_PATH": "false"},
+    "fast": {"BFF_FAST_PATH": "true"},
 }
 """The ways from a socket to the decision, by the settings that choose them: every test on the wire
 runs once for each."""
