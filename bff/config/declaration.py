@@ -22,7 +22,7 @@ class Setting:
     meaning: str
     """A cell of the documentation's table; the first sentence also explains a missing setting."""
     default: str | None = None
-    """The text that is read when the setting is not set; None if there is none."""
+    """The text that is read when the setting is not set; None leaves the value None."""
     derived: str = ""
     """For the documentation: what the default depends on, if it is not a fixed text."""
     required: bool = False

@@ -1,7 +1,7 @@
 """Reads all settings from the environment and from the TOML file that ``BFF_CONFIG`` names.
 
-A variable wins over the same key in the file. The file's ``[[environments]]``, ``[policies]`` and
-``[[token_sources]]`` hold what variables cannot. Nothing here prints, and no problem quotes a key.
+A variable wins over the same key in the file. Only the file can hold ``[[environments]]``,
+``[policies]`` and ``[[token_sources]]``. No problem quotes a key.
 """
 
 import re
@@ -27,7 +27,7 @@ SECTIONS = {"environments", "policies", "token_sources"}
 
 
 INHERITED = ("TRIGGER_API_URL", "BFF_UPSTREAM_BUDGET")
-"""What an ``[[environments]]`` section takes from the top level if it does not set it."""
+"""Settings that an ``[[environments]]`` section takes from the top level unless it sets them."""
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -38,11 +38,11 @@ def load(environ: Mapping[str, str]) -> Settings:
     """
     reader = TableReader(environ, settings=SETTINGS, renamed=RENAMED)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
-    known = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
+    allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
-    # Trigger.dev's own tools read further TRIGGER_ variables, which are no mistakes.
-    reader.unknown([n for n in variables if n.startswith("BFF_")], known | {"BFF_CONFIG"}, "")
-    reader.unknown(file, known | SECTIONS, "BFF_CONFIG: ")
+    # Trigger.dev's tools read other TRIGGER_ variables, so an unknown one may be correct.
+    reader.unknown([n for n in variables if n.startswith("BFF_")], allowed | {"BFF_CONFIG"}, "")
+    reader.unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, does not replace the file's value.
     top = {key: value for key, value in file.items() if key not in SECTIONS}
     top |= {name: text for name, text in variables.items() if text}
@@ -167,9 +167,9 @@ def _check_ports(reader: TableReader, settings: Mapping[str, Any]) -> None:
 
 def _check_distinct(reader: TableReader, environments: list[EnvironmentSettings]) -> None:
     ids = [environment.id for environment in environments if environment.id is not None]
-    for key, found in (("name", [e.name for e in environments]), ("BFF_ENVIRONMENT_ID", ids)):
-        if len(set(found)) < len(found):
-            reader.problems.append(f"two environments have the same {key}; give each its own")
+    for key, values in (("name", [e.name for e in environments]), ("BFF_ENVIRONMENT_ID", ids)):
+        if len(set(values)) < len(values):
+            reader.problems.append(f"two environments have the same {key}; change one of them")
 
 
 def _policies(

@@ -77,7 +77,7 @@ class EnvironmentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySettings:
-    """What browsers see of a session: by default, or of one session type."""
+    """Parts of a session that browsers see, for one session type or for all others."""
 
     fields: tuple[str, ...] = setting(
         "BFF_EXPOSE_FIELDS",

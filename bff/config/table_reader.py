@@ -8,8 +8,8 @@ from bff.config.declaration import DEFAULT, Setting, SettingReport, declared
 from bff.config.values import InvalidValue, texts
 
 CLOSE_MATCH = 0.8
-"""Least similarity (0 to 1) of an unknown name to a setting that is suggested for it: one or two
-wrong letters reach it. A wrong suggestion costs an operator more than no suggestion."""
+"""Lowest similarity (0 to 1) of an unknown name and the setting that is suggested for it: about two
+wrong letters. A wrong suggestion misleads more than a missing one."""
 
 
 class TableReader:
@@ -41,8 +41,8 @@ class TableReader:
     ) -> dict[str, Any]:
         """Read the settings that *settings_class* declares, by field.
 
-        A value is None if it is not set and has no default, or if it is invalid. *prefix* begins
-        each problem: empty for the top level, else ``BFF_CONFIG: <section>: ``.
+        An invalid setting has the value None, and so has one that is not set, without a default.
+        *prefix* begins each problem: empty for the top level, else ``BFF_CONFIG: <section>: ``.
         """
         rows = declared(settings_class).items()
         return {name: self._value(row, table, prefix) for name, row in rows}
@@ -54,12 +54,12 @@ class TableReader:
             shown = _shown(row, text)
         except InvalidValue as problem:
             self.problems.append(f"{prefix}{row.name} {problem}")
-            value, shown = None, ""
-        source = self._source(row, table)
-        if not shown:  # the text is not quoted: it may be a key in the wrong variable
-            shown = "not set (required)" if source == DEFAULT else "(invalid)"
+            value = None
+            # The text is not quoted: it may be a key in the wrong variable.
+            is_default = self._source(row, table) == DEFAULT
+            shown = "not set (required)" if is_default else "(invalid)"
         section = prefix.removeprefix("BFF_CONFIG: ").removesuffix(": ")
-        self.reports.append(SettingReport(section, row.name, shown, source))
+        self.reports.append(SettingReport(section, row.name, shown, self._source(row, table)))
         return value
 
     def _text(self, row: Setting, table: Mapping[str, object]) -> str | None:
@@ -93,11 +93,11 @@ class TableReader:
         path = _as_text(table.get(row.file_name)) if row.secret else ""
         if path:
             return path if path in self.files else "(not a readable file)"
-        text = table.get(row.name)
-        if not text:
+        value = table.get(row.name)
+        if not _as_text(value).strip():
             return DEFAULT
-        # The same object: the variable wins over the key in the file, even if both are equal.
-        return "environment" if text is self._environ.get(row.name) else "BFF_CONFIG"
+        # By identity, because the file may hold an equal text: the variable wins over it.
+        return "environment" if value is self._environ.get(row.name) else "BFF_CONFIG"
 
     def file(self, name: str, path: str) -> str | None:
         """Read the file that the setting *name* names; return None and report a problem if not."""
@@ -105,7 +105,7 @@ class TableReader:
             return self._read(path)
         except OSError as exc:
             self.problems.append(
-                f"{name} names a file that cannot be read ({exc.strerror}): {path}"
+                f"{name} names a file that cannot be read ({exc.strerror}); check the path: {path}"
             )
             return None
 
@@ -117,14 +117,14 @@ class TableReader:
         self.files.append(path)
         return text
 
-    def unknown(self, names: Collection[str], known: Collection[str], prefix: str) -> None:
+    def unknown(self, names: Collection[str], allowed: Collection[str], prefix: str) -> None:
         """Report *names* that are not settings: a misspelt limit would not be in force."""
-        for name in sorted(set(names) - set(known)):
+        for name in sorted(set(names) - set(allowed)):
             if name in self._renamed:
                 hint = f"is renamed to {self._renamed[name]}"
             elif name in self._settings:
-                hint = "does not apply here; set it at the top level"
-            elif close := _closest(name, known):
+                hint = "is not a setting of this section; set it at the top level"
+            elif close := _closest(name, allowed):
                 hint = f"is not a setting; did you mean {close}?"
             else:
                 hint = "is not a setting; docs/SETTINGS.md lists all settings"
@@ -157,11 +157,11 @@ def _as_text(value: object) -> str:
     return str(value)
 
 
-def _closest(name: str, known: Collection[str]) -> str | None:
+def _closest(name: str, allowed: Collection[str]) -> str | None:
     import difflib  # noqa: PLC0415  costs milliseconds at start, and only a mistake needs it
 
     # Without the common prefixes, which make any two settings similar.
-    stems = {_stem(setting): setting for setting in known}
+    stems = {_stem(setting): setting for setting in allowed}
     matches = difflib.get_close_matches(_stem(name), stems, n=1, cutoff=CLOSE_MATCH)
     return stems[matches[0]] if matches else None
 

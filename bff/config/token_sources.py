@@ -91,7 +91,7 @@ def read_token_sources(
     for key in ("name", "issuer"):
         if len({getattr(source, key) for source in sources}) < len(sources):
             reader.problems.append(
-                f"BFF_CONFIG: two token sources have the same {key}; give each its own"
+                f"BFF_CONFIG: two token sources have the same {key}; change one of them"
             )
     return sources
 

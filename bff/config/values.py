@@ -17,14 +17,15 @@ MAX_TIMEOUT_SECONDS = 60
 """Upper bound of every timeout: an operator who means milliseconds writes thousands."""
 
 
+MAX_SECONDS = 86400
+"""Upper bound of every other duration: a day."""
+
+
 MAX_PORT = 65535
 
 
-MAX_SECONDS = 86400
-
-
 MIN_KEY_BYTES = 32
-"""Length of an HS256 key that is safe from guessing (RFC 7518, section 3.2)."""
+"""Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
 
 
 class Secret:
@@ -58,7 +59,7 @@ class Rate:
 
 
 class InvalidValue(ValueError):
-    """The text of a setting cannot be used: the problem, and a remedy. It never quotes a secret."""
+    """The text of a setting is invalid: the message has a remedy, and never quotes a secret."""
 
 
 def text(text: str) -> str:
@@ -325,8 +326,8 @@ def algorithms(text: str) -> tuple[str, ...]:
         )
     if SHARED_ALGORITHM in algorithms and len(algorithms) > 1:
         raise InvalidValue(
-            f"contains {SHARED_ALGORITHM} and others; a source has either shared or public keys: "
-            "write one source for each"
+            f"contains {SHARED_ALGORITHM} and others; a source has either shared or public keys; "
+            "keep one kind"
         )
     return algorithms
 

@@ -129,7 +129,7 @@ def test_problem_names_its_setting_and_a_remedy(changes: dict, text: str) -> Non
     ],
     ids=range(8),
 )
-def test_verification_and_the_need_for_an_id_follow_from_the_keys(
+def test_keys_decide_who_verifies_and_whether_an_id_is_needed(
     changes: dict, verify: object, keys: list[str], *, learn: bool
 ) -> None:
     (environment,) = load(environ(**changes)).environments
@@ -241,9 +241,12 @@ def test_file_holds_environments_and_policies(config) -> None:
         ("policies = 3", "[policies."),
         (
             '[policies.x]\nBFF_PORT = "1"',
-            "policy 'x': BFF_PORT does not apply here; set it at the top level",
+            "policy 'x': BFF_PORT is not a setting of this section; set it at",
         ),
-        ('[[environments]]\nBFF_RATE_LIMIT = "off"', "BFF_RATE_LIMIT does not apply here; set it"),
+        (
+            '[[environments]]\nBFF_RATE_LIMIT = "off"',
+            "BFF_RATE_LIMIT is not a setting of this section",
+        ),
         ('[policies.x]\nBFF_EXPOSE_FIELDS = "id"', "policy 'x': BFF_EXPOSE_FIELDS"),
         ('[[environments]]\nname = "A B"', "name is invalid"),
         (

@@ -48,7 +48,7 @@ def test_fixed_settings_are_those_of_sockets_and_connections() -> None:
     assert not {"cache_ttl", "rate_limit", "trusted_proxies"} & set(FIXED)
 
 
-def test_a_renamed_setting_is_no_longer_read() -> None:
+def test_renamed_settings_are_replaced_by_existing_ones() -> None:
     assert not set(RENAMED) & set(SETTINGS)
     assert all(replacement.split()[0] in SETTINGS for replacement in RENAMED.values())
 

@@ -51,7 +51,7 @@ def test_unknown_name_suggests_nothing_without_a_close_match(name: str) -> None:
 def test_report_has_the_source_of_each_value(tmp_path) -> None:
     keys, config = tmp_path / "keys", tmp_path / "bff.toml"
     keys.write_text(f"{OWN_KEY}\n{OWN_KEY}2\n")
-    config.write_text("BFF_CACHE_TTL = 3\nBFF_CACHE_CLOSED_TTL = 4")
+    config.write_text("BFF_CACHE_TTL = 3\nBFF_CACHE_CLOSED_TTL = 4\nBFF_CACHE_NEGATIVE_TTL = 0")
     shown = reports(
         environ(
             BFF_SIGNING_KEYS=None,
@@ -65,6 +65,7 @@ def test_report_has_the_source_of_each_value(tmp_path) -> None:
     assert shown["BFF_SIGNING_KEYS"] == ("set, 2 of them", str(keys))
     assert shown["BFF_CACHE_TTL"] == ("3", "BFF_CONFIG")
     assert shown["BFF_CACHE_CLOSED_TTL"] == ("4", "environment")
+    assert shown["BFF_CACHE_NEGATIVE_TTL"] == ("0", "BFF_CONFIG")
     assert shown["BFF_IDLE_TIMEOUT"] == ("`75`", "default")
 
 
