@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-
 DEFAULT = "default"
 """The source of a setting that is not set."""
 

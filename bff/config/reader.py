@@ -24,8 +24,6 @@ from bff.config.values import ROOT_KEY, Secret, is_loopback
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}
-
-
 INHERITED = ("TRIGGER_API_URL", "BFF_UPSTREAM_BUDGET")
 """Settings that an ``[[environments]]`` section takes from the top level unless it sets them."""
 

@@ -317,13 +317,9 @@ SETTINGS = {
     for row in declared(settings_class).values()
 }
 """Every environment variable but ``BFF_CONFIG``, by name."""
-
-
 FIXED = {name: row.name for name, row in declared(Settings).items() if not row.reloadable}
 """Settings that a reload cannot change, because sockets and connections depend on them: the
 variable by the field of `Settings`."""
-
-
 RENAMED = {"BFF_FAST_LANE": "BFF_FAST_PATH (true or false)"}
 """Names that earlier versions read, each with its replacement."""
 

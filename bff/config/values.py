@@ -15,15 +15,9 @@ from bff.tokens.jwks import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 
 MAX_TIMEOUT_SECONDS = 60
 """Upper bound of every timeout: an operator who means milliseconds writes thousands."""
-
-
 MAX_SECONDS = 86400
 """Upper bound of every other duration: a day."""
-
-
 MAX_PORT = 65535
-
-
 MIN_KEY_BYTES = 32
 """Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
 

@@ -104,7 +104,7 @@ async def test_setting_that_needs_a_restart_waits_for_it(world: World) -> None:
     assert (await world.get("chat-1")).status_code == 200
 
 
-async def test_the_bounds_of_connections_and_the_lane_need_a_restart(world: World) -> None:
+async def test_connection_bounds_and_fast_path_need_a_restart(world: World) -> None:
     world.reload(BFF_FAST_PATH="false", BFF_MAX_CONNECTIONS="7", BFF_IDLE_TIMEOUT="9")
 
     (line,) = [line for line in world.logged() if line["event"] == "settings_need_restart"]
