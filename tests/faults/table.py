@@ -217,7 +217,7 @@ FAULTS = [
     Fault(
         18,
         "bff/sessions/document.py",
-        'or asked not in (document["id"], document["externalId"])',
+        'or requested_id not in (document["id"], document["externalId"])',
         "",
         f"{_COPIES}::test_18_a_bad_success_is_never_kept_nor_passed_on",
     ),
@@ -459,7 +459,7 @@ FAULTS = [
         "bff/sessions/ids.py",
         "len(segment) > _MAX_RAW or ",
         "",
-        "tests/sessions/test_ids.py::test_what_is_too_long_however_it_reads_is_not_decoded",
+        "tests/sessions/test_ids.py::test_parse_id_does_not_decode_a_too_long_segment",
     ),
     Fault(
         32,

@@ -233,7 +233,7 @@ def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
         del document[name]
     asked = document.get("id", "x")
     try:
-        read = parse_document(json.dumps(document).encode(), asked=str(asked))
+        read = parse_document(json.dumps(document).encode(), requested_id=str(asked))
     except UpstreamInvalid:
         return
     for key in ("id", "type", "taskIdentifier", "createdAt", "updatedAt"):
@@ -249,4 +249,4 @@ def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
 @given(st.one_of(st.binary(max_size=200), _JSON.map(lambda value: json.dumps(value).encode())))
 def test_no_bytes_of_upstream_are_an_exception(body: bytes) -> None:
     with pytest.raises(UpstreamInvalid):
-        parse_document(body, asked="chat")
+        parse_document(body, requested_id="chat")
