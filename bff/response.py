@@ -83,7 +83,7 @@ class Representation(Protocol):
         """When it was loaded; for a page, when its oldest copy was."""
 
 
-@lru_cache(maxsize=64)  # codes and texts are from our tables, so there are few
+@lru_cache(maxsize=64)  # nearly all texts are constants; a list's query errors name a parameter
 def _refusal_body(code: str, detail: str) -> bytes:
     """Make JSON of upstream's shape: the SDK shows ``error``, programs read ``code``."""
     unauthorized = {"param": "access_token", "type": "authorization"}

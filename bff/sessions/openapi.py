@@ -161,11 +161,11 @@ def _list_parameters(visible: Iterable[str]) -> list[Schema]:
         {
             "name": name,
             "in": "query",
-            "description": parameter.says[:1].upper() + parameter.says[1:],
+            "description": parameter.expected[:1].upper() + parameter.expected[1:],
             "schema": parameter.schema,
         }
         for name, parameter in list_query.PARAMETERS.items()
-        if parameter.looks_at.issubset(visible)
+        if parameter.fields.issubset(visible)
     ]
 
 

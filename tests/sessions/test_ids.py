@@ -106,3 +106,10 @@ def test_only_the_other_form_may_be_an_alias(id_: str, named: list[str], expecte
     granted = ids.grant([f"read:sessions:{name}" for name in named])
 
     assert ids.may_be_alias(id_, granted) is expected
+
+
+@given(st.text())
+def test_only_a_text_that_can_be_a_path_is_an_id(text: str) -> None:
+    if ids.is_id(text):
+        path = ids.path(text)
+        assert ids.parse_id(path.removeprefix("/api/v1/sessions/").encode()) == text
