@@ -120,4 +120,4 @@ FIELDS: Final[dict[str, Field]] = {
     "createdAt": Field(_DATE, "shown"),
     "updatedAt": Field(_DATE, "shown"),
 }
-"""The known fields by name. The gateway counts and drops a field that has no row."""
+"""The fields by name. The gateway counts and drops a field that has no row."""

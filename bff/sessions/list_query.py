@@ -51,7 +51,7 @@ class Query:
 
     @property
     def filters(self) -> bool:
-        """Whether any filter is set."""
+        """Whether the query filters sessions."""
         return self != Query(self.size, self.after, self.before)
 
     def matches(self, shown: dict[str, Any], wall: float) -> bool:
@@ -93,7 +93,7 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
     if not query.isascii():
         raise Refused("bad_request", "The query has characters that are not percent-encoded")
     values: dict[str, Any] = {}
-    # One part more than there are parameters: one of them is unknown or repeated.
+    # If there are more parts than parameters, one of them is unknown or repeated.
     for part in query.split(b"&", len(PARAMETERS)) if query else ():
         encoded_name, _, encoded_text = part.partition(b"=")
         name, text = _decode(encoded_name), _decode(encoded_text)
@@ -116,7 +116,7 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
         values[parameter.member] = value
     if "after" in values and "before" in values:
         raise Refused(
-            "bad_request", "page[after] and page[before] cannot stand together: send one of them"
+            "bad_request", "page[after] and page[before] exclude each other: send one of them"
         )
     return Query(**values)
 

@@ -169,7 +169,7 @@ def test_two_cursors_are_refused_as_upstream_does(
     answer = node.call("back", front.url, token, options={"limit": 1})
 
     assert (answer["kind"], answer["code"]) == ("BadRequestError", "bad_request")
-    assert "cannot stand together" in answer["error"]
+    assert "exclude each other" in answer["error"]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_error_of_a_repeated_parameter_names_it() -> None:
 
 
 def test_error_of_two_cursors_names_both() -> None:
-    assert error("page[after]=A&page[before]=B").startswith("page[after] and page[before] cannot")
+    assert error("page[after]=A&page[before]=B").startswith("page[after] and page[before] exclude")
 
 
 def test_error_of_a_hidden_field_names_its_parameter() -> None:
