@@ -145,7 +145,7 @@ def minting(token: str) -> Any:
 
 @pytest.mark.parametrize("key", [ROOT_KEY, ADDITIONAL], ids=["the SDK signs", "upstream signs"])
 def test_sdk_token_works_when_the_gateway_cannot_verify_it(node: Node, key: str) -> None:
-    """The gateway has an additional key: upstream sends it the environment's id and verifies tokens."""
+    """The gateway has an additional key: upstream sends its id and verifies tokens."""
     opaque = {"BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": "", "TRIGGER_SECRET_KEY": ADDITIONAL}
     with running_upstream() as upstream:
         upstream.app.environments[0].additional_keys[ADDITIONAL] = ()
