@@ -35,8 +35,6 @@ _EXPOSED: Final = (
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
     "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
 )
-
-
 _NO_STORE: Final = b"cache-control: no-store\r\n"
 _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
 _SESSION_BODY: Final = (

@@ -9,7 +9,6 @@ from bff.response import copy_head
 
 _OVERHEAD = 500
 """Bytes of memory that a copy takes beside its body, head and ids; a test measures it."""
-
 Key = tuple[str, str]
 """Environment and session id; the id has either form."""
 

@@ -11,8 +11,6 @@ from typing import Any, Final, Literal
 
 Schema = dict[str, Any]
 """A JSON schema."""
-
-
 Default = Literal["shown", "hidden", "own setting"]
 """What the default policy does with a field. Two fields have a setting of their own, which selects
 the parts that browsers get: `BFF_EXPOSE_METADATA` and `BFF_EXPOSE_TAGS`."""
@@ -96,8 +94,6 @@ _TEXTS = _Type(
     lambda value: isinstance(value, list) and all(map(_is_text, value)),
     {"type": "array", "items": {"type": "string"}},
 )
-
-
 FIELDS: Final[dict[str, Field]] = {
     "id": Field(_TEXT, "shown", details={"pattern": "^session_"}),
     "externalId": Field(_TEXT, "shown", null=True),

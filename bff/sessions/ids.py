@@ -9,22 +9,15 @@ from bff.errors import Refused
 from bff.tokens import scopes
 
 LIST_ROUTE = b"/api/v1/sessions"
-
 ROUTE = b"/api/v1/sessions/"
-
 MAX_ID_CHARACTERS = 256
-
 _MAX_RAW = 12 * MAX_ID_CHARACTERS
 """Bytes of a raw segment: a character has at most four bytes, and percent-encoding triples them."""
-
 PLAIN_PATH = rb"%b([A-Za-z0-9_~:-]{1,%d})" % (ROUTE, MAX_ID_CHARACTERS)
 """Pattern of a raw path whose id needs no decoding. Nearly every path matches it."""
-
 _FRIENDLY = "session_"
 """Prefix of the ids that upstream makes; an external id cannot have it."""
-
 _PLAIN_PATH = re.compile(PLAIN_PATH)
-
 _INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 

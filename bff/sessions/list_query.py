@@ -11,24 +11,17 @@ from bff.sessions.fields import Schema, unix_seconds
 
 DEFAULT_SIZE: Final = 20
 """Sessions on a page, unless the query says otherwise."""
-
 MAX_SIZE: Final = 100
 """Sessions on a page, at most."""
-
 MAX_TEXT: Final = 1024
 """Characters of one value."""
-
 MAX_QUERY_BYTES: Final = 65536
 """Bytes of a query: enough for all parameters with the longest values, percent-encoded."""
-
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
-
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 """Seconds of each unit of a period."""
-
 _SHORT_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,20}(\[[A-Za-z0-9_]{1,20}\]){0,2}")
 """Names that an error repeats. Tokens and keys are longer; HTML needs other characters."""
-
 _SIMILARITY: Final = 0.8
 """An error suggests a parameter at least this similar to the unknown one, from 0 to 1."""
 
@@ -194,9 +187,7 @@ def _period(text: str, wall: float) -> float | None:
 
 
 _PERIOD = r"([1-9][0-9]{0,6})([smhdw])"
-
 _STATUS = "|".join(STATUSES)
-
 _CREATED = frozenset({"createdAt"})
 
 

@@ -11,14 +11,10 @@ from bff.sessions.fields import FIELDS, Schema
 from bff.sessions.policy import Policy
 
 _TEXT: Final[Schema] = {"type": "string"}
-
 _HIDDEN: Final[Schema] = {"type": "null", "description": "The policy hides this field"}
-
 _JSON: Final = "application/json"
-
 _COMMON: Final = ("X-Request-Id", "Vary", "Cache-Control", "X-Content-Type-Options")
 """Headers of every answer."""
-
 _LIMITED: Final = (
     "x-ratelimit-limit",
     "x-ratelimit-remaining",
@@ -27,10 +23,8 @@ _LIMITED: Final = (
     "RateLimit-Policy",
 )
 """Headers of an answer to a request that a rate limit counted."""
-
 _REPRESENTATION: Final = ("ETag", "Age", "Cache-Status", "Server-Timing")
 """Headers of an answer with a session or a list."""
-
 _HEADERS: Final[dict[str, tuple[Schema, str]]] = {
     "X-Request-Id": (_TEXT, "Identifies this answer in the gateway's log"),
     "Vary": (_TEXT, "The request headers on which the answer depends"),
@@ -53,7 +47,6 @@ _HEADERS: Final[dict[str, tuple[Schema, str]]] = {
     "WWW-Authenticate": (_TEXT, "RFC 6750"),
     "X-Unavailable-Sessions": ({"type": "integer", "minimum": 1}, "Sessions that the page lacks"),
 }
-
 _STATUSES: Final = {
     200: "The session",
     304: "The browser has the current copy (If-None-Match)",
@@ -67,32 +60,27 @@ _STATUSES: Final = {
     503: "The upstream budget is spent, or the gateway cannot verify tokens yet: retry shortly",
     504: "Upstream did not answer in time",
 }
-
 _DESCRIPTION: Final = """\
 The browser-facing gateway of Trigger.dev sessions. `OPTIONS` is 204 for any path, with CORS headers
 for an allowed origin. Other methods on these paths are 405 `method_not_allowed`; other paths below
 `/api/` and `/realtime/` are 410 `not_served`, all others 404 `not_found`. Every request, also one
 for a list, counts once against the caller's rate limit."""
-
 _TOKEN: Final = {
     "type": "http",
     "scheme": "bearer",
     "bearerFormat": "JWT",
     "description": "A token whose scopes name sessions (read:sessions:<id>)",
 }
-
 _COOKIE: Final = {
     "type": "apiKey",
     "in": "cookie",
     "description": "The same token, for pages of this origin (Sec-Fetch-Site: same-origin)",
 }
-
 _PAGES: Final = {
     "/": "A short description of the gateway",
     "/healthz": "Whether the process answers",
     "/openapi.json": "This description",
 }
-
 _SESSION_PARAMETER: Final[Schema] = {
     "name": "session",
     "in": "path",
@@ -107,7 +95,6 @@ _SESSION_PARAMETER: Final[Schema] = {
     },
     "example": "chat-1",
 }
-
 _IF_NONE_MATCH: Final[Schema] = {"name": "If-None-Match", "in": "header", "schema": _TEXT}
 
 

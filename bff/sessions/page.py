@@ -23,7 +23,6 @@ from bff.sessions.list_query import PARAMETERS, Query
 
 Outcome = Copy | Refusal
 """The copy of a session, or the reason why the gateway has none."""
-
 _DIGEST_BYTES = 18
 """Bytes of a cursor: too many to guess, and 24 characters in base64 without padding."""
 

@@ -19,33 +19,19 @@ from bff.digests import fingerprint
 from bff.sessions.fields import FIELDS
 
 DEFAULT_FIELDS = tuple(name for name, row in FIELDS.items() if row.default == "shown")
-
-
 _OWN_SETTING = tuple(name for name, row in FIELDS.items() if row.default == "own setting")
-
-
 REQUIRED_FIELDS = tuple(
     name for name, row in FIELDS.items() if row.required and name not in _OWN_SETTING
 )
 """Every policy must name these: the SDK's parser accepts neither null nor absence."""
-
-
 _NULL_WHEN_HIDDEN = tuple(
     name for name, row in FIELDS.items() if row.null_when_hidden and name not in _OWN_SETTING
 )
-
-
 _STUBS = {name: row.stub for name, row in FIELDS.items() if row.stub is not None}
-
-
 Tree = dict[str, Any]
 """Paths nested as maps, from a step to the `Tree` below it."""
-
-
 _EVERYTHING: Tree = {}
 """Stands where a path ends: the value and all below it are shown."""
-
-
 _NOTHING = object()
 
 
