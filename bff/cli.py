@@ -21,11 +21,11 @@ import uvicorn
 import uvloop
 
 from bff import __version__
-from bff import demo as demo_
 from bff.app import Service
 from bff.clock import system_clock
 from bff.config import reader, settings
 from bff.config.reload import WATCH_SECONDS
+from bff.demo import demo as demo_
 from bff.ops import check as checks
 from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError

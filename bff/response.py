@@ -35,8 +35,6 @@ _EXPOSED: Final = (
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
     "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
 )
-_ALWAYS: Final = "vary: Authorization, Origin\r\nx-content-type-options: nosniff\r\n"
-_ALWAYS_COOKIE: Final = _ALWAYS.replace("Origin", "Origin, Cookie, Sec-Fetch-Site")
 _NO_STORE: Final = b"cache-control: no-store\r\n"
 _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
 _SESSION_BODY: Final = (
@@ -83,12 +81,17 @@ class Representation(Protocol):
         """When it was loaded; for a page, when its oldest copy was."""
 
 
-@lru_cache(maxsize=64)  # codes and texts are from our tables, so there are few
+@lru_cache(maxsize=64)  # nearly all texts are constants; a list's query errors name a parameter
 def _refusal_body(code: str, detail: str) -> bytes:
     """Make JSON of upstream's shape: the SDK shows ``error``, programs read ``code``."""
     unauthorized = {"param": "access_token", "type": "authorization"}
     extra = unauthorized if code == "unauthorized" else {}
     return json.dumps({"error": detail, "code": code, **extra}).encode()
+
+
+def vary(*, cookie: bool) -> str:
+    """The request headers on which an answer depends, with those of the token's cookie."""
+    return "Authorization, Origin" + (", Cookie, Sec-Fetch-Site" if cookie else "")
 
 
 class ResponseBuilder:
@@ -98,7 +101,7 @@ class ResponseBuilder:
     """
 
     def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
-        always = (_ALWAYS_COOKIE if cookie else _ALWAYS).encode()
+        always = f"vary: {vary(cookie=cookie)}\r\nx-content-type-options: nosniff\r\n".encode()
 
         def lines(origin: str) -> bytes:
             allowed = f"access-control-allow-origin: {origin}\r\n"

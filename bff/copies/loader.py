@@ -154,7 +154,7 @@ class Loader:
         started, _ = self._clock()
         generation = self._cache.purge_generation
         try:
-            document = parse_document(await get(ids.path(id_)), asked=id_)
+            document = parse_document(await get(ids.path(id_)), requested_id=id_)
             copy = self._project(environment.name, document, started)
         except UpstreamError as error:
             return Refusal(error.code, retry_after=error.retry_after), cause(error)

@@ -1,4 +1,4 @@
-// The playground: asks the gateway as a browser does, and shows each answer. No library, no build.
+// The playground: sends requests to the gateway, and shows each answer. No library, no build step.
 
 const SESSIONS = "/api/v1/sessions";
 const POLL_SECONDS = 2;
@@ -18,8 +18,8 @@ function element(name, text, className) {
   return made;
 }
 
-/** Ask the gateway, and write a row about the answer. */
-async function ask(path, token = tokens.ann) {
+/** Send a request to the gateway, and add a row for the answer. */
+async function request(path, token = tokens.ann) {
   const started = performance.now();
   const response = await fetch(path, { headers: { authorization: `Bearer ${token}` }, cache: "no-cache" });
   const body = await response.json();
@@ -60,11 +60,11 @@ function countdown() {
   if (!reset) return;
   const seconds = Math.max(0, Math.ceil((reset - Date.now()) / 1000));
   if (!seconds) $("meter").value = $("meter").max;
-  $("left").textContent = `${$("meter").value} of ${$("meter").max} left, all of them again in ${seconds} s`;
+  $("left").textContent = `${$("meter").value} of ${$("meter").max} left, reset in ${seconds} s`;
 }
 
 async function list() {
-  const { response, body } = await ask(SESSIONS);
+  const { response, body } = await request(SESSIONS);
   if (!response.ok) return;
   $("chats").replaceChildren(...body.data.map((session) => {
     const button = element("button", session.externalId);
@@ -75,11 +75,11 @@ async function list() {
     item.append(button);
     return item;
   }).map(keepFocus()));
-  $("lacking").hidden = !body.unavailable;
-  $("lacking").textContent = `${body.unavailable?.length ?? 0} cannot be loaded now`;
+  $("unavailable").hidden = !body.unavailable;
+  $("unavailable").textContent = `${body.unavailable?.length ?? 0} cannot be loaded now`;
 }
 
-/** The list is made anew with each answer; who stands on one of its buttons stays there. */
+/** Each answer replaces the buttons of the list; the focus returns to the same chat. */
 function keepFocus() {
   const name = $("chats").contains(document.activeElement) ? document.activeElement.firstChild.data : null;
   return (item) => {
@@ -91,22 +91,22 @@ function keepFocus() {
 
 async function show() {
   const name = selected;
-  const held = await (await fetch(`/demo/upstream/${name}`, { cache: "no-store" })).json();
-  const { response, body } = await ask(`${SESSIONS}/${name}`);
+  const upstream = await (await fetch(`/demo/upstream/${name}`, { cache: "no-store" })).json();
+  const { response, body } = await request(`${SESSIONS}/${name}`);
   if (name !== selected) return { response, body };
   $("name").textContent = name;
-  $("held").replaceChildren(...lines(held, response.ok ? body : held));
+  $("upstream").replaceChildren(...lines(upstream, response.ok ? body : upstream));
   $("shown").replaceChildren(...lines(body, body));
   const age = response.headers.get("age");
   $("how").textContent = response.ok ? `${copyOf(response.headers)}, ${age} s old` : `refused: ${response.status}`;
   return { response, body };
 }
 
-/** JSON of *value* as lines; those that *kept* does not have are marked. */
-function lines(value, kept, depth = 0, prefix = "", suffix = "", gone = false) {
+/** JSON of *value* as lines; lines that *shown* lacks are struck out. */
+function lines(value, shown, depth = 0, prefix = "", suffix = "", removed = false) {
   const line = (text) => {
-    const made = element(gone ? "del" : "span", text);
-    made.style.paddingInlineStart = `${2 * depth}ch`; // spaces would be struck out too
+    const made = element(removed ? "del" : "span", text);
+    made.style.paddingInlineStart = `${2 * depth}ch`; // not spaces: they would be struck out
     return made;
   };
   if (value === null || typeof value !== "object") return [line(prefix + JSON.stringify(value) + suffix)];
@@ -114,11 +114,12 @@ function lines(value, kept, depth = 0, prefix = "", suffix = "", gone = false) {
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   if (!members.length) return [line(prefix + open + close + suffix)];
   const inner = members.flatMap(([key, member], index) => {
-    const [has, its] = Array.isArray(value)
-      ? [kept?.includes?.(member), member]
-      : [kept != null && key in kept && (kept[key] !== null || member === null), kept?.[key]];
+    const [isShown, shownMember] = Array.isArray(value)
+      ? [shown?.includes?.(member), member]
+      : [shown != null && key in shown && (shown[key] !== null || member === null), shown?.[key]];
     const name = Array.isArray(value) ? "" : `${JSON.stringify(key)}: `;
-    return lines(member, its, depth + 1, name, index < members.length - 1 ? "," : "", gone || !has);
+    const comma = index < members.length - 1 ? "," : "";
+    return lines(member, shownMember, depth + 1, name, comma, removed || !isShown);
   });
   return [line(prefix + open), ...inner, line(close + suffix)];
 }
@@ -135,7 +136,7 @@ const say = (text, tone) => {
   $("result").className = tone ?? "";
 };
 
-const told = ({ response, body }) =>
+const sayAnswer = ({ response, body }) =>
   say(
     response.ok
       ? `${response.status}: ${copyOf(response.headers)}, ${response.headers.get("age")} s old`
@@ -144,12 +145,12 @@ const told = ({ response, body }) =>
   );
 
 async function burst() {
-  const answers = await Promise.all(Array.from({ length: 20 }, () => ask(`${SESSIONS}/${selected}`)));
+  const answers = await Promise.all(Array.from({ length: 20 }, () => request(`${SESSIONS}/${selected}`)));
   const hits = answers.filter(({ response }) => response.ok).length;
-  say(`${hits} of 20 answered, ${20 - hits} refused; upstream was asked once at most.`, hits === 20 ? "good" : "warn");
+  say(`${hits} of 20 answered, ${20 - hits} refused; the gateway sent upstream one request at most.`, hits === 20 ? "good" : "warn");
 }
 
-/** A sandboxed frame has an origin of its own, which no gateway allows. */
+/** A sandboxed frame has the origin "null", which the gateway does not allow. */
 function stranger() {
   const frame = document.createElement("iframe");
   frame.setAttribute("sandbox", "allow-scripts");
@@ -174,7 +175,7 @@ async function outage() {
   const on = $("outage").getAttribute("aria-pressed") !== "true";
   await fetch("/demo/outage", { method: on ? "PUT" : "DELETE" });
   $("outage").setAttribute("aria-pressed", on);
-  say(on ? "Upstream answers 500 to everything now: watch the copies age." : "Upstream answers again.");
+  say(on ? "Upstream answers every request with 500: the copies grow old." : "Upstream works again.");
 }
 
 const presses = {
@@ -182,11 +183,11 @@ const presses = {
     polling = !polling;
     $("poll").setAttribute("aria-pressed", polling);
   },
-  again: async () => told(await show()),
+  again: async () => sayAnswer(await show()),
   burst,
-  wrong: async () => told(await ask(`${SESSIONS}/${selected}`, tokens.wrong)),
-  expired: async () => told(await ask(`${SESSIONS}/${selected}`, tokens.expired)),
-  unnamed: async () => told(await ask(`${SESSIONS}/chat-of-bob`)),
+  wrong: async () => sayAnswer(await request(`${SESSIONS}/${selected}`, tokens.wrong)),
+  expired: async () => sayAnswer(await request(`${SESSIONS}/${selected}`, tokens.expired)),
+  unnamed: async () => sayAnswer(await request(`${SESSIONS}/chat-of-bob`)),
   stranger,
   outage,
 };

@@ -1,8 +1,8 @@
-"""The playground: a page beside the demo's gateway, and what only a demo may show it.
+"""The playground: a page that the demo's gateway serves, and the demo's routes for it.
 
-The page is files as they are, for a browser alone: no build step, no other address, a content
-security policy that lets nothing else in. What it shows of upstream's own documents is of the
-pretend upstream; no gateway outside the demo has such routes.
+The page consists of static files. It needs no build step and loads nothing from elsewhere; its
+content security policy forbids that. The route that shows upstream's own documents reads the
+pretend upstream; only the demo has it.
 """
 
 from collections.abc import Callable
@@ -28,33 +28,33 @@ _FILES = ("playground.css", "playground.js", "playground.svg", "stranger.html", 
 
 
 def routes(upstream: PretendUpstream, tokens: Callable[[], dict[str, str]]) -> tuple[Route, ...]:
-    """Routes of the page; *tokens* mints what it asks with, by name."""
+    """Return the routes of the page; *tokens* mints its tokens, by name."""
 
-    async def minted(_: Request) -> Response:
+    async def minted_tokens(_: Request) -> Response:
         return JSONResponse(tokens(), headers=_headers())
 
-    async def held(request: Request) -> Response:
+    async def upstream_document(request: Request) -> Response:
         document = upstream.environments[0].find(request.path_params["session"])
         if document is None:
             return JSONResponse({"error": "Not found"}, 404, headers=_headers())
         return JSONResponse(upstream.document(document), headers=_headers())
 
     async def outage(request: Request) -> Response:
-        upstream.override = _down if request.method == "PUT" else None
+        upstream.override = _answer_500 if request.method == "PUT" else None
         return Response(status_code=204, headers=_headers())
 
     return (
         Route("/", _file("playground.html")),
         *(Route(f"/demo/{name}", _file(name)) for name in _FILES),
-        Route("/demo/tokens", minted),
-        Route("/demo/upstream/{session}", held),
-        # Methods that no form of another site can send.
+        Route("/demo/tokens", minted_tokens),
+        Route("/demo/upstream/{session}", upstream_document),
+        # A form of another site cannot send these methods.
         Route("/demo/outage", outage, methods=["PUT", "DELETE"]),
     )
 
 
-async def _down(_: Seen) -> Answer:
-    return Answer(500, {"error": "an outage, for show"})
+async def _answer_500(_: Seen) -> Answer:
+    return Answer(500, {"error": "The demo simulates an outage"})
 
 
 def _headers(name: str = "") -> dict[str, str]:

@@ -1,12 +1,12 @@
-// Runs in a sandboxed frame: a page of another origin that somehow got hold of Ann's token.
+// Runs in a sandboxed frame: a page of another origin that has stolen Ann's token.
 addEventListener("message", async ({ data: { url, token } }) => {
-  let said;
+  let result;
   try {
     const response = await fetch(url, { headers: { authorization: `Bearer ${token}` } });
-    said = `Read by another origin: ${response.status}`;
+    result = `Another origin read the answer: ${response.status}`;
   } catch {
-    said = "Blocked: the browser of another origin gets nothing to read, whatever its token.";
+    result = "Blocked: the browser lets no other origin read the answer, even with a valid token.";
   }
-  parent.postMessage(said, "*");
+  parent.postMessage(result, "*");
 });
 parent.postMessage("ready", "*");

@@ -1,8 +1,8 @@
-"""A pretend upstream: an ASGI application that behaves as Trigger.dev's API was measured to.
+"""A pretend upstream: an ASGI application that imitates Trigger.dev's API as it was measured.
 
-It serves the demo and the tests. Credentials, scopes, limits, error bodies, the order of checks
-(credential, look-up, scope) and the leaking `triggerConfig` are upstream's own; it shares no code
-with the gateway, so that a mistake there is not repeated here.
+It serves the demo and the tests. It imitates credentials, scopes, limits, error bodies, the order
+of checks (credential, look-up, scope) and the `triggerConfig` that leaks. It shares no code with
+the gateway, so it cannot repeat a mistake of the gateway.
 """
 
 import copy
@@ -27,7 +27,7 @@ _MDN = "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/"
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it arrived: the evidence of tests."""
+    """One request as it arrived. Tests inspect it."""
 
     method: str
     raw_path: str
@@ -35,21 +35,21 @@ class Seen:
     headers: tuple[tuple[str, str], ...]
 
     def header(self, name: str) -> str | None:
-        """Value of the header *name* (lower case), if it stands once."""
+        """Value of the header *name* (lower case), if the request has exactly one."""
         values = [value for key, value in self.headers if key == name]
         return values[0] if len(values) == 1 else None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; a str or a mapping as body is sent as JSON."""
+    """One answer. A body that is not bytes is sent as JSON."""
 
     status: int
     body: Any
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def encoded(self) -> bytes:
-        """The body's bytes."""
+        """Return the body's bytes."""
         if isinstance(self.body, bytes):
             return self.body
         return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode()
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclass
 class Bucket:
-    """Upstream's token bucket of a secret key: *limit* burst, *refill* each *interval* seconds."""
+    """The token bucket of a secret key: at most *limit*, and *refill* each *interval* seconds."""
 
     limit: int = 750
     refill: int = 250
@@ -66,7 +66,7 @@ class Bucket:
     since: float = 0.0
 
     def take(self, now: float) -> int:
-        """Take one; what remains, negative when nothing was left."""
+        """Take one; return the rest, or a negative number if the bucket was empty."""
         intervals = floor((now - self.since) / self.interval)
         if intervals > 0:
             self.remaining = min(self.limit, max(0, self.remaining) + intervals * self.refill)
@@ -75,7 +75,7 @@ class Bucket:
         return self.remaining
 
     def headers(self) -> dict[str, str]:
-        """The limit as upstream reports it, in Unix milliseconds."""
+        """The headers in which upstream reports the limit; the reset is in Unix milliseconds."""
         return {
             "x-ratelimit-limit": str(self.limit),
             "x-ratelimit-remaining": str(self.remaining),
@@ -90,25 +90,25 @@ class Environment:
     id: str
     root_key: str
     additional_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Key → scopes; no scopes for an unrestricted key."""
+    """Key → scopes; an unrestricted key has none."""
     branch: str | None = None
     sessions: dict[str, Document] = field(default_factory=dict)
     bucket: Bucket = field(default_factory=Bucket)
 
     def add(self, document: Document) -> Document:
-        """Put a session there."""
+        """Add a session."""
         self.sessions[document["id"]] = document
         return document
 
     def find(self, id_: str) -> Document | None:
-        """Find by friendly id or externalId; the prefix alone decides which."""
+        """Find a session by friendly id or externalId; the prefix decides which of them it is."""
         if id_.startswith("session_"):
             return self.sessions.get(id_)
         return next((d for d in self.sessions.values() if d["externalId"] == id_), None)
 
 
 def session(number: int, external_id: str | None = None, **fields: Any) -> Document:
-    """Make a document such as upstream sends, with what a browser must not see in it."""
+    """Make a document as upstream sends it, with values that a browser must not see."""
     document = {
         "id": f"session_demo{number:022d}",
         "externalId": external_id,
@@ -136,14 +136,17 @@ def session(number: int, external_id: str | None = None, **fields: Any) -> Docum
     return document | fields
 
 
+_Credential = tuple[Environment, tuple[str, ...] | None, dict[str, str]]
+"""An environment, its scopes (None for all), and the headers of its rate limit."""
+
+
 class PretendUpstream:
     """The application.
 
     Args:
-        environments: what there is.
+        environments: their keys and sessions.
         clock: Unix seconds.
-        live: changes a copy of a document as time passes, for the demo.
-        override: answers in place of everything else when it returns an answer, for tests.
+        live: changes a copy of a document as time passes. The demo uses it.
     """
 
     PUBLIC_LIMIT = 60
@@ -157,6 +160,7 @@ class PretendUpstream:
         self.environments = environments
         self.seen: list[Seen] = []
         self.override: Callable[[Seen], Awaitable[Answer | None]] | None = None
+        """Answers a request first; if it returns None, the usual answer follows. Tests set it."""
         self._clock = clock
         self._live = live
         self._public: dict[str, tuple[float, int]] = {}
@@ -191,7 +195,7 @@ class PretendUpstream:
         await send({"type": "http.response.body", "body": body})
 
     def document(self, stored: Document) -> Document:
-        """Give a document as it is at this moment."""
+        """Return a document as it is at this moment."""
         current = copy.deepcopy(stored)
         self._live(current, self._clock())
         return current
@@ -223,15 +227,15 @@ class PretendUpstream:
         environment, scopes, headers = credential
         if seen.method not in ("GET", "HEAD"):
             return Answer(405, {"error": "Method not allowed"}, headers | {"allow": "PATCH"})
-        found = environment.find(unquote(match[1], errors="strict"))
-        if found is None:
+        document = environment.find(unquote(match[1], errors="strict"))
+        if document is None:
             return Answer(404, {"error": "Not found"}, headers | {"x-should-retry": "false"})
-        if scopes is not None and not can_read(scopes, found):
+        if scopes is not None and not can_read(scopes, document):
             return Answer(403, _UNAUTHORIZED, headers)
-        return Answer(200, self.document(found), headers)
+        return Answer(200, self.document(document), headers)
 
     def _claims(self, seen: Seen) -> Answer:
-        """Tell the environment of a root or unrestricted key; a restricted one gets 401."""
+        """Answer with the environment of a root or unrestricted key; a restricted key gets 401."""
         credential = self._authenticate(seen)
         if isinstance(credential, Answer):
             return credential
@@ -243,7 +247,7 @@ class PretendUpstream:
         return Answer(200, {"sub": environment.id, "pub": True}, headers)
 
     def _list(self, seen: Seen) -> Answer:
-        """List sessions, newest first, to whom all of them are open."""
+        """List all sessions, newest first, if the credential may read all of them."""
         credential = self._authenticate(seen)
         if isinstance(credential, Answer):
             return credential
@@ -251,13 +255,11 @@ class PretendUpstream:
         if scopes is not None and not can_read(scopes, {"id": None, "externalId": None}):
             return Answer(403, _UNAUTHORIZED, headers)
         size = int(dict(parse_qsl(seen.query)).get("page[size]", "20"))
-        found = sorted(environment.sessions.values(), key=lambda d: d["createdAt"], reverse=True)
-        page = [self.document(document) for document in found[:size]]
+        newest = sorted(environment.sessions.values(), key=lambda d: d["createdAt"], reverse=True)
+        page = [self.document(document) for document in newest[:size]]
         return Answer(200, {"data": page, "pagination": {}}, headers)
 
-    def _authenticate(
-        self, seen: Seen
-    ) -> "Answer | tuple[Environment, tuple[str, ...] | None, dict[str, str]]":
+    def _authenticate(self, seen: Seen) -> _Credential | Answer:
         authorization = seen.header("authorization")
         if not authorization:
             text = "No authorization header provided"
@@ -268,9 +270,7 @@ class PretendUpstream:
             return self._by_key(token, seen.header("x-trigger-branch"))
         return self._by_token(token)
 
-    def _by_key(
-        self, key: str, branch: str | None
-    ) -> "Answer | tuple[Environment, tuple[str, ...] | None, dict[str, str]]":
+    def _by_key(self, key: str, branch: str | None) -> _Credential | Answer:
         for environment in self.environments:
             if key != environment.root_key and key not in environment.additional_keys:
                 continue
@@ -285,9 +285,7 @@ class PretendUpstream:
             return environment, environment.additional_keys.get(key) or None, headers
         return Answer(401, {"error": "Invalid API key"})
 
-    def _by_token(
-        self, token: str
-    ) -> "Answer | tuple[Environment, tuple[str, ...] | None, dict[str, str]]":
+    def _by_token(self, token: str) -> _Credential | Answer:
         for environment in self.environments:
             try:
                 claims = jwt.decode(
@@ -296,7 +294,7 @@ class PretendUpstream:
                     algorithms=["HS256"],
                     issuer="https://id.trigger.dev",
                     audience="https://api.trigger.dev",
-                    options={"verify_exp": False, "verify_iat": False},  # by the clock given, below
+                    options={"verify_exp": False, "verify_iat": False},  # `exp` is checked below
                 )
             except jwt.PyJWTError:
                 continue
@@ -353,7 +351,7 @@ _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
 def can_read(scopes: tuple[str, ...], document: Document) -> bool:
-    """Upstream's ability, for reading one session: any scope, any of its two ids."""
+    """Whether upstream lets *scopes* read *document*: any scope may cover either of its ids."""
     for scope in scopes:
         parts = scope.split(":") if isinstance(scope, str) else [""]
         action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
@@ -369,6 +367,6 @@ def can_read(scopes: tuple[str, ...], document: Document) -> bool:
 
 
 def iso(unix: float) -> str:
-    """Write a time as upstream does."""
+    """Format a time as upstream does."""
     text = datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")

@@ -56,7 +56,7 @@ class PendingList:
             if isinstance(found, Refusal) and self.lists.ends_with(found, caller, request.now):
                 return gateway.answers.refusal(request, found)
             if found is not None:
-                self.listing.known[member.session_id] = self.lists.count(found)
+                self.listing.outcomes[member.session_id] = self.lists.count(found)
         gateway.admission.refuse_revoked_token(request, caller)
         return self.lists.answer(request, caller, self.listing, b"fwd=miss")
 
@@ -108,16 +108,16 @@ class Lists:
         members: list[PendingMember] = []
 
         def find(session_id: str) -> Copy | Refusal | None:
-            known = listing.known.get(session_id)
-            if known is None:
+            outcome = listing.outcomes.get(session_id)
+            if outcome is None:
                 if members and not self._introspector.is_authentic(caller, request.now):
                     return None  # whether the token is one comes first
                 found = self._find(request, caller, session_id)
                 if isinstance(found, PendingLoad | PendingIntrospection):
                     members.append(found)
                     return None
-                known = listing.known[session_id] = self.count(found)
-            return known
+                outcome = listing.outcomes[session_id] = self.count(found)
+            return outcome
 
         page = listing.page(find)
         if page is None:

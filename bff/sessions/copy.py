@@ -1,4 +1,4 @@
-"""A projected session as it goes to browsers, and how long each copy may be used."""
+"""Copies of sessions as they go to browsers, and the ages up to which they may be used."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -8,19 +8,20 @@ from bff.digests import etag
 from bff.response import copy_head
 
 _OVERHEAD = 500
-"""Bytes that a copy costs beyond its body and head, measured; see `tests/copies/test_cache.py`."""
+"""Bytes of memory that a copy takes beside its body, head and ids; a test measures it."""
 Key = tuple[str, str]
-"""Environment and session id, in either form."""
+"""Environment and session id; the id has either form."""
 
 
 class State(Enum):
-    """What a copy of some age may be used for."""
+    """The permitted use of a copy, by its age."""
 
     FRESH = auto()
+    """The gateway answers with it."""
     STALE = auto()
-    """To be answered, and refreshed in the background."""
+    """The gateway answers with it and refreshes it in the background."""
     STALE_IF_ERROR = auto()
-    """To be answered only when loading a new one fails."""
+    """The gateway answers with it only if the load of a newer copy fails."""
     EXPIRED = auto()
 
 
@@ -33,34 +34,35 @@ class Copy:
     external_id: str | None
     etag: bytes
     head: bytes
-    """Header lines that depend on nothing but the copy."""
+    """The header lines that depend on the copy alone."""
     body: bytes
     closed: bool
     loaded: float
+    """Seconds on the clock that never jumps, as all times of this module."""
     retry: float = -inf
-    """Not to be loaded again before, because the last attempt failed."""
+    """The last load failed; the next one starts at this time or later."""
     epoch: int = -1
-    """When it was last counted as hot (`limits.Budget`)."""
+    """The period in which `limits.budget.Budget` last counted the session as hot."""
     touched: bool = False
-    """Read since it last came up for eviction."""
+    """Whether a request read it after it was last considered for eviction."""
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Where it stands in the cache."""
+        """The keys of the cache that lead to it."""
         if self.external_id is None:
             return ((self.environment, self.id),)
         return ((self.environment, self.id), (self.environment, self.external_id))
 
     @property
     def size(self) -> int:
-        """Bytes it costs to keep, about."""
+        """Approximate bytes of memory that it takes."""
         ids = len(self.id) + len(self.external_id or "")
         return len(self.body) + len(self.head) + 4 * ids + _OVERHEAD
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class NegativeEntry:
-    """Upstream said that there is no such session."""
+    """Remembers that upstream has no session with this id."""
 
     environment: str
     id: str
@@ -70,18 +72,21 @@ class NegativeEntry:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Where it stands in the cache."""
+        """The keys of the cache that lead to it."""
         return ((self.environment, self.id),)
 
     @property
     def size(self) -> int:
-        """Bytes it costs to keep, about."""
+        """Approximate bytes of memory that it takes."""
         return 4 * len(self.id) + _OVERHEAD
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ages:
-    """How old a copy may grow, in seconds, for each use."""
+    """Seconds that bound each use of a copy: `closed_ttl` is the `ttl` of a closed session.
+
+    The time of stale use begins when the copy is no longer fresh.
+    """
 
     ttl: float
     closed_ttl: float
@@ -90,12 +95,12 @@ class Ages:
     negative_ttl: float
 
     def fresh(self, copy: Copy, now: float, stretched: float) -> bool:
-        """Whether *copy* may be answered as it is; see `state`."""
+        """Whether *copy* is `State.FRESH`; cheaper than `state`."""
         age = now - copy.loaded
         return age < stretched or age < (self.closed_ttl if copy.closed else self.ttl)
 
     def state(self, copy: Copy, now: float, stretched: float) -> State:
-        """Tell what *copy* may be used for; *stretched* is the least time it counts as fresh."""
+        """Return the permitted use of *copy*. It is fresh for at least *stretched* seconds."""
         age = now - copy.loaded - max(self.closed_ttl if copy.closed else self.ttl, stretched)
         if age < 0:
             return State.FRESH
@@ -112,7 +117,7 @@ def make_copy(
     closed: bool,  # noqa: FBT001
     loaded: float,
 ) -> Copy:
-    """Make a copy of a projected and encoded *body*."""
+    """Make a copy whose *body* is an encoded projection."""
     tag = etag(body)
     return Copy(
         environment=environment,

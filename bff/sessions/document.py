@@ -1,25 +1,25 @@
-"""Reads upstream's answer: a valid session document, or a refusal."""
+"""Parses upstream's answer into a valid session document."""
 
 from typing import Any
 
 from bff import strict_json
 from bff.errors import UpstreamInvalid
-from bff.sessions.fields import _ABSENT, _FIELDS
+from bff.sessions.fields import FIELDS
 from bff.sessions.ids import is_friendly
 
 MAX_DEPTH = 64
-"""Levels of nesting in a document; the measured ones have five."""
+"""Levels of nesting in a document. Measured documents have five."""
 
 
-def parse_document(body: bytes, *, asked: str) -> dict[str, Any]:
-    """Read upstream's answer to the question for *asked*.
+def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
+    """Parse the *body* of upstream's answer to a request for *requested_id*.
 
-    Valid is what the official SDK's parser accepts, so that whatever is let through of it parses
-    there too: JSON without repeated keys, non-finite numbers or more than `MAX_DEPTH` levels, in
-    the types of the table below, carrying the id that was asked for.
+    A document is valid if the official SDK's parser accepts it, so the SDK also accepts its
+    projection. It is strict JSON with at most `MAX_DEPTH` levels, has the fields of the table
+    `FIELDS`, and carries the requested id.
 
     Raises:
-        Refusal: `UpstreamInvalid`.
+        UpstreamInvalid: the body is not a valid document.
     """
     try:
         document = strict_json.loads(body)
@@ -28,10 +28,13 @@ def parse_document(body: bytes, *, asked: str) -> dict[str, Any]:
     if (
         not isinstance(document, dict)
         or (body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document))
-        or not all(valid(document.get(name, _ABSENT)) for name, valid in _FIELDS.items())
+        or not all(
+            row.accepts(document[name]) if name in document else row.absent
+            for name, row in FIELDS.items()
+        )
         or not is_friendly(document["id"])
         or is_friendly(document["externalId"] or "")
-        or asked not in (document["id"], document["externalId"])
+        or requested_id not in (document["id"], document["externalId"])
     ):
         raise UpstreamInvalid
     return document

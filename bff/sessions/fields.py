@@ -1,23 +1,84 @@
-"""The fields of a session, one row each."""
+"""The table of a session's fields, one row each.
+
+To hide a field by default, write "hidden" in its row; to show it, write "shown".
+"""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any, Final, Literal
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-_ABSENT = object()
+Schema = dict[str, Any]
+"""A JSON schema."""
+Default = Literal["shown", "hidden", "own setting"]
+"""What the default policy does with a field. Two fields have a setting of their own, which selects
+the parts that browsers get: `BFF_EXPOSE_METADATA` and `BFF_EXPOSE_TAGS`."""
 
 
-def _text(value: object) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Type:
+    accepts: Callable[[Any], bool]
+    schema: Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One row of the table.
+
+    Attributes:
+        default: what the default policy does with the field.
+        null: the official SDK's parser accepts null.
+        absent: the official SDK's parser accepts a session without the field.
+        stub: browsers get this constant in place of the value.
+        details: members of the JSON schema beside those of the type.
+    """
+
+    type: _Type
+    default: Default
+    null: bool = False
+    absent: bool = False
+    stub: Schema | None = None
+    details: Schema = field(default_factory=dict)
+
+    def accepts(self, value: object) -> bool:
+        """Whether the SDK's parser accepts *value* in this field."""
+        return self.null if value is None else self.type.accepts(value)
+
+    @property
+    def required(self) -> bool:
+        """Whether the SDK's parser accepts neither null nor a session without the field."""
+        return not (self.null or self.absent)
+
+    @property
+    def null_when_hidden(self) -> bool:
+        """Whether a hidden field is sent as null: the SDK's parser needs it, but accepts null."""
+        return self.null and not self.absent
+
+    @property
+    def schema(self) -> Schema:
+        """JSON schema of what browsers get."""
+        if self.stub is not None:
+            return {"const": self.stub}
+        schema = self.type.schema | self.details
+        return schema | {"type": [schema["type"], "null"]} if self.null else schema
+
+
+_DATE_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+
+
+def unix_seconds(date: str) -> float:
+    """Convert a date of a valid document to Unix seconds."""
+    return datetime.fromisoformat(date).timestamp()
+
+
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _text_or_null(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _date(value: object) -> bool:
-    # The SDK makes a Date of it, and a Date that is not one fails there: 30 February included.
-    if not isinstance(value, str) or not _DATE.fullmatch(value):
+def _is_date(value: object) -> bool:
+    # The SDK makes a Date of the text; an impossible date, such as 30 February, fails there.
+    if not isinstance(value, str) or not _DATE_PATTERN.fullmatch(value):
         return False
     try:
         datetime.fromisoformat(value)
@@ -26,21 +87,33 @@ def _date(value: object) -> bool:
     return True
 
 
-# The fields of a document and what the SDK's parser accepts for each, `_ABSENT` for a missing one.
-_FIELDS = {
-    "id": _text,
-    "externalId": _text_or_null,
-    "type": _text,
-    "taskIdentifier": _text,
-    "triggerConfig": lambda value: value is _ABSENT or isinstance(value, dict),
-    "currentRunId": lambda value: value is _ABSENT or _text_or_null(value),
-    "tags": lambda value: isinstance(value, list) and all(map(_text, value)),
-    "metadata": lambda value: value is None or isinstance(value, dict),
-    "closedAt": lambda value: value is None or _date(value),
-    "closedReason": _text_or_null,
-    "expiresAt": lambda value: value is None or _date(value),
-    "createdAt": _date,
-    "updatedAt": _date,
+_TEXT = _Type(_is_text, {"type": "string"})
+_DATE = _Type(_is_date, {"type": "string", "format": "date-time"})
+_OBJECT = _Type(lambda value: isinstance(value, dict), {"type": "object"})
+_TEXTS = _Type(
+    lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    {"type": "array", "items": {"type": "string"}},
+)
+FIELDS: Final[dict[str, Field]] = {
+    "id": Field(_TEXT, "shown", details={"pattern": "^session_"}),
+    "externalId": Field(_TEXT, "shown", null=True),
+    "type": Field(_TEXT, "shown"),
+    "taskIdentifier": Field(_TEXT, "shown"),
+    # It holds the first message and secrets of the app's backend; the SDK needs no more than this.
+    "triggerConfig": Field(_OBJECT, "hidden", absent=True, stub={"basePayload": {}}),
+    "currentRunId": Field(
+        _TEXT,
+        "shown",
+        null=True,
+        absent=True,
+        details={"description": "The last run; upstream keeps it after the run ends"},
+    ),
+    "tags": Field(_TEXTS, "own setting"),
+    "metadata": Field(_OBJECT, "own setting", null=True),
+    "closedAt": Field(_DATE, "shown", null=True),
+    "closedReason": Field(_TEXT, "shown", null=True),
+    "expiresAt": Field(_DATE, "shown", null=True),
+    "createdAt": Field(_DATE, "shown"),
+    "updatedAt": Field(_DATE, "shown"),
 }
-FIELDS = tuple(_FIELDS)
-"""The names of the fields that are known; any other is new upstream."""
+"""The fields by name. The gateway counts and drops a field that has no row."""

@@ -1,4 +1,4 @@
-"""What a session is: its two ids, the scope it needs, its path upstream, and a valid document."""
+"""The two ids of a session: parsing, scopes, and the path upstream."""
 
 import re
 import unicodedata
@@ -12,28 +12,29 @@ LIST_ROUTE = b"/api/v1/sessions"
 ROUTE = b"/api/v1/sessions/"
 MAX_ID_CHARACTERS = 256
 _MAX_RAW = 12 * MAX_ID_CHARACTERS
-"""Bytes of a raw segment: a character has up to four, each of them three when it is encoded."""
+"""Bytes of a raw segment: a character has at most four bytes, and percent-encoding triples them."""
 PLAIN_PATH = rb"%b([A-Za-z0-9_~:-]{1,%d})" % (ROUTE, MAX_ID_CHARACTERS)
-"""Pattern of a raw path with an id that needs no decoding, as nearly every one does."""
+"""Pattern of a raw path whose id needs no decoding. Nearly every path matches it."""
 _FRIENDLY = "session_"
+"""Prefix of the ids that upstream makes; an external id cannot have it."""
 _PLAIN_PATH = re.compile(PLAIN_PATH)
-_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def grant(token_scopes: Iterable[object]) -> scopes.Grant:
-    """What the *token_scopes* of one token let it read."""
+    """The sessions that a token with these scopes may read."""
     return scopes.grant(token_scopes, action="read", type_="sessions")
 
 
 def parse_id(segment: bytes) -> str:
-    """Read one raw path *segment*, percent-decoded once.
+    """Parse one raw path *segment*, which is percent-decoded once.
 
     Raises:
-        Refused: ``invalid_session_id``. ``.`` and ``..`` are among them: percent-encoding leaves
-            dots alone, an HTTP client resolves them, and ``/api/v1/sessions/.`` would then ask
-            for the list of all sessions, with the secret key.
+        Refused: ``invalid_session_id``; ``.`` and ``..`` too. Percent-encoding leaves dots as they
+            are, and an HTTP client resolves them: ``/api/v1/sessions/.`` would request the list of
+            all sessions with the secret key.
     """
-    if len(segment) > _MAX_RAW or b"/" in segment or _ESCAPE.search(segment):
+    if len(segment) > _MAX_RAW or b"/" in segment or _INVALID_ESCAPE.search(segment):
         raise Refused("invalid_session_id")
     try:
         id_ = unquote_to_bytes(segment).decode()
@@ -45,38 +46,38 @@ def parse_id(segment: bytes) -> str:
 
 
 def plain_id(path: bytes) -> str | None:
-    """The id in a raw *path* that is a `PLAIN_PATH`; None for others.
+    """The id in a raw *path* that matches `PLAIN_PATH`; None for other paths.
 
-    It says what `parse_id` says of the path's last segment, at a fifth of the cost.
+    The result is that of `parse_id`, at a fifth of its cost.
     """
     plain = _PLAIN_PATH.fullmatch(path)
     return plain[1].decode() if plain else None
 
 
 def is_id(text: str) -> bool:
-    """Whether *text* can be a session's id; only such a text may become a path upstream."""
+    """Whether *text* can be a session's id; `path` accepts no other text."""
     if not 1 <= len(text) <= MAX_ID_CHARACTERS or text in (".", ".."):
         return False
-    # Control characters, and lone surrogates (from a token), which no path can hold.
+    # A path holds no control characters and no lone surrogates, which a token may contain.
     return text.isprintable() or not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 def named(granted: scopes.Grant) -> tuple[str, ...]:
-    """Ids that are named one by one and that a session can have, in the order of the token."""
+    """The ids that the token names one by one, in its order, without impossible ones."""
     return tuple(id_ for id_ in granted.named if is_id(id_))
 
 
 def path(id_: str) -> str:
-    """The path upstream: one encoded segment below the route, whatever the id."""
+    """The path upstream: any id becomes one percent-encoded segment below the route."""
     return ROUTE.decode() + quote(id_, safe="")
 
 
 def is_friendly(id_: str) -> bool:
-    """Whether *id_* is a friendly id; upstream too lets the prefix alone decide."""
+    """Whether *id_* is a friendly id. As upstream does, it looks at the prefix alone."""
     return id_.startswith(_FRIENDLY)
 
 
 def may_be_alias(id_: str, granted: scopes.Grant) -> bool:
-    """Whether *id_* may be the other form of an id that is *granted*: only the copy can tell."""
+    """Whether *id_* may be the other form of a granted id. Only the copy has both forms."""
     friendly = is_friendly(id_)
     return any(is_friendly(named) is not friendly for named in granted.ids)

@@ -1,27 +1,34 @@
-"""The query of a chat list: what the official SDK can send, and nothing else."""
+"""The query of a chat list. It accepts what the official SDK can send, and nothing else."""
 
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 from bff.errors import Refused
+from bff.sessions.fields import Schema, unix_seconds
 
 DEFAULT_SIZE: Final = 20
+"""Sessions on a page, unless the query says otherwise."""
 MAX_SIZE: Final = 100
+"""Sessions on a page, at most."""
 MAX_TEXT: Final = 1024
 """Characters of one value."""
 MAX_QUERY_BYTES: Final = 65536
-"""All parameters with all that they may hold, percent-encoded."""
+"""Bytes of a query: enough for all parameters with the longest values, percent-encoded."""
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+"""Seconds of each unit of a period."""
+_SHORT_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,20}(\[[A-Za-z0-9_]{1,20}\]){0,2}")
+"""Names that an error repeats. Tokens and keys are longer; HTML needs other characters."""
+_SIMILARITY: Final = 0.8
+"""An error suggests a parameter at least this similar to the unknown one, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked for. Times are Unix seconds; empty tuples and None filter nothing."""
+    """A parsed query. Times are Unix seconds; an empty tuple or None filters nothing."""
 
     size: int = DEFAULT_SIZE
     after: str | None = None
@@ -37,12 +44,12 @@ class Query:
 
     @property
     def filters(self) -> bool:
-        """Whether anything of a session is looked at."""
+        """Whether the query filters sessions."""
         return self != Query(self.size, self.after, self.before)
 
     def matches(self, shown: dict[str, Any], wall: float) -> bool:
         """Whether *shown*, a session as the browser sees it, passes every filter."""
-        created = _unix(shown["createdAt"])
+        created = unix_seconds(shown["createdAt"])
         return (
             (not self.types or shown["type"] in self.types)
             and (not self.task_identifiers or shown["taskIdentifier"] in self.task_identifiers)
@@ -59,67 +66,91 @@ def _status(shown: dict[str, Any], wall: float) -> str:
     if shown["closedAt"] is not None:
         return "CLOSED"
     expires = shown["expiresAt"]
-    return "EXPIRED" if expires is not None and _unix(expires) <= wall else "ACTIVE"
-
-
-def _unix(date: str) -> float:
-    return datetime.fromisoformat(date).timestamp()
+    return "EXPIRED" if expires is not None and unix_seconds(expires) <= wall else "ACTIVE"
 
 
 def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
-    """Read a query string: what the official SDK can send, and nothing else.
+    """Parse the raw *query* of a list.
 
     Args:
-        query: raw, as it stands after the question mark.
-        visible: the fields that any policy shows; a filter on another can only mislead.
+        query: the bytes after the question mark.
+        visible: the fields that some policy shows. Filters read what browsers see, so a filter on
+            any other field would mislead.
         wall: Unix seconds, for ``filter[createdAt][period]``.
 
     Raises:
-        Refused: ``bad_request``, with what to write instead.
+        Refused: ``bad_request``. The text names the parameter and says what to send instead.
     """
     if len(query) > MAX_QUERY_BYTES:
         raise Refused("bad_request", f"A query has at most {MAX_QUERY_BYTES} bytes")
-    try:
-        pairs = parse_qsl(
-            query.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=bool(query),
-            errors="strict",
-            max_num_fields=2 * len(PARAMETERS),
-        )
-    except ValueError:
-        raise Refused("bad_request", "The query is malformed") from None
-    asked: dict[str, Any] = {}
-    seen = set()
-    for name, text in pairs:
+    if not query.isascii():
+        raise Refused("bad_request", "The query has characters that are not percent-encoded")
+    values: dict[str, Any] = {}
+    # If there are more parts than parameters, one of them is unknown or repeated.
+    for part in query.split(b"&", len(PARAMETERS)) if query else ():
+        encoded_name, _, encoded_text = part.partition(b"=")
+        name, text = _decode(encoded_name), _decode(encoded_text)
         parameter = PARAMETERS.get(name)
         if parameter is None:
-            raise Refused("bad_request", f"Only these parameters are known: {_KNOWN}")
-        if name in seen:
-            raise Refused("bad_request", f"{name} is there twice; separate values with a comma")
-        seen.add(name)
-        if not parameter.looks_at.issubset(visible):
-            raise Refused("bad_request", f"{name} looks at what this gateway shows to no browser")
-        value = parameter.read(text, wall) if len(text) <= MAX_TEXT else None
+            raise Refused("bad_request", _unknown(name))
+        if parameter.member in values:
+            raise Refused(
+                "bad_request", f"{name} is repeated: send it once, as {parameter.expected}"
+            )
+        if not parameter.fields.issubset(visible):
+            raise Refused(
+                "bad_request", f"{name} reads a field that this gateway shows to no browser"
+            )
+        if len(text) > MAX_TEXT:
+            raise Refused("bad_request", f"{name} has more than {MAX_TEXT} characters")
+        value = parameter.read(text, wall)
         if value is None:
-            raise Refused("bad_request", f"{name} is {parameter.says}")
-        asked[parameter.member] = value
-    if "after" in asked and "before" in asked:
-        raise Refused("bad_request", "page[after] and page[before] cannot stand together")
-    return Query(**asked)
+            raise Refused("bad_request", f"{name} must be {parameter.expected}")
+        values[parameter.member] = value
+    if "after" in values and "before" in values:
+        raise Refused(
+            "bad_request", "page[after] and page[before] exclude each other: send one of them"
+        )
+    return Query(**values)
+
+
+def _decode(encoded: bytes) -> str:
+    """Percent-decode a name or a value; an empty text, which no parameter accepts, if it fails."""
+    try:
+        return unquote_to_bytes(encoded.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _unknown(name: str) -> str:
+    import difflib  # noqa: PLC0415  its import costs milliseconds, and only a mistake needs it
+
+    accepted = f"a list accepts only {', '.join(PARAMETERS)}"
+    if not _SHORT_NAME.fullmatch(name):
+        return f"The query has an unknown parameter; {accepted}"
+    lower = {parameter.lower(): parameter for parameter in PARAMETERS}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=_SIMILARITY)
+    hint = f"did you mean {lower[close[0]]}?" if close else accepted
+    return f"The query has an unknown parameter {name}; {hint}"
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One row: what a parameter sets, how its text is read (to None if it is wrong)."""
+    """One row of `PARAMETERS`.
+
+    Attributes:
+        member: the member of `Query` that it sets.
+        read: reads a text, at a Unix time; returns None if the text is wrong.
+        expected: a right value, in words.
+        schema: a right value, as JSON schema.
+        fields: the fields of a session that it reads.
+    """
 
     member: str
     read: Callable[[str, float], Any]
-    says: str
-    """What a right value is."""
-    schema: dict[str, Any]
-    """The same as JSON schema."""
-    looks_at: frozenset[str] = frozenset()
+    expected: str
+    schema: Schema
+    fields: frozenset[str] = frozenset()
 
 
 def _size(text: str, _: float) -> int | None:
@@ -157,16 +188,23 @@ def _period(text: str, wall: float) -> float | None:
 
 _PERIOD = r"([1-9][0-9]{0,6})([smhdw])"
 _STATUS = "|".join(STATUSES)
-_CURSOR = "a cursor that an answer to this caller gave"
-_CURSOR_SCHEMA = {"type": "string", "pattern": "^[A-Za-z0-9_-]{24}$"}
-_DATE = "a time in Unix milliseconds"
-_DATE_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
+_CREATED = frozenset({"createdAt"})
 
 
-def _values(field_: str, member: str) -> Parameter:
+def _cursor(member: str) -> Parameter:
+    schema = {"type": "string", "pattern": "^[A-Za-z0-9_-]{24}$"}
+    return Parameter(member, _text, "a cursor from an answer to this caller", schema)
+
+
+def _values(field: str, member: str) -> Parameter:
     schema = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$", "maxLength": MAX_TEXT}
-    says = "one value or several, separated by commas"
-    return Parameter(member, _list, says, schema, frozenset({field_}))
+    expected = "one value or several, separated by commas"
+    return Parameter(member, _list, expected, schema, frozenset({field}))
+
+
+def _time(member: str) -> Parameter:
+    schema = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
+    return Parameter(member, _milliseconds, "a time in Unix milliseconds", schema, _CREATED)
 
 
 PARAMETERS: dict[str, Parameter] = {
@@ -176,8 +214,8 @@ PARAMETERS: dict[str, Parameter] = {
         f"a whole number from 1 to {MAX_SIZE}",
         {"type": "integer", "minimum": 1, "maximum": MAX_SIZE, "default": DEFAULT_SIZE},
     ),
-    "page[after]": Parameter("after", _text, _CURSOR, _CURSOR_SCHEMA),
-    "page[before]": Parameter("before", _text, _CURSOR, _CURSOR_SCHEMA),
+    "page[after]": _cursor("after"),
+    "page[before]": _cursor("before"),
     "filter[type]": _values("type", "types"),
     "filter[tags]": _values("tags", "tags"),
     "filter[taskIdentifier]": _values("taskIdentifier", "task_identifiers"),
@@ -198,10 +236,11 @@ PARAMETERS: dict[str, Parameter] = {
     "filter[createdAt][period]": Parameter(
         "created_since",
         _period,
-        "a time back from now such as 30m, 24h or 7d",
+        "a period before now, such as 30m, 24h or 7d",
         {"type": "string", "pattern": f"^{_PERIOD}$"},
+        _CREATED,
     ),
-    "filter[createdAt][from]": Parameter("created_from", _milliseconds, _DATE, _DATE_SCHEMA),
-    "filter[createdAt][to]": Parameter("created_to", _milliseconds, _DATE, _DATE_SCHEMA),
+    "filter[createdAt][from]": _time("created_from"),
+    "filter[createdAt][to]": _time("created_to"),
 }
-_KNOWN = ", ".join(PARAMETERS)
+"""The parameters of a list by name."""

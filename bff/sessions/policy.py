@@ -1,10 +1,12 @@
-"""The policy: an allow-list of paths, applied to a document. Pure and total.
+"""The policy: an allow-list of paths that projects a document to what browsers may see. Pure.
 
 A path names a value and everything below it; ``*`` stands for every key of a map and every item of
-a list. What no path names is left out, and a path that expects a map or a list where the document
-holds a scalar names nothing. Whatever the policy says, the result parses in the official SDK: the
-fields that its parser demands are there (null where that is allowed and they are not named),
-``metadata`` is a map or null, ``tags`` is a list, ``triggerConfig`` is absent or an empty stub.
+a list. The policy drops every value that no path names. A path that expects a map or a list where
+the document holds a scalar names nothing.
+
+The SDK's parser accepts the result of every policy: a required field is always shown, and a hidden
+one is null where the parser needs it. ``metadata`` is a map or null, ``tags`` is a list,
+``triggerConfig`` is absent or an empty stub.
 """
 
 import fnmatch
@@ -14,29 +16,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bff.digests import fingerprint
+from bff.sessions.fields import FIELDS
 
-DEFAULT_FIELDS = (
-    "id",
-    "externalId",
-    "type",
-    "taskIdentifier",
-    "currentRunId",
-    "closedAt",
-    "closedReason",
-    "expiresAt",
-    "createdAt",
-    "updatedAt",
+DEFAULT_FIELDS = tuple(name for name, row in FIELDS.items() if row.default == "shown")
+_OWN_SETTING = tuple(name for name, row in FIELDS.items() if row.default == "own setting")
+REQUIRED_FIELDS = tuple(
+    name for name, row in FIELDS.items() if row.required and name not in _OWN_SETTING
 )
-REQUIRED_FIELDS = ("id", "type", "taskIdentifier", "createdAt", "updatedAt")
-"""The SDK's parser accepts neither null nor absence for these."""
-_NULL_WHEN_HIDDEN = dict.fromkeys(("externalId", "closedAt", "closedReason", "expiresAt"))
-Tree = dict[str, Any]  # step -> Tree
+"""Every policy must name these: the SDK's parser accepts neither null nor absence."""
+_NULL_WHEN_HIDDEN = tuple(
+    name for name, row in FIELDS.items() if row.null_when_hidden and name not in _OWN_SETTING
+)
+_STUBS = {name: row.stub for name, row in FIELDS.items() if row.stub is not None}
+Tree = dict[str, Any]
+"""Paths nested as maps, from a step to the `Tree` below it."""
 _EVERYTHING: Tree = {}
+"""Stands where a path ends: the value and all below it are shown."""
 _NOTHING = object()
 
 
 class PolicyError(ValueError):
-    """A policy that cannot be: *parameter* of `Policy`, and what to write instead."""
+    """An impossible policy. *parameter* is the one of `Policy`; *remedy* says what to write."""
 
     def __init__(self, parameter: str, remedy: str) -> None:
         super().__init__(remedy)
@@ -45,15 +45,15 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True)
 class Policy:
-    """What of a document a browser may see.
+    """Selects the parts of a document that a browser may see.
 
     Args:
-        fields: top-level names; ``triggerConfig`` among them shows as ``{"basePayload": {}}``.
+        fields: top-level names. ``triggerConfig`` is shown as ``{"basePayload": {}}``.
         metadata: dotted paths below ``metadata``.
-        tags: globs; a tag that matches one is shown.
+        tags: globs. A tag is shown if one of them matches.
 
     Raises:
-        PolicyError: the result could not parse in the SDK, or a path is malformed.
+        PolicyError: the SDK's parser would reject the result, or a path is malformed.
     """
 
     fields: tuple[str, ...] = DEFAULT_FIELDS
@@ -66,9 +66,9 @@ class Policy:
     def __post_init__(self) -> None:
         missing = [name for name in REQUIRED_FIELDS if name not in self.fields]
         if missing:
-            raise PolicyError("fields", f"add {', '.join(missing)}: the SDK fails without")
+            raise PolicyError("fields", f"add {', '.join(missing)}: the SDK needs them")
         for name in self.fields:
-            if name in ("metadata", "tags"):
+            if name in _OWN_SETTING:
                 raise PolicyError("fields", f"leave {name} out: it has a setting of its own")
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
                 raise PolicyError("fields", f"{name!r} is not the name of a top-level field")
@@ -80,30 +80,32 @@ class Policy:
         set_(
             self, "_tag_pattern", re.compile("|".join(map(fnmatch.translate, self.tags)) or "(?!)")
         )
-        set_(self, "_plain_fields", tuple(f for f in self.fields if f != "triggerConfig"))
+        set_(self, "_plain_fields", tuple(f for f in self.fields if f not in _STUBS))
 
     @property
     def visible(self) -> frozenset[str]:
-        """Names of the top-level fields of which a browser may see something."""
+        """Names of the top-level fields that a browser may see, wholly or in part."""
         settings = {"metadata": self.metadata, "tags": self.tags}
         return frozenset(self.fields).union(name for name, rules in settings.items() if rules)
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that differ between policies that show different things."""
+        """Sixteen hex digits. Policies that show different things have different ones."""
         rules = [sorted(self.fields), sorted(self.metadata), sorted(self.tags)]
         return fingerprint(*rules)
 
     def project(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy of *document* a browser may see; *document* is valid (`sessions.parse_document`)."""
+        """Copy the parts of *document* that a browser may see.
+
+        *document* is valid: it comes from `sessions.document.parse_document`.
+        """
         shown: dict[str, Any] = {}
         for name in self._plain_fields:
             if name in document:
                 shown[name] = document[name]
         for name in _NULL_WHEN_HIDDEN:
             shown.setdefault(name, None)
-        if "triggerConfig" in self.fields:
-            shown["triggerConfig"] = {"basePayload": {}}
+        shown |= {name: stub for name, stub in _STUBS.items() if name in self.fields}
         metadata = _select(document["metadata"], [self._metadata_tree])
         shown["metadata"] = None if metadata is _NOTHING else metadata
         shown["tags"] = [tag for tag in document["tags"] if self._tag_pattern.match(tag)]
@@ -111,7 +113,7 @@ class Policy:
 
 
 def _tree(paths: tuple[str, ...]) -> Tree:
-    """Nest *paths* as maps, with `_EVERYTHING` where one ends: it swallows what is below it."""
+    """Nest *paths* as maps. A path that ends above another one covers it."""
     root: Tree = {}
     for path in paths:
         *steps, last = path.split(".")
@@ -126,9 +128,10 @@ def _tree(paths: tuple[str, ...]) -> Tree:
 
 
 def _select(value: object, trees: list[Tree]) -> object:
-    """Select the part of *value* that any of *trees* names, or `_NOTHING`; empty parts go.
+    """Select the part of *value* that any of *trees* names, without empty maps and lists.
 
-    There are several trees because a key may be named by itself and by ``*``.
+    Returns `_NOTHING` if no part is left. There are several trees because one path may name a key
+    and another path may cover it with ``*``.
     """
     if any(tree is _EVERYTHING for tree in trees):
         return value

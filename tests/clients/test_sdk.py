@@ -1,4 +1,4 @@
-"""The official packages from npm, unmodified, on Node, against `bff serve`."""
+"""The official npm packages, unmodified, on Node, against `bff serve`."""
 
 import asyncio
 from collections.abc import Iterator
@@ -27,7 +27,9 @@ def front(gateway: Gateway) -> Iterator[Front]:
         yield front
 
 
-def test_retrieve_by_both_forms_below_a_prefix(node: Node, front: Front, gateway: Gateway) -> None:
+def test_retrieve_works_with_both_ids_below_a_prefix(
+    node: Node, front: Front, gateway: Gateway
+) -> None:
     token = gateway.token(*read("chat-1"))
 
     external = node.call("retrieve", front.url, token, id="chat-1")
@@ -44,7 +46,7 @@ def test_retrieve_by_both_forms_below_a_prefix(node: Node, front: Front, gateway
 
 
 @pytest.mark.parametrize("id_", ODD)
-def test_any_id_arrives(
+def test_retrieve_works_with_any_id(
     node: Node, front: Front, gateway: Gateway, upstream: running_upstream, id_: str
 ) -> None:
     environment = upstream.app.environments[0]
@@ -69,7 +71,7 @@ def test_any_id_arrives(
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_refusals_are_the_sdks_own_errors_after_one_attempt(
+def test_refusal_is_an_sdk_error_after_one_attempt(
     node: Node, front: Front, gateway: Gateway, call: dict, kind: str, status: int, code: str
 ) -> None:
     id_ = call.get("id", "chat-1")
@@ -79,7 +81,7 @@ def test_refusals_are_the_sdks_own_errors_after_one_attempt(
 
     answer = node.call(call.get("call", "retrieve"), front.url, call.get("token", token), id=id_)
 
-    if id_ == "..":  # WHATWG URLs resolve dots even in a base of their own: it is another route
+    if id_ == "..":  # the URL class resolves dots, so the request is for another route
         status, code, kind = 410, "not_served", "ApiError"
     assert (answer["kind"], answer["status"], answer["code"]) == (kind, status, code)
     assert isinstance(answer["error"], str)
@@ -89,20 +91,18 @@ def test_refusals_are_the_sdks_own_errors_after_one_attempt(
         assert (answer["param"], answer["type"]) == ("access_token", "authorization")
 
 
-def test_a_429_is_waited_out_until_our_reset(node: Node, upstream: running_upstream) -> None:
+def test_sdk_waits_out_a_429_until_the_reset(node: Node, upstream: running_upstream) -> None:
     with Gateway(upstream.port, BFF_RATE_LIMIT="1/second") as gateway, Front(gateway.port) as front:
         token = gateway.token(*read("chat-1"))
         answers = [node.call("retrieve", front.url, token, id="chat-1") for _ in range(3)]
 
     assert [answer["value"]["externalId"] for answer in answers] == ["chat-1"] * 3
-    assert 3 < len(front.seen) <= 6, "some of them were refused, and came back after the reset"
-    # A window of a second, and the SDK's own 0…1 s on top of each reset.
+    assert 3 < len(front.seen) <= 6, "some were refused, and retried after the reset"
+    # The window is a second, and the SDK adds 0 to 1 s to each reset.
     assert sum(answer["seconds"] for answer in answers) < 6
 
 
-def test_a_429_surfaces_when_the_frontend_wants_no_retry(
-    node: Node, upstream: running_upstream
-) -> None:
+def test_sdk_raises_a_429_when_retries_are_off(node: Node, upstream: running_upstream) -> None:
     with Gateway(upstream.port, BFF_RATE_LIMIT="1/minute") as gateway, Front(gateway.port) as front:
         token, once = gateway.token(*read("chat-1")), {"maxAttempts": 1}
         node.call("retrieve", front.url, token, once, id="chat-1")
@@ -114,7 +114,7 @@ def test_a_429_surfaces_when_the_frontend_wants_no_retry(
     assert len(front.seen) == 2
 
 
-def test_upstreams_trouble_is_one_attempt(node: Node) -> None:
+def test_sdk_does_not_retry_an_upstream_failure(node: Node) -> None:
     with (
         running_upstream() as upstream,
         Gateway(upstream.port, BFF_UPSTREAM_BUDGET="1/minute") as gateway,
@@ -140,7 +140,7 @@ async def _down(_: Seen) -> Answer:
 # -- the chat list
 
 
-def test_the_sdks_own_list_and_for_await(
+def test_sdk_lists_and_iterates_all_pages(
     node: Node, front: Front, gateway: Gateway, upstream: running_upstream
 ) -> None:
     names = [f"listed-{number}" for number in range(45)]
@@ -160,16 +160,16 @@ def test_the_sdks_own_list_and_for_await(
     assert front.seen[0] == "GET /trigger/api/v1/sessions HTTP/1.1"
 
 
-def test_a_page_back_from_a_page_forth_is_refused_as_upstream_does(
+def test_two_cursors_are_refused_as_upstream_does(
     node: Node, front: Front, gateway: Gateway
 ) -> None:
-    """The SDK then sends both cursors, and two such questions with two meanings are one."""
+    """The SDK sends both cursors: the same request would have two meanings."""
     token = gateway.token(*read("chat-1", "chat-2", "chat-closed"))
 
     answer = node.call("back", front.url, token, options={"limit": 1})
 
     assert (answer["kind"], answer["code"]) == ("BadRequestError", "bad_request")
-    assert "cannot stand together" in answer["error"]
+    assert "exclude each other" in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_page_back_from_a_page_forth_is_refused_as_upstream_does(
     ],
     ids=str,
 )
-def test_the_sdks_filters(
+def test_sdk_filters_select_sessions(
     node: Node, front: Front, gateway: Gateway, options: dict, names: list[str]
 ) -> None:
     token = gateway.token(*read("chat-1", "chat-closed"))
@@ -195,7 +195,7 @@ def test_the_sdks_filters(
     assert node.call("iterate", front.url, token, options=options)["value"] == names
 
 
-def test_list_refusals_are_the_sdks_own_errors(node: Node, front: Front, gateway: Gateway) -> None:
+def test_list_refusal_is_an_sdk_error(node: Node, front: Front, gateway: Gateway) -> None:
     tags = node.call("list", front.url, gateway.token(*read("chat-1")), options={"tag": "org:acme"})
     every = node.call("list", front.url, gateway.token("read:sessions"))
 
@@ -205,14 +205,14 @@ def test_list_refusals_are_the_sdks_own_errors(node: Node, front: Front, gateway
     assert len(front.seen) == 2
 
 
-# -- whatever the policy says, the SDK's own schema parses what comes out
+# -- the SDK's schema parses every answer under any policy
 
 
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(policy=policies, documents=st.lists(documents, min_size=1, max_size=3))
-def test_every_answer_parses_in_the_sdk(
+def test_sdk_parses_every_answer_under_any_policy(
     node: Node, policy: dict[str, str], documents: list[dict[str, object]]
 ) -> None:
     bodies = asyncio.run(answers(policy, documents))

@@ -1,4 +1,4 @@
-"""Tokens in real frontends: a cookie in Chromium, and the official SDK where upstream verifies."""
+"""Tokens in frontends: a cookie in Chromium; the official SDK when upstream verifies tokens."""
 
 import time
 from collections import Counter
@@ -48,7 +48,7 @@ def logged_in(chromium: Browser, site: OneOrigin) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("same_site", ["Strict", "None"])
-def test_a_page_of_this_origin_reads_and_never_sees_the_token(
+def test_same_origin_page_reads_sessions_but_not_the_token(
     chromium: Browser, cookies: Gateway, same_site: str
 ) -> None:
     token = cookies.token(*read("chat-1", "chat-2"))
@@ -79,10 +79,10 @@ ATTACK = (Path(__file__).parent.parent / "support" / "attack.js").read_text()
 
 
 @pytest.mark.parametrize("where", ["127.0.0.1", "localhost"], ids=["cross-site", "same-site"])
-def test_a_foreign_page_gets_and_causes_nothing(
+def test_foreign_page_reads_nothing_and_causes_no_load(
     chromium: Browser, cookies: Gateway, upstream: running_upstream, where: str
 ) -> None:
-    """The worst case: a cookie that browsers send to anyone, CORS for all, and a page next door."""
+    """The worst case: a cookie with SameSite=None, CORS for all origins, a same-site page."""
     token = cookies.token(*read("chat-2"), jti=where)
     cookie = f"{NAME}={token}; Path=/; Secure; HttpOnly; SameSite=None"
     with (
@@ -93,7 +93,7 @@ def test_a_foreign_page_gets_and_causes_nothing(
         before = len(upstream.seen)
         target = f"{site.origin}{PATH}chat-2"
         page.goto(f"http://{where}:{foreign.port}/")
-        found = page.evaluate(ATTACK, target)
+        results = page.evaluate(ATTACK, target)
         attacks = len(site.seen)
         page.goto(f"http://{where}:{foreign.port}/")
         with page.expect_navigation():
@@ -104,27 +104,27 @@ def test_a_foreign_page_gets_and_causes_nothing(
         page.goto(site.origin + "/")
         own = page.evaluate(FETCH, [PATH + "chat-2", None])
 
-    assert own["status"] == 200, "the cookie is there, and it is good"
+    assert own["status"] == 200, "the cookie is set and valid"
     assert caused == 0
     assert attacks >= 9
     statuses = {status for method, _, _, status in site.seen[:-1] if method != "OPTIONS"}
     assert statuses <= {401, 405}
     assert '"code": "token_missing"' in shown, "a navigation shows a refusal"
-    assert found["fetch no-cors"] == [0, 0]
-    assert found["img"] == found["script"] == found["module"] == "error"
-    assert found["iframe"] == found["form"] == "closed"
-    for name, value in found.items():
+    assert results["fetch no-cors"] == [0, 0]
+    assert results["img"] == results["script"] == results["module"] == "error"
+    assert results["iframe"] == results["form"] == "closed"
+    for name, value in results.items():
         assert "chat-2" not in str(value), name
     sites = {site for _, site, _, _ in site.seen[:-1]}
     assert sites == {"cross-site" if where == "127.0.0.1" else "same-site"}
     if where == "localhost":
-        assert any(had for *_, had, _ in site.seen[:-1]), "and the browser did send it"
+        assert any(had for *_, had, _ in site.seen[:-1]), "the browser sent the cookie"
 
 
-# -- the official SDK where upstream verifies
+# -- the official SDK, with tokens that upstream verifies
 
 ADDITIONAL = "tr_prod_sk_ADDITIONALsentinel0123AB"
-"""Signs nothing by itself: for such a key the SDK asks upstream to sign."""
+"""An additional key. The SDK cannot sign with it, so upstream signs."""
 SCOPES = {"scopes": {"read": {"sessions": ["chat-1", "chat-2", "gone"]}}}
 
 
@@ -135,7 +135,7 @@ def node() -> Iterator[Node]:
 
 
 def minting(token: str) -> Any:
-    """Upstream signs as it does for additional keys, and answers everything else as usual."""
+    """Make an override: upstream signs for additional keys, and answers other requests as usual."""
 
     async def override(seen: Seen) -> Answer | None:
         return Answer(200, {"token": token}) if seen.raw_path.endswith("/public-tokens") else None
@@ -144,10 +144,8 @@ def minting(token: str) -> Any:
 
 
 @pytest.mark.parametrize("key", [ROOT_KEY, ADDITIONAL], ids=["the SDK signs", "upstream signs"])
-def test_the_sdk_mints_with_its_key_and_reads_through_a_gateway_that_cannot_verify(
-    node: Node, key: str
-) -> None:
-    """The gateway has an additional key: it learns its environment and lets upstream verify."""
+def test_sdk_token_works_when_the_gateway_cannot_verify_it(node: Node, key: str) -> None:
+    """The gateway has an additional key: upstream sends its id and verifies tokens."""
     opaque = {"BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": "", "TRIGGER_SECRET_KEY": ADDITIONAL}
     with running_upstream() as upstream:
         upstream.app.environments[0].additional_keys[ADDITIONAL] = ()
@@ -173,7 +171,7 @@ def test_the_sdk_mints_with_its_key_and_reads_through_a_gateway_that_cannot_veri
                     (sign(claims(time.time(), *read("chat-1"))), "chat-1"),
                 )
             ]
-            asked = Counter(seen.header("authorization") for seen in upstream.seen)
+            requests = Counter(seen.header("authorization") for seen in upstream.seen)
 
     assert [answer["value"]["externalId"] for answer in first] == ["chat-1"] * 3
     assert all("triggerConfig" not in answer["value"] for answer in first)
@@ -186,11 +184,11 @@ def test_the_sdk_mints_with_its_key_and_reads_through_a_gateway_that_cannot_veri
         ("AuthenticationError", 401, "token_invalid"),
     ]
     assert refused[1]["error"] == refused[2]["error"]
-    assert asked[f"Bearer {token}"] == 3, "one test of each session that it names"
+    assert requests[f"Bearer {token}"] == 3, "one introspection for each session that it names"
 
 
-def test_the_sdk_is_told_of_its_tokens_limit_once_and_in_time(node: Node) -> None:
-    """A 503 with a near Retry-After: a 429 it would wait out, four times, for a minute each."""
+def test_sdk_gets_one_503_when_upstream_limits_its_token(node: Node) -> None:
+    """It gets a 503 with a near Retry-After: after a 429 it would wait a minute, four times."""
     with (
         running_upstream() as upstream,
         Gateway(upstream.port, BFF_SIGNING_KEYS="") as gateway,
@@ -201,10 +199,10 @@ def test_the_sdk_is_told_of_its_tokens_limit_once_and_in_time(node: Node) -> Non
         limited = node.call("retrieve", gateway.url, token, id="chat-2")
         again = node.call("retrieve", gateway.url, token, id="chat-2")
         hit = node.call("retrieve", gateway.url, token, id="chat-1")
-        asked = [seen for seen in upstream.seen if seen.raw_path.endswith("chat-2")]
+        requests = [seen for seen in upstream.seen if seen.raw_path.endswith("chat-2")]
 
     assert good["value"]["externalId"] == hit["value"]["externalId"] == "chat-1"
     for answer in (limited, again):
         assert (answer["status"], answer["code"]) == (503, "over_budget")
-        assert answer["seconds"] < 5, "asked once"
-    assert len(asked) == 1
+        assert answer["seconds"] < 5, "one attempt"
+    assert len(requests) == 1

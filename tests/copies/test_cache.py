@@ -1,4 +1,4 @@
-"""Ages, eviction, two ids for one copy, one load for many; by a clock that is a number."""
+"""Eviction, two ids for one copy, one load for many; the clock is a number."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bff.copies.cache import Cache
-from bff.sessions.copy import Ages, Copy, NegativeEntry, State
+from bff.sessions.copy import Ages, Copy, NegativeEntry
 
 AGES = Ages(ttl=2, closed_ttl=30, stale_while_revalidate=5, stale_if_error=60, negative_ttl=1)
 
@@ -31,27 +31,6 @@ def copy(number: int = 1, *, external: str | None = None, size: int = 100, **cha
 
 def cache(max_bytes: int = 1_000_000, **kwargs) -> Cache:
     return Cache(AGES, max_bytes=max_bytes, spawn=asyncio.ensure_future, **kwargs)
-
-
-@pytest.mark.parametrize(
-    ("age", "closed", "stretched", "state"),
-    [
-        (0, False, 0, State.FRESH),
-        (1.99, False, 0, State.FRESH),
-        (2, False, 0, State.STALE),
-        (6.99, False, 0, State.STALE),
-        (7, False, 0, State.STALE_IF_ERROR),
-        (61.99, False, 0, State.STALE_IF_ERROR),
-        (62, False, 0, State.EXPIRED),
-        (29.99, True, 0, State.FRESH),
-        (30, True, 0, State.STALE),
-        (9.99, False, 10, State.FRESH),
-        (10, False, 10, State.STALE),
-        (29.99, True, 10, State.FRESH),
-    ],
-)
-def test_age_decides_the_use_of_a_copy(age, closed, stretched, state) -> None:
-    assert AGES.state(copy(closed=closed), age, stretched) is state
 
 
 def test_copy_is_found_by_both_ids_in_its_environment() -> None:

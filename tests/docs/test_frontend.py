@@ -1,4 +1,4 @@
-"""Every snippet of `docs/FRONTEND.md`, run where it would run."""
+"""Every snippet of `docs/FRONTEND.md` runs in the environment that the page names."""
 
 import json
 import os
@@ -25,15 +25,15 @@ HTML = (
 
 
 def snippet(name: str, url: str = "", api: str = "") -> str:
-    """Text of a snippet, with the addresses that it names replaced by real ones."""
+    """Text of a snippet, with real addresses in place of those of the page."""
     text = SNIPPETS[name]
-    for named, real in (("https://gateway.example.com", url), ("https://api.trigger.dev", api)):
-        text = text.replace(named, real) if real else text
+    for example, real in (("https://gateway.example.com", url), ("https://api.trigger.dev", api)):
+        text = text.replace(example, real) if real else text
     return text
 
 
 def on_node(path: Path, files: dict[str, str], **environ: str) -> Any:
-    """Bundle the *files*, of which ``main.ts`` prints JSON, and run them."""
+    """Bundle and run the *files*; return the JSON that ``main.ts`` prints."""
     for name, text in files.items():
         (path / name).write_text(text)
     (path / "out.mjs").write_bytes(esbuild(path / "main.ts", "--platform=node"))
@@ -56,13 +56,13 @@ def _check(token: str, gateway: Gateway, upstream: running_upstream) -> None:
 
     assert [one["externalId"] for one in listed.json()["data"]] == ["chat-2", "chat-1"]
     assert unnamed.status_code == 403
-    assert direct.status_code == 401, "Trigger.dev does not accept it: the point of it"
+    assert direct.status_code == 401, "Trigger.dev rejects the token"
     claims = jwt.decode(token, options={"verify_signature": False})
     assert claims["exp"] - claims["iat"] == 900
     assert claims["act"] == {"sub": "ann"}
 
 
-def test_a_backend_mints_in_typescript(
+def test_typescript_snippet_mints_a_token(
     tmp_path: Path, gateway: Gateway, upstream: running_upstream
 ) -> None:
     main = """
@@ -79,7 +79,7 @@ def test_a_backend_mints_in_typescript(
     _check(token, gateway, upstream)
 
 
-def test_a_backend_mints_in_python(gateway: Gateway, upstream: running_upstream) -> None:
+def test_python_snippet_mints_a_token(gateway: Gateway, upstream: running_upstream) -> None:
     code = snippet("mint.py") + '\nprint(mint_gateway_token("ann", ["chat-2", "chat-1"]))\n'
     environ = {"GATEWAY_SIGNING_KEY": OWN_KEY, "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID}
     done = subprocess.run(
@@ -92,36 +92,36 @@ def test_a_backend_mints_in_python(gateway: Gateway, upstream: running_upstream)
 # -- in a browser
 
 
-Place = tuple[dict[str, Any], Site, Gateway]
-"""The files of a site, the site, and a gateway that allows it."""
+Setup = tuple[dict[str, Any], Site, Gateway]
+"""The files of a site, the site, and a gateway that allows its origin."""
 
 
 @pytest.fixture(scope="module")
-def place(upstream: running_upstream) -> Iterator[Place]:
+def setup(upstream: running_upstream) -> Iterator[Setup]:
     files: dict[str, Any] = {"index_html": HTML}
     with Site(files) as site:
-        told = {"BFF_ALLOWED_ORIGINS": site.origin, "BFF_UPSTREAM_BUDGET": "off"}
-        with Gateway(upstream.port, **told) as gateway:
+        settings = {"BFF_ALLOWED_ORIGINS": site.origin, "BFF_UPSTREAM_BUDGET": "off"}
+        with Gateway(upstream.port, **settings) as gateway:
             yield files, site, gateway
 
 
 @pytest.fixture
-def app(chromium: Browser, tmp_path: Path, place: Place) -> Iterator["App"]:
-    app = App(chromium, tmp_path, place)
+def app(chromium: Browser, tmp_path: Path, setup: Setup) -> Iterator["App"]:
+    app = App(chromium, tmp_path, setup)
     yield app
     app.close()
 
 
 class App:
-    """A page there, that runs a module beside snippets."""
+    """A page of the site that runs a module with a snippet."""
 
-    def __init__(self, browser: Browser, path: Path, place: Place) -> None:
+    def __init__(self, browser: Browser, path: Path, setup: Setup) -> None:
         self._browser = browser
         self._path = path
-        self.files, self.site, self.gateway = place
+        self.files, self.site, self.gateway = setup
 
     def run(self, name: str, main: str, *, api: str = "") -> Page:
-        """Open a page that runs *main*, which may import the snippet."""
+        """Open a page that runs *main*, which may import the snippet *name*."""
         (self._path / name).write_text(snippet(name, self.gateway.url, api))
         (self._path / "main.tsx").write_text(main)
         self.files["app_js"] = esbuild(self._path / "main.tsx", "--jsx=automatic")
@@ -132,41 +132,41 @@ class App:
             context.close()
 
 
-def test_plain_fetch(app: App) -> None:
+def test_fetch_snippet_returns_a_session_and_errors(app: App) -> None:
     main = 'import { getSession } from "./fetch"; Object.assign(globalThis, { getSession });'
     page = app.run("fetch.ts", main)
     page.wait_for_function("!!globalThis.getSession")
     ask = """([id, token]) => getSession(id, token).catch(
         ({ status, code, message }) => ({ status, code, message }))"""
 
-    found = page.evaluate(ask, ["chat-1", app.gateway.token(*read("chat-1"))])
+    session = page.evaluate(ask, ["chat-1", app.gateway.token(*read("chat-1"))])
     refused = page.evaluate(ask, ["chat-2", app.gateway.token(*read("chat-1"))])
 
-    assert found["externalId"] == "chat-1"
+    assert session["externalId"] == "chat-1"
     assert refused == {"status": 403, "code": "unauthorized", "message": "Unauthorized"}
 
 
-def test_the_sdks_client(app: App) -> None:
+def test_sdk_snippet_lists_and_retrieves_sessions(app: App) -> None:
     main = 'import { openSessions } from "./client"; Object.assign(globalThis, { openSessions });'
     page = app.run("client.ts", main)
     page.wait_for_function("!!globalThis.openSessions")
 
     token = app.gateway.token(*read("chat-2", "chat-closed", "chat-1"))
-    found = page.evaluate("token => openSessions(token)", token)
+    result = page.evaluate("token => openSessions(token)", token)
 
-    assert found["names"] == ["chat-2", "chat-1"]
-    assert found["first"]["externalId"] == "chat-2"
+    assert result["names"] == ["chat-2", "chat-1"]
+    assert result["first"]["externalId"] == "chat-2"
 
 
-def test_the_chat_transport_and_the_gateway_each_keep_to_their_own(app: App) -> None:
+def test_transport_snippet_splits_requests_by_base_url(app: App) -> None:
     main = """
         import { makeReader, makeTransport } from "./transport";
 
         Object.assign(globalThis, { run: async (token: string) => {
           const transport = makeTransport(async () => token);
           const messages = [{ id: "m1", role: "user", parts: [{ type: "text", text: "hello" }] }];
-          const told = { trigger: "submit-message", chatId: "chat-1", messages };
-          const sent = await transport.sendMessages(told as any).catch((error) => error.message);
+          const message = { trigger: "submit-message", chatId: "chat-1", messages };
+          const sent = await transport.sendMessages(message as any).catch((error) => error.message);
           const session = await makeReader(token).retrieveSession("chat-1");
           return session.externalId;
         } });
@@ -174,15 +174,15 @@ def test_the_chat_transport_and_the_gateway_each_keep_to_their_own(app: App) -> 
     with running_upstream() as api:
         page = app.run("transport.ts", main, api=f"http://127.0.0.1:{api.port}")
         page.wait_for_function("!!globalThis.run")
-        found = page.evaluate("token => run(token)", app.gateway.token(*read("chat-1")))
+        name = page.evaluate("token => run(token)", app.gateway.token(*read("chat-1")))
 
-    assert found == "chat-1", "from the gateway, which has another upstream"
-    asked = {(seen.method, seen.raw_path) for seen in api.seen}
-    assert ("POST", "/realtime/v1/sessions/chat-1/in/append") in asked
-    assert not [path for _, path in asked if path.startswith(PATH)]
+    assert name == "chat-1", "from the gateway, which has another upstream"
+    requests = {(seen.method, seen.raw_path) for seen in api.seen}
+    assert ("POST", "/realtime/v1/sessions/chat-1/in/append") in requests
+    assert not [path for _, path in requests if path.startswith(PATH)]
 
 
-def test_react_with_swr(app: App) -> None:
+def test_react_snippet_shows_a_list_and_mints_once(app: App) -> None:
     scopes = read("chat-2", "chat-1")
     tokens = [app.gateway.token(*scopes, exp=1), app.gateway.token(*scopes)]
     minted: list[str] = []
@@ -213,10 +213,10 @@ def test_react_with_swr(app: App) -> None:
     expect(page.locator("li")).to_have_text(["chat-2", "chat-1"])
     expect(page.locator("p")).to_have_text("my-chat")
     expect(page.locator("output")).to_have_text("unauthorized")
-    assert minted == tokens, "of three that failed with the expired token, one minted"
+    assert minted == tokens, "three requests failed with the expired token; one of them minted"
 
 
-def test_a_cookie_that_no_script_can_read(
+def test_cookie_snippet_needs_no_token_in_the_page(
     chromium: Browser, tmp_path: Path, upstream: running_upstream
 ) -> None:
     (tmp_path / "cookie.ts").write_text(snippet("cookie.ts"))
@@ -231,15 +231,15 @@ def test_a_cookie_that_no_script_can_read(
             site.pages = {"/login": HTML, "/app.js": esbuild(tmp_path / "main.ts")}
             page = open_page(chromium, site.origin + "/login")
             page.wait_for_function("!!globalThis.getSession")
-            found = page.evaluate("() => getSession('chat-1')")
+            session = page.evaluate("() => getSession('chat-1')")
             refused = page.evaluate("() => getSession('chat-2').catch(({ code }) => code)")
             cookies = page.evaluate("() => document.cookie")
             page.context.close()
 
-    assert (found["externalId"], refused, cookies) == ("chat-1", "unauthorized", "")
+    assert (session["externalId"], refused, cookies) == ("chat-1", "unauthorized", "")
 
 
-def test_polling_goes_on_by_itself(app: App) -> None:
+def test_react_snippet_polls(app: App) -> None:
     app.files["api/gateway-token"] = lambda: app.gateway.token(*read("chat-1")).encode()
     main = """
         import { createRoot } from "react-dom/client";
@@ -253,13 +253,13 @@ def test_polling_goes_on_by_itself(app: App) -> None:
     page.reload()
     expect(page.locator("p")).to_have_text("chat-1")
 
-    with page.expect_response(re.compile("/api/v1/sessions/chat-1")) as again:
+    with page.expect_response(re.compile("/api/v1/sessions/chat-1")) as poll:
         page.clock.run_for(15_000)
 
-    assert again.value.status in (200, 304)
+    assert poll.value.status in (200, 304)
 
 
-def test_every_snippet_is_run_and_every_parameter_written_down() -> None:
+def test_page_tests_every_snippet_and_lists_every_parameter() -> None:
     source = Path(__file__).read_text()
 
     assert set(SNIPPETS) == {name for name in SNIPPETS if f'"{name}"' in source}, (

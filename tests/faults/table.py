@@ -92,7 +92,7 @@ FAULTS = [
         'scope["method"], scope["raw_path"], scope.get',
         'scope["method"], b"/" + dict(scope["headers"])[b"host"].partition(b"/")'
         '[2] + scope["raw_path"], scope.get',
-        f"{_PATHS}::test_05_no_host_changes_the_decision",
+        f"{_PATHS}::test_05_host_does_not_change_the_decision",
     ),
     Fault(
         6,
@@ -106,28 +106,28 @@ FAULTS = [
         "bff/sessions/ids.py",
         ' or text in (".", "..")',
         "",
-        f"{_PATHS}::test_07_dots_never_ask_for_the_list_of_all_sessions",
+        f"{_PATHS}::test_07_dots_do_not_request_the_list_of_all_sessions",
     ),
     Fault(
         8,
         "bff/gateway/admission.py",
         "        window = self._limits.address.charge(address, request.now)\n",
         "        from bff.sessions import ids\n        key = address if head.path.startswith(ids.ROUTE) else head.path\n        window = self._limits.address.charge(key, request.now)\n",
-        f"{_PATHS}::test_08_another_spelling_is_no_way_around_the_limits",
+        f"{_PATHS}::test_08_another_spelling_does_not_bypass_the_limits",
     ),
     Fault(
         9,
         "bff/server/asgi.py",
         'scope["raw_path"], scope.get("query_string", b"")',
         'scope["raw_path"] + scope["query_string"], scope.get("query_string", b"")',
-        f"{_PATHS}::test_09_query_and_fragment_change_nothing_and_go_nowhere",
+        f"{_PATHS}::test_09_query_and_fragment_do_not_reach_upstream",
     ),
     Fault(
         10,
         "bff/limits/client_address.py",
         "if not forwarded or not trusted or not is_trusted(peer, trusted):",
         "if not forwarded:",
-        f"{_PATHS}::test_10_forwarded_addresses_of_an_untrusted_peer_are_ignored",
+        f"{_PATHS}::test_10_forwarded_address_of_an_untrusted_peer_is_ignored",
     ),
     Fault(
         11,
@@ -217,7 +217,7 @@ FAULTS = [
     Fault(
         18,
         "bff/sessions/document.py",
-        'or asked not in (document["id"], document["externalId"])',
+        'or requested_id not in (document["id"], document["externalId"])',
         "",
         f"{_COPIES}::test_18_a_bad_success_is_never_kept_nor_passed_on",
     ),
@@ -240,7 +240,7 @@ FAULTS = [
         "bff/sessions/ids.py",
         "id_ = unquote_to_bytes(segment).decode()",
         'id_ = unicodedata.normalize("NFC", unquote_to_bytes(segment).decode())',
-        f"{_PATHS}::test_20_ids_that_look_alike_never_share_a_copy",
+        f"{_PATHS}::test_20_similar_ids_do_not_share_a_copy",
     ),
     Fault(
         21,
@@ -403,7 +403,7 @@ FAULTS = [
         "bff/gateway/routes.py",
         "if head.id is not None:  # nearly every request",
         'if head.id is not None and "healthz" not in head.id:',
-        f"{_PATHS}::test_31_ids_equal_to_route_words_grant_nothing",
+        f"{_PATHS}::test_31_id_equal_to_a_route_word_grants_nothing",
     ),
     Fault(
         32,
@@ -459,7 +459,7 @@ FAULTS = [
         "bff/sessions/ids.py",
         "len(segment) > _MAX_RAW or ",
         "",
-        "tests/sessions/test_ids.py::test_what_is_too_long_however_it_reads_is_not_decoded",
+        "tests/sessions/test_ids.py::test_parse_id_does_not_decode_a_too_long_segment",
     ),
     Fault(
         32,

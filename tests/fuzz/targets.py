@@ -63,7 +63,7 @@ def document(data: bytes) -> None:
         changes = {}
     whole = session(1, "chat") | (changes if isinstance(changes, dict) else {"metadata": changes})
     try:
-        read = parse_document(json.dumps(whole).encode(), asked=str(whole["id"]))
+        read = parse_document(json.dumps(whole).encode(), requested_id=str(whole["id"]))
     except UpstreamInvalid:
         return
     shown = Policy(fields=DEFAULT_FIELDS, metadata=paths, tags=("public:*",)).project(read)

@@ -1,23 +1,15 @@
 """The chat list, in one process: what a browser is told, and what upstream was asked."""
 
 import asyncio
-import json
-from contextlib import suppress
 from itertools import chain
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx2
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.world import FRIENDLY, ORIGIN, PATH, World, read
 
 from bff.demo.upstream import Answer, Seen, session
-from bff.errors import Refusal, Refused
-from bff.sessions import ids, list_query
-from bff.sessions.copy import Copy
-from bff.sessions.page import Listing
 
 LIST = PATH.rstrip("/")
 
@@ -464,54 +456,13 @@ async def test_filters_fill_pages(rich: World) -> None:
     assert list(chain(*pages)) == names[::3]
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "x=1",
-        "page[size]",
-        "page[size]=",
-        "page[size]=0",
-        "page[size]=101",
-        "page[size]=-1",
-        "page[size]=1e1",
-        "page[size]=%2B5",
-        "page[size]=٣",
-        "page[size]=" + "9" * 5000,
-        "page[size]=5&page[size]=5",
-        "page[number]=2",
-        "page[after]=",
-        "page[after]=AAAA",
-        "page[after]=" + "A" * 24,
-        "page[after]=%ff",
-        "page[after]=%00",
-        "page[before]=..%2f",
-        "page[after]=A&page[before]=B",
-        "filter[type]=",
-        "filter[type]=a,,b",
-        "filter[status]=active",
-        "filter[status]=ACTIVE,OPEN",
-        "filter[metadata]=x",
-        "filter[triggerConfig]=x",
-        "filter[createdAt][from]=yesterday",
-        "filter[createdAt][from]=1.5",
-        "filter[createdAt][period]=1",
-        "filter[createdAt][period]=0d",
-        "filter[createdAt][period]=1d&filter[createdAt][period]=1d",
-        "&",
-        "=",
-        "a=b=c",
-        "filter[externalId]=" + "x" * 1025,
-        "filter[type]=" + "x," * 30_000,
-        "&".join(f"a{n}=1" for n in range(100)),
-        "sentinel%22%3E%3Cscript%3E=1",
-    ],
-)
-async def test_what_cannot_be_asked_is_400_and_costs_nothing(world: World, query: str) -> None:
+@pytest.mark.parametrize("query", ["x=1", "page[size]", "sentinel%22%3E%3Cscript%3E=1"])
+async def test_bad_query_is_400_and_costs_nothing(world: World, query: str) -> None:
     response = await ask(world, *read("chat-1"), query=query)
 
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
     assert response.headers["x-should-retry"] == "false"
-    assert "sentinel" not in response.text, "what was sent is not echoed"
+    assert "sentinel" not in response.text, "the error does not repeat an unsafe name"
     assert world.calls == 0
 
 
@@ -531,78 +482,3 @@ async def test_another_environments_copies_are_not_listed(rich: World) -> None:
     other = rich.token(*read("chat-1"), sub="env_other")
 
     assert (await ask(rich, token=other)).status_code == 401
-
-
-# -- for any names, sizes and states of the world
-
-_NAMES = [f"n{number}" for number in range(8)]
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    named=st.lists(st.sampled_from([*_NAMES, *(f"session_{n}" for n in _NAMES)]), unique=True),
-    states=st.lists(st.sampled_from(["there", "missing", "lost"]), min_size=8, max_size=8),
-    cold=st.sets(st.sampled_from(_NAMES)),
-    size=st.integers(1, 5),
-)
-def test_pages_hold_each_session_once_and_in_order(
-    named: list[str], states: list[str], cold: set[str], size: int
-) -> None:
-    state = dict(zip(_NAMES, states, strict=True))
-    copies = {
-        name: Copy(
-            environment="e", id=f"session_{name}", external_id=name, etag=name.encode(), head=b"",
-            body=json.dumps({"externalId": name}).encode(), closed=False, loaded=0.0,
-        )
-        for name in _NAMES
-    }  # fmt: skip
-    waited: set[str] = set()
-
-    def find(id_: str) -> Copy | Refusal | None:
-        name = id_.removeprefix("session_")
-        if name in cold and id_ not in waited:
-            waited.add(id_)
-            return None
-        if state[name] == "there":
-            return copies[name]
-        return Refusal("not_found" if state[name] == "missing" else "over_budget")
-
-    def page(**where: str) -> dict[str, Any]:
-        one = Listing(list_query.Query(size, **where), named, b"caller", 0.0)
-        while (made := one.page(find)) is None:
-            pass
-        return json.loads(made.body)
-
-    def places(page: dict[str, Any]) -> int:
-        return len(page["data"]) + len(page.get("unavailable", []))
-
-    whole = [page()]
-    while after := whole[-1]["pagination"].get("next"):
-        whole.append(page(after=after))
-        assert page(before=whole[-1]["pagination"]["previous"])["data"] == whole[-2]["data"]
-    seen = [one["externalId"] for each in whole for one in each["data"]]
-    lost = [one["id"] for each in whole for one in each.get("unavailable", [])]
-
-    order = list(dict.fromkeys(id_.removeprefix("session_") for id_ in named))
-    assert seen == [name for name in order if state[name] == "there"]
-    assert lost == [id_ for id_ in named if state[id_.removeprefix("session_")] == "lost"]
-    assert all(places(each) == size for each in whole[:-1])
-    assert places(whole[-1]) or len(whole) == 1, "no page more than there is to show"
-
-
-def test_a_query_is_bounded() -> None:
-    with pytest.raises(Refused, match="bad_request"):
-        list_query.parse(b"filter[type]=" + b"%20" * 30_000, visible={"type"}, wall=0.0)
-
-
-@given(st.text())
-def test_only_what_can_be_a_path_is_an_id(text: str) -> None:
-    if ids.is_id(text):
-        path = ids.path(text)
-        assert ids.parse_id(path.removeprefix(PATH).encode()) == text
-
-
-@given(st.binary(max_size=200))
-def test_any_query_is_read_or_refused(query: bytes) -> None:
-    with suppress(Refused):
-        list_query.parse(query, visible={"type", "taskIdentifier", "createdAt"}, wall=0.0)

@@ -1,4 +1,4 @@
-"""Incidents 5 to 10, 20, 31: what of a request decides, and what upstream is asked."""
+"""Incidents 5 to 10, 20, 31: the parts of a request that decide, and the requests to upstream."""
 
 import re
 import unicodedata
@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, told
+from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask
+from support.hostile import told as headers_of
 from support.rawsockets import request, talk
 from support.world import (
     ENVIRONMENT_ID,
@@ -38,7 +39,7 @@ from bff.demo.upstream import session
         "x" * 5000,
     ],
 )
-def test_05_no_host_changes_the_decision(
+def test_05_host_does_not_change_the_decision(
     edge: Gateway, upstream: running_upstream, host: str
 ) -> None:
     token = edge.token(*read("chat-1"))
@@ -46,8 +47,8 @@ def test_05_no_host_changes_the_decision(
 
     def status(path: str) -> int:
         data = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\r\n"
-        (said,) = talk(edge.port, data.encode()).responses
-        return said.status
+        (response,) = talk(edge.port, data.encode()).responses
+        return response.status
 
     assert status(PATH + "chat-1") in (200, 400)
     assert status(PATH + FRIENDLY["chat-2"]) in (403, 400)
@@ -57,7 +58,7 @@ def test_05_no_host_changes_the_decision(
     }
 
 
-def test_05_nothing_reads_the_url_that_a_framework_made_of_the_host() -> None:
+def test_05_no_module_reads_a_url_made_from_the_host() -> None:
     for module in Path(bff.__file__).parent.rglob("*.py"):
         assert not re.search(r"request\.(url|base_url)|\"path\"\]", module.read_text()), module
 
@@ -99,35 +100,35 @@ def test_06_upstream_sees_one_encoded_segment_or_nothing(
 ) -> None:
     before = len(upstream.seen)
 
-    heard = talk(edge.port, request(PATH + segment, token=edge.token("read:sessions")))
+    result = talk(edge.port, request(PATH + segment, token=edge.token("read:sessions")))
 
     seen = upstream.seen[before:]
     if id_ is None:
-        assert heard.responses[0].status in (400, 410)
+        assert result.responses[0].status in (400, 410)
         assert seen == []
     else:
         assert [(s.raw_path, s.query) for s in seen] == [(PATH + quote(id_, safe=""), "")]
-        assert heard.statuses == [404]
+        assert result.statuses == [404]
 
 
 @pytest.mark.parametrize("dots", [".", "..", "%2e", "%2E", "%2e.", ".%2e", "%2e%2e", "%2E%2E"])
-def test_07_dots_never_ask_for_the_list_of_all_sessions(
+def test_07_dots_do_not_request_the_list_of_all_sessions(
     edge: Gateway, upstream: running_upstream, dots: str
 ) -> None:
     before = len(upstream.seen)
 
     for segment in (dots, dots.replace("%", "%25")):
         token = edge.token("read:sessions", *read(dots, ".", ".."))
-        heard = talk(edge.port, request(PATH + segment, token=token))
+        result = talk(edge.port, request(PATH + segment, token=token))
         if "%25" not in segment:
-            assert heard.statuses == [400]
+            assert result.statuses == [400]
     for path in (PATH + dots + "/", PATH + dots + "/runs", PATH + "x/" + dots, PATH):
         assert talk(edge.port, request(path, token=token)).responses[0].status in (400, 410)
 
-    asked = [seen.raw_path for seen in upstream.seen[before:]]
-    # Encoded twice, dots are an id like any other; upstream decodes them once and finds nothing.
-    assert asked == ([PATH + dots.replace("%", "%25")] if "%" in dots else [])
-    assert not [path for path in asked if path.rstrip("/") == PATH.rstrip("/")]
+    paths = [seen.raw_path for seen in upstream.seen[before:]]
+    # Dots that are encoded twice are an id; upstream decodes them once and finds no session.
+    assert paths == ([PATH + dots.replace("%", "%25")] if "%" in dots else [])
+    assert not [path for path in paths if path.rstrip("/") == PATH.rstrip("/")]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_07_dots_never_ask_for_the_list_of_all_sessions(
         "/api/v1/sessions/%63hat-1",
     ],
 )
-async def test_08_another_spelling_is_no_way_around_the_limits(world: World, path: str) -> None:
+async def test_08_another_spelling_does_not_bypass_the_limits(world: World, path: str) -> None:
     await world.start(BFF_IP_RATE_LIMIT="3/minute")
     token = world.token(*read("chat-1"))
     head = {"authorization": f"Bearer {token}", "origin": ORIGIN}
@@ -155,26 +156,26 @@ async def test_08_another_spelling_is_no_way_around_the_limits(world: World, pat
 
     assert len(set(statuses[:3])) == 1
     assert statuses[0] in (200, 404, 410)
-    assert statuses[3] == 429, "every request is counted, whatever its path"
+    assert statuses[3] == 429, "the limit counts every request, of any path"
     assert world.calls == (1 if statuses[0] == 200 else 0)
 
 
 @pytest.mark.parametrize(
     "tail", ["?x=1", "?id=chat-2", "?token=abc", "?/chat-2", "#/chat-2", "?a=%0d%0a", "?", "#"]
 )
-def test_09_query_and_fragment_change_nothing_and_go_nowhere(
+def test_09_query_and_fragment_do_not_reach_upstream(
     edge: Gateway, upstream: running_upstream, tail: str
 ) -> None:
     token = edge.token(*read("chat-1"))
     plain = talk(edge.port, request(PATH + "chat-1", token=token)).responses[0]
     before = len(upstream.seen)
 
-    heard = talk(edge.port, request(PATH + "chat-1" + tail, token=token)).responses[0]
+    result = talk(edge.port, request(PATH + "chat-1" + tail, token=token)).responses[0]
     other = talk(edge.port, request(PATH + FRIENDLY["chat-2"] + tail, token=token)).responses[0]
 
-    if heard.status != 400:  # a fragment is nothing that a request line may hold
-        assert (heard.status, heard.body) == (200, plain.body)
-        assert heard.headers["etag"] == plain.headers["etag"]
+    if result.status != 400:  # a request line with a fragment is malformed
+        assert (result.status, result.body) == (200, plain.body)
+        assert result.headers["etag"] == plain.headers["etag"]
     assert other.status in (403, 400)
     assert not [s for s in upstream.seen[before:] if s.query or (tail.strip("?#") in s.raw_path[1:]
                 and tail.strip("?#"))]  # fmt: skip
@@ -202,7 +203,7 @@ _FORWARDING = [
 
 
 @pytest.mark.parametrize("line", _FORWARDING)
-def test_10_no_forwarding_header_changes_a_decision(
+def test_10_forwarding_header_does_not_change_the_decision(
     edge: Gateway, upstream: running_upstream, line: str
 ) -> None:
     before = len(upstream.seen)
@@ -218,7 +219,7 @@ def test_10_no_forwarding_header_changes_a_decision(
         assert not [s for s in upstream.seen[before:] if s.header(name) is not None]
 
 
-async def test_10_forwarded_addresses_of_an_untrusted_peer_are_ignored(world: World) -> None:
+async def test_10_forwarded_address_of_an_untrusted_peer_is_ignored(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="3/minute")
 
     statuses = [
@@ -228,7 +229,7 @@ async def test_10_forwarded_addresses_of_an_untrusted_peer_are_ignored(world: Wo
     assert statuses == [401, 401, 401, 429]
 
 
-async def test_20_ids_that_look_alike_never_share_a_copy(world: World) -> None:
+async def test_20_similar_ids_do_not_share_a_copy(world: World) -> None:
     await world.start(**WIDE_OPEN)
     composed = unicodedata.normalize("NFC", "café")
     alike = [
@@ -255,26 +256,29 @@ async def test_20_ids_that_look_alike_never_share_a_copy(world: World) -> None:
 @pytest.mark.parametrize(
     "id_", ["healthz", "readyz", "metrics", "cache", "openapi.json", "frontend"]
 )
-def test_31_ids_equal_to_route_words_grant_nothing(
+def test_31_id_equal_to_a_route_word_grants_nothing(
     edge: Gateway, upstream: running_upstream, id_: str
 ) -> None:
     before = len(upstream.seen)
 
-    def said(token: str | None, method: str = "GET"):
+    def get(token: str | None, method: str = "GET"):
         return talk(edge.port, request(PATH + id_, token=token, method=method)).responses[0]
 
-    assert said(None).status == 401
-    assert said(edge.token(*read("chat-1"))).status == 403
-    assert said(edge.token(*read(id_)), "DELETE").status == 405
+    assert get(None).status == 401
+    assert get(edge.token(*read("chat-1"))).status == 403
+    assert get(edge.token(*read(id_)), "DELETE").status == 405
     assert len(upstream.seen) == before
-    assert said(edge.token(*read(id_))).status == 404
+    assert get(edge.token(*read(id_))).status == 404
     assert [s.raw_path for s in upstream.seen[before:]] == [PATH + id_]
 
 
-async def test_31_a_route_word_is_a_session_like_any_other(world: World) -> None:
+async def test_31_route_word_is_a_valid_session_id(world: World) -> None:
     await world.start(**WIDE_OPEN, **NOTHING_KEPT)
     for number, name in enumerate(("healthz", "metrics", "cache"), start=200):
         world.upstream.environments[0].add(session(number, name))
         response = await ask(world, name, world.token(*read(name)))
-        assert (response.status, told(response)["cache-control"]) == (200, "private, no-cache")
+        assert (response.status, headers_of(response)["cache-control"]) == (
+            200,
+            "private, no-cache",
+        )
         assert (await ask(world, name, world.token(*read("chat-1")))).status == 403

@@ -1,4 +1,4 @@
-"""Properties of what is pure: paths, heads, scopes, documents under policies."""
+"""Properties of pure functions: paths, request heads, scopes, documents under policies."""
 
 import json
 import re
@@ -32,7 +32,7 @@ _SEGMENTS = st.one_of(
 
 @MORE
 @given(_SEGMENTS)
-def test_a_segment_is_an_id_that_survives_the_way_upstream_or_nothing(segment: bytes) -> None:
+def test_segment_is_refused_or_reaches_upstream_unchanged(segment: bytes) -> None:
     try:
         id_ = ids.parse_id(segment)
     except Refused as refused:
@@ -44,18 +44,18 @@ def test_a_segment_is_an_id_that_survives_the_way_upstream_or_nothing(segment: b
     assert re.fullmatch(r"[A-Za-z0-9_.~%-]+", last)
     assert last not in (".", "..")
     assert unquote_to_bytes(last).decode() == id_
-    assert unquote_to_bytes(segment) == id_.encode(), "decoded once, changed by nothing"
+    assert unquote_to_bytes(segment) == id_.encode(), "decoded once, otherwise unchanged"
 
 
 @MORE
 @given(st.text(min_size=1, max_size=256))
-def test_every_id_that_the_sdk_can_send_is_understood(id_: str) -> None:
+def test_parse_id_accepts_every_id_that_the_sdk_encodes(id_: str) -> None:
     try:
         encoded = quote(id_, safe="!'()*-._~").encode()
     except UnicodeEncodeError:
         return
-    sayable = id_ not in (".", "..") and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in id_)
-    if sayable:
+    valid = id_ not in (".", "..") and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in id_)
+    if valid:
         assert ids.parse_id(encoded) == id_
     else:
         with pytest.raises(Refused):
@@ -75,7 +75,7 @@ _NAMES = [b"authorization", b"origin", b"if-none-match", b"x-forwarded-for", b"c
     headers=st.lists(st.tuples(st.sampled_from(_NAMES), st.binary(max_size=80)), max_size=8),
     peer=st.one_of(st.text(max_size=20), st.ip_addresses().map(str)),
 )
-async def test_no_head_is_a_5xx_or_an_exception(
+async def test_decide_answers_any_head_without_a_5xx(
     world: World,
     method: str,
     path: bytes,
@@ -86,7 +86,7 @@ async def test_no_head_is_a_5xx_or_an_exception(
     gateway = world.service.gateway
     world.clock.advance(61)
     answer = gateway.decide(RequestHead.read(method, path, query, headers, peer), *world.clock())
-    assert not isinstance(answer, PendingLoad), "without a good token nothing is ever loaded"
+    assert not isinstance(answer, PendingLoad), "without a valid token the gateway starts no load"
     assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
     assert b"\r\n\r\n" not in answer.head
     for name, value in answer.headers():
@@ -123,18 +123,17 @@ _WORDS = st.sampled_from(
     id_=st.sampled_from(["session_1", "session_2"]),
     external_id=st.sampled_from([None, "a", "a:b", "*", "sessions"]),
 )
-def test_scopes_grant_what_upstream_grants(
+def test_scopes_grant_the_same_as_upstream(
     scopes: list[str], id_: str, external_id: str | None
 ) -> None:
     document = {"id": id_, "externalId": external_id}
-    theirs = can_read(tuple(scopes), document)
-    assert ids.grant(scopes).covers(id_, external_id) == theirs
+    assert ids.grant(scopes).covers(id_, external_id) == can_read(tuple(scopes), document)
 
 
 @given(
     st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.lists(st.text()), st.booleans()))
 )
-def test_what_is_no_text_grants_nothing(scopes: list[object]) -> None:
+def test_scope_that_is_not_a_text_grants_nothing(scopes: list[object]) -> None:
     granted = ids.grant(scopes)
     assert not granted.every
     assert not granted.ids
@@ -153,7 +152,7 @@ _METADATA = st.lists(_PATHS.map(".".join), max_size=4)
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Every scalar with where it stands; a list's items stand at ``[]``."""
+    """Every scalar with its path; the step of a list item is ``[]``."""
     if isinstance(value, dict) and value:
         return [leaf for k, inner in value.items() for leaf in _leaves(inner, (*path, k))]
     if isinstance(value, list) and value:
@@ -162,7 +161,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...
 
 
 def _named(path: tuple[str, ...], rules: list[str]) -> bool:
-    """Whether a rule names *path* or what is above it: worked out step by step, without a tree."""
+    """Whether a rule names *path* or a value above it; compares steps, without a tree."""
     for rule in rules:
         steps = rule.split(".")
         if len(steps) <= len(path) and all(
@@ -181,7 +180,7 @@ def _named(path: tuple[str, ...], rules: list[str]) -> bool:
     globs=st.lists(st.sampled_from(["public:*", "*", "a?", "[ab]", ""]), max_size=3),
     fields=st.sets(st.sampled_from(["triggerConfig", "newField"])),
 )
-def test_nothing_unnamed_leaves_and_all_that_is_named_does(
+def test_project_shows_exactly_the_named_values(
     metadata: dict[str, Any] | None,
     extra: dict[str, Any],
     rules: list[str],
@@ -202,12 +201,12 @@ def test_nothing_unnamed_leaves_and_all_that_is_named_does(
     if "triggerConfig" in shown:
         assert shown["triggerConfig"] == {"basePayload": {}}
     leaves = [] if shown["metadata"] is None else _leaves(shown["metadata"])
-    theirs = _leaves(metadata) if metadata else []
+    original = _leaves(metadata) if metadata else []
     assert all(_named(path, rules) for path, _ in leaves)
-    expected = sorted(leaf for leaf in theirs if _named(leaf[0], rules))
+    expected = sorted(leaf for leaf in original if _named(leaf[0], rules))
     assert sorted(leaves) == expected
     assert set(shown["tags"]) <= set(tags)
-    # What the SDK's parser demands.
+    # The SDK's parser needs these.
     for name in ("id", "type", "taskIdentifier", "createdAt", "updatedAt"):
         assert isinstance(shown[name], str)
     for name in ("externalId", "metadata", "closedAt", "closedReason", "expiresAt"):
@@ -225,15 +224,13 @@ _NULLABLE = {"externalId", "metadata", "closedAt", "closedReason", "expiresAt", 
     value=st.one_of(_JSON, st.just("2026-01-02T03:04:05.678Z"), st.just("session_x")),
     absent=st.booleans(),
 )
-def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
-    name: str, value: Any, absent: bool
-) -> None:
+def test_sdk_reads_every_document_that_parses(name: str, value: Any, absent: bool) -> None:
     document = session(1, "chat") | {name: value}
     if absent:
         del document[name]
-    asked = document.get("id", "x")
+    requested_id = document.get("id", "x")
     try:
-        read = parse_document(json.dumps(document).encode(), asked=str(asked))
+        read = parse_document(json.dumps(document).encode(), requested_id=str(requested_id))
     except UpstreamInvalid:
         return
     for key in ("id", "type", "taskIdentifier", "createdAt", "updatedAt"):
@@ -247,6 +244,6 @@ def test_a_document_that_is_let_in_is_one_that_the_sdk_can_read(
 
 @MORE
 @given(st.one_of(st.binary(max_size=200), _JSON.map(lambda value: json.dumps(value).encode())))
-def test_no_bytes_of_upstream_are_an_exception(body: bytes) -> None:
+def test_parse_document_rejects_any_bytes_without_a_crash(body: bytes) -> None:
     with pytest.raises(UpstreamInvalid):
-        parse_document(body, asked="chat")
+        parse_document(body, requested_id="chat")

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says is what the service does, whatever the policy."""
+"""`/openapi.json` describes the answers of the service under every policy."""
 
 import asyncio
 import os
@@ -43,14 +43,14 @@ BFF_EXPOSE_FIELDS = ["id", "type", "taskIdentifier", "createdAt", "updatedAt", "
 def served(
     request: pytest.FixtureRequest, upstream: running_upstream, tmp_path_factory: Any
 ) -> Iterator[Gateway]:
-    """A gateway per policy, with no limit in the way."""
-    told = {f"BFF_{name}": "off" for name in ("RATE_LIMIT", "IP_RATE_LIMIT", "BAD_TOKEN_LIMIT")}
+    """A gateway per policy, without limits."""
+    settings = {f"BFF_{name}": "off" for name in ("RATE_LIMIT", "IP_RATE_LIMIT", "BAD_TOKEN_LIMIT")}
     if request.param == "open":
         path = tmp_path_factory.mktemp("config") / "bff.toml"
         path.write_text(OPEN)
-        told["BFF_CONFIG"] = str(path)
+        settings["BFF_CONFIG"] = str(path)
     upstream.app.environments[0].add(session(30, "support", type="chat.support"))
-    with Gateway(upstream.port, BFF_UPSTREAM_BUDGET="off", **told) as gateway:
+    with Gateway(upstream.port, BFF_UPSTREAM_BUDGET="off", **settings) as gateway:
         yield gateway
 
 
@@ -62,10 +62,10 @@ def served(
     ],
     ids=["one", "list"],
 )
-def test_schemathesis_finds_nothing(
+def test_schemathesis_finds_no_contradiction(
     served: Gateway, tmp_path: Path, where: list[str], scopes: list[str]
 ) -> None:
-    found = subprocess.run(
+    result = subprocess.run(
         [
             Path(sys.executable).parent / "schemathesis",
             "run",
@@ -83,16 +83,16 @@ def test_schemathesis_finds_nothing(
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,  # it keeps notes
+        cwd=tmp_path,  # schemathesis writes files
     )
 
-    assert found.returncode == 0, found.stdout + found.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_refusals_are_as_described(served: Gateway) -> None:
+def test_document_describes_the_bodies_of_answers(served: Gateway) -> None:
     described = http.get(f"{served.url}/openapi.json").json()
     one, list_ = "/api/v1/sessions/{session}", "/api/v1/sessions"
-    asked = [
+    requests = [
         (one, "chat-1", served.token(*read("chat-1")), 200),
         (one, FRIENDLY["chat-1"], served.token(*read("chat-1")), 200),
         (one, "support", served.token(*read("support")), 200),
@@ -103,7 +103,7 @@ def test_refusals_are_as_described(served: Gateway) -> None:
         (list_, "", served.token(*read("chat-1", "support")), 200),
         (list_, "", served.token("read:sessions"), 403),
     ]
-    for path, id_, token, status in asked:
+    for path, id_, token, status in requests:
         headers = {"authorization": f"Bearer {token}"}
         response = http.get(served.url + path.replace("{session}", id_), headers=headers)
         assert response.status_code == status
@@ -112,9 +112,7 @@ def test_refusals_are_as_described(served: Gateway) -> None:
         _validator(described, content[media]["schema"]).validate(response.json())
 
 
-async def test_what_a_gateway_says_that_does_not_know_its_environment_yet_is_described(
-    world: World,
-) -> None:
+async def test_document_describes_the_503_of_a_gateway_that_is_not_ready(world: World) -> None:
     async def down(_: Seen) -> Answer:
         return Answer(500, {})
 
@@ -132,6 +130,69 @@ async def test_what_a_gateway_says_that_does_not_know_its_environment_yet_is_des
     _validator(described, schema).validate(response.json())
 
 
+async def test_document_describes_the_headers_of_answers(world: World) -> None:
+    assert await _described_vary(world) == "Authorization, Origin"
+
+
+async def test_document_describes_vary_with_the_token_cookie(world: World) -> None:
+    await world.start(BFF_TOKEN_COOKIE="__Host-bff-token")
+
+    assert await _described_vary(world) == "Authorization, Origin, Cookie, Sec-Fetch-Site"
+
+
+async def _described_vary(world: World) -> str:
+    """Hold the headers of an answer of each kind to the document; return its `Vary`."""
+    world.reload(BFF_RATE_LIMIT="9/minute")
+    document = (await world.browser.get("/openapi.json")).json()
+    one, list_ = "/api/v1/sessions/{session}", "/api/v1/sessions"
+    token = world.token(*read("chat-1", "chat-2", "nope"))
+
+    async def ask(path: str, id_: str = "", method: str = "GET", **headers: str) -> Any:
+        sent = {"authorization": f"Bearer {token}", "origin": ORIGIN}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        url = path.replace("{session}", id_)
+        return path.partition("?")[0], await world.browser.request(method, url, headers=sent)
+
+    loaded, listed = await ask(one, "chat-1"), await ask(list_)
+    world.answer(500, {})
+    world.clock.advance(70)
+    results = [
+        loaded,
+        listed,
+        await ask("/healthz"),
+        await ask(list_ + "?x=1"),
+        await ask(one, "chat-1", authorization="Bearer x"),
+        await ask(one, "chat-closed"),
+        await ask(one, "chat-1"),
+    ]
+    world.answer(0)
+    results += [
+        await ask(one, "nope"),
+        await ask(one, "chat-1", method="HEAD"),
+        await ask(one, "chat-1", if_none_match=loaded[1].headers["etag"]),
+        await ask(list_, if_none_match=listed[1].headers["etag"]),
+        await ask(list_, if_none_match="*"),
+    ]
+    while results[-1][1].status_code != 429:
+        results.append(await ask(one, "chat-1"))
+
+    statuses = {response.status_code for _, response in results}
+    assert statuses == {200, 304, 400, 401, 403, 404, 429, 502}
+    assert {r.status_code for _, r in results if "server-timing" in r.headers} == {200, 304}
+    for path, response in results:
+        operation = document["paths"][path][response.request.method.lower()]
+        described = operation["responses"][str(response.status_code)]["headers"]
+        for name, value in response.headers.items():
+            if name.startswith(("access-control-", "content-")):
+                continue
+            (reference,) = [ref for key, ref in described.items() if key.lower() == name]
+            schema = document["components"]["headers"][reference["$ref"].split("/")[-1]]["schema"]
+            typed = int(value) if schema.get("type") == "integer" else value
+            _validator(document, schema).validate(typed)
+    (vary,) = {response.headers["vary"] for _, response in results}
+    return vary
+
+
 def _validator(document: dict[str, Any], schema: dict[str, Any]) -> Any:
     whole = {**schema, "components": document["components"]}
     return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
@@ -139,16 +200,16 @@ def _validator(document: dict[str, Any], schema: dict[str, Any]) -> Any:
 
 @settings(max_examples=60, deadline=None)
 @given(policy=policies, some=st.lists(documents, min_size=1, max_size=3))
-def test_every_answer_is_as_described(
+def test_document_describes_bodies_under_any_policy(
     policy: dict[str, str], some: list[dict[str, object]]
 ) -> None:
-    told = asyncio.run(answers(policy, some))
-    schemas = told["openapi"]["components"]["schemas"]
+    bodies = asyncio.run(answers(policy, some))
+    schemas = bodies["openapi"]["components"]["schemas"]
 
-    for body in told["retrieve"]:
-        _validator(told["openapi"], schemas["Session"]).validate(body)
-    for body in told["list"]:
-        _validator(told["openapi"], schemas["Sessions"]).validate(body)
+    for body in bodies["retrieve"]:
+        _validator(bodies["openapi"], schemas["Session"]).validate(body)
+    for body in bodies["list"]:
+        _validator(bodies["openapi"], schemas["Sessions"]).validate(body)
     named = {*policy["BFF_EXPOSE_FIELDS"].split(",")}
     never_absent = {"externalId", "closedAt", "closedReason", "expiresAt", "metadata", "tags"}
     described = schemas["Session"]["properties"]

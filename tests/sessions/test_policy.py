@@ -1,4 +1,4 @@
-"""What is named leaves, what is not does not, and the SDK parses the rest."""
+"""The policy shows the named parts of a document and drops the rest; the SDK parses the result."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ metadata = st.one_of(st.none(), st.dictionaries(keys, values, max_size=4))
 
 
 def steps(value: Any, *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every scalar with its path; list items stand under `*`."""
+    """Every scalar with its path; the step of a list item is `[]`."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from steps(inner, *above, key)
@@ -34,7 +34,7 @@ def steps(value: Any, *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def is_named(path: tuple[str, ...], allowed: list[str]) -> bool:
-    """Whether a path begins with one that is allowed; `*` stands for any key and any item."""
+    """Whether an allowed path is a prefix of *path*; `*` stands for any key and any item."""
     for text in allowed:
         named = text.split(".")
         if len(named) <= len(path) and all(
@@ -45,7 +45,7 @@ def is_named(path: tuple[str, ...], allowed: list[str]) -> bool:
 
 
 @given(metadata, st.lists(paths, max_size=5))
-def test_exactly_the_named_values_of_metadata_leave(document: Any, allowed: list[str]) -> None:
+def test_project_shows_exactly_the_named_metadata(document: Any, allowed: list[str]) -> None:
     shown = Policy(metadata=tuple(allowed)).project(session(1, metadata=document))["metadata"]
 
     expected = [(p, v) for p, v in steps(document or {}) if is_named(p, allowed)]
@@ -54,7 +54,7 @@ def test_exactly_the_named_values_of_metadata_leave(document: Any, allowed: list
 
 
 @given(metadata, st.lists(paths, max_size=5))
-def test_projecting_twice_changes_nothing(document: Any, allowed: list[str]) -> None:
+def test_project_is_idempotent(document: Any, allowed: list[str]) -> None:
     policy = Policy(metadata=tuple(allowed))
     once = policy.project(session(1, metadata=document))
 
@@ -68,7 +68,7 @@ def test_projecting_twice_changes_nothing(document: Any, allowed: list[str]) -> 
     metadata,
     st.dictionaries(st.sampled_from(["newField", "other", "secret"]), values, max_size=3),
 )
-def test_whatever_the_policy_the_sdk_parses_and_only_named_fields_leave(
+def test_project_shows_named_fields_and_the_sdk_parses_them(
     fields: list[str], allowed: list[str], tags: list[str], document: Any, new: dict[str, Any]
 ) -> None:
     fields = list(dict.fromkeys([*REQUIRED_FIELDS, *fields]))
@@ -107,7 +107,7 @@ def test_whatever_the_policy_the_sdk_parses_and_only_named_fields_leave(
         (["none.such"], None),
     ],
 )
-def test_metadata_paths(allowed: list[str], expected: object) -> None:
+def test_metadata_path_selects_values(allowed: list[str], expected: object) -> None:
     document = {
         "plan": "pro",
         "user": {"name": "Ann", "email": "a@b"},
@@ -119,7 +119,7 @@ def test_metadata_paths(allowed: list[str], expected: object) -> None:
     assert shown["metadata"] == expected
 
 
-def test_tags_by_glob() -> None:
+def test_tag_globs_select_tags() -> None:
     tags = ["user:1", "public:a", "Public:b", "public:"]
 
     shown = Policy(tags=("public:*", "user:?")).project(session(1, tags=tags))
@@ -139,14 +139,14 @@ def test_tags_by_glob() -> None:
         ({"metadata": (".",)}, "metadata"),
     ],
 )
-def test_a_policy_that_cannot_be_is_refused(policy: dict[str, Any], parameter: str) -> None:
+def test_policy_rejects_impossible_fields_and_paths(policy: dict[str, Any], parameter: str) -> None:
     with pytest.raises(PolicyError) as raised:
         Policy(**policy)
 
     assert raised.value.parameter == parameter
 
 
-def test_fingerprints_differ_where_what_is_shown_differs() -> None:
+def test_fingerprint_differs_between_different_policies() -> None:
     policies = [
         Policy(),
         Policy(metadata=("a",)),

@@ -1,4 +1,4 @@
-"""Any policy, any documents, and what the service makes of them."""
+"""Strategies for policies and documents, and the answers of the service for them."""
 
 from hypothesis import strategies as st
 from support.world import Clock, World, read
@@ -43,7 +43,7 @@ policies = st.fixed_dictionaries(
 
 
 async def answers(policy: dict[str, str], documents: list[dict[str, object]]) -> dict[str, list]:
-    """Bodies of single sessions, of a list with sessions it lacks, and of the description."""
+    """Get single sessions, a list with unavailable sessions, and the OpenAPI document."""
     async with World(Clock(), **policy) as world:
         names = [f"random-{number}" for number, _ in enumerate(documents)]
         for number, (name, document) in enumerate(zip(names, documents, strict=True), start=50):

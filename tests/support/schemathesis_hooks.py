@@ -1,4 +1,4 @@
-"""What Schemathesis cannot know: a cursor comes from an answer, so a made-up one is refused."""
+"""Hooks for Schemathesis, which does not know that a cursor must come from an answer."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ CURSORS = ("page[after]", "page[before]")
 
 @schemathesis.hook
 def before_call(_: Any, case: schemathesis.Case, __: Any) -> None:
-    """Leave out cursors that look right; tests of the list walk with real ones."""
+    """Remove invented cursors that match the schema; other tests use real ones."""
     for name in CURSORS:
         value = (case.query or {}).get(name)
         if isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]{24}", value):

@@ -1,0 +1,132 @@
+"""``bff demo``: a gateway in front of a pretend upstream, whose chats change as time passes."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.routing import Route
+
+from bff.config import reader, settings
+from bff.demo import playground
+from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
+from bff.tokens.mint import mint
+
+ENVIRONMENT_ID = "env_demo"
+TOKEN_SECONDS = 3600
+"""Lifetime of the demo's tokens."""
+RUN_SECONDS = 20
+"""Length of a chat's turn. Each turn is a run with an id of its own."""
+CLOSING_SECONDS = 90
+"""Time from the start of the demo until one of the chats closes."""
+ANN_CHATS = ("chat-live", "chat-closing", "chat-done")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The pretend upstream and the settings of a gateway in front of it."""
+
+    upstream: PretendUpstream
+    root_key: str
+    clock: Callable[[], float]
+    """Unix seconds."""
+
+    def settings(self, upstream_port: int, port: int, ops_port: int) -> settings.Settings:
+        """Return the settings that an operator would write."""
+        return reader.load(
+            {
+                "TRIGGER_SECRET_KEY": self.root_key,
+                "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",
+                "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
+                "BFF_ALLOWED_ORIGINS": "http://localhost:3000",
+                "BFF_PORT": str(port),
+                "BFF_OPS_PORT": str(ops_port),
+                "BFF_RATE_LIMIT": "60/minute",
+                "BFF_EXPOSE_METADATA": "progress",
+                "BFF_EXPOSE_TAGS": "public:*",
+            }
+        )
+
+    def token(self, *sessions: str, actor: str, age: int = 0) -> str:
+        """Mint a token as the app's backend would for a browser *age* seconds ago."""
+        return mint(
+            self.root_key,
+            environment_id=ENVIRONMENT_ID,
+            scopes=[f"read:sessions:{id_}" for id_ in sessions],
+            issued=int(self.clock()) - age,
+            ttl=TOKEN_SECONDS,
+            actor=actor,
+        )
+
+    def routes(self) -> tuple[Route, ...]:
+        """Return the routes of the playground."""
+        return playground.routes(self.upstream, self._tokens)
+
+    def _tokens(self) -> dict[str, str]:
+        ann = self.token(*ANN_CHATS, actor="ann")
+        return {
+            "ann": ann,
+            "wrong": ann[:-4] + "AAAA",
+            "expired": self.token(*ANN_CHATS, actor="ann", age=TOKEN_SECONDS + 60),
+        }
+
+    def lines(self, base: str) -> str:
+        """Return commands to paste, each with a comment that explains its answer."""
+        url = f"{base}/api/v1/sessions"
+        ann = self.token(*ANN_CHATS, actor="ann")
+        bob = self.token("chat-live", actor="bob")
+        return f"""
+A gateway answers at {base}. Its upstream is a pretend Trigger.dev API.
+Open {base} in a browser for the playground, or paste these commands:
+
+ANN='Authorization: Bearer {ann}'
+BOB='Authorization: Bearer {bob}'
+
+# One session: the policy removes triggerConfig and most of metadata and tags.
+# Repeat it within two seconds: 'cache-status' says hit, the gateway sends upstream no request.
+curl -siw '\\n' {url}/chat-live -H "$ANN"
+
+# The token does not name this session: 403, whether or not the session exists.
+curl -siw '\\n' {url}/chat-of-bob -H "$ANN"
+
+# All chats that Ann's token names, in one request.
+curl -sw '\\n' {url} -H "$ANN"
+
+# The browser has the current copy and sends its ETag: 304 without a body.
+ETAG=$(curl -sI {url}/chat-done -H "$ANN" | tr -d '\\r' | sed -n 's/^etag: //p')
+curl -siw '\\n' {url}/chat-done -H "$ANN" -H "If-None-Match: $ETAG"
+
+# A caller may send 60 requests a minute. The 61st is a 429, which says when to retry.
+curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}/chat-live?n=[1-61]' -H "$BOB" | sort | uniq -c
+
+Press Ctrl-C to end the demo.
+"""
+
+
+def make(clock: Callable[[], float]) -> Demo:
+    """Make a demo with four chats: a live one, one that closes soon, a closed one, one of Bob."""
+    started = clock()
+    root_key = f"tr_dev_{secrets.token_hex(12)}"
+    environment = Environment(ENVIRONMENT_ID, root_key)
+    dates = {"createdAt": iso(started), "updatedAt": iso(started)}
+    environment.add(session(1, "chat-live", **dates))
+    environment.add(session(2, "chat-closing", **dates))
+    environment.add(
+        session(3, "chat-done", **dates, closedAt=iso(started), closedReason="the user left")
+    )
+    environment.add(session(4, "chat-of-bob", **dates))
+
+    def live(document: Document, now: float) -> None:
+        if document["closedAt"] is not None:
+            return
+        seconds = now - started
+        closed = document["externalId"] == "chat-closing" and seconds >= CLOSING_SECONDS
+        seconds = min(seconds, CLOSING_SECONDS) if closed else seconds
+        turn = int(seconds // RUN_SECONDS)
+        document["currentRunId"] = f"run_demo{turn:022d}"
+        document["metadata"]["progress"] = round(seconds % RUN_SECONDS / RUN_SECONDS, 1)
+        document["updatedAt"] = iso(started + turn * RUN_SECONDS)
+        if closed:
+            document["closedAt"] = document["updatedAt"] = iso(started + CLOSING_SECONDS)
+            document["closedReason"] = "the agent said goodbye"
+
+    return Demo(PretendUpstream(environment, clock=clock, live=live), root_key, clock)
