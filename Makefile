@@ -69,6 +69,8 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	  --no-emit-index-url --no-annotate -o requirements/bench.txt --group bench
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/fuzz.txt --group fuzz
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/mutants.txt --group mutants
 
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
