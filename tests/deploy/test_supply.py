@@ -1,8 +1,13 @@
 """What the image is made of: all of it named, and nothing secret in it."""
 
+import ast
 import fnmatch
 import json
 import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 
 from programs import sbom
 from support.world import OWN_KEY
@@ -20,6 +25,38 @@ def test_a_bill_of_materials_names_every_pin_and_nothing_else() -> None:
     assert sbom.differences(json.dumps({"components": parts[1:]}), pins) == {pinned[0]}
     older = [parts[0] | {"version": "0"}, *parts[1:]]
     assert sbom.differences(json.dumps({"components": older}), pins)
+
+
+def imports(text: str) -> Iterator[str]:
+    """Yield the top-level package of each absolute import of a module, wherever it stands."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def canonical(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[><=!~\[; ]", requirement)[0]).lower()
+
+
+def test_bff_imports_only_packages_that_pyproject_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {canonical(one) for one in project["dependencies"]}
+    for extra in project["optional-dependencies"].values():
+        named |= {canonical(one) for one in extra}
+    distributions = packages_distributions()
+
+    imported = {
+        (package, str(path.relative_to(ROOT)))
+        for path in ROOT.glob("bff/**/*.py")
+        for package in imports(path.read_text())
+        if package not in sys.stdlib_module_names and package != "bff"
+    }
+    assert {"starlette", "httpcore2"} <= {package for package, _ in imported}
+    for package, path in sorted(imported):
+        of = {canonical(one) for one in distributions.get(package, [package])}
+        assert of & named, f"{path} imports {package}: add it to the dependencies in pyproject.toml"
 
 
 def let_in(path: str) -> bool:
