@@ -7,7 +7,8 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python faults soak soak-faults fuzz bench simulate audit lint programs lock clean
+.PHONY: help demo test test-python faults soak soak-faults fuzz bench simulate audit lint format \
+  docs programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +44,16 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
 
+format: $(VENV)/dev ## Format the code, and fix what ruff can fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/dev ## Write the tables and drawings of the documentation that the code determines
+	$(BIN)/python tests/programs/generate_docs.py
+
 simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against ten million sessions
 	$(BIN)/python tests/programs/capacity.py
+	$(BIN)/python tests/programs/generate_docs.py
 
 # Debian's package of each program. A machine may have Node from elsewhere, with which Debian's npm
 # cannot be installed, so only what is missing is asked for.
@@ -83,6 +92,7 @@ audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is
 bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BENCH="--seconds 1 --rounds 1" is short
 	cd tests/bench/node && { ! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund; }
 	$(BIN)/python tests/bench --publish $(BENCH)
+	$(BIN)/python tests/programs/generate_docs.py
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made

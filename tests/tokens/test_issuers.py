@@ -16,7 +16,6 @@ from support.issuers import Claims, KeyPair, Routes, auth0, clerk, keycloak, run
 from support.world import OWN_KEY, Clock, World, claims, environ, read, sign
 
 from bff.config import reader, settings
-from bff.config.settings import SOURCE_SETTINGS
 from bff.errors import Refused
 from bff.tokens import introspected, revocations
 from bff.tokens import jwks as keys
@@ -556,19 +555,6 @@ def test_keys_from_files(tmp_path: Path) -> None:
         reader.load(environ(BFF_CONFIG=str(config)))
 
 
-def table() -> str:
-    rows = [f"| `{name}` | {row.shown} | {row.meaning} |" for name, row in SOURCE_SETTINGS.items()]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
-
-
-def test_the_documentation_has_every_key_of_a_source() -> None:
-    (found,) = re.findall(
-        r"<!-- sources -->\n(.*?)\n<!-- /sources -->", DOCS.read_text(), re.DOTALL
-    )
-
-    assert found == table(), "run: python tests/tokens/test_issuers.py"
-
-
 def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
     text = " ".join(DOCS.read_text().split())
     for said in (
@@ -580,10 +566,3 @@ def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
         f"{revocations.DEFAULT_TTL / 86400:.0f} days if it is left out",
     ):
         assert said in text
-
-
-if __name__ == "__main__":
-    marks = r"(<!-- sources -->\n).*?(<!-- /sources -->)"
-    DOCS.write_text(
-        re.sub(marks, lambda m: f"{m[1]}{table()}\n{m[2]}", DOCS.read_text(), flags=re.DOTALL)
-    )
