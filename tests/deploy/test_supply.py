@@ -1,13 +1,19 @@
 """What the image is made of: all of it named, and nothing secret in it."""
 
+import ast
 import fnmatch
 import json
 import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import distribution, packages_distributions
 
 from programs import sbom
 from support.world import OWN_KEY
 
 ROOT = sbom.PINS.parent.parent
+DISTRIBUTIONS = packages_distributions()
 
 
 def test_a_bill_of_materials_names_every_pin_and_nothing_else() -> None:
@@ -20,6 +26,48 @@ def test_a_bill_of_materials_names_every_pin_and_nothing_else() -> None:
     assert sbom.differences(json.dumps({"components": parts[1:]}), pins) == {pinned[0]}
     older = [parts[0] | {"version": "0"}, *parts[1:]]
     assert sbom.differences(json.dumps({"components": older}), pins)
+
+
+def imports(text: str) -> Iterator[str]:
+    """Yield the module of each absolute import, wherever in the text it stands."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def canonical(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[><=!~\[; ]", requirement)[0]).lower()
+
+
+def distributions(module: str) -> set[str]:
+    """Return the installed distributions that hold *module*: one, but for a namespace."""
+    package = module.partition(".")[0]
+    candidates = DISTRIBUTIONS.get(package, [package])
+    files = {module.replace(".", "/") + end for end in (".py", "/__init__.py")}
+    holders = [
+        name
+        for name in candidates
+        if len(candidates) == 1 or files & {str(file) for file in distribution(name).files or ()}
+    ]
+    return {canonical(name) for name in holders}
+
+
+def test_bff_imports_only_packages_that_pyproject_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    named = {canonical(one) for one in project["dependencies"] + extras}
+
+    imported = {
+        (module, str(path.relative_to(ROOT)))
+        for path in ROOT.glob("bff/**/*.py")
+        for module in imports(path.read_text())
+        if module.partition(".")[0] not in sys.stdlib_module_names | {"bff"}
+    }
+    assert {"httpcore2", "opentelemetry.trace"} <= {module for module, _ in imported}
+    for module, path in sorted(imported):
+        assert distributions(module) & named, f"{path} imports {module}: pyproject must name it"
 
 
 def let_in(path: str) -> bool:

@@ -1,8 +1,4 @@
-"""The repository keeps its own promises: what the documentation says is what the code does.
-
-The tables of the documentation between `<!-- name -->` marks are made from the code's own tables:
-`python tests/docs/test_repository.py` writes them, the test compares.
-"""
+"""The repository keeps its own promises: what the documentation says is what the code does."""
 
 import json
 import os
@@ -12,14 +8,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 from support.world import Gateway, environ
 
 import bff
 from bff.config import reader
-from bff.config.declaration import declared
 from bff.config.settings import SETTINGS
-from bff.config.token_sources import SourceSettings
 from bff.demo.upstream import session
 from bff.errors import REFUSALS
 from bff.metrics import METRICS
@@ -27,54 +20,7 @@ from bff.sessions.policy import Policy
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
-DESIGN, FRONTEND, OPERATIONS, SETTINGS_PAGE, TOKENS = (
-    ROOT / "docs" / f"{name}.md"
-    for name in ("DESIGN", "FRONTEND", "OPERATIONS", "SETTINGS", "TOKENS")
-)
-DOCUMENTS = (FRONTEND, OPERATIONS, SETTINGS_PAGE, TOKENS)
-
-
-def table(head: str, rows: list[str]) -> str:
-    return "\n".join([head, "|".join(["", *["---"] * (head.count("|") - 1), ""]), *rows])
-
-
-TABLES = {
-    "settings": table(
-        "| name | default | restart | meaning |",
-        [
-            f"| `{name}`{', `…_FILE`' if row.secret else ''} | {row.shown_default} | "
-            f"{'' if row.reloadable else 'yes'} | {row.meaning} |"
-            for name, row in SETTINGS.items()
-        ],
-    ),
-    "sources": table(
-        "| key | default | meaning |",
-        [
-            f"| `{row.name}`{', `…_FILE`' if row.secret else ''} | {row.shown_default} | "
-            f"{row.meaning} |"
-            for row in declared(SourceSettings).values()
-        ],
-    ),
-    "errors": table(
-        "| code | status | text |",
-        [f"| `{code}` | {kind.status} | {kind.text} |" for code, kind in REFUSALS.items()],
-    ),
-    "metrics": table(
-        "| metric | type | labels | meaning |",
-        [
-            f"| `{name}{'_total' if row.kind == 'counter' else ''}` | {row.kind} | "
-            f"{', '.join(f'`{label}`' for label in row.labels) or '—'} | {row.help} |"
-            for name, row in METRICS.items()
-        ],
-    ),
-}
-
-
-def with_tables(text: str) -> str:
-    for name, made in TABLES.items():
-        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(marks, lambda m, made=made: f"{m[1]}{made}\n{m[2]}", text, flags=re.DOTALL)
-    return text
+DESIGN, SETTINGS_PAGE = (ROOT / "docs" / f"{name}.md" for name in ("DESIGN", "SETTINGS"))
 
 
 def files() -> list[str]:
@@ -83,14 +29,6 @@ def files() -> list[str]:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_the_documentation_is_the_code_as_it_is(path: Path) -> None:
-    text = path.read_text()
-
-    assert "<!-- /" in text
-    assert text == with_tables(text), "run: python tests/docs/test_repository.py"
 
 
 def test_every_setting_error_and_metric_says_what_it_means() -> None:
@@ -221,8 +159,3 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
                     re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads
                 }
                 assert anchor in anchors, (page.name, path, anchor)
-
-
-if __name__ == "__main__":
-    for document in DOCUMENTS:
-        document.write_text(with_tables(document.read_text()))

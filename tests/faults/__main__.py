@@ -8,17 +8,16 @@ protection was gone, and tells which. As many at a time as there are cores; `JOB
 
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+from support.scratch import copy_code, run_tests
 from table import FAULTS, Fault
 
-ROOT = Path(__file__).parent.parent.parent
 SECONDS = 240
 
 
@@ -44,28 +43,15 @@ def main(incidents: list[str]) -> int:
 def _try(fault: Fault) -> str:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
-        ignore = shutil.ignore_patterns("__pycache__", "node_modules", "soak", "bench")
-        for name in ("bff", "tests", "docs"):
-            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", copy)
+        copy_code(copy)
         file = copy / fault.file
         text = file.read_text()
         if text.count(fault.old) != 1:
             return "NOT APPLICABLE: its line has changed"
         file.write_text(text.replace(fault.old, fault.new))
-        # The copy stands before the installed package: `python -m` looks in its directory first,
-        # and so do the gateways that tests start from there.
-        try:
-            run = subprocess.run(
-                [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", fault.test],
-                cwd=copy,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return "TOO SLOW: no verdict"
+        run = run_tests(copy, fault.test, timeout=SECONDS)
+    if run is None:
+        return "TOO SLOW: no verdict"
     if run.returncode == 0:
         return "MISSED: the test passed"
     reason = re.search(r"^E +(\w*(?:Error|Failed|Exception)?)\b", run.stdout, re.MULTILINE)

@@ -1,6 +1,5 @@
 """`bff check`: the table, the problems, and a probe that tells a good place from a bad one."""
 
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +11,7 @@ import pytest
 from support.engines import Engine
 from support.world import (
     ENVIRONMENT_ID,
+    KEPT,
     OWN_KEY,
     ROOT_KEY,
     SECRET_KEY,
@@ -31,10 +31,9 @@ RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
 
 
 def check(told: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "bff", "check", *arguments],
-        env=kept | told,
+        env=KEPT | told,
         capture_output=True,
         text=True,
         check=False,

@@ -6,12 +6,14 @@ and which replica has a copy already.
 """
 
 import argparse
+import json
 from array import array
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, log10
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "docs" / "capacity.json"
 REPLICAS = 4
 
 
@@ -104,6 +106,15 @@ def differences(said: Figures, seen: Figures) -> dict[str, float]:
     return {name: abs(a - b) / max(a, b, 1e-3) for name, (a, b) in pairs.items()}
 
 
+def published() -> list[tuple[Case, Figures, Figures]]:
+    """Return the cases of the last full run, each with its formula and what was simulated."""
+    rows = [
+        (Case(**row["case"]), Figures(**row["simulated"]))
+        for row in json.loads(RESULTS.read_text())
+    ]
+    return [(case, formulae(case), simulated) for case, simulated in rows]
+
+
 def table(rows: list[tuple[Case, Figures, Figures]]) -> str:
     lines = [
         (
@@ -117,7 +128,7 @@ def table(rows: list[tuple[Case, Figures, Figures]]) -> str:
         f"{f.age:.1f} s | {s.age:.1f} s | {s.oldest:.1f} s | {f.reads:,.1f} | {s.reads:,.1f} |"
         for c, f, s in rows
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def drawing(rows: list[tuple[Case, Figures, Figures]]) -> str:
@@ -161,17 +172,13 @@ def main() -> None:
     rows = []
     for case in cases(told.most):
         said, seen = formulae(case), simulate(case)
-        rows.append((case, said, seen))
+        rows.append({"case": asdict(case), "simulated": asdict(seen)})
         print(case, said, seen, flush=True)
         off = {name: part for name, part in differences(said, seen).items() if part > 0.05}
         if off:
             raise SystemExit(f"the formulae are off: {off}")
     if told.most >= 10_000_000:
-        (ROOT / "docs" / "capacity.svg").write_text(drawing(rows))
-        page = ROOT / "docs" / "FLEET.md"
-        before, _, rest = page.read_text().partition("<!-- simulation -->\n")
-        _, _, after = rest.partition("<!-- /simulation -->")
-        page.write_text(f"{before}<!-- simulation -->\n{table(rows)}<!-- /simulation -->{after}")
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from support.world import environ, http
+from support.world import KEPT, environ, http
 
 # What systemd does: sockets at 3 and 4, and the process's own id in LISTEN_PID.
 ACTIVATE = """
@@ -21,10 +21,9 @@ os.execv(sys.executable, [sys.executable, "-m", "bff", "serve"])
 def started(*sockets: socket.socket) -> subprocess.Popen[str]:
     # Away from 3 and 4 first, or one would be put over the other.
     numbers = [os.dup2(sock.fileno(), 20 + n) for n, sock in enumerate(sockets)]
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     process = subprocess.Popen(
         [sys.executable, "-c", ACTIVATE, *map(str, numbers)],
-        env=kept | environ(),
+        env=KEPT | environ(),
         pass_fds=numbers,
         stdout=subprocess.PIPE,
         text=True,

@@ -33,6 +33,13 @@ ENVIRONMENT_ID = "env_test"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
 
+KEPT = {
+    name: text
+    for name, text in os.environ.items()
+    if name in {"PATH", "HOME"} or name.startswith("COVERAGE_")
+}
+"""Variables of the test run that a process which a test starts keeps."""
+
 http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
 """Asks real servers, each time on a connection of its own, so that any worker may have it.
 (`httpx2.get` would read every certificate authority anew, at 40 ms a call.)"""
@@ -277,10 +284,9 @@ class Gateway:
         self._command = [sys.executable, "-m", "bff", "serve", *options]
 
     def __enter__(self) -> "Gateway":
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         self.process = subprocess.Popen(
             self._command,
-            env=kept | self._environ,
+            env=KEPT | self._environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
