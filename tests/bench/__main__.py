@@ -141,7 +141,7 @@ def contenders() -> tuple[list[Contender], list[str]]:
     python = sys.executable
     found = [
         Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "on"}),
-        Contender("bff, lane off", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "off"}),
+        Contender("bff, no fast path", lambda port, origin: _gateway(port), {"BFF_FAST_LANE": "off"}),
         Contender("bff, Valkey", lambda port, origin: _gateway(port), store=True),
         Contender("bff, Valkey, 2 workers", lambda port, origin: [*_gateway(port), "--workers", "2"],
                   store=True, cores="0,1", only="hits"),

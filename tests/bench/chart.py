@@ -8,7 +8,7 @@ import load
 
 COLOURS = {
     "bff": "#2563eb",
-    "bff, lane off": "#93b4f5",
+    "bff, no fast path": "#93b4f5",
     "bff, Valkey": "#60a5fa",
     "bff, Valkey, 2 workers": "#60a5fa",
 }
