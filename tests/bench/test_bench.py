@@ -19,7 +19,7 @@ ROOT = BENCH.parent.parent
 
 
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed: apt-get install wrk")
-def test_a_short_benchmark() -> None:
+def test_benchmark_runs_briefly() -> None:
     done = subprocess.run(
         [
             *(sys.executable, str(BENCH), "--seconds", "1", "--rounds", "1", "--workload", "hits"),
@@ -33,7 +33,7 @@ def test_a_short_benchmark() -> None:
         assert f"| hits | {name} |" in done.stdout
 
 
-def test_what_is_published_is_one_run() -> None:
+def test_published_results_are_from_one_run() -> None:
     results = json.loads((ROOT / "docs/bench/results.json").read_text())
 
     assert (ROOT / "docs/bench/bench.md").read_text() == chart.markdown(results)
@@ -41,21 +41,21 @@ def test_what_is_published_is_one_run() -> None:
     assert chart.summary(results) in (ROOT / "README.md").read_text()
 
 
-def test_a_load_is_measured_beside_the_bare_call() -> None:
+def test_load_is_measured_beside_the_bare_call() -> None:
     took = load.measure(rounds=1)
     assert set(took) == {"bare client call", "load"}
     assert all(times["least"] > 0 for times in took.values())
     assert "| load |" in "\n".join(load.table(took))
 
 
-def test_what_answers_cost_inside_is_told_kind_by_kind() -> None:
+def test_each_kind_of_answer_is_measured() -> None:
     took = inside.measure(rounds=1)
     assert len(took) > 8, "each run asserts the status that it measures"
     assert all(one > 0 for one in took.values())
     assert "| a 304 |" in "\n".join(inside.table(took))
 
 
-def test_memory_is_counted_and_a_flood_of_hits_keeps_none_of_it() -> None:
+def test_memory_does_not_grow_under_a_flood_of_hits() -> None:
     numbers = ["--copies", "500", "--tokens", "200", "--connections", "50"]
     done = subprocess.run(
         [sys.executable, str(BENCH / "memory.py"), *numbers, "--requests", "100000"],

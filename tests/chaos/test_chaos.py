@@ -208,7 +208,9 @@ def _ask_in_fair_weather(gateway: Gateway, id_: str) -> Said:
 
 
 @pytest.mark.parametrize("kind", WEATHER)
-def test_bad_weather(stormy: tuple[RawUpstream, Gateway], kind: str) -> None:
+def test_gateway_survives_bad_upstream_answers(
+    stormy: tuple[RawUpstream, Gateway], kind: str
+) -> None:
     up, gateway = stormy
     behave, expected = WEATHER[kind]
     name = kind.replace(" ", "-").replace(",", "").replace("/", "")
@@ -256,7 +258,7 @@ def test_bad_weather(stormy: tuple[RawUpstream, Gateway], kind: str) -> None:
     assert names == [f"cold-{name}", f"fair-{name}"]
 
 
-def test_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gateway]) -> None:
+def test_gateway_survives_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gateway]) -> None:
     up, gateway = stormy
     length = len(_good("cold-0000"))
     files = descriptors(gateway.process.pid)
@@ -277,7 +279,7 @@ def test_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gateway]) -> None:
     assert metric(gateway, "bff_loads_in_flight") == 0
 
 
-def test_refused_and_back(lane_settings: dict[str, str]) -> None:
+def test_first_request_succeeds_after_upstream_returns(lane_settings: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with Gateway(port, **WIDE_OPEN, **lane_settings) as gateway:
@@ -304,7 +306,9 @@ _RESETS = {
 
 @pytest.mark.parametrize("reset", _RESETS.values(), ids=_RESETS)
 @pytest.mark.parametrize("retry_after", [None, "0", "-1", "99999999", "Fri, 31 Dec 9999 23:59:59"])
-async def test_429_with_an_absurd_reset(world: World, reset: str, retry_after: str | None) -> None:
+async def test_429_with_an_absurd_reset_ends_within_a_minute(
+    world: World, reset: str, retry_after: str | None
+) -> None:
     """Told as a 503 with a near end, spent once, kept nowhere, and over within a minute."""
     kept = await world.get("chat-1")
     world.clock.advance(10)
@@ -332,7 +336,7 @@ def lane_settings(request: pytest.FixtureRequest) -> dict[str, str]:
     return LANES[request.param]
 
 
-def test_flapping_spends_the_budget_and_no_more(lane_settings: dict[str, str]) -> None:
+def test_flapping_upstream_spends_at_most_the_budget(lane_settings: dict[str, str]) -> None:
     turn = iter(range(10**9))
 
     def flap(connection: socket.socket, head: bytes) -> None:

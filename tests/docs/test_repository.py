@@ -71,26 +71,26 @@ def files() -> list[str]:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_the_documentation_is_the_code_as_it_is(path: Path) -> None:
+def test_generated_tables_match_the_code(path: Path) -> None:
     text = path.read_text()
 
     assert "<!-- /" in text
     assert text == with_tables(text), "run: python tests/docs/test_repository.py"
 
 
-def test_every_setting_error_and_metric_says_what_it_means() -> None:
+def test_every_setting_error_and_metric_has_a_description() -> None:
     assert all(row.meaning for row in SETTINGS.values())
     assert all(row.help.endswith(".") for row in METRICS.values())
     assert all(kind.text.isascii() and '"' not in kind.text for kind in REFUSALS.values())
 
 
-def test_the_defaults_that_are_shown_are_the_defaults() -> None:
+def test_documented_defaults_match_the_code() -> None:
     for name, row in SETTINGS.items():
         if row.shown.startswith("`"):
             assert row.shown == f"`{row.default}`", name
 
 
-def test_before_and_after_in_the_readme_are_a_real_document_and_its_projection() -> None:
+def test_readme_shows_a_real_document_and_its_projection() -> None:
     row = next(line for line in README.read_text().splitlines() if line.startswith("| <pre>"))
     before, after = re.findall(r"<pre>(.*?)</pre>", row)
     document = session(1, "chat-1")
@@ -107,7 +107,7 @@ def test_before_and_after_in_the_readme_are_a_real_document_and_its_projection()
         assert shown.get(first, None) != document[first]
 
 
-def test_the_configuration_that_is_shown_is_accepted(tmp_path: Path) -> None:
+def test_documented_configuration_is_accepted(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", SETTINGS_PAGE.read_text(), re.DOTALL)
     for name in ("preview-key", "preview-signing-keys"):
         (tmp_path / name).write_text("tr_preview_" + "k" * 24)
@@ -120,7 +120,7 @@ def test_the_configuration_that_is_shown_is_accepted(tmp_path: Path) -> None:
     assert told.policies["chat.support"].metadata == ("plan", "steps.*.title")
 
 
-def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> None:
+def test_readme_commands_work(tmp_path: Path, gateway: Gateway) -> None:
     text = README.read_text()
     commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     assert commands[0].split() == ["make", "demo", "make", "test"]
@@ -146,11 +146,11 @@ def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> No
     assert pasted(asked, **environ()).startswith("HTTP/1.1 200")
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_changelog_has_this_version() -> None:
     assert f"\n## {bff.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_module_is_in_the_design_note() -> None:
+def test_design_tree_lists_every_module() -> None:
     note = DESIGN.read_text()
     modules = {p.name for p in (ROOT / "bff").rglob("*.py") if "demo" not in p.parts}
     modules -= {"__init__.py", "__main__.py"}
@@ -184,7 +184,7 @@ def test_no_file_names_a_registry_or_a_machine() -> None:
             assert hidden not in text, (name, hidden)
 
 
-def test_everything_is_pinned_with_hashes() -> None:
+def test_every_dependency_is_pinned_with_a_hash() -> None:
     for name in ("run", "tracing", "dev", "audit", "bench", "fuzz"):
         pins = (ROOT / "requirements" / f"{name}.txt").read_text()
         for pin in re.split(r"\n(?=\S)", pins.strip()):
@@ -201,7 +201,7 @@ def test_everything_is_pinned_with_hashes() -> None:
         assert f"\n{re.split('[><=]', needed)[0].lower()}==" in "\n" + pinned
 
 
-def test_every_link_in_the_documents_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     for page in (README, ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
         for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
             target = page.parent / path if path else page

@@ -38,9 +38,7 @@ TICS = {
     rf"(?=[.,;:)]|\Z| (?:and|or|{_BE}|in|by|for|to|at|on|with|as|that|which)\b)",
     "deaf": r"\bdeaf\b",
 }
-NAME_TICS = re.compile(
-    r"(?:^|_)(?:ours|theirs|here|there|its|whoever|somebody|nobody|such)(?:_|$)"
-)
+NAME_TICS = re.compile(r"(?:^|_)(?:ours|theirs|here|there|its|whoever|somebody|nobody|such)(?:_|$)")
 TEST_NAME_TICS = re.compile(
     r"^test_(?:\d\d_)?(?:who|whose|what|whatever|of)_"
     r"|_(?:whoever|somebody|told|heard|asked|here|away|ours|theirs|lanes?|deaf|aloft|verdicts?|doors?|"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_whatever_the_bytes(request: pytest.FixtureRequest, name: str) -> None:
+def test_targets_hold_for_random_bytes(request: pytest.FixtureRequest, name: str) -> None:
     target = TARGETS[name]()
     if hasattr(target, "close"):
         request.addfinalizer(target.close)

@@ -504,7 +504,7 @@ Machine.TestCase.settings = settings(
 )
 
 
-async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
+async def test_13_a_refusal_reveals_nothing_about_another_callers_copy(
     of_kind: World, kind: Kind
 ) -> None:
     world = of_kind
@@ -529,5 +529,5 @@ async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
         assert calls == 2, "the copy says whose it is: no call for it"
 
 
-def test_13_only_who_may_read_a_session_gets_it() -> None:
+def test_13_only_entitled_callers_get_a_session() -> None:
     Machine.TestCase("runTest").runTest()

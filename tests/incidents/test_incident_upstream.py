@@ -49,7 +49,7 @@ _HIDDEN = {
 }
 
 
-def test_26_no_secret_in_any_output(lane: dict[str, str]) -> None:
+def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
     document = session(1, "chat-1") | {"metadata": {"x": _HIDDEN["document"]}}
     document["document-sentinel-1 odd name"] = 1
     bodies = {
@@ -118,7 +118,7 @@ for environ in json.load(sys.stdin):
 """`bff check` by one environment after the other, in one process that may be hardened."""
 
 
-def test_26_check_and_repr_name_no_secret() -> None:
+def test_26_check_and_repr_show_no_secret() -> None:
     told = [
         environ(**changes)
         for changes in (
@@ -165,7 +165,7 @@ def test_26_the_process_shows_no_secret() -> None:
     assert dumpable.stdout == b"0\n"
 
 
-async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:
+async def test_26_tracebacks_hold_lines_and_no_texts(world: World) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError(SECRET_KEY)
 
@@ -180,7 +180,7 @@ async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:
     assert all(line["frames"] for line in failures)
 
 
-def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
+def test_27_an_unverified_certificate_gets_no_request(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     try:
         subprocess.run(
@@ -236,7 +236,7 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
     assert not [what for what in shaken if what.startswith("a request")]
 
 
-def test_27_plain_http_goes_to_loopback_only_or_when_named() -> None:
+def test_27_plain_http_is_for_loopback_unless_allowed() -> None:
     for url in ("http://api.trigger.dev", "http://10.0.0.1", "http://127.0.0.1.evil.example"):
         with pytest.raises(settings.SettingsError, match="in the clear"):
             reader.load(environ(TRIGGER_API_URL=url))
@@ -265,7 +265,7 @@ def test_28_a_redirect_is_not_followed(lane: dict[str, str]) -> None:
         assert elsewhere.seen == []
 
 
-def test_30_flapping_leaves_no_socket_open(lane: dict[str, str]) -> None:
+def test_30_a_flapping_upstream_leaves_no_socket_open(lane: dict[str, str]) -> None:
     body = json.dumps(session(1, "chat-1")).encode()
     turn = iter(range(10**9))
 
@@ -311,7 +311,7 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     assert (await world.ops.get("/readyz")).status_code == 200
 
 
-async def test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers(world: World) -> None:
+async def test_35_browsers_get_502_when_all_keys_are_rejected(world: World) -> None:
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}")
     fresh = await world.get("chat-1")
     world.upstream.environments[0].additional_keys.clear()
@@ -354,7 +354,7 @@ def _all_at_once(number: int) -> Any:
     return together
 
 
-async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: World) -> None:
+async def test_35_concurrent_loads_switch_the_key_once(world: World) -> None:
     keys = world.upstream.environments[0].additional_keys
     keys[NEXT_KEY] = keys.pop(SECRET_KEY)
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN)
@@ -367,7 +367,7 @@ async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: Wor
     assert world.calls == 6
 
 
-async def test_35_the_call_with_the_next_key_is_spent_from_the_budget_too(world: World) -> None:
+async def test_35_the_call_with_the_next_key_is_spent_from_the_budget(world: World) -> None:
     keys = world.upstream.environments[0].additional_keys
     keys[NEXT_KEY] = keys.pop(SECRET_KEY)
     budget = {"BFF_UPSTREAM_BUDGET": "3/second"}
@@ -389,7 +389,7 @@ async def test_35_the_call_with_the_next_key_is_spent_from_the_budget_too(world:
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-def test_35_on_the_wire(lane: dict[str, str], status: str) -> None:
+def test_35_a_rejected_key_is_replaced_on_the_wire(lane: dict[str, str], status: str) -> None:
     with (
         RawUpstream(lambda c, _: c.sendall(answered(b'{"error":"no"}', status))) as up,
         Gateway(up.port, **lane) as gateway,
@@ -402,7 +402,7 @@ def test_35_on_the_wire(lane: dict[str, str], status: str) -> None:
         assert eventually(lambda: http.get(gateway.ops_url + "/readyz").status_code == 503)
 
 
-def test_34_on_the_wire(lane: dict[str, str]) -> None:
+def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
     limited = json.dumps({"error": "limited"}).encode()
 
     def behave(connection: socket.socket, head: bytes) -> None:

@@ -29,7 +29,7 @@ NEW_SIGNING = "new-signing-key-sentinel-0123456789abcdef"
 NEW_SECRET = "tr_dev_sk_NEWsentinel00000000001"
 
 
-def test_every_threat_names_tests_that_there_are() -> None:
+def test_every_threat_names_tests_that_exist() -> None:
     rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (`test_[^|]+) \|$", TEXT, re.MULTILINE)
     there = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     assert len(rows) > 10
@@ -37,7 +37,7 @@ def test_every_threat_names_tests_that_there_are() -> None:
         assert f"def {name}(" in there, name
 
 
-async def test_the_emergency_plan_works_as_written(world: World) -> None:
+async def test_emergency_plan_works_as_written(world: World) -> None:
     found = re.findall(r"^    ([A-Z_]+)=(\S+)$", TEXT, re.MULTILINE)
     steps = [(name, value) for name, value in found if name != "BFF_STORE_URL"]
     assert [name for name, _ in steps] == ["BFF_SIGNING_KEYS"] * 3 + ["TRIGGER_SECRET_KEY"] * 2
@@ -74,7 +74,7 @@ def _asked(gateway: Gateway, id_: str, token: str) -> int:
     return http.get(gateway.url + PATH + id_, headers=headers).status_code
 
 
-def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
+def test_revocations_work_as_written(gateway: Gateway) -> None:
     lines = re.findall(r"^    bff (token --revoke .+)$", TEXT, re.MULTILINE)
     old, ids = time.time() - 60, ("chat-1", "chat-2")
 
@@ -100,7 +100,7 @@ def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
         assert hidden not in shown, "a revocation names who it is about to nobody"
 
 
-def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
+def test_store_password_rotates_as_written(tmp_path: Path) -> None:
     old, new = "old-store-sentinel", "new-store-sentinel"
     plan = TEXT[TEXT.index("**The store's password leaked.**") :]
     add, url, *rest = re.findall(r"^    (.+)$", plan, re.MULTILINE)

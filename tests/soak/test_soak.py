@@ -8,7 +8,7 @@ from soak.planted import PLANTED
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_promises_hold_for_a_while() -> None:
+def test_promises_hold_during_a_short_soak() -> None:
     found = soak.run(10)
 
     print(found.lines())
@@ -16,7 +16,7 @@ def test_the_promises_hold_for_a_while() -> None:
     assert {"kill store", "kill upstream", "kill replica", "jump"} <= set(found.done)
 
 
-def test_what_is_planted_for_the_soak_to_notice_still_applies() -> None:
+def test_every_planted_fault_still_applies() -> None:
     for planted in PLANTED:
         assert (ROOT / planted.file).read_text().count(planted.old) == 1, planted
         assert planted.promise in soak.PROMISES, planted

@@ -63,7 +63,9 @@ _CODE = re.compile(
     re.DOTALL,
 )
 _COMMENT_SIGNS = {
-    **dict.fromkeys((".toml", ".yml", ".yaml", ".cfg", ".conf", ".service", ".socket", ".env"), "#"),
+    **dict.fromkeys(
+        (".toml", ".yml", ".yaml", ".cfg", ".conf", ".service", ".socket", ".env"), "#"
+    ),
     **dict.fromkeys((".js", ".mjs", ".ts"), "//"),
     ".lua": "--",
     "": "#",
@@ -158,7 +160,10 @@ def _python(source: str) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT
     ]
     yield from _joined(
-        [(line, re.sub(r"^(?:noqa|type|fmt)\b:?[\w\s,:\[\]-]*?(?:  |$)", "", c)) for line, c in comments]
+        [
+            (line, re.sub(r"^(?:noqa|type|fmt)\b:?[\w\s,:\[\]-]*?(?:  |$)", "", c))
+            for line, c in comments
+        ]
     )
 
 

@@ -272,7 +272,7 @@ def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
         yield Topology(stack, tmp_path_factory.mktemp("caddy"))
 
 
-def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
+def test_app_and_sessions_share_an_origin(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
         response = browser.get(PATH + "chat-1", headers=topology.token("chat-1"))
         again = browser.get(
@@ -305,7 +305,7 @@ def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology)
     assert PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC" in {s.raw_path for s in topology.upstream.seen}
 
 
-def test_a_header_or_a_body_beyond_its_bound_ends_at_caddy(topology: Topology) -> None:
+def test_caddy_refuses_oversized_headers_and_bodies(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
         header = browser.get(PATH + "chat-1", headers={"x-large": "x" * 200_000})
         body = browser.post(
@@ -316,7 +316,7 @@ def test_a_header_or_a_body_beyond_its_bound_ends_at_caddy(topology: Topology) -
     assert body.status_code in (405, 413)
 
 
-def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology) -> None:
+def test_browser_cannot_choose_the_address_that_limits_count(topology: Topology) -> None:
     forged = {"x-forwarded-for": "203.0.113.7", "authorization": "Bearer bad"}
     with topology.caddy.browser() as browser:
         statuses = Counter(
@@ -331,7 +331,7 @@ def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology
     assert statuses[401] + statuses[429] == 140
 
 
-async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) -> None:
+async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> None:
     url = f"http://127.0.0.1:{topology.upstream.port}"
     told = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = told.environments
@@ -369,7 +369,7 @@ def preflights(topology: Topology) -> list[str]:
     return [line for line in lines if 'route="preflight"' in line]
 
 
-def test_a_browser_asks_by_http_3_and_without_a_preflight(page: Page, topology: Topology) -> None:
+def test_browser_uses_http_3_without_a_preflight(page: Page, topology: Topology) -> None:
     asked = {"url": topology.caddy.url, "token": topology.bare_token("chat-1"), "id": "chat-1"}
     before = preflights(topology)
     answer = page.evaluate("told => ask('retrieve', told)", asked)
@@ -382,9 +382,7 @@ def test_a_browser_asks_by_http_3_and_without_a_preflight(page: Page, topology: 
     assert preflights(topology) == before
 
 
-def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
-    topology: Topology, page: Page
-) -> None:
+def test_no_request_fails_while_replicas_are_replaced(topology: Topology, page: Page) -> None:
     """Six programs and a browser poll three sessions all the while, and lose not one answer."""
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
@@ -453,7 +451,7 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
     assert any('bff_shared_copies_total{result="used"}' in text for text in served)
 
 
-def test_prometheus_scrapes_them_and_the_dashboard_has_something_to_show(
+def test_prometheus_scrapes_data_for_every_dashboard_panel(
     topology: Topology,
 ) -> None:
     """Every query of the dashboard and every rule, by the real one."""
