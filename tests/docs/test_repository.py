@@ -114,10 +114,10 @@ def test_documented_configuration_is_accepted(tmp_path: Path) -> None:
     config = tmp_path / "bff.toml"
     config.write_text(text.replace("/run/secrets", str(tmp_path)))
 
-    told = reader.load({"BFF_CONFIG": str(config)})
+    settings = reader.load({"BFF_CONFIG": str(config)})
 
-    assert [environment.name for environment in told.environments] == ["preview"]
-    assert told.policies["chat.support"].metadata == ("plan", "steps.*.title")
+    assert [environment.name for environment in settings.environments] == ["preview"]
+    assert settings.policies["chat.support"].metadata == ("plan", "steps.*.title")
 
 
 def test_readme_commands_work(tmp_path: Path, gateway: Gateway) -> None:
@@ -129,10 +129,10 @@ def test_readme_commands_work(tmp_path: Path, gateway: Gateway) -> None:
     assert re.search(r"^test:", makefile, re.MULTILINE)
     run = commands[1].replace("bff serve &", "bff token --session chat-1")
 
-    def pasted(lines: str, **told: str) -> str:
+    def pasted(lines: str, **environment: str) -> str:
         return subprocess.run(
             ["bash", "-ec", lines.replace("bff ", f"{sys.executable} -m bff ")],
-            env={"PATH": os.environ["PATH"]} | told,
+            env={"PATH": os.environ["PATH"]} | environment,
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -142,8 +142,8 @@ def test_readme_commands_work(tmp_path: Path, gateway: Gateway) -> None:
     minted = pasted(run)
     assert "The settings can be used." in minted
     assert minted.splitlines()[-1].count(".") == 2
-    asked = commands[2].replace("http://127.0.0.1:8787", gateway.url)
-    assert pasted(asked, **environ()).startswith("HTTP/1.1 200")
+    curl = commands[2].replace("http://127.0.0.1:8787", gateway.url)
+    assert pasted(curl, **environ()).startswith("HTTP/1.1 200")
 
 
 def test_changelog_has_this_version() -> None:

@@ -19,8 +19,8 @@ _BE = r"(?:is|are|was|were|be|been|being)"
 _FIRST = r"(?:\A|(?<=[.;!?] ))"
 TICS = {
     "a clause in place of a subject": rf"{_FIRST}(?:who|whose|what)\b(?![^.?]*\?)",
-    "a sentence that begins with 'of'": rf"{_FIRST}of (?:an?|the|those|these|this|each|all|its?|which|"
-    r"whom|what|one|two|several|such|their|them)\b",
+    "a sentence that begins with 'of'": rf"{_FIRST}of (?:an?|the|those|these|this|each|all|its?|"
+    r"which|whom|what|one|two|several|such|their|them)\b",
     "whoever, whatever": r"\bwhoever\b|\bwhatever it is\b|\bwhosever\b",
     "somebody": r"\bsomebody\b|\bnobody's\b|\bsomeone\b",
     "is none": rf"\b{_BE} none\b",
@@ -34,7 +34,8 @@ TICS = {
     "goes on by": r"\b(?:go|goes|going|went|gone) on by\b",
     "knows not": r"\bknows? not\b",
     "good for": r"\bgood for\b",
-    "a possessive without its noun": r"\b(?:ours|theirs)\b|(?<!of )\b(?:its|their|our|his|your|'s) own"
+    "a possessive without its noun": r"\b(?:ours|theirs)\b"
+    r"|(?<!of )\b(?:its|their|our|his|your|'s) own"
     rf"(?=[.,;:)]|\Z| (?:and|or|{_BE}|in|by|for|to|at|on|with|as|that|which)\b)",
     "deaf": r"\bdeaf\b",
 }
@@ -96,6 +97,4 @@ def test_test_names_are_plain_and_short() -> None:
 
 
 if __name__ == "__main__":
-    chosen = tuple(sys.argv[1:]) or ("",)
-    for report in (wrong_sentences, wrong_names, wrong_test_names):
-        print(*(hit for hit in report(everything=True) if hit.startswith(chosen)), sep="\n")
+    prose.report(sys.argv[1:], wrong_sentences, wrong_names, wrong_test_names)

@@ -7,7 +7,7 @@ prints every avoided word, also of files that the test does not read yet.
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -98,10 +98,5 @@ def test_vocabulary_names_only_names_of_the_code() -> None:
             assert name in names or name == "bff", name
 
 
-def main(report: Callable[..., Iterator[str]], chosen: tuple[str, ...]) -> None:
-    print(*(hit for hit in report(everything=True) if hit.startswith(chosen)), sep="\n")
-
-
 if __name__ == "__main__":
-    for one in (wrong_names, wrong_sentences):
-        main(one, tuple(sys.argv[1:]) or ("",))
+    prose.report(sys.argv[1:], wrong_names, wrong_sentences)

@@ -1,7 +1,4 @@
-"""For each incident, what happens when its protection is taken out.
-
-A row is a fault of one line in a copy of the code, and the test that must fail with it.
-"""
+"""For each incident, a fault that removes its protection, and the test that must then fail."""
 
 from dataclasses import dataclass
 
@@ -9,10 +6,10 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Fault:
     incident: int
-    """0 for a threat of SECURITY.md that is none of them."""
+    """The number; 0 for a threat that only SECURITY.md lists."""
     file: str
     old: str
-    """Stands in the file once."""
+    """Occurs in the file once."""
     new: str
     test: str
 
@@ -46,7 +43,7 @@ FAULTS = [
         1,
         "bff/tokens/verify.py",
         _VERIFIED,
-        # (Zeros do not change an HMAC key, but satisfy PyJWT's rule of its length.)
+        # Zeros do not change an HMAC key, and satisfy PyJWT's minimum length.
         "try: claims = json.loads(jwt.PyJWS().decode(token, key.ljust(64, '\\0'), "
         "algorithms=[jwt.get_unverified_header(token)['alg']]))",
         f"{_TOKENS}::test_01_the_algorithm_is_not_taken_from_the_token",

@@ -1,4 +1,4 @@
-"""Each fuzz target for a moment; `make fuzz` gives them minutes and a fuzzer guided by coverage."""
+"""Runs each fuzz target briefly; `make fuzz` gives each minutes and a coverage-guided fuzzer."""
 
 import pytest
 from fuzz.targets import SEEDS, TARGETS, WORDS

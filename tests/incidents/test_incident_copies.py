@@ -1,4 +1,4 @@
-"""Incidents 15, 16, 18 and 19: shared copies."""
+"""Incidents 15, 16, 18, 19, 30, 34 and 36: shared copies, and what loads may cost."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ async def test_16_each_waiter_of_a_load_is_decided_on_individually(
         assert all("chat-1" not in r.text for r in responses if r.status_code == 403)
         world.clock.advance(100)
     assert world.calls == (6 if kind.name == "upstream" else 2), (
-        "a test for each token, or one load"
+        "one load for each token that upstream verifies, or one for all"
     )
 
 
@@ -159,7 +159,7 @@ _BAD: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def doubtful(lane: dict[str, str]):
-    """A gateway, and an upstream that answers with whatever bytes a test puts there."""
+    """A gateway, and an upstream that answers with the bytes that a test sets."""
 
     def behave(connection, head: bytes) -> None:
         connection.sendall(up.answer if asked(head) == "chat-1" else answered(b"{}", "404 Nope"))
@@ -179,14 +179,14 @@ def test_18_a_bad_success_is_neither_kept_nor_passed_on(
     before = len(up.seen)
 
     bad = [talk(gateway.port, data, patience=5).responses[0]]
-    time.sleep(0.05)  # until the end of that connection is seen: what is asked on it is not heard
+    time.sleep(0.05)  # the gateway must see the end of that connection before its next load
     bad.append(talk(gateway.port, data, patience=5).responses[0])
 
     for said in bad:
         assert said.status == 502
         assert json.loads(said.body)["code"] in ("upstream_invalid", "upstream_unavailable")
         assert b"chat" not in said.body
-    assert len(up.seen) - before == 2, "nothing of it was kept"
+    assert len(up.seen) - before == 2, "the gateway kept nothing"
 
 
 async def test_18_a_bad_success_does_not_replace_a_good_copy(world: World) -> None:
@@ -268,7 +268,7 @@ async def test_34_no_load_starts_before_the_reset_of_a_429(world: World) -> None
         still = await world.get("chat-2")
         assert (still.status_code, still.headers["x-should-retry"]) == (503, "false")
 
-    assert world.calls == seen, "no second call before the reset"
+    assert world.calls == seen, "no load before the reset"
     world.answer(0)
     world.clock.advance(1.01)
     assert (await world.get("chat-2")).status_code == 200
@@ -307,5 +307,5 @@ async def test_36_a_valid_token_causes_no_more_lookups_than_bad_tokens(
 
 
 def test_19_an_answer_uses_the_bytes_of_the_copy() -> None:
-    """The body's bytes are made once: there is no other place where they could change."""
+    """The loader makes the bytes of a body once, and nothing else makes any."""
     assert "body" in Copy.__slots__

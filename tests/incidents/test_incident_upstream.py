@@ -1,4 +1,4 @@
-"""Incidents 26 to 28, 30 and 35: upstream and the secrets on the way there."""
+"""Incidents 26 to 28, 30, 34 and 35: upstream, and the secrets sent to it."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
         "BFF_BAD_TOKEN_LIMIT": "40/minute",
         "BFF_UPSTREAM_BUDGET": "off",
     }
-    heard = b""
+    received = b""
     tokens = [_HIDDEN["bad token"]]
     with RawUpstream(behave) as up, Gateway(up.port, **changes, **lane) as gateway:
         good = gateway.token("read:sessions")
@@ -86,19 +86,19 @@ def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
         for token in [*tokens, None]:
             for id_ in ids:
                 path = f"{PATH}{id_}?t={_HIDDEN['query']}"
-                heard += talk(gateway.port, request(path, *lines, token=token), patience=5).data
+                received += talk(gateway.port, request(path, *lines, token=token), patience=5).data
         flood = request(PATH, *[f"x: {_HIDDEN['header']}"] * 101, token=good)
-        heard += talk(gateway.port, flood).data
-        heard += talk(gateway.port, b"GARBAGE " + SECRET_KEY.encode() + b"\r\n\r\n").data
+        received += talk(gateway.port, flood).data
+        received += talk(gateway.port, b"GARBAGE " + SECRET_KEY.encode() + b"\r\n\r\n").data
         for path in ("/metrics", "/readyz", "/healthz"):
-            heard += http.get(gateway.ops_url + path).content
+            received += http.get(gateway.ops_url + path).content
         process = Path(f"/proc/{gateway.process.pid}")
         arguments = process.joinpath("cmdline").read_bytes()
-    everything = heard + gateway.output.encode() + arguments
+    everything = received + gateway.output.encode() + arguments
 
-    assert b"secret_key_sent" in heard
-    assert b"rate_limited" in heard
-    assert b"upstream_rejected_credentials" in heard
+    assert b"secret_key_sent" in received
+    assert b"rate_limited" in received
+    assert b"upstream_rejected_credentials" in received
     for what, text in _HIDDEN.items():
         assert text.encode() not in everything, what
     for token in tokens:
@@ -115,11 +115,11 @@ for environ in json.load(sys.stdin):
     os.environ.update(environ)
     print(json.dumps(CliRunner().invoke(main, ["check"]).output))
 """
-"""`bff check` by one environment after the other, in one process that may be hardened."""
+"""Runs `bff check` with one environment after another, in a process that may be hardened."""
 
 
 def test_26_check_and_repr_show_no_secret() -> None:
-    told = [
+    environments = [
         environ(**changes)
         for changes in (
             {},
@@ -134,7 +134,7 @@ def test_26_check_and_repr_show_no_secret() -> None:
     ]
     run = subprocess.run(
         [sys.executable, "-c", _CHECK],
-        input=json.dumps(told),
+        input=json.dumps(environments),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -142,8 +142,8 @@ def test_26_check_and_repr_show_no_secret() -> None:
     for shown in map(json.loads, run.stdout.splitlines()):
         assert shown
         assert "sentinel" not in shown
-    assert len(run.stdout.splitlines()) == len(told)
-    for environment in told:
+    assert len(run.stdout.splitlines()) == len(environments)
+    for environment in environments:
         try:
             shown = repr(reader.load(environment))
         except settings.SettingsError as exc:
@@ -193,7 +193,7 @@ def test_27_an_unverified_certificate_gets_no_request(tmp_path: Path) -> None:
             capture_output=True,
         )
     except FileNotFoundError:
-        pytest.skip("there is no openssl to make a certificate with")
+        pytest.skip("openssl, which makes the certificate, is not installed")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     shaken: list[str] = []
@@ -217,7 +217,7 @@ def test_27_an_unverified_certificate_gets_no_request(tmp_path: Path) -> None:
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     port = listener.getsockname()[1]
-    # What turns it off in other programs is tried too: none of it is looked at.
+    # The gateway ignores the variables that turn verification off in other programs.
     off = {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "SSL_VERIFY": "0"}
     off |= {
         "REQUESTS_CA_BUNDLE": str(certificate),
@@ -243,8 +243,8 @@ def test_27_plain_http_is_for_loopback_unless_allowed() -> None:
         reader.load(environ(TRIGGER_API_URL=url, BFF_ALLOW_HTTP_API_URL="true"))
     for url in ("http://127.0.0.1:3030", "http://localhost", "http://[::1]:1", "https://a.example"):
         reader.load(environ(TRIGGER_API_URL=url))
-    told = set(settings.SETTINGS) - {"BFF_VERIFY"}  # who verifies tokens, not certificates
-    assert not [name for name in told if "VERIFY" in name or "INSECURE" in name]
+    names = set(settings.SETTINGS) - {"BFF_VERIFY"}  # chooses who verifies tokens
+    assert not [name for name in names if "VERIFY" in name or "INSECURE" in name]
 
 
 def test_28_a_redirect_is_not_followed(lane: dict[str, str]) -> None:
@@ -278,7 +278,7 @@ def test_30_a_flapping_upstream_leaves_no_socket_open(lane: dict[str, str]) -> N
             case 2:
                 connection.sendall(answered(b"{}", "503 Down"))
             case _:
-                raise OSError("closes without a word")
+                raise OSError("closes without an answer")
 
     with (
         RawUpstream(flap) as up,
@@ -302,7 +302,7 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN, **NOTHING_KEPT)
     assert (await world.get("chat-1")).status_code == 200
 
-    keys[NEXT_KEY] = keys.pop(SECRET_KEY)  # rotated
+    keys[NEXT_KEY] = keys.pop(SECRET_KEY)  # upstream rotates the key
     responses = [await world.get("chat-1") for _ in range(5)]
 
     assert [r.status_code for r in responses] == [200] * 5
@@ -341,7 +341,7 @@ async def test_35_browsers_get_502_when_all_keys_are_rejected(world: World) -> N
 
 
 def _all_at_once(number: int) -> Any:
-    """Let upstream answer nobody before *number* have asked."""
+    """Hold every answer of upstream until *number* requests have arrived."""
     arrived = 0
 
     async def together(_: Seen) -> Answer | None:

@@ -1,4 +1,4 @@
-"""The published table of incidents holds to the code, and every incident has a test and a fault."""
+"""docs/INCIDENTS.md matches the code, and every incident has a test and a fault."""
 
 import importlib.util
 import re
@@ -53,7 +53,7 @@ def test_every_incident_has_a_fault_that_applies() -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["table"] = module  # dataclasses look their module up
+    sys.modules["table"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     assert {fault.incident for fault in module.FAULTS} == NUMBERS | {0}
     for fault in module.FAULTS:

@@ -1,4 +1,4 @@
-"""A short soak; `make soak` runs a long one, and `make soak-faults` shows that it would notice."""
+"""A short soak. `make soak` runs a long one; `make soak-faults` shows that it notices faults."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_promises_hold_during_a_short_soak() -> None:
-    found = soak.run(10)
+    findings = soak.run(10)
 
-    print(found.lines())
-    assert found.broken() == [], found.lines()
-    assert {"kill store", "kill upstream", "kill replica", "jump"} <= set(found.done)
+    print(findings.lines())
+    assert findings.broken() == [], findings.lines()
+    assert {"kill store", "kill upstream", "kill replica", "jump"} <= set(findings.done)
 
 
 def test_every_planted_fault_still_applies() -> None:

@@ -8,8 +8,9 @@ import ast
 import io
 import re
 import subprocess
+import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +98,13 @@ def files(*patterns: str) -> list[str]:
 def to_read(*patterns: str, everything: bool = False) -> list[str]:
     """The files that are held to the rules; *everything* includes `NOT_YET`."""
     return [name for name in files(*patterns) if everything or not name.startswith(NOT_YET)]
+
+
+def report(chosen: list[str], *checks: Callable[..., Iterator[str]]) -> None:
+    """Print every hit in files whose names begin with one of *chosen*, or in all files."""
+    for check in checks:
+        hits = check(everything=True)
+        sys.stdout.writelines(f"{hit}\n" for hit in hits if hit.startswith(tuple(chosen) or ""))
 
 
 def identifiers(file: str) -> Iterator[tuple[int, str]]:
