@@ -92,7 +92,8 @@ def test_vocabulary_is_sorted_and_holds_the_kept_words() -> None:
 
 
 def test_vocabulary_names_only_names_of_the_code() -> None:
-    names = {name for file in prose.files("bff/*.py") for _, name in prose.identifiers(file)}
+    files = prose.files("bff/*.py")
+    names = {name.lstrip("_") for file in files for _, name in prose.identifiers(file)}
     for row in rows():
         for name in re.findall(r"`(\w+)`", row[0] + row[1]):
             assert name in names or name == "bff", name
