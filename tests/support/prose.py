@@ -1,7 +1,7 @@
 """Reads names and sentences out of the repository, for the tests of words and of style.
 
-A text is a paragraph of a docstring, of comments or of a page, or a cell of a table. Code in it is
-replaced by `CODE`, so that only sentences are left.
+A text is a paragraph of a docstring, of comments or of a page, a cell of a table, or a message in
+the code of `bff/`. Code in it is replaced by `CODE`, so that only sentences are left.
 """
 
 import ast
@@ -63,6 +63,9 @@ _CODE = re.compile(
     r"``.+?``|`[^`]*`|\]\([^)]*\)|https?://\S+|<[^>\s][^>]*>|[\w./*-]*\w\.(?:md|py|json|toml|yml|yaml)\b",
     re.DOTALL,
 )
+_MESSAGE = re.compile(r"(?:[A-Za-z]+ ){3}")
+"""Three words: shorter texts are names and patterns."""
+
 _COMMENT_SIGNS = {
     **dict.fromkeys(
         (".toml", ".yml", ".yaml", ".cfg", ".conf", ".service", ".socket", ".env"), "#"
@@ -135,7 +138,7 @@ def texts(file: str) -> Iterator[Text]:
     """Every paragraph of a file."""
     path = ROOT / file
     if path.suffix == ".py":
-        pieces = _python(path.read_text())
+        pieces = _python(path.read_text(), messages=file.startswith("bff/"))
     elif path.suffix == ".md":
         pieces = _markdown(path.read_text())
     else:
@@ -156,11 +159,16 @@ def _blank(code: re.Match[str]) -> str:
     return ("]" if code[0].startswith("]") else CODE) + "\n" * code[0].count("\n")
 
 
-def _python(source: str) -> Iterator[tuple[int, str]]:
+def _python(source: str, *, messages: bool) -> Iterator[tuple[int, str]]:
+    docstrings = set()
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Expr(value=ast.Constant(value=str(text))):
+            case ast.Expr(value=ast.Constant(value=str(text)) as docstring):
+                docstrings.add(docstring)
                 yield from _paragraphs(node.lineno, text)
+            case ast.Constant(value=str(text)) if messages and node not in docstrings:
+                if _MESSAGE.search(text) and "\n" not in text:
+                    yield node.lineno, text
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = [
         (token.start[0], token.string.lstrip("# "))
