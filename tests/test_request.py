@@ -1,4 +1,4 @@
-"""What the gateway reads of a request's head."""
+"""The head of a request, as the gateway reads it."""
 
 import pytest
 

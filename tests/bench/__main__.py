@@ -1,9 +1,8 @@
 """`make bench`: the gateway and its peers, side by side, in one run on one machine.
 
-The servers have one core, wrk and the upstreams the other. One contender is asked at a time, for
-seconds, then the next; so it goes round several times and the median counts, so that a busy moment
-hurts all of them alike.
-Timings are printed and drawn, and decide nothing.
+The servers have one core, wrk and the upstreams the other. wrk loads one contender for some seconds,
+then the next, for several rounds, and the median counts: a busy moment then hurts all alike.
+The program prints and draws timings; no test depends on them.
 """
 
 import argparse
@@ -41,23 +40,23 @@ KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
 PLENTY = 999_999_999
-"""A limit that is counted and never reached. (429s have a limit of their own.)"""
+"""A limit that is counted and never reached. (The workload of 429s sets another.)"""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to measure: `command` is given its port and its origin's."""
+    """A server to measure; `command` gets its port and its origin's port."""
 
     name: str
     command: Callable[[int, int], list[str]]
     environ: dict[str, str] = field(default_factory=dict)
     job: bool = True
-    """It does the job; a bare route does nothing of it."""
+    """Whether the server does the job; a bare route does no part of it."""
     store: bool = False
-    """With a Valkey server beside it."""
+    """Whether a Valkey server runs beside it."""
     cores: str = SERVER_CORE
     only: str = ""
-    """The one workload it is measured with."""
+    """The only workload that it runs, if not all."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,11 @@ class Workload:
     mode: str = "cycle"
     connections: int = 32
     delay: float = 0.0
-    """Of the origin, seconds."""
+    """Seconds that the origin waits before it answers."""
     environ: dict[str, str] = field(default_factory=dict)
     status: int = 200
     job: bool = True
-    """Only contenders that do the job can do it."""
+    """Whether only contenders that do the job can run it."""
 
 
 @dataclass
@@ -81,9 +80,9 @@ class Result:
     p99: float
     p999: float
     cpu: float
-    """Microseconds of CPU time a request."""
+    """Microseconds of CPU time for each request."""
     rss: float
-    """MiB at the end."""
+    """MiB of resident memory at the end."""
 
 
 def token(caller: str, *scopes: str) -> str:
@@ -136,11 +135,11 @@ def workloads(*, sessions: int, callers: int) -> list[Workload]:
 
 
 def contenders() -> tuple[list[Contender], list[str]]:
-    """Whatever is installed, and what is not."""
+    """Return the installed servers, and the names of the missing ones."""
     python = sys.executable
     found = [
         Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "true"}),
-        Contender("bff, lane off", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "false"}),
+        Contender("bff, no fast path", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "false"}),
         Contender("bff, Valkey", lambda port, origin: _gateway(port), store=True),
         Contender("bff, Valkey, 2 workers", lambda port, origin: [*_gateway(port), "--workers", "2"],
                   store=True, cores="0,1", only="hits"),
@@ -204,7 +203,7 @@ def free_port() -> int:
 
 @contextmanager
 def process(command: list[str], environ: dict[str, str], core: str, port: int) -> Iterator[int]:
-    """Run *command* pinned to *core* until it listens; its id."""
+    """Run *command* on *core*; yields its process id once it listens."""
     kept = {n: os.environ[n] for n in ("PATH", "HOME") if n in os.environ}
     running = subprocess.Popen(
         ["taskset", "-c", core, *command], env=kept | environ, stdout=subprocess.DEVNULL,
@@ -230,7 +229,7 @@ def process(command: list[str], environ: dict[str, str], core: str, port: int) -
 
 
 def _stat(pid: int) -> tuple[float, float]:
-    """CPU seconds and resident MiB of a process and its children."""
+    """Return CPU seconds and resident MiB of a process and its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text()
     cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -263,7 +262,7 @@ def _environ(contender: Contender, workload: Workload, port: int, origin: int) -
 
 @dataclass
 class Running:
-    """A contender's server, warm, with its workload."""
+    """A contender's server that holds every copy, with its workload."""
 
     contender: Contender
     workload: Workload
@@ -272,7 +271,7 @@ class Running:
     plan: Path
 
     def burst(self, seconds: float, pause: float = 0.0) -> Result:
-        """Ask for *seconds*, with *pause* milliseconds between two requests of a connection."""
+        """Send requests for *seconds*, *pause* milliseconds apart on each connection."""
         before, _ = _stat(self.pid)
         out = _wrk(self.port, self.plan, self.workload, seconds, pause)
         after, rss = _stat(self.pid)
@@ -285,7 +284,7 @@ class Running:
 
 
 def start(contender: Contender, workload: Workload, stack: ExitStack) -> Running:
-    """Start a server with an origin of its own, and let it have every copy."""
+    """Start a server and its origin, and let the server load every copy."""
     port, origin = free_port(), free_port()
     projected = [] if contender.name.startswith("bff") else ["--projected"]
     command = [
@@ -318,7 +317,7 @@ def start(contender: Contender, workload: Workload, stack: ExitStack) -> Running
 
 
 def _warm(port: int, workload: Workload) -> tuple[int, str]:
-    """Ask twice; what the second answer says."""
+    """Send three requests; returns status and entity tag of the last answer."""
     method, path, *rest = workload.lines[0].split("\t")
     headers = dict(zip(rest[::2], rest[1::2], strict=True))
     status, etag = 0, ""
@@ -378,10 +377,10 @@ def _medians(
     found: list[Contender], workload: Workload, told: argparse.Namespace,
     peaks: dict[str, float] | None = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Everybody's medians; at half of its peak each, if those are given.
+    """Return the medians of every contender, each at half of its peak if *peaks* are given.
 
-    All servers run, and get a burst each in turn, so that who is compared is compared within
-    seconds; `lead` and `saving` are the medians of what was compared in each round.
+    All servers run and get a burst each in turn, so that bursts that are compared are seconds apart.
+    `lead` and `saving` are the medians of the comparisons of each round.
     """
     runs: dict[str, list[Result]] = {}
     with ExitStack() as stack:

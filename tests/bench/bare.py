@@ -1,5 +1,7 @@
-"""The floor: a bare ASGI callable and a bare Starlette route on uvicorn, without any of the job; and
-the loop alone, which writes the same bytes whatever comes: what the kernel and the loop cost.
+"""The floor: servers that answer with fixed bytes and do no part of the job.
+
+An ASGI callable and a Starlette route on uvicorn show the cost of the framework. The loop alone,
+which writes the same bytes for any input, shows the cost of the kernel and the loop.
 """
 
 import asyncio
@@ -31,7 +33,7 @@ starlette = Starlette(routes=[Route("/api/v1/sessions/{session}", route)])
 
 
 class Loop(asyncio.Protocol):
-    """Writes as many bytes as a hit has."""
+    """Writes as many bytes as a hit."""
 
     _answer = b"HTTP/1.1 200 OK\r\nx: %b\r\ncontent-length: %d\r\n\r\n%b" % (
         b"x" * 800,

@@ -1,4 +1,4 @@
-"""What `make bench` shows: a Markdown table, and a drawing of it."""
+"""Formats the results of `make bench` as Markdown tables and as a chart."""
 
 from html import escape
 from typing import Any
@@ -8,7 +8,7 @@ import load
 
 COLOURS = {
     "bff": "#2563eb",
-    "bff, lane off": "#93b4f5",
+    "bff, no fast path": "#93b4f5",
     "bff, Valkey": "#60a5fa",
     "bff, Valkey, 2 workers": "#60a5fa",
 }
@@ -52,7 +52,7 @@ def told(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """What the README shows of it."""
+    """Return the table of the README."""
     shown = ("hits", "preflights", "10,000 sessions x 1,000")
     names = sorted(
         results["table"]["hits"], key=lambda name: -results["table"]["hits"][name]["rate"]
@@ -71,7 +71,7 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def svg(results: dict[str, Any]) -> str:
-    """Bars of requests a second, a group for each workload."""
+    """Draw bars of requests a second, a group for each workload."""
     shown: list[str] = []
     y = 34
     for workload, rows in results["table"].items():

@@ -1,9 +1,9 @@
-"""What an answer costs inside the process, without sockets and the kernel: microseconds.
+"""Measures microseconds for each kind of answer inside the process, without sockets.
 
     python tests/bench/inside.py
 
-Connections are fed as the loop feeds them, each request in bytes of its own, in turns, so that a
-busy moment hurts all of them; the least of many rounds counts.
+The program feeds connections as the loop does, with each request in a separate bytes object. The
+kinds take turns, so that a busy moment hurts all of them. The least of many rounds counts.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from bff.tokens.mint import mint
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 REQUESTS = 500
-"""In a round."""
+"""Requests in a round."""
 CONNECTIONS = 32
 SESSIONS, CALLERS = 5_000, 500
 
@@ -44,11 +44,11 @@ class _Transport(asyncio.Transport):
         return False
 
     def abort(self) -> None:
-        """Late, it would be in a run this long: nobody waits for what is left out."""
+        """Do nothing: in a run this long a timeout may call it."""
 
 
 class _Run:
-    """One service, its connections, and requests of one kind; at times others between them."""
+    """One service, its connections and requests of one kind, with other requests between them."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Run:
         self.round()
 
     def round(self) -> float:
-        """Microseconds a request."""
+        """Measure a round; returns microseconds for each request."""
         take = self.requests
         data = [bytes(bytearray(take[(self.asked + n) % len(take)])) for n in range(REQUESTS)]
         self.asked += REQUESTS
@@ -112,7 +112,7 @@ class _Run:
 
 
 class _Decide(_Run):
-    """The decision alone."""
+    """Measures `Gateway.decide` alone."""
 
     def round(self) -> float:
         lines = (line.partition(b": ") for line in self.requests[0].split(b"\r\n")[1:] if line)
@@ -178,7 +178,7 @@ def _runs(nowhere: TextIO) -> dict[str, _Run]:
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """By what was answered: the least of the microseconds it took."""
+    """Return the least microseconds for each kind of answer."""
 
     async def all_of_them(nowhere: TextIO) -> dict[str, float]:
         runs, took = _runs(nowhere), dict[str, float]()
@@ -201,7 +201,7 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def table(took: dict[str, float]) -> list[str]:
-    """The same for people, in Markdown."""
+    """Format the result as a Markdown table."""
     hit = next(iter(took.values()))
     return [
         "| in one process, without sockets | µs | to the first |",

@@ -1,9 +1,9 @@
-"""What a load costs, beside what the HTTP client costs alone: CPU microseconds, in one process.
+"""Measures CPU microseconds of a load, and of the HTTP client alone, in one process.
 
     python tests/bench/load.py
 
-A fast upstream on the other core, one warm connection, one load at a time. In turns, so that a busy
-moment hurts both; the least of many rounds counts, and the median is told too.
+A fast upstream has the other core, with one warm connection and one load at a time. The two take
+turns, so that a busy moment hurts both. The least of many rounds counts; the median is shown too.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from bff.tokens.mint import mint
 ORIGIN = Path(__file__).with_name("origin.py")
 KEY = "benchmark-signing-key-0123456789abcdef"
 LOADS = 100
-"""In a round."""
+"""Loads in a round."""
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """By what was done: the least and the median of the microseconds it took."""
+    """Return the least and the median of the microseconds of each."""
     port = _free_port()
     origin = subprocess.Popen(["taskset", "-c", "1", sys.executable, str(ORIGIN), str(port)])
     os.sched_setaffinity(0, {0})
@@ -123,7 +123,7 @@ def _listens(port: int) -> None:
 
 
 def table(cold: dict[str, dict[str, float]]) -> list[str]:
-    """The same for people, in Markdown."""
+    """Format the result as a Markdown table."""
     call = cold["bare client call"]
     return [
         "| CPU of one process | least µs | median µs | of the call (least) | of the call (median) |",

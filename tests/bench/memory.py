@@ -1,6 +1,7 @@
-"""What the gateway's memory is made of: bytes per copy, per verified token, per idle connection.
+"""Measures the gateway's memory: bytes per copy, per verified token, per idle connection.
 
-Resident memory of one process that holds them, before and after; then a million requests.
+The program compares the resident memory of one process before and after, then sends a million
+requests.
 """
 
 import argparse

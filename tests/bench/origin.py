@@ -1,8 +1,8 @@
-"""A fast upstream for benchmarks: every session exists, and any document costs next to nothing.
+"""A fast upstream for benchmarks: every session exists, and a document costs almost no time.
 
     python origin.py PORT [--projected] [--delay SECONDS]
 
-``--projected`` answers what browsers may see, for peers that cannot remove the rest.
+``--projected`` answers only the fields that browsers may see, for peers that cannot project.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _HIDDEN = {
 
 
 class Connection(asyncio.Protocol):
-    """Answers each whole GET in turn."""
+    """Answers each complete GET in order."""
 
     def __init__(self, document: dict[str, object], delay: float) -> None:
         self._before, self._after = json.dumps(document).encode().split(b"@")
@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         *heads, self._data = (self._data + data).split(b"\r\n\r\n")
         for head in heads:
             found = _PATH.match(head)
-            # The friendly id differs too: two sessions under one would be one.
+            # The friendly id differs as well, or two sessions would count as one.
             id_ = found[1] if found else b"none"
             body = self._before.replace(b"0001bench", id_) + id_ + self._after
             answer = (

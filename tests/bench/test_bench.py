@@ -1,4 +1,4 @@
-"""The benchmark runs, and counts what it says. How long anything takes decides nothing."""
+"""The benchmark runs, and its figures are complete. No test depends on a timing."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ BENCH = Path(__file__).parent
 
 
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed: apt-get install wrk")
-def test_a_short_benchmark() -> None:
+def test_benchmark_runs_briefly() -> None:
     done = subprocess.run(
         [
             *(sys.executable, str(BENCH), "--seconds", "1", "--rounds", "1", "--workload", "hits"),
@@ -30,21 +30,21 @@ def test_a_short_benchmark() -> None:
         assert f"| hits | {name} |" in done.stdout
 
 
-def test_a_load_is_measured_beside_the_bare_call() -> None:
+def test_load_is_measured_beside_the_bare_call() -> None:
     took = load.measure(rounds=1)
     assert set(took) == {"bare client call", "load"}
     assert all(times["least"] > 0 for times in took.values())
     assert "| load |" in "\n".join(load.table(took))
 
 
-def test_what_answers_cost_inside_is_told_kind_by_kind() -> None:
+def test_each_kind_of_answer_is_measured() -> None:
     took = inside.measure(rounds=1)
     assert len(took) > 8, "each run asserts the status that it measures"
     assert all(one > 0 for one in took.values())
     assert "| a 304 |" in "\n".join(inside.table(took))
 
 
-def test_memory_is_counted_and_a_flood_of_hits_keeps_none_of_it() -> None:
+def test_memory_does_not_grow_under_a_flood_of_hits() -> None:
     numbers = ["--copies", "500", "--tokens", "200", "--connections", "50"]
     done = subprocess.run(
         [sys.executable, str(BENCH / "memory.py"), *numbers, "--requests", "100000"],

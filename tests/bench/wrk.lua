@@ -1,7 +1,7 @@
 -- One request a line of the file named first: method, path, then headers as name, value …, by tabs.
--- Second argument: "cycle" | "unique" | "half" (every second one of a path nobody asked for yet);
--- third: milliseconds between two requests of one connection; then a seed, and the line to begin at.
--- What is not needed is not defined: wrk then sends one request without asking Lua, and sets no timers.
+-- Second argument: "cycle" | "unique" | "half" (every second request has a new path);
+-- third: milliseconds between two requests of one connection; then a seed, and the first line to send.
+-- Functions are defined only where needed: without them wrk sends one request without Lua or timers.
 local requests, lines, n, i, mode, pause = {}, {}, 0, 0, "cycle", 0
 
 local function next_request()

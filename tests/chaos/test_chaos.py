@@ -1,8 +1,8 @@
-"""Bad weather upstream, byte by byte: what the browser is told, what is kept, spent, and recovers.
+"""Upstream misbehaves, byte by byte.
 
-Each kind is a row of `WEATHER`: what upstream does, and which answers a browser may get for a
-session of which there is no copy. For every one of them: a usable copy is served meanwhile, nothing
-bad is kept, one request costs one call, and the first request in fair weather is a 200.
+Each row of `WEATHER` is one misbehaviour, and the codes that a browser may then get for a session
+without a copy. In every case the gateway serves usable copies, keeps nothing bad, makes one call
+for one request, and answers 200 to the first request after upstream recovers.
 """
 
 import gzip
@@ -40,7 +40,7 @@ def _good(id_: str) -> bytes:
 
 
 def _sends(change: Callable[[bytes], bytes], *, then: Behaviour | None = None) -> Behaviour:
-    """The good answer, changed; then the connection ends, or what *then* does."""
+    """Send the good answer, changed; then close the connection, or run *then*."""
 
     def behave(connection: socket.socket, head: bytes) -> None:
         connection.sendall(change(_good(asked(head))))
@@ -77,7 +77,7 @@ _OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 _BOMB = gzip.compress(b" " * 50_000_000)
 
 WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
-    "closes without a word": (_sends(lambda _: b""), {INVALID, LOST}),
+    "closes without an answer": (_sends(lambda _: b""), {INVALID, LOST}),
     "resets": (lambda connection, _: reset(connection), {LOST, INVALID}),
     "never answers": (hang, {LATE}),
     "a status line and silence": (_sends(lambda _: b"HTTP/1.1 200 OK\r\n", then=hang), {LATE}),
@@ -99,7 +99,7 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
         _drips(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000, 0),
         {INVALID, LATE},
     ),
-    "shorter than said": (_sends(lambda good: good[:-7]), {INVALID, LOST}),
+    "shorter than its length": (_sends(lambda good: good[:-7]), {INVALID, LOST}),
     "no length but the end": (
         _sends(lambda good: _OK + b"\r\n" + good.partition(b"\r\n\r\n")[2]),
         {FINE},
@@ -110,8 +110,8 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
     ),
     "two lengths": (_sends(_with("Content-Length: 3")), {INVALID}),
     "length and chunks": (_sends(_with("Transfer-Encoding: chunked")), {INVALID}),
-    "gzip, said": (_sends(_body(gzip.compress, "Content-Encoding: gzip")), {INVALID}),
-    "gzip, not said": (_sends(_body(gzip.compress)), {INVALID}),
+    "gzip, declared": (_sends(_body(gzip.compress, "Content-Encoding: gzip")), {INVALID}),
+    "gzip, not declared": (_sends(_body(gzip.compress)), {INVALID}),
     "a gzip bomb": (_sends(_body(lambda _: _BOMB, "Content-Encoding: gzip")), {INVALID}),
     "brotli": (_sends(_with("Content-Encoding: br")), {INVALID}),
     "a byte order mark": (_sends(_body(lambda body: b"\xef\xbb\xbf" + body)), {INVALID, FINE}),
@@ -131,12 +131,12 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
         _drips(_OK + b"Transfer-Encoding: chunked\r\n\r\nffff\r\n", b" ", 0.05),
         {LATE},
     ),
-    "a chunk that is longer than said": (
+    "a chunk that is longer than its size": (
         _sends(lambda _: _OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{}}\r\n0\r\n\r\n"),
         {INVALID},
     ),
-    "deflate, said": (_sends(_body(zlib.compress, "Content-Encoding: deflate")), {INVALID}),
-    "two answers of which one is a 200": (
+    "deflate, declared": (_sends(_body(zlib.compress, "Content-Encoding: deflate")), {INVALID}),
+    "an error and a 200 behind it": (
         _sends(lambda good: answered(b"{}", "500 Oops") + good),
         {LOST},
     ),
@@ -199,7 +199,7 @@ def _ask(gateway: Gateway, id_: str) -> Said:
 
 
 def _ask_in_fair_weather(gateway: Gateway, id_: str) -> Said:
-    """The first answer; on a busy machine `PATIENCE` may be too short for any."""
+    """Return the first answer that is not a timeout: a busy machine may exceed `PATIENCE`."""
     for _ in range(10):
         said = _ask(gateway, id_)
         if said.status != 504:
@@ -208,7 +208,9 @@ def _ask_in_fair_weather(gateway: Gateway, id_: str) -> Said:
 
 
 @pytest.mark.parametrize("kind", WEATHER)
-def test_bad_weather(stormy: tuple[RawUpstream, Gateway], kind: str) -> None:
+def test_gateway_survives_bad_upstream_answers(
+    stormy: tuple[RawUpstream, Gateway], kind: str
+) -> None:
     up, gateway = stormy
     behave, expected = WEATHER[kind]
     name = kind.replace(" ", "-").replace(",", "").replace("/", "")
@@ -223,7 +225,7 @@ def test_bad_weather(stormy: tuple[RawUpstream, Gateway], kind: str) -> None:
 
     up.behave = behave
     with ThreadPoolExecutor(1) as pool:
-        # Where all is silent for `PATIENCE`, both wait at once; else one on the other's connection.
+        # If upstream stays silent, both requests wait at once; otherwise one after the other.
         waits = pool.submit(_ask, gateway, f"kept-{name}") if expected == {LATE} else None
         began = time.monotonic()
         cold = _ask(gateway, f"cold-{name}")
@@ -248,7 +250,7 @@ def test_bad_weather(stormy: tuple[RawUpstream, Gateway], kind: str) -> None:
 
     up.behave = fair
     recovered = [_ask_in_fair_weather(gateway, id_) for id_ in (f"cold-{name}", f"fair-{name}")]
-    # What an answer left behind on its connection may cost one more request, never show in one.
+    # Bytes left on a connection may fail one more request, but must not appear in an answer.
     if kind == "two answers at once" and 502 in [said.status for said in recovered]:
         recovered = [_ask_in_fair_weather(gateway, id_) for id_ in (f"cold-{name}", f"fair-{name}")]
     assert [said.status for said in recovered] == [200, 200]
@@ -256,7 +258,7 @@ def test_bad_weather(stormy: tuple[RawUpstream, Gateway], kind: str) -> None:
     assert names == [f"cold-{name}", f"fair-{name}"]
 
 
-def test_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gateway]) -> None:
+def test_gateway_survives_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gateway]) -> None:
     up, gateway = stormy
     length = len(_good("cold-0000"))
     files = descriptors(gateway.process.pid)
@@ -277,14 +279,14 @@ def test_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gateway]) -> None:
     assert metric(gateway, "bff_loads_in_flight") == 0
 
 
-def test_refused_and_back(lane_settings: dict[str, str]) -> None:
+def test_first_request_succeeds_after_upstream_returns(lane_settings: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with Gateway(port, **WIDE_OPEN, **lane_settings) as gateway:
         for _ in range(3):
             assert json.loads(_ask(gateway, "cold").body)["code"] == LOST
         with RawUpstream(lambda c, head: c.sendall(_good(asked(head))), port) as up:
-            assert _ask(gateway, "cold").status == 200, "with the first request"
+            assert _ask(gateway, "cold").status == 200, "the first request succeeds"
             assert len(up.seen) == 1
 
 
@@ -304,8 +306,10 @@ _RESETS = {
 
 @pytest.mark.parametrize("reset", _RESETS.values(), ids=_RESETS)
 @pytest.mark.parametrize("retry_after", [None, "0", "-1", "99999999", "Fri, 31 Dec 9999 23:59:59"])
-async def test_429_with_an_absurd_reset(world: World, reset: str, retry_after: str | None) -> None:
-    """Told as a 503 with a near end, spent once, kept nowhere, and over within a minute."""
+async def test_429_with_an_absurd_reset_ends_within_a_minute(
+    world: World, reset: str, retry_after: str | None
+) -> None:
+    """Browsers get 503 with a near Retry-After, and loads resume within a minute."""
     kept = await world.get("chat-1")
     world.clock.advance(10)
     lines = {"x_ratelimit_limit": "750", "x_ratelimit_remaining": "0", "x_ratelimit_reset": reset}
@@ -313,13 +317,13 @@ async def test_429_with_an_absurd_reset(world: World, reset: str, retry_after: s
     world.answer(429, {"error": "limited"}, **lines)
     calls = world.calls
 
-    told = [await world.get("chat-2") for _ in range(5)]
+    refused = [await world.get("chat-2") for _ in range(5)]
     meanwhile = await world.get("chat-1")
 
-    assert {(response.status_code, response.json()["code"]) for response in told} == {
+    assert {(response.status_code, response.json()["code"]) for response in refused} == {
         (503, "over_budget")
     }
-    assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in told)
+    assert all(1 <= int(response.headers["retry-after"]) <= 60 for response in refused)
     assert world.calls == calls + 1
     assert (meanwhile.status_code, meanwhile.content) == (200, kept.content)
     world.answer(0)
@@ -332,7 +336,7 @@ def lane_settings(request: pytest.FixtureRequest) -> dict[str, str]:
     return LANES[request.param]
 
 
-def test_flapping_spends_the_budget_and_no_more(lane_settings: dict[str, str]) -> None:
+def test_flapping_upstream_spends_at_most_the_budget(lane_settings: dict[str, str]) -> None:
     turn = iter(range(10**9))
 
     def flap(connection: socket.socket, head: bytes) -> None:
@@ -342,11 +346,11 @@ def test_flapping_spends_the_budget_and_no_more(lane_settings: dict[str, str]) -
 
     changes = WIDE_OPEN | {"BFF_UPSTREAM_BUDGET": "10/second", "BFF_CACHE_TTL": "0"}
     with RawUpstream(flap) as up, Gateway(up.port, **changes, **lane_settings) as gateway:
-        began, number, told = time.monotonic(), 0, set()
+        began, number, statuses = time.monotonic(), 0, set()
         while time.monotonic() - began < 1.2:
             number += 1
-            told.add(_ask(gateway, f"flap-{number}").status)
+            statuses.add(_ask(gateway, f"flap-{number}").status)
         seconds = time.monotonic() - began
-        assert told <= {200, 502, 503}
+        assert statuses <= {200, 502, 503}
         assert number > 30
         assert len(up.seen) <= 10 * (seconds + 1)

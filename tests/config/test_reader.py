@@ -90,7 +90,7 @@ def test_load_reports_all_problems_at_once() -> None:
         ({"TRIGGER_API_URL": "http://api.example.com"}, "unencrypted; use https"),
         ({"BFF_PORT": "9787"}, "BFF_PORT and BFF_OPS_PORT are the same; choose different"),
         ({"BFF_EXPOSE_METADATA": "a..b"}, "BFF_EXPOSE_METADATA: 'a..b' has an empty step"),
-        ({"BFF_EXPOSE_FIELDS": "id,type"}, "the SDK fails without"),
+        ({"BFF_EXPOSE_FIELDS": "id,type"}, "the SDK needs them"),
         ({"BFF_NOPE": "1"}, "BFF_NOPE is not a setting"),
         ({"BFF_FAST_LANE": "off"}, "BFF_FAST_LANE is renamed to BFF_FAST_PATH (true or false)"),
         ({"BFF_FAST_PATH": "off"}, "BFF_FAST_PATH is not true or false"),

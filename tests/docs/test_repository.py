@@ -31,13 +31,13 @@ def files() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-def test_every_setting_error_and_metric_says_what_it_means() -> None:
+def test_every_setting_error_and_metric_has_a_description() -> None:
     assert all(row.meaning for row in SETTINGS.values())
     assert all(row.help.endswith(".") for row in METRICS.values())
     assert all(kind.text.isascii() and '"' not in kind.text for kind in REFUSALS.values())
 
 
-def test_before_and_after_in_the_readme_are_a_real_document_and_its_projection() -> None:
+def test_readme_shows_a_real_document_and_its_projection() -> None:
     row = next(line for line in README.read_text().splitlines() if line.startswith("| <pre>"))
     before, after = re.findall(r"<pre>(.*?)</pre>", row)
     document = session(1, "chat-1")
@@ -54,20 +54,20 @@ def test_before_and_after_in_the_readme_are_a_real_document_and_its_projection()
         assert shown.get(first, None) != document[first]
 
 
-def test_the_configuration_that_is_shown_is_accepted(tmp_path: Path) -> None:
+def test_documented_configuration_is_accepted(tmp_path: Path) -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", SETTINGS_PAGE.read_text(), re.DOTALL)
     for name in ("preview-key", "preview-signing-keys"):
         (tmp_path / name).write_text("tr_preview_" + "k" * 24)
     config = tmp_path / "bff.toml"
     config.write_text(text.replace("/run/secrets", str(tmp_path)))
 
-    told = reader.load({"BFF_CONFIG": str(config)})
+    settings = reader.load({"BFF_CONFIG": str(config)})
 
-    assert [environment.name for environment in told.environments] == ["preview"]
-    assert told.policies["chat.support"].metadata == ("plan", "steps.*.title")
+    assert [environment.name for environment in settings.environments] == ["preview"]
+    assert settings.policies["chat.support"].metadata == ("plan", "steps.*.title")
 
 
-def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> None:
+def test_readme_commands_work(tmp_path: Path, gateway: Gateway) -> None:
     text = README.read_text()
     commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     assert commands[0].split() == ["make", "demo", "make", "test"]
@@ -76,10 +76,10 @@ def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> No
     assert re.search(r"^test:", makefile, re.MULTILINE)
     run = commands[1].replace("bff serve &", "bff token --session chat-1")
 
-    def pasted(lines: str, **told: str) -> str:
+    def pasted(lines: str, **environment: str) -> str:
         return subprocess.run(
             ["bash", "-ec", lines.replace("bff ", f"{sys.executable} -m bff ")],
-            env={"PATH": os.environ["PATH"]} | told,
+            env={"PATH": os.environ["PATH"]} | environment,
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -89,27 +89,38 @@ def test_the_commands_in_the_readme_work(tmp_path: Path, gateway: Gateway) -> No
     minted = pasted(run)
     assert "The settings can be used." in minted
     assert minted.splitlines()[-1].count(".") == 2
-    asked = commands[2].replace("http://127.0.0.1:8787", gateway.url)
-    assert pasted(asked, **environ()).startswith("HTTP/1.1 200")
+    curl = commands[2].replace("http://127.0.0.1:8787", gateway.url)
+    assert pasted(curl, **environ()).startswith("HTTP/1.1 200")
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_changelog_has_this_version() -> None:
     assert f"\n## {bff.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_module_is_in_the_design_note() -> None:
-    note = DESIGN.read_text()
-    modules = {p.name for p in (ROOT / "bff").rglob("*.py") if "demo" not in p.parts}
-    modules -= {"__init__.py", "__main__.py"}
+def test_design_tree_lists_every_module() -> None:
+    (tree,) = re.findall(r"```\nbff/\n(.*?)```", DESIGN.read_text(), re.DOTALL)
+    shown = {
+        (folder if folder.endswith("/") else "", module)
+        for folder, modules in re.findall(
+            r"^  (\w+/|at the top) .*?  (\w+(?: · \w+)*)$", tree, re.MULTILINE
+        )
+        for module in modules.split(" · ")
+    }
+    files = [path.relative_to(ROOT / "bff") for path in (ROOT / "bff").rglob("*.py")]
+    modules = {(f"{path.parent}/".removeprefix("./"), path.stem) for path in files}
 
-    assert [name for name in sorted(modules) if name not in note] == []
+    assert shown == {pair for pair in modules if not pair[1].startswith("__")}
 
 
-def test_avoided_words_are_avoided() -> None:
-    for path in (p for p in (ROOT / "bff").rglob("*.py") if "demo" not in p.parts):
-        text = path.read_text()
-        for word in ("backend's", "sanitize", "the user", "payload of the session", "cache entry"):
-            assert word not in text, (path, word)
+def test_every_file_that_a_page_names_exists() -> None:
+    for page in (
+        README,
+        ROOT / "SECURITY.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").glob("*.md"),
+    ):
+        for name in re.findall(r"`((?:bff|tests|deploy|docs)/[\w./-]+)", page.read_text()):
+            assert (ROOT / name).exists(), (page.name, name)
 
 
 def test_no_file_names_a_registry_or_a_machine() -> None:
@@ -131,7 +142,7 @@ def test_no_file_names_a_registry_or_a_machine() -> None:
             assert hidden not in text, (name, hidden)
 
 
-def test_everything_is_pinned_with_hashes() -> None:
+def test_every_dependency_is_pinned_with_a_hash() -> None:
     for name in ("run", "tracing", "dev", "audit", "bench", "fuzz"):
         pins = (ROOT / "requirements" / f"{name}.txt").read_text()
         for pin in re.split(r"\n(?=\S)", pins.strip()):
@@ -148,7 +159,7 @@ def test_everything_is_pinned_with_hashes() -> None:
         assert f"\n{re.split('[><=]', needed)[0].lower()}==" in "\n" + pinned
 
 
-def test_every_link_in_the_documents_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     for page in (README, ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
         for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
             target = page.parent / path if path else page

@@ -1,9 +1,9 @@
-"""Takes out each protection in turn, in a copy of the code, and sees its test fail.
+"""Removes each protection in turn, in a copy of the code, and expects its test to fail.
 
     python tests/faults [INCIDENT]...
 
-Prints a line for each fault as soon as it is known; ends with 1 if a test passed though its
-protection was gone, and tells which. As many at a time as there are cores; `JOBS` says otherwise.
+Prints a line for each fault when its test has ended. Exits with 1 if a test passed without its
+protection, and lists those tests. `JOBS` sets how many run at a time; the default is one a core.
 """
 
 import os
@@ -28,10 +28,10 @@ def main(incidents: list[str]) -> int:
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(_try, fault): fault for fault in chosen}
         for number, done in enumerate(as_completed(running), start=1):
-            fault, verdict = running[done], done.result()
-            line = f"{fault.incident:3} {verdict:32} {fault.file}: {fault.test.rpartition('/')[2]}"
+            fault, outcome = running[done], done.result()
+            line = f"{fault.incident:3} {outcome:32} {fault.file}: {fault.test.rpartition('/')[2]}"
             print(f"{number:3}/{len(chosen)} {line}", flush=True)
-            if not verdict.startswith("caught"):
+            if not outcome.startswith("caught"):
                 missed.append(line)
     seconds = time.monotonic() - began
     print(f"{len(chosen) - len(missed)} of {len(chosen)} faults were caught in {seconds:.0f} s.")

@@ -1,7 +1,4 @@
-"""For each incident, what happens when its protection is taken out.
-
-A row is a fault of one line in a copy of the code, and the test that must fail with it.
-"""
+"""For each incident, a fault that removes its protection, and the test that must then fail."""
 
 from dataclasses import dataclass
 
@@ -9,10 +6,10 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Fault:
     incident: int
-    """0 for a threat of SECURITY.md that is none of them."""
+    """The number; 0 for a threat that only SECURITY.md lists."""
     file: str
     old: str
-    """Stands in the file once."""
+    """Occurs in the file once."""
     new: str
     test: str
 
@@ -33,7 +30,7 @@ _HOSTILE = "tests/tokens/test_hostile_tokens.py"
 _UPKEEP = "tests/ops/test_key_refresh.py"
 _COOKIE = "tests/gateway/test_admission.py"
 _REVOCATIONS = "tests/tokens/test_revocations.py"
-_ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_who_may_read_a_session_gets_it"
+_ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_entitled_callers_get_a_session"
 _STORE = "tests/incidents/test_incident_store.py"
 _VERIFIED = """\
 if not _signs(key, signed, signature):
@@ -46,7 +43,7 @@ FAULTS = [
         1,
         "bff/tokens/verify.py",
         _VERIFIED,
-        # (Zeros do not change an HMAC key, but satisfy PyJWT's rule of its length.)
+        # Zeros do not change an HMAC key, and satisfy PyJWT's minimum length.
         "try: claims = json.loads(jwt.PyJWS().decode(token, key.ljust(64, '\\0'), "
         "algorithms=[jwt.get_unverified_header(token)['alg']]))",
         f"{_TOKENS}::test_01_the_algorithm_is_not_taken_from_the_token",
@@ -156,7 +153,7 @@ FAULTS = [
         "        self._admission.authorize(request, caller, entry)\n        request.guess = NAMED\n",
         "        request.guess = NAMED\n",
         "tests/incidents/test_incident_13.py::"
-        "test_13_nothing_is_told_of_a_copy_that_is_not_the_callers",
+        "test_13_a_refusal_reveals_nothing_about_another_callers_copy",
     ),
     Fault(
         13,
@@ -184,7 +181,7 @@ FAULTS = [
         "bff/copies/cache.py",
         "if id_ not in (entry.id, entry.external_id) or entry.environment != environment:",
         "if False:",
-        f"{_COPIES}::test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted",
+        f"{_COPIES}::test_15_a_copy_under_a_foreign_key_is_dropped_and_counted",
     ),
     Fault(
         15,
@@ -205,7 +202,7 @@ FAULTS = [
         "bff/gateway/answers.py",
         "        self._admission.authorize(request, caller, copy)\n        request.guess.refund()\n",
         "        request.guess.refund()\n",
-        f"{_COPIES}::test_16_who_waits_along_is_decided_on_individually",
+        f"{_COPIES}::test_16_each_waiter_of_a_load_is_decided_on_individually",
     ),
     Fault(
         17,
@@ -219,21 +216,21 @@ FAULTS = [
         "bff/sessions/document.py",
         'or requested_id not in (document["id"], document["externalId"])',
         "",
-        f"{_COPIES}::test_18_a_bad_success_is_never_kept_nor_passed_on",
+        f"{_COPIES}::test_18_a_bad_success_is_neither_kept_nor_passed_on",
     ),
     Fault(
         18,
         "bff/upstream/client.py",
         "if len(body) > MAX_BODY_BYTES:",
         "if False:",
-        f"{_COPIES}::test_18_a_bad_success_is_never_kept_nor_passed_on",
+        f"{_COPIES}::test_18_a_bad_success_is_neither_kept_nor_passed_on",
     ),
     Fault(
         19,
         "bff/response.py",
         "rate, len(body)),",
         "rate, len(body) + (age > 2)),",
-        f"{_COPIES}::test_19_stale_bytes_are_the_fresh_ones",
+        f"{_COPIES}::test_19_stale_bytes_equal_the_fresh_ones",
     ),
     Fault(
         20,
@@ -282,28 +279,28 @@ FAULTS = [
         "bff/gateway/answers.py",
         "                route=request.route.label,\n",
         "                route=request.head.path.decode('latin-1'),\n",
-        f"{_UPSTREAM}::test_26_no_secret_in_any_output",
+        f"{_UPSTREAM}::test_26_no_output_holds_a_secret",
     ),
     Fault(
         26,
         "bff/config/values.py",
         'return "Secret(…)"',
         "return self._text",
-        f"{_UPSTREAM}::test_26_check_and_repr_name_no_secret",
+        f"{_UPSTREAM}::test_26_check_and_repr_show_no_secret",
     ),
     Fault(
         27,
         "bff/upstream/client.py",
         "httpx2.create_ssl_context(trust_env=False)",
         "httpx2.create_ssl_context(verify=False, trust_env=False)",
-        f"{_UPSTREAM}::test_27_an_unverified_certificate_is_not_talked_to",
+        f"{_UPSTREAM}::test_27_an_unverified_certificate_gets_no_request",
     ),
     Fault(
         27,
         "bff/config/reader.py",
         'if parts.scheme == "http" and not allowed and',
         "if False and",
-        f"{_UPSTREAM}::test_27_plain_http_goes_to_loopback_only_or_when_named",
+        f"{_UPSTREAM}::test_27_plain_http_is_for_loopback_unless_allowed",
     ),
     Fault(
         28,
@@ -382,7 +379,7 @@ FAULTS = [
         "bff/app.py",
         "task.add_done_callback(self._tasks.discard)",
         "pass",
-        f"{_COPIES}::test_30_ten_thousand_flaps_leave_nothing_behind",
+        f"{_COPIES}::test_30_ten_thousand_upstream_failures_leave_nothing_behind",
     ),
     Fault(
         30,
@@ -536,14 +533,14 @@ FAULTS = [
         "bff/limits/budget.py",
         "if self._allowance < 1 and now < self._allowance_ends:",
         "if False:",
-        f"{_COPIES}::test_34_a_429_upstream_is_waited_out",
+        f"{_COPIES}::test_34_no_load_starts_before_the_reset_of_a_429",
     ),
     Fault(
         34,
         "bff/limits/budget.py",
         "now + min(max(reset, 0.0), MAX_RESET)",
         "now + max(reset, 0.0)",
-        f"{_COPIES}::test_34_an_absurd_reset_stops_nothing_for_long",
+        f"{_COPIES}::test_34_an_absurd_reset_stops_loads_for_a_minute_at_most",
     ),
     Fault(
         35,
@@ -557,21 +554,21 @@ FAULTS = [
         "bff/upstream/api.py",
         "                    await again()\n",
         "",
-        f"{_UPSTREAM}::test_35_the_call_with_the_next_key_is_spent_from_the_budget_too",
+        f"{_UPSTREAM}::test_35_the_call_with_the_next_key_is_spent_from_the_budget",
     ),
     Fault(
         35,
         "bff/upstream/api.py",
         "    if status in (_REJECTED, HTTPStatus.FORBIDDEN):\n        raise CredentialsRejected",
         "    if status in (_REJECTED, HTTPStatus.FORBIDDEN):\n        raise TokenRejected",
-        f"{_UPSTREAM}::test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers",
+        f"{_UPSTREAM}::test_35_browsers_get_502_when_all_keys_are_rejected",
     ),
     Fault(
         36,
         "bff/gateway/aliases.py",
         "if self._window.exhausted:",
         "if False:",
-        f"{_COPIES}::test_36_a_valid_token_probes_no_more_than_bad_ones_do",
+        f"{_COPIES}::test_36_a_valid_token_causes_no_more_lookups_than_bad_tokens",
     ),
     Fault(
         0,

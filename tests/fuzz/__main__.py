@@ -1,9 +1,9 @@
-"""Lets a fuzzer that is guided by coverage choose the bytes, for SECONDS a target.
+"""Runs each target for SECONDS with bytes that a coverage-guided fuzzer chooses.
 
     python tests/fuzz [SECONDS [TARGET]...]
 
-Prints what the fuzzer does, a line from time to time; ends with 1 at the first input with which
-something does not hold, and keeps it below `build/fuzz/`.
+Prints the fuzzer's progress. Exits with 1 at the first input that breaks a promise, and saves that
+input below `build/fuzz/`.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""What is done with bytes that anyone may send, and what must hold whatever they are.
+"""Targets for fuzzing: each takes bytes that anyone may send, and raises if a promise breaks.
 
-Each target takes bytes and raises if something does not hold. `make fuzz` lets a coverage-guided
-fuzzer choose them; in the suite hypothesis does, for a moment.
+`make fuzz` lets a coverage-guided fuzzer choose the bytes. In the suite hypothesis chooses them,
+for a short time.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from bff.tokens.revocations import Revocation
 
 
 def segment(data: bytes) -> None:
-    """An id survives the way upstream as one segment, or there is none."""
+    """A segment is refused, or its id reaches upstream as one segment."""
     try:
         id_ = ids.parse_id(data)
     except Refused as refused:
@@ -45,7 +45,7 @@ def segment(data: bytes) -> None:
 
 
 def scopes(data: bytes) -> None:
-    """Scopes grant what upstream grants for them."""
+    """Scopes grant the same as upstream grants for them."""
     texts = data.decode("latin-1").split("\n")
     document = {"id": "session_1", "externalId": texts.pop() or None}
     granted = ids.grant(texts)
@@ -53,7 +53,7 @@ def scopes(data: bytes) -> None:
 
 
 def document(data: bytes) -> None:
-    """Nothing that is not named leaves, and the SDK can read what does."""
+    """Only named fields are shown, and the SDK can read them."""
     rules, _, body = data.partition(b"\n")
     paths = tuple(p for p in rules.decode("latin-1").split(",") if re.fullmatch(r"[\w.*-]+", p))
     paths = tuple(path for path in paths if all(path.split(".")))
@@ -70,9 +70,9 @@ def document(data: bytes) -> None:
     assert set(shown) <= {*DEFAULT_FIELDS, "metadata", "tags"}
     assert all(tag.startswith("public:") for tag in shown["tags"])
     assert shown["metadata"] is None or isinstance(shown["metadata"], dict)
-    theirs = set(_leaves(read["metadata"]))
+    leaves = set(_leaves(read["metadata"]))
     for path, value in _leaves(shown["metadata"] or {}):
-        assert (path, value) in theirs
+        assert (path, value) in leaves
         steps = [rule.split(".") for rule in paths]
         assert any(
             len(rule) <= len(path)
@@ -96,11 +96,11 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield path, json.dumps(value)
 
 
-_SPACE = codec.Namespace("place", "rules", b"a key that no input can know")
+_SPACE = codec.Namespace("origin", "policy", b"a key that no input can know")
 
 
 def stored(data: bytes) -> None:
-    """A value of the store is read as what it is, or not at all; sealed by whomever."""
+    """A value of the store decodes to what its digest and seal cover, or not at all."""
     about, _, body = data.partition(b"\n")
     head, text = codec._FORMAT + b" 1", about + b"\n" + body
     for value in (data, b"%b %b\n%b" % (head, codec._digest(head + b"\n" + text), text)):
@@ -116,28 +116,28 @@ def stored(data: bytes) -> None:
 
 
 def revocation(data: bytes) -> None:
-    """What a replica told is a revocation, or a ValueError."""
+    """A message of a replica is a revocation or a ValueError."""
     try:
-        told = Revocation.decode(data.decode("utf-8", "replace"))
+        read = Revocation.decode(data.decode("utf-8", "replace"))
     except ValueError:
         return
-    assert told.before >= told.before, "a number"
-    assert told.until >= told.until, "a number"
-    assert Revocation.decode(told.encode()) == told
+    assert read.before >= read.before, "a number"
+    assert read.until >= read.until, "a number"
+    assert Revocation.decode(read.encode()) == read
 
 
 def forwarded(data: bytes) -> None:
-    """The address is the peer's, or one that a trusted proxy told."""
+    """The address is the peer's, or one that a trusted proxy sent."""
     trusted = [IPv4Network("10.0.0.0/8")]
     values = data.split(b"\n")
     assert client_address.browser_address("192.0.2.1", values, trusted) == "192.0.2.1"
-    told = client_address.browser_address("10.0.0.1", values, trusted)
-    ip_address(told)
+    address = client_address.browser_address("10.0.0.1", values, trusted)
+    ip_address(address)
     client_address.address_key(data.decode("latin-1"))
 
 
 class _Transport(asyncio.Transport):
-    """Takes what is written, and whether the connection was ended."""
+    """Records what is written, and whether the connection was closed."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 1), "sockname": ("127.0.0.1", 80)})
@@ -145,7 +145,7 @@ class _Transport(asyncio.Transport):
         self.closed = False
 
     def write(self, data: Any) -> None:
-        assert not self.closed, "nothing is written behind the end"
+        assert not self.closed, "nothing is written after the close"
         self.written += data
 
     def write_eof(self) -> None:
@@ -169,7 +169,7 @@ class _Transport(asyncio.Transport):
 
 
 class Wire:
-    """Bytes on a connection are answered alike in both lanes, and never with a failure."""
+    """The fast path and ASGI answer the same bytes alike, and never with a failure."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -182,11 +182,13 @@ class Wire:
 
     def __call__(self, data: bytes) -> None:
         """Feed *data*, in which ``$T`` stands for a good token and NUL bytes divide the reads."""
-        parts = [part for part in data.split(b"\0\0") if part]  # no transport brings nothing
+        parts = [
+            part for part in data.split(b"\0\0") if part
+        ]  # a transport never delivers zero bytes
         reads = [part.replace(b"$T", self._token) for part in parts]
-        told = [self._runner.run(self._answers(reads, fast=fast)) for fast in (False, True)]
-        assert told[0] == told[1], told
-        statuses = [int(s) for s in re.findall(rb"(?m)^HTTP/1.1 (\d+)", told[0][0])]
+        answers = [self._runner.run(self._answers(reads, fast=fast)) for fast in (False, True)]
+        assert answers[0] == answers[1], answers
+        statuses = [int(s) for s in re.findall(rb"(?m)^HTTP/1.1 (\d+)", answers[0][0])]
         assert all(status < 500 for status in statuses), statuses
 
     def close(self) -> None:
@@ -195,11 +197,11 @@ class Wire:
 
     async def _answers(self, reads: list[bytes], *, fast: bool) -> tuple[bytes, bool]:
         service = self._world.service
-        told = config(service.browser_app, lifespan=False)
-        told.load()
+        settings = config(service.browser_app, lifespan=False)
+        settings.load()
         kind: Any = service.protocol if fast else service.bounded_protocol
         assert fast is (kind is not service.bounded_protocol)
-        protocol: BoundedProtocol = kind(config=told, server_state=ServerState(), app_state={})
+        protocol: BoundedProtocol = kind(config=settings, server_state=ServerState(), app_state={})
         transport = _Transport()
         protocol.connection_made(transport)
         for read in reads:
@@ -210,13 +212,13 @@ class Wire:
                 if not protocol.tasks:
                     break
         protocol.connection_lost(None)
-        # What differs between any two answers.
+        # These headers differ between any two answers.
         same = re.sub(rb"(x-request-id|date|age|server-timing): [^\r]*\r\n", b"", transport.written)
         return same, transport.closed
 
 
 class Decision:
-    """No head is an exception, a failure, or an answer that a header could be put into."""
+    """No head causes an exception or a 5xx, and no answer lets a header in."""
 
     def __init__(self) -> None:
         self._clock = Clock()
@@ -229,12 +231,12 @@ class Decision:
         self._runner.close()
 
     def __call__(self, data: bytes) -> None:
-        """Lines: method, path, query, then names and values of headers in turn."""
+        """Decide on lines: method, path, query, then names and values of headers in turn."""
         method, path, query, *lines = [*data.split(b"\n"), b"", b""][: max(3, data.count(b"\n"))]
         headers = [(n.lower(), v) for n, v in zip(lines[::2], lines[1::2], strict=False)]
         head = RequestHead.read(method.decode("latin-1"), path, query, headers, "192.0.2.1")
         answer = self._world.service.gateway.decide(head, *self._clock())
-        assert isinstance(answer, Response), "without a good token nothing is loaded"
+        assert isinstance(answer, Response), "without a good token the gateway loads nothing"
         assert answer.status in (200, 204, 400, 401, 404, 405, 410, 429)
         assert not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer.head)
         assert b"\n\n" not in answer.head.replace(b"\r", b"")
@@ -292,4 +294,4 @@ WORDS = [
     *(b"%2e%2e%2f", b"%00", b"?", b"#", b"session_", b"If-None-Match: *", b"Origin: null"),
     *(b'"metadata":', b'"id":"session_1"', b"Infinity", b"1e999", b"[[[[", b"authorization\n"),
 ]
-"""What is put together in the suite; a coverage-guided fuzzer finds words by itself."""
+"""Pieces that the suite combines; a coverage-guided fuzzer needs none."""

@@ -1,4 +1,4 @@
-"""Each fuzz target for a moment; `make fuzz` gives them minutes and a fuzzer guided by coverage."""
+"""Runs each fuzz target briefly; `make fuzz` gives each minutes and a coverage-guided fuzzer."""
 
 import pytest
 from fuzz.targets import SEEDS, TARGETS, WORDS
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_whatever_the_bytes(request: pytest.FixtureRequest, name: str) -> None:
+def test_targets_hold_for_random_bytes(request: pytest.FixtureRequest, name: str) -> None:
     target = TARGETS[name]()
     if hasattr(target, "close"):
         request.addfinalizer(target.close)

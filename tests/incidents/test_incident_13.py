@@ -1,9 +1,9 @@
-"""Incident 13: an answer to the wrong caller; held as a property of everything at once.
+"""Incident 13, an answer to the wrong caller, as a property of the whole gateway.
 
-A machine of random tokens, sessions, orders, times, weather upstream, and replicas with or without
-a store between them; keys, policy and revocations change and sessions are purged on the way. What
-may be answered is worked out by the pretend upstream's own reading of scopes, which shares no code
-with the gateway. In the store's place is one whose time can be moved (`standin`).
+A state machine makes random tokens, requests and upstream failures, at one or more replicas with or
+without a store. Meanwhile keys, policy and revocations change and sessions are purged. The pretend
+upstream decides which answers are right; its reading of scopes shares no code with the gateway. The
+store is a stand-in whose clock the test moves (`standin`).
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from bff.demo.upstream import Answer, Seen, can_read, session
 from bff.response import Response
 
 STORE = -1
-"""Among replicas, what tells those that come back or start."""
+"""The store, among the numbers of replicas that have a revocation."""
 NEXT_SECRET_KEY = "tr_dev_sk_NEXTsentinel00000000001"
 OTHER_KEY = "another-signing-key-0123456789abcdef"
 TTL, STALE_IF_ERROR = 2.0, 20.0
@@ -62,7 +62,7 @@ GOOD = ["read:sessions", "read:sessions:chat-1", f"read:sessions:{HOT[1]}"]
 VISITS = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 5), SOME_ID, st.booleans()), min_size=2, max_size=8
 )
-"""At which replica, by which of the last tokens, for what, and whether a copy is held already."""
+"""For each request: replica, token (counted from the last), id, and whether it is conditional."""
 WEATHER = ["fine", "fine", "500", "401", "429", "HTML", "wrong session", "slow"]
 
 
@@ -77,17 +77,17 @@ class Minted:
 
 
 @dataclass(eq=False)
-class Taken:
-    """A revocation: what of, and which replicas know."""
+class Revoked:
+    """A revocation, and the replicas that have it."""
 
     kind: str
     value: str
     before: float
-    known_to: set[int]
+    replicas: set[int]
 
 
 class Machine(RuleBasedStateMachine):
-    """Callers, clocks, weather and operators."""
+    """Callers, clocks, upstream failures and operators."""
 
     kind = "local"
 
@@ -113,19 +113,19 @@ class Machine(RuleBasedStateMachine):
         self.tokens: list[Minted] = []
         self.keys, self.plan = [OWN_KEY], False
         self.secrets = [SECRET_KEY, NEXT_SECRET_KEY]
-        self.asked: list[float] = []
+        self.calls: list[float] = []
         self.versions: dict[str, list[tuple[float, str]]] = {
             id_: [(self.clock.now, d["currentRunId"])] for id_, d in DOCUMENTS.items()
         }
         self.purged: dict[str, float] = {}
         self.answered: defaultdict[object, list[float]] = defaultdict(list)
         self.loaded: dict[tuple[int, str], float] = {}
-        """When the newest copy that a replica answered with was loaded, at the earliest."""
-        self.taken: list[Taken] = []
+        """By replica and session: the earliest load time of the newest copy in an answer."""
+        self.revoked: list[Revoked] = []
         self.cut: set[int] = set()
-        """Replicas that do not reach the store."""
+        """Replicas that cannot reach the store."""
         self.trouble: list[float] = []
-        """Whenever one was without the store, or the store began anew."""
+        """Times at which a replica lost the store, or the store restarted."""
         for index in range(number):
             self.runner.run(self.start(index))
         for scope in GOOD:
@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
             )
 
     async def override(self, seen: Seen) -> Answer | None:
-        self.asked.append(self.clock.now)
+        self.calls.append(self.clock.now)
         return await self.answer(seen, self.weather)
 
     async def answer(self, seen: Seen, weather: str) -> Answer | None:
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
             case "wrong session":
                 documents = list(self.upstream.environments[0].sessions.values())
                 wrong = [d for d in documents if quote(d["id"]) not in seen.raw_path]
-                return Answer(200, wrong[len(self.asked) % len(wrong)]) if wrong else None
+                return Answer(200, wrong[len(self.calls) % len(wrong)]) if wrong else None
             case "slow":
                 await self.gate.wait()
         return None
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
         self.tokens.append(Minted(text, scopes, issued, issued + ttl, key, forged))
 
     def made(self, payload: dict[str, Any], key: str) -> tuple[str, bool]:
-        """A token, and whether it is a forged one."""
+        """A token, and whether it is forged."""
         return sign(payload, key), False
 
     good = rule(scope=st.sampled_from(GOOD))(lambda self, scope: self.mint([scope], 900))
@@ -194,7 +194,7 @@ class Machine(RuleBasedStateMachine):
     def visit(self, visits: list[tuple[int, int, str, bool]]) -> None:
         self.runner.run(self._visit(visits))
 
-    # Every rule is as likely as any other, and this one is what the others are for.
+    # Hypothesis picks every rule equally often, and the other rules only prepare for this one.
     some = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
     more = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
     even_more = rule(visits=VISITS)(lambda self, visits: self.visit(visits))
@@ -207,8 +207,13 @@ class Machine(RuleBasedStateMachine):
 
     async def _visit(self, visits: list[tuple[int, int, str, bool]]) -> None:
         chosen = [
-            (index % len(self.worlds), self.tokens[-1 - number % len(self.tokens)], id_, known)
-            for index, number, id_, known in visits
+            (
+                index % len(self.worlds),
+                self.tokens[-1 - number % len(self.tokens)],
+                id_,
+                conditional,
+            )
+            for index, number, id_, conditional in visits
         ]
         requests = [
             asyncio.create_task(
@@ -216,10 +221,10 @@ class Machine(RuleBasedStateMachine):
                     self.worlds[index],
                     quote(id_, safe=""),
                     token.text,
-                    if_none_match=b"*" if known else None,
+                    if_none_match=b"*" if conditional else None,
                 )
             )
-            for index, token, id_, known in chosen
+            for index, token, id_, conditional in chosen
         ]
         if self.weather == "slow":
             for _ in range(20):
@@ -236,12 +241,12 @@ class Machine(RuleBasedStateMachine):
         if not self.is_valid(index, token):
             assert response.status in (401, 429)
             return
-        assert response.status != 401, "no trouble upstream is told with a 401"
+        assert response.status != 401, "trouble upstream is never a 401"
         texts = tuple(map(str, token.scopes))
         may_read = can_read(texts, document or {"id": id_, "externalId": id_})
         named = can_read(texts, {"id": id_, "externalId": id_})
-        if document is not None and self.is_taken_from(index, token, document):
-            # While there is no copy, nobody knows that an id which was not taken back is the same.
+        if document is not None and self.is_revoked_for(index, token, document):
+            # Without a copy the gateway cannot know that an alias names the revoked session.
             assert response.status in (403, 429) or response.status >= 500
             return
         if response.status in (200, 304):
@@ -258,13 +263,15 @@ class Machine(RuleBasedStateMachine):
             assert shown["metadata"] == ({"plan": "enterprise"} if self.plan else None)
             self.check_version(document["id"], shown["currentRunId"], age)
         if not may_read:
-            assert response.status in (403, 429), "nothing of what is not named is told"
+            assert response.status in (403, 429), (
+                "a refusal reveals nothing of a session that the token does not name"
+            )
         if response.status == 403:
-            # An alias that could not be looked up is told as what it might be: not this caller's.
+            # An alias that could not be looked up may be another caller's session.
             assert not named
         if response.status >= 500 and self.kind != "upstream":
             loaded = self.usable.get((index, document["id"]), -inf) if document else -inf
-            assert self.clock.now - loaded >= TTL + STALE_IF_ERROR, "a usable copy was there"
+            assert self.clock.now - loaded >= TTL + STALE_IF_ERROR, "a usable copy existed"
 
     def is_valid(self, index: int, token: Minted) -> bool:
         jti = str(self.tokens.index(token))
@@ -272,22 +279,22 @@ class Machine(RuleBasedStateMachine):
             self.clock.wall < token.expires
             and (token.key in self.keys or self.kind != "local")
             and not any(
-                index in taken.known_to
+                index in revoked.replicas
                 and (
-                    (taken.kind == "jti" and taken.value == jti)
-                    or (taken.kind == "all" and token.issued < taken.before)
+                    (revoked.kind == "jti" and revoked.value == jti)
+                    or (revoked.kind == "all" and token.issued < revoked.before)
                 )
-                for taken in self.taken
+                for revoked in self.revoked
             )
         )
 
-    def is_taken_from(self, index: int, token: Minted, document: dict) -> bool:
+    def is_revoked_for(self, index: int, token: Minted, document: dict) -> bool:
         return any(
-            index in taken.known_to
-            and taken.kind == "session"
-            and taken.value in (document["id"], document["externalId"])
-            and token.issued < taken.before
-            for taken in self.taken
+            index in revoked.replicas
+            and revoked.kind == "session"
+            and revoked.value in (document["id"], document["externalId"])
+            and token.issued < revoked.before
+            for revoked in self.revoked
         )
 
     def find(self, id_: str) -> dict | None:
@@ -297,7 +304,7 @@ class Machine(RuleBasedStateMachine):
         return len(DOCUMENTS) / BUDGET
 
     def check_version(self, id_: str, run: str, age: int) -> None:
-        """What is shown was the truth no longer ago than the answer says, and than a purge."""
+        """The run in the answer was current within the answer's age, and after the last purge."""
         versions = self.versions[id_]
         index = [run for _, run in versions].index(run)
         until = versions[index + 1][0] if index + 1 < len(versions) else self.clock.now
@@ -332,7 +339,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.shared)
     @rule(index=st.integers(0, 2), empty=st.booleans())
     def cut_off(self, index: int, empty: bool) -> None:
-        """A replica loses the store; or all do, and it comes back empty."""
+        """One replica loses the store; or all do, and the store loses its data."""
         self.trouble.append(self.clock.now)
         if empty:
             self.shared.empty()
@@ -346,17 +353,17 @@ class Machine(RuleBasedStateMachine):
     def heal(self) -> None:
         self.trouble.append(self.clock.now)
 
-        async def hear() -> None:
+        async def deliver() -> None:
             for store in self.stores():
                 store.link = True
                 store.hear()
 
-        self.runner.run(hear())  # of purges, too
-        self.loaded = {place: at for place, at in self.loaded.items() if place[0] not in self.cut}
+        self.runner.run(deliver())  # purges as well
+        self.loaded = {key: at for key, at in self.loaded.items() if key[0] not in self.cut}
         self.cut.clear()
-        for taken in self.taken:
-            if STORE in taken.known_to:
-                taken.known_to |= self.everybody()
+        for revoked in self.revoked:
+            if STORE in revoked.replicas:
+                revoked.replicas |= self.everybody()
 
     def stores(self) -> list[StandIn]:
         return [world.service.sharing.store for world in self.worlds]
@@ -386,18 +393,18 @@ class Machine(RuleBasedStateMachine):
         self.gate.set()
         self.runner.run(self.start(index))
         self.gate.clear()
-        self.loaded = {place: at for place, at in self.loaded.items() if place[0] != index}
-        if self.shared is None:  # a new process has a new budget, and knows of nothing
-            self.asked.clear()
+        self.loaded = {key: at for key, at in self.loaded.items() if key[0] != index}
+        if self.shared is None:  # a new process has a new budget and no state
+            self.calls.clear()
             self.answered.clear()
-            self.taken.clear()
+            self.revoked.clear()
             return
         self.trouble.append(self.clock.now)
         self.cut.discard(index)
-        for taken in self.taken:  # a process that starts is told what was told, and no more
-            taken.known_to.discard(index)
-            if STORE in taken.known_to:
-                taken.known_to.add(index)
+        for revoked in self.revoked:  # a new process reads the store
+            revoked.replicas.discard(index)
+            if STORE in revoked.replicas:
+                revoked.replicas.add(index)
 
     @rule(plan=st.booleans())
     def change_policy(self, plan: bool) -> None:
@@ -430,7 +437,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 2), id_=st.sampled_from(HOT))
     def purge_what_changed(self, index: int, id_: str) -> None:
-        """With a copy in every replica, and everybody asking again."""
+        """Purge while every replica has a copy, and request it everywhere again."""
         everywhere = [(number, 0, HOT[number % 2], False) for number in range(3)]
         self.mint(GOOD[:1], 900)
         self.visit(everywhere)
@@ -448,7 +455,7 @@ class Machine(RuleBasedStateMachine):
             st.integers(0, 9).map(lambda number: {"jti": number}),
         ),
     )
-    def take_back(self, index: int, what: dict[str, object]) -> None:
+    def revoke(self, index: int, what: dict[str, object]) -> None:
         index %= len(self.worlds)
         ((kind, value),) = what.items()
         if kind == "issued_before":
@@ -458,14 +465,14 @@ class Machine(RuleBasedStateMachine):
             what = {"jti": value}
         response = self.runner.run(self.worlds[index].ops.post("/revocations", json=what))
         assert response.status_code == (503 if index in self.cut else 200)
-        known_to = {index} if index in self.cut else {STORE, *self.everybody() - self.cut}
-        self.taken.append(Taken(kind, str(value), self.clock.wall, known_to))
+        replicas = {index} if index in self.cut else {STORE, *self.everybody() - self.cut}
+        self.revoked.append(Revoked(kind, str(value), self.clock.wall, replicas))
 
-    # -- what is never exceeded
+    # -- bounds
 
     @invariant()
     def the_budget_holds(self) -> None:
-        self.holds(self.asked, BUDGET, 1.0)
+        self.holds(self.calls, BUDGET, 1.0)
 
     @invariant()
     def the_limit_holds(self) -> None:
@@ -473,14 +480,14 @@ class Machine(RuleBasedStateMachine):
             self.holds(times, 2 * RATE, 60.0)
 
     def holds(self, times: list[float], most: int, seconds: float) -> None:
-        """No more than *most* within *seconds*: twice that, around any trouble with the store."""
+        """At most *most* within *seconds*, and twice that around trouble with the store."""
         for number, first in enumerate(times):
             last = first + seconds - 1e-9
             if len(times) > number + most and times[number + most] < last:
                 assert self.shared is not None
                 around = [at for at in self.trouble if first - seconds <= at <= last + seconds]
                 assert around
-                # Who starts or is alone may spend a share of its own, of one at least.
+                # A replica that starts or is alone may spend its share, of one at least.
                 end = number + 2 * most + len(around)
                 assert len(times) <= end or times[end] >= last
 
@@ -497,14 +504,14 @@ Machine.TestCase.settings = settings(
     max_examples=int(os.environ.get("EXAMPLES", "120")),
     stateful_step_count=50,
     deadline=None,
-    phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes; a failure shows its steps
+    phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes; a failure shows its steps
     derandomize=True,
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 
 
-async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
+async def test_13_a_refusal_reveals_nothing_about_another_callers_copy(
     of_kind: World, kind: Kind
 ) -> None:
     world = of_kind
@@ -514,20 +521,20 @@ async def test_13_nothing_is_told_of_a_copy_that_is_not_the_callers(
     world.clock.advance(100)
     world.answer(500, {"error": "down"})
 
-    unknown = await world.get("never-asked-for", token=alias)
-    dead = await world.get("chat-1", token=alias)
+    unknown = await world.get("never-requested", token=alias)
+    expired = await world.get("chat-1", token=alias)
     calls = world.calls
     entitled = await world.get("chat-1", token=mine)
 
-    assert (unknown.status_code, dead.status_code) == (403, 403)
-    assert dead.content == unknown.content
-    ids = [response.headers.pop("x-request-id") for response in (unknown, dead)]
+    assert (unknown.status_code, expired.status_code) == (403, 403)
+    assert expired.content == unknown.content
+    ids = [response.headers.pop("x-request-id") for response in (unknown, expired)]
     assert len(set(ids)) == 2
-    assert dead.headers == unknown.headers
+    assert expired.headers == unknown.headers
     assert entitled.status_code == 502
     if kind.name != "upstream":
         assert calls == 2, "the copy says whose it is: no call for it"
 
 
-def test_13_only_who_may_read_a_session_gets_it() -> None:
+def test_13_only_entitled_callers_get_a_session() -> None:
     Machine.TestCase("runTest").runTest()

@@ -1,7 +1,7 @@
-"""Incident 13 for tokens that others verify: an answer to the wrong caller.
+"""Incident 13, an answer to the wrong caller, for tokens that no key of the gateway verifies.
 
-The machine of `test_incident_13`, where upstream or another issuer's key verifies. Some tokens are
-forged, upstream takes some back, and its word on a token is shared by the replicas.
+The machine of `test_incident_13` with upstream or another issuer's key as the verifier. Some tokens
+are forged, upstream withdraws some, and replicas share its introspections.
 """
 
 import os
@@ -20,24 +20,24 @@ from support.world import SECRET_KEY
 from bff.demo.upstream import Answer, Seen, can_read
 from bff.response import Response
 
-VERDICT_SECONDS = 60.0
+ACCEPTED_SECONDS = 60.0
 
 
 class Opaque(Machine):
-    """Upstream verifies."""
+    """Upstream verifies tokens."""
 
     kind = "upstream"
-    shared_verdicts = 0
-    """How often a replica went by what upstream told another, in all examples."""
+    shared = 0
+    """Uses of an introspection that another replica stored, in all examples."""
 
     def __init__(self) -> None:
         super().__init__()
         self.passed: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-        """When upstream let a token read a session."""
+        """By token and path: the times at which upstream accepted it."""
         self.ended: dict[str, float] = {}
-        """Since when upstream takes a token no more."""
+        """By token: when upstream withdrew it."""
         self.changed: list[float] = []
-        """Whenever what was known before is known no more."""
+        """Times at which replicas dropped their introspections."""
 
     def made(self, payload: dict[str, Any], _key: str) -> tuple[str, bool]:
         forged = len(self.tokens) % 3 == 2
@@ -49,11 +49,11 @@ class Opaque(Machine):
             return await super().override(seen)
         if sender in self.ended:
             return Answer(401, {"error": "Public Access Token is invalid"})
-        # What the weather says of the key, it does not say of a token.
+        # These failures concern the secret key, and this request carries a token.
         weather = "fine" if self.weather in ("401", "429") else self.weather
         token = next(token for token in self.tokens if token.text == sender)
         if token.forged and weather == "wrong session":
-            weather = "fine"  # whatever upstream is up to, it does not let a forged token pass
+            weather = "fine"  # a broken upstream still refuses forged tokens
         document = self.find(unquote(seen.raw_path.rpartition("/")[2]))
         may_read = document is not None and can_read(tuple(map(str, token.scopes)), document)
         if weather in ("fine", "slow") and not token.forged and may_read:
@@ -64,31 +64,31 @@ class Opaque(Machine):
         ended = self.ended.get(token.text)
         if response.status in (200, 304):
             assert not token.forged
-            assert ended is None or self.clock.now - ended < VERDICT_SECONDS
-        elif token.forged or ended is not None:  # 403 before anybody asks, 5xx if nobody can say
+            assert ended is None or self.clock.now - ended < ACCEPTED_SECONDS
+        elif token.forged or ended is not None:  # 403 without a load, 5xx without an introspection
             assert response.status in (401, 403, 404, 429, 502, 503)
             return
         super().check(index, token, id_, response)
 
     @precondition(lambda self: self.kind == "upstream")
     @rule(number=st.integers(0, 5))
-    def end_upstream(self, number: int) -> None:
+    def withdraw_upstream(self, number: int) -> None:
         self.ended.setdefault(self.tokens[-1 - number % len(self.tokens)].text, self.clock.now)
 
     @precondition(lambda self: self.kind == "upstream")
     @rule(index=st.integers(0, 2), seconds=st.sampled_from([1.0, 21.0, 59.0]))
-    def end_what_was_told(self, index: int, seconds: float) -> None:
-        """One replica hears of it from upstream, the others of that replica, and later."""
+    def withdraw_after_introspection(self, index: int, seconds: float) -> None:
+        """One replica asks upstream, the others use its introspection, and upstream withdraws."""
         self.mint(GOOD[:1], 900)
         self.visit([(index, 0, HOT[0], False)])
-        self.end_upstream(0)
-        for passed in (seconds, VERDICT_SECONDS - seconds):
-            self.pass_time(passed)
+        self.withdraw_upstream(0)
+        for pause in (seconds, ACCEPTED_SECONDS - seconds):
+            self.pass_time(pause)
             self.visit([(number, 0, HOT[0], False) for number in range(3)])
 
     @rule(secrets=st.permutations([SECRET_KEY, NEXT_SECRET_KEY]), restart=st.booleans())
     def rotate(self, secrets: list[str], restart: bool) -> None:
-        """Other keys seal other verdicts."""
+        """A new secret key seals introspections anew."""
         self.secrets = secrets
         if not restart:
             self.reload(TRIGGER_SECRET_KEY=",".join(secrets))
@@ -105,22 +105,22 @@ class Opaque(Machine):
         super().restart(index)
 
     @invariant()
-    def a_token_is_one_test_a_session_a_minute(self) -> None:
-        """Of all replicas together."""
+    def one_introspection_a_minute_for_token_and_session(self) -> None:
+        """The bound holds for all replicas together."""
         for times in self.passed.values():
             for first, second in pairwise(times):
-                if second - first < VERDICT_SECONDS:
+                if second - first < ACCEPTED_SECONDS:
                     assert [at for at in self.trouble + self.changed if first <= at <= second]
 
     def teardown(self) -> None:
         for world in getattr(self, "worlds", ()):
             counts = world.telemetry.counts
-            Opaque.shared_verdicts += counts["bff_shared_verdicts", "used"]
+            Opaque.shared += counts["bff_shared_verdicts", "used"]
         super().teardown()
 
 
 class Foreign(Opaque):
-    """Another issuer's key verifies."""
+    """Another issuer's key verifies tokens."""
 
     kind = "source"
 
@@ -130,7 +130,10 @@ for machine, examples in ((Opaque, 60), (Foreign, 20)):
         max_examples=int(os.environ.get("EXAMPLES", examples)),
         stateful_step_count=40,
         deadline=None,
-        phases=[Phase.explicit, Phase.generate],  # to shrink takes minutes; it shows its steps
+        phases=[
+            Phase.explicit,
+            Phase.generate,
+        ],  # shrinking takes minutes; a failure shows its steps
         derandomize=True,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
@@ -139,7 +142,7 @@ for machine, examples in ((Opaque, 60), (Foreign, 20)):
 
 @pytest.mark.parametrize("machine", [Opaque, Foreign])
 def test_13_the_same_holds_for_tokens_that_others_verify(machine: type[Opaque]) -> None:
-    before = machine.shared_verdicts
+    before = machine.shared
     machine.TestCase("runTest").runTest()
     if machine is Opaque:
-        assert machine.shared_verdicts - before > 20, "what is shared has to be come by"
+        assert machine.shared - before > 20, "the machine has to reach shared introspections"

@@ -1,4 +1,4 @@
-"""Incidents 15, 16, 18 and 19: shared copies."""
+"""Incidents 15, 16, 18, 19, 30, 34 and 36: shared copies, and what loads may cost."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from bff.demo.upstream import session
 from bff.sessions.copy import Copy
 
 
-async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world: World) -> None:
+async def test_15_cancelled_requests_hand_nothing_to_the_next(world: World) -> None:
     await world.start(**WIDE_OPEN, **(NOTHING_KEPT | {"BFF_CACHE_NEGATIVE_TTL": "0"}))
     dice = random.Random(15)
     exp = int(world.clock.wall) + 10**6
@@ -46,7 +46,7 @@ async def test_15_ten_thousand_cancelled_requests_hand_nothing_to_the_next(world
     assert len(asyncio.all_tasks()) <= running
 
 
-async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: World) -> None:
+async def test_15_a_copy_under_a_foreign_key_is_dropped_and_counted(world: World) -> None:
     for name in ("chat-1", "chat-2"):
         await world.get(name)
     kept = world.service.gateway.cache._entries
@@ -58,7 +58,9 @@ async def test_15_a_copy_under_a_key_not_its_own_is_dropped_and_counted(world: W
     assert "bff_mismatched_copies_total 1.0" in (await world.ops.get("/metrics")).text
 
 
-async def test_16_who_waits_along_is_decided_on_individually(world: World, kind: Kind) -> None:
+async def test_16_each_waiter_of_a_load_is_decided_on_individually(
+    world: World, kind: Kind
+) -> None:
     await world.start(**kind.settings, **WIDE_OPEN)
     exp = int(world.clock.wall) + 10_000
     entitled = [kind.token(world, *read(id_), exp=exp) for id_ in ("chat-1", FRIENDLY["chat-1"])]
@@ -72,11 +74,11 @@ async def test_16_who_waits_along_is_decided_on_individually(world: World, kind:
         assert all("chat-1" not in r.text for r in responses if r.status_code == 403)
         world.clock.advance(100)
     assert world.calls == (6 if kind.name == "upstream" else 2), (
-        "a test for each token, or one load"
+        "one load for each token that upstream verifies, or one for all"
     )
 
 
-async def test_16_who_waits_for_a_list_is_decided_on_individually(
+async def test_16_each_waiter_of_a_list_is_decided_on_individually(
     of_kind: World, kind: Kind
 ) -> None:
     tokens = [
@@ -157,7 +159,7 @@ _BAD: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def doubtful(lane: dict[str, str]):
-    """A gateway, and an upstream that answers with whatever bytes a test puts there."""
+    """A gateway, and an upstream that answers with the bytes that a test sets."""
 
     def behave(connection, head: bytes) -> None:
         connection.sendall(up.answer if asked(head) == "chat-1" else answered(b"{}", "404 Nope"))
@@ -168,7 +170,7 @@ def doubtful(lane: dict[str, str]):
 
 
 @pytest.mark.parametrize("answer", _BAD.values(), ids=_BAD)
-def test_18_a_bad_success_is_never_kept_nor_passed_on(
+def test_18_a_bad_success_is_neither_kept_nor_passed_on(
     doubtful: tuple[RawUpstream, Gateway], answer: bytes
 ) -> None:
     up, gateway = doubtful
@@ -177,17 +179,17 @@ def test_18_a_bad_success_is_never_kept_nor_passed_on(
     before = len(up.seen)
 
     bad = [talk(gateway.port, data, patience=5).responses[0]]
-    time.sleep(0.05)  # until the end of that connection is seen: what is asked on it is not heard
+    time.sleep(0.05)  # the gateway must see the end of that connection before its next load
     bad.append(talk(gateway.port, data, patience=5).responses[0])
 
     for said in bad:
         assert said.status == 502
         assert json.loads(said.body)["code"] in ("upstream_invalid", "upstream_unavailable")
         assert b"chat" not in said.body
-    assert len(up.seen) - before == 2, "nothing of it was kept"
+    assert len(up.seen) - before == 2, "the gateway kept nothing"
 
 
-async def test_18_nothing_of_it_takes_the_place_of_a_good_copy(world: World) -> None:
+async def test_18_a_bad_success_does_not_replace_a_good_copy(world: World) -> None:
     good = await world.get("chat-1")
     for body in ({}, "<html>", session(2, "chat-2"), _GOOD | {"tags": None}):
         world.clock.advance(9)
@@ -196,7 +198,7 @@ async def test_18_nothing_of_it_takes_the_place_of_a_good_copy(world: World) -> 
         assert (response.status_code, response.content) == (200, good.content)
 
 
-async def test_19_stale_bytes_are_the_fresh_ones(world: World) -> None:
+async def test_19_stale_bytes_equal_the_fresh_ones(world: World) -> None:
     await world.start(BFF_EXPOSE_METADATA="*", BFF_EXPOSE_TAGS="*")
     world.upstream.environments[0].find("chat-1")["metadata"] = {"ü": ["☃", "\x00", "😀" * 500]}
     fresh = await world.get("chat-1")
@@ -217,7 +219,7 @@ async def test_19_stale_bytes_are_the_fresh_ones(world: World) -> None:
             assert response.headers[name] == fresh.headers[name]
 
 
-async def test_30_ten_thousand_flaps_leave_nothing_behind(world: World) -> None:
+async def test_30_ten_thousand_upstream_failures_leave_nothing_behind(world: World) -> None:
     await world.start(**WIDE_OPEN, **NOTHING_KEPT)
     token = world.token("read:sessions", exp=int(world.clock.wall) + 10**6)
     await ask(world, "chat-1", token)
@@ -243,7 +245,7 @@ async def test_30_ten_thousand_flaps_leave_nothing_behind(world: World) -> None:
     assert (await ask(world, "chat-1", token)).status == 200
 
 
-async def test_34_a_429_upstream_is_waited_out(world: World) -> None:
+async def test_34_no_load_starts_before_the_reset_of_a_429(world: World) -> None:
     await world.get("chat-1")
     world.clock.advance(3)
     reset = str(int((world.clock.wall + 20) * 1000))
@@ -266,14 +268,16 @@ async def test_34_a_429_upstream_is_waited_out(world: World) -> None:
         still = await world.get("chat-2")
         assert (still.status_code, still.headers["x-should-retry"]) == (503, "false")
 
-    assert world.calls == seen, "no second call before the reset"
+    assert world.calls == seen, "no load before the reset"
     world.answer(0)
     world.clock.advance(1.01)
     assert (await world.get("chat-2")).status_code == 200
 
 
 @pytest.mark.parametrize("reset", ["9" * 15, "9" * 17, "-1", "soon", "0", "9" * 400, ""])
-async def test_34_an_absurd_reset_stops_nothing_for_long(world: World, reset: str) -> None:
+async def test_34_an_absurd_reset_stops_loads_for_a_minute_at_most(
+    world: World, reset: str
+) -> None:
     world.answer(429, {}, x_ratelimit_limit="1", x_ratelimit_remaining="0", x_ratelimit_reset=reset)
     assert (await world.get("chat-1")).status_code == 503
     world.answer(0)
@@ -283,7 +287,9 @@ async def test_34_an_absurd_reset_stops_nothing_for_long(world: World, reset: st
     assert (await world.get("chat-1")).status_code == 200
 
 
-async def test_36_a_valid_token_probes_no_more_than_bad_ones_do(world: World, kind: Kind) -> None:
+async def test_36_a_valid_token_causes_no_more_lookups_than_bad_tokens(
+    world: World, kind: Kind
+) -> None:
     wide = WIDE_OPEN | {"BFF_BAD_TOKEN_LIMIT": "60/minute"}
     await world.start(**kind.settings, **wide)
     token = kind.token(world, *read(FRIENDLY["chat-1"]))
@@ -300,6 +306,6 @@ async def test_36_a_valid_token_probes_no_more_than_bad_ones_do(world: World, ki
     assert told(await ask(world, "made-up-1", token))["cache-control"] == "no-store"
 
 
-def test_19_the_copy_is_what_is_answered() -> None:
-    """The body's bytes are made once: there is no other place where they could change."""
+def test_19_an_answer_uses_the_bytes_of_the_copy() -> None:
+    """The loader makes the bytes of a body once, and nothing else makes any."""
     assert "body" in Copy.__slots__

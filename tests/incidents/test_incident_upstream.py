@@ -1,4 +1,4 @@
-"""Incidents 26 to 28, 30 and 35: upstream and the secrets on the way there."""
+"""Incidents 26 to 28, 30, 34 and 35: upstream, and the secrets sent to it."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ _HIDDEN = {
 }
 
 
-def test_26_no_secret_in_any_output(lane: dict[str, str]) -> None:
+def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
     document = session(1, "chat-1") | {"metadata": {"x": _HIDDEN["document"]}}
     document["document-sentinel-1 odd name"] = 1
     bodies = {
@@ -75,7 +75,7 @@ def test_26_no_secret_in_any_output(lane: dict[str, str]) -> None:
         "BFF_BAD_TOKEN_LIMIT": "40/minute",
         "BFF_UPSTREAM_BUDGET": "off",
     }
-    heard = b""
+    received = b""
     tokens = [_HIDDEN["bad token"]]
     with RawUpstream(behave) as up, Gateway(up.port, **changes, **lane) as gateway:
         good = gateway.token("read:sessions")
@@ -86,19 +86,19 @@ def test_26_no_secret_in_any_output(lane: dict[str, str]) -> None:
         for token in [*tokens, None]:
             for id_ in ids:
                 path = f"{PATH}{id_}?t={_HIDDEN['query']}"
-                heard += talk(gateway.port, request(path, *lines, token=token), patience=5).data
+                received += talk(gateway.port, request(path, *lines, token=token), patience=5).data
         flood = request(PATH, *[f"x: {_HIDDEN['header']}"] * 101, token=good)
-        heard += talk(gateway.port, flood).data
-        heard += talk(gateway.port, b"GARBAGE " + SECRET_KEY.encode() + b"\r\n\r\n").data
+        received += talk(gateway.port, flood).data
+        received += talk(gateway.port, b"GARBAGE " + SECRET_KEY.encode() + b"\r\n\r\n").data
         for path in ("/metrics", "/readyz", "/healthz"):
-            heard += http.get(gateway.ops_url + path).content
+            received += http.get(gateway.ops_url + path).content
         process = Path(f"/proc/{gateway.process.pid}")
         arguments = process.joinpath("cmdline").read_bytes()
-    everything = heard + gateway.output.encode() + arguments
+    everything = received + gateway.output.encode() + arguments
 
-    assert b"secret_key_sent" in heard
-    assert b"rate_limited" in heard
-    assert b"upstream_rejected_credentials" in heard
+    assert b"secret_key_sent" in received
+    assert b"rate_limited" in received
+    assert b"upstream_rejected_credentials" in received
     for what, text in _HIDDEN.items():
         assert text.encode() not in everything, what
     for token in tokens:
@@ -115,11 +115,11 @@ for environ in json.load(sys.stdin):
     os.environ.update(environ)
     print(json.dumps(CliRunner().invoke(main, ["check"]).output))
 """
-"""`bff check` by one environment after the other, in one process that may be hardened."""
+"""Runs `bff check` with one environment after another, in a process that may be hardened."""
 
 
-def test_26_check_and_repr_name_no_secret() -> None:
-    told = [
+def test_26_check_and_repr_show_no_secret() -> None:
+    environments = [
         environ(**changes)
         for changes in (
             {},
@@ -134,7 +134,7 @@ def test_26_check_and_repr_name_no_secret() -> None:
     ]
     run = subprocess.run(
         [sys.executable, "-c", _CHECK],
-        input=json.dumps(told),
+        input=json.dumps(environments),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -142,8 +142,8 @@ def test_26_check_and_repr_name_no_secret() -> None:
     for shown in map(json.loads, run.stdout.splitlines()):
         assert shown
         assert "sentinel" not in shown
-    assert len(run.stdout.splitlines()) == len(told)
-    for environment in told:
+    assert len(run.stdout.splitlines()) == len(environments)
+    for environment in environments:
         try:
             shown = repr(reader.load(environment))
         except settings.SettingsError as exc:
@@ -165,7 +165,7 @@ def test_26_the_process_shows_no_secret() -> None:
     assert dumpable.stdout == b"0\n"
 
 
-async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:
+async def test_26_tracebacks_hold_lines_and_no_texts(world: World) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError(SECRET_KEY)
 
@@ -180,7 +180,7 @@ async def test_26_tracebacks_hold_places_and_no_texts(world: World) -> None:
     assert all(line["frames"] for line in failures)
 
 
-def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
+def test_27_an_unverified_certificate_gets_no_request(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     try:
         subprocess.run(
@@ -193,7 +193,7 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
             capture_output=True,
         )
     except FileNotFoundError:
-        pytest.skip("there is no openssl to make a certificate with")
+        pytest.skip("openssl, which makes the certificate, is not installed")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     shaken: list[str] = []
@@ -217,7 +217,7 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     port = listener.getsockname()[1]
-    # What turns it off in other programs is tried too: none of it is looked at.
+    # The gateway ignores the variables that turn verification off in other programs.
     off = {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "SSL_VERIFY": "0"}
     off |= {
         "REQUESTS_CA_BUNDLE": str(certificate),
@@ -236,15 +236,15 @@ def test_27_an_unverified_certificate_is_not_talked_to(tmp_path: Path) -> None:
     assert not [what for what in shaken if what.startswith("a request")]
 
 
-def test_27_plain_http_goes_to_loopback_only_or_when_named() -> None:
+def test_27_plain_http_is_for_loopback_unless_allowed() -> None:
     for url in ("http://api.trigger.dev", "http://10.0.0.1", "http://127.0.0.1.evil.example"):
         with pytest.raises(settings.SettingsError, match="unencrypted"):
             reader.load(environ(TRIGGER_API_URL=url))
         reader.load(environ(TRIGGER_API_URL=url, BFF_ALLOW_HTTP_API_URL="true"))
     for url in ("http://127.0.0.1:3030", "http://localhost", "http://[::1]:1", "https://a.example"):
         reader.load(environ(TRIGGER_API_URL=url))
-    told = set(settings.SETTINGS) - {"BFF_VERIFY"}  # who verifies tokens, not certificates
-    assert not [name for name in told if "VERIFY" in name or "INSECURE" in name]
+    names = set(settings.SETTINGS) - {"BFF_VERIFY"}  # chooses who verifies tokens
+    assert not [name for name in names if "VERIFY" in name or "INSECURE" in name]
 
 
 def test_28_a_redirect_is_not_followed(lane: dict[str, str]) -> None:
@@ -265,7 +265,7 @@ def test_28_a_redirect_is_not_followed(lane: dict[str, str]) -> None:
         assert elsewhere.seen == []
 
 
-def test_30_flapping_leaves_no_socket_open(lane: dict[str, str]) -> None:
+def test_30_a_flapping_upstream_leaves_no_socket_open(lane: dict[str, str]) -> None:
     body = json.dumps(session(1, "chat-1")).encode()
     turn = iter(range(10**9))
 
@@ -278,7 +278,7 @@ def test_30_flapping_leaves_no_socket_open(lane: dict[str, str]) -> None:
             case 2:
                 connection.sendall(answered(b"{}", "503 Down"))
             case _:
-                raise OSError("closes without a word")
+                raise OSError("closes without an answer")
 
     with (
         RawUpstream(flap) as up,
@@ -302,7 +302,7 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN, **NOTHING_KEPT)
     assert (await world.get("chat-1")).status_code == 200
 
-    keys[NEXT_KEY] = keys.pop(SECRET_KEY)  # rotated
+    keys[NEXT_KEY] = keys.pop(SECRET_KEY)  # upstream rotates the key
     responses = [await world.get("chat-1") for _ in range(5)]
 
     assert [r.status_code for r in responses] == [200] * 5
@@ -311,7 +311,7 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     assert (await world.ops.get("/readyz")).status_code == 200
 
 
-async def test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers(world: World) -> None:
+async def test_35_browsers_get_502_when_all_keys_are_rejected(world: World) -> None:
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}")
     fresh = await world.get("chat-1")
     world.upstream.environments[0].additional_keys.clear()
@@ -341,7 +341,7 @@ async def test_35_keys_that_are_all_rejected_are_our_trouble_not_the_browsers(wo
 
 
 def _all_at_once(number: int) -> Any:
-    """Let upstream answer nobody before *number* have asked."""
+    """Hold every answer of upstream until *number* requests have arrived."""
     arrived = 0
 
     async def together(_: Seen) -> Answer | None:
@@ -354,7 +354,7 @@ def _all_at_once(number: int) -> Any:
     return together
 
 
-async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: World) -> None:
+async def test_35_concurrent_loads_switch_the_key_once(world: World) -> None:
     keys = world.upstream.environments[0].additional_keys
     keys[NEXT_KEY] = keys.pop(SECRET_KEY)
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}", **WIDE_OPEN)
@@ -367,7 +367,7 @@ async def test_35_loads_at_the_same_time_do_not_undo_each_others_turn(world: Wor
     assert world.calls == 6
 
 
-async def test_35_the_call_with_the_next_key_is_spent_from_the_budget_too(world: World) -> None:
+async def test_35_the_call_with_the_next_key_is_spent_from_the_budget(world: World) -> None:
     keys = world.upstream.environments[0].additional_keys
     keys[NEXT_KEY] = keys.pop(SECRET_KEY)
     budget = {"BFF_UPSTREAM_BUDGET": "3/second"}
@@ -389,7 +389,7 @@ async def test_35_the_call_with_the_next_key_is_spent_from_the_budget_too(world:
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-def test_35_on_the_wire(lane: dict[str, str], status: str) -> None:
+def test_35_a_rejected_key_is_replaced_on_the_wire(lane: dict[str, str], status: str) -> None:
     with (
         RawUpstream(lambda c, _: c.sendall(answered(b'{"error":"no"}', status))) as up,
         Gateway(up.port, **lane) as gateway,
@@ -402,7 +402,7 @@ def test_35_on_the_wire(lane: dict[str, str], status: str) -> None:
         assert eventually(lambda: http.get(gateway.ops_url + "/readyz").status_code == 503)
 
 
-def test_34_on_the_wire(lane: dict[str, str]) -> None:
+def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
     limited = json.dumps({"error": "limited"}).encode()
 
     def behave(connection: socket.socket, head: bytes) -> None:

@@ -1,4 +1,4 @@
-"""SECURITY.md holds to the code: its tests are there, and its emergency plan works as written."""
+"""SECURITY.md matches the code: its tests exist, and its emergency plan works as written."""
 
 import os
 import re
@@ -29,17 +29,17 @@ NEW_SIGNING = "new-signing-key-sentinel-0123456789abcdef"
 NEW_SECRET = "tr_dev_sk_NEWsentinel00000000001"
 
 
-def test_every_threat_names_tests_that_there_are() -> None:
+def test_every_threat_names_tests_that_exist() -> None:
     rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (`test_[^|]+) \|$", TEXT, re.MULTILINE)
-    there = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     assert len(rows) > 10
     for name in re.findall(r"`(test_\w+)`", "".join(rows)):
-        assert f"def {name}(" in there, name
+        assert f"def {name}(" in tests, name
 
 
-async def test_the_emergency_plan_works_as_written(world: World) -> None:
-    found = re.findall(r"^    ([A-Z_]+)=(\S+)$", TEXT, re.MULTILINE)
-    steps = [(name, value) for name, value in found if name != "BFF_STORE_URL"]
+async def test_emergency_plan_works_as_written(world: World) -> None:
+    lines = re.findall(r"^    ([A-Z_]+)=(\S+)$", TEXT, re.MULTILINE)
+    steps = [(name, value) for name, value in lines if name != "BFF_STORE_URL"]
     assert [name for name, _ in steps] == ["BFF_SIGNING_KEYS"] * 3 + ["TRIGGER_SECRET_KEY"] * 2
     keys = world.upstream.environments[0].additional_keys
 
@@ -48,7 +48,7 @@ async def test_the_emergency_plan_works_as_written(world: World) -> None:
         old, new = (OWN_KEY, NEW_SIGNING) if signing else (SECRET_KEY, NEW_SECRET)
         if not signing:
             keys.clear()
-            if "<old>" in value:  # as long as it is not revoked, either is good
+            if "<old>" in value:  # both keys work until the old one is revoked
                 keys[old] = ("read:sessions",)
             keys[new] = ("read:sessions",)
         settings = {name: value.replace("<new>", new).replace("<old>", old)}
@@ -74,7 +74,7 @@ def _asked(gateway: Gateway, id_: str, token: str) -> int:
     return http.get(gateway.url + PATH + id_, headers=headers).status_code
 
 
-def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
+def test_revocations_work_as_written(gateway: Gateway) -> None:
     lines = re.findall(r"^    bff (token --revoke .+)$", TEXT, re.MULTILINE)
     old, ids = time.time() - 60, ("chat-1", "chat-2")
 
@@ -88,19 +88,19 @@ def test_tokens_are_taken_back_as_written(gateway: Gateway) -> None:
         (token(), "chat-2", 401),
     ]
     assert len(lines) == len(hit)
-    told = {"PATH": os.environ["PATH"], **environ(BFF_OPS_PORT=str(gateway.ops_port))}
+    settings = {"PATH": os.environ["PATH"], **environ(BFF_OPS_PORT=str(gateway.ops_port))}
     for line, (taken, id_, status) in zip(lines, hit, strict=True):
         assert _asked(gateway, id_, taken) == 200
         words = line.replace("<jti>", "sentinel-jti").replace("<moment>", str(time.time() - 1))
         command = [sys.executable, "-m", "bff", *words.split()]
-        subprocess.run(command, env=told, check=True, capture_output=True)
+        subprocess.run(command, env=settings, check=True, capture_output=True)
         assert _asked(gateway, id_, taken) == status, line
     shown = gateway.output + http.get(gateway.ops_url + "/metrics").text
     for hidden in ("sentinel-jti", "user-7", "chat-1"):
-        assert hidden not in shown, "a revocation names who it is about to nobody"
+        assert hidden not in shown, "no output shows whom a revocation is about"
 
 
-def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
+def test_store_password_rotates_as_written(tmp_path: Path) -> None:
     old, new = "old-store-sentinel", "new-store-sentinel"
     plan = TEXT[TEXT.index("**The store's password leaked.**") :]
     add, url, *rest = re.findall(r"^    (.+)$", plan, re.MULTILINE)
@@ -110,11 +110,11 @@ def test_the_stores_password_is_rotated_as_written(tmp_path: Path) -> None:
         return line.replace("<old>", old).replace("<new>", new)
 
     with running_upstream() as upstream, Engine("valkey", tmp_path, *options) as engine:
-        place = f"127.0.0.1:{engine.port}"
+        origin = f"127.0.0.1:{engine.port}"
 
         def gateway(password: str) -> Gateway:
-            told = url.partition("=")[2].replace("<new>", password).replace("<store>", place)
-            return Gateway(upstream.port, BFF_STORE_URL=told, BFF_STORE_TIMEOUT="2")
+            address = url.partition("=")[2].replace("<new>", password).replace("<store>", origin)
+            return Gateway(upstream.port, BFF_STORE_URL=address, BFF_STORE_TIMEOUT="2")
 
         with gateway(old) as first:
             engine.say(*filled(add).split())

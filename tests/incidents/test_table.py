@@ -1,4 +1,4 @@
-"""The published table of incidents holds to the code, and every incident has a test and a fault."""
+"""docs/INCIDENTS.md matches the code, and every incident has a test and a fault."""
 
 import importlib.util
 import re
@@ -26,7 +26,7 @@ def _tests() -> dict[str, str]:
     }
 
 
-def test_every_incident_stands_in_the_table_with_its_tests() -> None:
+def test_every_incident_is_in_the_table_with_its_tests() -> None:
     table, tests = _table(), _tests()
     assert set(table) == NUMBERS
     for number, (named, _) in table.items():
@@ -39,7 +39,7 @@ def test_every_incident_stands_in_the_table_with_its_tests() -> None:
     assert unlisted == set()
 
 
-def test_what_protects_is_there() -> None:
+def test_every_protection_names_code_that_exists() -> None:
     for number, (_, protection) in _table().items():
         places = re.findall(r"`(bff/[\w/]+\.py)(?:: ([\w.]+))?`", protection)
         assert places, number
@@ -48,12 +48,12 @@ def test_what_protects_is_there() -> None:
             assert not name or re.search(rf"\b{name.rpartition('.')[2]}\b", text), (file, name)
 
 
-def test_every_incident_has_a_fault_that_still_applies() -> None:
+def test_every_incident_has_a_fault_that_applies() -> None:
     spec = importlib.util.spec_from_file_location("table", ROOT / "tests/faults/table.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["table"] = module  # dataclasses look their module up
+    sys.modules["table"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     assert {fault.incident for fault in module.FAULTS} == NUMBERS | {0}
     for fault in module.FAULTS:

@@ -1,4 +1,4 @@
-// The official SDK on Node, told by lines of JSON what to do: one line in, one line out.
+// The official SDK on Node: each line of JSON on standard input is a call, each line of output its result.
 import { createInterface } from "node:readline";
 import { RetrieveSessionResponseBody, ListSessionsResponseBody } from "@trigger.dev/core/v3";
 import * as sdk from "@trigger.dev/sdk";

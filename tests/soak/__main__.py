@@ -1,10 +1,10 @@
-"""Lets everything around the gateway fail, and prints what held.
+"""Lets everything around the gateway fail, and prints which promises held.
 
     python tests/soak [SECONDS [calm]]
     python tests/soak faults [WORD]
 
-The second plants, for each promise, a fault that breaks it into a copy of the code, and shows that
-a short run notices; `calm` lets nothing else fail.
+The second form plants a fault for each promise in a copy of the code, and shows that a short run
+notices it. `calm` lets nothing else fail.
 """
 
 import shutil
@@ -24,11 +24,11 @@ from soak.planted import PLANTED, Planted  # noqa: E402
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["faults"]:
         return faults("".join(arguments[1:]))
-    found = soak.run(float(arguments[0]) if arguments else 300.0, calm="calm" in arguments)
-    print(found.lines())
-    for promise in found.broken():
+    findings = soak.run(float(arguments[0]) if arguments else 300.0, calm="calm" in arguments)
+    print(findings.lines())
+    for promise in findings.broken():
         print("BROKEN:", promise)
-    return 1 if found.broken() else 0
+    return 1 if findings.broken() else 0
 
 
 def faults(word: str) -> int:
@@ -60,8 +60,8 @@ def _noticed(planted: Planted) -> list[str]:
             check=False,
         )
         lines = run.stdout.splitlines()
-        found = [line.removeprefix("BROKEN: ") for line in lines if line.startswith("BROKEN: ")]
-        return found or [run.stderr.strip().rpartition("\n")[2]]
+        findings = [line.removeprefix("BROKEN: ") for line in lines if line.startswith("BROKEN: ")]
+        return findings or [run.stderr.strip().rpartition("\n")[2]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""For each promise of the soak, a fault that breaks it."""
+"""A fault for each promise of the soak, which breaks the promise."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Planted:
     promise: str
-    """As `soak.PROMISES` words it."""
+    """A key of `weather.PROMISES`."""
     file: str
     old: str
-    """Stands in the file once."""
+    """Occurs in the file once."""
     new: str
     seconds: float = 20
     calm: bool = True
-    """Nothing else goes wrong meanwhile, so that no allowance has to be made for it."""
+    """Nothing else fails in this run, so the bounds need no allowance."""
 
 
 _LEAK = "self.__dict__.setdefault('leak', []).append"

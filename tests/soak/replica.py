@@ -1,9 +1,9 @@
-"""`bff serve` with a wall clock that the soak sets, and that tells how many tasks there are.
+"""`bff serve` with a wall clock that the soak sets; it also reports its number of tasks.
 
     python tests/soak/replica.py FILE
 
-FILE holds two doubles: seconds to add to the wall clock, and the tasks of the event loop. Nothing
-else differs from the real command: the clock is an argument of what it runs.
+FILE holds two doubles: seconds to add to the wall clock, and the number of tasks in the event loop.
+Otherwise this equals the real command, whose service takes the clock as an argument.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from bff.app import Service
 def main(file: str) -> None:
     with Path(file).open("r+b") as opened:
         shared = mmap.mmap(opened.fileno(), 16)
-    told = 0.0
+    written = 0.0
 
     def clock() -> tuple[float, float]:
-        nonlocal told
+        nonlocal written
         now = time.monotonic()
-        if now - told > 0.2:
-            told = now
+        if now - written > 0.2:
+            written = now
             struct.pack_into("d", shared, 8, len(asyncio.all_tasks()))
         return now, time.time() + struct.unpack_from("d", shared)[0]
 

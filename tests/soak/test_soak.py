@@ -1,4 +1,4 @@
-"""A short soak; `make soak` runs a long one, and `make soak-faults` shows that it would notice."""
+"""A short soak. `make soak` runs a long one; `make soak-faults` shows that it notices faults."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from soak.planted import PLANTED
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_promises_hold_for_a_while() -> None:
-    found = soak.run(10)
+def test_promises_hold_during_a_short_soak() -> None:
+    findings = soak.run(10)
 
-    print(found.lines())
-    assert found.broken() == [], found.lines()
-    assert {"kill store", "kill upstream", "kill replica", "jump"} <= set(found.done)
+    print(findings.lines())
+    assert findings.broken() == [], findings.lines()
+    assert {"kill store", "kill upstream", "kill replica", "jump"} <= set(findings.done)
 
 
-def test_what_is_planted_for_the_soak_to_notice_still_applies() -> None:
+def test_every_planted_fault_still_applies() -> None:
     for planted in PLANTED:
         assert (ROOT / planted.file).read_text().count(planted.old) == 1, planted
         assert planted.promise in soak.PROMISES, planted

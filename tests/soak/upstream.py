@@ -1,9 +1,9 @@
-"""The pretend upstream as a process of its own, to be killed and frozen.
+"""The pretend upstream as a process that the soak kills and freezes.
 
     python tests/soak/upstream.py PORT SESSIONS FOLDER
 
-In FOLDER, `upstream` holds one byte of weather and one with a bit for each secret key that is good;
-`calls` gets the time of each call, on the clock that all processes of a machine share.
+In FOLDER, the file `upstream` holds one byte of weather and one with a bit for each valid secret
+key. The file `calls` gets the monotonic time of each call, which a machine's processes share.
 """
 
 import asyncio
@@ -27,23 +27,23 @@ SECRET_KEYS = [f"tr_dev_sk_SOAKsentinel000000000{number}" for number in range(3)
 
 def main(port: int, sessions: int, folder: Path) -> None:  # noqa: C901  one story
     with (folder / "upstream").open("r+b") as opened:
-        told = mmap.mmap(opened.fileno(), 2)
+        control = mmap.mmap(opened.fileno(), 2)
     calls = os.open(folder / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     environment = Environment(ENVIRONMENT_ID, ROOT_KEY)
     environment.bucket.limit = environment.bucket.remaining = 10**9
     for number in range(sessions):
         environment.add(session(number, f"chat-{number}"))
-    by_external = {d["externalId"]: d for d in environment.sessions.values()}
-    environment.find = lambda id_: environment.sessions.get(id_) or by_external.get(id_)
+    by_external_id = {d["externalId"]: d for d in environment.sessions.values()}
+    environment.find = lambda id_: environment.sessions.get(id_) or by_external_id.get(id_)
 
     async def override(seen: Seen) -> Answer | None:  # noqa: PLR0911  a case a weather
         os.write(calls, struct.pack("d", time.monotonic()))
         app.seen.clear()
-        good = {key for bit, key in enumerate(SECRET_KEYS) if told[1] & 1 << bit}
+        good = {key for bit, key in enumerate(SECRET_KEYS) if control[1] & 1 << bit}
         if seen.header("authorization").removeprefix("Bearer ") not in good:
             return Answer(401, {"error": "Invalid API key"})
         environment.additional_keys = dict.fromkeys(good, ("read:sessions",))
-        match WEATHER[told[0]]:
+        match WEATHER[control[0]]:
             case "500":
                 return Answer(500, {"error": "down"})
             case "401":
@@ -63,7 +63,7 @@ def main(port: int, sessions: int, folder: Path) -> None:  # noqa: C901  one sto
                 await asyncio.sleep(0.3)
         return None
 
-    # Answers that it breaks off are its own errors, which are not what is looked for here.
+    # uvicorn logs the answers that this upstream cuts off; they are intended.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
     app = PretendUpstream(environment, clock=time.time)
     app.override = override

@@ -1,11 +1,11 @@
-"""Days of bad weather, in minutes: thousands of callers while everything around them fails.
+"""Days of trouble in minutes: thousands of callers while everything around the gateway fails.
 
-Three replicas, a store and an upstream, each a process of its own and each killed, frozen and
-started again; upstream also answers badly, signing and secret keys are rotated by file, clocks
-jump, sessions are purged. Callers on real sockets ask for what is theirs and for what is not, some
-faster than they may. At the end there is a figure for each promise, and whether it held.
+Three replicas, a store and an upstream run as processes, which the soak kills, freezes and starts
+again. Upstream also answers badly, keys rotate by file, clocks jump, and sessions are purged.
+Callers on real sockets request entitled and foreign sessions, some faster than their limit.
+At the end the soak prints a figure for each promise, and whether the promise held.
 
-One replica lives through all of it: what grows, grows there.
+One replica survives all of it, to show what grows.
 """
 
 import asyncio
@@ -40,40 +40,40 @@ HERE = Path(__file__).parent
 SIGNING_KEYS = [f"soak-signing-key-0123456789abcdef-{number}" for number in range(3)]
 REPLICAS, CALLERS, SESSIONS, TABS, HURRIED = 3, 3000, 1000, 40, 3
 BUDGET, RATE = 50, 5
-"""A second, both."""
+"""Calls upstream a second, and requests a second of one caller."""
 TTL, STALE_WHILE_REVALIDATE, STALE_IF_ERROR = 1.0, 1.0, 10.0
 STRETCH = SESSIONS / BUDGET
 NOTICED = 4.0
-"""Seconds until every replica goes by a file that changed."""
+"""Seconds until every replica has loaded a changed file."""
 WINDOW = 5.0
-"""Seconds over which calls and answers are counted."""
+"""Seconds of the sliding window in which calls and answers are counted."""
 
 
 @dataclass
 class Findings:
-    """What was seen. Of a promise, 0 is kept."""
+    """The figures of a run. For a promise, 0 means that it held."""
 
     seconds: float = 0.0
     answers: Counter = field(default_factory=Counter)
     done: Counter = field(default_factory=Counter)
-    """What was done to whom."""
+    """The number of each kind of trouble."""
     callers: int = 0
     sessions: int = 0
     unentitled: int = 0
-    """Answers with a session for who may not read it, or of another session."""
+    """Answers with a session to a caller who may not read it, or with another session."""
     wrong_refusals: int = 0
-    """401 or 403 for who may."""
+    """401 or 403 to a caller who may read the session."""
     avoidable_errors: int = 0
-    """5xx by a replica that had a copy which could have been served."""
+    """5xx from a replica that had a usable copy."""
     too_old: int = 0
     oldest: float = 0.0
     lost: int = 0
-    """Requests without an answer, but for those that a kill cut off."""
+    """Requests without an answer, apart from those that a kill cut off."""
     calls: int = 0
     budget_used: float = 0.0
-    """The most calls upstream in `WINDOW` seconds, over what may be: beyond 1 it was exceeded."""
+    """The most calls upstream in `WINDOW` seconds, divided by the bound; over 1 breaks it."""
     most_calls_in_calm: int = 0
-    """The same as a number, where all replicas had the store."""
+    """The most calls in a window in which every replica had the store."""
     limit_used: float = 0.0
     most_answers_in_calm: int = 0
     grown_bytes: int = 0
@@ -83,35 +83,35 @@ class Findings:
     loads_left: float = 0.0
 
     def broken(self) -> list[str]:
-        """The promises that did not hold."""
+        """Return the promises that did not hold."""
         return [promise for promise, broken in PROMISES.items() if broken(self)]
 
     def lines(self) -> str:
-        """One figure a line."""
-        told = {n: dict(v) if isinstance(v, Counter) else v for n, v in vars(self).items()}
-        return "\n".join(f"{name:24} {value}" for name, value in told.items())
+        """Format the figures, one a line."""
+        figures = {n: dict(v) if isinstance(v, Counter) else v for n, v in vars(self).items()}
+        return "\n".join(f"{name:24} {value}" for name, value in figures.items())
 
 
 PROMISES: dict[str, Callable[[Findings], object]] = {
-    "an unentitled caller was answered": lambda found: found.unentitled,
-    "an entitled caller was refused as if it were not": lambda found: found.wrong_refusals,
-    "a 5xx while a usable copy existed": lambda found: found.avoidable_errors,
-    "an answer beyond the age bounds": lambda found: found.too_old,
-    "an answer was lost": lambda found: found.lost,
-    "the budget was exceeded": lambda found: found.budget_used > 1,
-    "a limit was exceeded": lambda found: found.limit_used > 1,
-    "memory grew": lambda found: found.grown_bytes > 24 * 1024 * 1024,
-    "descriptors grew": lambda found: found.grown_descriptors > 15,
-    "tasks grew": lambda found: found.grown_tasks > 15,
-    "connections were left open": lambda found: found.connections_left > 2,
-    "loads were left in flight": lambda found: found.loads_left > 0,
-    "nothing was answered": lambda found: not found.answers[200],
+    "an unentitled caller was answered": lambda findings: findings.unentitled,
+    "an entitled caller was refused as if it were not": lambda findings: findings.wrong_refusals,
+    "a 5xx while a usable copy existed": lambda findings: findings.avoidable_errors,
+    "an answer beyond the age bounds": lambda findings: findings.too_old,
+    "an answer was lost": lambda findings: findings.lost,
+    "the budget was exceeded": lambda findings: findings.budget_used > 1,
+    "a limit was exceeded": lambda findings: findings.limit_used > 1,
+    "memory grew": lambda findings: findings.grown_bytes > 24 * 1024 * 1024,
+    "descriptors grew": lambda findings: findings.grown_descriptors > 15,
+    "tasks grew": lambda findings: findings.grown_tasks > 15,
+    "connections were left open": lambda findings: findings.connections_left > 2,
+    "loads were left in flight": lambda findings: findings.loads_left > 0,
+    "nothing was answered": lambda findings: not findings.answers[200],
 }
-"""How each would be broken."""
+"""For each promise, the figures that break it."""
 
 
 class Replica(Gateway):
-    """`bff serve` with a clock that jumps."""
+    """`bff serve` with a clock that the soak moves."""
 
     def __init__(self, number: int, upstream_port: int, folder: Path, store: str) -> None:
         super().__init__(
@@ -139,9 +139,9 @@ class Replica(Gateway):
         self.up = False
         self.lives = 0
         self.loaded: dict[int, float] = {}
-        """When the newest copy that it answered with was loaded, by session."""
+        """By session: when the newest copy that the replica answered with was loaded."""
         self.alone: list[list[float]] = []
-        """When it was without the store: since, until."""
+        """Intervals without the store: begin and end."""
         self.lock = asyncio.Lock()
         file = folder / f"replica-{number}"
         file.write_bytes(bytes(16))
@@ -162,8 +162,8 @@ class Replica(Gateway):
         self.__exit__()
         self.alone[-1][1] = min(self.alone[-1][1], time.monotonic())
 
-    def heard(self, line: str) -> None:
-        """Follow what it says of the store; nothing is kept, for a run may take days."""
+    def read_log(self, line: str) -> None:
+        """Follow the events of the store. No line is kept, as a run may take days."""
         if '"store_there"' in line:
             self.alone[-1][1] = time.monotonic()
         elif '"store_away"' in line and self.alone[-1][1] < float("inf"):
@@ -171,7 +171,7 @@ class Replica(Gateway):
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            self.heard(line)
+            self.read_log(line)
 
     def jump(self, seconds: float) -> None:
         struct.pack_into("d", self._shared, 0, seconds)
@@ -182,7 +182,7 @@ class Replica(Gateway):
 
 
 class Upstream:
-    """The process, and what it is told."""
+    """The process of the pretend upstream, and its controls."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -190,7 +190,7 @@ class Upstream:
         self._folder = folder
         (folder / "upstream").write_bytes(bytes(2))
         with (folder / "upstream").open("r+b") as opened:
-            self._told = mmap.mmap(opened.fileno(), 2)
+            self._control = mmap.mmap(opened.fileno(), 2)
         self.keys({0})
 
     def begin(self) -> None:
@@ -204,10 +204,10 @@ class Upstream:
         self.process.wait()
 
     def weather(self, kind: str) -> None:
-        self._told[0] = WEATHER.index(kind)
+        self._control[0] = WEATHER.index(kind)
 
     def keys(self, numbers: set[int]) -> None:
-        self._told[1] = sum(1 << number for number in numbers)
+        self._control[1] = sum(1 << number for number in numbers)
 
     def calls(self) -> list[float]:
         data = (self._folder / "calls").read_bytes()
@@ -215,7 +215,7 @@ class Upstream:
 
 
 class Connection:
-    """A browser's kept connection: one request at a time, and no more of HTTP than that takes."""
+    """A browser's connection, for one request at a time, with as little HTTP as that needs."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -240,41 +240,41 @@ class Connection:
 
 @dataclass
 class Keys:
-    """Which signing keys are good, and since when it has been so."""
+    """The signing keys that are valid, and the time since which they are."""
 
     good: set[int]
     changed: float = float("-inf")
     before: set[int] = field(default_factory=set)
 
-    def verdict(self, key: int, now: float) -> bool | None:
-        """Whether *key* is good; None while not every replica may know."""
+    def is_good(self, key: int, now: float) -> bool | None:
+        """Whether *key* is valid; None while some replica may not have loaded the change."""
         if now - self.changed < NOTICED and (key in self.good) != (key in self.before):
             return None
         return key in self.good
 
 
 class Soak:
-    """One run; *seed* decides everything but the timing."""
+    """One run; *seed* determines everything except the timing."""
 
     def __init__(
-        self, seconds: float, seed: int, tell: Callable[[str], None], *, calm: bool
+        self, seconds: float, seed: int, report: Callable[[str], None], *, calm: bool
     ) -> None:
         self.calm = calm
         self.seconds = seconds
         self.dice = random.Random(seed)
-        self.found = Findings()
-        self.tell = tell
+        self.findings = Findings()
+        self.report = report
         self.keys = Keys({0})
         self.answered: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-        """Of those in a hurry: when they asked and when they were answered."""
+        """For each hurried caller: the times of its requests and of their answers."""
         self.emptied: list[float] = []
-        """When the store began anew."""
+        """Times at which the store restarted empty."""
         self.late: list[tuple[float, float]] = []
-        """When upstream thawed, and how many seconds of calls it noted then."""
+        """Times at which upstream thawed, and the seconds of calls that it recorded then."""
         self.seen: tuple[set[int], set[int]] = (set(), set())
         self.tokens: dict[tuple[int, int], str] = {}
         self.samples: list[tuple[float, int]] = []
-        """Seconds, and bytes of memory."""
+        """Seconds since the start, and bytes of resident memory."""
 
     async def run(self) -> Findings:
         with ExitStack() as stack:
@@ -304,19 +304,19 @@ class Soak:
                 for number in range(0 if self.calm else 2):
                     group.create_task(self.storm(number))
                 group.create_task(self.watch())
-            self.found.seconds = round(time.monotonic() - self.began, 1)
+            self.findings.seconds = round(time.monotonic() - self.began, 1)
             await self.calm_down()
             self.conclude()
-        return self.found
+        return self.findings
 
     def write(self, name: str, keys: list[str]) -> None:
         (self.folder / f"{name}.new").write_text("\n".join(keys))
         (self.folder / f"{name}.new").replace(self.folder / name)
 
-    # -- the weather
+    # -- trouble
 
     async def storm(self, number: int) -> None:
-        """Deal out every trouble, one after another, and then all of them again."""
+        """Cause every kind of trouble once, in random order, again and again."""
         deck: list[Callable[[], Awaitable[None]]] = []
         troubles = [
             *(self.kill_upstream, self.freeze_upstream, self.turn_weather, self.turn_weather),
@@ -330,7 +330,7 @@ class Soak:
                 self.dice.shuffle(deck)
             trouble = deck.pop()
             await trouble()
-            self.found.done[trouble.__name__.replace("_", " ")] += 1
+            self.findings.done[trouble.__name__.replace("_", " ")] += 1
             await self.pause()
 
     async def pause(self, most: float = 3.0) -> None:
@@ -381,7 +381,7 @@ class Soak:
                 await self.pause(2)
 
     async def jump(self) -> None:
-        """Each replica's wall clock for itself, and some of them back to the truth."""
+        """Move each replica's wall clock separately, some of them back to the real time."""
         for replica in self.replicas:
             replica.jump(self.dice.choice([0.0, 0.5, -0.5, 7.0, -7.0, 60.0, 600.0, -600.0]))
 
@@ -395,12 +395,12 @@ class Soak:
                 async with httpx2.AsyncClient(trust_env=False, timeout=5) as operator:
                     await operator.delete(url)
             except httpx2.TransportError:
-                pass  # killed meanwhile
+                pass  # the replica was killed meanwhile
             for one in self.replicas:
                 one.loaded.pop(number, None)
 
     async def rotate_signing(self) -> None:
-        """Write other keys into the file: of all there are, one or two."""
+        """Write one or two of the three keys into the file."""
         now = time.monotonic()
         if now - self.keys.changed > NOTICED + 1:
             good = set(self.dice.sample(range(3), self.dice.choice([1, 2])))
@@ -408,12 +408,12 @@ class Soak:
             self.write("signing_keys", [SIGNING_KEYS[number] for number in sorted(good)])
 
     async def rotate_secret(self) -> None:
-        """As SECURITY.md says: the new one before the old, revoke the old, leave it out."""
-        old = self.found.done["secret keys rotated"] % 3
+        """Rotate as SECURITY.md says: put the new key first, revoke the old, remove it."""
+        old = self.findings.done["secret keys rotated"] % 3
         new = (old + 1) % 3
         if time.monotonic() > self.until - NOTICED - 2:
             return
-        self.found.done["secret keys rotated"] += 1
+        self.findings.done["secret keys rotated"] += 1
         self.upstream.keys({old, new})
         self.write("secret_keys", [SECRET_KEYS[new], SECRET_KEYS[old]])
         await asyncio.sleep(NOTICED / 2 if self.seconds < 60 else NOTICED)
@@ -425,16 +425,16 @@ class Soak:
     # -- browsers
 
     async def tab(self, number: int) -> None:
-        """One browser tab after another, each of some caller and at some replica."""
+        """Act as one browser tab after another, each of a random caller at a random replica."""
         dice = random.Random(number)
         connections: dict[tuple[int, int], Connection] = {}
         while time.monotonic() < self.until:
             caller = dice.randrange(CALLERS)
-            theirs = [caller % SESSIONS, caller * 7 % SESSIONS]
-            wanted = dice.choice([*theirs, *theirs, dice.randrange(SESSIONS)])
+            entitled = [caller % SESSIONS, caller * 7 % SESSIONS]
+            target = dice.choice([*entitled, *entitled, dice.randrange(SESSIONS)])
             replica = dice.choice(self.replicas)
             if replica.up:
-                await self.visit(dice, connections, replica, caller, theirs, wanted)
+                await self.visit(dice, connections, replica, caller, entitled, target)
             await asyncio.sleep(dice.random() * 0.1)
         for connection in connections.values():
             connection.close()
@@ -445,95 +445,97 @@ class Soak:
         connections: dict[tuple[int, int], Connection],
         replica: Replica,
         caller: int,
-        theirs: list[int],
-        wanted: int,
+        entitled: list[int],
+        target: int,
     ) -> None:
         key = dice.choice([*sorted(self.keys.good) * 3, 0, 1, 2])
         expired = dice.random() < 0.02
-        token = self.token(caller, theirs, key, expired=expired)
+        token = self.token(caller, entitled, key, expired=expired)
         friendly = dice.random() < 0.3
-        id_ = session(wanted)["id"] if friendly else f"chat-{wanted}"
-        place = replica.number, replica.lives
-        connection = connections.setdefault(place, Connection(replica.port))
-        if dice.random() < 0.01:  # and some leave before they are answered
+        id_ = session(target)["id"] if friendly else f"chat-{target}"
+        life = replica.number, replica.lives
+        connection = connections.setdefault(life, Connection(replica.port))
+        if dice.random() < 0.01:  # some browsers leave before the answer
             asyncio.get_running_loop().call_later(0.001, connection.close)
-        sent, known = time.monotonic(), replica.loaded.get(wanted)
+        sent, held = time.monotonic(), replica.loaded.get(target)
         try:
             async with asyncio.timeout(10):
                 status, headers, body = await connection.get(id_, token)
         except (OSError, EOFError, AttributeError, TimeoutError) as exc:
             left = connection._writer is None
             connection.close()
-            connections.pop(place, None)
-            await asyncio.sleep(0.5)  # a kill cuts off; nothing else may
-            alive = replica.up and place == (replica.number, replica.lives)
+            connections.pop(life, None)
+            await asyncio.sleep(0.5)  # only a kill may cut a request off
+            alive = replica.up and life == (replica.number, replica.lives)
             if alive and not left:
-                self.found.lost += 1
-                self.tell(f"lost: {exc!r} after {time.monotonic() - sent:.1f} s")
+                self.findings.lost += 1
+                self.report(f"lost: {exc!r} after {time.monotonic() - sent:.1f} s")
             return
-        if place == (replica.number, replica.lives):
+        if life == (replica.number, replica.lives):
             self.seen[0].add(caller)
-            good = False if expired else self.verdict(key, sent)
-            self.judge(replica, status, headers, body, theirs, wanted, known, good, friendly)
+            good = False if expired else self.is_good(key, sent)
+            self.record(replica, status, headers, body, entitled, target, held, good, friendly)
 
-    def verdict(self, key: int, sent: float) -> bool | None:
-        """Whether a token of *key* was good all the time that the request was under way."""
-        return self.keys.verdict(key, max(sent, self.keys.changed))
+    def is_good(self, key: int, sent: float) -> bool | None:
+        """Whether *key* was valid during the whole request."""
+        return self.keys.is_good(key, max(sent, self.keys.changed))
 
-    def token(self, caller: int, theirs: list[int], key: int, *, expired: bool = False) -> str:
-        scopes = [f"read:sessions:chat-{number}" for number in theirs]
+    def token(self, caller: int, entitled: list[int], key: int, *, expired: bool = False) -> str:
+        scopes = [f"read:sessions:chat-{number}" for number in entitled]
         now = time.time()
         actor = {"sub": f"caller-{caller}"}
-        if expired:  # by every clock
+        if expired:  # by the clock of every replica
             return sign(self._claims(now - 9000, scopes, actor), SIGNING_KEYS[key])
-        known = self.tokens.get((caller, key))
-        if known is None or self.dice.random() < 0.01:  # minted anew before its end, as apps do
-            known = sign(self._claims(now, scopes, actor), SIGNING_KEYS[key])
-            self.tokens[caller, key] = known
-        return known
+        token = self.tokens.get((caller, key))
+        if (
+            token is None or self.dice.random() < 0.01
+        ):  # apps mint a new token before the old one ends
+            token = sign(self._claims(now, scopes, actor), SIGNING_KEYS[key])
+            self.tokens[caller, key] = token
+        return token
 
     def _claims(self, now: float, scopes: list[str], actor: dict[str, str]) -> dict[str, object]:
         lives = self.seconds + 3600
         exp = now + (lives if now > time.time() - 60 else 100)
         return claims(now - 700, *scopes, sub=ENVIRONMENT_ID, act=actor, exp=int(exp))
 
-    def judge(
+    def record(
         self,
         replica: Replica,
         status: int,
         headers: dict[bytes, bytes],
         body: bytes,
-        theirs: list[int],
-        wanted: int,
-        known: float | None,
+        entitled: list[int],
+        target: int,
+        held: float | None,
         good: bool | None,
         friendly: bool,
     ) -> None:
-        found, now = self.found, time.monotonic()
-        found.answers[status] += 1
-        named = wanted in theirs
+        findings, now = self.findings, time.monotonic()
+        findings.answers[status] += 1
+        named = target in entitled
         if status == 200:
             age = float(headers[b"age"])
-            self.seen[1].add(wanted)
-            found.unentitled += not named or good is False
-            found.unentitled += json.loads(body)["externalId"] != f"chat-{wanted}"
-            found.oldest = max(found.oldest, age)
-            found.too_old += age > max(TTL, STRETCH) + STALE_IF_ERROR + 1
+            self.seen[1].add(target)
+            findings.unentitled += not named or good is False
+            findings.unentitled += json.loads(body)["externalId"] != f"chat-{target}"
+            findings.oldest = max(findings.oldest, age)
+            findings.too_old += age > max(TTL, STRETCH) + STALE_IF_ERROR + 1
             loaded = now - age - 1
-            if named and loaded > replica.loaded.get(wanted, 0.0):
-                replica.loaded[wanted] = loaded
+            if named and loaded > replica.loaded.get(target, 0.0):
+                replica.loaded[target] = loaded
         elif status == 401:
-            found.wrong_refusals += good is True
+            findings.wrong_refusals += good is True
         elif status == 403:
-            found.wrong_refusals += named and not friendly
-        elif status >= 500 and named and known is not None and wanted in replica.loaded:
-            age = now - known
+            findings.wrong_refusals += named and not friendly
+        elif status >= 500 and named and held is not None and target in replica.loaded:
+            age = now - held
             if age < STALE_IF_ERROR - 2:
-                found.avoidable_errors += 1
-                self.tell(f"replica {replica.number}, with a copy {age:.0f} s old: {body!r}")
+                findings.avoidable_errors += 1
+                self.report(f"replica {replica.number}, with a copy {age:.0f} s old: {body!r}")
 
     async def hurried(self, number: int) -> None:
-        """One caller who asks every replica in turn, as fast as they answer."""
+        """Act as one caller who sends requests to each replica in turn, as fast as they answer."""
         caller = CALLERS + number
         times = self.answered[number]
         connections: dict[tuple[int, int], Connection] = {}
@@ -544,8 +546,8 @@ class Soak:
             if not replica.up:
                 await asyncio.sleep(0.01)
                 continue
-            place = replica.number, replica.lives
-            connection = connections.setdefault(place, Connection(replica.port))
+            life = replica.number, replica.lives
+            connection = connections.setdefault(life, Connection(replica.port))
             token = self.token(caller, [number], min(self.keys.good))
             sent = time.monotonic()
             try:
@@ -553,30 +555,30 @@ class Soak:
                     status, _, _ = await connection.get(f"chat-{number}", token)
             except (OSError, EOFError, TimeoutError):
                 connection.close()
-                connections.pop(place, None)
+                connections.pop(life, None)
                 await asyncio.sleep(0.05)
                 continue
-            self.found.answers[status] += 1
-            if status in (200, 502, 503, 504):  # counted, and not over the limit
+            self.findings.answers[status] += 1
+            if status in (200, 502, 503, 504):  # counted by the limit, and allowed
                 times.append((sent, time.monotonic()))
             await asyncio.sleep(0.005)
         for connection in connections.values():
             connection.close()
 
-    # -- what is found
+    # -- figures
 
     async def watch(self) -> None:
-        """Measure the replica that lives on, and say from time to time that it goes well."""
-        every, told = max(0.5, min(5.0, self.seconds / 30)), self.began
+        """Measure the replica that is never killed, and report progress."""
+        every, reported = max(0.5, min(5.0, self.seconds / 30)), self.began
         while time.monotonic() < self.until:
             await asyncio.sleep(every)
             self.samples.append((time.monotonic() - self.began, self.measured()[0]))
-            if time.monotonic() - told > max(5.0, self.seconds / 60):
-                told = time.monotonic()
-                found = self.found
-                self.tell(
-                    f"{told - self.began:7.0f} s  {found.answers.total()} answers, "
-                    f"{found.done.total()} troubles, broken: {found.broken() or 'nothing'}"
+            if time.monotonic() - reported > max(5.0, self.seconds / 60):
+                reported = time.monotonic()
+                findings = self.findings
+                self.report(
+                    f"{reported - self.began:7.0f} s  {findings.answers.total()} answers, "
+                    f"{findings.done.total()} troubles, broken: {findings.broken() or 'nothing'}"
                 )
 
     def measured(self) -> tuple[int, int, float]:
@@ -585,37 +587,37 @@ class Soak:
         return resident(pid), descriptors(pid), replica.tasks
 
     async def calm_down(self) -> None:
-        """Let everything end, and see what is left."""
+        """Let everything end, and measure what remains."""
         self.upstream.weather("fine")
         for replica in self.replicas:
             replica.jump(0.0)
         await asyncio.sleep(2.5)
         for replica in self.replicas:
-            self.found.loads_left += metric(replica, "bff_loads_in_flight")
+            self.findings.loads_left += metric(replica, "bff_loads_in_flight")
             left = metric(replica, "bff_connections")
-            self.found.connections_left = max(self.found.connections_left, left)
+            self.findings.connections_left = max(self.findings.connections_left, left)
         for name, column in (("grown_descriptors", 1), ("grown_tasks", 2)):
-            setattr(self.found, name, self.measured()[column] - self.at_first[column])
+            setattr(self.findings, name, self.measured()[column] - self.at_first[column])
 
     def conclude(self) -> None:
-        found = self.found
-        found.callers, found.sessions = len(self.seen[0]), len(self.seen[1])
-        # Caches are full by then, or as good as.
+        findings = self.findings
+        findings.callers, findings.sessions = len(self.seen[0]), len(self.seen[1])
+        # By then the caches are nearly full.
         warm = [sample for sample in self.samples if sample[0] > self.seconds / 3]
         quarter = max(1, len(warm) // 4)
         first, last = (
             sorted(size for _, size in some)[len(some) // 2]
             for some in (warm[:quarter], warm[-quarter:])
         )
-        found.grown_bytes = last - first
+        findings.grown_bytes = last - first
         calls = self.upstream.calls()
-        found.calls = len(calls)
+        findings.calls = len(calls)
         used = self.most([(call, call) for call in calls], BUDGET, self.noted_late)
-        found.budget_used, found.most_calls_in_calm = used
+        findings.budget_used, findings.most_calls_in_calm = used
         for times in self.answered.values():
             share, most = self.most(times, RATE, lambda *_: 0.0)
-            found.limit_used = max(found.limit_used, share)
-            found.most_answers_in_calm = max(found.most_answers_in_calm, most)
+            findings.limit_used = max(findings.limit_used, share)
+            findings.most_answers_in_calm = max(findings.most_answers_in_calm, most)
 
     def most(
         self,
@@ -623,7 +625,7 @@ class Soak:
         limit: int,
         late: Callable[[float, float], float],
     ) -> tuple[float, int]:
-        """The most that began and ended within a window: over what may be, and in calm."""
+        """The most requests within a window: as a share of the bound, and as a number in calm."""
         times = sorted(times, key=lambda pair: pair[1])
         share, calm = 0.0, 0
         ends = [end for _, end in times]
@@ -638,10 +640,10 @@ class Soak:
         return share, calm
 
     def without_store(self, begin: float, end: float) -> float:
-        """Seconds of a window in which some replica was alone, and once more for each beginning.
+        """Seconds of a window without the store, plus one for each restart of the store.
 
-        For so long as much again may be spent: a share of it by each replica that is alone. And a
-        store that begins anew knows of nothing.
+        In these seconds the replicas may spend as much again: each one alone spends its share, and
+        a restarted store has lost its counts.
         """
         alone = sorted(
             (since - 1, until + 1)
@@ -657,13 +659,13 @@ class Soak:
         return total + sum(begin - 1 < moment < end for moment in self.emptied)
 
     def noted_late(self, begin: float, end: float) -> float:
-        """Seconds of calls that are in a window though they were made before it."""
+        """Seconds of calls that upstream recorded in a window, though they came before it."""
         return sum(seconds for thaw, seconds in self.late if begin - 1 < thaw < end)
 
 
 @contextmanager
 def frozen(process: subprocess.Popen):
-    """Let a process stand still, without anybody being told."""
+    """Stop a process without a notice to anyone."""
     os.kill(process.pid, signal.SIGSTOP)
     try:
         yield
@@ -672,6 +674,6 @@ def frozen(process: subprocess.Popen):
 
 
 def run(seconds: float, *, calm: bool = False, seed: int = 1) -> Findings:
-    """Soak for *seconds*, telling how it goes on; *calm* lets nothing fail."""
-    tell = partial(print, flush=True)
-    return asyncio.run(Soak(seconds, seed, tell, calm=calm).run())
+    """Soak for *seconds* and report progress; *calm* causes no trouble."""
+    report = partial(print, flush=True)
+    return asyncio.run(Soak(seconds, seed, report, calm=calm).run())

@@ -1,7 +1,8 @@
-"""What docker-compose.yml describes, as processes: Caddy with TLS, two gateways, Valkey.
+"""The services of docker-compose.yml as processes: Caddy with TLS, two gateways, Valkey.
 
-Caddy reads the very file that is shipped, Valkey and the gateways are started as compose says, with
-the secrets that `deploy/make-secrets` writes; only addresses and the certificate's issuer differ.
+Caddy reads the shipped Caddyfile. Valkey and the gateways start with the commands and settings of
+their services, and with the secrets of `deploy/make-secrets`. Only addresses and the issuer of the
+certificate differ.
 """
 
 import base64
@@ -53,7 +54,7 @@ CADDYFILE = ROOT / "deploy" / "Caddyfile"
 
 
 class Caddy:
-    """Caddy with a certificate of its own, in front of gateways at fixed ports."""
+    """Caddy with its internal certificate authority, in front of gateways at fixed ports."""
 
     def __init__(self, home: Path, gateways: list[int]) -> None:
         self._home = home
@@ -96,11 +97,11 @@ class Caddy:
         self._log.close()
 
     def browser(self, **kwargs: Any) -> httpx2.Client:
-        """A client that trusts Caddy's own authority, and nothing else."""
+        """Return a client that trusts Caddy's authority alone."""
         return httpx2.Client(base_url=self.url, verify=self.trusted(), trust_env=False, **kwargs)
 
     def key(self) -> str:
-        """The key that signs certificates here, as Chromium is told to trust it."""
+        """Return the hash of Caddy's key, in the form of Chromium's flag for trusted keys."""
         made = (self._home / "caddy/pki/authorities/local/intermediate.crt").read_bytes()
         key = x509.load_pem_x509_certificate(made).public_key()
         der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -111,24 +112,24 @@ class Caddy:
         return ssl.create_default_context(cafile=str(root))
 
 
-OF_OTHERS_TOKENS = {"bff_key_fetches_total", "bff_token_tests_total", "bff_shared_verdicts_total"}
-"""Metrics that have nothing to show where all tokens are the gateway's own."""
+WITHOUT_DATA = {"bff_key_fetches_total", "bff_token_tests_total", "bff_shared_verdicts_total"}
+"""Metrics without data, because a key of the gateway signed every token of this test."""
 
 
 class Prometheus:
-    """Debian's, with the configuration and the rules that are shipped; it only asks more often."""
+    """Debian's Prometheus with the shipped configuration and rules; it only scrapes more often."""
 
     def __init__(self, home: Path, targets: list[int]) -> None:
         self._home = home / "prometheus"
         self._home.mkdir()
         folder = ROOT / "deploy/prometheus"
         shutil.copy(folder / "rules.yml", self._home)
-        told = yaml.safe_load((folder / "prometheus.yml").read_text())
-        told["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
-        (job,) = told["scrape_configs"]
+        settings = yaml.safe_load((folder / "prometheus.yml").read_text())
+        settings["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+        (job,) = settings["scrape_configs"]
         assert job["static_configs"] == [{"targets": ["gateway-1:9787", "gateway-2:9787"]}]
         job["static_configs"] = [{"targets": [f"127.0.0.1:{port}" for port in targets]}]
-        (self._home / "prometheus.yml").write_text(yaml.safe_dump(told))
+        (self._home / "prometheus.yml").write_text(yaml.safe_dump(settings))
         self._port = free_port()
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self._port}/api/v1")
 
@@ -164,7 +165,7 @@ class Prometheus:
 
 
 class Topology:
-    """What docker-compose.yml describes, with its own settings, users and commands."""
+    """The services of docker-compose.yml, with their settings, users and commands."""
 
     def __init__(self, stack: ExitStack, home: Path) -> None:
         self._stack = stack
@@ -186,13 +187,13 @@ class Topology:
         self.caddy = stack.enter_context(Caddy(home, self.ports))
 
     def _start_store(self, port: int) -> None:
-        """Valkey by the command of its service; only where it listens differs."""
+        """Start Valkey with the command of its service; only its address differs."""
         program, *arguments = self._services["valkey"]["command"]
         assert program == "valkey-server"
-        told = [word.replace("/run/secrets", str(self._secrets)) for word in arguments]
-        here = ["--bind", "127.0.0.1", "--port", str(port), "--dir", "/"]
+        options = [word.replace("/run/secrets", str(self._secrets)) for word in arguments]
+        options += ["--bind", "127.0.0.1", "--port", str(port), "--dir", "/"]
         self.store = subprocess.Popen(
-            [ENGINES["valkey"], *told, *here], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [ENGINES["valkey"], *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self._stack.callback(self.stop_store)
         self._store_port = port
@@ -202,8 +203,8 @@ class Topology:
         self.store.wait(timeout=20)
 
     def _start(self, number: int) -> Gateway:
-        """A gateway by the settings of its service; only addresses differ."""
-        here = {
+        """Start a gateway with the settings of its service; only addresses differ."""
+        addresses = {
             "BFF_HOST": "127.0.0.1",
             "BFF_OPS_HOST": "127.0.0.1",
             "BFF_PORT": str(self.ports[number]),
@@ -211,27 +212,27 @@ class Topology:
             "BFF_TRUSTED_PROXIES": "127.0.0.1",
             "TRIGGER_API_URL": f"http://127.0.0.1:{self.upstream.port}",
             "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
-            # All browsers here have one address, and ask as fast as they can.
+            # All browsers of this test have one address, and send requests as fast as they can.
             "BFF_RATE_LIMIT": "1000000/minute",
             "BFF_IP_RATE_LIMIT": "1000000/minute",
         }
-        told = self._services["gateway-1"]["environment"] | here
-        del told["BFF_ALLOWED_ORIGINS"], told["BFF_UPSTREAM_BUDGET"]
+        settings = self._services["gateway-1"]["environment"] | addresses
+        del settings["BFF_ALLOWED_ORIGINS"], settings["BFF_UPSTREAM_BUDGET"]
         url = (self._secrets / "store_url").read_text()
-        place = self._secrets.parent / "store_url"
-        place.write_text(url.replace("valkey:6379", f"127.0.0.1:{self._store_port}"))
+        file = self._secrets.parent / "store_url"
+        file.write_text(url.replace("valkey:6379", f"127.0.0.1:{self._store_port}"))
         files = {
             name: path.replace("/run/secrets", str(self._secrets))
-            for name, path in told.items()
+            for name, path in settings.items()
             if name.endswith("_FILE")
         }
-        told |= files | {"BFF_STORE_URL_FILE": str(place), "BFF_SIGNING_KEYS": ""}
+        settings |= files | {"BFF_STORE_URL_FILE": str(file), "BFF_SIGNING_KEYS": ""}
         return self._stack.enter_context(
-            Gateway(self.upstream.port, **told, TRIGGER_SECRET_KEY="", BFF_ALLOWED_ORIGINS="")
+            Gateway(self.upstream.port, **settings, TRIGGER_SECRET_KEY="", BFF_ALLOWED_ORIGINS="")
         )
 
     def replace(self, number: int) -> None:
-        """Stop one gateway as its supervisor would, and start it anew."""
+        """Stop one gateway as its supervisor would, and start another in its place."""
         old = self.gateways[number]
         old.process.send_signal(signal.SIGTERM)
         assert old.process.wait(timeout=20) in (0, -signal.SIGTERM)
@@ -239,14 +240,14 @@ class Topology:
         self.together()
 
     def replace_store(self) -> None:
-        """Lose everything in it."""
+        """Start the store again, without its data."""
         self.stop_store()
         self._until(lambda text: "bff_store_up 0.0" in text)
         self._start_store(self._store_port)
         self.together()
 
     def together(self) -> None:
-        """Wait until the gateways meet at the store."""
+        """Wait until both gateways use the store."""
         self._until(lambda text: "bff_store_up 1.0" in text and "bff_replicas 2.0" in text)
 
     def _until(self, met: Callable[[str], bool]) -> None:
@@ -272,7 +273,7 @@ def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topology]:
         yield Topology(stack, tmp_path_factory.mktemp("caddy"))
 
 
-def test_the_app_and_its_sessions_share_an_origin(topology: Topology) -> None:
+def test_app_and_sessions_share_an_origin(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
         response = browser.get(PATH + "chat-1", headers=topology.token("chat-1"))
         again = browser.get(
@@ -305,7 +306,7 @@ def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology)
     assert PATH + "a%2Fb%3A%20c%25%3F%23%C3%BC" in {s.raw_path for s in topology.upstream.seen}
 
 
-def test_a_header_or_a_body_beyond_its_bound_ends_at_caddy(topology: Topology) -> None:
+def test_caddy_refuses_oversized_headers_and_bodies(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
         header = browser.get(PATH + "chat-1", headers={"x-large": "x" * 200_000})
         body = browser.post(
@@ -316,7 +317,7 @@ def test_a_header_or_a_body_beyond_its_bound_ends_at_caddy(topology: Topology) -
     assert body.status_code in (405, 413)
 
 
-def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology) -> None:
+def test_browser_cannot_choose_the_address_that_limits_count(topology: Topology) -> None:
     forged = {"x-forwarded-for": "203.0.113.7", "authorization": "Bearer bad"}
     with topology.caddy.browser() as browser:
         statuses = Counter(
@@ -326,28 +327,28 @@ def test_a_browser_cannot_choose_the_address_it_is_counted_by(topology: Topology
             for n in range(140)
         )
 
-    # 60 bad tokens a minute at both gateways together, whatever the header said.
+    # Both gateways together allow 60 bad tokens a minute, whatever the header says.
     assert statuses[401] <= 60
     assert statuses[401] + statuses[429] == 140
 
 
-async def test_the_probe_proves_isolation_through_the_proxy(topology: Topology) -> None:
+async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> None:
     url = f"http://127.0.0.1:{topology.upstream.port}"
-    told = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
-    (environment,) = told.environments
+    settings = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
+    (environment,) = settings.environments
     trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
-    async with aclosing(Checker(told, system_clock, transport=trusted)) as prober:
-        session = await prober.first_session(environment)
+    async with aclosing(Checker(settings, system_clock, transport=trusted)) as checker:
+        session = await checker.first_session(environment)
         assert session is not None
-        found = [f async for f in prober.gateway(environment, topology.caddy.url, session)]
+        findings = [f async for f in checker.gateway(environment, topology.caddy.url, session)]
 
-    assert {finding.result for finding in found} == {Result.OK}, found
-    assert len(found) == 6
+    assert {finding.result for finding in findings} == {Result.OK}, findings
+    assert len(findings) == 6
 
 
 @pytest.fixture(scope="module")
 def page(topology: Topology) -> Iterator[Page]:
-    """The app's own page in Chromium, by HTTP/3, with the official SDK in it."""
+    """The app's page in Chromium over HTTP/3, with the official SDK."""
     flags = [flag for flag in FLAGS if flag != "--disable-quic"] + [
         f"--origin-to-force-quic-on=localhost:{topology.caddy.port}",
         f"--ignore-certificate-errors-spki-list={topology.caddy.key()}",
@@ -369,10 +370,10 @@ def preflights(topology: Topology) -> list[str]:
     return [line for line in lines if 'route="preflight"' in line]
 
 
-def test_a_browser_asks_by_http_3_and_without_a_preflight(page: Page, topology: Topology) -> None:
-    asked = {"url": topology.caddy.url, "token": topology.bare_token("chat-1"), "id": "chat-1"}
+def test_browser_uses_http_3_without_a_preflight(page: Page, topology: Topology) -> None:
+    options = {"url": topology.caddy.url, "token": topology.bare_token("chat-1"), "id": "chat-1"}
     before = preflights(topology)
-    answer = page.evaluate("told => ask('retrieve', told)", asked)
+    answer = page.evaluate("options => ask('retrieve', options)", options)
 
     assert answer["value"]["externalId"] == "chat-1"
     protocols = page.evaluate(
@@ -382,10 +383,8 @@ def test_a_browser_asks_by_http_3_and_without_a_preflight(page: Page, topology: 
     assert preflights(topology) == before
 
 
-def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
-    topology: Topology, page: Page
-) -> None:
-    """Six programs and a browser poll three sessions all the while, and lose not one answer."""
+def test_no_request_fails_while_replicas_are_replaced(topology: Topology, page: Page) -> None:
+    """Six programs and a browser poll three sessions meanwhile, and lose no answer."""
     stop = threading.Event()
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
@@ -405,24 +404,24 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
                 etag = response.headers.get("etag", "")
                 if response.status_code == 200 and response.json()["externalId"] != id_:
                     wrong.append(response.text)
-                time.sleep(0.02)  # or those who start would have nothing left to start with
+                time.sleep(0.02)  # leave CPU for the processes that start
 
-    asked = {"url": topology.caddy.url, "retry": {"maxAttempts": 1}}
+    options = {"url": topology.caddy.url, "retry": {"maxAttempts": 1}}
     page.evaluate(
-        """([ids, told]) => {
+        """([ids, options]) => {
             globalThis.seen = {};
             globalThis.polling = true;
             globalThis.done = (async () => {
                 for (let n = 0; globalThis.polling; n++) {
                     const id = ids[n % ids.length];
-                    const { value, message } = await ask("retrieve", { id, ...told });
+                    const { value, message } = await ask("retrieve", { id, ...options });
                     const what = value === undefined ? message : String(value.externalId === id);
                     seen[what] = (seen[what] ?? 0) + 1;
                     await new Promise((done) => setTimeout(done, 20));
                 }
             })();
         }""",
-        [ids, asked | {"token": topology.bare_token(*ids)}],
+        [ids, options | {"token": topology.bare_token(*ids)}],
     )
     programs = [threading.Thread(target=poll, args=(id_,)) for id_ in ids * 2]
     for program in programs:
@@ -431,7 +430,7 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
     try:
         for number in (0, 1):
             topology.replace(number)
-            time.sleep(2.5)  # until Caddy has seen it healthy again, or both would be away
+            time.sleep(2.5)  # Caddy must see it healthy before the other one stops
         topology.replace_store()
         time.sleep(0.5)
     finally:
@@ -453,10 +452,10 @@ def test_replicas_are_replaced_one_at_a_time_and_no_request_fails(
     assert any('bff_shared_copies_total{result="used"}' in text for text in served)
 
 
-def test_prometheus_scrapes_them_and_the_dashboard_has_something_to_show(
+def test_prometheus_scrapes_data_for_every_dashboard_panel(
     topology: Topology,
 ) -> None:
-    """Every query of the dashboard and every rule, by the real one."""
+    """A real Prometheus evaluates every query of the dashboard and every alert rule."""
     dashboard = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     queries = {
         target["expr"].replace("$__rate_interval", "2m").replace("$instance", ".*")
@@ -474,7 +473,7 @@ def test_prometheus_scrapes_them_and_the_dashboard_has_something_to_show(
                 if not topology.prometheus.ask("/query", query=query)["result"]
                 for metric in re.findall(r"bff_\w+", query)
             }
-            if empty == OF_OTHERS_TOKENS:
+            if empty == WITHOUT_DATA:
                 break
             assert time.monotonic() < ends, empty
     targets = topology.prometheus.ask("/targets")["activeTargets"]
