@@ -9,20 +9,16 @@ TEST = re.compile(r"^(?:async )?def test_", re.MULTILINE)
 
 EXCEPTIONS = {
     "bff/__main__.py": "It calls bff.cli.main; each test that starts a gateway runs it.",
-    "bff/gateway/context.py": "It holds values; the checks that fill it are tested.",
+    "bff/gateway/context.py": "It holds the data of one request and decides nothing.",
 }
 NOT_YET = {
     f"bff/{name}.py"
     for name in (
-        *("app", "digests", "errors", "request", "response", "strict_json"),
-        *("config/runtime", "config/reader", "config/values"),
-        *("demo/upstream",),
-        *("limits/budget", "limits/client_address"),
-        *("replicas/codec", "server/asgi", "server/hardening", "server/worker_ipc"),
+        *("config/reader", "config/runtime", "config/values", "demo/upstream"),
+        *("limits/budget", "limits/client_address", "replicas/codec"),
+        *("server/asgi", "server/hardening", "server/worker_ipc"),
         *("sessions/copy", "sessions/document", "sessions/fields"),
-        *("sessions/list_query", "sessions/page"),
-        *("tokens/caller", "tokens/jwks", "tokens/mint"),
-        *("upstream/client",),
+        *("sessions/list_query", "sessions/page", "tokens/caller", "tokens/jwks", "tokens/mint"),
     )
 }
 

@@ -1,12 +1,10 @@
 """Introspections: what upstream said of tokens, and how long each answer stands."""
 
-import asyncio
-
 from bff.tokens.introspected import Introspections
 
 
 def test_token_stays_authentic_for_a_minute_after_a_refused_session() -> None:
-    introspections: Introspections[None] = Introspections(asyncio.create_task)
+    introspections = Introspections()
 
     introspections.refuse(b"token", "chat-9", 1000.0, "not_found", 5.0)
 
