@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from bff.config.declaration import declared
 from bff.config.settings import (
     RENAMED,
     SETTINGS,
@@ -193,5 +194,5 @@ def _policy(reader: TableReader, table: Mapping[str, object], prefix: str) -> Po
     try:
         return Policy(**reader.values(PolicySettings, table, prefix))
     except PolicyError as exc:
-        reader.problems.append(f"{prefix}BFF_EXPOSE_{exc.parameter.upper()}: {exc}")
+        reader.problems.append(f"{prefix}{declared(PolicySettings)[exc.parameter].name}: {exc}")
         return None
