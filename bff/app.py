@@ -175,7 +175,7 @@ class Service:
 
     def _make_sharing(self, settings: Settings) -> Sharing:
         telemetry = self._telemetry
-        assert settings.store_url is not None  # noqa: S101  the caller has asked
+        assert settings.store_url is not None  # noqa: S101  the caller checks it
 
         def changed(reason: str | None) -> None:
             if reason is None:
@@ -245,7 +245,7 @@ class Service:
             self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
-        """Use the id that upstream told for *environment*."""
+        """Use the id that upstream returned for *environment*."""
         self._builder.learn(environment, id_)
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
@@ -305,7 +305,7 @@ class Service:
         return gauges(self)
 
     @property
-    def open_connections(self) -> int:
+    def connection_count(self) -> int:
         """How many connections of browsers are open."""
         return self._connections.open
 
@@ -327,7 +327,7 @@ def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
         metrics.SIGNING_KEY_USED: {
             (use.environment, str(use.number)): use.last for use in verifier.uses
         },
-        metrics.CONNECTIONS: {(): service.open_connections},
+        metrics.CONNECTIONS: {(): service.connection_count},
         metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
         metrics.REPLICAS: {(): sharing.replicas} if shared else {},
         metrics.COPIES: {(): len(gateway.cache)},

@@ -1,6 +1,6 @@
-"""What can go wrong, and what a browser is told about it.
+"""Everything that can go wrong, and the refusal that a browser gets for it.
 
-    Refusal             a value: the answer that a browser gets in place of what it asked for
+    Refusal             a value: the answer that a browser gets in place of the session
     Exception
     ├── Refused         ends a request with a `Refusal`
     └── UpstreamError   upstream's trouble; `copies.loader` alone turns it into a `Refusal`
@@ -15,7 +15,7 @@
 
 Each refusal is one row of `REFUSALS`. Its code is public. Its status is what frontends and the
 official SDK act on: the SDK mints a new token on 401 and 403 and starts a paid run on 404, so no
-trouble upstream is ever told with one of these. Its text never holds a token, a key or upstream's
+trouble upstream ever uses one of these. Its text never holds a token, a key or upstream's
 own words.
 """
 
@@ -99,7 +99,7 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer in place of what was asked for; many waiters may share one.
+    """An answer in place of the session; many waiters may share one.
 
     Attributes:
         code: the row of `REFUSALS`.
@@ -119,7 +119,7 @@ class Refusal:
 
     @property
     def text(self) -> str:
-        """What the browser reads."""
+        """The text that the browser reads."""
         return self.detail or REFUSALS[self.code].text
 
 
@@ -143,7 +143,7 @@ class UpstreamError(Exception):
 
     Attributes:
         code: the code of the refusal that a browser gets for it.
-        retry_after: seconds after which upstream wants to be asked again.
+        retry_after: seconds after which upstream accepts calls again.
     """
 
     code: ClassVar[ErrorCode] = "internal"
@@ -190,7 +190,7 @@ class SessionNotFound(UpstreamError):
 
 
 class TokenRejected(UpstreamError):
-    """Upstream rejected the browser's token, which it was asked to verify."""
+    """Upstream rejected the browser's token in an introspection."""
 
     code = "token_invalid"
 

@@ -1,4 +1,4 @@
-"""What the gateway reads of a request. Nothing else of it can change a decision."""
+"""Reads the parts of a request that can change a decision, and no others."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

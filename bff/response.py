@@ -62,7 +62,7 @@ class Response:
 
 
 class Representation(Protocol):
-    """What a 200 shows: a `Copy`, or a page of copies."""
+    """The content of a 200: a `Copy`, or a page of copies."""
 
     @property
     def head(self) -> bytes:

@@ -53,7 +53,7 @@ class ConfigBuilder:
     Args:
         client: sends requests upstream.
         timeout: seconds for a whole answer of upstream.
-        sharing: the other replicas; told of upstream's bucket.
+        sharing: the other replicas, which share what upstream's bucket holds.
         provider: grants limits that replicas share; None where each limit is this process's own.
         clock: reads the two clocks.
         trace: wraps an environment's API to make spans of its calls.
@@ -76,14 +76,14 @@ class ConfigBuilder:
         self._clock = clock
         self._trace = trace
         self._learned: dict[str, tuple[object, str]] = {}
-        """Environment ids that upstream told: by name, with what the answer depends on."""
+        """Environment ids that upstream returned: by name, with what the answer depends on."""
 
     def learn(self, environment: EnvironmentSettings, id_: str) -> None:
-        """Remember the id that upstream told for *environment*."""
+        """Remember the id that upstream returned for *environment*."""
         self._learned[environment.name] = (_depends_on(environment), id_)
 
     def id_of(self, environment: EnvironmentSettings) -> str | None:
-        """The id that is set or, for the same key and upstream, the id that upstream told."""
+        """The id in the settings or, for the same key and address, the id that upstream returned."""
         depends_on, id_ = self._learned.get(environment.name, (None, None))
         return environment.id or (id_ if depends_on == _depends_on(environment) else None)
 
@@ -100,9 +100,9 @@ class ConfigBuilder:
         self, settings: Settings, before: RuntimeConfig, settings_before: Settings
     ) -> RuntimeConfig:
         """Build the configuration that follows *before*, which was built of *settings_before*."""
-        known = before.verifier
-        kept = sources(settings, settings_before, known.sources)
-        return self._build(settings, before.environments, before.limits, known, kept)
+        verifier = before.verifier
+        kept = sources(settings, settings_before, verifier.sources)
+        return self._build(settings, before.environments, before.limits, verifier, kept)
 
     def _build(
         self,
@@ -228,7 +228,7 @@ def _seal(environment: EnvironmentSettings) -> bytes:
 
 
 def _depends_on(environment: EnvironmentSettings) -> object:
-    """What decides which environment upstream tells of."""
+    """The settings on which the id that upstream returns depends."""
     return environment.api_url, environment.branch, environment.secret_keys
 
 
@@ -242,28 +242,32 @@ def sources(
     """
     pairs = [] if before is None else list(zip(before.token_sources, built, strict=False))
 
-    def source(wanted: SourceSettings) -> Source:
+    def source(source_settings: SourceSettings) -> Source:
         keys = None
-        for its_settings, one in pairs:
-            if its_settings == wanted:
+        for old_settings, one in pairs:
+            if old_settings == source_settings:
                 return one
-            if wanted.jwks_url and _fetched_from(its_settings) == _fetched_from(wanted):
+            if source_settings.jwks_url and _fetched_from(old_settings) == _fetched_from(
+                source_settings
+            ):
                 keys = one.keys
         if keys is None:
-            static = [shared_key(key.reveal()) for key in wanted.shared_keys]
-            if wanted.jwks is not None:
-                static = list(read_jwks(wanted.jwks, wanted.algorithms))
-            keys = KeySet(static, url=wanted.jwks_url, trusted_seconds=wanted.keys_trusted)
+            static = [shared_key(key.reveal()) for key in source_settings.shared_keys]
+            if source_settings.jwks is not None:
+                static = list(read_jwks(source_settings.jwks, source_settings.algorithms))
+            keys = KeySet(
+                static, url=source_settings.jwks_url, trusted_seconds=source_settings.keys_trusted
+            )
         return Source(
-            name=wanted.name,
-            environment=wanted.environment,
-            issuer=wanted.issuer,
-            audiences=wanted.audiences,
-            algorithms=wanted.algorithms,
+            name=source_settings.name,
+            environment=source_settings.environment,
+            issuer=source_settings.issuer,
+            audiences=source_settings.audiences,
+            algorithms=source_settings.algorithms,
             keys=keys,
-            scopes_path=wanted.scopes_path,
-            scopes_are_text=wanted.scopes_are_text,
-            required=wanted.required,
+            scopes_path=source_settings.scopes_path,
+            scopes_are_text=source_settings.scopes_are_text,
+            required=source_settings.required,
         )
 
     return tuple(map(source, settings.token_sources))

@@ -86,14 +86,14 @@ class Watch:
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = tuple(files)
-        self._settled = self._last = self._look()
+        self._stable = self._last = self._look()
 
     def changed(self) -> bool:
         """Whether the files have changed, and come to rest, since the last change."""
         before, self._last = self._last, self._look()
-        if self._last != before or self._last == self._settled:
+        if self._last != before or self._last == self._stable:
             return False
-        self._settled = self._last
+        self._stable = self._last
         return True
 
     def _look(self) -> Signature:

@@ -1,4 +1,4 @@
-"""What the settings decide, as the gateway goes by it: all that can change while it runs."""
+"""The configuration that the gateway uses: everything that can change while it runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,20 @@ from bff.upstream.api import Upstream
 
 @dataclass(slots=True)
 class Environment:
-    """One Trigger.dev environment at run time."""
+    """One Trigger.dev environment at run time.
+
+    Attributes:
+        origin: address, id and branch. Environments of one name with other origins share no copy.
+        health: "ok" or the error code of the last load; None before the first load.
+        checked: when `health` was learned, on the clock that never jumps.
+    """
 
     name: str
     origin: tuple[str | None, ...]
-    """What makes it this one and not another of the same name: copies of one are none of another.
-    """
     upstream: Upstream
     budget: Budget
     health: str | None = None
-    """None before the first load, then "ok" or the error code that the last one ended in."""
     checked: float = float("-inf")
-    """When `health` was learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """What can change while the gateway runs: all of it at once, or nothing.
+    """Everything that can change while the gateway runs; a change replaces it as a whole.
 
     Args:
-        environments: by name; `Verifier` speaks of them by the same names.
+        environments: by the name that `Verifier` uses too.
         policies: by session type; `default_policy` for every other.
         pages: public JSON by path.
         token_cookie: the name of a cookie that may hold the token.
@@ -71,10 +73,10 @@ class RuntimeConfig:
 
     @property
     def projection(self) -> tuple[Policy, Mapping[str, Policy]]:
-        """What decides how a copy looks."""
+        """The policies, which decide how a copy looks."""
         return self.default_policy, self.policies
 
     @property
     def origins(self) -> dict[str, tuple[str | None, ...]]:
-        """Where each environment's sessions come from."""
+        """Each environment's origin, by name."""
         return {name: environment.origin for name, environment in self.environments.items()}

@@ -30,7 +30,7 @@ class Cache(Generic[OutcomeT]):
         ages: how old copies may grow.
         max_bytes: bound on the entries; beyond it, those that were not read lately are evicted.
         spawn: runs a load to its end, also when those who wait for it leave.
-        on_mismatch: called when a copy stood under a key that is not its own; it is dropped.
+        on_mismatch: called when a copy stood under the key of another session; it is dropped.
     """
 
     def __init__(

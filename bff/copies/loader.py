@@ -1,7 +1,7 @@
 """Loads sessions: one load for each session, however many requests and replicas wait for it.
 
-A load spends from the budget, fetches, validates, projects, encodes and hashes once. What a
-browser must not see is dropped before anything is kept. A load ends in a copy or a refusal and
+A load spends from the budget, fetches, validates, projects, encodes and hashes once. It
+drops hidden fields before it keeps anything. A load ends in a copy or a refusal and
 never raises, because many may wait for it.
 """
 
@@ -62,7 +62,7 @@ class Loader:
         self.config = config
 
     def delay(self, budget: Budget, now: float) -> float:
-        """Seconds until a load may start; a shared budget is asked by the load itself."""
+        """Seconds until a load may start; the load itself spends from a shared budget."""
         if self._sharing.up:
             return 0.0
         budget.replicas = self._sharing.replicas
@@ -87,7 +87,7 @@ class Loader:
             return await ask(self._sharing.timeout)
         while True:
             config, generation = self.config, self._cache.purge_generation
-            outcome, asked = await self._sharing.load(
+            outcome, loaded = await self._sharing.load(
                 LoadRequest(
                     environment=environment.name,
                     id=id_,
@@ -96,7 +96,7 @@ class Loader:
                     lifetime=partial(self._lifetime, environment.budget),
                 )
             )
-            if asked:
+            if loaded:
                 return outcome
             if config is self.config:
                 if isinstance(outcome, Copy):
@@ -149,7 +149,7 @@ class Loader:
         """Fetch a session with *get* and keep its copy. Never raises.
 
         Returns:
-            What those who wait are told, and what the operating system said beneath an error.
+            The outcome for all who wait, and what the operating system said beneath an error.
         """
         started, _ = self._clock()
         generation = self._cache.purge_generation
@@ -169,7 +169,7 @@ class Loader:
         return copy, None
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
-        """Make the copy; what a browser must not see ends here."""
+        """Make the copy, without the fields that the policy hides."""
         policy = self.config.policies.get(str(document["type"]), self.config.default_policy)
         self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
         shown = policy.project(document)
@@ -196,7 +196,7 @@ class Loader:
         now: float,
         seconds: float,
     ) -> Copy | Refusal:
-        """Learn from a load for the next ones; returns what those who wait are told."""
+        """Learn from a load for the next ones; returns the outcome for all who wait."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self._telemetry.count(metrics.LOADS, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)

@@ -29,7 +29,7 @@ class Readiness:
         self._clock = clock
 
     async def check(self) -> dict[str, tuple[bool, str]]:
-        """Check every environment; upstream is asked where its state is not known."""
+        """Check every environment; calls upstream where its state is not known."""
         now, _ = self._clock()
         environments = self._loader.config.environments
         loads = [
@@ -44,7 +44,7 @@ class Readiness:
         return {name: self.state(environment) for name, environment in environments.items()}
 
     def state(self, environment: Environment) -> tuple[bool, str]:
-        """Whether *environment* can be served, and why; nothing is asked."""
+        """Whether *environment* can be served, and why; calls nothing."""
         now, _ = self._clock()
         if environment.name in self._loader.config.verifier.pending:
             return False, (
@@ -58,7 +58,7 @@ class Readiness:
                 False,
                 f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}",
             )
-        trouble = "the upstream was not asked yet"
+        trouble = "the upstream was not called yet"
         if environment.health:
             trouble = f"the upstream fails ({environment.health})"
         if self._cache.has_usable(environment.name, now):

@@ -1,4 +1,4 @@
-"""Who may pass: the address, the token, the caller, and the session that the caller asks for.
+"""Admits requests: the address, the token, the caller, and the session that it may read.
 
 The checks are methods, in the order in which `decide` makes them. Each ends in a refusal or in
 nothing.
@@ -109,7 +109,7 @@ class Admission:
         return tokens[0] if tokens else None
 
     def refuse_revoked_token(self, request: RequestContext, caller: Caller[Grant]) -> None:
-        """Refuse a token that is revoked whatever it asks for; asked again after every wait.
+        """Refuse a token that is revoked for every session; checked again after every wait.
 
         Raises:
             Refused: ``token_revoked``.

@@ -12,7 +12,7 @@ from bff.limits.rate import Window
 
 
 class Guess(Protocol):
-    """What the gateway does about an id while it is not known to be one that the token names."""
+    """Charges and hides, while an id is not known to be one that the token names."""
 
     def charge(self) -> None:
         """Charge the load that the request is about to start; a load in flight is free to join."""

@@ -1,4 +1,4 @@
-"""The one door out: every answer to a browser is made here, and no session leaves unauthorized."""
+"""Makes every answer to a browser: the only way out, and no session leaves unauthorized."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ much as 500 hits."""
 
 @dataclass(frozen=True, slots=True)
 class CacheOutcome:
-    """What the shared copy did for an answer.
+    """Tells what the shared copy did for an answer.
 
     Attributes:
         cache_status: as the header Cache-Status says it (RFC 9211).

@@ -1,9 +1,9 @@
-"""START HERE: the path of one request, from its head to the answer.
+"""The path of one request, from its head to the answer: START WITH THIS FILE.
 
-`Gateway.decide` answers from memory and does no I/O. What has to be waited for comes back as a
-`Pending`, and `Gateway.finish` resumes it until there is a response. After every wait the gateway
-decides again, on what was loaded. `answers` is the one door out: it asks first whether this caller
-may read the session.
+`Gateway.decide` answers from memory and does no I/O. If the request has to wait, it returns a
+`Pending`, and `Gateway.finish` resumes that until there is a response. After every wait the gateway
+decides again, on the copy that the load brought. `answers` is the only way out: it checks first
+whether this caller may read the session.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ class Gateway:
         self._use(config)
 
     def apply(self, config: RuntimeConfig) -> None:
-        """Use *config* from now on; no request sees a part of it, for nothing awaits in here.
+        """Use *config* from now on; no request sees a part of it, because this method awaits nothing.
 
         Copies stay, unless they would look different now or come from another upstream. A load in
         flight goes on, for it is projected by the policy at its end.
@@ -122,7 +122,7 @@ class Gateway:
     # -- the story
 
     def decide(self, head: RequestHead, now: float, wall: float) -> Response | Pending:
-        """Decide a request from memory. No I/O: what has to be waited for is a `Pending`."""
+        """Decide a request from memory. No I/O: a request that has to wait gets a `Pending`."""
         request_id = self._request_ids()
         if head.method == "OPTIONS":
             return self.answers.preflight(head, request_id)
@@ -162,10 +162,10 @@ class Gateway:
         self, request: RequestContext, caller: Caller[Grant], session_id: str
     ) -> Response | Pending:
         """Answer from the shared copy, or wait for its load."""
-        found = self._lookup.find(request, caller, session_id)  # 403 404 503
-        if isinstance(found, PendingLoad):
-            return found
-        return self.answers.session(request, caller, *found)  # 200 304 403
+        served = self._lookup.find(request, caller, session_id)  # 403 404 503
+        if isinstance(served, PendingLoad):
+            return served
+        return self.answers.session(request, caller, *served)  # 200 304 403
 
     async def finish(self, answer: Response | Pending) -> Response:
         """Resume what is pending until there is a response; a load goes on if this is cancelled."""

@@ -1,7 +1,7 @@
-"""Tokens that only upstream can verify: it is asked with the token itself (RFC 7662 in spirit).
+"""Tokens that only upstream can verify: the gateway calls it with the token itself.
 
 Until upstream has answered, a token counts as bad: an address that invents tokens meets its limit
-before upstream meets the tokens. What such a token claims is only used to refuse it.
+before upstream meets the tokens. The gateway uses the claims of such a token only to refuse it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import NAMED
 from bff.gateway.answers import loaded
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Found, Pending, Resumable, resume_member
+from bff.gateway.pending import Served, Pending, Resumable, resume_member
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy
@@ -39,7 +39,7 @@ MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
 
 Outcome = Copy | Refusal | None
-"""What an introspection brings: the session's copy, a refusal, or None if another replica asked."""
+"""The session's copy, a refusal, or None if another replica made the call."""
 
 
 class Charge(Protocol):
@@ -78,8 +78,8 @@ class PendingIntrospection:
         """Wait for upstream's answer, then decide."""
         return await resume_member(gateway, self, self.caller)
 
-    def result(self, gateway: Resumable) -> Found | Refusal | None:
-        """What this caller gets: its token may only now be charged to it."""
+    def result(self, gateway: Resumable) -> Served | Refusal | None:
+        """Return the outcome for this caller, and charge it: its token is verified only now."""
         outcome = self.introspector.conclude(self, self.task.result())
         if not isinstance(outcome, Copy):
             return outcome
@@ -174,7 +174,7 @@ class Introspector:
         nothing from it.
 
         Returns:
-            None if another replica asked: upstream accepts the token, the session was not sent.
+            None if another replica made the call: it shares the result, not the session.
         """
         digest, config = caller.digest or b"", self._config
         environment = config.environments[caller.environment]
@@ -244,7 +244,7 @@ class Introspector:
     def _refused(
         self, request: RequestContext, caller: Caller[Grant], refusal: Refusal, charge: Charge
     ) -> Refusal:
-        """Charge for upstream's refusal; returns what the browser is told."""
+        """Charge for upstream's refusal; returns the refusal for the browser."""
         try:
             if refusal.code == "token_invalid":
                 # Upstream looks at the token first, so this tells nothing about the session.

@@ -15,7 +15,7 @@ from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, PendingIntrospection
 from bff.gateway.lookup import Lookup
 from bff.gateway.pending import (
-    Found,
+    Served,
     Pending,
     PendingLoad,
     PendingMember,
@@ -50,13 +50,13 @@ class PendingList:
         request, caller = self.request, self.caller
         await wait_for(gateway, request, self.members)
         for member in self.members:
-            found = member.result(gateway)
+            served = member.result(gateway)
             if member.config is not gateway.config:
-                return decide_again(gateway, request, found)
-            if isinstance(found, Refusal) and self.lists.ends_with(found, caller, request.now):
-                return gateway.answers.refusal(request, found)
-            if found is not None:
-                self.listing.outcomes[member.session_id] = self.lists.count(found)
+                return decide_again(gateway, request, served)
+            if isinstance(served, Refusal) and self.lists.ends_with(served, caller, request.now):
+                return gateway.answers.refusal(request, served)
+            if served is not None:
+                self.listing.outcomes[member.session_id] = self.lists.count(served)
         gateway.admission.refuse_revoked_token(request, caller)
         return self.lists.answer(request, caller, self.listing, b"fwd=miss")
 
@@ -112,11 +112,11 @@ class Lists:
             if outcome is None:
                 if members and not self._introspector.is_authentic(caller, request.now):
                     return None  # whether the token is one comes first
-                found = self._find(request, caller, session_id)
-                if isinstance(found, PendingLoad | PendingIntrospection):
-                    members.append(found)
+                served = self._find(request, caller, session_id)
+                if isinstance(served, PendingLoad | PendingIntrospection):
+                    members.append(served)
                     return None
-                outcome = listing.outcomes[session_id] = self.count(found)
+                outcome = listing.outcomes[session_id] = self.count(served)
             return outcome
 
         page = listing.page(find)
@@ -126,7 +126,7 @@ class Lists:
 
     def _find(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
-    ) -> Found | PendingLoad | PendingIntrospection | Refusal:
+    ) -> Served | PendingLoad | PendingIntrospection | Refusal:
         """Find one member; its refusal is the member's, unless the whole list would meet it."""
         try:
             if not self._introspector.is_accepted(caller, session_id, request.now):
@@ -142,10 +142,10 @@ class Lists:
         """Whether a member's refusal is the answer to the whole list."""
         return refusal.code in _WHOLE_LIST or not self._introspector.is_authentic(caller, now)
 
-    def count(self, found: Found | Refusal) -> Copy | Refusal:
+    def count(self, served: Served | Refusal) -> Copy | Refusal:
         """Count what the cache did for a member."""
-        if isinstance(found, Refusal):
-            return found
-        copy, outcome = found
+        if isinstance(served, Refusal):
+            return served
+        copy, outcome = served
         self._telemetry.count(metrics.CACHE, outcome.label)
         return copy

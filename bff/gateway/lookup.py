@@ -9,7 +9,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import NAMED
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Found, PendingLoad
+from bff.gateway.pending import Served, PendingLoad
 from bff.sessions.copy import Copy, NegativeEntry, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
@@ -37,7 +37,7 @@ class Lookup:
 
     def find(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
-    ) -> Found | PendingLoad:
+    ) -> Served | PendingLoad:
         """Find a copy that this caller may read, or the load that will bring one.
 
         Raises:
@@ -66,7 +66,7 @@ class Lookup:
         session_id: str,
         environment: Environment,
         copy: Copy,
-    ) -> Found | PendingLoad:
+    ) -> Served | PendingLoad:
         """Use a copy that is not fresh as far as its age allows, and load a new one."""
         now, budget = request.now, environment.budget
         state = self._cache.ages.state(copy, now, budget.stretched)

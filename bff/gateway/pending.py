@@ -1,4 +1,4 @@
-"""What an answer may have to wait for.
+"""The things that an answer may have to wait for.
 
 `Gateway.decide` returns a `Pending` where the answer is not in memory. `Gateway.finish` resumes it
 until there is a response. `resume` does the waiting; the decision after the wait is the gateway's.
@@ -24,12 +24,12 @@ from bff.tokens.scopes import Grant
 FALLBACK_SECONDS: Final = 1.0
 """Seconds that a request waits for a newer copy while an older, usable one is at hand."""
 
-Found = tuple[Copy, CacheOutcome]
+Served = tuple[Copy, CacheOutcome]
 """A copy to answer with, and where it comes from."""
 
 
 class Resumable(Protocol):
-    """What a pending answer needs of the gateway."""
+    """The part of the gateway that a pending answer needs."""
 
     config: RuntimeConfig
     admission: Admission
@@ -73,7 +73,7 @@ class PendingMember(Protocol):
 
     @property
     def session_id(self) -> str:
-        """The id that was asked for."""
+        """The id of the request."""
 
     @property
     def config(self) -> RuntimeConfig:
@@ -87,8 +87,8 @@ class PendingMember(Protocol):
     def fallback(self) -> Copy | None:
         """An older copy that may be served if the load fails."""
 
-    def result(self, gateway: Resumable) -> Found | Refusal | None:
-        """What this caller gets of the load; None if the session has to be looked up again."""
+    def result(self, gateway: Resumable) -> Served | Refusal | None:
+        """Returns the outcome for this caller; None if the session has to be looked up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +108,19 @@ class PendingLoad:
         """Wait for the load; then decide on the copy's own ids."""
         return await resume_member(gateway, self, self.caller)
 
-    def result(self, gateway: Resumable) -> Found | Refusal:
+    def result(self, gateway: Resumable) -> Served | Refusal:
         """The new copy; failing that the fallback; failing that the reason."""
         brought = self.task.result() if self.task.done() else Refusal("upstream_timeout")
-        found: Found
+        served: Served
         if isinstance(brought, Copy):
-            found = brought, loaded(stale=self.fallback is not None, collapsed=self.collapsed)
+            served = brought, loaded(stale=self.fallback is not None, collapsed=self.collapsed)
         elif self.fallback and brought.code != "not_found":
-            found = self.fallback, STALE_IF_ERROR
+            served = self.fallback, STALE_IF_ERROR
         else:
             return brought
-        if gateway.admission.is_session_revoked(self.request, self.caller, found[0]):
+        if gateway.admission.is_session_revoked(self.request, self.caller, served[0]):
             return Refusal("unauthorized")
-        return found
+        return served
 
 
 async def resume_member(
@@ -129,15 +129,15 @@ async def resume_member(
     """Wait for one session, then decide again: the token, its key and the policy may be gone."""
     request = pending.request
     await wait_for(gateway, request, [pending])
-    found = pending.result(gateway)
+    served = pending.result(gateway)
     if pending.config is not gateway.config:
-        return decide_again(gateway, request, found)
+        return decide_again(gateway, request, served)
     gateway.admission.refuse_revoked_token(request, caller)
-    if found is None:
+    if served is None:
         return gateway.answer(request, caller, pending.session_id)
-    if isinstance(found, Refusal):
-        return gateway.answers.refusal(request, found)
-    return gateway.answers.session(request, caller, *found)
+    if isinstance(served, Refusal):
+        return gateway.answers.refusal(request, served)
+    return gateway.answers.session(request, caller, *served)
 
 
 async def wait_for(
@@ -152,14 +152,15 @@ async def wait_for(
 
 
 def decide_again(
-    gateway: Resumable, request: RequestContext, found: Found | Refusal | None
+    gateway: Resumable, request: RequestContext, served: Served | Refusal | None
 ) -> "Response | Pending":
     """Decide from the start, because the configuration changed during the wait.
 
-    What was loaded is kept unless the new configuration forbids it, so upstream is not asked twice.
+    The cache keeps the loaded copy unless the new configuration forbids it, so upstream is not
+    called twice.
     """
-    if isinstance(found, Refusal):
-        return gateway.answers.refusal(request, found)
+    if isinstance(served, Refusal):
+        return gateway.answers.refusal(request, served)
     return gateway.decide(request.head, *gateway.clock())
 
 

@@ -59,4 +59,4 @@ class Routes:
             return page
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refused("not_served")
-        raise Refused("not_found", "There is nothing here")
+        raise Refused("not_found", "The gateway has no such route")

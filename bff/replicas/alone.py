@@ -1,4 +1,4 @@
-"""What `sharing.Sharing` is without a store: one gateway, which shares nothing."""
+"""Takes the place of `sharing.Sharing` without a store: one gateway, which shares nothing."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -62,4 +62,4 @@ class Alone:
 
 
 AnySharing = Sharing | Alone
-"""What a gateway shares with its replicas, or that it has none."""
+"""Shares with the other replicas, or has none."""

@@ -1,6 +1,6 @@
 """Calls Trigger.dev's API and turns its troubles into `UpstreamError`.
 
-The secret key lives here. It is sent to one host, on requests that take only the session's id from
+This module holds the secret key. The key is sent to one host, on requests that take only the session's id from
 the browser. The requests go to httpcore2, the engine below httpx2: it follows no redirect, keeps no
 cookie, resolves no dots in a path, and takes no credentials and no proxy from the environment. A
 load also costs a quarter less.
@@ -31,7 +31,7 @@ CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What an answer tells about upstream's rate limit.
+    """Upstream's rate limit, as an answer describes it.
 
     Attributes:
         reset: Unix seconds.
@@ -108,7 +108,7 @@ class Upstream:
     async def get_as(self, token: bytes, path: str, wall: float) -> bytes:
         """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
 
-        The quota of the answer is the token's own, so it is not observed.
+        The quota of the answer is the token's quota, so it is not observed.
 
         *wall* is Unix seconds.
 

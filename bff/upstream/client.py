@@ -153,8 +153,12 @@ class Client:
             httpcore2.Request(method, url, headers=lines, extensions=self._extensions)
         )
         try:
-            told = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
-            return Answer(response.status, told, await _read(response.stream, told))
+            response_headers = {
+                k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers
+            }
+            return Answer(
+                response.status, response_headers, await _read(response.stream, response_headers)
+            )
         finally:
             await response.aclose()
 
@@ -174,7 +178,7 @@ async def translated(seconds: float) -> AsyncIterator[None]:
 
 
 def cause(error: UpstreamError) -> str | None:
-    """What the operating system reported beneath an *error*; it tells nothing of what was sent."""
+    """The operating system's report beneath an *error*; it repeats nothing of the request."""
     beneath = error.__context__
     while beneath is not None:
         match beneath:
