@@ -9,4 +9,4 @@ Clock = Callable[[], tuple[float, float]]
 
 def system_clock() -> tuple[float, float]:
     """Read the two times: one that never jumps, and Unix seconds."""
-    return time.monotonic(), time.time()  # noqa: TID251  here real time enters
+    return time.monotonic(), time.time()  # noqa: TID251  the only reader of real time

@@ -1,7 +1,7 @@
 """Builds what the settings decide: a `RuntimeConfig` in place of the former one.
 
-What the new settings do not change is kept: the counts of limits and budgets, fetched keys,
-verified tokens.
+The builder keeps what the new settings do not change: the counts of limits and budgets, fetched
+keys, verified tokens.
 """
 
 import hmac
@@ -54,7 +54,7 @@ class ConfigBuilder:
         client: sends requests upstream.
         timeout: seconds for a whole answer of upstream.
         sharing: the other replicas, which share what upstream's bucket holds.
-        provider: grants limits that replicas share; None where each limit is this process's own.
+        provider: grants limits that replicas share; None if the process counts alone.
         clock: reads the two clocks.
         trace: wraps an environment's API to make spans of its calls.
     """
@@ -83,7 +83,7 @@ class ConfigBuilder:
         self._learned[environment.name] = (_depends_on(environment), id_)
 
     def id_of(self, environment: EnvironmentSettings) -> str | None:
-        """The id in the settings or, for the same key and address, the id that upstream returned."""
+        """The id in the settings, or the id that upstream returned for this key and address."""
         depends_on, id_ = self._learned.get(environment.name, (None, None))
         return environment.id or (id_ if depends_on == _depends_on(environment) else None)
 

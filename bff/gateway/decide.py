@@ -80,7 +80,7 @@ class Gateway:
         self._use(config)
 
     def apply(self, config: RuntimeConfig) -> None:
-        """Use *config* from now on; no request sees a part of it, because this method awaits nothing.
+        """Use *config* from now on. No request sees a part of it: this method awaits nothing.
 
         Copies stay, unless they would look different now or come from another upstream. A load in
         flight goes on, for it is projected by the policy at its end.

@@ -18,7 +18,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import NAMED
 from bff.gateway.answers import loaded
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Served, Pending, Resumable, resume_member
+from bff.gateway.pending import Pending, Resumable, Served, resume_member
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy

@@ -15,11 +15,11 @@ from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, PendingIntrospection
 from bff.gateway.lookup import Lookup
 from bff.gateway.pending import (
-    Served,
     Pending,
     PendingLoad,
     PendingMember,
     Resumable,
+    Served,
     decide_again,
     wait_for,
 )

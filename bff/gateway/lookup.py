@@ -9,7 +9,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import NAMED
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Served, PendingLoad
+from bff.gateway.pending import PendingLoad, Served
 from bff.sessions.copy import Copy, NegativeEntry, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller

@@ -1,9 +1,9 @@
 """Calls Trigger.dev's API and turns its troubles into `UpstreamError`.
 
-This module holds the secret key. The key is sent to one host, on requests that take only the session's id from
-the browser. The requests go to httpcore2, the engine below httpx2: it follows no redirect, keeps no
-cookie, resolves no dots in a path, and takes no credentials and no proxy from the environment. A
-load also costs a quarter less.
+This module holds the secret key. It sends the key to one host, on requests that take only the
+session's id from the browser. The requests go to httpcore2, the engine below httpx2: it follows no
+redirect, keeps no cookie, resolves no dots in a path, and takes no credentials and no proxy from
+the environment. A load also costs a quarter less.
 """
 
 import json

@@ -305,10 +305,8 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream/client.py",
-        "            return Answer(response.status, told,",
-        """            if "location" in told:
-                return await self.send(method, Address.read(told["location"]), b"", headers)
-            return Answer(response.status, told,""",
+        "            return Answer(response.status, response_headers,",
+        '            if "location" in response_headers:\n                return await self.send(method, Address.read(response_headers["location"]), b"", headers)\n            return Answer(response.status, response_headers,',
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
