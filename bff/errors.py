@@ -103,7 +103,7 @@ class Refusal:
 
     Attributes:
         code: the row of `REFUSALS`.
-        detail: a text in place of the row's text. It repeats nothing of upstream, and of the request
+        detail: a text in place of the row's. It repeats nothing of upstream, and of the request
             at most the short name of a query parameter.
         retry_after: seconds until a retry makes sense.
     """
