@@ -47,7 +47,7 @@ def ask(chromium: Browser, site: Site) -> Iterator[Ask]:
 def counted(gateway: Gateway, route: str) -> Counter[str]:
     """The number of answers of *route*, by status."""
     metrics = http.get(gateway.ops_url + "/metrics").text
-    pattern = rf'bff_requests_total{{[^}}]*route="{route}",status="(\d+)"}} (\d+)'
+    pattern = rf'bff_requests_total{{[^}}]*route="{route}",[^}}]*status="(\d+)"}} (\d+)'
     counts: Counter[str] = Counter()
     for status, count in re.findall(pattern, metrics):
         counts[status] += int(count)
