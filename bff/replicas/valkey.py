@@ -5,9 +5,6 @@ place: whoever leaves while a command is under way cancels nothing, so no answer
 another's question. Nobody waits for an answer longer than `Store.timeout`; when one is late, wrong
 or impossible, the store counts as away, everyone goes on locally at once, and a heartbeat finds out
 when it is back.
-
-Scripts are sent as text with each use: they are short, and so neither a restart nor a failover can
-lose them.
 """
 
 import asyncio
@@ -17,26 +14,56 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bff.replicas import scripts
+
 HEARTBEAT_SECONDS: Final = 1.0
+
+
 SEEN_SECONDS: Final = 5.0
 """A replica that was not heard of for so long is none."""
+
+
 LONGEST_SECONDS: Final = 60.0
 """Upstream's word on its bucket counts no longer than this, whatever it says."""
+
+
 UNKNOWN_REPLICAS: Final = 4
 """Taken for the number of replicas while the store has never been seen."""
+
+
 _SOCKET_SECONDS: Final = 1.0
 """A connection that says nothing for so long is closed, and a new one opened."""
+
+
 _OPEN_SECONDS: Final = 3.0
+
+
 _CATCH_UP_SECONDS: Final = 30.0
+
+
 _BLOCK_MILLISECONDS: Final = 1000
+
+
 _LISTEN_SECONDS: Final = 2 * _SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
+
+
 _SETTLED: Final = 5
 """Heartbeats after which a store that came back counts as there to stay."""
+
+
 _MAX_PAUSE_SECONDS: Final = 4.0
 """Between heartbeats to a store that comes and goes, so that few wait for it, and no log fills."""
+
+
 _MAX_BATCH: Final = 500
+
+
 _GRACE_SECONDS: Final = 0.001
+
+
 _PREFIX: Final = "bff1"
+
+
 Command = tuple[Any, ...]
 
 
@@ -295,7 +322,7 @@ class Store:
     async def _send_beat(self, timeout: float) -> None:
         """Write that this replica is there, and read how many are; so a full store is away too."""
         seen = round(SEEN_SECONDS * 1000)
-        command = ("EVAL", _BEAT, 1, f"{_PREFIX}:replicas", self._name, seen)
+        command = ("EVAL", scripts.HEARTBEAT, 1, f"{_PREFIX}:replicas", self._name, seen)
         (replicas,) = await self._execute([command], timeout)
         if not isinstance(replicas, int):  # whoever says that is no store
             self._must_reconnect, self._error = True, self._errors.InvalidResponse()
@@ -319,7 +346,7 @@ class Store:
             How many were given, how many are left for others, and the seconds the window lasts.
         """
         name = f"{_PREFIX}:w:{key}"
-        command = ("EVAL", _TAKE, 1, name, limit, want, round(seconds * 1000))
+        command = ("EVAL", scripts.TAKE, 1, name, limit, want, round(seconds * 1000))
         ((given, rest, milliseconds),) = await self.execute(command, timeout=timeout)
         return given, rest, milliseconds / 1000
 
@@ -327,14 +354,14 @@ class Store:
         """Spend one of a budget: at most *limit* in any *seconds*; returns seconds to wait or 0."""
         names = [f"{_PREFIX}:{{{key}}}:{what}" for what in ("spent", "allowance", "pause")]
         most = round(LONGEST_SECONDS * 1000)
-        command = ("EVAL", _SPEND, 3, *names, limit or 0, round(seconds * 1000), most)
+        command = ("EVAL", scripts.SPEND, 3, *names, limit or 0, round(seconds * 1000), most)
         (milliseconds,) = await self.execute(command, timeout=timeout)
         return float(milliseconds) / 1000
 
     def allow(self, key: str, allowance: int, seconds: float) -> None:
         """Share what upstream's bucket leaves for the next *seconds*."""
         name = f"{_PREFIX}:{{{key}}}:allowance"
-        self.execute_nowait(("EVAL", _ALLOW, 1, name, allowance, _milliseconds(seconds)))
+        self.execute_nowait(("EVAL", scripts.ALLOW, 1, name, allowance, _milliseconds(seconds)))
 
     def pause(self, key: str, seconds: float) -> None:
         """Share that upstream wants nothing for *seconds*."""
@@ -357,18 +384,20 @@ class Store:
             which tells purges before the load from purges during it.
         """
         copy = _copy_key(namespace, id_)
-        command = ("EVAL", _CLAIM, 2, copy, f"{copy}:load", token, round(seconds * 1000))
+        command = ("EVAL", scripts.CLAIM, 2, copy, f"{copy}:load", token, round(seconds * 1000))
         ((held, value, milliseconds, time),) = await self.execute(command, timeout=timeout)
         return bool(held), value, milliseconds / 1000, time
 
     def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
         """Keep a claim for *seconds* more."""
         name = f"{_copy_key(namespace, id_)}:load"
-        self.execute_nowait(("EVAL", _HOLD, 1, name, token, round(seconds * 1000)))
+        self.execute_nowait(("EVAL", scripts.RENEW, 1, name, token, round(seconds * 1000)))
 
     def release(self, namespace: str, id_: str, token: str) -> None:
         """Give a claim up."""
-        self.execute_nowait(("EVAL", _HOLD, 1, f"{_copy_key(namespace, id_)}:load", token, 0))
+        self.execute_nowait(
+            ("EVAL", scripts.RENEW, 1, f"{_copy_key(namespace, id_)}:load", token, 0)
+        )
 
     async def keep(
         self,
@@ -389,13 +418,22 @@ class Store:
             What became of it: kept, purged (since *claimed*) or superseded.
         """
         keys = [_copy_key(namespace, id_) for id_ in ids]
-        purged = [("EVAL", _PURGED, 1, f"{key}:purged", claimed) for key in keys]
+        purged = [("EVAL", scripts.PURGED, 1, f"{key}:purged", claimed) for key in keys]
         if any(await self.execute(*purged, timeout=self.timeout)):
             return "purged"
         about = (value, round(until * 1000), claimed)
         results = await self.execute(
-            ("EVAL", _KEEP, 3, keys[0], f"{keys[0]}:purged", f"{keys[0]}:load", *about, token),
-            *(("EVAL", _KEEP, 2, key, f"{key}:purged", *about) for key in keys[1:]),
+            (
+                "EVAL",
+                scripts.KEEP,
+                3,
+                keys[0],
+                f"{keys[0]}:purged",
+                f"{keys[0]}:load",
+                *about,
+                token,
+            ),
+            *(("EVAL", scripts.KEEP, 2, key, f"{key}:purged", *about) for key in keys[1:]),
             timeout=self.timeout,
         )
         if all(result == _KEPT for result in results):
@@ -411,7 +449,7 @@ class Store:
         The whole timeout may be waited for: it is an operator who waits.
         """
         key = _copy_key(namespace, id_)
-        command = ("EVAL", _PURGE, 2, key, f"{key}:purged", round(remembered * 1000))
+        command = ("EVAL", scripts.PURGE, 2, key, f"{key}:purged", round(remembered * 1000))
         (value,) = await self.execute(command, timeout=self.timeout)
         return value  # type: ignore[no-any-return]
 
@@ -583,111 +621,4 @@ def _client(address: StoreAddress, socket_timeout: float) -> Any:
     )
 
 
-_BEAT = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], now + ARGV[2], '+inf')
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return redis.call('ZCARD', KEYS[1])
-"""
-_TAKE = """
-local there = redis.call('GET', KEYS[1])
-local left = redis.call('PTTL', KEYS[1])
-if left == -1 then return redis.error_reply('FOREIGN') end
-local limit, used = tonumber(ARGV[1]), tonumber(there or 0)
-local given = math.max(0, math.min(tonumber(ARGV[2]), limit - used))
-if given > 0 then redis.call('INCRBY', KEYS[1], given) end
-if left < 0 or left > tonumber(ARGV[3]) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  left = tonumber(ARGV[3])
-end
-return {given, math.max(0, limit - used - given), left}
-"""
-_SPEND = """
-local wait = redis.call('PTTL', KEYS[3])
-if wait == -1 then return redis.error_reply('FOREIGN') end
-if wait > tonumber(ARGV[3]) then
-  redis.call('DEL', KEYS[3])
-elseif wait > 0 then
-  return wait
-end
-local allowance = redis.call('GET', KEYS[2])
-if allowance then
-  local left = redis.call('PTTL', KEYS[2])
-  if left == -1 then return redis.error_reply('FOREIGN') end
-  if left > tonumber(ARGV[3]) then
-    redis.call('DEL', KEYS[2])
-    allowance = false
-  elseif tonumber(allowance) < 1 then
-    return math.max(1, left)
-  end
-end
-local limit = tonumber(ARGV[1])
-if limit > 0 then
-  local time = redis.call('TIME')
-  local now = time[1] * 1000000 + time[2]
-  if redis.call('LLEN', KEYS[1]) >= limit then
-    local oldest = tonumber(redis.call('LINDEX', KEYS[1], limit - 1))
-    local wait = math.ceil((oldest - now) / 1000) + ARGV[2]
-    if wait > tonumber(ARGV[2]) then
-      redis.call('DEL', KEYS[1])
-    elseif wait > 0 then
-      return wait
-    end
-  end
-  redis.call('LPUSH', KEYS[1], string.format('%.0f', now))
-  redis.call('LTRIM', KEYS[1], 0, limit - 1)
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-end
-if allowance then redis.call('DECR', KEYS[2]) end
-return 0
-"""
-# Answers overtake one another: of one period the lowest word counts, and none of a former one.
-_ALLOW = """
-local there = redis.call('GET', KEYS[1])
-local sooner = redis.call('PTTL', KEYS[1]) - ARGV[2]
-if there and sooner > 1000 then return 0 end
-if there and sooner > -1000 and tonumber(there) <= tonumber(ARGV[1]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-_CLAIM = """
-local held = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-if not held then
-  local left = redis.call('PTTL', KEYS[2])
-  if left < 0 or left > tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[2], ARGV[2]) end
-end
-local time = redis.call('TIME')
-local copy = redis.call('GET', KEYS[1])
-return {held and 1 or 0, copy, redis.call('PTTL', KEYS[1]), time[1] * 1000000 + time[2]}
-"""
-_HOLD = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-"""
-_PURGED = """
-local purged = redis.call('GET', KEYS[1])
-if not purged then return 0 end
-if redis.call('PTTL', KEYS[1]) == -1 then return redis.error_reply('FOREIGN') end
-return tonumber(purged) >= tonumber(ARGV[1]) and 1 or 0
-"""
 _KEPT, _WAS_PURGED, _NO_KEY = 1, 0, -2
-_KEEP = """
-local purged = redis.call('GET', KEYS[2])
-if purged and tonumber(purged) >= tonumber(ARGV[3]) then return 0 end
-if KEYS[3] and redis.call('GET', KEYS[3]) ~= ARGV[4] then return -1 end
-local there = redis.call('GET', KEYS[1])
-local claimed = there and string.match(there, '^bff1 (%d+) ')
-if claimed and tonumber(claimed) > tonumber(ARGV[3]) then return -1 end
-redis.call('SET', KEYS[1], ARGV[1], 'PXAT', ARGV[2])
-return 1
-"""
-_PURGE = """
-local time = redis.call('TIME')
-local copy = redis.call('GET', KEYS[1])
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[2], string.format('%.0f', time[1] * 1000000 + time[2]), 'PX', ARGV[1])
-return copy
-"""
