@@ -61,7 +61,7 @@ async def test_15_ten_thousand_who_leave_hand_nothing_of_the_store_to_others(
         assert world.telemetry.counts["bff_mismatched_copies",] == 0
         assert world.telemetry.counts["bff_shared_copies", "dropped"] == 0
         assert store.up
-        await until(lambda store=store: not store._queue)
+        await until(lambda store=store: not store.connection._queue)
 
 
 async def test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted(
@@ -89,7 +89,7 @@ async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Re
         async def back() -> None:
             while not store.up:
                 try:
-                    await store._send_beat(5.0)
+                    await store.connection.heartbeat(5.0)
                 except StoreUnavailable:
                     await asyncio.sleep(0)
 
@@ -102,24 +102,24 @@ async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Re
                 replicas.engine.say("REPLICAOF", "NO", "ONE")
             elif number % 10 == 0:
                 statuses.add((await ask(world, "chat-2", token)).status)
-            store.execute_nowait(("PING",))
+            store.connection.execute_nowait(("PING",))
             store.mark_down()
             await back()
 
         for number in range(200):
             await flap(number)
         await idle(world)
-        await until(lambda: not store._told)
+        await until(lambda: not store.connection._unawaited)
         tasks, files = len(asyncio.all_tasks()), descriptors()
 
         for number in range(min(times(replicas.engine), 3_000)):  # each of them real
             await flap(number)
         await idle(world)
-        await until(lambda: not store._told)
+        await until(lambda: not store.connection._unawaited)
 
         assert statuses == {200}
         assert len(asyncio.all_tasks()) <= tasks + 4, "those of the relay, for a connection"
         assert descriptors() <= files + 4
-        assert store._queue == []
+        assert store.connection._queue == []
         assert (await ask(world, "chat-1", token)).status == 200
         assert store.up

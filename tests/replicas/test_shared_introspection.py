@@ -503,7 +503,8 @@ async def test_the_store_knows_of_no_token(replicas: Replicas) -> None:
 
     found = introspections(replicas)
     text = b"\n".join(key + b" " + value for key, value in found.items())
-    secrets = [one.service.sharing.namespaces["default"].seal.hex(), SECRET_KEY, "sentinel", "eyJ"]
+    mac_key = one.service.sharing.namespaces["default"].mac_key
+    secrets = [mac_key.hex(), SECRET_KEY, "sentinel", "eyJ"]
     for token in tokens:
         digest = hashlib.sha256(token.encode())
         secrets += [token.rpartition(".")[2], digest.hexdigest()[:16]]
@@ -514,7 +515,7 @@ async def test_the_store_knows_of_no_token(replicas: Replicas) -> None:
         assert all(0 < client.pttl(key) <= 60_000 for key in found)
     shown = repr(one.service.sharing.namespaces) + one.log.getvalue() + two.log.getvalue()
     assert [secret for secret in secrets if secret in shown] == []
-    assert repr(one.service.sharing.namespaces["default"].seal) not in shown
+    assert repr(mac_key) not in shown
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["told to another", "told to nobody"])

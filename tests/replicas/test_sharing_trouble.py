@@ -138,7 +138,7 @@ async def test_no_request_waits_longer_than_the_timeout_for_all_its_questions(
     """A lease, a copy, a claim and the budget are four questions, each of them answered in time."""
     world = await replicas.add(clock, **ASKING)
     store, asked = world.service.sharing.store, []
-    execute = store.execute
+    execute = store.connection.execute
 
     async def slowly(*commands, timeout: float):
         if timeout < store.timeout:  # else it is for nobody who waits
@@ -146,7 +146,7 @@ async def test_no_request_waits_longer_than_the_timeout_for_all_its_questions(
             clock.advance(part * timeout)
         return await execute(*commands, timeout=2.0)
 
-    store.execute = slowly
+    store.connection.execute = slowly
     began = clock.now
     assert (await world.get("chat-1")).status_code == 200
 
@@ -188,7 +188,7 @@ async def test_a_store_that_hangs_is_waited_for_once(own_replicas: Replicas) -> 
             token = world.token(*read("chat-1"), act={"sub": f"someone {turn} {n}"})
             assert (await world.get("chat-1", token=token)).status_code == 200
             assert not store.up
-            assert len(store._queue) <= 4, "who does not wait asks nothing"
+            assert len(store.connection._queue) <= 4, "who does not wait asks nothing"
         own_replicas.engine.thaw()
         await until(lambda: store.up)
 
@@ -219,16 +219,16 @@ async def test_a_store_that_comes_and_goes_is_asked_more_and_more_rarely(
     store = world.service.sharing.store
     pauses = []
     for _ in range(6):
-        await store._send_beat(2.0)
+        await store.connection.heartbeat(2.0)
         assert store.up
         store.mark_down()
-        pauses.append(store._pause)
+        pauses.append(store.connection._retry_seconds)
     for _ in range(5):
-        await store._send_beat(2.0)
+        await store.connection.heartbeat(2.0)
     store.mark_down()
 
     assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
-    assert store._pause == 0.25, "it had come to stay"
+    assert store.connection._retry_seconds == 0.25, "it had come to stay"
 
 
 async def test_a_full_store_is_an_absent_one(own_replicas: Replicas) -> None:
@@ -355,7 +355,7 @@ async def test_replicas_whose_clocks_disagree_see_one_another(replicas: Replicas
     others = [await replicas.add(), ahead, await replicas.add(), ahead]
 
     for world in others:
-        await world.service.sharing.store._send_beat(2.0)
+        await world.service.sharing.store.connection.heartbeat(2.0)
 
     assert [world.service.sharing.replicas for world in others[1:]] == [3, 3, 3]
 

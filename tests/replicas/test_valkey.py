@@ -259,11 +259,12 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
             assert "db0" not in operator.info("keyspace")
             for world in worlds:
                 store = world.service.sharing.store
+                clients = [store.connection._client, store.listener._client]
                 shown = (
                     world.log.getvalue()
                     + (await world.ops.get("/readyz")).text
                     + (await world.ops.get("/metrics")).text
-                    + repr([world.service.reload.settings, store, store._client, store._listener])
+                    + repr([world.service.reload.settings, store, *clients])
                 )
                 assert "s3ntinel" not in shown
 

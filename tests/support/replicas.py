@@ -60,7 +60,7 @@ async def beat(*worlds: World) -> None:
     """Let each look for the store now, where waiting for its next heartbeat is not the point."""
     for world in worlds:
         with contextlib.suppress(StoreUnavailable):
-            await world.service.sharing.store._send_beat(5.0)
+            await world.service.sharing.store.connection.heartbeat(5.0)
 
 
 async def purge(world: World, id_: str) -> None:

@@ -149,13 +149,13 @@ class StandIn:
             shared.set(f"{key}:load", token, seconds)
         return held, shared.get(key), shared.left(key), shared.microseconds()
 
-    def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
+    def renew(self, namespace: str, id_: str, token: str, seconds: float) -> None:
         key = f"{namespace}:{id_}:load"
         if self.up and self.shared.get(key) == token:
             self.shared.set(key, token, seconds)
 
     def release(self, namespace: str, id_: str, token: str) -> None:
-        self.hold(namespace, id_, token, 0.0)
+        self.renew(namespace, id_, token, 0.0)
 
     async def keep(
         self,

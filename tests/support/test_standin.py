@@ -12,7 +12,7 @@ from support.standin import Shared, StandIn
 from support.world import environ
 
 from bff.config.reader import load
-from bff.replicas.valkey import Store
+from bff.replicas.store import Store
 
 _IDS = st.sampled_from(["a", "b"])
 _TOKENS = st.sampled_from(["one", "two"])
@@ -28,7 +28,7 @@ _COMMANDS = st.one_of(
     st.tuples(st.just("pause"), _IDS),
     st.tuples(st.just("read"), _IDS),
     st.tuples(st.just("claim"), _IDS, _TOKENS),
-    st.tuples(st.just("hold"), _IDS, _TOKENS),
+    st.tuples(st.just("renew"), _IDS, _TOKENS),
     st.tuples(st.just("release"), _IDS, _TOKENS),
     st.tuples(
         st.just("keep"), st.lists(_IDS, min_size=1, unique=True), _TOKENS, st.sampled_from(_VALUES)
@@ -76,8 +76,8 @@ async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C90
             case "claim":
                 held, value, left, claimed = await store.claim("s", key, rest[0], _LONG, timeout=2)
                 answers.append((held, value, left > 0))
-            case "hold":
-                store.hold("s", key, rest[0], _LONG)
+            case "renew":
+                store.renew("s", key, rest[0], _LONG)
             case "release":
                 store.release("s", key, rest[0])
             case "keep":
