@@ -72,20 +72,20 @@ _FIELD_TYPES: Final = [[str, type_, bool, bool, float, float] for type_ in (str,
 """Of the fields of a `StoredCopy`, without the body."""
 
 
-def encode_copy(namespace: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
+def encode_copy(prefix: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
     fields = [copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
-    return _frame(claimed, json.dumps([namespace, *fields]).encode() + b"\n" + copy.body, _digest)
+    return _frame(claimed, json.dumps([prefix, *fields]).encode() + b"\n" + copy.body, _digest)
 
 
-def encode_missing(namespace: str, id_: str, lifetime: float, claimed: int) -> bytes:
+def encode_missing(prefix: str, id_: str, lifetime: float, claimed: int) -> bytes:
     """Write that there is no such session, for *lifetime* seconds."""
     fields = [id_, None, False, True, inf, float(lifetime)]
-    return _frame(claimed, json.dumps([namespace, *fields]).encode() + b"\n", _digest)
+    return _frame(claimed, json.dumps([prefix, *fields]).encode() + b"\n", _digest)
 
 
-def decode_copy(namespace: str, id_: str, value: bytes) -> StoredCopy | None:
-    """Read a value stored under *id_* in *namespace*; None if it is not a copy of that session."""
+def decode_copy(prefix: str, id_: str, value: bytes) -> StoredCopy | None:
+    """Read a value stored under *prefix* and *id_*; None if it is not a copy of that session."""
     text = _unframe(value, _digest)
     if text is None:
         return None
@@ -95,7 +95,7 @@ def decode_copy(namespace: str, id_: str, value: bytes) -> StoredCopy | None:
         stored = StoredCopy(body, *fields)
     except (ValueError, TypeError, RecursionError):
         return None
-    if written_for != namespace or id_ not in (stored.id, stored.external_id):
+    if written_for != prefix or id_ not in (stored.id, stored.external_id):
         return None
     # Anyone can make a digest, so the types are not certain.
     return stored if [type(field) for field in fields] in _FIELD_TYPES else None

@@ -32,19 +32,19 @@ def pause(origin: str) -> str:
     return f"{_PREFIX}:{{{origin}}}:pause"
 
 
-def value(namespace: str, id_: str) -> str:
+def value(prefix: str, id_: str) -> str:
     """A shared copy or introspection."""
-    return f"{_PREFIX}:{{{namespace}:{id_}}}"
+    return f"{_PREFIX}:{{{prefix}:{id_}}}"
 
 
-def claim(namespace: str, id_: str) -> str:
+def claim(prefix: str, id_: str) -> str:
     """The token of the replica that loads a value."""
-    return f"{value(namespace, id_)}:load"
+    return f"{value(prefix, id_)}:load"
 
 
-def purged(namespace: str, id_: str) -> str:
+def purged(prefix: str, id_: str) -> str:
     """The time of the last purge of a copy."""
-    return f"{value(namespace, id_)}:purged"
+    return f"{value(prefix, id_)}:purged"
 
 
 def stream(name: str) -> str:

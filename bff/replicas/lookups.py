@@ -58,7 +58,7 @@ class CopyLookup:
 
     metric: ClassVar = metrics.SHARED_COPIES
 
-    space: Namespace
+    namespace: Namespace
     request: LoadRequest
     make: Callable[[str, str, str | None, bytes, bool, float], Copy]
     negative_ttl: float
@@ -66,15 +66,15 @@ class CopyLookup:
     is_current: Callable[[], bool]
 
     @property
-    def namespace(self) -> str:
-        return self.space.copies
+    def prefix(self) -> str:
+        return self.namespace.copies
 
     @property
     def id(self) -> str:
         return self.request.id
 
     def decode(self, value: bytes, moment: Moment) -> Outcome | None:
-        stored = decode_copy(self.namespace, self.id, value)
+        stored = decode_copy(self.prefix, self.id, value)
         if stored is None:
             raise ForeignError
         loaded = moment(stored.loaded, stored.lifetime)
@@ -98,11 +98,11 @@ class CopyLookup:
         if isinstance(outcome, Copy):
             lifetime = self.request.lifetime(outcome)
             loaded = wall - (now - outcome.loaded)
-            data = encode_copy(self.namespace, outcome, lifetime, loaded, claimed)
+            data = encode_copy(self.prefix, outcome, lifetime, loaded, claimed)
             return Value(data, self._other_ids(outcome), outcome.loaded + lifetime)
         if outcome.code != "not_found":
             return None
-        data = encode_missing(self.namespace, self.id, self.negative_ttl, claimed)
+        data = encode_missing(self.prefix, self.id, self.negative_ttl, claimed)
         obsolete = self._other_ids(previous) if isinstance(previous, Copy) else set()
         return Value(data, set(), now + self.negative_ttl, obsolete)
 
@@ -122,22 +122,22 @@ class IntrospectionLookup:
 
     metric: ClassVar = metrics.SHARED_VERDICTS
 
-    space: Namespace
+    namespace: Namespace
     digest: bytes
     session_id: str
     clock: Clock
     is_current: Callable[[], bool]
 
     @property
-    def namespace(self) -> str:
-        return self.space.introspections
+    def prefix(self) -> str:
+        return self.namespace.introspections
 
     @property
     def id(self) -> str:
-        return introspection_id(self.space, self.digest, self.session_id)
+        return introspection_id(self.namespace, self.digest, self.session_id)
 
     def decode(self, value: bytes, moment: Moment) -> Introspection:
-        stored = decode_introspection(self.space, self.digest, self.session_id, value)
+        stored = decode_introspection(self.namespace, self.digest, self.session_id, value)
         if stored is None:
             raise ForeignError
         return replace(stored, spoken=moment(stored.spoken, stored.seconds))
@@ -150,7 +150,7 @@ class IntrospectionLookup:
             return None  # the trouble may be this replica's alone: the next replica tries
         now, wall = self.clock()
         spoken = wall - (now - outcome.spoken)
-        data = encode_introspection(self.space, self.digest, outcome, spoken, claimed)
+        data = encode_introspection(self.namespace, self.digest, outcome, spoken, claimed)
         others = set(outcome.ids) - {self.session_id}
-        ids = {introspection_id(self.space, self.digest, id_) for id_ in others}
+        ids = {introspection_id(self.namespace, self.digest, id_) for id_ in others}
         return Value(data, ids, outcome.until)

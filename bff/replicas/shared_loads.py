@@ -39,8 +39,8 @@ class SharedLookup(Protocol[T]):
     """A lookup in the store: what may be an answer, and how it is read and written."""
 
     @property
-    def namespace(self) -> str:
-        """Where it is stored."""
+    def prefix(self) -> str:
+        """The part of its keys before the id."""
 
     @property
     def id(self) -> str:
@@ -168,7 +168,7 @@ class SharedLoads:
         claim, entry = await if_available(search) or (None, None)
         if entry is not None and lookup.is_answer(entry):
             if claim is not None:
-                self._store.release(lookup.namespace, lookup.id, token)
+                self._store.release(lookup.prefix, lookup.id, token)
             self._count(lookup.metric, "used")
             return entry, entry, False
         renewal = self._spawn(self._renew(lookup, token)) if claim else None
@@ -186,7 +186,7 @@ class SharedLoads:
     ) -> tuple[Claim | None, T | None]:
         sent, _ = self._clock()
         value, seconds = await deadline.wait(
-            self._store.read(lookup.namespace, lookup.id, timeout=deadline.left)
+            self._store.read(lookup.prefix, lookup.id, timeout=deadline.left)
         )
         entry = self._decode(lookup, value, seconds, sent)
         if entry is not None and lookup.is_answer(entry):
@@ -202,7 +202,7 @@ class SharedLoads:
             # Waiting for another replica's load is free: only the last poll counts.
             deadline.left, (sent, _) = left, self._clock()
             claimed, value, seconds, time = await deadline.wait(
-                self._store.claim(lookup.namespace, lookup.id, token, CLAIM_SECONDS, timeout=left)
+                self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
             )
             entry = self._decode(lookup, value, seconds, sent)
             if claimed:
@@ -217,7 +217,7 @@ class SharedLoads:
     async def _renew(self, lookup: SharedLookup[T], token: str) -> None:
         while True:
             await asyncio.sleep(CLAIM_SECONDS / 3)
-            self._store.renew(lookup.namespace, lookup.id, token, CLAIM_SECONDS)
+            self._store.renew(lookup.prefix, lookup.id, token, CLAIM_SECONDS)
 
     async def _keep(
         self, lookup: SharedLookup[T], claim: Claim, outcome: T, previous: T | None
@@ -234,14 +234,14 @@ class SharedLoads:
             if value is not None:
                 await if_available(self._write(lookup, claim, value, now))
         finally:
-            self._store.release(lookup.namespace, lookup.id, claim.token)
+            self._store.release(lookup.prefix, lookup.id, claim.token)
 
     async def _write(self, lookup: SharedLookup[T], claim: Claim, value: Value, now: float) -> None:
         for id_ in value.obsolete:
-            self._store.drop(lookup.namespace, id_)
+            self._store.drop(lookup.prefix, id_)
         if value.ends > now:
             result = await self._store.keep(
-                lookup.namespace,
+                lookup.prefix,
                 [lookup.id, *value.ids],
                 value.data,
                 token=claim.token,
@@ -271,5 +271,5 @@ class SharedLoads:
             return lookup.decode(value, moment)
         except ForeignError:
             self._count(lookup.metric, "dropped")
-            self._store.drop(lookup.namespace, lookup.id)
+            self._store.drop(lookup.prefix, lookup.id)
             return None

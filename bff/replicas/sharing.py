@@ -181,7 +181,7 @@ class Sharing:
         if namespace is None:  # a reload removed the environment
             return await request.ask(self.timeout), True
         lookup = CopyLookup(
-            space=namespace,
+            namespace=namespace,
             request=request,
             make=self._make,
             negative_ttl=self.negative_ttl,
@@ -222,7 +222,7 @@ class Sharing:
         if namespace is None:  # a reload removed the environment
             return await ask()
         lookup = IntrospectionLookup(
-            space=namespace,
+            namespace=namespace,
             digest=digest,
             session_id=id_,
             clock=self._clock,
@@ -262,14 +262,14 @@ class Sharing:
             for revocation in revocations:
                 await self.revoke(revocation)
 
-    async def _purge_stored(self, copies: str, id_: str) -> None:
-        for other in await self._purge_id(copies, id_):
-            await self._purge_id(copies, other)
+    async def _purge_stored(self, prefix: str, id_: str) -> None:
+        for other in await self._purge_id(prefix, id_):
+            await self._purge_id(prefix, other)
 
-    async def _purge_id(self, copies: str, id_: str) -> list[str]:
+    async def _purge_id(self, prefix: str, id_: str) -> list[str]:
         """Delete the stored copy under one id; returns its other ids."""
-        value = await self.store.purge(copies, id_, remembered=PURGE_MEMORY_SECONDS)
-        stored = decode_copy(copies, id_, value) if value is not None else None
+        value = await self.store.purge(prefix, id_, remembered=PURGE_MEMORY_SECONDS)
+        stored = decode_copy(prefix, id_, value) if value is not None else None
         if stored is None or stored.missing:
             return []
         return [other for other in (stored.id, stored.external_id) if other and other != id_]

@@ -124,9 +124,9 @@ class Store:
 
     # -- shared values and their loads
 
-    async def read(self, namespace: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
+    async def read(self, prefix: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
         """Read a value, and the seconds until it expires."""
-        key = keys.value(namespace, id_)
+        key = keys.value(prefix, id_)
         # In this order: if the value is replaced between the two, the older one's time counts.
         milliseconds, value = await self.connection.execute(
             ("PTTL", key), ("GET", key), timeout=timeout
@@ -134,7 +134,7 @@ class Store:
         return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
 
     async def claim(
-        self, namespace: str, id_: str, token: str, seconds: float, *, timeout: float
+        self, prefix: str, id_: str, token: str, seconds: float, *, timeout: float
     ) -> tuple[bool, bytes | None, float, int]:
         """Claim the one load of a value for *seconds*, and read the value after that.
 
@@ -142,27 +142,27 @@ class Store:
             Whether *token* claimed it; value and seconds as in `read`; and the microseconds of the
             store's clock, which tell purges before the load from purges during it.
         """
-        names = keys.value(namespace, id_), keys.claim(namespace, id_)
+        names = keys.value(prefix, id_), keys.claim(prefix, id_)
         command = ("EVAL", scripts.CLAIM, 2, *names, token, _milliseconds(seconds))
         ((claimed, value, milliseconds, time),) = await self.connection.execute(
             command, timeout=timeout
         )
         return bool(claimed), value, milliseconds / 1000, time
 
-    def renew(self, namespace: str, id_: str, token: str, seconds: float) -> None:
+    def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
         """Make the claim of *token* last for *seconds* from now."""
-        name = keys.claim(namespace, id_)
+        name = keys.claim(prefix, id_)
         self.connection.execute_nowait(
             ("EVAL", scripts.RENEW, 1, name, token, _milliseconds(seconds))
         )
 
-    def release(self, namespace: str, id_: str, token: str) -> None:
+    def release(self, prefix: str, id_: str, token: str) -> None:
         """Let another replica claim the load."""
-        self.renew(namespace, id_, token, 0)
+        self.renew(prefix, id_, token, 0)
 
     async def keep(
         self,
-        namespace: str,
+        prefix: str,
         ids: Sequence[str],
         value: bytes,
         *,
@@ -179,14 +179,14 @@ class Store:
             kept, purged (since *claimed*) or superseded.
         """
         execute, timeout = self.connection.execute, self.timeout
-        names = [keys.value(namespace, id_) for id_ in ids]
-        purges = [keys.purged(namespace, id_) for id_ in ids]
+        names = [keys.value(prefix, id_) for id_ in ids]
+        purges = [keys.purged(prefix, id_) for id_ in ids]
         # All ids are checked first: in a cluster one script may not use the keys of two nodes.
         purged = [("EVAL", scripts.PURGED, 1, purge, claimed) for purge in purges]
         if any(await execute(*purged, timeout=timeout)):
             return "purged"
         arguments = (value, _milliseconds(until), claimed)
-        first = (names[0], purges[0], keys.claim(namespace, ids[0]))
+        first = (names[0], purges[0], keys.claim(prefix, ids[0]))
         others = zip(names[1:], purges[1:], strict=True)
         results = await execute(
             ("EVAL", scripts.KEEP, 3, *first, *arguments, token),
@@ -200,16 +200,16 @@ class Store:
             await execute(*(("UNLINK", name) for name in stored), timeout=timeout)
         return "purged" if _PURGED in results else "superseded"
 
-    async def purge(self, namespace: str, id_: str, *, remembered: float) -> bytes | None:
+    async def purge(self, prefix: str, id_: str, *, remembered: float) -> bytes | None:
         """Delete a copy and return it; for *remembered* seconds no load begun before is stored."""
-        names = keys.value(namespace, id_), keys.purged(namespace, id_)
+        names = keys.value(prefix, id_), keys.purged(prefix, id_)
         command = ("EVAL", scripts.PURGE, 2, *names, _milliseconds(remembered))
         (value,) = await self.connection.execute(command, timeout=self.timeout)
         return value  # type: ignore[no-any-return]
 
-    def drop(self, namespace: str, id_: str) -> None:
+    def drop(self, prefix: str, id_: str) -> None:
         """Delete a value."""
-        self.connection.execute_nowait(("UNLINK", keys.value(namespace, id_)))
+        self.connection.execute_nowait(("UNLINK", keys.value(prefix, id_)))
 
     # -- announcements
 

@@ -193,8 +193,8 @@ FAULTS = [
     Fault(
         15,
         "bff/replicas/codec.py",
-        "if written_for != namespace or id_ not in (stored.id, stored.external_id):",
-        "if written_for != namespace:",
+        "if written_for != prefix or id_ not in (stored.id, stored.external_id):",
+        "if written_for != prefix:",
         f"{_STORE}::test_15_a_copy_in_the_store_under_a_key_not_its_own_is_dropped_and_counted",
     ),
     Fault(

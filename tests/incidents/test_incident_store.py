@@ -97,9 +97,9 @@ async def test_30_a_store_that_comes_and_goes_leaves_nothing_behind(replicas: Re
             if number % 100 == 0:
                 relay.cut()  # every connection ends
             elif number % 100 == 50:  # the server itself says no
-                replicas.engine.say("REPLICAOF", "127.0.0.1", "1")
+                replicas.engine.execute("REPLICAOF", "127.0.0.1", "1")
                 statuses.add((await ask(world, "chat-1", token)).status)
-                replicas.engine.say("REPLICAOF", "NO", "ONE")
+                replicas.engine.execute("REPLICAOF", "NO", "ONE")
             elif number % 10 == 0:
                 statuses.add((await ask(world, "chat-2", token)).status)
             store.connection.execute_nowait(("PING",))

@@ -60,7 +60,7 @@ async def costs(engine: Engine) -> None:
 async def unused(engine: Engine, number: int, limit: int, *, spread: bool) -> tuple[int, int]:
     """How much of a limit is left unused by a caller that asks all replicas in turn, or each once
     in a while and one most of the time; and how many leases that took."""
-    engine.say("FLUSHALL")
+    engine.execute("FLUSHALL")
     async with AsyncExitStack() as stack:
         replicas = Replicas(engine, stack)
         worlds = await replicas.several(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.engines import Engine
-from support.replicas import RealClock, Relay, Replicas, events, everything, until
+from support.replicas import RealClock, Relay, Replicas, contents, events, until
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, Seen
@@ -300,7 +300,7 @@ VERDICT = Introspection("ok", ("chat-1", FRIENDLY["chat-1"]), 0.0, 60.0)
 
 def introspections(replicas: Replicas) -> dict[bytes, bytes]:
     """What the store holds of tokens."""
-    found = everything(replicas.engine).items()
+    found = contents(replicas.engine).items()
     return {k: value for k, value in found if b":verdicts:" in k and not k.endswith(b":load")}
 
 

@@ -5,7 +5,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from support.replicas import Replicas, everything, purge, until
+from support.replicas import Replicas, contents, purge, until
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, session
@@ -328,7 +328,7 @@ async def test_nothing_hidden_is_in_the_store_and_everything_expires(replicas: R
     await one.ops.post("/revocations", json={"jti": "lost"})
     await asyncio.sleep(0.1)
 
-    found = everything(replicas.engine)
+    found = contents(replicas.engine)
 
     assert any(b"chat-closed" in value for value in found.values()), "there are copies"
     kinds = {key.split(b":")[1] for key in found} | {key.rpartition(b":")[2] for key in found}
@@ -441,7 +441,7 @@ async def test_foreign_and_corrupt_values_are_dropped_and_counted(replicas: Repl
     await world.get("chat-1")
     await asyncio.sleep(0.05)
     with replicas.engine.client() as client:
-        copies = [k for k in everything(replicas.engine) if k.endswith(b":chat-1}")]
+        copies = [k for k in contents(replicas.engine) if k.endswith(b":chat-1}")]
         assert len(copies) == 1
         value = client.get(copies[0])
         other = copies[0].replace(b"chat-1", b"chat-2")
@@ -480,7 +480,7 @@ async def test_whatever_stands_under_our_keys_is_got_over(replicas: Replicas, ju
     namespace = world.service.sharing.namespaces["default"]
     limits = world.service.gateway.config.limits
     keys = {
-        *everything(replicas.engine),
+        *contents(replicas.engine),
         *(
             f"bff1:{{{namespace.origin}}}:{what}".encode()
             for what in ("spent", "allowance", "pause")

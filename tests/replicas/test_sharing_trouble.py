@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.engines import ENGINES, Engine
 from support.hostile import ask
-from support.replicas import RealClock, Relay, Replicas, beat, events, purge, until
+from support.replicas import RealClock, Relay, Replicas, events, heartbeat, purge, until
 from support.world import FRIENDLY, OFF, Clock, World, read
 
 from bff.demo.upstream import session
@@ -51,7 +51,7 @@ async def test_without_the_store_a_replica_takes_its_share_and_comes_back_by_its
 async def test_the_budget_without_the_store_is_a_share(own_replicas: Replicas) -> None:
     one, two = await own_replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "4/minute"})
     own_replicas.engine.kill()
-    await beat(one, two)
+    await heartbeat(one, two)
 
     ids = ("chat-1", "chat-2", "chat-closed")
     statuses = [[(await world.get(id_)).status_code for id_ in ids] for world in (one, two)]
@@ -94,7 +94,7 @@ async def test_a_herd_loads_each_session_once_when_the_store_comes_back(
     own_replicas.upstream.override = slowly
     seen = own_replicas.upstream.seen
     own_replicas.engine.kill()
-    await beat(*worlds)
+    await heartbeat(*worlds)
     assert not any(world.service.sharing.up for world in worlds)
     browsers = [asyncio.create_task(browse(worlds[n % 4], n)) for n in range(8)]
     await go_round()
@@ -285,7 +285,7 @@ async def test_a_store_that_was_restarted_begins_anew_and_so_does_what_is_heard(
     cache = two.service.gateway.cache
     known = cache.find("default", "chat-1", 0)
     own_replicas.engine.kill()
-    await beat(one, two)
+    await heartbeat(one, two)
     assert not one.service.sharing.up
     assert not two.service.sharing.up
     own_replicas.engine.start()
@@ -325,7 +325,7 @@ async def test_a_load_that_outlives_the_stores_memory_is_kept_by_nobody(
 async def test_a_purge_that_cannot_reach_the_others_says_so(own_replicas: Replicas) -> None:
     one, _ = await own_replicas.several(2)
     own_replicas.engine.kill()
-    await beat(one)
+    await heartbeat(one)
 
     response = await one.ops.delete("/cache/sessions/chat-1")
 

@@ -48,7 +48,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture
 async def opaque(engine: Engine) -> AsyncIterator[World]:
     """A replica whose tokens upstream verifies and whose limits are leased from a real store."""
-    engine.say("FLUSHALL")
+    engine.execute("FLUSHALL")
     clock = RealClock()
     clock.wall = time.time()
     told = {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "2", "BFF_RATE_LIMIT": "3/minute"}
@@ -92,7 +92,7 @@ async def test_who_starts_has_heard_what_was_revoked_before_it_serves(engine: En
 
 
 def test_processes_and_workers_on_one_store_test_a_token_once(engine: Engine) -> None:
-    engine.say("FLUSHALL")
+    engine.execute("FLUSHALL")
     token = minted(*read("chat-1"))
     told = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
     with running_upstream() as upstream, ExitStack() as stack:
@@ -160,7 +160,7 @@ def soon(gateway: Gateway, token: str, wanted: int, id_: str = "chat-1") -> bool
 def test_every_kind_of_revocation_holds_in_every_process_also_one_that_starts_later(
     engine: Engine,
 ) -> None:
-    engine.say("FLUSHALL")
+    engine.execute("FLUSHALL")
     both, began = read("chat-1", "chat-2"), int(time.time())
     tokens = {
         kind: minted(*both, key=key, act={"sub": f"{kind}-holder"}, jti=f"{kind}-1", iat=iat)

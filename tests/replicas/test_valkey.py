@@ -128,7 +128,7 @@ async def test_a_store_that_cannot_be_used_is_said_to_be_so_with_what_to_mend(
     own_engine: Engine,
 ) -> None:
     user = ["ACL", "SETUSER", "little", "on", ">s3ntinel", "~bff1:*", "+ping", "+get"]
-    own_engine.say(*user)
+    own_engine.execute(*user)
     cases = {
         f"valkey://127.0.0.1:{free_port()}": "cannot be reached",
         "valkey://no-such-host.invalid": "cannot be reached",
@@ -146,7 +146,7 @@ async def test_a_store_that_cannot_be_used_is_said_to_be_so_with_what_to_mend(
                 async with World(RealClock(), BFF_STORE_URL=url):
                     pass
             assert "s3ntinel" not in str(caught.value), url
-    own_engine.say("CONFIG", "SET", "maxmemory", "1")
+    own_engine.execute("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StoreError, match=r"cannot be used \(OutOfMemoryError\)"):
         async with World(RealClock(), BFF_STORE_URL=own_engine.url):
             pass
@@ -278,20 +278,20 @@ async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) ->
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        own_engine.say("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "+@all")
+        own_engine.execute("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "+@all")
         async with AsyncExitStack() as stack:
             replicas = Replicas(own_engine, stack)
             own_engine.url = f"valkey://gateway:s3ntinel@127.0.0.1:{own_engine.port}"
             world = await replicas.add(BFF_STORE_TIMEOUT="0.05")
-            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">another")
-            own_engine.say("CLIENT", "KILL", "USER", "gateway")
+            own_engine.execute("ACL", "SETUSER", "gateway", "resetpass", ">another")
+            own_engine.execute("CLIENT", "KILL", "USER", "gateway")
             await until(lambda: not world.service.sharing.up)
             assert (await world.get("chat-1")).status_code == 200
             assert events(world, "store_away")[0]["reason"] in (
                 "ConnectionError",
                 "AuthenticationError",
             )
-            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
+            own_engine.execute("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
             await until(lambda: world.service.sharing.up)
             own_engine.freeze()
             await world.get("chat-2")
@@ -381,7 +381,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
 async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster) -> None:
     documented = {"CLUSTER|SLOTS", "CLUSTER|SHARDS", "COMMAND"}
     for node in cluster.nodes:
-        node.say(
+        node.execute(
             *("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "-@all"),
             *(f"+{name.lower()}" for name in commands() | documented),
         )
@@ -394,7 +394,7 @@ async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster)
         cluster.url = url
         one, two = await everything_that_is_asked(replicas, BFF_UPSTREAM_BUDGET="999/second")
         for node in cluster.nodes:
-            assert node.say("ACL", "LOG") == "[]"
+            assert node.execute("ACL", "LOG") == "[]"
         for n in range(100, 130):
             replicas.upstream.environments[0].add(session(n, f"many-{n}"))
         before = len(replicas.upstream.seen)
@@ -406,7 +406,7 @@ async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster)
             await world.settle()
             await asyncio.sleep(0.05)
         assert len(replicas.upstream.seen) == before + 30
-        assert [node.say("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
+        assert [node.execute("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
 
         cluster.nodes[0].kill()
         for n in range(30):
