@@ -85,7 +85,7 @@ class Listener:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self._caught_up.wait()
         except TimeoutError:
-            raise self._clients.trouble("is too slow to tell what was revoked") from None
+            raise self._clients.trouble("is too slow to send the revocations") from None
 
     async def close(self) -> None:
         await cancel(self._tasks)

@@ -28,8 +28,25 @@ class RealClock(Clock):
         pass
 
 
+class WrongClock(RealClock):
+    """A wall clock that is wrong by some seconds."""
+
+    def __init__(self, error: float) -> None:
+        self._error = error
+
+    def __call__(self) -> tuple[float, float]:
+        now, wall = super().__call__()
+        return now, wall + self._error
+
+    @property
+    def wall(self) -> float:
+        return time.time() + self._error
+
+
 PATIENT = {"BFF_STORE_TIMEOUT": "20"}
 """For tests that do not measure time: a busy machine must not make the store count as slow."""
+QUICK = {"BFF_STORE_TIMEOUT": "0.05"}
+"""The default, for tests that measure how long requests wait."""
 
 
 class Replicas:
