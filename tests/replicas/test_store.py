@@ -65,11 +65,9 @@ async def test_foreign_value_under_any_key_is_replaced(replicas: Replicas, junk:
     await world.get("chat-1")
     bucket = replicas.upstream.environments[0].bucket
     bucket.interval, bucket.since = 60.0, time.time()
-    await asyncio.sleep(0.05)
-    namespace, limits = (
-        world.service.sharing.namespaces["default"],
-        world.service.gateway.config.limits,
-    )
+    await until(lambda: any(key.endswith(b":chat-1}") for key in contents(replicas.engine)))
+    namespace = world.service.sharing.namespaces["default"]
+    limits = world.service.gateway.config.limits
     others = (
         *(make(namespace.origin) for make in (keys.spent, keys.allowance, keys.pause)),
         keys.claim(namespace.copies, "chat-1"),
