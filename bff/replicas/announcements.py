@@ -14,11 +14,11 @@ from bff.replicas.connection import RETRY_SECONDS, Connection
 from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory, cancel
 
 _BLOCK_MILLISECONDS: Final = 1000
-"""Longest that the server holds a read back when there is no message."""
+"""Milliseconds that the server blocks a read while no message arrives."""
 
 
 _LISTEN_SECONDS: Final = 2 * SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
-"""Seconds: the socket timeout of the listener, longer than a read that the server holds back."""
+"""Seconds: the socket timeout of the listener; longer than a blocked read."""
 
 
 _CATCH_UP_SECONDS: Final = 30.0
@@ -26,7 +26,7 @@ _CATCH_UP_SECONDS: Final = 30.0
 
 
 _MAX_MESSAGES: Final = 500
-"""Messages in one read: bounds its memory."""
+"""Messages in one read; bounds the memory of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Stream:
     """One kind of announcement.
 
     Attributes:
-        kept: how many messages the store keeps, about.
+        kept: about how many messages the store keeps.
         from_the_first: whether a replica that starts reads the kept messages, or only new ones.
     """
 
@@ -53,7 +53,7 @@ class Listener:
 
     Args:
         clients: makes its client.
-        connection: tells outages, and deletes foreign values.
+        connection: counts outages, and deletes foreign values.
         count: counts foreign messages.
     """
 
@@ -67,7 +67,7 @@ class Listener:
         self._tasks: list[asyncio.Task[None]] = []
         self._caught_up = asyncio.Event()
         self._positions: dict[str, Any] = {}
-        """For each stream the number of the last message that was read."""
+        """By key of a stream: the number of the last message read."""
         self._failed = False
         """Whether a read failed: streams that appear later are read from their first message."""
 
@@ -76,7 +76,7 @@ class Listener:
         self._tasks.append(asyncio.create_task(self._listen(received)))
 
     async def caught_up(self) -> None:
-        """Wait until the kept messages are read: a revoked token is refused from the first request.
+        """Wait until the kept messages are read, so that no revoked token is accepted at start.
 
         Raises:
             StoreError: that takes too long.
@@ -85,7 +85,7 @@ class Listener:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self._caught_up.wait()
         except TimeoutError:
-            raise self._clients.trouble("is too slow to send the revocations") from None
+            raise self._clients.error("is too slow to send the revocations") from None
 
     async def close(self) -> None:
         await cancel(self._tasks)
@@ -121,7 +121,7 @@ class Listener:
             self._caught_up.set()
 
     async def _find_positions(self) -> None:
-        """Go on after the last message, or begin anew where a stream was replaced by a new one."""
+        """Continue after the last message, or from the first if the stream was replaced."""
         for name, stream in STREAMS.items():
             key = keys.stream(name)
             newest = await self._client.xrevrange(key, count=1)

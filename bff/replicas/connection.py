@@ -36,7 +36,7 @@ RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 
 
 MAX_RETRY_SECONDS: Final = 4.0
-"""Longest such pause: it doubles while the store comes and goes, so that few requests wait."""
+"""Seconds: bound of that pause, which doubles while the store flaps, so that few requests wait."""
 
 
 STABLE_HEARTBEATS: Final = 5
@@ -44,15 +44,15 @@ STABLE_HEARTBEATS: Final = 5
 
 
 _OPEN_SECONDS: Final = 3.0
-"""Seconds that the first heartbeat may take; only the start of the gateway waits for it."""
+"""Seconds that connecting may take at start, when no request waits."""
 
 
 _MAX_BATCH: Final = 500
-"""Commands in one batch: bounds the memory of its answers."""
+"""Commands in one batch; bounds the memory of its answers."""
 
 
 _GRACE_SECONDS: Final = 0.001
-"""Seconds to read answers that arrived while this process was busy: those are not late."""
+"""Seconds to read answers that arrived while this process was busy; those are not late."""
 
 
 Command = tuple[Any, ...]
@@ -71,7 +71,7 @@ class Connection:
 
     Attributes:
         up: whether the store is up.
-        outages: how often it went down.
+        outages: how often the store went down.
         replicas: how many replicas ran when the store was last up.
         reason: why the store is down.
     """
@@ -120,7 +120,7 @@ class Connection:
                 await self.heartbeat(_OPEN_SECONDS)
         except StoreUnavailable:
             if self._error is None:
-                raise self._clients.trouble("does not answer in time") from None
+                raise self._clients.error("does not answer in time") from None
             raise self._clients.explain(self._error) from None
         except self._clients.errors as exc:
             raise self._clients.explain(exc) from None
@@ -193,7 +193,7 @@ class Connection:
                 self.execute_nowait(("UNLINK", name))
 
     async def _send_batches(self) -> None:
-        """Send what is queued, batch after batch. No caller waits in here, so none cancels it."""
+        """Send what is queued, batch after batch, in a task that no caller can cancel."""
         while True:
             await self._queued.wait()
             batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]

@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 
 Moment = Callable[[float, float], float]
-"""Converts when a value was made (Unix seconds) to the clock that never jumps; its second argument
-is for how many seconds it is of use. It raises `ForeignError` for a value that never expires."""
+"""Converts the time at which a value was made (Unix seconds) to the clock that never jumps. The
+second argument is the value's lifetime. Raises `ForeignError` for a value that never expires."""
 
 
 class SharedLookup(Protocol[T]):
@@ -76,7 +76,7 @@ class Value:
 
     Attributes:
         ids: ids that it is stored under, besides the requested one.
-        ends: when it is of no more use.
+        ends: when its lifetime is over.
         obsolete: ids whose values are deleted.
     """
 
@@ -92,7 +92,7 @@ class Claim:
 
     Attributes:
         time: microseconds of the store's clock, before the load.
-        received: when this replica received them, a little later.
+        received: when this replica received them.
     """
 
     token: str
@@ -100,7 +100,7 @@ class Claim:
     received: float
 
     def at(self, moment: float) -> float:
-        """Convert *moment* to seconds of the store's clock; never later, so values end in time."""
+        """Convert *moment* to the store's clock, in seconds; it errs to an earlier time."""
         return self.time / 1e6 + moment - self.received
 
 
@@ -199,7 +199,7 @@ class SharedLoads:
         """Claim the load, or wait until its holder stores a result or gives up."""
         (began, _), polls, left = self._clock(), 0, deadline.left
         while True:
-            # Waiting for another replica's load is free: only the last poll counts.
+            # We wait for another replica's load, so only the last poll counts against the timeout.
             deadline.left, (sent, _) = left, self._clock()
             claimed, value, seconds, time = await deadline.wait(
                 self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
@@ -224,12 +224,11 @@ class SharedLoads:
     ) -> None:
         """Store the outcome of a load, then let other replicas claim the next."""
         now, _ = self._clock()
-        # After a change of settings a value does not tell under which of them it was made; after
-        # a very long load the store does not know whether it was purged meanwhile.
+        # After a reload the value may belong to the earlier settings. After a very long load the
+        # store no longer remembers whether the session was purged during it.
         recent = now - claim.received <= PURGE_MEMORY_SECONDS
-        value = (
-            lookup.encode(outcome, previous, claim.time) if lookup.is_current() and recent else None
-        )
+        valid = recent and lookup.is_current()
+        value = lookup.encode(outcome, previous, claim.time) if valid else None
         try:
             if value is not None:
                 await if_available(self._write(lookup, claim, value, now))

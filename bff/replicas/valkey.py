@@ -15,7 +15,7 @@ SOCKET_SECONDS: Final = 1.0
 
 
 _FOREIGN_ERRORS: Final = ("WRONGTYPE", "not an integer", "attempt to", "FOREIGN")
-"""Texts of the errors that a value causes which no gateway wrote."""
+"""Texts of the errors of a command or script whose key holds a value that no gateway wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class StoreUnavailable(Exception):
 async def if_available(answer: Awaitable[T]) -> T | None:
     """Wait for an answer of the store; None if the store is unavailable.
 
-    Requests of browsers learn of `StoreUnavailable` only here: the replica then decides alone.
+    `StoreUnavailable` ends only here, and where the ops port refuses a purge or a revocation.
     """
     try:
         return await answer
@@ -62,7 +62,7 @@ class ClientFactory:
     """
 
     def __init__(self, address: StoreAddress) -> None:
-        from valkey import exceptions  # noqa: PLC0415  takes 0.1 s, which no gateway alone needs
+        from valkey import exceptions  # noqa: PLC0415  takes 0.1 s; only a store needs it
 
         self.errors = (
             exceptions.ValkeyError,
@@ -111,7 +111,7 @@ class ClientFactory:
         )
 
     async def reconnect(self, client: Any, socket_timeout: float) -> Any:
-        """Replace a client: the address may lead to another server than its connections do."""
+        """Replace a client: its connections may lead to a former server of the address."""
         await self.close(client)
         return self.connect(socket_timeout)
 
@@ -155,9 +155,9 @@ class ClientFactory:
             (isinstance(exc, exceptions.ResponseError), f"cannot be used ({type(exc).__name__})"),
             (True, "cannot be reached"),
         )
-        return self.trouble(next(reason for applies, reason in reasons if applies))
+        return self.error(next(reason for applies, reason in reasons if applies))
 
-    def trouble(self, reason: str) -> StoreError:
+    def error(self, reason: str) -> StoreError:
         """Make the error of this address."""
         return StoreError(f"the store at {self._address.host}:{self._address.port} {reason}")
 
@@ -165,7 +165,7 @@ class ClientFactory:
 async def cancel(tasks: Collection["asyncio.Task[None]"]) -> None:
     """Cancel tasks that use a client, until all of them end.
 
-    The client may take a cancellation for a timeout of its own, so one may not be enough.
+    The client may mistake a cancellation for its timeout, so one may not be enough.
     """
     pending = set(tasks)
     while pending:
