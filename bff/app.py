@@ -26,7 +26,8 @@ from bff.ops.key_refresh import KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
 from bff.replicas.sharing import Sharing
-from bff.replicas.valkey import Store, StoreError
+from bff.replicas.store import Store
+from bff.replicas.valkey import StoreError
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.connection import BoundedProtocol, Bounds, ConnectionLimiter

@@ -18,7 +18,7 @@ from bff.copies.cache import Cache
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
-from bff.replicas.sharing import LoadRequest
+from bff.replicas.lookups import LoadRequest
 from bff.sessions import fields, ids
 from bff.sessions.copy import Copy, make_copy
 from bff.sessions.document import parse_document

@@ -20,7 +20,8 @@ from bff.config.declaration import SettingReport
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import REFUSALS, UpstreamError
 from bff.metrics import REQUESTS
-from bff.replicas.valkey import Store, StoreError
+from bff.replicas.store import Store
+from bff.replicas.valkey import StoreError
 from bff.sessions import ids
 from bff.tokens.mint import mint
 from bff.upstream.api import CLAIMS_PATH, Upstream, read_quota

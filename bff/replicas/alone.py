@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.replicas.codec import Namespace
-from bff.replicas.sharing import LoadRequest, Sharing
+from bff.replicas.lookups import LoadRequest
+from bff.replicas.sharing import Sharing
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 

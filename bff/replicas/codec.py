@@ -1,4 +1,9 @@
-"""How copies and verdicts are written to the store, and read back."""
+"""How copies and introspections are written to the store, and read back.
+
+A value is `bff1 <claimed> <tag>`, a line end, and a text. *claimed* is when its load was claimed:
+microseconds of the store's clock. The tag is a digest of the rest; it is an HMAC where the value
+grants access. A reader drops a value with a wrong tag, or that does not match the request.
+"""
 
 import hashlib
 import hmac
@@ -17,36 +22,42 @@ _FORMAT: Final = b"bff1"
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One environment in the store.
+    """The names of one environment in the store.
 
     Attributes:
         origin: the same for every gateway of the environment: budget and purges.
         projection: differs between policies and versions: copies.
-        seal: the same for gateways of one version, secret key and set of keys: verdicts.
+        mac_key: the same for gateways of one version, secret key and set of signing keys:
+            introspections.
     """
 
     origin: str
     projection: str
-    seal: bytes = field(repr=False)
+    mac_key: bytes = field(repr=False)
 
     @property
     def copies(self) -> str:
-        """Where copies are: nobody else's are read."""
+        """Where copies are: those of another projection are never read."""
         return f"{self.origin}:{self.projection}"
 
     @property
     def introspections(self) -> str:
-        """Where verdicts are; their names tell those of others apart."""
+        """Where introspections are; their ids differ with the key."""
         return f"{self.origin}:verdicts"
 
 
 class ForeignError(Exception):
-    """What stands in the store is not ours, or not what was looked for."""
+    """A stored value was written by no gateway, or does not match the request."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A value of the store, read: `loaded` is Unix seconds."""
+class StoredCopy:
+    """A copy as it was stored, or the absence of a session.
+
+    Attributes:
+        loaded: Unix seconds; infinite for an absence, whose age only the store knows.
+        lifetime: seconds after *loaded* for which it is of use.
+    """
 
     body: bytes
     id: str
@@ -57,86 +68,78 @@ class Found:
     lifetime: float
 
 
-def encode(namespace: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
+_FIELD_TYPES: Final = [[str, type_, bool, bool, float, float] for type_ in (str, type(None))]
+"""Of the fields of a `StoredCopy`, without the body."""
+
+
+def encode_copy(prefix: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
-    about = [
-        namespace,
-        copy.id,
-        copy.external_id,
-        copy.closed,
-        False,
-        float(loaded),
-        float(lifetime),
-    ]
-    return _seal(claimed, json.dumps(about).encode() + b"\n" + copy.body, _digest)
+    fields = [copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
+    return _frame(claimed, json.dumps([prefix, *fields]).encode() + b"\n" + copy.body, _digest)
 
 
-def encode_missing(namespace: str, id_: str, lifetime: float, claimed: int) -> bytes:
-    """Write that there is no such session; how old that is, the store knows."""
-    about = [namespace, id_, None, False, True, inf, float(lifetime)]
-    return _seal(claimed, json.dumps(about).encode() + b"\n", _digest)
+def encode_missing(prefix: str, id_: str, lifetime: float, claimed: int) -> bytes:
+    """Write that there is no such session, for *lifetime* seconds."""
+    fields = [id_, None, False, True, inf, float(lifetime)]
+    return _frame(claimed, json.dumps([prefix, *fields]).encode() + b"\n", _digest)
+
+
+def decode_copy(prefix: str, id_: str, value: bytes) -> StoredCopy | None:
+    """Read a value stored under *prefix* and *id_*; None if it is not a copy of that session."""
+    text = _unframe(value, _digest)
+    if text is None:
+        return None
+    line, _, body = text.partition(b"\n")
+    try:
+        written_for, *fields = json.loads(line)
+        stored = StoredCopy(body, *fields)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if written_for != prefix or id_ not in (stored.id, stored.external_id):
+        return None
+    # Anyone can make a digest, so the types are not certain.
+    return stored if [type(field) for field in fields] in _FIELD_TYPES else None
+
+
+def introspection_id(namespace: Namespace, digest: bytes, id_: str) -> str:
+    """Make the id of an introspection: without the key, nobody can tell token or session by it."""
+    return hmac.digest(namespace.mac_key, b"name" + digest + id_.encode(), "sha256").hex()
 
 
 def encode_introspection(
-    where: Namespace, digest: bytes, introspection: Introspection, spoken: float, claimed: int
+    namespace: Namespace, digest: bytes, introspection: Introspection, spoken: float, claimed: int
 ) -> bytes:
-    """Write a *introspection* on a token, *spoken* then (Unix seconds)."""
-    about = [introspection.code, introspection.ids, spoken, introspection.seconds]
-    return _seal(claimed, json.dumps(about).encode(), partial(_introspection_seal, where, digest))
+    """Write an introspection of the token with *digest*; upstream answered at *spoken* (Unix)."""
+    fields = [introspection.code, introspection.ids, spoken, introspection.seconds]
+    return _frame(claimed, json.dumps(fields).encode(), partial(_mac, namespace, digest))
 
 
 def decode_introspection(
-    where: Namespace, digest: bytes, id_: str, value: bytes
+    namespace: Namespace, digest: bytes, id_: str, value: bytes
 ) -> Introspection | None:
-    """Read a verdict, `spoken` in Unix seconds; None if it is none of a gateway's on this token."""
-    text = _unseal(value, partial(_introspection_seal, where, digest))
+    """Read an introspection, `spoken` in Unix seconds; None if it is not of this token and id."""
+    text = _unframe(value, partial(_mac, namespace, digest))
     if text is None:
         return None
-    code, ids, spoken, seconds = json.loads(text)  # whoever sealed it wrote this
+    code, ids, spoken, seconds = json.loads(text)  # only a gateway can have written it
     return Introspection(code, tuple(ids), spoken, seconds) if id_ in ids else None
 
 
-def _introspection_name(where: Namespace, digest: bytes, id_: str) -> str:
-    return hmac.digest(where.seal, b"name" + digest + id_.encode(), "sha256").hex()
-
-
-def _introspection_seal(where: Namespace, digest: bytes, text: bytes) -> bytes:
-    return hmac.digest(where.seal, b"seal" + digest + text, "sha256").hex().encode()
-
-
-def _seal(claimed: int, text: bytes, seal: Callable[[bytes], bytes]) -> bytes:
+def _frame(claimed: int, text: bytes, tag: Callable[[bytes], bytes]) -> bytes:
     head = b"%b %d" % (_FORMAT, claimed)
-    return b"%b %b\n%b" % (head, seal(head + b"\n" + text), text)
+    return b"%b %b\n%b" % (head, tag(head + b"\n" + text), text)
 
 
-def _unseal(value: bytes, seal: Callable[[bytes], bytes]) -> bytes | None:
-    told, _, text = value.partition(b"\n")
-    head, _, its_seal = told.rpartition(b" ")
-    good = hmac.compare_digest(its_seal, seal(head + b"\n" + text))
-    return text if good and head.startswith(_FORMAT + b" ") else None
+def _unframe(value: bytes, tag: Callable[[bytes], bytes]) -> bytes | None:
+    line, _, text = value.partition(b"\n")
+    head, _, given = line.rpartition(b" ")
+    authentic = hmac.compare_digest(given, tag(head + b"\n" + text))
+    return text if authentic and head.startswith(_FORMAT + b" ") else None
 
 
 def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest().encode()
 
 
-def decode(namespace: str, id_: str, value: bytes) -> Found | None:
-    """Read a value that stood under *id_* in *namespace*; None if it is not one of these."""
-    text = _unseal(value, _digest)
-    if text is None:
-        return None
-    about, _, body = text.partition(b"\n")
-    try:
-        its_space, *fields = json.loads(about)
-        found = Found(body, *fields)
-    except (ValueError, TypeError, RecursionError):
-        return None
-    if its_space != namespace or id_ not in (found.id, found.external_id):
-        return None
-    # A seal is no signature: whoever writes one may have meant something else by it.
-    kinds = [type(field) for field in fields]
-    return found if kinds in _KINDS else None
-
-
-_KINDS: Final = [[str, ids, bool, bool, float, float] for ids in (str, type(None))]
-"""Of the fields of a `Found`, but for the body."""
+def _mac(namespace: Namespace, digest: bytes, text: bytes) -> bytes:
+    return hmac.digest(namespace.mac_key, b"seal" + digest + text, "sha256").hex().encode()

@@ -105,7 +105,7 @@ def stored(data: bytes) -> None:
     head, text = codec._FORMAT + b" 1", about + b"\n" + body
     for value in (data, b"%b %b\n%b" % (head, codec._digest(head + b"\n" + text), text)):
         assert codec.decode_introspection(_SPACE, b"", "chat-1", value) is None, "without the key"
-        found = codec.decode("space", "chat-1", value)
+        found = codec.decode_copy("space", "chat-1", value)
         if found is not None:
             assert "chat-1" in (found.id, found.external_id)
             assert isinstance(found.id, str)

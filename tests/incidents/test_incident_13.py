@@ -356,7 +356,7 @@ class Machine(RuleBasedStateMachine):
         async def deliver() -> None:
             for store in self.stores():
                 store.link = True
-                store.hear()
+                store.catch_up()
 
         self.runner.run(deliver())  # purges as well
         self.loaded = {key: at for key, at in self.loaded.items() if key[0] not in self.cut}

@@ -117,10 +117,10 @@ def test_store_password_rotates_as_written(tmp_path: Path) -> None:
             return Gateway(upstream.port, BFF_STORE_URL=address, BFF_STORE_TIMEOUT="2")
 
         with gateway(old) as first:
-            engine.say(*filled(add).split())
+            engine.execute(*filled(add).split())
             with gateway(new) as second:
                 for line in rest:
-                    engine.say(*filled(line).split())
+                    engine.execute(*filled(line).split())
                 token = second.token(*read("chat-1"))
                 assert _asked(second, "chat-1", token) == 200, "the new one works"
                 assert eventually(lambda: metric(first, "bff_store_up") == 0), (

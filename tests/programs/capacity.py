@@ -1,8 +1,8 @@
-"""`make simulate`: the formulae of docs/FLEET.md against a run of every single poll.
+"""`make simulate`: compare the formulae of docs/FLEET.md with a simulation of every poll.
 
-Events are polls, in their order in time; sessions are polled evenly, each by as many browsers as
-the interval says. What decides is what the gateway decides by: the age a copy may have, the budget,
-and which replica has a copy already.
+The simulation goes through the polls in the order of time, evenly spread over the sessions. Each
+poll is decided by the age of the copy, the budget, and whether the replica has the copy. A second
+one uses the gateway's own limiter: how much of a limit replicas leave unused.
 """
 
 import argparse
@@ -11,6 +11,8 @@ from array import array
 from dataclasses import asdict, dataclass
 from math import ceil, log10
 from pathlib import Path
+
+from bff.limits.rate import LeasePending, Limiter, Window
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "capacity.json"
@@ -21,7 +23,7 @@ REPLICAS = 4
 class Case:
     sessions: int
     spacing: float
-    """Seconds between two polls of one session, whoever polls."""
+    """Seconds between two polls of one session, by any browser."""
     ttl: float
     stale: float
     budget: float
@@ -31,12 +33,13 @@ class Case:
 @dataclass(frozen=True)
 class Figures:
     loads: float
-    """A second, of all sessions."""
+    """Loads a second, of all sessions."""
     age: float
-    """Seconds, mean of what browsers get."""
+    """Seconds: mean age of the copies that browsers get."""
     oldest: float
+    """Seconds: greatest age."""
     reads: float
-    """Of the store, a second: copies that one replica loaded and another then asked for."""
+    """Copies a second that a replica reads from the store, because another one loaded them."""
 
 
 def formulae(case: Case) -> Figures:
@@ -44,15 +47,15 @@ def formulae(case: Case) -> Figures:
     polls = ceil(fresh / case.spacing)  # from one load to the next
     cycle = polls * case.spacing
     ages = [n * case.spacing for n in range(1, polls)]
-    # The poll that finds the copy too old gets it all the same, or waits for the new one.
+    # The poll that starts a load gets the stale copy, or waits for the new one.
     ages.append(cycle if cycle - fresh < case.stale - 1e-6 else 0.0)
-    # Each poll goes to any replica: how many see the session at least once in a cycle?
-    seen = REPLICAS * (1 - (1 - 1 / REPLICAS) ** polls)
+    # Each poll reaches a random replica: this many replicas get at least one in a cycle.
+    reached = REPLICAS * (1 - (1 - 1 / REPLICAS) ** polls)
     return Figures(
         loads=case.sessions / cycle,
         age=sum(ages) / polls,
         oldest=max(ages),
-        reads=case.sessions / cycle * (seen - 1),
+        reads=case.sessions / cycle * (reached - 1),
     )
 
 
@@ -94,15 +97,17 @@ def simulate(case: Case) -> Figures:
 
 
 def cases(most: int) -> list[Case]:
-    """A browser for each session that polls every fifteen seconds; a budget to match."""
+    """Make the rows of the page: polls every 15 s and every second, with a budget to match."""
     sizes = [10**n for n in range(2, 8) if 10**n <= most]
     return [Case(n, 15.0, 2.0, 5.0, max(10.0, n / 60)) for n in sizes] + [
         Case(n, 1.0, 2.0, 5.0, max(10.0, n / 10)) for n in sizes if n <= 10**5
     ]
 
 
-def differences(said: Figures, seen: Figures) -> dict[str, float]:
-    pairs = {name: (getattr(said, name), getattr(seen, name)) for name in ("loads", "age", "reads")}
+def differences(formula: Figures, run: Figures) -> dict[str, float]:
+    """Give the relative difference of each figure."""
+    names = ("loads", "age", "reads")
+    pairs = {name: (getattr(formula, name), getattr(run, name)) for name in names}
     return {name: abs(a - b) / max(a, b, 1e-3) for name, (a, b) in pairs.items()}
 
 
@@ -131,8 +136,68 @@ def table(rows: list[tuple[Case, Figures, Figures]]) -> str:
     return "\n".join(lines)
 
 
+LIMITS = ((1, 300), (2, 60), (2, 300), (4, 60), (4, 300), (8, 300), (8, 3000))
+"""Rows of the table: replicas, limit."""
+
+
+class Provider:
+    """Leases a window to one replica; the replicas share *taken*."""
+
+    up = True
+
+    def __init__(self, limit: int, replicas: int, taken: list[int]) -> None:
+        self.replicas = replicas
+        self._limit = limit
+        self._taken = taken
+        self._pending: list[tuple[Window, int]] = []
+
+    def lease(self, window: Window, want: int) -> object:
+        self._pending.append((window, want))
+        return object()
+
+    def answer(self) -> None:
+        for window, want in self._pending:
+            granted = min(want, self._limit - sum(self._taken))
+            self._taken.append(granted)
+            window.grant(self, want, granted, self._limit - sum(self._taken), 60.0)
+        self._pending.clear()
+
+
+def unused(replicas: int, limit: int, *, in_turn: bool) -> tuple[int, int]:
+    """Simulate a caller that uses all replicas in turn, or each once and then only the first.
+
+    Returns:
+        How much of the limit is left unused, and how many leases were taken.
+    """
+    taken: list[int] = []
+    providers = [Provider(limit, replicas, taken) for _ in range(replicas)]
+    limiters = [Limiter("caller", limit, 60, provider=provider) for provider in providers]
+    allowed = 0
+    for n in range(limit + 100):
+        limiter = limiters[n % replicas if in_turn or n < replicas else 0]
+        while True:
+            try:
+                allowed += not limiter.charge("caller", 0.0).exceeded
+                break
+            except LeasePending:
+                for provider in providers:
+                    provider.answer()
+    return limit - allowed, len(taken)
+
+
+def leases_table() -> str:
+    lines = [
+        "| replicas | limit | unused, in turn | leases | unused, mostly one | leases |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for replicas, limit in LIMITS:
+        figures = [*unused(replicas, limit, in_turn=True), *unused(replicas, limit, in_turn=False)]
+        lines.append("| " + " | ".join(map(str, (replicas, limit, *figures))) + " |")
+    return "\n".join(lines)
+
+
 def drawing(rows: list[tuple[Case, Figures, Figures]]) -> str:
-    """Loads a second by sessions, both as powers of ten: a line is the formula, a dot a run."""
+    """Draw loads a second by sessions, on logarithmic axes: formula as line, simulation as dots."""
 
     def at(sessions: float, loads: float) -> tuple[float, float]:
         return 60 + (log10(sessions) - 2) * 100, 340 - (log10(loads) + 1) * 45
@@ -148,13 +213,13 @@ def drawing(rows: list[tuple[Case, Figures, Figures]]) -> str:
         for n in range(8)
     ]
     for spacing, colour in ((15.0, "#2563eb"), (1.0, "#c2410c")):
-        mine = [row for row in rows if row[0].spacing == spacing]
-        line = " ".join("{:.1f},{:.1f}".format(*at(c.sessions, f.loads)) for c, f, _ in mine)
+        chosen = [row for row in rows if row[0].spacing == spacing]
+        line = " ".join("{:.1f},{:.1f}".format(*at(c.sessions, f.loads)) for c, f, _ in chosen)
         shown.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
-        for c, _, s in mine:
+        for c, _, s in chosen:
             x, y = at(c.sessions, s.loads)
             shown.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        x, y = at(mine[-1][0].sessions, mine[-1][1].loads)
+        x, y = at(chosen[-1][0].sessions, chosen[-1][1].loads)
         shown.append(f'<text x="{x + 8:.0f}" y="{y - 8:.0f}" fill="{colour}">{spacing:g} s</text>')
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 380" width="640" height="380" '
@@ -168,16 +233,16 @@ def drawing(rows: list[tuple[Case, Figures, Figures]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--most", type=int, default=10_000_000, help="sessions")
-    told = parser.parse_args()
+    options = parser.parse_args()
     rows = []
-    for case in cases(told.most):
-        said, seen = formulae(case), simulate(case)
-        rows.append({"case": asdict(case), "simulated": asdict(seen)})
-        print(case, said, seen, flush=True)
-        off = {name: part for name, part in differences(said, seen).items() if part > 0.05}
-        if off:
-            raise SystemExit(f"the formulae are off: {off}")
-    if told.most >= 10_000_000:
+    for case in cases(options.most):
+        formula, run = formulae(case), simulate(case)
+        rows.append({"case": asdict(case), "simulated": asdict(run)})
+        print(case, formula, run, flush=True)
+        wrong = {name: part for name, part in differences(formula, run).items() if part > 0.05}
+        if wrong:
+            raise SystemExit(f"the formulae differ from the simulation: {wrong}")
+    if options.most >= 10_000_000:
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 

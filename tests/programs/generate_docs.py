@@ -62,6 +62,7 @@ def tables() -> dict[str, str]:
             ],
         ),
         "simulation": capacity.table(capacity.published()),
+        "leases": capacity.leases_table(),
         "bench": chart.summary(_results()),
     }
 

@@ -1,4 +1,4 @@
-"""Real gateway processes in front of a real store: killed and restarted while traffic flows."""
+"""Gateway processes on a real store, killed and restarted while browsers send requests."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def engine(request, tmp_path: Path) -> Iterator[Engine]:
 
 
 class Traffic:
-    """Browsers that ask each gateway in turn, in threads of their own, until told to stop."""
+    """Browsers in threads that use each gateway in turn until the block ends."""
 
     def __init__(self, gateways: list[Gateway], paths: list[str], *, threads: int, pause: float):
         self.gateways = gateways
@@ -49,7 +49,7 @@ class Traffic:
             gateway = self.gateways[turn % len(self.gateways)]
             id_ = self._paths[turn // len(self.gateways) % len(self._paths)]
             turn += 1
-            # A connection for each: what a killed process leaves of one is closed at once.
+            # A connection for each request: one to a killed process is closed at once.
             with closing(HTTPConnection("127.0.0.1", gateway.port, timeout=10)) as connection:
                 try:
                     headers = {"authorization": f"Bearer {self.tokens[id_]}"}
@@ -60,10 +60,10 @@ class Traffic:
                     self.lost += 1
                     time.sleep(0.01)
                 else:
-                    what = body.get("externalId", body.get("code"))
-                    self.responses.append((time.monotonic(), response.status, what))
-                    if response.status == 200 and what != id_:
-                        self.wrong.append((id_, what))
+                    result = body.get("externalId", body.get("code"))
+                    self.responses.append((time.monotonic(), response.status, result))
+                    if response.status == 200 and result != id_:
+                        self.wrong.append((id_, result))
             time.sleep(self._pause)
 
     def __enter__(self) -> "Traffic":
@@ -87,83 +87,83 @@ class Traffic:
 
 
 def several(
-    stack: ExitStack, number: int, upstream: running_upstream, told: dict[str, str]
+    stack: ExitStack, number: int, upstream: running_upstream, changes: dict[str, str]
 ) -> list[Gateway]:
-    """Start gateways, all of them at once, that see one another at the store."""
+    """Start gateways at once, and wait until they count one another."""
     with ThreadPoolExecutor(number) as pool:
-        made = [Gateway(upstream.port, **told) for _ in range(number)]
+        made = [Gateway(upstream.port, **changes) for _ in range(number)]
         gateways = list(pool.map(stack.enter_context, made))
-    together(gateways)
+    wait_until_counted(gateways)
     return gateways
 
 
-def together(gateways: list[Gateway]) -> None:
-    """Wait until each gateway sees all of them at the store."""
+def wait_until_counted(gateways: list[Gateway]) -> None:
+    """Wait until each gateway counts all of them as replicas."""
     for gateway in gateways:
 
         def met(gateway: Gateway = gateway) -> bool:
             metrics = http.get(gateway.ops_url + "/metrics").text
             return "bff_store_up 1.0" in metrics and f"bff_replicas {len(gateways)}.0" in metrics
 
-        until(met, lambda: "they do not find together")
+        until(met, lambda: "they do not count one another")
 
 
 @pytest.mark.parametrize(("engine", "number"), [("valkey", 4), ("redis", 2)], indirect=["engine"])
-def test_one_load_for_each_ttl_and_none_beyond_the_limit(engine: Engine, number: int) -> None:
-    """Also while one of them is killed and started again."""
+def test_processes_make_one_load_per_ttl(engine: Engine, number: int) -> None:
+    """Also while one replica is killed and started again."""
     ttl = 0.5
-    told = OFF | {
+    changes = OFF | {
         "BFF_STORE_URL": engine.url,
         **PATIENT,
         "BFF_CACHE_TTL": str(ttl),
         "BFF_CACHE_STALE_WHILE_REVALIDATE": "0.25",
     }
     with running_upstream() as upstream, ExitStack() as stack:
-        gateways = several(stack, number, upstream, told)
-        before = len(upstream.seen)  # the probes of readiness
+        gateways = several(stack, number, upstream, changes)
+        before = len(upstream.seen)  # the readiness checks
         with Traffic(gateways, ["chat-1"], threads=4, pause=0.01) as traffic:
             began = time.monotonic()
             time.sleep(1.5)
             gateways[-1].process.kill()
             gateways[-1].process.wait()
-            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **changes))
             time.sleep(1.5)
             took = time.monotonic() - began
         loads = len(upstream.seen) - before
 
     assert set(traffic.statuses) == {200}
-    assert loads <= 1 + took / ttl, "a load begins when a copy is a TTL old: no more fit"
+    assert loads <= 1 + took / ttl, "a load starts only when a copy is a TTL old"
     assert loads >= took / (ttl + 0.25) - 1
 
 
 @pytest.mark.parametrize(("engine", "number"), [("valkey", 2), ("redis", 3)], indirect=["engine"])
-def test_a_limit_is_not_exceeded_by_one_while_replicas_die(engine: Engine, number: int) -> None:
+def test_limit_is_never_exceeded_while_replicas_die(engine: Engine, number: int) -> None:
     limit = 200
-    told = OFF | {
+    changes = OFF | {
         "BFF_STORE_URL": engine.url,
         **PATIENT,
         "BFF_RATE_LIMIT": f"{limit}/minute",
     }
     with running_upstream() as upstream, ExitStack() as stack:
-        gateways = several(stack, number, upstream, told)
+        gateways = several(stack, number, upstream, changes)
         with Traffic(gateways, ["chat-1"], threads=4, pause=0.0) as traffic:
             while traffic.statuses[200] < limit // 3:
                 time.sleep(0.01)
             gateways[-1].process.kill()
             gateways[-1].process.wait()
-            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **changes))
             while traffic.statuses[429] < 200:
                 time.sleep(0.05)
 
     assert set(traffic.statuses) == {200, 429}
     assert traffic.statuses[200] <= limit
-    assert traffic.statuses[200] >= limit - limit // 8, "but for what the dead one had leased"
+    assert traffic.statuses[200] >= limit - limit // 8, "all but the leases of the dead replica"
 
 
 @pytest.mark.parametrize("engine", ["valkey"], indirect=True)
-def test_the_budget_is_one_while_replicas_die(engine: Engine) -> None:
-    """And what is left of upstream's own bucket, whoever is told of it."""
-    told = OFF | {
+def test_budget_is_never_exceeded_while_replicas_die(engine: Engine) -> None:
+    """And the bucket that upstream reports, to whichever replica."""
+    changes = OFF | {
         "BFF_STORE_URL": engine.url,
         **PATIENT,
         "BFF_CACHE_TTL": "60",
@@ -173,42 +173,42 @@ def test_the_budget_is_one_while_replicas_die(engine: Engine) -> None:
     with running_upstream() as upstream, ExitStack() as stack:
         for n, id_ in enumerate(ids, start=100):
             upstream.app.environments[0].add(session(n, id_))
-        gateways = several(stack, 3, upstream, told)
+        gateways = several(stack, 3, upstream, changes)
         with Traffic(gateways, ids, threads=4, pause=0.0) as traffic:
             while len(upstream.seen) < 15:
                 time.sleep(0.005)
             gateways[-1].process.kill()
             gateways[-1].process.wait()
-            gateways[-1] = stack.enter_context(Gateway(upstream.port, **told))
+            gateways[-1] = stack.enter_context(Gateway(upstream.port, **changes))
             while len(traffic.responses) < 600:
                 time.sleep(0.05)
 
     assert set(traffic.statuses) == {200, 503}
     assert len(upstream.seen) <= 40
-    assert len(upstream.seen) >= 40 - 4, "but for what the dead one had spent and not asked yet"
+    assert len(upstream.seen) >= 40 - 4, "all but the loads that died with their replica"
 
 
 @pytest.mark.parametrize("engine", ["valkey"], indirect=True)
-def test_the_store_dies_and_returns_while_traffic_flows(engine: Engine) -> None:
-    told = {
+def test_traffic_is_served_while_the_store_dies_and_returns(engine: Engine) -> None:
+    changes = {
         "BFF_STORE_URL": engine.url,
         "BFF_RATE_LIMIT": "100000/minute",
         "BFF_IP_RATE_LIMIT": "off",
         "BFF_CACHE_TTL": "0.5",
     }
     with running_upstream() as upstream, ExitStack() as stack:
-        gateways = several(stack, 2, upstream, told)
+        gateways = several(stack, 2, upstream, changes)
         paths = ["chat-1", "chat-2", "chat-closed"]
         with Traffic(gateways, paths, threads=3, pause=0.005) as traffic:
             time.sleep(0.6)
             engine.kill()
             time.sleep(0.8)
             engine.start()
-            together(gateways)
+            wait_until_counted(gateways)
             engine.freeze()
             time.sleep(0.8)
             engine.thaw()
-            together(gateways)
+            wait_until_counted(gateways)
             time.sleep(0.5)
 
         assert set(traffic.statuses) == {200}
@@ -219,21 +219,21 @@ def test_the_store_dies_and_returns_while_traffic_flows(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", ["valkey"], indirect=True)
-def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> None:
-    told = OFF | {
+def test_workers_share_limits_and_dead_ones_are_replaced(engine: Engine) -> None:
+    changes = OFF | {
         "BFF_STORE_URL": engine.url,
         "BFF_STORE_TIMEOUT": "2",
         "BFF_RATE_LIMIT": "60/minute",
     }
     with (
         running_upstream() as upstream,
-        Gateway(upstream.port, "--workers", "2", **told) as gateway,
+        Gateway(upstream.port, "--workers", "2", **changes) as gateway,
     ):
         token = gateway.token(*read("chat-1"), act={"sub": "someone"})
 
         def ask() -> int:
             url = gateway.url + PATH + "chat-1"
-            # On a connection of its own: whoever has a kept one leaves a lease unused if it moves.
+            # On a new connection, so that either worker may answer.
             return httpx2.get(url, headers={"authorization": f"Bearer {token}"}).status_code
 
         statuses = Counter(ask() for _ in range(80))
@@ -248,17 +248,17 @@ def test_workers_share_the_address_and_the_dead_are_replaced(engine: Engine) -> 
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
-def test_workers_go_on_by_new_settings_and_so_do_those_that_replace_them(tmp_path: Path) -> None:
-    """A key that was taken out is not good again because a worker died."""
+def test_replacement_workers_use_reloaded_settings(tmp_path: Path) -> None:
+    """A removed key must not be accepted again because a worker died."""
     config = tmp_path / "bff.toml"
 
-    def write(**told: str) -> None:
-        config.write_text("".join(f"{name} = {value!r}\n" for name, value in told.items()))
+    def write(**changes: str) -> None:
+        config.write_text("".join(f"{name} = {value!r}\n" for name, value in changes.items()))
 
     write(BFF_SIGNING_KEYS=f"{OWN_KEY},{'n' * 40}")
-    told = OFF | {"BFF_SIGNING_KEYS": None, "BFF_CONFIG": str(config)}
+    changes = OFF | {"BFF_SIGNING_KEYS": None, "BFF_CONFIG": str(config)}
     with running_upstream() as upstream, Gateway(
-        upstream.port, "--workers", "2", **told
+        upstream.port, "--workers", "2", **changes
     ) as gateway:  # fmt: skip
         token = gateway.token(*read("chat-1"))
 
@@ -281,7 +281,7 @@ def test_workers_go_on_by_new_settings_and_so_do_those_that_replace_them(tmp_pat
         write(BFF_NO_SUCH_THING="1")
         os.kill(children(gateway.process.pid)[0], signal.SIGKILL)
         until(lambda: '"settings_not_reloaded"' in gateway.output)
-        assert statuses() == {401: 12}, "the other goes on"
+        assert statuses() == {401: 12}, "the other worker keeps its settings"
         write(BFF_SIGNING_KEYS="n" * 40)
         until(lambda: gateway.output.count('"listening"') == 5)
 
@@ -294,10 +294,10 @@ def answers(gateway: Gateway) -> bool:
 
 
 @pytest.mark.parametrize("engine", ["valkey"], indirect=True)
-def test_a_worker_is_replaced_though_the_store_is_away(engine: Engine) -> None:
-    told = OFF | {"BFF_STORE_URL": engine.url}
+def test_worker_is_replaced_while_the_store_is_down(engine: Engine) -> None:
+    changes = OFF | {"BFF_STORE_URL": engine.url}
     with running_upstream() as upstream, Gateway(
-        upstream.port, "--workers", "2", **told
+        upstream.port, "--workers", "2", **changes
     ) as gateway:  # fmt: skip
         engine.kill()
         workers = children(gateway.process.pid)
@@ -310,12 +310,12 @@ def test_a_worker_is_replaced_though_the_store_is_away(engine: Engine) -> None:
         assert gateway.process.poll() is None
 
 
-def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
+def test_workers_finish_requests_in_flight_on_sigterm() -> None:
     with running_upstream() as upstream, Gateway(upstream.port, "--workers", "2") as gateway:
-        asked = threading.Event()
+        started = threading.Event()
 
         async def slowly(_):
-            asked.set()
+            started.set()
             await asyncio.sleep(0.7)
 
         upstream.app.override = slowly
@@ -327,7 +327,7 @@ def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        assert asked.wait(10)
+        assert started.wait(10)
         gateway.process.send_signal(signal.SIGTERM)
         thread.join()
         gateway.process.wait(timeout=20)
@@ -336,11 +336,11 @@ def test_workers_finish_what_is_in_flight_when_they_are_told_to_end() -> None:
         assert gateway.process.returncode == 0
 
 
-def test_workers_whose_store_is_not_there_end_all_of_them() -> None:
-    told = environ(BFF_STORE_URL=f"valkey://127.0.0.1:{free_port()}", BFF_PORT="0")
+def test_all_workers_exit_when_the_store_is_unreachable() -> None:
+    variables = environ(BFF_STORE_URL=f"valkey://127.0.0.1:{free_port()}", BFF_PORT="0")
     done = subprocess.run(
         [sys.executable, "-m", "bff", "serve", "--workers", "2"],
-        env={"PATH": os.environ["PATH"], **told, "BFF_OPS_PORT": "0"},
+        env={"PATH": os.environ["PATH"], **variables, "BFF_OPS_PORT": "0"},
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
@@ -348,7 +348,7 @@ def test_workers_whose_store_is_not_there_end_all_of_them() -> None:
     assert "cannot be reached; mend it, or set BFF_STORE_OPTIONAL=true" in done.stderr
 
 
-def test_workers_without_a_store_say_what_each_counts_alone() -> None:
+def test_workers_without_a_store_log_that_they_count_alone() -> None:
     with running_upstream() as upstream, Gateway(upstream.port, "--workers", "2") as gateway:
         assert '"workers_count_alone"' in gateway.output
         assert "BFF_STORE_URL" in gateway.output

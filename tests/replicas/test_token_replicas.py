@@ -1,4 +1,4 @@
-"""Tokens where several replicas share a store: verdicts with leased limits, and revocations."""
+"""Tokens with a shared store: introspections with leased limits, and revocations."""
 
 import re
 import time
@@ -12,13 +12,13 @@ import httpx2
 import pytest
 from support.engines import Engine
 from support.hostile import eventually
+from support.replicas import RealClock
 from support.world import (
     OFF,
     ORIGIN,
     OWN_KEY,
     PATH,
     ROOT_KEY,
-    Clock,
     Gateway,
     World,
     claims,
@@ -27,16 +27,9 @@ from support.world import (
     sign,
 )
 
-from bff.tokens.revocations import parse
+from bff.replicas import keys
 
 OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
-
-
-class RealClock(Clock):
-    """The true times: a store keeps its own, which no test can move."""
-
-    def __call__(self) -> tuple[float, float]:
-        return time.monotonic(), time.time()
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +41,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture
 async def opaque(engine: Engine) -> AsyncIterator[World]:
     """A replica whose tokens upstream verifies and whose limits are leased from a real store."""
-    engine.say("FLUSHALL")
-    clock = RealClock()
-    clock.wall = time.time()
-    told = {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "2", "BFF_RATE_LIMIT": "3/minute"}
-    async with World(clock, **OPAQUE, **told) as world:
+    engine.execute("FLUSHALL")
+    changes = {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "2", "BFF_RATE_LIMIT": "3/minute"}
+    async with World(RealClock(), **OPAQUE, **changes) as world:
         yield world
 
 
@@ -60,7 +51,7 @@ def minted(*scopes: object, key: str = ROOT_KEY, **changes: object) -> str:
     return sign(claims(time.time(), *scopes, **changes), key)
 
 
-async def test_a_caller_is_counted_after_the_test_where_limits_are_leased(opaque: World) -> None:
+async def test_caller_is_counted_after_its_introspection(opaque: World) -> None:
     token = minted(*read("chat-1", "chat-2"))
     headers = {"authorization": f"Bearer {token}", "origin": ORIGIN}
 
@@ -73,56 +64,41 @@ async def test_a_caller_is_counted_after_the_test_where_limits_are_leased(opaque
     assert (await opaque.get("chat-1", token=forged)).status_code == 401
 
 
-async def test_who_starts_has_heard_what_was_revoked_before_it_serves(engine: Engine) -> None:
-    with engine.client() as store:
-        store.flushall()
-        pipeline = store.pipeline()
-        for number in range(5_000):
-            told = parse({"jti": f"token-{number}"}, time.time()).encode()
-            pipeline.xadd("bff1:{told}:revocations", {"revocation": told})
-        pipeline.execute()
-    clock = RealClock()
-    clock.wall = time.time()
-
-    async with World(clock, BFF_STORE_URL=engine.url) as world:
-        assert len(world.service.gateway.revocations) == 5_000
+# -- processes
 
 
-# -- by real processes
-
-
-def test_processes_and_workers_on_one_store_test_a_token_once(engine: Engine) -> None:
-    engine.say("FLUSHALL")
+def test_processes_and_workers_introspect_a_token_once(engine: Engine) -> None:
+    engine.execute("FLUSHALL")
     token = minted(*read("chat-1"))
-    told = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
+    changes = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
     with running_upstream() as upstream, ExitStack() as stack:
         gateways = [
-            stack.enter_context(Gateway(upstream.port, *options, **told))
+            stack.enter_context(Gateway(upstream.port, *options, **changes))
             for options in (("--workers", "2"), ())
         ]
         with ThreadPoolExecutor(16) as pool:
             statuses = set(pool.map(lambda n: status(gateways[n % 2], token), range(64)))
 
-        asked = [seen.header("authorization") for seen in upstream.seen]
+        sent = [seen.header("authorization") for seen in upstream.seen]
         metrics = [httpx2.get(gateway.ops_url + "/metrics").text for gateway in gateways]
     assert statuses == {200}
-    assert asked.count(f"Bearer {token}") == 1
+    assert sent.count(f"Bearer {token}") == 1
     used = re.findall(
         r'^bff_shared_verdicts_total{.*result="used".*} (.+)$', "".join(metrics), re.MULTILINE
     )
-    assert sum(map(float, used)) >= 1, "whoever did not test it was told"
+    assert sum(map(float, used)) >= 1, "the other processes used the result"
 
 
 # -- revocations
 
 
 class Pair:
-    """Two gateways on one store, and as many more as a test starts."""
+    """Two gateways on one store; a test may start more."""
 
     def __init__(self, upstream: running_upstream, engine: Engine, stack: ExitStack) -> None:
         self._upstream = upstream
         self._stack = stack
-        self._told = OFF | {
+        self._changes = OFF | {
             "BFF_STORE_URL": engine.url,
             "BFF_STORE_TIMEOUT": "2",
             "BFF_VERIFY": "local,upstream",
@@ -130,10 +106,10 @@ class Pair:
         self.gateways = [self.start(), self.start()]
 
     def start(self) -> Gateway:
-        return self._stack.enter_context(Gateway(self._upstream.port, **self._told))
+        return self._stack.enter_context(Gateway(self._upstream.port, **self._changes))
 
     def post(self, **body: object) -> int:
-        """Revoke at the first of them."""
+        """Revoke at the first gateway."""
         return httpx2.post(self.gateways[0].ops_url + "/revocations", json=body).status_code
 
 
@@ -148,19 +124,19 @@ def listed(gateway: Gateway, token: str) -> tuple[int, list[str]]:
     return response.status_code, [one["externalId"] for one in response.json().get("data", [])]
 
 
-def soon(gateway: Gateway, token: str, wanted: int, id_: str = "chat-1") -> bool:
-    """Whether it comes to that within the second that a message through the store may take."""
+def soon(gateway: Gateway, token: str, expected: int, id_: str = "chat-1") -> bool:
+    """Whether the status becomes *expected* within a second: announcements take a moment."""
     for _ in range(100):
-        if status(gateway, token, id_) == wanted:
+        if status(gateway, token, id_) == expected:
             return True
         time.sleep(0.01)
     return False
 
 
-def test_every_kind_of_revocation_holds_in_every_process_also_one_that_starts_later(
+def test_every_kind_of_revocation_holds_in_every_process(
     engine: Engine,
 ) -> None:
-    engine.say("FLUSHALL")
+    engine.execute("FLUSHALL")
     both, began = read("chat-1", "chat-2"), int(time.time())
     tokens = {
         kind: minted(*both, key=key, act={"sub": f"{kind}-holder"}, jti=f"{kind}-1", iat=iat)
@@ -177,20 +153,20 @@ def test_every_kind_of_revocation_holds_in_every_process_also_one_that_starts_la
         for gateway in pair.gateways:
             assert [status(gateway, token) for token in tokens.values()] == [200] * 5
 
-        told = [
+        statuses = [
             pair.post(jti="jti-1"),
             pair.post(subject="subject-holder"),
             pair.post(session="chat-1", issued_before=began - 30),
             pair.post(issued_before=began - 90),
         ]
-        assert told == [200] * 4
+        assert statuses == [200] * 4
         _, second = pair.gateways
-        assert soon(second, tokens["moment"], 401), "the last of them"
+        assert soon(second, tokens["moment"], 401), "the last announcement"
         third = pair.start()
 
         for gateway in (third, *pair.gateways):  # the third at its first request
-            statuses = {kind: status(gateway, token) for kind, token in tokens.items()}
-            assert statuses == {
+            results = {kind: status(gateway, token) for kind, token in tokens.items()}
+            assert results == {
                 "jti": 401, "subject": 401, "session": 403, "moment": 401, "none": 200,
             }  # fmt: skip
             assert status(gateway, tokens["session"], "chat-2") == 200
@@ -199,7 +175,7 @@ def test_every_kind_of_revocation_holds_in_every_process_also_one_that_starts_la
             assert listed(gateway, tokens["none"]) == (200, ["chat-1", "chat-2"])
 
 
-def test_a_store_that_forgot_is_told_again_and_one_that_is_away_is_no_reason_to_serve(
+def test_revocations_survive_a_store_that_lost_its_data(
     tmp_path: Path,
 ) -> None:
     first, second = (minted(*read("chat-1"), key=OWN_KEY, jti=jti) for jti in ("one", "two"))
@@ -211,12 +187,12 @@ def test_a_store_that_forgot_is_told_again_and_one_that_is_away_is_no_reason_to_
 
         engine.kill()
         assert [status(gateway, first) for gateway in pair.gateways] == [401, 401]
-        assert eventually(lambda: pair.post(jti="two") == 503), "the others could not be told"
+        assert eventually(lambda: pair.post(jti="two") == 503), "not announced to the others"
         assert status(pair.gateways[0], second) == 401
         engine.start()
 
         with engine.client() as store:
-            assert eventually(lambda: store.xlen("bff1:{told}:revocations") >= 1)
-        assert eventually(lambda: pair.post(jti="two") == 200), "sent again, as it said"
+            assert eventually(lambda: store.xlen(keys.stream("revocations")) >= 1)
+        assert eventually(lambda: pair.post(jti="two") == 200), "repeated, as the 503 says"
         third = pair.start()
         assert (status(third, first), status(third, second)) == (401, 401)

@@ -1,7 +1,6 @@
-"""The address of the store: who is there, what it takes to be let in, and what is said if not."""
+"""The store's address, its permissions, TLS and clusters, and the errors that name a remedy."""
 
 import asyncio
-import contextlib
 import io
 import logging
 import os
@@ -39,12 +38,12 @@ FLEET = Path(__file__).parent.parent.parent / "docs" / "FLEET.md"
 
 
 def address(url: str) -> StoreAddress:
-    told = reader.load(environ(BFF_STORE_URL=url)).store_url
-    assert told is not None
-    return told
+    parsed = reader.load(environ(BFF_STORE_URL=url)).store_url
+    assert parsed is not None
+    return parsed
 
 
-def test_addresses(tmp_path: Path) -> None:
+def test_parts_of_an_address_are_read(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.touch()
     plain = {"username": None, "password": None, "database": 0, "tls": False, "cluster": False}
@@ -75,7 +74,7 @@ def test_addresses(tmp_path: Path) -> None:
         "unix:///tmp/socket",
     ],
 )
-def test_what_is_no_address_is_a_problem_with_a_remedy(url: str) -> None:
+def test_invalid_address_is_a_problem_with_a_remedy(url: str) -> None:
     with pytest.raises(settings.SettingsError) as caught:
         address(url.replace("//host", "//u:sentinel@host"))
 
@@ -84,15 +83,15 @@ def test_what_is_no_address_is_a_problem_with_a_remedy(url: str) -> None:
     assert "sentinel" not in problem
 
 
-def test_credentials_show_nowhere() -> None:
-    told = reader.load(environ(BFF_STORE_URL="valkey://name:sentinel@host"))
+def test_repr_of_an_address_hides_the_credentials() -> None:
+    parsed = reader.load(environ(BFF_STORE_URL="valkey://name:sentinel@host"))
 
-    assert "sentinel" not in repr(told)
-    assert "name" not in repr(told.store_url)
+    assert "sentinel" not in repr(parsed)
+    assert repr(parsed.store_url) == "StoreAddress(host:6379)"
 
 
-def test_a_gateway_whose_store_is_not_there_says_so_and_ends() -> None:
-    told = environ(
+def test_gateway_exits_when_its_store_is_unreachable() -> None:
+    variables = environ(
         BFF_STORE_URL=f"valkey://name:sentinel@127.0.0.1:{free_port()}",
         BFF_PORT="0",
         BFF_OPS_PORT="0",
@@ -100,7 +99,7 @@ def test_a_gateway_whose_store_is_not_there_says_so_and_ends() -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "bff", "serve"],
-        env={"PATH": os.environ["PATH"], **told},
+        env={"PATH": os.environ["PATH"], **variables},
         capture_output=True,
         text=True,
         timeout=30,
@@ -114,110 +113,64 @@ def test_a_gateway_whose_store_is_not_there_says_so_and_ends() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_gateway_whose_store_is_optional_begins_alone(tmp_path: Path) -> None:
+def test_gateway_starts_alone_when_the_store_is_optional(tmp_path: Path) -> None:
     engine = Engine("valkey", tmp_path)
-    told = {"BFF_STORE_URL": engine.url, "BFF_STORE_OPTIONAL": "true"}
-    with running_upstream() as upstream, Gateway(upstream.port, **told) as gateway:
+    changes = {"BFF_STORE_URL": engine.url, "BFF_STORE_OPTIONAL": "true"}
+    with running_upstream() as upstream, Gateway(upstream.port, **changes) as gateway:
         assert gateway.output.count('"store_away"') == 1
 
 
-# -- what is said at start
-
-
-async def test_a_store_that_cannot_be_used_is_said_to_be_so_with_what_to_mend(
-    own_engine: Engine,
-) -> None:
+async def test_error_says_why_the_store_cannot_be_used(own_engine: Engine) -> None:
     user = ["ACL", "SETUSER", "little", "on", ">s3ntinel", "~bff1:*", "+ping", "+get"]
-    own_engine.say(*user)
+    own_engine.execute(*user)
     cases = {
         f"valkey://127.0.0.1:{free_port()}": "cannot be reached",
         "valkey://no-such-host.invalid": "cannot be reached",
         f"valkey://:s3ntinel@127.0.0.1:{own_engine.port}": "rejects the name or the password",
         f"valkey://u:s3ntinel@127.0.0.1:{own_engine.port}": "rejects the name or the password",
-        f"valkey://little:s3ntinel@127.0.0.1:{own_engine.port}": "does not let its user do all",
-        f"valkey://127.0.0.1:{own_engine.port}/999": "has no database of that number",
-        f"valkey+cluster://127.0.0.1:{own_engine.port}": "is no cluster: leave +cluster out",
+        f"valkey://little:s3ntinel@127.0.0.1:{own_engine.port}": "does not permit a command",
+        f"valkey://127.0.0.1:{own_engine.port}/999": "has no database with that number",
+        f"valkey+cluster://127.0.0.1:{own_engine.port}": "is not a cluster: leave +cluster out",
         f"valkeys://127.0.0.1:{own_engine.port}": "cannot be reached",
     }
     with running_upstream() as web:
-        cases[f"valkey://127.0.0.1:{web.port}"] = "is no Valkey server"
+        cases[f"valkey://127.0.0.1:{web.port}"] = "is not a Valkey server"
         for url, words in cases.items():
             with pytest.raises(StoreError, match=re.escape(words)) as caught:
                 async with World(RealClock(), BFF_STORE_URL=url):
                     pass
             assert "s3ntinel" not in str(caught.value), url
-    own_engine.say("CONFIG", "SET", "maxmemory", "1")
+    own_engine.execute("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StoreError, match=r"cannot be used \(OutOfMemoryError\)"):
         async with World(RealClock(), BFF_STORE_URL=own_engine.url):
             pass
 
 
-async def test_a_store_that_is_not_there_may_come_later(tmp_path: Path) -> None:
-    engine = Engine("valkey", tmp_path)
-    async with AsyncExitStack() as stack:
-        replicas = Replicas(engine, stack)
-        world = await replicas.add(BFF_STORE_OPTIONAL="true")
-        assert (await world.get("chat-1")).status_code == 200
-        assert "1 in 4" in (await world.ops.get("/readyz")).json()["store"]
-        assert len(events(world, "store_away")) == 1
-        with engine:
-            await until(lambda: world.service.sharing.up)
-            assert len(events(world, "store_there")) == 1
+# -- permissions
 
 
-async def test_who_answers_as_no_store_does_makes_nobody_deaf(replicas: Replicas) -> None:
-    """An address that led elsewhere for a moment: heartbeats and revocations come back."""
-
-    async def agree(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while await reader.read(65536):
-                writer.write(b"+OK\r\n" * 20)
-        writer.close()
-
-    impostor = await asyncio.start_server(agree, "127.0.0.1", 0)
-    async with impostor, Relay(replicas.engine.port) as relay:
-        (port,) = {socket.getsockname()[1] for socket in impostor.sockets}
-        with pytest.raises(StoreError, match="is no Valkey server"):
-            await replicas.add(BFF_STORE_URL=f"valkey://127.0.0.1:{port}")
-        one, two = await replicas.add(), await replicas.add(BFF_STORE_URL=relay.url)
-        asked = relay.opened
-        relay.target = port
-        relay.cut()
-        await until(lambda: not two.service.sharing.up)
-        await until(lambda: relay.opened >= asked + 4)
-        assert (await two.get("chat-1")).status_code == 200
-        relay.target = replicas.engine.port
-        relay.cut()
-        await until(lambda: two.service.sharing.up)
-        assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
-        await until(lambda: len(two.service.gateway.revocations) == 1)
-
-
-# -- what it takes to be let in
-
-
-def commands() -> set[str]:
-    """What docs/FLEET.md says that the user needs."""
+def documented_commands() -> set[str]:
+    """Read from docs/FLEET.md which commands the gateway's user needs."""
     (text,) = re.findall(
         r"The user needs the commands (.*?), on keys", FLEET.read_text(), re.DOTALL
     )
     return {name for part in re.findall(r"`([^`]+)`", text) for name in part.split()}
 
 
-async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> list[World]:
-    told |= {"BFF_CACHE_TTL": "60", "BFF_VERIFY": "local,upstream"}
-    one, two = await replicas.several(2, **told)
+async def use_every_command(replicas: Replicas, **changes: str | None) -> list[World]:
+    changes |= {"BFF_CACHE_TTL": "60", "BFF_VERIFY": "local,upstream"}
+    one, two = await replicas.several(2, **changes)
     replicas.upstream.environments[0].bucket.limit = 1000
     for id_ in ("chat-1", FRIENDLY["chat-2"], "nobody"):
         for world in (one, two):
             assert (await world.get(id_)).status_code in (200, 404)
             await world.settle()
             await asyncio.sleep(0.02)
-    assert len(replicas.upstream.seen) in (3, 4), "an absence is known for a second"
+    assert len(replicas.upstream.seen) in (3, 4), "an absence is kept for a second"
     token = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
-    for world, what in ((one, "kept"), (two, "used")):
+    for world, result in ((one, "kept"), (two, "used")):
         assert (await world.get("chat-1", token=token)).status_code == 200
-        await until(lambda: world.telemetry.counts["bff_shared_verdicts", what] == 1)  # noqa: B023
+        await until(lambda: world.telemetry.counts["bff_shared_verdicts", result] == 1)  # noqa: B023
     one.service.sharing.pause("default", 0.001)
     two.service.sharing.store.drop(two.service.sharing.namespaces["default"].copies, "chat-9")
     await purge(one, "chat-1")
@@ -231,13 +184,11 @@ async def everything_that_is_asked(replicas: Replicas, **told: str | None) -> li
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
-    tmp_path: Path, kind: str
-) -> None:
+async def test_documented_permissions_are_enough_and_all_needed(tmp_path: Path, kind: str) -> None:
     with Engine(kind, tmp_path, "--requirepass", "0perator") as engine, engine.client(
         password="0perator"
     ) as operator:  # fmt: skip
-        allowed = [f"+{name.lower()}" for name in commands()]
+        allowed = [f"+{name.lower()}" for name in documented_commands()]
         operator.execute_command(
             *("ACL", "SETUSER", "gateway", "on", ">s3ntinel/p@ss", "resetkeys", "~bff1:*"),
             *("resetchannels", "-@all", *allowed),
@@ -246,7 +197,7 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
             replicas = Replicas(engine, stack)
             password = quote("s3ntinel/p@ss", safe="")
             engine.url = f"valkey://gateway:{password}@127.0.0.1:{engine.port}/3"
-            worlds = await everything_that_is_asked(replicas)
+            worlds = await use_every_command(replicas)
             waits = [
                 await worlds[n].service.sharing.spend("default", Budget(1, 60.0), timeout=2.0)
                 for n in (0, 1)
@@ -254,22 +205,23 @@ async def test_a_user_that_may_do_what_is_documented_and_nothing_else(
             assert waits[0] > 50.0 or waits[1] > 50.0
             assert operator.execute_command("ACL", "LOG") == []
             used = {name.removeprefix("cmdstat_") for name in operator.info("commandstats")}
-            assert {name.lower() for name in commands()} <= used, "and nothing that is not needed"
+            assert {name.lower() for name in documented_commands()} <= used, "each is needed"
             assert int(operator.info("keyspace")["db3"]["keys"]) > 5
             assert "db0" not in operator.info("keyspace")
             for world in worlds:
                 store = world.service.sharing.store
+                clients = [store.connection._client, store.listener._client]
                 shown = (
                     world.log.getvalue()
                     + (await world.ops.get("/readyz")).text
                     + (await world.ops.get("/metrics")).text
-                    + repr([world.service.reload.settings, store, store._client, store._listener])
+                    + repr([world.service.reload.settings, store, *clients])
                 )
                 assert "s3ntinel" not in shown
 
 
-async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) -> None:
-    """Not even in those of the client, of asyncio, or of what nobody caught."""
+async def test_credentials_are_never_logged(own_engine: Engine) -> None:
+    """Neither by the gateway nor by the client, asyncio or an uncaught exception."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     root = logging.getLogger()
@@ -277,20 +229,20 @@ async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) ->
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        own_engine.say("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "+@all")
+        own_engine.execute("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "+@all")
         async with AsyncExitStack() as stack:
             replicas = Replicas(own_engine, stack)
             own_engine.url = f"valkey://gateway:s3ntinel@127.0.0.1:{own_engine.port}"
             world = await replicas.add(BFF_STORE_TIMEOUT="0.05")
-            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">another")
-            own_engine.say("CLIENT", "KILL", "USER", "gateway")
+            own_engine.execute("ACL", "SETUSER", "gateway", "resetpass", ">another")
+            own_engine.execute("CLIENT", "KILL", "USER", "gateway")
             await until(lambda: not world.service.sharing.up)
             assert (await world.get("chat-1")).status_code == 200
             assert events(world, "store_away")[0]["reason"] in (
                 "ConnectionError",
                 "AuthenticationError",
             )
-            own_engine.say("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
+            own_engine.execute("ACL", "SETUSER", "gateway", "resetpass", ">s3ntinel")
             await until(lambda: world.service.sharing.up)
             own_engine.freeze()
             await world.get("chat-2")
@@ -301,6 +253,9 @@ async def test_credentials_are_in_no_log_whatever_happens(own_engine: Engine) ->
         root.setLevel(level)
         root.removeHandler(handler)
     assert "s3ntinel" not in written.getvalue()
+
+
+# -- TLS
 
 
 @pytest.fixture(scope="module")
@@ -324,8 +279,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def tls(stack: AsyncExitStack, kind: str, folder: Path, name: str) -> str:
-    """Start a store of *kind* behind TLS; returns its address. Valkey's wheel knows no TLS."""
-    files = {what: str(folder / f"{name}.{what}") for what in ("pem", "key")}
+    """Start a store behind TLS; returns its address. Valkey's wheel is built without TLS."""
+    files = {suffix: str(folder / f"{name}.{suffix}") for suffix in ("pem", "key")}
     if kind == "redis":
         port = free_port()
         options = (
@@ -342,7 +297,7 @@ async def tls(stack: AsyncExitStack, kind: str, folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-async def test_tls_is_checked(certificates: Path, kind: str) -> None:
+async def test_certificate_and_host_name_are_checked(certificates: Path, kind: str) -> None:
     ca = f"?ca_file={certificates}/ca.pem"
     async with AsyncExitStack() as stack:
         good = await tls(stack, kind, certificates, "good")
@@ -361,7 +316,10 @@ async def test_tls_is_checked(certificates: Path, kind: str) -> None:
         for url, words in (
             (good, r"cannot be reached \(its certificate is not trusted\)"),
             (other + ca, r"cannot be reached \(its certificate is not trusted\)"),
-            (good.replace("valkeys", "valkey"), r"cannot be reached|is no Valkey server, or wants"),
+            (
+                good.replace("valkeys", "valkey"),
+                r"cannot be reached|is not a Valkey server, or requires",
+            ),
         ):
             with pytest.raises(StoreError, match=words):
                 async with World(RealClock(), BFF_STORE_URL=url):
@@ -377,12 +335,12 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
         yield cluster
 
 
-async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster) -> None:
-    documented = {"CLUSTER|SLOTS", "CLUSTER|SHARDS", "COMMAND"}
+async def test_cluster_serves_while_one_of_its_nodes_dies(cluster: Cluster) -> None:
+    cluster_commands = {"CLUSTER|SLOTS", "CLUSTER|SHARDS", "COMMAND"}
     for node in cluster.nodes:
-        node.say(
+        node.execute(
             *("ACL", "SETUSER", "gateway", "on", ">s3ntinel", "~bff1:*", "-@all"),
-            *(f"+{name.lower()}" for name in commands() | documented),
+            *(f"+{name.lower()}" for name in documented_commands() | cluster_commands),
         )
     async with AsyncExitStack() as stack:
         with pytest.raises(StoreError, match=r"is a cluster: write \+cluster"):
@@ -391,21 +349,21 @@ async def test_a_cluster_of_several_nodes_and_the_death_of_one(cluster: Cluster)
         url = cluster.url.replace("//", "//gateway:s3ntinel@")
         replicas = Replicas(cluster, stack)  # type: ignore[arg-type]
         cluster.url = url
-        one, two = await everything_that_is_asked(replicas, BFF_UPSTREAM_BUDGET="999/second")
+        one, two = await use_every_command(replicas, BFF_UPSTREAM_BUDGET="999/second")
         for node in cluster.nodes:
-            assert node.say("ACL", "LOG") == "[]"
+            assert node.execute("ACL", "LOG") == "[]"
         for n in range(100, 130):
             replicas.upstream.environments[0].add(session(n, f"many-{n}"))
         before = len(replicas.upstream.seen)
         ids = [f"many-{n}" for n in range(100, 130)]
-        # Commands of one moment go to several nodes, and each answer to its own question.
+        # The commands of a batch go to several nodes, and each answer to its command.
         for world in (one, two):
             responses = await asyncio.gather(*map(world.get, ids))
             assert [response.json()["externalId"] for response in responses] == ids
             await world.settle()
             await asyncio.sleep(0.05)
         assert len(replicas.upstream.seen) == before + 30
-        assert [node.say("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
+        assert [node.execute("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
 
         cluster.nodes[0].kill()
         for n in range(30):

@@ -1,4 +1,4 @@
-"""Real stores, each a process of its own that tests kill, stop and start again on the same port."""
+"""Real stores: processes that tests kill, freeze, and start again on the same port."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 class Engine:
-    """A server of *kind*; *options* as on its command line."""
+    """A server of one kind; *options* are those of its command line."""
 
     def __init__(self, kind: str, folder: Path, *options: str) -> None:
         binary = ENGINES[kind]
@@ -41,8 +41,8 @@ class Engine:
     def option(self, name: str) -> str:
         return self._options[self._options.index(name) + 1]
 
-    def say(self, *command: object) -> str:
-        """One command, and the answer as text."""
+    def execute(self, *command: object) -> str:
+        """Run one command; returns the answer as text."""
         with self.client() as client:
             client.response_callbacks.clear()
             answer = client.execute_command(*command)
@@ -85,7 +85,7 @@ class Engine:
             self._process = None
 
     def freeze(self) -> None:
-        """Answer nothing, but keep the connections."""
+        """Stop answering, but keep the connections."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -93,7 +93,7 @@ class Engine:
 
 
 class Cluster:
-    """Several servers of *kind* that share the keys, the last of them a replica of the first."""
+    """Servers that share the keys; the last one replicates the first."""
 
     PRIMARIES = 3
 
@@ -111,19 +111,21 @@ class Cluster:
         *primaries, spare = (node.start() for node in self.nodes)
         first, step = primaries[0], 16384 // self.PRIMARIES
         for n, node in enumerate(self.nodes):
-            node.say("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+            node.execute("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
             if node is not first:
-                node.say("CLUSTER", "MEET", "127.0.0.1", first.port, first.option("--cluster-port"))
+                node.execute(
+                    "CLUSTER", "MEET", "127.0.0.1", first.port, first.option("--cluster-port")
+                )
         for n, node in enumerate(primaries):
             last = 16383 if n == self.PRIMARIES - 1 else (n + 1) * step - 1
-            node.say("CLUSTER", "ADDSLOTSRANGE", n * step, last)
+            node.execute("CLUSTER", "ADDSLOTSRANGE", n * step, last)
         self._wait(
-            lambda node: f"cluster_known_nodes:{len(self.nodes)}" in node.say("CLUSTER INFO")
+            lambda node: f"cluster_known_nodes:{len(self.nodes)}" in node.execute("CLUSTER INFO")
         )
-        spare.say("CLUSTER", "REPLICATE", first.say("CLUSTER", "MYID"))
-        self._wait(lambda node: "cluster_state:ok" in node.say("CLUSTER INFO"))
-        self._wait(lambda node: "slave" in node.say("CLUSTER NODES"))
-        self._wait(lambda node: node is not spare or "link_status:up" in node.say("INFO"))
+        spare.execute("CLUSTER", "REPLICATE", first.execute("CLUSTER", "MYID"))
+        self._wait(lambda node: "cluster_state:ok" in node.execute("CLUSTER INFO"))
+        self._wait(lambda node: "slave" in node.execute("CLUSTER NODES"))
+        self._wait(lambda node: node is not spare or "link_status:up" in node.execute("INFO"))
         return self
 
     def _wait(self, condition) -> None:
@@ -131,7 +133,7 @@ class Cluster:
             if all(map(condition, self.nodes)):
                 return
             time.sleep(0.02)
-        raise AssertionError("the cluster does not come together")
+        raise AssertionError("the nodes do not form a cluster")
 
     def __exit__(self, *exc: object) -> None:
         for node in self.nodes:

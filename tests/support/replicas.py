@@ -1,4 +1,4 @@
-"""Replicas on a real store, in this process; and what stands between them and the store."""
+"""Replicas in this process on a real store, and a relay between the two."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from bff.replicas.valkey import StoreUnavailable
 
 
 class RealClock(Clock):
-    """The true times: a store keeps its own, which no test can move."""
+    """The real times: no test can move the clock of a store."""
 
     def __call__(self) -> tuple[float, float]:
         return time.monotonic(), time.time()
@@ -28,12 +28,29 @@ class RealClock(Clock):
         pass
 
 
+class WrongClock(RealClock):
+    """A wall clock that is wrong by some seconds."""
+
+    def __init__(self, error: float) -> None:
+        self._error = error
+
+    def __call__(self) -> tuple[float, float]:
+        now, wall = super().__call__()
+        return now, wall + self._error
+
+    @property
+    def wall(self) -> float:
+        return time.time() + self._error
+
+
 PATIENT = {"BFF_STORE_TIMEOUT": "20"}
-"""For tests of what is counted: a busy machine is no slow store."""
+"""For tests that do not measure time: a busy machine must not make the store count as slow."""
+QUICK = {"BFF_STORE_TIMEOUT": "0.05"}
+"""The default, for tests that measure how long requests wait."""
 
 
 class Replicas:
-    """Several services in this process, in front of one pretend upstream and one store."""
+    """Services in this process, in front of one pretend upstream and one store."""
 
     def __init__(self, engine: Engine, stack: AsyncExitStack) -> None:
         self.engine = engine
@@ -41,8 +58,8 @@ class Replicas:
         self.upstream = None
 
     async def add(self, clock: Clock | None = None, **changes: str | None) -> World:
-        told = {"BFF_STORE_URL": self.engine.url, **PATIENT, **changes}
-        world = World(clock or RealClock(), **told)
+        environment = {"BFF_STORE_URL": self.engine.url, **PATIENT, **changes}
+        world = World(clock or RealClock(), **environment)
         if self.upstream is not None:
             world.upstream = self.upstream
         self.upstream = world.upstream
@@ -50,28 +67,28 @@ class Replicas:
 
     async def several(self, number: int, **changes: str | None) -> list[World]:
         worlds = [await self.add(**changes) for _ in range(number)]
-        await beat(*worlds[:-1])  # the last has seen all of them as it came
+        await heartbeat(*worlds[:-1])  # the last one counted all of them when it started
         for world in worlds:
             await until(lambda world=world: world.service.sharing.replicas >= number)
         return worlds
 
 
-async def beat(*worlds: World) -> None:
-    """Let each look for the store now, where waiting for its next heartbeat is not the point."""
+async def heartbeat(*worlds: World) -> None:
+    """Send a heartbeat of each replica now, instead of waiting for it."""
     for world in worlds:
         with contextlib.suppress(StoreUnavailable):
-            await world.service.sharing.store._send_beat(5.0)
+            await world.service.sharing.store.connection.heartbeat(5.0)
 
 
 async def purge(world: World, id_: str) -> None:
-    """Purge everywhere; as an operator does, again while the store is away."""
+    """Purge everywhere; repeat while the store is down, as an operator does."""
     for _ in range(100):
         response = await world.ops.delete("/cache/sessions/" + quote(id_, safe=""))
         if response.status_code == 204:
             return
         assert (response.status_code, response.json()["code"]) == (503, "not_ready")
         await asyncio.sleep(0.05)
-    raise AssertionError("the store is away")
+    raise AssertionError("the store is down")
 
 
 async def until(condition, seconds: float = 10.0) -> None:
@@ -79,26 +96,26 @@ async def until(condition, seconds: float = 10.0) -> None:
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to that")
+    raise AssertionError("the condition is not met in time")
 
 
-def everything(engine: Engine) -> dict[bytes, bytes]:
-    """Every key of a store, whatever its type."""
-    found = {}
+def contents(engine: Engine) -> dict[bytes, bytes]:
+    """Read every key of a store, of any type."""
+    values = {}
     with engine.client() as client:
         for key in client.scan_iter(count=1000):
             kind = client.type(key)
             if kind == b"string":
-                found[key] = client.get(key)
+                values[key] = client.get(key)
             elif kind == b"list":
-                found[key] = b" ".join(client.lrange(key, 0, -1))
+                values[key] = b" ".join(client.lrange(key, 0, -1))
             elif kind == b"zset":
-                found[key] = repr(client.zrange(key, 0, -1, withscores=True)).encode()
+                values[key] = repr(client.zrange(key, 0, -1, withscores=True)).encode()
             elif kind == b"stream":
-                found[key] = repr(client.xrange(key)).encode()
+                values[key] = repr(client.xrange(key)).encode()
             else:
                 raise AssertionError(f"{key!r} is a {kind!r}")
-    return found
+    return values
 
 
 def events(world: World, name: str) -> list[dict]:
@@ -106,13 +123,13 @@ def events(world: World, name: str) -> list[dict]:
 
 
 class Relay:
-    """Stands between replicas and their store: slows it down, cuts it off, leads elsewhere."""
+    """Relays between replicas and their store: slow, cut off, or to another server."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.target = port
         self._tls = tls
         self.delay = 0.0
-        """Seconds that each answer takes longer."""
+        """Seconds by which each answer is delayed."""
         self.opened = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,7 +147,7 @@ class Relay:
             await asyncio.wait(self._tasks)
 
     def cut(self) -> None:
-        """End every connection there is; new ones may come at once."""
+        """End every connection; new ones are accepted at once."""
         for writer in self._writers:
             writer.transport.abort()
 
@@ -142,17 +159,19 @@ class Relay:
         self.opened += 1
         self._writers.add(writer)
         with contextlib.suppress(OSError):
-            there, on = await asyncio.open_connection("127.0.0.1", self.target)
-            self._writers.add(on)
-            await asyncio.gather(self._pass(reader, on), self._pass(there, writer, answers=True))
-            self._writers.discard(on)
+            answers, commands = await asyncio.open_connection("127.0.0.1", self.target)
+            self._writers.add(commands)
+            await asyncio.gather(
+                self._pass(reader, commands), self._pass(answers, writer, delayed=True)
+            )
+            self._writers.discard(commands)
         writer.close()
         self._writers.discard(writer)
 
-    async def _pass(self, reader, writer, *, answers: bool = False) -> None:
+    async def _pass(self, reader, writer, *, delayed: bool = False) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                if answers and self.delay:
+                if delayed and self.delay:
                     await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()

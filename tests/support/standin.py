@@ -1,8 +1,8 @@
-"""A store without a server, whose time is a clock that tests move.
+"""A store without a server, on a clock that tests move.
 
-A real Valkey keeps its own time, which no test can move, and a state machine lets minutes pass in a
-step. So this stands in for `bff.store.Store` there, and there only; `test_standin.py` holds it to
-the real one, command by command.
+No test can move the clock of a real Valkey, and the state machine of incident 13 lets minutes pass
+in a step. So it uses this in place of `bff.replicas.store.Store`; no other test does.
+`test_standin.py` compares it with the real store, command by command.
 """
 
 import re
@@ -13,7 +13,7 @@ from bff.replicas.valkey import StoreUnavailable
 
 
 class Shared:
-    """What all replicas see.
+    """What all replicas share.
 
     Args:
         now: seconds.
@@ -22,98 +22,100 @@ class Shared:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.stores: list[StandIn] = []
-        self.told: list[dict[str, str]] = []
-        self._kept: dict[str, tuple[Any, float]] = {}
+        self.announcements: list[dict[str, str]] = []
+        self._values: dict[str, tuple[Any, float]] = {}
 
     def microseconds(self) -> int:
-        """The time as a store tells it."""
+        """The store's time."""
         return round(self.now() * 1_000_000)
 
     def empty(self) -> None:
-        """Begin anew, as a server that kept nothing."""
-        self._kept.clear()
+        """Restart without data."""
+        self._values.clear()
 
     def get(self, key: str) -> Any:
-        value, ends = self._kept.get(key, (None, 0.0))
+        value, ends = self._values.get(key, (None, 0.0))
         return value if ends > self.now() else None
 
     def left(self, key: str) -> float:
-        """Seconds until it ends; negative if it is not there."""
-        return -0.002 if self.get(key) is None else self._kept[key][1] - self.now()
+        """Seconds until a key expires; negative if it does not exist."""
+        return -0.002 if self.get(key) is None else self._values[key][1] - self.now()
 
     def set(self, key: str, value: Any, seconds: float) -> None:
-        self._kept[key] = value, self.now() + seconds
+        self._values[key] = value, self.now() + seconds
 
     def change(self, key: str, value: Any) -> None:
-        """Another value, until the same moment."""
-        self._kept[key] = value, self._kept[key][1]
+        """Replace a value, but not when it expires."""
+        self._values[key] = value, self._values[key][1]
 
     def drop(self, key: str) -> Any:
         value = self.get(key)
-        self._kept.pop(key, None)
+        self._values.pop(key, None)
         return value
 
 
 class StandIn:
-    """One replica's way to it; `link` says whether there is one."""
+    """One replica's store; while `link` is false the replica cannot reach what is shared."""
 
     def __init__(self, shared: Shared, *, timeout: float, **_: Any) -> None:
         self.shared = shared
         self.timeout = timeout
         self.link = True
         self.reason: str | None = None
-        self._heard: Callable[[dict[str, str]], None] | None = None
-        self._read_to = len(shared.told)
+        self._received: Callable[[dict[str, str]], None] | None = None
+        self._position = len(shared.announcements)
 
     @property
     def up(self) -> bool:
-        return self.link and self._heard is not None
+        return self.link and self._received is not None
 
     @property
     def replicas(self) -> int:
         return max(1, len(self.shared.stores))
 
-    async def open(self, heard: Callable[[dict[str, str]], None]) -> None:
-        self._heard = heard
+    async def open(self, received: Callable[[dict[str, str]], None]) -> None:
+        self._received = received
         self.shared.stores.append(self)
-        for message in self.shared.told:  # revocations are heard from the first, purges are not
+        for message in self.shared.announcements:  # all revocations, but no earlier purge
             if "revocation" in message:
-                heard(message)
-        self._read_to = len(self.shared.told)
+                received(message)
+        self._position = len(self.shared.announcements)
 
     async def close(self) -> None:
-        self._heard = None
+        self._received = None
         self.shared.stores.remove(self)
 
-    def hear(self) -> None:
-        """Be told what was said since, if there is a way."""
-        while self.up and self._read_to < len(self.shared.told):
-            self._read_to += 1
-            self._heard(self.shared.told[self._read_to - 1])
+    def catch_up(self) -> None:
+        """Receive what was announced since, if the link is up."""
+        while self.up and self._position < len(self.shared.announcements):
+            self._position += 1
+            self._received(self.shared.announcements[self._position - 1])
 
     def mark_down(self) -> None:
         pass
 
-    def _there(self) -> Shared:
+    def _reach(self) -> Shared:
         if not self.up:
             raise StoreUnavailable
         return self.shared
 
     async def take(
-        self, key: str, *, limit: int, want: int, seconds: float, timeout: float
+        self, name: str, *, limit: int, want: int, seconds: float, timeout: float
     ) -> tuple[int, int, float]:
-        shared = self._there()
-        used = shared.get(key) or 0
-        given = max(0, min(want, limit - used))
-        if shared.left(key) < 0:
-            shared.set(key, used + given, seconds)
+        shared = self._reach()
+        used = shared.get(name) or 0
+        granted = max(0, min(want, limit - used))
+        if shared.left(name) < 0:
+            shared.set(name, used + granted, seconds)
         else:
-            shared.change(key, used + given)
-        return given, max(0, limit - used - given), shared.left(key)
+            shared.change(name, used + granted)
+        return granted, max(0, limit - used - granted), shared.left(name)
 
-    async def spend(self, key: str, *, limit: int | None, seconds: float, timeout: float) -> float:
-        shared = self._there()
-        spent, allowance, pause = (f"{key}:{what}" for what in ("spent", "allowance", "pause"))
+    async def spend(
+        self, origin: str, *, limit: int | None, seconds: float, timeout: float
+    ) -> float:
+        shared = self._reach()
+        spent, allowance, pause = (f"{origin}:{part}" for part in ("spent", "allowance", "pause"))
         if (wait := shared.left(pause)) > 0:
             return wait
         allowed = shared.get(allowance)
@@ -128,38 +130,38 @@ class StandIn:
             shared.change(allowance, allowed - 1)
         return 0.0
 
-    def allow(self, key: str, allowance: int, seconds: float) -> None:
+    def allow(self, origin: str, loads: int, seconds: float) -> None:
         if self.up:
-            self.shared.set(f"{key}:allowance", allowance, max(0.001, seconds))
+            self.shared.set(f"{origin}:allowance", loads, max(0.001, seconds))
 
-    def pause(self, key: str, seconds: float) -> None:
+    def pause(self, origin: str, seconds: float) -> None:
         if self.up:
-            self.shared.set(f"{key}:pause", 1, max(0.001, seconds))
+            self.shared.set(f"{origin}:pause", 1, max(0.001, seconds))
 
-    async def read(self, namespace: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
-        shared, key = self._there(), f"{namespace}:{id_}"
+    async def read(self, prefix: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
+        shared, key = self._reach(), f"{prefix}:{id_}"
         return shared.get(key), shared.left(key)
 
     async def claim(
-        self, namespace: str, id_: str, token: str, seconds: float, *, timeout: float
+        self, prefix: str, id_: str, token: str, seconds: float, *, timeout: float
     ) -> tuple[bool, bytes | None, float, int]:
-        shared, key = self._there(), f"{namespace}:{id_}"
-        held = shared.get(f"{key}:load") is None
-        if held:
+        shared, key = self._reach(), f"{prefix}:{id_}"
+        claimed = shared.get(f"{key}:load") is None
+        if claimed:
             shared.set(f"{key}:load", token, seconds)
-        return held, shared.get(key), shared.left(key), shared.microseconds()
+        return claimed, shared.get(key), shared.left(key), shared.microseconds()
 
-    def hold(self, namespace: str, id_: str, token: str, seconds: float) -> None:
-        key = f"{namespace}:{id_}:load"
+    def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
+        key = f"{prefix}:{id_}:load"
         if self.up and self.shared.get(key) == token:
             self.shared.set(key, token, seconds)
 
-    def release(self, namespace: str, id_: str, token: str) -> None:
-        self.hold(namespace, id_, token, 0.0)
+    def release(self, prefix: str, id_: str, token: str) -> None:
+        self.renew(prefix, id_, token, 0.0)
 
     async def keep(
         self,
-        namespace: str,
+        prefix: str,
         ids: Sequence[str],
         value: bytes,
         *,
@@ -167,33 +169,33 @@ class StandIn:
         claimed: int,
         until: float,
     ) -> str:
-        shared, keys = self._there(), [f"{namespace}:{id_}" for id_ in ids]
+        shared, keys = self._reach(), [f"{prefix}:{id_}" for id_ in ids]
         purges = [shared.get(f"{key}:purged") for key in keys]
         if any(purged is not None and purged >= claimed for purged in purges):
             return "purged"
-        kept = []
+        stored = []
         for key in keys:
-            there = re.match(rb"bff1 (\d+) ", shared.get(key) or b"")
+            earlier = re.match(rb"bff1 (\d+) ", shared.get(key) or b"")
             lost = key == keys[0] and shared.get(f"{key}:load") != token
-            if not lost and not (there and int(there[1]) > claimed):
+            if not lost and not (earlier and int(earlier[1]) > claimed):
                 shared.set(key, value, until - shared.now())
-                kept.append(key)
-        if len(kept) == len(keys):
+                stored.append(key)
+        if len(stored) == len(keys):
             return "kept"
-        for key in kept:
+        for key in stored:
             shared.drop(key)
         return "superseded"
 
-    async def purge(self, namespace: str, id_: str, *, remembered: float) -> bytes | None:
-        shared, key = self._there(), f"{namespace}:{id_}"
+    async def purge(self, prefix: str, id_: str, *, remembered: float) -> bytes | None:
+        shared, key = self._reach(), f"{prefix}:{id_}"
         shared.set(f"{key}:purged", shared.microseconds(), remembered)
         return shared.drop(key)
 
-    def drop(self, namespace: str, id_: str) -> None:
+    def drop(self, prefix: str, id_: str) -> None:
         if self.up:
-            self.shared.drop(f"{namespace}:{id_}")
+            self.shared.drop(f"{prefix}:{id_}")
 
     async def publish(self, _: str, **fields: str) -> None:
-        self._there().told.append(fields)
+        self._reach().announcements.append(fields)
         for store in self.shared.stores:
-            store.hear()
+            store.catch_up()

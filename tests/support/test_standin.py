@@ -1,4 +1,4 @@
-"""The store that stands in for a real one does what that does."""
+"""The stand-in answers as the real store does."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from support.standin import Shared, StandIn
 from support.world import environ
 
 from bff.config.reader import load
-from bff.replicas.valkey import Store
+from bff.replicas.store import Store
 
 _IDS = st.sampled_from(["a", "b"])
 _TOKENS = st.sampled_from(["one", "two"])
 _VALUES = [b"", b"foreign", b"bff1 0 old", b"bff1 9999999999999999 new"]
-"""Some tell when they were claimed: before anything here, or after."""
+"""Two say when their load was claimed: before every command of the test, and after."""
 _LONG = 100.0
-"""Seconds: nothing ends during a test, for the real one's time cannot be moved."""
+"""Seconds: nothing expires during a test, for nobody can move the real store's clock."""
 
 _COMMANDS = st.one_of(
     st.tuples(st.just("take"), _IDS, st.integers(1, 6), st.integers(1, 6)),
@@ -28,7 +28,7 @@ _COMMANDS = st.one_of(
     st.tuples(st.just("pause"), _IDS),
     st.tuples(st.just("read"), _IDS),
     st.tuples(st.just("claim"), _IDS, _TOKENS),
-    st.tuples(st.just("hold"), _IDS, _TOKENS),
+    st.tuples(st.just("renew"), _IDS, _TOKENS),
     st.tuples(st.just("release"), _IDS, _TOKENS),
     st.tuples(
         st.just("keep"), st.lists(_IDS, min_size=1, unique=True), _TOKENS, st.sampled_from(_VALUES)
@@ -45,7 +45,7 @@ def engine(tmp_path_factory) -> Iterator[Engine]:
 
 
 async def _run(store: Any, commands: list[tuple]) -> list[Any]:
-    """What *store* answers, with seconds as whether there are any."""
+    """Give the answers of *store*; for seconds, whether there are any."""
     await store.open(lambda _: None)
     try:
         return await _answers(store, commands)
@@ -59,10 +59,10 @@ async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C90
     for name, key, *rest in commands:
         match name:
             case "take":
-                given, left, ends = await store.take(
+                granted, left, ends = await store.take(
                     f"w:{key}", limit=rest[0], want=rest[1], seconds=_LONG, timeout=2
                 )
-                answers.append((given, left, ends > _LONG / 2))
+                answers.append((granted, left, ends > _LONG / 2))
             case "spend":
                 wait = await store.spend(key, limit=rest[0], seconds=_LONG, timeout=2)
                 answers.append(wait > 0)
@@ -74,10 +74,10 @@ async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C90
                 value, left = await store.read("s", key, timeout=2)
                 answers.append((value, left > 0))
             case "claim":
-                held, value, left, claimed = await store.claim("s", key, rest[0], _LONG, timeout=2)
-                answers.append((held, value, left > 0))
-            case "hold":
-                store.hold("s", key, rest[0], _LONG)
+                won, value, left, claimed = await store.claim("s", key, rest[0], _LONG, timeout=2)
+                answers.append((won, value, left > 0))
+            case "renew":
+                store.renew("s", key, rest[0], _LONG)
             case "release":
                 store.release("s", key, rest[0])
             case "keep":
@@ -95,12 +95,12 @@ async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C90
 
 @settings(max_examples=60, derandomize=True)
 @given(st.lists(_COMMANDS, max_size=25))
-def test_the_stand_in_answers_as_the_real_store_does(engine: Engine, commands: list[tuple]) -> None:
+def test_stand_in_answers_as_the_real_store(engine: Engine, commands: list[tuple]) -> None:
     with engine.client() as admin:
         admin.flushall()
-    place = load(environ(BFF_STORE_URL=engine.url)).store_url
-    real = Store(place, timeout=2, name="r", count=lambda *_: None, changed=lambda _: None)
-    # Time stands still but for what tells one command from the next.
+    address = load(environ(BFF_STORE_URL=engine.url)).store_url
+    real = Store(address, timeout=2, name="r", count=lambda *_: None, changed=lambda _: None)
+    # Each reading of the clock is a microsecond later, so no two commands have the same time.
     ticks = iter(range(10**6))
     stand_in = StandIn(Shared(lambda: next(ticks) * 1e-6), timeout=2)
 

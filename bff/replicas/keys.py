@@ -1,0 +1,52 @@
+"""The keys that gateways use in Valkey.
+
+Replicas of two versions share a store during a rollout, so a key changes only with its meaning.
+In a cluster the part in braces decides the node: the keys of one script, or read, share it.
+"""
+
+from typing import Final
+
+_PREFIX: Final = "bff1"
+
+
+REPLICAS: Final = f"{_PREFIX}:replicas"
+
+
+def window(name: str) -> str:
+    """Requests taken from one window of a rate limit."""
+    return f"{_PREFIX}:w:{name}"
+
+
+def spent(origin: str) -> str:
+    """Times of the last loads of an environment."""
+    return f"{_PREFIX}:{{{origin}}}:spent"
+
+
+def allowance(origin: str) -> str:
+    """Loads that upstream's bucket still allows."""
+    return f"{_PREFIX}:{{{origin}}}:allowance"
+
+
+def pause(origin: str) -> str:
+    """Exists while upstream wants no load."""
+    return f"{_PREFIX}:{{{origin}}}:pause"
+
+
+def value(prefix: str, id_: str) -> str:
+    """A shared copy or introspection."""
+    return f"{_PREFIX}:{{{prefix}:{id_}}}"
+
+
+def claim(prefix: str, id_: str) -> str:
+    """The token of the replica that loads a value."""
+    return f"{value(prefix, id_)}:load"
+
+
+def purged(prefix: str, id_: str) -> str:
+    """The time of the last purge of a copy."""
+    return f"{value(prefix, id_)}:purged"
+
+
+def stream(name: str) -> str:
+    """Announcements of one kind."""
+    return f"{_PREFIX}:{{told}}:{name}"

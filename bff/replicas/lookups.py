@@ -1,0 +1,156 @@
+"""The two lookups that replicas share: copies of sessions, and introspections of tokens.
+
+A copy holds what a browser may see and nothing else: it is projected before it is stored.
+An introspection grants access, so it carries an HMAC that only gateways with the same secret key
+can make, and its id is made with that key too: the store cannot reveal a token or grant access.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from bff import metrics
+from bff.clock import Clock
+from bff.errors import Refusal
+from bff.replicas.codec import (
+    ForeignError,
+    Namespace,
+    decode_copy,
+    decode_introspection,
+    encode_copy,
+    encode_introspection,
+    encode_missing,
+    introspection_id,
+)
+from bff.replicas.shared_loads import Moment, Value
+from bff.sessions.copy import Copy
+from bff.tokens.introspected import UNDECIDED, Introspection
+
+Outcome = Copy | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """A load of one session.
+
+    Attributes:
+        ask: fetches it from upstream; gets the seconds that it may wait for the store.
+        fresh: whether a copy may be answered without a load.
+        lifetime: seconds after its load for which a copy may be of use.
+    """
+
+    environment: str
+    id: str
+    ask: Callable[[float], Awaitable[Outcome]]
+    fresh: Callable[[Copy, float], bool]
+    lifetime: Callable[[Copy], float]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyLookup:
+    """A lookup of a session's copy, or of its absence.
+
+    Attributes:
+        make: makes a copy: environment, id, external id, body, closed, loaded.
+        negative_ttl: seconds that an absence is kept.
+        is_current: whether the settings still give the environment this namespace.
+    """
+
+    metric: ClassVar = metrics.SHARED_COPIES
+
+    namespace: Namespace
+    request: LoadRequest
+    make: Callable[[str, str, str | None, bytes, bool, float], Copy]
+    negative_ttl: float
+    clock: Clock
+    is_current: Callable[[], bool]
+
+    @property
+    def prefix(self) -> str:
+        return self.namespace.copies
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    def decode(self, value: bytes, moment: Moment) -> Outcome | None:
+        stored = decode_copy(self.prefix, self.id, value)
+        if stored is None:
+            raise ForeignError
+        loaded = moment(stored.loaded, stored.lifetime)
+        if stored.missing:
+            recent = self.clock()[0] - loaded < self.negative_ttl
+            return Refusal("not_found") if recent else None
+        return self.make(
+            self.request.environment,
+            stored.id,
+            stored.external_id,
+            stored.body,
+            stored.closed,
+            loaded,
+        )
+
+    def is_answer(self, entry: Outcome) -> bool:
+        return isinstance(entry, Refusal) or self.request.fresh(entry, self.clock()[0])
+
+    def encode(self, outcome: Outcome, previous: Outcome | None, claimed: int) -> Value | None:
+        now, wall = self.clock()
+        if isinstance(outcome, Copy):
+            lifetime = self.request.lifetime(outcome)
+            loaded = wall - (now - outcome.loaded)
+            data = encode_copy(self.prefix, outcome, lifetime, loaded, claimed)
+            return Value(data, self._other_ids(outcome), outcome.loaded + lifetime)
+        if outcome.code != "not_found":
+            return None
+        data = encode_missing(self.prefix, self.id, self.negative_ttl, claimed)
+        obsolete = self._other_ids(previous) if isinstance(previous, Copy) else set()
+        return Value(data, set(), now + self.negative_ttl, obsolete)
+
+    def _other_ids(self, copy: Copy) -> set[str]:
+        return {id_ for _, id_ in copy.keys} - {self.id}
+
+
+@dataclass(frozen=True, slots=True)
+class IntrospectionLookup:
+    """A lookup of upstream's answer on one token and one session.
+
+    Attributes:
+        digest: of the token.
+        session_id: the id by which the session is requested.
+        is_current: whether the settings still give the environment this namespace.
+    """
+
+    metric: ClassVar = metrics.SHARED_VERDICTS
+
+    namespace: Namespace
+    digest: bytes
+    session_id: str
+    clock: Clock
+    is_current: Callable[[], bool]
+
+    @property
+    def prefix(self) -> str:
+        return self.namespace.introspections
+
+    @property
+    def id(self) -> str:
+        return introspection_id(self.namespace, self.digest, self.session_id)
+
+    def decode(self, value: bytes, moment: Moment) -> Introspection:
+        stored = decode_introspection(self.namespace, self.digest, self.session_id, value)
+        if stored is None:
+            raise ForeignError
+        return replace(stored, spoken=moment(stored.spoken, stored.seconds))
+
+    def is_answer(self, entry: Introspection) -> bool:
+        return entry.until > self.clock()[0]
+
+    def encode(self, outcome: Introspection, _: Introspection | None, claimed: int) -> Value | None:
+        if outcome.code in UNDECIDED and outcome.code != "over_budget":
+            return None  # the trouble may be this replica's alone: the next replica tries
+        now, wall = self.clock()
+        spoken = wall - (now - outcome.spoken)
+        data = encode_introspection(self.namespace, self.digest, outcome, spoken, claimed)
+        others = set(outcome.ids) - {self.session_id}
+        ids = {introspection_id(self.namespace, self.digest, id_) for id_ in others}
+        return Value(data, ids, outcome.until)

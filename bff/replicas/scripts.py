@@ -1,0 +1,27 @@
+"""The Lua scripts of `lua/`, read once at import.
+
+The comment at the top of each file states what the script does, its KEYS, ARGV and result. Replicas
+send the text of a script (without its comments) with each use, so neither a restart nor a failover
+of the store can lose it.
+"""
+
+from importlib.resources import files
+from typing import Final
+
+_FOLDER = files("bff.replicas") / "lua"
+
+
+def _read(name: str) -> str:
+    lines = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("--"))
+
+
+ALLOW: Final = _read("allow")
+CLAIM: Final = _read("claim")
+HEARTBEAT: Final = _read("heartbeat")
+KEEP: Final = _read("keep")
+PURGE: Final = _read("purge")
+PURGED: Final = _read("purged")
+RENEW: Final = _read("renew")
+SPEND: Final = _read("spend")
+TAKE: Final = _read("take")

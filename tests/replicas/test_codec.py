@@ -1,0 +1,82 @@
+"""A stored value is read back only by a gateway that may use it, of this version or the last."""
+
+import pytest
+
+from bff.replicas.codec import (
+    Namespace,
+    StoredCopy,
+    decode_copy,
+    decode_introspection,
+    encode_copy,
+    encode_introspection,
+    encode_missing,
+)
+from bff.sessions.copy import make_copy
+from bff.tokens.introspected import Introspection
+
+COPY = make_copy("default", "session_1", "chat-1", b'{"id":"session_1"}', loaded=7.0, closed=False)
+
+
+def test_stored_bytes_stay_the_same() -> None:
+    """Replicas of two versions run side by side during a rollout."""
+    introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
+
+    assert encode_copy("origin:projection", COPY, 65, 1700000000, 99) == (
+        b"bff1 99 d77181a1156e2a6cf7c9bba6f9d785698c7e1142b7639099f6dbe44e730eb47c\n"
+        b'["origin:projection", "session_1", "chat-1", false, false, 1700000000.0, 65.0]\n'
+        b'{"id":"session_1"}'
+    )
+    assert encode_missing("origin:projection", "chat-9", 1.0, 99) == (
+        b"bff1 99 53676ee56c6b86a593a226703d0eb555f430241e7781cf6c055de601c6e9dae0\n"
+        b'["origin:projection", "chat-9", null, false, true, Infinity, 1.0]\n'
+    )
+    assert encode_introspection(
+        Namespace("o", "p", b"key"), b"digest", introspection, 17.5, 99
+    ) == (
+        b"bff1 99 cdbbdb17ae1fb9f9cbc40d69f2502563e6f0c33a55eeddaeb5870dff7c775821\n"
+        b'["ok", ["a", "b"], 17.5, 60.0]'
+    )
+
+
+@pytest.mark.parametrize("id_", ["session_1", "chat-1"])
+def test_copy_is_read_under_both_of_its_ids(id_: str) -> None:
+    value = encode_copy("s", COPY, 65.0, 1700000000.0, 99)
+
+    assert decode_copy("s", id_, value) == StoredCopy(
+        COPY.body, COPY.id, COPY.external_id, closed=False, missing=False, loaded=1.7e9, lifetime=65
+    )
+    assert decode_copy("another", id_, value) is None
+    assert decode_copy("s", "chat-2", value) is None
+
+
+def test_changed_copy_is_not_read() -> None:
+    value = encode_copy("s", COPY, 65.0, 1700000000.0, 99)
+    for position in range(len(value)):
+        changed = bytearray(value)
+        changed[position] ^= 1
+        assert decode_copy("s", "chat-1", bytes(changed)) is None
+
+
+def test_absence_is_read_under_its_id() -> None:
+    stored = decode_copy("s", "chat-9", encode_missing("s", "chat-9", 1.0, 99))
+
+    assert stored is not None
+    assert stored.missing
+    assert stored.lifetime == 1.0
+
+
+def test_introspection_is_read_only_with_its_key_and_id() -> None:
+    one, two = (Namespace("origin", "projection", key) for key in (b"one", b"two"))
+    introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
+    value = encode_introspection(one, b"digest", introspection, 17.5, 99)
+
+    assert value.startswith(b"bff1 99 ")
+    assert decode_introspection(one, b"digest", "a", value) == introspection
+    assert decode_introspection(one, b"digest", "b", value) == introspection
+    assert decode_introspection(one, b"digest", "c", value) is None
+    assert decode_introspection(one, b"digesT", "a", value) is None
+    assert decode_introspection(two, b"digest", "a", value) is None
+    for position in range(len(value)):
+        changed = bytearray(value)
+        changed[position] ^= 1
+        assert decode_introspection(one, b"digest", "a", bytes(changed)) is None

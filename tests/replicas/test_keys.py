@@ -1,0 +1,40 @@
+"""The keys stay the same: replicas of two versions run side by side during a rollout."""
+
+import re
+
+from bff.replicas import keys
+
+
+def test_keys_stay_the_same() -> None:
+    assert [
+        keys.REPLICAS,
+        keys.window("caller:300/60:digest"),
+        keys.spent("origin"),
+        keys.allowance("origin"),
+        keys.pause("origin"),
+        keys.value("origin:projection", "chat-1"),
+        keys.claim("origin:projection", "chat-1"),
+        keys.purged("origin:projection", "chat-1"),
+        keys.stream("purges"),
+        keys.stream("revocations"),
+    ] == [
+        "bff1:replicas",
+        "bff1:w:caller:300/60:digest",
+        "bff1:{origin}:spent",
+        "bff1:{origin}:allowance",
+        "bff1:{origin}:pause",
+        "bff1:{origin:projection:chat-1}",
+        "bff1:{origin:projection:chat-1}:load",
+        "bff1:{origin:projection:chat-1}:purged",
+        "bff1:{told}:purges",
+        "bff1:{told}:revocations",
+    ]
+
+
+def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
+    for names in (
+        [keys.spent("o"), keys.allowance("o"), keys.pause("o")],
+        [keys.value("o:p", "chat-1"), keys.claim("o:p", "chat-1"), keys.purged("o:p", "chat-1")],
+        [keys.stream("purges"), keys.stream("revocations")],
+    ):
+        assert len({re.search(r"\{(.+)\}", name)[1] for name in names}) == 1  # type: ignore[index]

@@ -1,0 +1,210 @@
+"""Replicas make one load of a session, and store only results that are still valid."""
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from support.hostile import ask
+from support.replicas import Replicas, WrongClock, heartbeat, purge, until
+from support.world import FRIENDLY, OFF, World
+
+from bff.demo.upstream import Answer, session
+
+
+async def test_replicas_make_one_load_for_all_requests(replicas: Replicas) -> None:
+    worlds = await replicas.several(4, **OFF, BFF_CACHE_TTL="30")
+
+    async def slowly(_):
+        await asyncio.sleep(0.3)
+
+    replicas.upstream.override = slowly
+    responses = await asyncio.gather(*(w.get("chat-1") for w in worlds for _ in range(25)))
+
+    assert {response.status_code for response in responses} == {200}
+    assert len(replicas.upstream.seen) == 1
+
+
+async def test_next_replica_loads_when_a_load_fails(replicas: Replicas) -> None:
+    worlds = await replicas.several(2, **OFF)
+
+    async def slowly_fail_once(_):
+        await asyncio.sleep(0.1)
+        return Answer(500, "trouble") if len(replicas.upstream.seen) == 1 else None
+
+    replicas.upstream.override = slowly_fail_once
+    responses = await asyncio.gather(*(world.get("chat-1") for world in worlds))
+
+    assert sorted(response.status_code for response in responses) == [200, 502]
+    assert len(replicas.upstream.seen) == 2
+
+
+@pytest.mark.parametrize("purged", ["chat-1", FRIENDLY["chat-1"]])
+async def test_purge_wins_over_a_load_of_another_replica(replicas: Replicas, purged: str) -> None:
+    one, two = await replicas.several(2, **OFF, BFF_CACHE_TTL="60")
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(_):
+        document = replicas.upstream.environments[0].find("chat-1")
+        answer = Answer(200, dict(document))
+        started.set()
+        await release.wait()
+        return answer
+
+    replicas.upstream.override = hold
+    load = asyncio.create_task(one.get("chat-1"))
+    await started.wait()
+    replicas.upstream.override = None
+    await purge(two, purged)
+    replicas.upstream.environments[0].find("chat-1")["taskIdentifier"] = "renamed"
+    release.set()
+    assert (await load).json()["taskIdentifier"] == "my-chat", "loaded before the purge"
+    await asyncio.sleep(0.1)
+
+    for id_ in ("chat-1", FRIENDLY["chat-1"]):
+        response = await two.get(id_)
+        assert response.json()["taskIdentifier"] == "renamed", id_
+
+
+async def test_load_without_its_claim_replaces_nothing_newer(replicas: Replicas) -> None:
+    one, two = await replicas.several(2, **OFF, BFF_CACHE_TTL="60")
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(_):
+        if not started.is_set():
+            started.set()
+            await release.wait()
+
+    replicas.upstream.override = hold
+    slow = asyncio.create_task(one.get("chat-1"))
+    await started.wait()
+    assert (await two.get(FRIENDLY["chat-1"])).status_code == 200  # a second load, by its other id
+    await asyncio.sleep(0.05)
+    with replicas.engine.client() as client:
+        (key,) = client.keys("*chat-1}")
+        newer = client.get(key)
+        release.set()
+        await slow
+        await until(lambda: one.telemetry.counts["bff_shared_copies", "superseded"] == 1)
+        assert client.get(key) == newer
+
+
+async def test_load_is_not_stored_after_the_store_lost_its_data(own_replicas: Replicas) -> None:
+    """The store lost its purges too: the session may have been purged meanwhile."""
+    (world,) = await own_replicas.several(1, **OFF, BFF_CACHE_TTL="60")
+    release = asyncio.Event()
+
+    async def hold(_):
+        await release.wait()
+
+    own_replicas.upstream.override = hold
+    load = asyncio.create_task(world.get("chat-1"))
+    await until(lambda: own_replicas.upstream.seen)
+    with own_replicas.engine.client() as client:
+        client.flushall()
+        release.set()
+        assert (await load).status_code == 200
+        await until(lambda: world.telemetry.counts["bff_shared_copies", "superseded"] == 1)
+        assert client.keys("*chat-1}") == []
+
+
+async def test_late_write_makes_no_copy_younger(own_replicas: Replicas) -> None:
+    """Also if the clock of the replica that loaded it is ahead."""
+    changes = OFF | {"BFF_CACHE_TTL": "5", "BFF_CACHE_STALE_IF_ERROR": "0"}
+    one = await own_replicas.add(
+        WrongClock(3600.0), **changes, BFF_CACHE_STALE_WHILE_REVALIDATE="0"
+    )
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(_):
+        started.set()
+        await release.wait()
+
+    own_replicas.upstream.override = hold
+    began = time.monotonic()
+    load = asyncio.create_task(one.get("chat-1"))
+    await started.wait()
+    own_replicas.engine.freeze()
+    release.set()
+    await load
+    await asyncio.sleep(0.5)
+    own_replicas.engine.thaw()
+    with own_replicas.engine.client() as client:
+        await until(lambda: client.keys("*chat-1}"))
+        ends = time.monotonic() + client.pttl(client.keys("*chat-1}")[0]) / 1000
+    assert ends <= began + 5.2
+
+
+@pytest.mark.parametrize("error", [3600.0, -3600.0])
+async def test_wrong_clock_makes_no_copy_younger(replicas: Replicas, error: float) -> None:
+    changes = OFF | {"BFF_CACHE_TTL": "5", "BFF_CACHE_STALE_IF_ERROR": "0"}
+    one = await replicas.add(WrongClock(error), **changes)
+    two = await replicas.add(**changes)
+    await until(lambda: one.service.sharing.replicas == two.service.sharing.replicas == 2)
+    await one.get("chat-1")
+    loaded = time.monotonic()
+    await asyncio.sleep(0.3)
+
+    assert (await two.get(FRIENDLY["chat-1"])).status_code == 200
+
+    if error < 0:
+        assert len(replicas.upstream.seen) == 2, "a copy that may be old is loaded again"
+    else:
+        shared = two.service.gateway.cache.find("default", "chat-1", time.monotonic())
+        assert shared.loaded <= loaded, "its real age, or more"
+        assert len(replicas.upstream.seen) == 1
+
+
+@pytest.mark.parametrize("own_engine", ["valkey"], indirect=True)
+@pytest.mark.parametrize("budget", [36, 12], ids=["enough", "too little"])
+async def test_herd_loads_each_session_once_after_an_outage(
+    own_replicas: Replicas, budget: int
+) -> None:
+    """The store returns empty, while browsers at every replica repeat their requests."""
+    changes = OFF | {"BFF_UPSTREAM_BUDGET": f"{budget}/minute", "BFF_CACHE_TTL": "60"}
+    worlds = await own_replicas.several(4, **changes)
+    ids = [f"many-{n}" for n in range(24)]
+    for n, id_ in enumerate(ids, start=100):
+        own_replicas.upstream.environments[0].add(session(n, id_))
+    token = worlds[0].token("read:sessions")
+    rounds, statuses, ends = [0] * 8, Counter(), False
+
+    async def slowly(_):
+        await asyncio.sleep(0.02)
+
+    async def browse(world: World, number: int) -> None:
+        first = number % 4 * 6  # so that no session is in every replica
+        order = ids[first:] + ids[:first]
+        while not ends:
+            responses = await asyncio.gather(*(ask(world, id_, token) for id_ in order))
+            statuses.update(response.status for response in responses)
+            rounds[number] += 1
+            await asyncio.sleep(0.01)
+
+    async def go_round() -> None:
+        """Let every browser request every session once more."""
+        begun = list(rounds)
+        await until(lambda: all(n > b + 1 for n, b in zip(rounds, begun, strict=True)), 30)
+
+    own_replicas.upstream.override = slowly
+    seen = own_replicas.upstream.seen
+    own_replicas.engine.kill()
+    await heartbeat(*worlds)
+    assert not any(world.service.sharing.up for world in worlds)
+    browsers = [asyncio.create_task(browse(worlds[n % 4], n)) for n in range(8)]
+    await go_round()
+    assert len(seen) == budget, "each replica its share"
+    assert statuses[503]
+
+    seen.clear()
+    own_replicas.engine.start()
+    await until(lambda: all(world.service.sharing.up for world in worlds))
+    await go_round()
+    statuses.clear()
+    await go_round()
+    ends = True
+    await asyncio.gather(*browsers)
+
+    assert len(seen) == min(budget, len(ids))
+    assert set(Counter(one.raw_path for one in seen).values()) == {1}
+    assert set(statuses) == ({200} if budget > len(ids) else {200, 503})
