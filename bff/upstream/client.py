@@ -153,12 +153,11 @@ class Client:
             httpcore2.Request(method, url, headers=lines, extensions=self._extensions)
         )
         try:
-            response_headers = {
-                k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers
+            fields = {
+                name.decode("latin-1").lower(): value.decode("latin-1")
+                for name, value in response.headers
             }
-            return Answer(
-                response.status, response_headers, await _read(response.stream, response_headers)
-            )
+            return Answer(response.status, fields, await _read(response.stream, fields))
         finally:
             await response.aclose()
 

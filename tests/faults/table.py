@@ -305,8 +305,8 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream/client.py",
-        "            return Answer(response.status, response_headers,",
-        '            if "location" in response_headers:\n                return await self.send(method, Address.read(response_headers["location"]), b"", headers)\n            return Answer(response.status, response_headers,',
+        "            return Answer(response.status, fields,",
+        '            if "location" in fields:\n                return await self.send(method, Address.read(fields["location"]), b"", headers)\n            return Answer(response.status, fields,',
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
