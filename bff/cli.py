@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, NoReturn
 
 import click
-import uvicorn
 import uvloop
 
 from bff import __version__
@@ -27,6 +26,8 @@ from bff.config.settings import FIXED, SETTINGS, EnvironmentSettings, Settings, 
 from bff.demo import demo as demo_
 from bff.ops import check as checks
 from bff.ops import revoke as revoke_
+from bff.ops.check_gateway import GatewayChecker
+from bff.ops.check_upstream import UpstreamChecker
 from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
@@ -115,15 +116,11 @@ def _current_settings(environ: dict[str, str], started: Settings, telemetry: Tel
 
 
 async def _serve(
-    service: Service,
-    telemetry: Telemetry,
-    browser: socket.socket,
-    ops: socket.socket,
-    *others: tuple[uvicorn.Config, socket.socket],
+    service: Service, telemetry: Telemetry, browser: Any, ops: Any, *more: Any
 ) -> None:
     browser_config = server.config(service.browser_app, lifespan=True, protocol=service.protocol)
     ops_config = server.config(service.ops_app, lifespan=False)
-    await server.run([*others, (browser_config, browser), (ops_config, ops)], telemetry)
+    await server.run([*more, (browser_config, browser), (ops_config, ops)], telemetry)
 
 
 def _run(main_: Any) -> None:
@@ -227,9 +224,7 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
         click.echo(f"{checks.report(exc.reports)}\n", err=True)
         _refuse(exc)
     click.echo(checks.report(settings.reports))
-    click.echo("\nWhat browsers see")
-    for line in checks.policy_lines(settings):
-        click.echo(line)
+    click.echo("\n".join(("\nWhat browsers see", *checks.policy_lines(settings))))
     for note in checks.notes(settings):
         click.echo(f"\nNote: {note}")
     click.echo("\nThe settings can be used.")
@@ -247,16 +242,20 @@ async def _probe(settings: Settings, url: str | None, session: str | None) -> bo
             click.echo(f"  {finding.result.name:<7}  {finding.text}")
             problems += finding.result is checks.Result.PROBLEM
 
-    async with aclosing(checks.Checker(settings, system_clock)) as checker:
+    async with (
+        aclosing(UpstreamChecker(settings, system_clock)) as upstream,
+        aclosing(GatewayChecker(settings, system_clock)) as gateway,
+    ):
         if settings.store_url is not None:
-            await show("Store", checker.store())
+            await show("Store", upstream.store())
         for environment in settings.environments:
-            title = f"Environment {environment.name}, upstream at {environment.api_url}"
-            await show(title, checker.upstream(environment, session))
+            title = f"Environment {environment.name}, "
+            findings = upstream.findings(environment, session)
+            await show(f"{title}upstream at {environment.api_url}", findings)
             if url is not None:
-                id_ = session or await checker.first_session(environment)
-                title = f"Environment {environment.name}, gateway at {url}"
-                await show(title, checker.gateway(environment, url, id_))
+                id_ = session or await upstream.first_session(environment)
+                findings = gateway.findings(environment, url, id_)
+                await show(f"{title}gateway at {url}", findings)
     click.echo(f"\nProblems: {problems or 'none'}")
     return not problems
 
