@@ -93,7 +93,7 @@ def _fork(
         )
     boxes = Mailboxes(workers)
     number, replaces = supervise(workers, telemetry.log)
-    telemetry.be(number)
+    telemetry.set_worker(number)
     return WorkerPeers(boxes, number), replaces
 
 
