@@ -30,8 +30,6 @@ from bff.metrics import METRICS
 LINES_PER_SECOND: Final = 50
 """Log lines of one event. A line costs as much CPU as several answers, so browsers must not be able
 to cause more of them."""
-
-
 _MAX_FIELDS: Final = 100
 """Names of unknown fields that are logged. Without the bound, upstream could fill the log."""
 

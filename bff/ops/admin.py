@@ -32,8 +32,6 @@ from bff.tokens.revocations import Revocation, RevocationError, parse
 LEARN_SECONDS: Final = 10.0
 """A new worker waits this long for its peers' revocations, which may be many: it must not accept a
 revoked token."""
-
-
 _MAX_BODY: Final = 8192
 """Bytes of a request's body; a revocation has a few hundred."""
 

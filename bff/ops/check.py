@@ -21,12 +21,8 @@ from bff.upstream.client import Answer, Client, Transport, cause
 MAX_SKEW: Final = 5.0
 """Seconds that two clocks may differ. The gateway compares a token's times with its own clock, the
 app's server writes them by another."""
-
-
 LONG_TTL: Final = 60.0
 """Seconds; a longer `BFF_CACHE_TTL` may have been meant in milliseconds."""
-
-
 _VALUE_WIDTH: Final = 48
 """Characters; a longer value moves its source to the right instead of widening the column."""
 

@@ -21,8 +21,6 @@ from bff.upstream.client import Answer
 
 _TOKEN_SECONDS: Final = 120
 """Lifetime of the minted tokens; a check takes a few seconds."""
-
-
 _FOREIGN_ORIGIN: Final = "https://bff-check.invalid"
 
 

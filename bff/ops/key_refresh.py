@@ -16,8 +16,6 @@ from bff.tokens.jwks import read_jwks
 
 RETRY_SECONDS: Final = 2.0
 """Between two requests for an environment's id while upstream fails."""
-
-
 REJECTED_SECONDS: Final = 60.0
 """Between two requests for an environment's id after upstream refused it to the secret key, which
 only a change of the key or of its permissions can mend."""
