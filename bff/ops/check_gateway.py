@@ -124,7 +124,7 @@ class GatewayChecker(Checker):
             not readable,
             "a page of a foreign origin cannot read answers",
             f"a page of a foreign origin can read {', '.join(readable)}: a proxy in front adds "
-            "CORS headers; remove them there",
+            "CORS headers; remove them from its configuration",
         )
 
     async def _send(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
@@ -146,12 +146,12 @@ def _code(answer: Answer) -> str:
 
 
 def _isolation_finding(refused: list[Answer], anonymous: Answer, session: str | None) -> Finding:
-    statuses = [answer.status for answer in refused]
+    statuses = {answer.status for answer in refused}
     text = (
-        f"isolation: a token for another session gets {statuses}, a request without a token gets "
-        f"{anonymous.status}"
+        f"isolation: a token for another session gets {' '.join(str(a.status) for a in refused)}, "
+        f"a request without a token gets {anonymous.status}"
     )
-    if {*statuses} != {HTTPStatus.FORBIDDEN} or anonymous.status != HTTPStatus.UNAUTHORIZED:
+    if statuses != {HTTPStatus.FORBIDDEN} or anonymous.status != HTTPStatus.UNAUTHORIZED:
         return Finding(
             Result.PROBLEM, f"{text}: a proxy in front caches answers; turn its cache off"
         )

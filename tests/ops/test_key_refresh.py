@@ -59,7 +59,7 @@ async def learned(world: World, *environments: str) -> None:
     raise AssertionError("the gateway did not get the ids")
 
 
-def asked(world: World) -> list[tuple[str | None, str | None]]:
+def id_requests(world: World) -> list[tuple[str | None, str | None]]:
     return [
         (seen.header("authorization"), seen.header("x-trigger-branch"))
         for seen in world.upstream.seen
@@ -87,7 +87,7 @@ async def test_environment_id_is_fetched_with_the_key(unnamed: World, changes: d
     await unnamed.start(BFF_ENVIRONMENT_ID=None, **changes)
     await learned(unnamed)
 
-    assert asked(unnamed) == [(f"Bearer {changes['TRIGGER_SECRET_KEY']}", None)]
+    assert id_requests(unnamed) == [(f"Bearer {changes['TRIGGER_SECRET_KEY']}", None)]
     assert await status(unnamed) == 200
     assert await status(unnamed, sub="env_other") == 401
     assert (await unnamed.ops.get("/readyz")).status_code == 200
@@ -120,11 +120,11 @@ async def test_id_is_fetched_again_while_upstream_fails(
     monkeypatch.setattr(key_refresh, "RETRY_SECONDS", 0.01)
     for status_, body in ((500, {}), (200, b"<html>"), (200, {"sub": 7}), (200, {"sub": ""})):
         unnamed.answer(status_, body)
-        before = len(asked(unnamed))
+        before = len(id_requests(unnamed))
         await unnamed.start(
             BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None, TRIGGER_SECRET_KEY=FULL_KEY
         )
-        while len(asked(unnamed)) < before + 3:
+        while len(id_requests(unnamed)) < before + 3:
             await asyncio.sleep(0.01)
         assert await status(unnamed) == 503
     unnamed.answer(0)
@@ -159,7 +159,7 @@ async def test_branch_gets_the_id_of_the_branch(unnamed: World, tmp_path: Path) 
     )
     await learned(unnamed)
 
-    assert {branch for _, branch in asked(unnamed)} == {None, "feat/one"}
+    assert {branch for _, branch in id_requests(unnamed)} == {None, "feat/one"}
     for sub, task in ((ENVIRONMENT_ID, "my-chat"), ("env_branch", "of-the-branch")):
         token = sign(claims(unnamed.clock.wall, *read("chat-1"), sub=sub), ROOT_KEY)
         assert (await unnamed.get("chat-1", token=token)).json()["taskIdentifier"] == task
@@ -175,13 +175,13 @@ async def test_new_key_refuses_tokens_until_its_id_is_fetched(
     other = Environment("env_other", "tr_prod_OTHERsentinel0000000001", {"tr_prod_sk_other": ()})
     other.add(session(66, "chat-1", taskIdentifier="of-another-environment"))
     unnamed.upstream.environments = (*unnamed.upstream.environments, other)
-    before = len(asked(unnamed))
+    before = len(id_requests(unnamed))
 
     unnamed.reload(**changes, TRIGGER_SECRET_KEY="tr_prod_sk_other")
     assert await status(unnamed) == 503
     await learned(unnamed)
 
-    assert len(asked(unnamed)) == before + 1
+    assert len(id_requests(unnamed)) == before + 1
     assert await status(unnamed) == 401, "a token of the former environment"
     assert len(unnamed.service.gateway.cache) == 0
     unnamed.reload(**changes, TRIGGER_SECRET_KEY="tr_prod_sk_other", BFF_RATE_LIMIT="9/minute")
@@ -197,10 +197,10 @@ async def test_id_is_not_fetched_without_need(world: World) -> None:
             "chat-1", token=sign(claims(0, *read("chat-1"), sub="any", exp=2e9), OWN_KEY)
         )
     ).status_code == 200
-    assert asked(world) == []
+    assert id_requests(world) == []
     await world.start()
     await asyncio.sleep(0.02)
-    assert asked(world) == []
+    assert id_requests(world) == []
 
 
 def test_process_fetches_keys_and_its_id(upstream: running_upstream, tmp_path: Path) -> None:
