@@ -212,7 +212,7 @@ class Service:
         self.gateway.cache.purge(environment, id_)
 
     def _revoke(self, text: str) -> None:
-        self.ops.hear_revocation(text)
+        self.ops.apply_revocation(text)
 
     def _make_key_refresh(self) -> KeyRefresh:
         config, builder = self.gateway.config, self._builder

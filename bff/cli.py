@@ -1,9 +1,8 @@
-"""The command line: the only module that prints or exits."""
+"""The command line: the only module that prints, exits or reads the environment."""
 
 import asyncio
 import errno
 import gc
-import json
 import os
 import signal
 import socket
@@ -12,21 +11,23 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from http import HTTPStatus
-from http.client import HTTPConnection
+from functools import partial
 from typing import Any, NoReturn
 
 import click
-import uvicorn
 import uvloop
 
 from bff import __version__
 from bff.app import Service
 from bff.clock import system_clock
-from bff.config import reader, settings
+from bff.config import reader
 from bff.config.reload import WATCH_SECONDS
+from bff.config.settings import FIXED, SETTINGS, EnvironmentSettings, Settings, SettingsError
 from bff.demo import demo as demo_
 from bff.ops import check as checks
+from bff.ops import revoke as revoke_
+from bff.ops.check_gateway import GatewayChecker
+from bff.ops.check_upstream import UpstreamChecker
 from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
@@ -49,72 +50,77 @@ def _environ(**overrides: Any) -> dict[str, str]:
     return environ | {name: str(v) for name, v in overrides.items() if v is not None}
 
 
-def _settings(environ: dict[str, str]) -> settings.Settings:
+def _load(environ: dict[str, str]) -> Settings:
     try:
         return reader.load(environ)
-    except settings.SettingsError as exc:
+    except SettingsError as exc:
         _refuse(exc)
 
 
-def _refuse(exc: settings.SettingsError) -> NoReturn:
-    lines = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
-    click.echo(f"These settings cannot be used:\n{lines}", err=True)
-    sys.exit(2)
+def _refuse(exc: SettingsError) -> NoReturn:
+    problems = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
+    _exit(f"These settings cannot be used:\n{problems}")
+
+
+def _exit(text: str, status: int = 2) -> NoReturn:
+    click.echo(text, err=True)
+    sys.exit(status)
 
 
 def _listen(host: str, port: int, name: str) -> socket.socket:
     try:
         return server.listen(host, port)
     except OSError as exc:
-        # Of a name that is not known, the number is getaddrinfo's, and negative.
+        # An unknown host name has getaddrinfo's error number, which is negative.
         reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no such host"
         if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
             name = name.replace("PORT", "HOST")
-        click.echo(f"Cannot listen on {host}:{port} ({reason}); set {name}", err=True)
-        sys.exit(2)
+        _exit(f"Cannot listen on {host}:{port} ({reason}); set {name}")
 
 
 def _fork(
-    workers: int, told: settings.Settings, telemetry: Telemetry
+    workers: int, settings: Settings, telemetry: Telemetry
 ) -> tuple[WorkerPeers | None, bool]:
-    """Return in each worker with what it knows of the others, and whether another had its place."""
+    """Fork the workers; return in each its peers, and whether it replaces a worker that ended."""
     if workers == 1:
         return None, False
-    if told.store_url is None:
+    if settings.store_url is None:
         telemetry.log.warning(
             "workers_count_alone",
             workers=workers,
-            each="has copies, limits and an upstream budget of its own, so all of them together "
-            f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
+            each="has its own copies, limits and upstream budget, so all workers together allow "
+            f"up to {workers} times the limits and the budget; set BFF_STORE_URL to share them",
         )
     boxes = Mailboxes(workers)
     number, replaces = supervise(workers, telemetry.log)
-    telemetry.be(number)
+    telemetry.set_worker(number)
     return WorkerPeers(boxes, number), replaces
 
 
-def _settings_now(
-    environ: dict[str, str], began: settings.Settings, telemetry: Telemetry
-) -> settings.Settings:
-    """Read what has changed since the supervisor *began*: a key that was removed stays removed.
+def _current_settings(environ: dict[str, str], started: Settings, telemetry: Telemetry) -> Settings:
+    """Read the current settings for a worker that replaces another; wait until they are valid.
 
-    What waits for a restart waits here too. While they cannot be read the others go on by what they
-    know, and this worker waits.
+    The settings that the supervisor *started* with may hold a signing key that was removed since.
+    Settings that need a restart keep their old values. While the worker waits, the others serve.
     """
     problems: list[str] = []
     while True:
         try:
-            now = reader.load(environ)
-            return replace(now, **{name: getattr(began, name) for name in settings.FIXED})
-        except settings.SettingsError as exc:
+            current = reader.load(environ)
+            return replace(current, **{name: getattr(started, name) for name in FIXED})
+        except SettingsError as exc:
             if exc.problems != problems:
                 telemetry.log.error("settings_not_reloaded", problems=exc.problems)
             problems = list(exc.problems)
             time.sleep(WATCH_SECONDS)
 
 
-def _browser(service: Service) -> uvicorn.Config:
-    return server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+async def _serve(
+    service: Service, telemetry: Telemetry, browser: Any, ops: Any, *more: Any
+) -> None:
+    browser_config = server.config(service.browser_app, lifespan=True, protocol=service.protocol)
+    ops_config = server.config(service.ops_app, lifespan=False)
+    await server.run([*more, (browser_config, browser), (ops_config, ops)], telemetry)
 
 
 def _run(main_: Any) -> None:
@@ -123,125 +129,110 @@ def _run(main_: Any) -> None:
 
 
 @main.command()
-@click.option("--host", help="In place of BFF_HOST.")
-@click.option("--port", type=click.IntRange(0, 65535), help="In place of BFF_PORT.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, help="Processes on one address.")
+@click.option("--host", help="Replaces BFF_HOST.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Replaces BFF_PORT.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Number of processes that share the address.",
+)
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
     harden()
-    # Until the loop takes it: what changes meanwhile is seen in the files.
+    # SIGHUP must not end the process before the loop handles it. No change is lost meanwhile: the
+    # service watches the files of the settings.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
-    told = _settings(environ)
+    settings = _load(environ)
     telemetry = Telemetry()
-    given = server.inherited(environ)
-    browser = given.get("browser") or _listen(told.host, told.port, "BFF_PORT")
-    ops = given.get("ops") or _listen(told.ops_host, told.ops_port, "BFF_OPS_PORT")
-    # What was imported stays, so no collection has to look at it: a full one then stops every
-    # browser for a sixth of the time, and forked workers share more memory.
+    sockets = server.inherited(environ)
+    browser = sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT")
+    ops = sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT")
+    # Exclude all imported objects from garbage collection: the pause of a full collection is then
+    # a sixth as long, and forked workers share more memory.
     gc.freeze()
-    peers, replaces = _fork(workers, told, telemetry)
+    peers, replaces = _fork(workers, settings, telemetry)
     if replaces:
-        told = _settings_now(environ, told, telemetry)
+        settings = _current_settings(environ, settings, telemetry)
     try:
-        tracing = Tracing() if told.tracing else None  # after the fork: it has threads
+        tracing = Tracing() if settings.tracing else None  # after the fork: it starts a thread
     except TracingError as exc:
-        click.echo(exc, err=True)
-        sys.exit(2)
+        _exit(str(exc))
     telemetry.log.info(
         "listening", browser=_address(browser), ops=_address(ops), version=__version__
     )
 
-    async def go() -> None:
-        service = Service(
-            told,
-            telemetry,
-            tracing=tracing,
-            peers=peers,
-            reload=lambda: reader.load(environ),
-        )
+    async def run() -> None:
+        reload = partial(reader.load, environ)
+        service = Service(settings, telemetry, tracing=tracing, peers=peers, reload=reload)
         try:
             await service.connect()
         except StoreError as exc:
-            if replaces:  # the others go on without it too
+            if replaces:  # the other workers run without the store, too
                 telemetry.log.warning("store_away", reason=str(exc))
             else:
-                click.echo(
-                    f"BFF_STORE_URL: {exc}; mend it, or set BFF_STORE_OPTIONAL=true to start "
-                    "without",
-                    err=True,
+                _exit(
+                    f"BFF_STORE_URL: {exc}; correct it, or set BFF_STORE_OPTIONAL=true to start "
+                    "without the store"
                 )
-                sys.exit(2)
         await service.ops.join()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
-        await server.run(
-            [
-                (_browser(service), browser),
-                (server.config(service.ops_app, lifespan=False), ops),
-            ],
-            telemetry,
-        )
+        await _serve(service, telemetry, browser, ops)
 
-    _run(go())
+    _run(run())
 
 
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8787, show_default=True)
 def demo(port: int) -> None:
-    """See it work: a gateway in front of a pretend upstream."""
+    """Try the gateway in front of a pretend upstream."""
     stage = demo_.make(lambda: system_clock()[1])
     upstream = _listen("127.0.0.1", 0, "another port")
     browser = _listen("127.0.0.1", port, "--port")
     ops = _listen("127.0.0.1", 0, "another port")
-    told = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123
-        telemetry = Telemetry(nowhere)
+    settings = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
+    with open(os.devnull, "w", encoding="utf-8") as devnull:  # noqa: PTH123
+        telemetry = Telemetry(devnull)
 
-        async def go() -> None:
-            service = Service(told, telemetry, routes=stage.routes())
+        async def run() -> None:
+            service = Service(settings, telemetry, routes=stage.routes())
             click.echo(stage.lines(f"http://{_address(browser)}"))
-            await server.run(
-                [
-                    (server.config(stage.upstream, lifespan=False), upstream),
-                    (_browser(service), browser),
-                    (server.config(service.ops_app, lifespan=False), ops),
-                ],
-                telemetry,
-            )
+            pretend = server.config(stage.upstream, lifespan=False)
+            await _serve(service, telemetry, browser, ops, (pretend, upstream))
 
-        _run(go())
+        _run(run())
 
 
 @main.command()
-@click.option("--probe", is_flag=True, help="Ask upstream too, with the key, and the store.")
-@click.option("--url", help="With --probe: a running gateway, by the address browsers use.")
-@click.option("--session", help="With --probe: the id of a session that exists.")
+@click.option("--probe", is_flag=True, help="Also test the secret key upstream, and the store.")
+@click.option("--url", help="With --probe: also test the gateway at this address, as browsers do.")
+@click.option("--session", help="With --probe: the id of an existing session to test with.")
 def check(probe: bool, url: str | None, session: str | None) -> None:
-    """Show the settings, and what is wrong with them.
+    """Show the settings and every problem with its remedy.
 
-    Each problem comes with its remedy. Exits with 0 if all is well, else with 2.
+    Exits with 0 if there is no problem, else with 2.
     """
     if (url or session) and not probe:
-        raise click.UsageError("--url and --session are for --probe")
+        raise click.UsageError("--url and --session need --probe")
     if url and not url.startswith(("https://", "http://")):
         raise click.UsageError("--url begins with https:// or http://")
     try:
-        told = reader.load(_environ())
-    except settings.SettingsError as exc:
+        settings = reader.load(_environ())
+    except SettingsError as exc:
         click.echo(f"{checks.report(exc.reports)}\n", err=True)
         _refuse(exc)
-    click.echo(checks.report(told.reports))
-    click.echo("\nWhat browsers see")
-    for line in checks.policy_lines(told):
-        click.echo(line)
-    for note in checks.notes(told):
+    click.echo(checks.report(settings.reports))
+    click.echo("\n".join(("\nWhat browsers see", *checks.policy_lines(settings))))
+    for note in checks.notes(settings):
         click.echo(f"\nNote: {note}")
     click.echo("\nThe settings can be used.")
-    if probe and not asyncio.run(_probe(told, url, session)):
+    if probe and not asyncio.run(_probe(settings, url, session)):
         sys.exit(2)
 
 
-async def _probe(told: settings.Settings, url: str | None, session: str | None) -> bool:
+async def _probe(settings: Settings, url: str | None, session: str | None) -> bool:
     problems = 0
 
     async def show(title: str, findings: AsyncIterator[checks.Finding]) -> None:
@@ -251,29 +242,57 @@ async def _probe(told: settings.Settings, url: str | None, session: str | None) 
             click.echo(f"  {finding.result.name:<7}  {finding.text}")
             problems += finding.result is checks.Result.PROBLEM
 
-    async with aclosing(checks.Checker(told, system_clock)) as prober:
-        if told.store_url is not None:
-            await show("Store", prober.store())
-        for environment in told.environments:
-            title = f"Environment {environment.name}, upstream at {environment.api_url}"
-            await show(title, prober.upstream(environment, session))
+    async with (
+        aclosing(UpstreamChecker(settings, system_clock)) as upstream,
+        aclosing(GatewayChecker(settings, system_clock)) as gateway,
+    ):
+        if settings.store_url is not None:
+            await show("Store", upstream.store())
+        for environment in settings.environments:
+            title = f"Environment {environment.name}, "
+            findings = upstream.findings(environment, session)
+            await show(f"{title}upstream at {environment.api_url}", findings)
             if url is not None:
-                known = session or await prober.first_session(environment)
-                title = f"Environment {environment.name}, gateway at {url}"
-                await show(title, prober.gateway(environment, url, known))
+                id_ = session or await upstream.first_session(environment)
+                findings = gateway.findings(environment, url, id_)
+                await show(f"{title}gateway at {url}", findings)
     click.echo(f"\nProblems: {problems or 'none'}")
     return not problems
 
 
+def _session_ids(*ids: str) -> tuple[str, ...]:
+    if not all(map(is_id, ids)):  # an empty id would make a scope that covers every session
+        raise click.UsageError("A session's id has 1 to 256 characters and is neither . nor ..")
+    return ids
+
+
+def _renamed(_: click.Context, __: click.Parameter, used: bool) -> None:
+    if used:
+        raise click.UsageError("bff token --revoke is renamed to bff revoke")
+
+
 @main.command()
-@click.option("--session", "sessions", multiple=True, help="An id to allow, or to revoke.")
+@click.option("--session", "sessions", multiple=True, help="Id of a session to allow; repeatable.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
-@click.option("--ttl", type=click.IntRange(1, 86400 * 30), default=900, help="Seconds it is valid.")
-@click.option("--actor", help="Who holds it (act.sub): limits are counted per actor.")
-@click.option("--jti", help="The token's own id, to revoke it by.")
-@click.option("--environment", "name", help="Of several environments, the one it is for.")
-@click.option("--revoke", is_flag=True, help="Revoke by --jti, --session, --actor or a moment.")
-@click.option("--issued-before", type=float, help="With --revoke: Unix seconds; now by default.")
+@click.option(
+    "--ttl",
+    type=click.IntRange(1, 86400 * 30),
+    default=900,
+    show_default=True,
+    help="Seconds until the token expires.",
+)
+@click.option("--actor", help="Holder of the token (act.sub); rate limits count per actor.")
+@click.option("--jti", help="Id of the token, which bff revoke --jti takes.")
+@click.option("--environment", "name", help="Environment of the token, if there are several.")
+@click.option(
+    "--revoke",
+    "--issued-before",
+    is_flag=True,
+    hidden=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_renamed,
+)
 def token(
     sessions: tuple[str, ...],
     more: tuple[str, ...],
@@ -281,45 +300,21 @@ def token(
     actor: str | None,
     jti: str | None,
     name: str | None,
-    revoke: bool,
-    issued_before: float | None,
 ) -> None:
-    """Mint a token for a browser, or take tokens back.
-
-    It lets who holds it read the sessions named, and nothing else.
-    """
-    ids = (*sessions, *more)
-    if not all(map(is_id, ids)):  # of an empty one the scope would be every session's
-        raise click.UsageError("A session's id has 1 to 256 characters, and is neither . nor ..")
-    told = _settings(_environ())
-    if revoke:
-        kinds = sum(map(bool, (ids, actor, jti)))
-        if kinds > 1 or (not kinds and issued_before is None):
-            raise click.UsageError(
-                "Say what to revoke: one of --session, --actor and --jti, or --issued-before"
-            )
-        named = {"jti": jti, "subject": actor, "issued_before": issued_before}
-        wanted = {key: value for key, value in named.items() if value is not None}
-        for part in [wanted | {"session": id_} for id_ in ids] or [wanted]:
-            _revoke(told.ops_host, told.ops_port, part)
-        return
-    if not ids or issued_before is not None:
-        raise click.UsageError("Name a session: --session ID; --issued-before is for --revoke")
-    environments = {e.name: e for e in told.environments}
-    if name is None and len(environments) == 1:
-        name = next(iter(environments))
-    if name not in environments:
-        click.echo(f"Say which environment: --environment {'|'.join(environments)}", err=True)
-        sys.exit(2)
-    environment = environments[name]
+    """Mint a token that can read the named sessions only."""
+    ids = _session_ids(*sessions, *more)
+    if not ids:
+        raise click.UsageError("Name a session: --session ID")
+    environment = _environment(_load(_environ()), name)
     if not environment.signing_keys or environment.learn:
-        remedy = (
-            "BFF_ENVIRONMENT_ID, which is not set; bff check --probe tells it"
-            if environment.signing_keys
-            else "a signing key; set BFF_SIGNING_KEYS to one of your own: openssl rand -hex 32"
+        _exit(
+            "Minting needs "
+            + (
+                "BFF_ENVIRONMENT_ID, which is not set; bff check --probe shows it"
+                if environment.signing_keys
+                else "a signing key; set BFF_SIGNING_KEYS to a new one: openssl rand -hex 32"
+            )
         )
-        click.echo(f"Minting takes {remedy}", err=True)
-        sys.exit(2)
     click.echo(
         mint(
             environment.signing_keys[0].reveal(),
@@ -333,24 +328,69 @@ def token(
     )
 
 
-def _revoke(host: str, port: int, wanted: dict[str, Any]) -> None:
-    """Tell the gateway that runs on this machine, through its ops port."""
-    connection = HTTPConnection(host, port, timeout=5)
-    try:
-        headers = {"content-type": "application/json"}
-        connection.request("POST", "/revocations", json.dumps(wanted), headers)
-        answer = connection.getresponse()
-        body = answer.read().decode(errors="replace")
-    except OSError as exc:
-        click.echo(
-            f"No gateway answers on port {port} ({exc.strerror}); see BFF_OPS_PORT", err=True
+def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
+    environments = {environment.name: environment for environment in settings.environments}
+    if name is None and len(environments) == 1:
+        return settings.environments[0]
+    if name not in environments:
+        _exit(f"Name the environment: --environment {'|'.join(environments)}")
+    return environments[name]
+
+
+@main.command()
+@click.option("--session", "sessions", multiple=True, help="Session, by either id; repeatable.")
+@click.argument("more", nargs=-1, metavar="[ID]...")
+@click.option("--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub.")
+@click.option("--jti", metavar="ID", help="The one token with this id.")
+@click.option(
+    "--issued-before",
+    type=float,
+    metavar="SECONDS",
+    help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all of them.",
+)
+@click.option(
+    "--ttl",
+    type=float,
+    metavar="SECONDS",
+    help="How long the revocation is kept (default: 30 days); longer than your tokens live.",
+)
+@click.option(
+    "--ops",
+    metavar="HOST:PORT",
+    help="Address of the gateway's ops port; default: BFF_OPS_HOST and BFF_OPS_PORT.",
+)
+def revoke(
+    sessions: tuple[str, ...], more: tuple[str, ...], ops: str | None, **members: str | float | None
+) -> None:
+    """Revoke tokens at a running gateway before they expire.
+
+    Name one of --session, --actor and --jti, or --issued-before alone.
+    """
+    ids = _session_ids(*sessions, *more)
+    body = {name: value for name, value in members.items() if value is not None}
+    kinds = bool(ids) + len(body.keys() & {"subject", "jti"})
+    if kinds > 1 or (not kinds and "issued_before" not in body):
+        raise click.UsageError(
+            "Name what to revoke: one of --session, --actor and --jti, or --issued-before"
         )
-        sys.exit(1)
-    finally:
-        connection.close()
-    click.echo(body, err=answer.status != HTTPStatus.OK)
-    if answer.status != HTTPStatus.OK:
-        sys.exit(1)
+    try:
+        address = revoke_.parse_address(ops or _ops_address(_environ()))
+        for one in [body | {"session": id_} for id_ in ids] or [body]:
+            click.echo(revoke_.revoke(*address, one))
+    except ValueError:
+        raise click.UsageError(
+            "The ops port's address is HOST:PORT or http://HOST:PORT; it comes from --ops, or from "
+            "BFF_OPS_HOST and BFF_OPS_PORT"
+        ) from None
+    except revoke_.RevokeError as exc:
+        _exit(str(exc), 1)
+
+
+def _ops_address(environ: dict[str, str]) -> str:
+    host, port = (
+        environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
+    )
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def _address(sock: socket.socket) -> str:

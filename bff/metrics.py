@@ -108,7 +108,7 @@ LIMITED: Final = _counter(
 )
 DROPPED_FIELDS: Final = _counter(
     "bff_dropped_fields",
-    "Top-level fields of sessions that the gateway dropped because it does not know them.",
+    "Top-level fields of sessions that the gateway does not know and no policy names; dropped.",
 )
 MISMATCHED_COPIES: Final = _counter(
     "bff_mismatched_copies",

@@ -1,7 +1,7 @@
-"""What the gateway tells its operator: metrics by table, and one JSON object a line.
+"""Counts metrics and writes log lines, one JSON object a line.
 
-Neither ever holds a token, a key, an address, an id or anything of a document but the name of a
-field that is new upstream.
+No metric and no line holds a token, a key, an address or an id. The only part of a document is the
+name of a top-level field that the gateway does not know.
 """
 
 import logging
@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -27,21 +27,27 @@ from prometheus_client.utils import floatToGoString
 from bff import metrics
 from bff.metrics import METRICS
 
-LINES_PER_SECOND = 50
-"""Of one kind: a line costs as much as several answers, and a flood must not be worth more."""
+LINES_PER_SECOND: Final = 50
+"""Log lines of one event. A line costs as much CPU as several answers, so browsers must not be able
+to cause more of them."""
+_MAX_FIELDS: Final = 100
+"""Names of unknown fields that are logged. Without the bound, upstream could fill the log."""
 
 Gauges = Callable[[], dict[str, dict[tuple[str, ...], float]]]
 
 
 class Telemetry:
-    """Counts in plain numbers, which cost a hit next to nothing, and shows them when asked.
+    """Holds the counts and the log of one process.
+
+    A count is a number in a dict, because a hit makes several. Prometheus's objects are made when
+    the metrics are read.
 
     Args:
-        stream: where log lines go.
+        stream: where log lines go; standard output by default.
     """
 
     worker: int | None = None
-    """This process among several: a label of all its metrics."""
+    """Number of this worker: a label of all its metrics. None if the process is the only one."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
@@ -50,12 +56,13 @@ class Telemetry:
             for name, metric in METRICS.items()
             if metric.kind == "histogram"
         }
-        """By histogram: its bounds, how many fell in each bucket, and their sum."""
+        """By histogram: its upper bounds, the count of each bucket, and the sum."""
         self.gauges: Gauges = dict
-        self._fields_seen: set[str] = set()
+        """Reads all gauges; `Service` sets it."""
+        self._fields_logged: set[str] = set()
         self._lines: dict[str, tuple[int, int]] = {}
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
-            # Each line in one write: workers share the stream.
+            # Workers share the stream: a line is one write, so that lines do not mix.
             structlog.WriteLogger(stream or sys.stdout),
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             processors=[
@@ -67,13 +74,13 @@ class Telemetry:
         )
 
     def count(self, *key: str | int, by: float = 1) -> None:
-        """Add to a metric: *key* is its name, then its label values."""
+        """Add to a counter: *key* is its constant in `bff.metrics`, then its label values."""
         self.counts[key] += by
 
     def often(self, event: str, now: float, level: int = logging.INFO, **fields: Any) -> None:
-        """Log what browsers can bring about at will, up to a number of lines in each second.
+        """Log an event that browsers can cause, at most `LINES_PER_SECOND` times a second.
 
-        *now* is seconds on the clock that never jumps.
+        *now* is the monotonic time in seconds.
         """
         second, lines = self._lines.get(event, (0, 0))
         lines = lines + 1 if second == int(now) else 1
@@ -90,29 +97,32 @@ class Telemetry:
         total[0] += value
 
     def unknown_fields(self, names: set[str]) -> None:
-        """Count fields that are new upstream; each is logged once, and only a plain name is."""
+        """Count fields that the gateway does not know, and log each name once.
+
+        A name that is not a plain word is not logged: it may hold anything.
+        """
         for name in names:
             self.count(metrics.DROPPED_FIELDS)
-            if len(self._fields_seen) < 100 and name not in self._fields_seen:  # noqa: PLR2004
-                self._fields_seen.add(name)
-                shown = name if re.fullmatch(r"\w{1,64}", name, re.ASCII) else "(odd name)"
-                self.log.warning("field_dropped", field=shown)
+            if len(self._fields_logged) < _MAX_FIELDS and name not in self._fields_logged:
+                self._fields_logged.add(name)
+                plain = re.fullmatch(r"\w{1,64}", name, re.ASCII)
+                self.log.warning("field_dropped", field=name if plain else "(odd name)")
 
     def exception(self, event: str, exc: BaseException, **fields: Any) -> None:
-        """Log where *exc* came from; never its text, which may hold what no log may."""
+        """Log the type and the frames of *exc*, not its text, which may hold a secret."""
         frames = [
             f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
             for frame in traceback.extract_tb(exc.__traceback__)
         ]
         self.log.error(event, exception=type(exc).__name__, frames=frames, **fields)
 
-    def be(self, worker: int) -> None:
-        """Say in each line and each metric which of several processes this is."""
+    def set_worker(self, worker: int) -> None:
+        """Add this worker's number to each log line and each metric."""
         self.worker = worker
         self.log = self.log.bind(worker=worker)
 
     def metrics(self) -> bytes:
-        """Everything counted, in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         registry = CollectorRegistry()
         registry.register(self)
         ProcessCollector(registry=registry)
@@ -120,7 +130,7 @@ class Telemetry:
         return text if self.worker is None else _labelled(text, b'worker="%d"' % self.worker)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of the table (the protocol of a Prometheus collector)."""
+        """Yield all metrics, as `CollectorRegistry` requires of a collector."""
         gauges = self.gauges()
         for name, metric in METRICS.items():
             family: Metric
@@ -146,7 +156,7 @@ class Telemetry:
 
 
 def _labelled(text: bytes, label: bytes) -> bytes:
-    """Put one more label first at every sample."""
+    """Add *label* in front of the labels of every sample."""
     return re.sub(
         rb"^(?!#)(\w+)(?:\{(.*)\})?(?= )",
         lambda m: b"%b{%b}" % (m[1], b",".join((label, m[2])) if m[2] else label),
@@ -155,11 +165,11 @@ def _labelled(text: bytes, label: bytes) -> bytes:
     )
 
 
-def together(texts: Mapping[int, str | None]) -> str:
-    """Make one text of those of several workers; None is that of a worker which did not answer.
+def merge(texts: Mapping[int, str | None]) -> str:
+    """Merge the metrics of all workers, by number; None for a worker that did not answer.
 
-    Each family stands once, as Prometheus wants it. Nothing is added up: a worker that dies takes
-    its counters along, and a sum that falls would be taken for a restart of them all.
+    Prometheus requires each family once. Counters of workers are not added up: a sum falls when a
+    worker dies, and Prometheus would take that for a restart of all workers.
     """
     families: dict[str, list[str]] = {}
     for text in filter(None, texts.values()):
@@ -167,11 +177,12 @@ def together(texts: Mapping[int, str | None]) -> str:
             head, kind, *samples = family.splitlines()
             families.setdefault(f"# HELP {head}\n{kind}", []).extend(samples)
     return "".join(
-        "\n".join((head, *samples, *_up(head, texts))) + "\n" for head, samples in families.items()
+        "\n".join((head, *samples, *_worker_up(head, texts))) + "\n"
+        for head, samples in families.items()
     )
 
 
-def _up(head: str, texts: Mapping[int, str | None]) -> list[str]:
+def _worker_up(head: str, texts: Mapping[int, str | None]) -> list[str]:
     if not head.startswith(f"# HELP {metrics.WORKER_UP} "):
         return []
     return [
@@ -181,7 +192,7 @@ def _up(head: str, texts: Mapping[int, str | None]) -> list[str]:
 
 
 class ServerLog(logging.Handler):
-    """Brings what the HTTP server logs into the same lines, without its tracebacks' texts."""
+    """Writes uvicorn's log records as lines of the gateway's log, without texts of exceptions."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__()
@@ -192,7 +203,7 @@ class ServerLog(logging.Handler):
         if record.exc_info and record.exc_info[1]:
             self._telemetry.exception("server_error", record.exc_info[1])
         else:
-            # Of a traceback that came as text, what it was and no more.
-            *before, message = record.getMessage().strip().split("\n")
-            message = message.partition(":")[0] if before else message
+            # The last line of a traceback is "type: text"; the text may hold a secret.
+            *frames, message = record.getMessage().strip().split("\n")
+            message = message.partition(":")[0] if frames else message
             getattr(self._telemetry.log, record.levelname.lower())("server", message=message)

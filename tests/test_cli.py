@@ -17,10 +17,10 @@ from bff.sessions import ids
 from bff.tokens.verify import Issuer, Verifier
 
 
-def bff(*arguments: str, **told: str | None) -> subprocess.CompletedProcess[str]:
+def bff(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bff", *arguments],
-        env=KEPT | environ(**told),
+        env=KEPT | environ(**changes),
         capture_output=True,
         text=True,
         timeout=30,
@@ -28,12 +28,12 @@ def bff(*arguments: str, **told: str | None) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     assert bff("--version").stdout == f"bff, version {__version__}\n"
 
 
 @pytest.mark.parametrize("command", [("serve",), ("check",), ("token", "--session", "a")])
-def test_settings_that_cannot_be_used_are_told_at_once(command: tuple[str, ...]) -> None:
+def test_command_prints_every_problem_of_the_settings(command: tuple[str, ...]) -> None:
     done = bff(*command, BFF_PORT="x", BFF_RATE_LIMIT="y", TRIGGER_SECRET_KEY=None)
 
     assert done.returncode == 2
@@ -44,7 +44,7 @@ def test_settings_that_cannot_be_used_are_told_at_once(command: tuple[str, ...])
     assert OWN_KEY not in done.stderr
 
 
-def test_check_says_that_all_is_well_without_secrets() -> None:
+def test_check_prints_no_secret() -> None:
     done = bff("check")
 
     assert done.returncode == 0
@@ -53,7 +53,7 @@ def test_check_says_that_all_is_well_without_secrets() -> None:
     assert OWN_KEY not in done.stdout
 
 
-def test_a_port_that_is_taken_is_told_with_its_setting() -> None:
+def test_serve_names_the_setting_of_a_taken_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = bff("serve", BFF_PORT=str(taken.getsockname()[1]))
 
@@ -62,7 +62,7 @@ def test_a_port_that_is_taken_is_told_with_its_setting() -> None:
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
-def test_an_address_that_is_not_this_machines_is_told_with_its_setting(host: str) -> None:
+def test_serve_names_the_setting_of_a_foreign_host(host: str) -> None:
     done = bff("serve", BFF_HOST=host, BFF_PORT="0", BFF_OPS_PORT="0")
 
     assert done.returncode == 2
@@ -71,53 +71,44 @@ def test_an_address_that_is_not_this_machines_is_told_with_its_setting(host: str
     )
 
 
-def test_each_command_is_told_in_a_whole_sentence() -> None:
+def test_help_shows_each_command_in_a_whole_sentence() -> None:
     assert "..." not in bff("--help").stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("changes", "text"),
     [
-        ({"BFF_SIGNING_KEYS": None}, "set BFF_SIGNING_KEYS to one of your own"),
+        ({"BFF_SIGNING_KEYS": None}, "set BFF_SIGNING_KEYS to a new one"),
         (
             {"BFF_SIGNING_KEYS": ROOT_KEY, "BFF_ENVIRONMENT_ID": None},
-            "BFF_ENVIRONMENT_ID, which is not set; bff check --probe tells it",
+            "BFF_ENVIRONMENT_ID, which is not set; bff check --probe shows it",
         ),
     ],
     ids=range(2),
 )
-def test_what_minting_lacks_is_told(told: dict[str, str | None], says: str) -> None:
-    done = bff("token", "--session", "a", **told)
+def test_token_names_the_setting_that_minting_needs(
+    changes: dict[str, str | None], text: str
+) -> None:
+    done = bff("token", "--session", "a", **changes)
 
     assert done.returncode == 2
-    assert says in done.stderr
+    assert text in done.stderr
 
 
-@pytest.mark.parametrize(
-    "named", [(), ("--jti", "a", "--actor", "b"), ("--jti", "a", "--session", "b")]
-)
-def test_a_revocation_names_one_thing(named: tuple[str, ...]) -> None:
-    done = bff("token", "--revoke", *named)
-
-    assert done.returncode == 2
-    assert "one of --session, --actor and --jti, or --issued-before" in done.stderr
-
-
-def test_an_option_that_would_have_no_effect_is_refused() -> None:
-    assert "--issued-before is for --revoke" in bff("token", "a", "--issued-before", "1").stderr
-    assert "are for --probe" in bff("check", "--url", "https://app.example.com").stderr
+def test_check_refuses_an_option_without_effect() -> None:
+    assert "need --probe" in bff("check", "--url", "https://app.example.com").stderr
 
 
 @pytest.mark.parametrize("ids", [("--session", ""), ("chat-1", ""), ("..",)])
-def test_no_token_is_minted_for_what_is_no_id(ids: tuple[str, ...]) -> None:
-    done = bff("token", *ids)  # read:sessions: without an id is every session
+def test_token_refuses_an_invalid_session_id(ids: tuple[str, ...]) -> None:
+    done = bff("token", *ids)  # the scope read:sessions: covers every session
 
     assert done.returncode == 2
     assert done.stdout == ""
     assert "A session's id has 1 to 256 characters" in done.stderr
 
 
-def test_token_mints_what_the_gateway_accepts() -> None:
+def test_token_mints_a_token_that_the_gateway_accepts() -> None:
     done = bff("token", "--session", "chat-1", "a/b", "--ttl", "60", "--actor", "ann")
     (token,) = done.stdout.split()
     verifier = Verifier([Issuer("default", "env_test", (OWN_KEY,))], ids.grant)
@@ -128,7 +119,7 @@ def test_token_mints_what_the_gateway_accepts() -> None:
     assert caller.has_actor
 
 
-def test_the_demo_shows_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
+def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
@@ -145,7 +136,7 @@ def test_the_demo_shows_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
             line = process.stdout.readline()
             assert line, printed
             printed += line
-        # Pasted as they are: whatever is no comment and no prose.
+        # The printed commands, without comments and prose.
         lines = [x for x in printed.splitlines() if re.match(r"(curl|[A-Z]+=)", x)]
         first = next(line for line in lines if line.startswith("curl"))
         script = tmp_path / "paste.sh"

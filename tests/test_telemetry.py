@@ -1,4 +1,4 @@
-"""What the operator is told: metrics equal to their documentation, and lines worth reading."""
+"""Telemetry: metrics in the Prometheus format, and log lines."""
 
 import asyncio
 import io
@@ -18,10 +18,10 @@ from bff.telemetry import LINES_PER_SECOND, ServerLog, Telemetry
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
 
 
-def test_why_upstream_fails_is_told_and_what_to_do_when_it_rejects_the_key(
+def test_log_says_why_upstream_fails_and_the_remedy(
     upstream: running_upstream,
 ) -> None:
-    with Gateway(1) as gateway:  # nobody listens there
+    with Gateway(1) as gateway:  # no process listens on port 1
         http.get(gateway.ops_url + "/readyz")
     assert '"why": "Connection refused"' in gateway.output
 
@@ -30,7 +30,7 @@ def test_why_upstream_fails_is_told_and_what_to_do_when_it_rejects_the_key(
     assert '"remedy": "check TRIGGER_SECRET_KEY' in gateway.output
 
 
-def test_a_line_is_one_write_for_workers_share_the_stream() -> None:
+def test_log_line_is_one_write() -> None:
     class Stream(io.StringIO):
         def write(self, text: str) -> int:
             writes.append(text)
@@ -43,11 +43,11 @@ def test_a_line_is_one_write_for_workers_share_the_stream() -> None:
     assert line.endswith("}\n")
 
 
-def test_of_a_traceback_that_the_server_logs_only_its_kind_is_told() -> None:
+def test_server_log_keeps_only_the_type_of_a_traceback() -> None:
     log = io.StringIO()
     handler = ServerLog(Telemetry(log))
     for message in (
-        "Traceback (most recent call last):\n  File x\nValueError: what no log may hold\n",
+        "Traceback (most recent call last):\n  File x\nValueError: a secret\n",
         "one line: as it is",
     ):
         handler.emit(logging.LogRecord("uvicorn", logging.ERROR, "", 0, message, None, None))
@@ -65,33 +65,32 @@ async def metrics(world: World) -> dict[str, float]:
     }
 
 
-def test_the_documentation_names_every_error_code_and_no_other() -> None:
+def test_documentation_lists_every_error_code() -> None:
     section = OPERATIONS.read_text().partition("## Error codes")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| .+ \|$", section, re.MULTILINE)
 
     assert rows == [(code, str(kind.status)) for code, kind in REFUSALS.items()]
 
 
-def test_the_documentation_names_every_event_that_is_logged() -> None:
+def test_documentation_lists_every_log_event() -> None:
     section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`(\w+)`", section)) - {"request_id", "worker"}
     sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").rglob("*.py")]
-    logged = r"(?:log\.(?:info|warning|error)|\.often|\.exception)\(\s*\"(\w+)\""
+    call = r"(?:log\.(?:info|warning|error)|\.often|\.exception)\(\s*\"(\w+)\""
 
-    found = {event for source in sources for event in re.findall(logged, source)}
-    found |= {"slow_answer", "answer_sampled"}  # one of the two, by how long it took
-    found |= {"server"}  # at the level that it comes with
-    assert found == documented
+    logged = {event for source in sources for event in re.findall(call, source)}
+    logged |= {"slow_answer", "answer_sampled", "server"}  # their names or levels are computed
+    assert logged == documented
 
 
-async def test_histograms_are_cumulative_and_add_up(world: World) -> None:
+async def test_histogram_buckets_are_cumulative(world: World) -> None:
     await world.get("chat-1")
     world.clock.advance(1.5)
     await world.get("chat-1")
 
-    found = await metrics(world)
+    samples = await metrics(world)
 
-    served = {k: v for k, v in found.items() if k.startswith("bff_age_served_seconds")}
+    served = {k: v for k, v in samples.items() if k.startswith("bff_age_served_seconds")}
     assert served == {
         'bff_age_served_seconds_bucket{"le": "0.1"}': 1.0,
         'bff_age_served_seconds_bucket{"le": "1.0"}': 1.0,
@@ -103,7 +102,7 @@ async def test_histograms_are_cumulative_and_add_up(world: World) -> None:
         "bff_age_served_seconds_count{}": 2.0,
         "bff_age_served_seconds_sum{}": 1.5,
     }
-    assert found["bff_load_seconds_count{}"] == 1.0
+    assert samples["bff_load_seconds_count{}"] == 1.0
 
 
 async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
@@ -112,9 +111,9 @@ async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
         await world.browser.get(PATH + "chat-1", headers={"authorization": f"Bearer {token}"})
     await world.browser.get(PATH + "chat-1")
 
-    found = await metrics(world)
+    samples = await metrics(world)
 
-    reasons = {k.split('"')[3]: v for k, v in found.items() if k.startswith("bff_bad_tokens")}
+    reasons = {k.split('"')[3]: v for k, v in samples.items() if k.startswith("bff_bad_tokens")}
     assert reasons == {
         "token_missing": 2.0,
         "token_invalid": 1.0,
@@ -124,9 +123,9 @@ async def test_bad_tokens_are_counted_by_reason(world: World) -> None:
     }
 
 
-async def test_what_an_alert_waits_for_is_there_before_it_happens(world: World) -> None:
-    """Of a series that begins with 1 Prometheus sees no increase, and the first one is the one."""
-    found = await metrics(world)
+async def test_counters_of_alerts_start_at_zero(world: World) -> None:
+    """Prometheus sees no increase in a counter whose first sample is 1."""
+    samples = await metrics(world)
 
     for sample in (
         'bff_bad_tokens_total{"reason": "secret_key_sent"}',
@@ -135,10 +134,10 @@ async def test_what_an_alert_waits_for_is_there_before_it_happens(world: World) 
         'bff_limited_total{"limit": "address"}',
         'bff_reloads_total{"outcome": "failed"}',
     ):
-        assert found[sample] == 0.0
+        assert samples[sample] == 0.0
 
 
-async def test_the_process_itself_is_measured(world: World) -> None:
+async def test_metrics_of_the_process_are_exported(world: World) -> None:
     assert (await metrics(world))["process_resident_memory_bytes{}"] > 1e6
 
 
@@ -149,7 +148,7 @@ def events(world: World, name: str) -> list[dict[str, object]]:
     return [line for line in world.logged() if line["event"] == name]
 
 
-async def test_a_refusal_is_a_line_with_the_request_id_of_its_answer(world: World) -> None:
+async def test_refusal_is_logged_with_its_request_id(world: World) -> None:
     response = await world.get("chat-1", "read:sessions:chat-2")
 
     (line,) = events(world, "request_refused")
@@ -157,7 +156,7 @@ async def test_a_refusal_is_a_line_with_the_request_id_of_its_answer(world: Worl
     assert (line["level"], line["status"], line["code"]) == ("info", 403, "unauthorized")
 
 
-async def test_our_own_and_upstreams_troubles_are_warnings(world: World) -> None:
+async def test_server_errors_are_warnings(world: World) -> None:
     world.answer(500, {})
     await world.get("chat-1")
 
@@ -165,7 +164,7 @@ async def test_our_own_and_upstreams_troubles_are_warnings(world: World) -> None
     assert (line["level"], line["status"]) == ("warning", 502)
 
 
-async def test_who_floods_fills_no_log(world: World) -> None:
+async def test_one_refusal_of_a_limited_caller_is_logged(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="2/minute")
     for _ in range(50):
         await world.get("chat-1")
@@ -174,7 +173,7 @@ async def test_who_floods_fills_no_log(world: World) -> None:
     assert (await metrics(world))['bff_limited_total{"limit": "caller"}'] == 48.0
 
 
-async def test_of_the_hits_one_in_a_thousand_is_logged(world: World) -> None:
+async def test_one_hit_in_a_thousand_is_logged(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="off", BFF_IP_RATE_LIMIT="off")
     token = world.token(*read("chat-1"))
     for _ in range(SAMPLE + 5):
@@ -185,7 +184,7 @@ async def test_of_the_hits_one_in_a_thousand_is_logged(world: World) -> None:
     assert token not in world.log.getvalue()
 
 
-async def test_a_slow_answer_is_a_line_and_the_browser_learns_how_slow(world: World) -> None:
+async def test_slow_answer_is_logged_and_has_server_timing(world: World) -> None:
     async def slow(_: Seen) -> None:
         world.clock.advance(1.25)
 
@@ -199,7 +198,7 @@ async def test_a_slow_answer_is_a_line_and_the_browser_learns_how_slow(world: Wo
     assert "server-timing" not in (await world.get("chat-1")).headers
 
 
-async def test_thousands_who_waited_for_one_slow_load_fill_no_log(world: World) -> None:
+async def test_lines_of_one_event_are_bounded_per_second(world: World) -> None:
     await world.start(**OFF)
 
     async def slow(_: Seen) -> None:
@@ -213,7 +212,7 @@ async def test_thousands_who_waited_for_one_slow_load_fill_no_log(world: World) 
     assert (await metrics(world))[dropped] == 30
 
 
-async def test_a_slow_list_is_a_line_too(world: World) -> None:
+async def test_slow_list_is_logged(world: World) -> None:
     async def slow(_: Seen) -> None:
         world.clock.advance(1.25)
 
@@ -225,7 +224,7 @@ async def test_a_slow_list_is_a_line_too(world: World) -> None:
     assert (line["result"], line["request_id"]) == ("list", response.headers["x-request-id"])
 
 
-async def test_a_key_that_is_rejected_is_an_error_once_and_then_counted(world: World) -> None:
+async def test_rejected_key_is_logged_once_and_counted(world: World) -> None:
     world.answer(401, {"error": "Invalid API key"})
     for _ in range(3):
         await world.get("chat-1")
@@ -239,7 +238,7 @@ async def test_a_key_that_is_rejected_is_an_error_once_and_then_counted(world: W
     assert len(events(world, "upstream_recovered")) == 1
 
 
-async def test_the_loops_lag_is_measured(world: World) -> None:
+async def test_loop_lag_is_observed(world: World) -> None:
     task = asyncio.create_task(world.service._measure_lag())
     await asyncio.sleep(0)
     world.clock.advance(3.0)
@@ -247,10 +246,10 @@ async def test_the_loops_lag_is_measured(world: World) -> None:
         await asyncio.sleep(0.05)
     task.cancel()
 
-    found = await metrics(world)
-    assert found["bff_loop_lag_seconds_sum{}"] > 1.0
+    samples = await metrics(world)
+    assert samples["bff_loop_lag_seconds_sum{}"] > 1.0
 
 
-def test_nothing_counted_is_shown_as_zero_not_absent() -> None:
+def test_counters_without_labels_start_at_zero() -> None:
     assert b"bff_purges_total 0.0" in Telemetry().metrics()
     assert OWN_KEY.encode() not in Telemetry().metrics()

@@ -1,14 +1,15 @@
-"""The ops port: what the operator asks and orders. It has no tokens: the network is its lock.
+"""Serves the ops port: health, readiness, metrics, purges and revocations.
 
-Whichever worker accepts a connection answers for all of them, and says so where it cannot.
+No token protects it; the network must. One worker accepts a connection and answers for all workers.
+If another worker or replica does not confirm an order, the answer says so.
 """
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Mapping
+from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bff import metrics
+from bff import metrics, strict_json
 from bff.clock import Clock
 from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
@@ -25,21 +26,25 @@ from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
 from bff.server.worker_ipc import PATIENCE_SECONDS, WorkerPeers
 from bff.sessions import ids
-from bff.telemetry import Telemetry, together
+from bff.telemetry import Telemetry, merge
 from bff.tokens.revocations import Revocation, RevocationError, parse
 
-LEARN_SECONDS = 10.0
-"""For a worker that starts to be told what was revoked: there may be many, and it matters."""
+LEARN_SECONDS: Final = 10.0
+"""A new worker waits this long for its peers' revocations, which may be many: it must not accept a
+revoked token."""
+_MAX_BODY: Final = 8192
+"""Bytes of a request's body; a revocation has a few hundred."""
 
 
 class Ops:
-    """The routes of the ops port.
+    """The routes of the ops port, and this worker's part of its peers' orders.
 
     Args:
-        gateway: what they are about.
+        gateway: the gateway of this worker.
+        telemetry: its metrics and log.
         sharing: the other replicas; None without a store.
         peers: the other workers; None if this process is the only one.
-        names: by which the port may be asked for, beside addresses and localhost.
+        names: host names of the ops port, beside addresses and localhost.
         clock: the two times.
     """
 
@@ -59,7 +64,7 @@ class Ops:
         self._peers = peers
         self._clock = clock
         self.app = Starlette(
-            middleware=[Middleware(NoBrowsers, names=names)],
+            middleware=[Middleware(BrowserFilter, names=names)],
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
@@ -69,45 +74,46 @@ class Ops:
             ],
         )
 
-    # -- among workers
+    # -- workers
 
     async def join(self) -> None:
-        """Answer the other workers from now on, and learn of them what was revoked."""
+        """Start to answer the other workers, and copy their revocations."""
         if self._peers is None:
             return
-        self._peers.listen(self._answer)
+        self._peers.listen(self._execute)
         answers = await self._peers.ask("revocations", patience=LEARN_SECONDS)
-        for known in answers.values():
-            for text in known or ():
-                self.hear_revocation(text)
-        if all(known is None for known in answers.values()):
+        for revocations in answers.values():
+            for text in revocations or ():
+                self.apply_revocation(text)
+        if all(revocations is None for revocations in answers.values()):
             self._telemetry.log.error("revocations_not_learned", remedy="send them again")
 
-    async def _answer(self, question: str, *words: str) -> Any:
-        """Answer another worker; what it is told is confirmed with true."""
-        match question:
+    async def _execute(self, command: str, *arguments: str) -> Any:
+        """Execute another worker's command; true confirms an order."""
+        match command:
             case "metrics":
                 return self._telemetry.metrics().decode()
             case "readiness":
                 readiness, environments = self._gateway.readiness, self._gateway.config.environments
-                with contextlib.suppress(TimeoutError):  # a slow upstream is no slow worker
+                # A worker that waits for a slow upstream must not count as silent.
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PATIENCE_SECONDS / 2):
                         await readiness.check()
                 return {name: readiness.state(one) for name, one in environments.items()}
             case "revocations":
-                return [known.encode() for known in self._gateway.revocations.all()]
+                return [revocation.encode() for revocation in self._gateway.revocations.all()]
             case "revoke":
-                return self.hear_revocation(*words)
+                return self.apply_revocation(*arguments)
             case "purge":
-                self._forget(*words)
+                self._purge_copies(*arguments)
                 return True
         return None
 
-    async def _ask(self, *question: str) -> Mapping[int, Any]:
-        return {} if self._peers is None else await self._peers.ask(*question)
+    async def _ask_peers(self, *command: str) -> Mapping[int, Any]:
+        return {} if self._peers is None else await self._peers.ask(*command)
 
-    def hear_revocation(self, text: str) -> bool:
-        """Take in what a worker or a replica told, unless it is foreign or there is no room."""
+    def apply_revocation(self, text: str) -> bool:
+        """Apply a peer's or replica's revocation; False if it is malformed or the list is full."""
         try:
             self._gateway.revocations.add(Revocation.decode(text), self._clock()[1])
         except ValueError:
@@ -115,52 +121,52 @@ class Ops:
             return False
         return True
 
-    def _forget(self, id_: str) -> None:
+    def _purge_copies(self, id_: str) -> None:
         for name in self._gateway.config.environments:
             self._gateway.cache.purge(name, id_)
 
-    # -- the routes
+    # -- routes
 
     async def _healthz(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def _readyz(self, _: Request) -> Response:
-        others, known = await asyncio.gather(
-            self._ask("readiness"), self._gateway.readiness.check()
+        answers, readiness = await asyncio.gather(
+            self._ask_peers("readiness"), self._gateway.readiness.check()
         )
-        found = dict(known)
-        for number, theirs in others.items():
-            for name, (ready, reason) in (theirs or {}).items():
-                if not ready and found.get(name, (True,))[0]:
-                    found[name] = (False, f"worker {number}: {reason}")
-        told: dict[str, Any] = {
+        environments = dict(readiness)
+        for number, answer in answers.items():
+            for name, (ready, reason) in (answer or {}).items():
+                if not ready and environments.get(name, (True,))[0]:
+                    environments[name] = (False, f"worker {number}: {reason}")
+        body: dict[str, Any] = {
             "environments": {
-                name: {"ready": ready, "reason": reason} for name, (ready, reason) in found.items()
+                name: {"ready": ready, "reason": reason}
+                for name, (ready, reason) in environments.items()
             }
         }
-        if others:
-            # They accept no connection, so nobody waits for them: the rest is ready without them.
-            told["workers"] = {
-                "answering": 1 + len(others) - len(_silent(others)),
-                "silent": _silent(others),
-            }
-        # One environment's trouble must not take the others out of service.
-        if any(ready for ready, _ in found.values()):
-            return JSONResponse({"status": "ready", **told, **self._store_state()})
-        return _refusal(Refusal("not_ready"), **told)
+        if answers:
+            # A silent worker accepts no connections, so the others are ready without it.
+            silent = _silent(answers)
+            body["workers"] = {"answering": 1 + len(answers) - len(silent), "silent": silent}
+        # One environment that is not ready must not take the others out of service.
+        if any(ready for ready, _ in environments.values()):
+            return JSONResponse({"status": "ready", **body, **self._store_state()})
+        return _refusal(Refusal("not_ready"), **body)
 
     def _store_state(self) -> dict[str, str]:
         if self._sharing is None:
             return {}
+        replicas = self._sharing.replicas
         if self._sharing.up:
-            return {"store": f"there, with {self._sharing.replicas} replicas"}
+            return {"store": f"up, replicas: {replicas}"}
         return {
-            "store": f"away ({self._sharing.store.reason}): this replica goes on alone, with its "
-            f"share of 1 in {self._sharing.replicas} of the limits"
+            "store": f"down ({self._sharing.store.reason}): this replica works without it, with "
+            f"its share (1 in {replicas}) of the limits and the budget"
         }
 
     async def _revoke(self, request: Request) -> Response:
-        """Take tokens back, from the next request on; see `revocations.parse` for the body."""
+        """Revoke tokens from the next request on; `revocations.parse` defines the body."""
         _, wall = self._clock()
         try:
             revocation = parse(await _json_body(request), wall)
@@ -168,49 +174,50 @@ class Ops:
         except RevocationError as exc:
             return _refusal(Refusal("bad_request", str(exc)))
         self._telemetry.log.warning("revoked", kind=revocation.kind)
-        heard = await self._ask("revoke", revocation.encode())
+        answers = await self._ask_peers("revoke", revocation.encode())
         try:
             if self._sharing is not None:
                 await self._sharing.revoke(revocation.encode())
         except StoreUnavailable:
-            return _alone("revoked at")
-        if silent := _silent(heard):
-            return _unconfirmed("revoked", silent)
+            return _store_down("revoked")
+        if silent := _silent(answers):
+            return _workers_silent("revoked", silent)
         return JSONResponse({"revoked": revocation.kind, "until": revocation.until})
 
     async def _purge(self, request: Request) -> Response:
-        """Forget a session, under both its ids and in every environment, in every replica."""
+        """Purge a session, under both its ids and in every environment, in every replica."""
         segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
         try:
             id_ = ids.parse_id(segment)
         except Refused as refused:
             return _refusal(refused.refusal)
-        self._forget(id_)
+        self._purge_copies(id_)
         self._telemetry.count(metrics.PURGES)
-        heard = await self._ask("purge", id_)
+        answers = await self._ask_peers("purge", id_)
         try:
-            for name in self._gateway.config.environments if self._sharing else ():
-                await self._sharing.purge(name, id_)  # type: ignore[union-attr]  # just asked
+            if self._sharing is not None:
+                for name in self._gateway.config.environments:
+                    await self._sharing.purge(name, id_)
         except StoreUnavailable:
-            return _alone("purged from")
-        if silent := _silent(heard):
-            return _unconfirmed("purged", silent)
-        return Response(status_code=204)
+            return _store_down("purged")
+        if silent := _silent(answers):
+            return _workers_silent("purged", silent)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _metrics(self, _: Request) -> Response:
         text = self._telemetry.metrics().decode()
         if self._peers is not None:
-            texts = {**await self._peers.ask("metrics"), self._peers.number: text}
-            text = together(texts)
+            text = merge({**await self._peers.ask("metrics"), self._peers.number: text})
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
-class NoBrowsers:
-    """Lets no page in a browser ask, wherever that browser is.
+class BrowserFilter:
+    """Refuses requests that a page in a browser sent, on whichever machine the browser runs.
 
-    A page may point a name of its own at this port (DNS rebinding), and its browser then takes it
-    for the page's own origin; so a name has to be one of ours. What another origin's page asks says
-    so in headers that no script can set. An address typed by hand is welcome.
+    A page may point its own host name at this port (DNS rebinding). Its browser then takes the port
+    for the page's origin, so the Host must be an address, localhost or a configured name. For a
+    request to another origin, the browser sets headers that no script can change. A person may
+    still type an address by hand.
     """
 
     def __init__(self, app: ASGIApp, *, names: tuple[str, ...]) -> None:
@@ -225,15 +232,15 @@ class NoBrowsers:
             name == b"origin" or (name.startswith(b"sec-fetch-site") and value != b"none")
             for name, value in headers
         ):
-            trouble = "The ops port is not for pages in browsers"
-        elif len(hosts) > 1 or not all(map(self._known, hosts)):
-            trouble = "Ask for the ops port by an address, or name it in BFF_OPS_NAMES"
+            text = "The ops port refuses requests of pages in browsers"
+        elif len(hosts) > 1 or not all(map(self._allowed, hosts)):
+            text = "Address the ops port by an IP address, or add its name to BFF_OPS_NAMES"
         else:
             await self._app(scope, receive, send)
             return
-        await _refusal(Refusal("bad_request", trouble))(scope, receive, send)
+        await _refusal(Refusal("bad_request", text))(scope, receive, send)
 
-    def _known(self, host: str) -> bool:
+    def _allowed(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         try:
             ip_address(name.removeprefix("[").removesuffix("]"))
@@ -243,51 +250,45 @@ class NoBrowsers:
 
 
 def _refusal(refusal: Refusal, **members: object) -> Response:
-    told = {"error": refusal.text, "code": refusal.code, **members}
-    return JSONResponse(told, refusal.status)
+    body = {"error": refusal.text, "code": refusal.code, **members}
+    return JSONResponse(body, refusal.status)
 
 
 def _silent(answers: Mapping[int, Any]) -> list[int]:
     return sorted(number for number, answer in answers.items() if not answer)
 
 
-def _unconfirmed(what: str, silent: list[int]) -> Response:
-    """Tell an operator that other workers could not be told."""
+def _workers_silent(done: str, silent: list[int]) -> Response:
     numbers = ", ".join(map(str, silent))
-    text = f"Worker {numbers} gave no answer: {what} elsewhere; send it again"
+    text = f"Worker {numbers} did not answer: {done} at the others only; send it again"
+    return _refusal(Refusal("not_ready", text))
+
+
+def _store_down(done: str) -> Response:
+    text = f"The store is down: {done} at this replica only; send it again"
     return _refusal(Refusal("not_ready", text))
 
 
 async def _json_body(request: Request) -> dict[str, Any]:
-    """Read the body of a request that changes something.
+    """Parse the body of a request that changes something.
 
-    No page in a browser gets here (see `NoBrowsers`), and one that says it sends JSON to another
-    origin would have to ask before.
+    A page in a browser could send another content type to a foreign origin without a preflight.
 
     Raises:
-        RevocationError: it may not be read, or holds no object.
+        RevocationError: the headers are wrong, or the body is too long or not a JSON object.
     """
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json" or "cookie" in request.headers:
-        raise RevocationError("Send JSON, with Content-Type: application/json, and no cookie")
+        raise RevocationError("Send JSON with Content-Type: application/json and without a cookie")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_BODY:
             raise RevocationError(f"Send at most {_MAX_BODY} bytes")
     try:
-        read = json.loads(body)
-    except (ValueError, RecursionError):
-        read = None
-    if not isinstance(read, dict):
+        value = strict_json.loads(bytes(body))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
         raise RevocationError("Send a JSON object")
-    return read
-
-
-def _alone(did: str) -> Response:
-    """Tell an operator that other replicas could not be told."""
-    text = f"The store is away: {did} this replica alone; send it again"
-    return _refusal(Refusal("not_ready", text))
-
-
-_MAX_BODY = 8192
+    return value

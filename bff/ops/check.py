@@ -1,89 +1,86 @@
-"""``bff check``: what the gateway was told, and whether that works in the world it stands in.
+"""Reports the settings in force and notes on risky ones (`bff check`).
 
-`report` puts the settings in a table; `upstream_findings` asks upstream with the secret key;
-`gateway_findings` asks a running gateway, by the address that browsers use, as two made-up
-browsers. Nothing here prints, and no finding holds a key, a token or anything of a document.
+With ``--probe``, `bff.ops.check_upstream` tests the upstream API and the store, and
+`bff.ops.check_gateway` a running gateway. These modules do not print, and no finding holds a key, a
+token or a part of a document.
 """
 
-import json
-import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
-from typing import Any
+from typing import Final
 
-from bff import __version__
 from bff.clock import Clock
-from bff.config.declaration import SettingReport
-from bff.config.settings import EnvironmentSettings, Settings
-from bff.errors import REFUSALS, UpstreamError
-from bff.metrics import REQUESTS
-from bff.replicas.store import Store
-from bff.replicas.valkey import StoreError
-from bff.sessions import ids
-from bff.tokens.mint import mint
-from bff.upstream.api import CLAIMS_PATH, Upstream, read_quota
+from bff.config.declaration import DEFAULT, SettingReport
+from bff.config.settings import Settings
+from bff.errors import UpstreamError
 from bff.upstream.client import Answer, Client, Transport, cause
 
-MAX_SKEW = 5.0
-"""Seconds that two clocks may differ: tokens are judged by the gateway's, minted by another's."""
-LONG_TTL = 60.0
-"""Seconds; what is longer was perhaps meant in milliseconds."""
-TOKEN_SECONDS = 120
-NEWEST = "/api/v1/sessions?page[size]=1"
-"""Upstream, for who may list sessions: the newest one."""
-FOREIGN_ORIGIN = "https://bff-check.invalid"
+MAX_SKEW: Final = 5.0
+"""Seconds that two clocks may differ. The gateway compares a token's times with its own clock, the
+app's server writes them by another."""
+LONG_TTL: Final = 60.0
+"""Seconds; a longer `BFF_CACHE_TTL` may have been meant in milliseconds."""
+_VALUE_WIDTH: Final = 48
+"""Characters; a longer value moves its source to the right instead of widening the column."""
 
 
 class Result(Enum):
-    """How one thing was found to be."""
+    """The outcome of one test."""
 
     OK = auto()
     PROBLEM = auto()
     UNSURE = auto()
-    """It could not be told; the text says why."""
+    """The test was not possible; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The outcome of one test, with a text for the operator."""
 
     result: Result
     text: str
-    """What was found and, unless it is well, what to do."""
+    """The observation and, for a problem, its remedy."""
 
 
-def report(told: tuple[SettingReport, ...]) -> str:
-    """Lay out settings in columns: name, value, and where it came from; first what somebody set."""
-    names = max((len(one.name) for one in told), default=0)
-    values = min(48, max((len(_plain(one)) for one in told if one.source != "default"), default=0))
+def expect(condition: bool, text: str, otherwise: str) -> Finding:  # noqa: FBT001  reads as assert
+    """Make a finding: *text* if *condition* holds, else the problem *otherwise*."""
+    return Finding(Result.OK, text) if condition else Finding(Result.PROBLEM, otherwise)
+
+
+def report(settings: tuple[SettingReport, ...]) -> str:
+    """Format settings in columns (name, value, source); the ones that are set come first."""
+    changed = [one for one in settings if one.source != DEFAULT]
+    names = max((len(one.name) for one in settings), default=0)
+    values = min(_VALUE_WIDTH, max((len(_plain(one)) for one in changed), default=0))
     lines: list[str] = []
-    for section in dict.fromkeys(one.section for one in told):
-        here = [one for one in told if one.section == section]
-        of = f" for {section}" if section else ""
-        for title, rows in (
-            ("Set", [one for one in here if one.source != "default"]),
-            ("Defaults", [one for one in here if one.source == "default"]),
-        ):
+    for section in dict.fromkeys(one.section for one in settings):
+        for title, is_default in (("Set", False), ("Defaults", True)):
+            rows = [
+                one
+                for one in settings
+                if one.section == section and (one.source == DEFAULT) is is_default
+            ]
             if rows:
-                lines += ["", title + of] if lines else [title + of]
+                lines += [""] if lines else []
+                lines.append(f"{title} for {section}" if section else title)
             for one in rows:
-                source = f"  {one.source}" if one.source != "default" else ""
+                source = "" if is_default else f"  {one.source}"
                 lines.append(f"  {one.name:<{names}}  {_plain(one):<{values}}{source}".rstrip())
     return "\n".join(lines)
 
 
-def _plain(one: SettingReport) -> str:
-    return one.shown.replace("`", "")
+def _plain(setting: SettingReport) -> str:
+    return setting.shown.replace("`", "")
 
 
 def policy_lines(settings: Settings) -> list[str]:
-    """What browsers see, by session type."""
-    named = {"every type" if not settings.policies else "every other type": settings.default_policy}
+    """List what browsers see of a session, by session type."""
+    others = "every other type" if settings.policies else "every type"
     lines = []
-    for type_, policy in {**settings.policies, **named}.items():
+    for type_, policy in {**settings.policies, others: settings.default_policy}.items():
         shown = [*policy.fields, *(f"metadata.{path}" for path in policy.metadata)]
         shown += [f"tags like {glob}" for glob in policy.tags]
         lines.append(f"  {type_}: {', '.join(shown)}")
@@ -91,49 +88,57 @@ def policy_lines(settings: Settings) -> list[str]:
 
 
 def notes(settings: Settings) -> list[str]:
-    """What can be used and may still not be what was meant."""
-    found = []
+    """List valid settings that may not be what the operator meant."""
+    texts = []
     if not settings.allowed_origins:
-        found.append(
-            "BFF_ALLOWED_ORIGINS is empty: pages of another origin than the gateway's can read "
-            "nothing; right only if a proxy serves app and gateway under one origin"
+        texts.append(
+            "BFF_ALLOWED_ORIGINS is empty, so only pages of the gateway's own origin can read "
+            "answers; this is right if a proxy serves the app and the gateway under one origin"
         )
     if "*" in settings.allowed_origins:
-        found.append("BFF_ALLOWED_ORIGINS is *: any page that holds a token may read")
+        texts.append(
+            "BFF_ALLOWED_ORIGINS is *: a page of any origin can read answers if it holds a token"
+        )
     if settings.ops_host not in ("127.0.0.1", "::1", "localhost"):
-        found.append(
-            "BFF_OPS_HOST is not loopback: whoever reaches the ops port reads the metrics and may "
-            "purge copies and revoke tokens; let a network policy or firewall admit your "
-            "monitoring alone"
+        texts.append(
+            "BFF_OPS_HOST is not loopback: every client that reaches the ops port can read the "
+            "metrics, purge copies and revoke tokens; let a network policy or a firewall admit "
+            "your monitoring only"
         )
     if not settings.trusted_proxies:
-        found.append(
-            "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers would share its address "
-            "and so one address limit"
+        texts.append(
+            "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers share the proxy's address "
+            "and its address limit"
         )
     if settings.cache_ttl > LONG_TTL:
-        found.append(
-            f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds, and so old may an open session look"
+        texts.append(
+            f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds: browsers may see an open session as "
+            "it was that long ago"
         )
-    found += [
-        f"environment {e.name!r} sends a root key upstream: a restricted key (tr_…_sk_… with "
-        "read:sessions) in TRIGGER_SECRET_KEY can do less harm; the root key then goes into "
+    texts += [
+        f"environment {environment.name!r} sends a root key upstream: a restricted key (tr_…_sk_… "
+        "with read:sessions) in TRIGGER_SECRET_KEY can do less harm; move the root key to "
         "BFF_SIGNING_KEYS"
-        for e in settings.environments
-        if not all("_sk_" in key.reveal() for key in e.secret_keys)
+        for environment in settings.environments
+        if not all("_sk_" in key.reveal() for key in environment.secret_keys)
     ]
-    return found
+    return texts
 
 
 class Checker:
-    """Asks; both ways share a client and a clock, and tests bring their own."""
+    """Holds what the checks of upstream and of a gateway share.
+
+    Args:
+        settings: those of the gateway.
+        clock: the two times.
+        transport: replaces the network in tests.
+    """
 
     def __init__(
         self, settings: Settings, clock: Clock, *, transport: Transport | None = None
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._timeout = settings.upstream_timeout
         self._client = Client(
             connect_timeout=settings.upstream_connect_timeout, transport=transport
         )
@@ -142,326 +147,30 @@ class Checker:
         """Close the connections."""
         await self._client.aclose()
 
-    def upstream(
-        self, environment: EnvironmentSettings, session: str | None
-    ) -> AsyncIterator[Finding]:
-        """Ask *environment*'s API with its key; *session* names one that exists."""
-        return _told_kindly(self._upstream(environment, session), environment.api_url)
-
-    async def _upstream(
-        self, environment: EnvironmentSettings, session: str | None
-    ) -> AsyncIterator[Finding]:
-        upstream = self._api(environment)
-        path = NEWEST if session is None else ids.path(session)
-        answer = await upstream.probe("GET", path)
-        quota = read_quota(answer.headers)
-        yield _key_finding(answer, session)
-        if answer.status != 401:  # noqa: PLR2004
-            claims = await upstream.probe("POST", CLAIMS_PATH)
-            yield _environment_finding(claims, environment)
-            yield _mode_finding(claims, environment)
-            quota = read_quota(claims.headers) or quota
-        if quota is None:
-            yield Finding(Result.UNSURE, "the answers tell nothing of the bucket (x-ratelimit-*)")
-        else:
-            half = quota.limit // 2
-            yield Finding(
-                Result.OK if quota.remaining > half else Result.UNSURE,
-                f"{quota.remaining} of {quota.limit} left in the environment's bucket"
-                + ("" if quota.remaining > half else ": the gateway spends nothing below half"),
-            )
-        yield _clock_finding("upstream", answer, self._clock()[1])
-
-    async def first_session(self, environment: EnvironmentSettings) -> str | None:
-        """Find any session to prove isolation with; None if the key may not list them."""
+    def _compare_clocks(self, name: str, answer: Answer) -> Finding:
         try:
-            answer = await self._api(environment).probe("GET", NEWEST)
-            return str(json.loads(answer.body)["data"][0]["id"])
-        except (UpstreamError, ValueError, LookupError, TypeError):
-            return None
-
-    def _api(self, environment: EnvironmentSettings) -> Upstream:
-        return Upstream(
-            self._client,
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
-            timeout=self._timeout,
-            user_agent=f"bff/{__version__}",
-            observe=lambda _: None,
+            date = parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+        except ValueError:
+            return Finding(Result.UNSURE, f"{name} sends no Date header to compare its clock by")
+        skew = date - self._clock()[1]
+        return expect(
+            -MAX_SKEW - 1 <= skew <= MAX_SKEW,  # a Date header is cut off to whole seconds
+            f"the clock of {name} agrees with this machine's",
+            f"the clock of {name} is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this "
+            "machine's: synchronise both with NTP",
         )
 
-    async def store(self) -> AsyncIterator[Finding]:
-        """Ask the store, if there is one, as a gateway that starts."""
-        place = self._settings.store_url
-        if place is None:
-            return
-        store = Store(
-            place,
-            timeout=self._settings.store_timeout,
-            name=f"bff-check-{secrets.token_hex(4)}",
-            count=lambda *_: None,
-            changed=lambda _: None,
-        )
+
+async def until_unreachable(findings: AsyncIterator[Finding], url: str) -> AsyncIterator[Finding]:
+    """Yield *findings*; if *url* cannot be reached, end with that as a problem."""
+    async with aclosing(findings) as source:  # type: ignore[type-var]
         try:
-            await store.open(lambda _: None)
-        except StoreError as exc:
-            yield Finding(Result.PROBLEM, f"{exc}: check BFF_STORE_URL, and what stands between")
-        else:
-            yield Finding(
-                Result.OK,
-                f"it accepts the name and the password; replicas that are there: "
-                f"{store.replicas - 1}",
-            )
-        finally:
-            await store.close()
-
-    # -- a running gateway
-
-    def gateway(
-        self, environment: EnvironmentSettings, url: str, session: str | None
-    ) -> AsyncIterator[Finding]:
-        """Ask the gateway at *url* for *session* as who may read it, and as who may not."""
-        return _told_kindly(self._gateway(environment, url.rstrip("/"), session), url)
-
-    async def _gateway(
-        self, environment: EnvironmentSettings, url: str, session: str | None
-    ) -> AsyncIterator[Finding]:
-        id_ = session or "session_bff_check_no_such_session"
-        other = ("session_" if ids.is_friendly(id_) else "") + secrets.token_hex(12)
-        target = url + ids.path(id_)
-        if not environment.signing_keys or environment.learn:
-            yield Finding(
-                Result.UNSURE,
-                "isolation cannot be proved from here: making tokens takes a signing key and "
-                "BFF_ENVIRONMENT_ID",
-            )
-            return
-        ann, bob = self._token(environment, id_), self._token(environment, other)
-
-        first = await self._ask(target, ann)
-        if "x-request-id" not in first.headers:
-            yield Finding(
-                Result.PROBLEM,
-                f"what answers ({first.status}) is not the gateway, or a proxy in front removes "
-                "its X-Request-Id: is this the browser port's address, and are /api/v1/sessions "
-                "and /api/v1/sessions/* routed to it?",
-            )
-            return
-        if first.status == 401:  # noqa: PLR2004
-            yield Finding(
-                Result.PROBLEM,
-                "the gateway does not accept a token signed with the first of BFF_SIGNING_KEYS: it "
-                "runs with other settings, or its clock is wrong",
-            )
-            return
-        entitled = 200 if session else 404
-        yield Finding(
-            _result(well=first.status == entitled),
-            f"a token that names the session gets {first.status}"
-            + ("" if first.status == entitled else f"{_code(first)}, not {entitled}: see its log"),
-        )
-        etag = first.headers.get("etag", "*")
-        refused = [
-            await self._ask(target, bob),
-            await self._ask(target, bob | {"if-none-match": etag}),
-            await self._ask(target, bob | {"cache-control": "only-if-cached"}),
-        ]
-        again = await self._ask(target, ann)
-        alone = await self._ask(target, {})
-        statuses = [answer.status for answer in refused]
-        kept = statuses == [403] * 3 and alone.status == 401  # noqa: PLR2004
-        proof = "" if session else " (no session exists to prove it on: pass --session ID)"
-        yield Finding(
-            Result.UNSURE if kept and not session else _result(well=kept),
-            f"isolation: while the copy is shared, a token for another session gets {statuses} and "
-            f"no token {alone.status}"
-            + (proof if kept else ": something in front keeps copies of its own; turn that off"),
-        )
-        yield _cache_finding([first, *refused, again, alone])
-        yield await self._origin_finding(target, ann)
-        metrics = await self._ask(url + "/metrics", {})
-        hidden = REQUESTS.encode() not in metrics.body  # an app may have a page of that name
-        yield Finding(
-            _result(well=hidden),
-            "the ops port's routes cannot be reached from here"
-            if hidden
-            else "anybody reads /metrics here: route only the browser port",
-        )
-        yield _clock_finding("the gateway", again, self._clock()[1])
-
-    def _token(self, environment: EnvironmentSettings, id_: str) -> dict[str, str]:
-        token = mint(
-            environment.signing_keys[0].reveal(),
-            environment_id=environment.id or "bff",
-            scopes=[f"read:sessions:{id_}"],
-            issued=int(self._clock()[1]),
-            ttl=TOKEN_SECONDS,
-            actor="bff-check",
-        )
-        return {"authorization": f"Bearer {token}"}
-
-    async def _origin_finding(self, target: str, browser: Mapping[str, str]) -> Finding:
-        foreign = {"origin": FOREIGN_ORIGIN}
-        asked = {**foreign, "access-control-request-method": "GET"}
-        allowed = [
-            name
-            for name, answer in {
-                "an answer": await self._ask(target, {**browser, **foreign}),
-                "a refusal": await self._ask(target, foreign),
-                "a preflight": await self._ask(target, asked, method="OPTIONS"),
-            }.items()
-            if answer.headers.get("access-control-allow-origin") in ("*", FOREIGN_ORIGIN)
-        ]
-        if not allowed:
-            return Finding(Result.OK, "a foreign Origin gets no permission to read")
-        if "*" in self._settings.allowed_origins:
-            return Finding(Result.UNSURE, "any Origin may read, as BFF_ALLOWED_ORIGINS=* says")
-        return Finding(
-            Result.PROBLEM,
-            f"a foreign Origin may read {', '.join(allowed)}: something in front adds CORS "
-            "headers of its own; leave them to the gateway",
-        )
-
-    async def _ask(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
-        sent = {"user-agent": f"bff/{__version__}", **headers}
-        return await self._client.ask(method, url, sent, timeout=self._timeout)
-
-
-def _code(answer: Answer) -> str:
-    """The error code of a refusal of ours, to be put behind its status."""
-    try:
-        code = json.loads(answer.body)["code"]
-    except (ValueError, LookupError, TypeError):
-        return ""
-    return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
-
-
-def _result(*, well: bool) -> Result:
-    return Result.OK if well else Result.PROBLEM
-
-
-def _key_finding(answer: Answer, session: str | None) -> Finding:
-    match answer.status:
-        case 200:
-            return Finding(Result.OK, "the key is accepted and may read sessions")
-        case 401:
-            return Finding(
-                Result.PROBLEM,
-                "the key is rejected: check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview "
-                "environment",
-            )
-        case 403:
-            return Finding(
-                Result.PROBLEM,
-                "the key is accepted but may not read sessions: give it read:sessions",
-            )
-        case 404 if session is not None:
-            # Upstream looks for the session before it looks at what the key may do.
-            return Finding(
-                Result.UNSURE, "the key is accepted; there is no such session to try it on"
-            )
-        case 429:
-            return Finding(
-                Result.UNSURE, "the environment's bucket is empty (429): try again in a minute"
-            )
-    return Finding(
-        Result.PROBLEM, f"the answer is {answer.status}: is TRIGGER_API_URL the API's address?"
-    )
-
-
-def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
-    if answer.status == 401:  # noqa: PLR2004
-        if environment.id is None and not environment.learn:
-            return Finding(Result.OK, "the environment's id is not needed: all keys are your own")
-        return Finding(
-            Result.UNSURE,
-            "a restricted key does not tell its environment: compare BFF_ENVIRONMENT_ID",
-        )
-    try:
-        claims: Any = json.loads(answer.body)
-        subject = str(claims["sub"])
-    except (ValueError, LookupError, TypeError):
-        return Finding(Result.UNSURE, f"the environment was not told ({answer.status})")
-    if environment.id is None:
-        return Finding(Result.OK, f"the key belongs to environment {subject}")
-    return Finding(
-        _result(well=subject == environment.id),
-        f"the key belongs to environment {subject}"
-        + (
-            ""
-            if subject == environment.id
-            else f", BFF_ENVIRONMENT_ID says {environment.id}: one of the two is another's"
-        ),
-    )
-
-
-def _mode_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
-    """Tell who verifies tokens, and what of it the key decides."""
-    how = " and then by ".join(
-        {"local": "the keys here", "upstream": "upstream"}[one] for one in environment.verify
-    )
-    if any("_sk_" not in key.reveal() for key in environment.secret_keys):
-        why = "a root key signs Trigger.dev's, so BFF_VERIFY may be local or upstream"
-    elif "upstream" in environment.verify:
-        why = "an additional key (tr_…_sk_…) signs none, so upstream is asked about Trigger.dev's"
-    else:
-        why = "whatever BFF_SIGNING_KEYS did not sign is refused, Trigger.dev's own tokens too"
-    text = f"tokens are verified by {how}: {why}"
-    if environment.learn and answer.status != 200:  # noqa: PLR2004
-        return Finding(
-            Result.PROBLEM,
-            f"{text}; and the environment's id, which that takes, this key cannot tell: set "
-            "BFF_ENVIRONMENT_ID",
-        )
-    return Finding(Result.OK, text)
-
-
-def _cache_finding(answers: list[Answer]) -> Finding:
-    """Each answer is made for its request: the same id twice is a copy kept on the way."""
-    ids = [answer.headers.get("x-request-id") for answer in answers]
-    directives = [answer.headers.get("cache-control", "") for answer in answers]
-    varies = [answer.headers.get("vary", "").lower() for answer in answers]
-    if len(set(ids)) < len(ids):
-        return Finding(
-            Result.PROBLEM,
-            "two requests got one answer: something in front keeps copies; turn that off",
-        )
-    if not all(d in ("no-store", "private, no-cache") for d in directives):
-        return Finding(
-            Result.PROBLEM, "something in front rewrites Cache-Control: leave it as it is"
-        )
-    if not all("authorization" in v and "origin" in v for v in varies):
-        return Finding(Result.PROBLEM, "something in front removes Vary: leave it as it is")
-    return Finding(Result.OK, "nothing in front keeps copies or rewrites what forbids it")
-
-
-def _clock_finding(whose: str, answer: Answer, wall: float) -> Finding:
-    try:
-        skew = parsedate_to_datetime(answer.headers.get("date", "")).timestamp() - wall
-    except ValueError:
-        return Finding(Result.UNSURE, f"{whose} sends no Date to compare clocks by")
-    # A Date is a whole second, cut off.
-    agrees = -MAX_SKEW - 1 <= skew <= MAX_SKEW
-    return Finding(
-        _result(well=agrees),
-        f"the clock of {whose} agrees with this machine's"
-        if agrees
-        else f"the clock of {whose} is {abs(skew):.0f} s "
-        f"{'ahead of' if skew > 0 else 'behind'} this machine's: let both follow NTP",
-    )
-
-
-async def _told_kindly(findings: AsyncIterator[Finding], url: str) -> AsyncIterator[Finding]:
-    """Pass findings on; trouble on the way is one more of them."""
-    async with aclosing(findings) as found:  # type: ignore[type-var]
-        try:
-            async for finding in found:
+            async for finding in source:
                 yield finding
         except UpstreamError as error:
-            told = (error.code.removeprefix("upstream_"), cause(error))
+            reasons = filter(None, (error.code.removeprefix("upstream_"), cause(error)))
             yield Finding(
                 Result.PROBLEM,
-                f"{url} cannot be asked ({': '.join(filter(None, told))}): check the address, and "
-                "what stands between",
+                f"{url} does not answer ({': '.join(reasons)}): check the address and the network "
+                "between",
             )

@@ -1,6 +1,7 @@
-"""What is fetched off the path of any request: the keys of token sources, and environment ids.
+"""Fetches key sets of token sources and ids of environments, outside of any request.
 
-No browser waits for any of it. While it fails, what is known stays good for as long as it may.
+No browser waits for a fetch. While fetches fail, the gateway uses the last keys as long as they are
+trusted.
 """
 
 import asyncio
@@ -13,20 +14,22 @@ from bff.telemetry import Telemetry
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import read_jwks
 
-ASK_SECONDS: Final = 2.0
-"""Between two questions for an environment's id while upstream fails."""
+RETRY_SECONDS: Final = 2.0
+"""Between two requests for an environment's id while upstream fails."""
 REJECTED_SECONDS: Final = 60.0
-"""The same once upstream said that the key may not know."""
+"""Between two requests for an environment's id after upstream refused it to the secret key, which
+only a change of the key or of its permissions can mend."""
 
 
 class KeyRefresh:
-    """Keeps a service supplied while it runs.
+    """Refreshes key sets, and gets missing environment ids, while the service runs.
 
     Args:
-        fetch: gets a public document.
-        sources: those whose keys are fetched, and others, which are left alone.
-        unknown: by an environment's name, what asks for its id and what is told of it.
-        clock: the two times: one that never jumps, and Unix seconds.
+        fetch: fetches a public document by URL.
+        sources: the token sources; those with keys from the settings are ignored.
+        unknown: by environment name, a function that gets the id, and a callback for it.
+        clock: the two times.
+        telemetry: counts and logs the fetches.
     """
 
     def __init__(
@@ -45,14 +48,14 @@ class KeyRefresh:
         self._telemetry = telemetry
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             for source in self._sources:
-                tasks.create_task(self._keep(source))
-            for name, (ask, learned) in self._unknown.items():
-                tasks.create_task(self._learn(name, ask, learned))
+                tasks.create_task(self._refresh_forever(source))
+            for name, (get_id, on_id) in self._unknown.items():
+                tasks.create_task(self._learn(name, get_id, on_id))
 
-    async def _keep(self, source: Source) -> None:
+    async def _refresh_forever(self, source: Source) -> None:
         while True:
             wait = source.keys.wait(self._clock()[0])
             if wait <= 0:
@@ -72,8 +75,8 @@ class KeyRefresh:
         keys, log = source.keys, self._telemetry.log
         keys.attempt(now)
         try:
-            fetched = await self._fetch(keys.url or "")
-            found = read_jwks(fetched, source.algorithms)
+            document = await self._fetch(keys.url or "")
+            fetched = read_jwks(document, source.algorithms)
         except asyncio.CancelledError:
             keys.abandon()
             raise
@@ -83,36 +86,36 @@ class KeyRefresh:
         except ValueError as exc:
             outcome = "unusable"
             log.warning("keys_not_fetched", source=source.name, outcome=f"the answer {exc}")
-        except Exception as exc:  # noqa: BLE001  the next attempt has to come
+        except Exception as exc:  # noqa: BLE001  the task must go on
             outcome = "internal"
             self._telemetry.exception("keys_not_fetched", exc, source=source.name)
         else:
             outcome = "ok"
-            before = keys.generation
-            keys.replace(found, self._clock()[1])
-            if keys.generation != before:
+            generation = keys.generation
+            keys.replace(fetched, self._clock()[1])
+            if keys.generation != generation:
                 log.info("keys_changed", source=source.name, keys=len(keys))
         self._telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
 
     async def _learn(
-        self, name: str, ask: Callable[[], Awaitable[str]], learned: Callable[[str], None]
+        self, name: str, get_id: Callable[[], Awaitable[str]], on_id: Callable[[str], None]
     ) -> None:
         log = self._telemetry.log
         while True:
-            wait = ASK_SECONDS
+            wait = RETRY_SECONDS
             try:
-                id_ = await ask()
+                id_ = await get_id()
             except UpstreamError as error:
-                remedy = "none is needed: it is asked for again"
+                remedy = "none: the gateway tries again"
                 if error.code == "upstream_rejected_credentials":
                     wait = REJECTED_SECONDS
-                    remedy = "set BFF_ENVIRONMENT_ID: a restricted key cannot tell it"
+                    remedy = "set BFF_ENVIRONMENT_ID: a restricted key cannot fetch it"
                 fields = {"environment": name, "outcome": error.code, "remedy": remedy}
                 log.error("environment_id_unknown", **fields)
-            except Exception as exc:  # noqa: BLE001  the next attempt has to come
+            except Exception as exc:  # noqa: BLE001  the task must go on
                 self._telemetry.exception("environment_id_unknown", exc, environment=name)
             else:
                 log.info("environment_id_learned", environment=name)
-                learned(id_)
+                on_id(id_)
                 return
             await asyncio.sleep(wait)

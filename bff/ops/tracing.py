@@ -1,12 +1,13 @@
-"""Spans for OpenTelemetry, an optional extra: not installed and not asked for, it costs nothing.
+"""Makes OpenTelemetry spans (the extra ``bff[tracing]``); without it nothing is imported.
 
-The browser's ``traceparent`` is continued here and ends here: upstream gets neither it nor
-``baggage``. A span holds names of this gateway's own tables and status codes, never an id, a token
-or an address. Where spans go, and how many, is said with the standard ``OTEL_*`` variables.
+The gateway continues a browser's ``traceparent``; upstream gets neither it nor ``baggage``. A span
+holds route names, methods, status codes and outcomes, never an id, a token or an address. The
+standard ``OTEL_*`` variables set the exporter and the sampler.
 """
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from starlette.types import Receive, Scope, Send
@@ -34,17 +35,17 @@ _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
 class TracingError(Exception):
-    """The extra is not installed; the text is the remedy."""
+    """OpenTelemetry is not installed; the text is the remedy."""
 
 
 class Tracing:
     """Makes the spans.
 
     Args:
-        exporter: where they go; by default over OTLP/HTTP, in batches, from a thread of its own.
+        exporter: receives the spans; by default a thread sends them in batches over OTLP/HTTP.
 
     Raises:
-        TracingError: the extra is not installed.
+        TracingError: OpenTelemetry is not installed.
     """
 
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
@@ -61,7 +62,7 @@ class Tracing:
             )
         except ImportError:
             raise TracingError(
-                "BFF_TRACING needs OpenTelemetry, which is missing: pip install 'bff[tracing]'"
+                "BFF_TRACING needs OpenTelemetry; install it: pip install 'bff[tracing]'"
             ) from None
         resource = Resource.create({"service.name": "bff", "service.version": __version__})
         self._provider = TracerProvider(resource=resource)
@@ -71,14 +72,14 @@ class Tracing:
         self._kinds, self._statuses = SpanKind, StatusCode
 
     def close(self) -> None:
-        """Send what is left; blocks."""
+        """Send the remaining spans; blocks."""
         self._provider.shutdown()
 
     @contextmanager
     def request(
         self, head: RequestHead, headers: Iterable[tuple[bytes, bytes]]
     ) -> "Iterator[RequestSpan]":
-        """Span one request, as the child of what its ``traceparent`` names."""
+        """Make the span of one request, as a child of the span in its ``traceparent``."""
         carrier = {n.decode(): v.decode("latin-1") for n, v in headers if n in _CONTINUED}
         route = "other"
         if head.path == LIST_ROUTE:
@@ -96,18 +97,18 @@ class Tracing:
             yield RequestSpan(self._tracer, span, self._statuses.ERROR)
 
     def upstream(self, upstream: Upstream) -> Upstream:
-        """Span the loads of *upstream*, each as the child of the decision that began it."""
+        """Make *upstream* open a span for each load, below the request that started it."""
         upstream.get = self._spanned(upstream.get)  # type: ignore[method-assign]
         upstream.get_as = self._spanned(upstream.get_as)  # type: ignore[method-assign]
         return upstream
 
     def _spanned(self, get: Callable[_P, _Answer]) -> Callable[_P, _Answer]:
-        async def traced(*told: _P.args, **named: _P.kwargs) -> bytes:
+        async def traced(*args: _P.args, **kwargs: _P.kwargs) -> bytes:
             with self._tracer.start_as_current_span(
                 "load", kind=self._kinds.CLIENT, record_exception=False
             ) as span:
                 try:
-                    body = await get(*told, **named)
+                    body = await get(*args, **kwargs)
                 except (UpstreamError, Refused) as error:
                     span.set_attribute(
                         "bff.outcome",
@@ -121,7 +122,7 @@ class Tracing:
 
 
 class RequestSpan:
-    """The span of one request, and the one of its decision."""
+    """The span of one request."""
 
     def __init__(self, tracer: Any, span: Any, error: Any) -> None:
         self._tracer = tracer
@@ -130,21 +131,21 @@ class RequestSpan:
 
     @contextmanager
     def decide(self) -> Iterator[None]:
-        """Span the decision."""
+        """Make a span for the decision, below the request's."""
         with self._tracer.start_as_current_span("decide", record_exception=False):
             yield
 
     def answered(self, response: Response, answer: Response | Pending) -> None:
-        """Note how it ended."""
+        """Set the status of the answer, and whether the request waited for another's load."""
         self._span.set_attribute("http.response.status_code", response.status)
         if isinstance(answer, PendingLoad | PendingIntrospection):
             self._span.set_attribute("bff.joined", answer.collapsed)
-        if response.status >= 500:  # noqa: PLR2004
+        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._span.set_status(self._error)
 
 
 class TracedEndpoint:
-    """Answers browsers, as `asgi.Endpoint` does, and makes a span for each request."""
+    """Answers browsers as `asgi.Endpoint` does, with a span for each request."""
 
     def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
         self._gateway = gateway

@@ -1,6 +1,6 @@
-"""What is shipped for running it, checked by the programs that will read it.
+"""The files below deploy/, checked by the programs that read them.
 
-No container engine takes part: images are linted, not built; manifests rendered, not applied.
+No container engine runs: the image is linted, not built; manifests are rendered, not applied.
 """
 
 import json
@@ -35,15 +35,15 @@ KUBERNETES_VERSION = "1.34"
 
 FAMILIES = {
     name + suffix
-    for name, row in METRICS.items()
+    for name, metric in METRICS.items()
     for suffix in {"counter": ["_total"], "gauge": [""]}.get(
-        row.kind, ["_bucket", "_count", "_sum"]
+        metric.kind, ["_bucket", "_count", "_sum"]
     )
 } | {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 
 def tool(name: str) -> str:
-    """A program of the development environment, or of the system where no wheel has it."""
+    """Find a program in the virtual environment, or on the system if no wheel has it."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or need(name)
 
 
@@ -62,13 +62,13 @@ def run(*command: str, cwd: Path = ROOT, **environ: str) -> subprocess.Completed
 # -- the image
 
 
-def test_the_dockerfile_has_nothing_that_a_linter_minds() -> None:
+def test_dockerfile_passes_the_linter() -> None:
     done = run(tool("hadolint"), "deploy/Dockerfile")
 
     assert done.returncode == 0, done.stdout
 
 
-def test_the_image_is_pinned_runs_as_nobody_and_can_install_nothing() -> None:
+def test_image_is_pinned_unprivileged_and_without_pip() -> None:
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
     build, last = text.split("\nFROM ")[1:]
 
@@ -77,27 +77,27 @@ def test_the_image_is_pinned_runs_as_nobody_and_can_install_nothing() -> None:
     assert "--require-hashes" in build
     assert re.search(r"pip uninstall --yes flit_core pip$", build, re.MULTILINE)
     (command,) = re.findall(r"^RUN (.+)$", last, re.MULTILINE)
-    for gone in ("site-packages/*", "/ensurepip", "/usr/local/bin/pip*"):
-        assert gone in command.partition("&&")[0]
+    for removed in ("site-packages/*", "/ensurepip", "/usr/local/bin/pip*"):
+        assert removed in command.partition("&&")[0]
     assert "install" not in command
     assert re.findall(r"^COPY (.+)$", last, re.MULTILINE) == ["--from=build /opt/bff /opt/bff"]
     assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["10001:10001"]
     assert re.findall(r"^STOPSIGNAL (.+)$", last, re.MULTILINE) == ["SIGTERM"]
     assert re.search(r"^HEALTHCHECK .+/healthz", last, re.MULTILINE)
-    # A shell would stand between SIGTERM and the process.
+    # The exec form: a shell would not pass SIGTERM on to the process.
     assert re.findall(r"^ENTRYPOINT (.+)$", last, re.MULTILINE) == ['["bff"]']
 
 
-def test_what_the_dockerfile_copies_is_let_in_and_nothing_else() -> None:
+def test_dockerignore_admits_exactly_the_copied_files() -> None:
     copied = re.findall(
         r"^COPY (?!--from)(.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
     )
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
 
-    let_in = {line.removeprefix("!") for line in ignored if line.startswith("!")}
-    assert {name for names in copied for name in names.split()} == let_in
+    admitted = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert {name for names in copied for name in names.split()} == admitted
     assert "*" in ignored
-    for name in let_in:
+    for name in admitted:
         assert (ROOT / name).exists()
 
 
@@ -106,12 +106,12 @@ def test_what_the_dockerfile_copies_is_let_in_and_nothing_else() -> None:
 
 def compose() -> dict[str, Any]:
     text = (ROOT / "docker-compose.yml").read_text()
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
 
 
-def test_compose_is_what_the_specification_says() -> None:
-    # Substituted first, as Compose does before it reads types.
+def test_compose_file_follows_the_specification() -> None:
+    # Compose substitutes variables before it checks types.
     merged = yaml.safe_dump({k: v for k, v in compose().items() if not k.startswith("x-")})
     text = re.sub(r"\$\{\w+:?[-?]?([^}]*)\}", r"\1", merged)
 
@@ -120,13 +120,11 @@ def test_compose_is_what_the_specification_says() -> None:
         PyCompose.from_yaml(text.replace("mem_limit: 256m", "mem_limit: [much]"))
 
 
-def test_every_service_is_hardened_and_watched() -> None:
+def test_services_are_hardened_and_have_health_checks() -> None:
     services = compose()["services"]
-    once = services.pop(
-        "caddy-volumes"
-    )  # runs before the others, as root, and touches nothing else
-    assert (once["network_mode"], once["cap_drop"], once["cap_add"]) == ("none", ["ALL"], ["CHOWN"])
-    assert {volume.partition(":")[0] for volume in once["volumes"]} == {
+    init = services.pop("caddy-volumes")  # runs once, as root, on Caddy's volumes only
+    assert (init["network_mode"], init["cap_drop"], init["cap_add"]) == ("none", ["ALL"], ["CHOWN"])
+    assert {volume.partition(":")[0] for volume in init["volumes"]} == {
         "caddy-data",
         "caddy-config",
     }
@@ -143,29 +141,29 @@ def test_every_service_is_hardened_and_watched() -> None:
             assert re.fullmatch(r".+:v?\d+\.\d+\.\d+.*", service["image"]), name
 
 
-def test_the_store_keeps_nothing_and_is_for_the_gateways_alone() -> None:
-    found = compose()
-    store = found["services"]["valkey"]
-    told = dict(zip(store["command"][1::2], store["command"][2::2], strict=True))
+def test_store_is_volatile_and_only_gateways_reach_it() -> None:
+    document = compose()
+    store = document["services"]["valkey"]
+    options = dict(zip(store["command"][1::2], store["command"][2::2], strict=True))
 
-    assert told == {
+    assert options == {
         "--aclfile": "/run/secrets/store_users",
         "--save": "",
         "--appendonly": "no",
         "--maxmemory": "128mb",
         "--maxmemory-policy": "noeviction",
     }
-    assert found["networks"]["store"]["internal"] is True
-    members = {n for n, s in found["services"].items() if "store" in s.get("networks", [])}
+    assert document["networks"]["store"]["internal"] is True
+    members = {n for n, s in document["services"].items() if "store" in s.get("networks", [])}
     assert members == {"valkey", "gateway-1", "gateway-2"}
     assert store["networks"] == ["store"]
     assert "volumes" not in store
 
 
-def test_the_secrets_are_made_once_and_are_those_that_compose_names(tmp_path: Path) -> None:
+def test_make_secrets_writes_what_compose_needs_once(tmp_path: Path) -> None:
     made = tmp_path / "secrets"
     script = str(DEPLOY / "make-secrets")
-    assert run(script, str(made)).returncode != 0, "there is no key to be sent upstream"
+    assert run(script, str(made)).returncode != 0, "TRIGGER_SECRET_KEY is not set"
     assert run(script, str(made), TRIGGER_SECRET_KEY="tr_dev_sk_SENTINEL").returncode == 0
     texts = {path.name: path.read_text() for path in made.iterdir()}
     done = run(script, str(made))
@@ -178,7 +176,7 @@ def test_the_secrets_are_made_once_and_are_those_that_compose_names(tmp_path: Pa
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert texts["trigger_secret_key"] == "tr_dev_sk_SENTINEL\n"
     assert len(set(texts.values())) == len(texts)
-    told = reader.load(
+    settings = reader.load(
         {
             f"{name}_FILE": str(made / file)
             for name, file in {
@@ -188,12 +186,12 @@ def test_the_secrets_are_made_once_and_are_those_that_compose_names(tmp_path: Pa
             }.items()
         }
     )
-    assert told.store_url is not None
+    assert settings.store_url is not None
     assert all(text not in done.stdout for text in texts.values())
 
 
-def test_the_stores_users_may_do_what_the_documentation_says() -> None:
-    """And no more; `tests/topology` shows that it is enough."""
+def test_store_user_may_run_the_documented_commands_only() -> None:
+    """`tests/topology` shows that the commands suffice."""
     fleet = (ROOT / "docs/FLEET.md").read_text()
     (sentence,) = re.findall(
         r"The user needs the commands (.+?), on keys `bff1:\*`", fleet, re.DOTALL
@@ -208,24 +206,24 @@ def test_the_stores_users_may_do_what_the_documentation_says() -> None:
     assert re.findall(r"~\S+", line) == ["~bff1:*"]
 
 
-def test_secrets_are_files_and_nothing_of_ours_is_published_but_by_caddy() -> None:
-    found = compose()
-    published = {name for name, service in found["services"].items() if "ports" in service}
+def test_secrets_are_files_and_gateways_publish_no_port() -> None:
+    services = compose()["services"]
+    published = {name for name, service in services.items() if "ports" in service}
     assert published == {"caddy", "grafana"}
-    assert all(port.startswith("127.0.0.1:") for port in found["services"]["grafana"]["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in services["grafana"]["ports"])
     for name in ("gateway-1", "gateway-2"):
-        told = found["services"][name]["environment"]
+        variables = services[name]["environment"]
         secrets = {n for n, row in SETTINGS.items() if row.secret}
-        assert not secrets & set(told)
-        assert {n.removesuffix("_FILE") for n in told} <= set(SETTINGS)
-        assert name in told["BFF_OPS_NAMES"].split(","), "or Prometheus is refused"
+        assert not secrets & set(variables)
+        assert {n.removesuffix("_FILE") for n in variables} <= set(SETTINGS)
+        assert name in variables["BFF_OPS_NAMES"].split(","), "the ops port refuses Prometheus"
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 # -- Caddy
 
 
-def test_caddy_takes_its_file() -> None:
+def test_caddyfile_is_valid_and_formatted() -> None:
     caddy = tool("caddy")
     done = run(caddy, "validate", "--adapter", "caddyfile", "--config", "deploy/Caddyfile")
 
@@ -237,11 +235,11 @@ def test_caddy_takes_its_file() -> None:
 
 
 def rules() -> list[dict[str, Any]]:
-    found = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())
-    return [rule for group in found["groups"] for rule in group["rules"]]
+    document = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())
+    return [rule for group in document["groups"] for rule in group["rules"]]
 
 
-def test_alerts_fire_when_they_should_and_only_then() -> None:
+def test_alerts_fire_exactly_when_they_should() -> None:
     promtool = tool("promtool")
     for arguments in (("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")):
         done = run(promtool, *arguments, cwd=DEPLOY / "prometheus")
@@ -263,45 +261,45 @@ def test_every_alert_is_tested_and_has_a_runbook() -> None:
 
 
 def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
-    return found
+    document: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
+    return document
 
 
-def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:
+def test_rules_and_dashboard_use_existing_metrics() -> None:
     expressions = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
     shown = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
     expressions += [rule["expr"] for rule in rules()]
 
-    asked = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
-    assert asked <= FAMILIES, asked - FAMILIES
-    labels = {label for row in METRICS.values() for label in row.labels}
+    used = {name for e in expressions for name in re.findall(r"\b(?:bff|process)_\w+", e)}
+    assert used <= FAMILIES, used - FAMILIES
+    labels = {label for metric in METRICS.values() for label in metric.labels}
     labels |= {"instance", "le", "job", "worker"}
     for text in expressions:
         for group in re.findall(r"(?:by|on) ?\(([^)]*)\)", text):
             assert {name.strip() for name in group.split(",")} <= labels, text
         for selector in re.findall(r"\{([^}]*)\}", text):
             assert set(re.findall(r"(\w+)(?:=|!=|=~)\"", selector)) <= labels, text
-    elsewhere = {"bff_worker_up", "bff_log_lines_dropped_total"}  # an alert, and for who reads logs
+    shown |= {"bff_worker_up", "bff_log_lines_dropped_total"}  # an alert's, and a log reader's
     for name in METRICS:
         family = {f for f in FAMILIES if f == name or f.startswith(f"{name}_")}
-        assert family & (shown | elsewhere), f"{name} is nowhere to be seen"
+        assert family & shown, f"no panel shows {name}"
 
 
-def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
-    """What can be said without it: the model's shape, as its documentation describes it."""
-    found = dashboard()
-    panels = found["panels"]
-    variables = {variable["name"] for variable in found["templating"]["list"]}
+def test_dashboard_has_a_layout_that_grafana_accepts() -> None:
+    """Checks the documented dashboard model; no Grafana runs."""
+    document = dashboard()
+    panels = document["panels"]
+    variables = {variable["name"] for variable in document["templating"]["list"]}
 
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert {panel["type"] for panel in panels} == {"row", "stat", "timeseries"}
     taken: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
+        grid = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
         }
         assert not cells & taken, panel["title"]
         assert all(0 <= x < 24 for x, _ in cells), panel["title"]
@@ -310,11 +308,11 @@ def test_the_dashboard_is_one_that_grafana_can_lay_out() -> None:
             used = set(re.findall(r"\$(\w+)", target["expr"]))
             assert used <= variables | {"__rate_interval"}
             assert target["datasource"]["uid"] == "${datasource}"
-            # A legend names labels that the query leaves.
+            # A legend may name the labels that the query keeps.
             for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                 grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
-                known = {"instance", "worker"} if not grouped else set(re.split(r", ", grouped[0]))
-                assert label in known, target["expr"]
+                kept = {"instance", "worker"} if not grouped else set(re.split(r", ", grouped[0]))
+                assert label in kept, target["expr"]
         if panel["type"] != "row":
             assert panel["description"].endswith(".")
             refs = [target["refId"] for target in panel["targets"]]
@@ -343,15 +341,15 @@ OVERLAYS = sorted(path.name for path in (DEPLOY / "kubernetes/overlays").iterdir
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_manifests_are_what_the_api_accepts(overlay: str) -> None:
+def test_manifests_match_the_api_schemas(overlay: str) -> None:
     for manifest in rendered(overlay):
-        if manifest["kind"] == "ServiceMonitor":  # the operator's, whose schema is not at hand
+        if manifest["kind"] == "ServiceMonitor":  # no schema is available
             assert set(manifest["spec"]) == {"endpoints", "jobLabel", "selector"}
             continue
         kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
-def test_a_misspelt_manifest_would_be_found() -> None:
+def test_misspelt_manifest_is_rejected() -> None:
     (deployment,) = (m for m in rendered("small") if m["kind"] == "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
 
@@ -360,8 +358,10 @@ def test_a_misspelt_manifest_would_be_found() -> None:
 
 
 def named(overlay: str, kind: str, name: str = "bff") -> dict[str, Any]:
-    (found,) = (m for m in rendered(overlay) if (m["kind"], m["metadata"]["name"]) == (kind, name))
-    return found
+    (manifest,) = (
+        m for m in rendered(overlay) if (m["kind"], m["metadata"]["name"]) == (kind, name)
+    )
+    return manifest
 
 
 def assert_hardened(template: dict[str, Any]) -> None:
@@ -380,7 +380,7 @@ def assert_hardened(template: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_are_hardened_and_probed_and_know_their_settings(overlay: str) -> None:
+def test_pods_are_hardened_and_use_existing_settings(overlay: str) -> None:
     for manifest in rendered(overlay):
         if manifest["kind"] == "Deployment":
             assert_hardened(manifest["spec"]["template"])
@@ -403,17 +403,17 @@ def test_pods_are_hardened_and_probed_and_know_their_settings(overlay: str) -> N
     assert {port["targetPort"] for port in ports} == {"http"}
 
 
-def test_production_shares_a_store_that_only_gateways_reach() -> None:
-    (told,) = (m["data"] for m in rendered("production") if m["kind"] == "ConfigMap")
+def test_production_store_is_reached_by_gateways_only() -> None:
+    (variables,) = (m["data"] for m in rendered("production") if m["kind"] == "ConfigMap")
     store = named("production", "Deployment", "bff-store")["spec"]
     gateway = named("production", "Deployment")["spec"]["template"]["metadata"]["labels"]
     labels = store["template"]["metadata"]["labels"]
     (container,) = store["template"]["spec"]["containers"]
 
-    assert told["BFF_STORE_URL_FILE"] == "/run/secrets/bff/store_url"
+    assert variables["BFF_STORE_URL_FILE"] == "/run/secrets/bff/store_url"
     assert not named("production", "Service", "bff")["spec"]["selector"].items() <= labels.items()
     assert named("production", "Service", "bff-store")["spec"]["selector"].items() <= labels.items()
-    # The same as in compose, but for where the secret is.
+    # The same as in compose, except for the path of the secret.
     words = [w.replace("/bff-store/", "/") for w in container["args"]]
     assert words == compose()["services"]["valkey"]["command"]
     assert container["image"] == compose()["services"]["valkey"]["image"]
@@ -429,19 +429,19 @@ def test_production_shares_a_store_that_only_gateways_reach() -> None:
 def test_production_scales_and_is_scraped() -> None:
     assert "replicas" not in named("production", "Deployment")["spec"]
     assert named("production", "HorizontalPodAutoscaler")["spec"]["minReplicas"] >= 2
-    wanted = named("production", "ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    labels = named("production", "ServiceMonitor")["spec"]["selector"]["matchLabels"]
     ops = named("production", "Service", "bff-ops")
-    assert wanted.items() <= ops["metadata"]["labels"].items()
+    assert labels.items() <= ops["metadata"]["labels"].items()
 
 
 # -- systemd
 
 
-def test_the_units_are_valid_and_hardened(tmp_path: Path) -> None:
+def test_units_are_valid_and_hardened(tmp_path: Path) -> None:
     analyze = tool("systemd-analyze")
     for path in (DEPLOY / "systemd").rglob("*"):
         if path.suffix in (".service", ".socket", ".conf"):
-            # Where it will be installed there is a program; here any stands for it.
+            # systemd-analyze needs an existing program.
             text = path.read_text().replace("/opt/bff/bin/bff", "/bin/true")
             copy = tmp_path / path.relative_to(DEPLOY / "systemd")
             copy.parent.mkdir(exist_ok=True)
@@ -450,8 +450,8 @@ def test_the_units_are_valid_and_hardened(tmp_path: Path) -> None:
     assert len(units) == 3
 
     done = run(analyze, "verify", "--man=no", *units, SYSTEMD_UNIT_PATH=f"{tmp_path}:")
-    ours = [line for line in done.stderr.splitlines() if "bff" in line]
-    assert not ours, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "bff" in line]
+    assert not warnings, done.stderr
     assert done.returncode == 0, done.stderr
 
     done = run(
@@ -460,23 +460,23 @@ def test_the_units_are_valid_and_hardened(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_the_units_set_are_settings_and_secrets_come_as_credentials() -> None:
+def test_units_set_existing_settings_and_use_credentials() -> None:
     folder = DEPLOY / "systemd"
     named = re.findall(r"^(\w+)=", (folder / "bff.env").read_text(), re.MULTILINE)
     assert named
     assert set(named) <= {name for name, row in SETTINGS.items() if not row.secret}
     for path in (folder / "bff.service", folder / "bff.service.d/store.conf"):
         text = path.read_text()
-        told = dict(re.findall(r"^Environment=(\w+)=%d/(\w+)$", text, re.MULTILINE))
+        variables = dict(re.findall(r"^Environment=(\w+)=%d/(\w+)$", text, re.MULTILINE))
         credentials = re.findall(
             r"^LoadCredentialEncrypted=(\w+):/etc/bff/\1.cred$", text, re.MULTILINE
         )
-        assert sorted(told.values()) == sorted(credentials)
-        assert {name.removesuffix("_FILE") for name in told} <= set(SETTINGS)
+        assert sorted(variables.values()) == sorted(credentials)
+        assert {name.removesuffix("_FILE") for name in variables} <= set(SETTINGS)
 
 
-def test_systemd_hands_over_its_sockets(upstream: running_upstream) -> None:
-    """The real one's own program, by the names that the units use."""
+def test_serve_takes_over_the_sockets_of_systemd(upstream: running_upstream) -> None:
+    """Uses systemd's own program, with the socket names of the units."""
     names = [
         re.findall(r"^FileDescriptorName=(\w+)$", path.read_text(), re.MULTILINE)[0]
         for path in sorted((DEPLOY / "systemd").glob("*.socket"), reverse=True)
@@ -484,12 +484,12 @@ def test_systemd_hands_over_its_sockets(upstream: running_upstream) -> None:
     ports = [free_port(), free_port()]
     command = [tool("systemd-socket-activate"), f"--fdname={':'.join(names)}"]
     command += [f"--listen=127.0.0.1:{port}" for port in ports]
-    told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}")
-    for name in told:
+    variables = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}")
+    for name in variables:
         command.append(f"--setenv={name}")
     process = subprocess.Popen(
         [*command, sys.executable, "-m", "bff", "serve"],
-        env={"PATH": os.environ["PATH"]} | told,
+        env={"PATH": os.environ["PATH"]} | variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

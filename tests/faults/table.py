@@ -748,7 +748,7 @@ FAULTS = [
         "bff/tokens/jwks.py",
         "pause = UNKNOWN_KEY_SECONDS",
         "pause = 0.0",
-        f"{_UPKEEP}::test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come",
+        f"{_UPKEEP}::test_unknown_keys_cause_a_bounded_rate_of_fetches",
     ),
     Fault(
         0,

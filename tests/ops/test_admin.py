@@ -1,4 +1,4 @@
-"""The ops port: for programs of the operator's, and for no page in any browser."""
+"""The ops port: its routes, and the refusal of pages in browsers."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from support.world import Gateway, World, http, running_upstream
 ROOT = Path(__file__).parent.parent.parent
 
 
-async def test_the_documentation_names_every_route_and_no_other(world: World) -> None:
+async def test_documentation_lists_every_route_and_no_other(world: World) -> None:
     section = (ROOT / "docs" / "OPERATIONS.md").read_text().partition("\n## The ops port\n")[2]
     table = section.partition("|\n\n")[0]
     documented = set(re.findall(r"^\| `([A-Z]+) (/\S*)` \|", table, re.MULTILINE))
@@ -24,7 +24,8 @@ async def test_the_documentation_names_every_route_and_no_other(world: World) ->
     assert documented == routes
 
 
-async def ask(world: World, **headers: str) -> int:
+async def status_class(world: World, **headers: str) -> int:
+    """Send a request to each route; they must agree."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     statuses = {
         (await world.ops.request(method, path, headers=sent)).status_code
@@ -54,24 +55,24 @@ async def ask(world: World, **headers: str) -> int:
         "127.0.0.1, evil.example",
     ],
 )
-async def test_a_name_that_is_not_ours_is_refused(world: World, host: str) -> None:
-    assert await ask(world, host=host) == 4
+async def test_unknown_host_name_is_refused(world: World, host: str) -> None:
+    assert await status_class(world, host=host) == 4
 
 
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1:9787", "10.1.2.3:9787", "[::1]:9787", "[::1]", "localhost", "LocalHost:9787"],
 )
-async def test_addresses_and_localhost_are_answered(world: World, host: str) -> None:
-    assert await ask(world, host=host) == 2
+async def test_addresses_and_localhost_are_allowed(world: World, host: str) -> None:
+    assert await status_class(world, host=host) == 2
 
 
-async def test_names_can_be_given(world: World) -> None:
+async def test_configured_names_are_allowed(world: World) -> None:
     await world.start(BFF_OPS_NAMES="gateway-1,ops.internal")
 
-    assert await ask(world, host="gateway-1:9787") == 2
-    assert await ask(world, host="OPS.internal") == 2
-    assert await ask(world, host="gateway-2:9787") == 4
+    assert await status_class(world, host="gateway-1:9787") == 2
+    assert await status_class(world, host="OPS.internal") == 2
+    assert await status_class(world, host="gateway-2:9787") == 4
 
 
 @pytest.mark.parametrize(
@@ -85,32 +86,32 @@ async def test_names_can_be_given(world: World) -> None:
     ],
     ids=repr,
 )
-async def test_what_a_page_asks_is_refused_whatever_its_host(
+async def test_request_of_a_page_is_refused_at_any_host(
     world: World, headers: dict[str, str]
 ) -> None:
-    assert await ask(world, **headers) == 4
+    assert await status_class(world, **headers) == 4
 
 
-async def test_an_address_typed_by_hand_is_answered(world: World) -> None:
-    assert await ask(world, sec_fetch_site="none") == 2
+async def test_address_typed_by_hand_is_allowed(world: World) -> None:
+    assert await status_class(world, sec_fetch_site="none") == 2
 
 
-async def test_a_host_that_stands_twice_is_refused(world: World) -> None:
+async def test_repeated_host_is_refused(world: World) -> None:
     headers = [("host", "127.0.0.1:9787"), ("host", "127.0.0.1:9787")]
     assert (await world.ops.get("/metrics", headers=headers)).status_code == 400
 
 
-async def test_the_refusal_says_what_to_do(world: World) -> None:
+async def test_refusal_names_the_setting(world: World) -> None:
     response = await world.ops.get("/metrics", headers={"host": "prometheus.example"})
 
     assert response.json()["code"] == "bad_request"
     assert "BFF_OPS_NAMES" in response.json()["error"]
 
 
-def test_a_page_whose_name_is_pointed_at_the_ops_port_reads_nothing(
+def test_page_cannot_read_the_ops_port_by_dns_rebinding(
     upstream: running_upstream,
 ) -> None:
-    """DNS rebinding, in Chromium: the page and the ops port are one origin to the browser."""
+    """Chromium takes the page and the ops port for one origin."""
     path = need("chromium")
     with Gateway(upstream.port) as gateway, sync_playwright() as playwright:
         rule = f"--host-resolver-rules=MAP evil.example 127.0.0.1:{gateway.ops_port}"
@@ -121,14 +122,14 @@ def test_a_page_whose_name_is_pointed_at_the_ops_port_reads_nothing(
         shown = page.goto(f"http://evil.example:{gateway.ops_port}/metrics")
         assert shown is not None
         assert (shown.status, "bff_requests" in shown.text()) == (400, False)
-        # Its script asks its own origin, as far as the browser knows.
-        told = page.evaluate(
+        # For the browser, these are requests to the page's origin.
+        statuses = page.evaluate(
             """async () => Promise.all([["GET", "/metrics"], ["DELETE", "/cache/sessions/chat-1"]]
                 .map(async ([method, path]) => (await fetch(path, {method})).status))"""
         )
-        assert told == [400, 400]
+        assert statuses == [400, 400]
 
-        # And of another origin it may ask by address, but is told apart by its headers.
+        # A request to the address is one to another origin, and has the browser's headers.
         other = page.evaluate(
             """async (url) => fetch(url, {mode: "no-cors"}).then((r) => r.type)""",
             gateway.ops_url + "/metrics",

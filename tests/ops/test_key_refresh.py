@@ -1,4 +1,4 @@
-"""What is fetched off the path of any request: environment ids, and keys by a real process."""
+"""Key refresh: environment ids, and key sets fetched by a real process."""
 
 import asyncio
 import io
@@ -43,7 +43,7 @@ ASK = "/api/v1/auth/jwt/claims"
 
 @pytest.fixture
 async def unnamed(clock: Clock) -> AsyncIterator[World]:
-    """A gateway that was not told its environment's id; its key is not restricted."""
+    """A gateway without BFF_ENVIRONMENT_ID; its secret key is not restricted."""
     world = World(clock, BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None)
     world.upstream.environments[0].additional_keys[FULL_KEY] = ()
     world._changes["TRIGGER_SECRET_KEY"] = FULL_KEY
@@ -56,10 +56,10 @@ async def learned(world: World, *environments: str) -> None:
         if not world.service.gateway.config.verifier.pending - set(environments):
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("nothing was learned")
+    raise AssertionError("the gateway did not get the ids")
 
 
-def asked(world: World) -> list[tuple[str | None, str | None]]:
+def id_requests(world: World) -> list[tuple[str | None, str | None]]:
     return [
         (seen.header("authorization"), seen.header("x-trigger-branch"))
         for seen in world.upstream.seen
@@ -82,19 +82,19 @@ async def status(world: World, **changes: object) -> int:
     ],
     ids=range(4),
 )
-async def test_the_environment_is_learned_from_the_key(unnamed: World, changes: dict) -> None:
+async def test_environment_id_is_fetched_with_the_key(unnamed: World, changes: dict) -> None:
     unnamed.upstream.seen.clear()
     await unnamed.start(BFF_ENVIRONMENT_ID=None, **changes)
     await learned(unnamed)
 
-    assert asked(unnamed) == [(f"Bearer {changes['TRIGGER_SECRET_KEY']}", None)]
+    assert id_requests(unnamed) == [(f"Bearer {changes['TRIGGER_SECRET_KEY']}", None)]
     assert await status(unnamed) == 200
     assert await status(unnamed, sub="env_other") == 401
     assert (await unnamed.ops.get("/readyz")).status_code == 200
     assert ENVIRONMENT_ID not in unnamed.log.getvalue()
 
 
-async def test_until_then_no_token_is_its_own_and_no_browser_waits(unnamed: World) -> None:
+async def test_browsers_get_503_until_the_id_is_fetched(unnamed: World) -> None:
     unnamed.answer(500, {"error": "down"})
     await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=ROOT_KEY)
 
@@ -102,7 +102,7 @@ async def test_until_then_no_token_is_its_own_and_no_browser_waits(unnamed: Worl
     assert (await unnamed.ops.get("/readyz")).status_code == 503
 
 
-async def test_a_restricted_key_cannot_tell_and_the_remedy_is_logged(unnamed: World) -> None:
+async def test_remedy_is_logged_for_a_restricted_key(unnamed: World) -> None:
     await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None)
     for _ in range(100):
         await asyncio.sleep(0.01)
@@ -114,17 +114,17 @@ async def test_a_restricted_key_cannot_tell_and_the_remedy_is_logged(unnamed: Wo
     assert await status(unnamed) == 503
 
 
-async def test_it_is_asked_for_again_while_upstream_fails(
+async def test_id_is_fetched_again_while_upstream_fails(
     unnamed: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_refresh, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(key_refresh, "RETRY_SECONDS", 0.01)
     for status_, body in ((500, {}), (200, b"<html>"), (200, {"sub": 7}), (200, {"sub": ""})):
         unnamed.answer(status_, body)
-        before = len(asked(unnamed))
+        before = len(id_requests(unnamed))
         await unnamed.start(
             BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None, TRIGGER_SECRET_KEY=FULL_KEY
         )
-        while len(asked(unnamed)) < before + 3:
+        while len(id_requests(unnamed)) < before + 3:
             await asyncio.sleep(0.01)
         assert await status(unnamed) == 503
     unnamed.answer(0)
@@ -134,7 +134,7 @@ async def test_it_is_asked_for_again_while_upstream_fails(
     assert await status(unnamed) == 200
 
 
-async def test_a_branch_learns_its_own_id(unnamed: World, tmp_path: Path) -> None:
+async def test_branch_gets_the_id_of_the_branch(unnamed: World, tmp_path: Path) -> None:
     branch = Environment("env_branch", ROOT_KEY, branch="feat/one")
     branch.add(session(7, "chat-1", taskIdentifier="of-the-branch"))
     unnamed.upstream.environments = (*unnamed.upstream.environments, branch)
@@ -159,36 +159,36 @@ async def test_a_branch_learns_its_own_id(unnamed: World, tmp_path: Path) -> Non
     )
     await learned(unnamed)
 
-    assert {branch for _, branch in asked(unnamed)} == {None, "feat/one"}
+    assert {branch for _, branch in id_requests(unnamed)} == {None, "feat/one"}
     for sub, task in ((ENVIRONMENT_ID, "my-chat"), ("env_branch", "of-the-branch")):
         token = sign(claims(unnamed.clock.wall, *read("chat-1"), sub=sub), ROOT_KEY)
         assert (await unnamed.get("chat-1", token=token)).json()["taskIdentifier"] == task
 
 
-async def test_another_key_is_asked_anew_and_until_then_nothing_is_believed(
+async def test_new_key_refuses_tokens_until_its_id_is_fetched(
     unnamed: World,
 ) -> None:
-    told = {"BFF_ENVIRONMENT_ID": None, "BFF_SIGNING_KEYS": None}
-    await unnamed.start(**told, TRIGGER_SECRET_KEY=FULL_KEY)
+    changes = {"BFF_ENVIRONMENT_ID": None, "BFF_SIGNING_KEYS": None}
+    await unnamed.start(**changes, TRIGGER_SECRET_KEY=FULL_KEY)
     await learned(unnamed)
     assert await status(unnamed) == 200
     other = Environment("env_other", "tr_prod_OTHERsentinel0000000001", {"tr_prod_sk_other": ()})
     other.add(session(66, "chat-1", taskIdentifier="of-another-environment"))
     unnamed.upstream.environments = (*unnamed.upstream.environments, other)
-    before = len(asked(unnamed))
+    before = len(id_requests(unnamed))
 
-    unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other")
+    unnamed.reload(**changes, TRIGGER_SECRET_KEY="tr_prod_sk_other")
     assert await status(unnamed) == 503
     await learned(unnamed)
 
-    assert len(asked(unnamed)) == before + 1
-    assert await status(unnamed) == 401, "a token of the environment that was"
+    assert len(id_requests(unnamed)) == before + 1
+    assert await status(unnamed) == 401, "a token of the former environment"
     assert len(unnamed.service.gateway.cache) == 0
-    unnamed.reload(**told, TRIGGER_SECRET_KEY="tr_prod_sk_other", BFF_RATE_LIMIT="9/minute")
+    unnamed.reload(**changes, TRIGGER_SECRET_KEY="tr_prod_sk_other", BFF_RATE_LIMIT="9/minute")
     assert unnamed.service.gateway.config.verifier.pending == frozenset()
 
 
-async def test_who_needs_no_id_is_not_asked_for_one(world: World) -> None:
+async def test_id_is_not_fetched_without_need(world: World) -> None:
     await world.start(BFF_ENVIRONMENT_ID=None)
     await asyncio.sleep(0.02)
 
@@ -197,15 +197,13 @@ async def test_who_needs_no_id_is_not_asked_for_one(world: World) -> None:
             "chat-1", token=sign(claims(0, *read("chat-1"), sub="any", exp=2e9), OWN_KEY)
         )
     ).status_code == 200
-    assert asked(world) == []
+    assert id_requests(world) == []
     await world.start()
     await asyncio.sleep(0.02)
-    assert asked(world) == []
+    assert id_requests(world) == []
 
 
-def test_a_process_fetches_keys_and_its_id_by_itself(
-    upstream: running_upstream, tmp_path: Path
-) -> None:
+def test_process_fetches_keys_and_its_id(upstream: running_upstream, tmp_path: Path) -> None:
     key, new = KeyPair("RS256", "one"), KeyPair("RS256", "two")
     upstream.app.environments[0].additional_keys[FULL_KEY] = ()
     with running_jwks(auth0=key) as jwks:
@@ -221,8 +219,8 @@ def test_a_process_fetches_keys_and_its_id_by_itself(
             scopes_claim = "https://chat.example.com/scopes"
             """
         )
-        told = {"BFF_CONFIG": str(config), "BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": ""}
-        with Gateway(upstream.port, **told, TRIGGER_SECRET_KEY=FULL_KEY) as gateway:
+        changes = {"BFF_CONFIG": str(config), "BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": ""}
+        with Gateway(upstream.port, **changes, TRIGGER_SECRET_KEY=FULL_KEY) as gateway:
 
             def ask(token: str) -> int:
                 url = f"{gateway.url}/api/v1/sessions/chat-1"
@@ -240,7 +238,7 @@ def test_a_process_fetches_keys_and_its_id_by_itself(
             until(sign(claims(time.time(), *read("chat-1")), ROOT_KEY))
             assert ask(new.sign(good)) == 401
             assert ask(sign(good, OWN_KEY)) == 401
-            assert jwks.seen == ["/auth0"], "fetched once, whoever came"
+            assert jwks.seen == ["/auth0"], "one fetch for all tokens"
             for text in (SECRET_KEY, FULL_KEY, key.sign(good)):
                 assert text not in gateway.output
 
@@ -255,15 +253,15 @@ def two_environments() -> Iterator[running_upstream]:
         yield upstream
 
 
-def test_another_key_in_the_file_and_a_sighup_ask_anew(
+def test_sighup_with_a_new_key_fetches_the_new_id(
     two_environments: running_upstream, tmp_path: Path
 ) -> None:
-    """And no token of the former environment is believed meanwhile, or after."""
+    """No token of the former environment is accepted meanwhile or later."""
     upstream = two_environments
     key = tmp_path / "key"
     key.write_text(FULL_KEY + "\n")
-    told = {"BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": "", "TRIGGER_SECRET_KEY": ""}
-    with Gateway(upstream.port, **told, TRIGGER_SECRET_KEY_FILE=str(key)) as gateway:
+    changes = {"BFF_SIGNING_KEYS": "", "BFF_ENVIRONMENT_ID": "", "TRIGGER_SECRET_KEY": ""}
+    with Gateway(upstream.port, **changes, TRIGGER_SECRET_KEY_FILE=str(key)) as gateway:
 
         def ask(token: str) -> tuple[int, str | None]:
             url = f"{gateway.url}/api/v1/sessions/chat-1"
@@ -292,10 +290,10 @@ def test_another_key_in_the_file_and_a_sighup_ask_anew(
         assert OTHER_KEY not in gateway.output
 
 
-async def test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come(
+async def test_unknown_keys_cause_a_bounded_rate_of_fetches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real loop on the real clock, with shorter times."""
+    """Uses the real loop and clock, with shorter times."""
     monkeypatch.setattr(jwks, "UNKNOWN_KEY_SECONDS", 0.1)
     pair, fetched = KeyPair("EdDSA", "one"), []
     keys = KeySet(url="https://idp.example.com/keys")
@@ -330,5 +328,5 @@ async def test_unknown_keys_are_asked_for_at_a_bounded_rate_however_many_come(
     task.cancel()
     await asyncio.wait([task])
 
-    assert took >= 0.29, "three more, a tenth of a second apart (a timer may round that)"
+    assert took >= 0.29, "three more, a tenth of a second apart (a timer may round down)"
     assert number > 100

@@ -1,4 +1,4 @@
-"""Spans: the browser's trace goes on here, ends here, and holds nothing of the request."""
+"""Spans: they continue the browser's trace, end at the gateway, and hold no secret."""
 
 import asyncio
 import gzip
@@ -52,7 +52,7 @@ async def traced(clock: Clock) -> AsyncIterator[Traced]:
         yield world
 
 
-async def test_a_load_is_spanned_below_the_browsers_trace(traced: Traced) -> None:
+async def test_load_has_a_span_below_the_browsers_trace(traced: Traced) -> None:
     await traced.get("chat-1", traceparent=f"00-{TRACE}-{PARENT}-01", baggage="user=sentinel")
     await traced.get("chat-1")
 
@@ -76,7 +76,7 @@ async def test_a_load_is_spanned_below_the_browsers_trace(traced: Traced) -> Non
     assert second.context.trace_id != request.context.trace_id
 
 
-async def test_a_load_with_the_callers_own_token_is_spanned_too(clock: Clock) -> None:
+async def test_load_with_the_callers_token_has_a_span(clock: Clock) -> None:
     traced = Traced(clock, BFF_SIGNING_KEYS=None)
     async with traced:
         for key in (ROOT_KEY, OWN_KEY):
@@ -86,7 +86,7 @@ async def test_a_load_with_the_callers_own_token_is_spanned_too(clock: Clock) ->
     assert loads == [{"bff.outcome": "ok"}, {"bff.outcome": "token_invalid"}]
 
 
-async def test_nothing_of_a_trace_or_of_baggage_goes_upstream(traced: Traced) -> None:
+async def test_upstream_gets_no_trace_and_no_baggage(traced: Traced) -> None:
     await traced.get("chat-1", traceparent=f"00-{TRACE}-{PARENT}-01", baggage="user=sentinel")
 
     (seen,) = traced.upstream.seen
@@ -112,7 +112,7 @@ async def test_spans_hold_no_id_no_token_and_no_key(traced: Traced) -> None:
     assert '"status_code": "ERROR"' in shown
 
 
-async def test_a_list_and_a_test_of_a_token_are_spanned_too(clock: Clock) -> None:
+async def test_list_and_introspection_have_spans(clock: Clock) -> None:
     traced = Traced(clock, BFF_SIGNING_KEYS=None, BFF_VERIFY="upstream")
     traced.tracing = Tracing(traced.exporter)
     async with traced:
@@ -123,8 +123,8 @@ async def test_a_list_and_a_test_of_a_token_are_spanned_too(clock: Clock) -> Non
     assert names == [("decide", None), ("load", "ok"), (f"GET {LIST_ROUTE.decode()}", None)]
 
 
-def test_spans_arrive_where_the_standard_variables_say(upstream: running_upstream) -> None:
-    """By OTLP over HTTP, from the process, also those of its last moments."""
+def test_process_sends_spans_to_the_otlp_endpoint(upstream: running_upstream) -> None:
+    """Spans of the last requests are sent before the process ends."""
     received: list[bytes] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -139,8 +139,8 @@ def test_spans_arrive_where_the_standard_variables_say(upstream: running_upstrea
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
-        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
-        with Gateway(upstream.port, BFF_TRACING="true", **told) as gateway:
+        endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+        with Gateway(upstream.port, BFF_TRACING="true", **endpoint) as gateway:
             headers = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
             headers["traceparent"] = f"00-{TRACE}-{PARENT}-01"
             assert http.get(gateway.url + PATH + "chat-1", headers=headers).status_code == 200
@@ -153,17 +153,19 @@ def test_spans_arrive_where_the_standard_variables_say(upstream: running_upstrea
     assert b"chat-1" not in sent
 
 
-def test_off_imports_nothing_and_on_without_the_extra_says_what_to_install() -> None:
+def test_nothing_is_imported_without_tracing() -> None:
     code = "import sys, bff.cli; print([m for m in sys.modules if m.startswith('opentelemetry')])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stdout.strip() == "[]"
 
+
+def test_serve_names_the_missing_extra() -> None:
     code = "import sys; sys.modules['opentelemetry'] = None; from bff.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "serve"],
-        env=environ(BFF_TRACING="true"),
+        env=environ(BFF_TRACING="true", BFF_PORT="0", BFF_OPS_PORT="0"),
         capture_output=True,
         text=True,
         check=False,

@@ -2,31 +2,20 @@
 
 import asyncio
 import json
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from support.world import (
     FRIENDLY,
     ROOT_KEY,
-    Gateway,
     World,
     claims,
-    environ,
-    http,
     read,
-    running_upstream,
     sign,
 )
 
-from bff.cli import main
 from bff.tokens.revocations import Revocation, RevocationError, Revocations, parse
 
 NOW = 1_800_000_000.5
-DOCS = (Path(__file__).parent.parent.parent / "docs" / "TOKENS.md").read_text()
 
 
 async def revoke(world: World, **body: object) -> None:
@@ -222,40 +211,3 @@ def test_replicas_tell_one_another_in_full() -> None:
     for text in ("", "[]", "{}", '{"kind": "x", "value": "", "before": 1, "until": 2}', "[" * 9999):
         with pytest.raises(ValueError, match=r".*"):
             Revocation.decode(text)
-
-
-def test_the_command_takes_tokens_back_at_a_running_gateway(upstream: running_upstream) -> None:
-    with Gateway(upstream.port) as gateway:
-        told = environ(BFF_OPS_PORT=str(gateway.ops_port))
-
-        def bff(*arguments: str) -> Result:
-            return CliRunner().invoke(main, ["token", *arguments], env=told)
-
-        def status(token: str, id_: str = "chat-1") -> int:
-            headers = {"authorization": f"Bearer {token}"}
-            return http.get(f"{gateway.url}/api/v1/sessions/{id_}", headers=headers).status_code
-
-        ids = read("chat-1", "chat-2")
-        marked = {"ann": {"act": {"sub": "ann"}}, "7d1e": {"jti": "7d1e"}, "session": {"iat": 1}}
-        tokens = {name: gateway.token(*ids, **claims) for name, claims in marked.items()}
-        minted = bff("--session", "chat-2", "--jti", "one").stdout.strip()
-        assert [status(token) for token in tokens.values()] == [200] * 3
-        session, actor, jti, moment = re.findall(r"^bff token (--revoke .*)$", DOCS, re.MULTILINE)
-        assert bff(*jti.split()).exit_code == 0
-        assert [status(token) for token in tokens.values()] == [200, 401, 200]
-        assert bff(*actor.split()).exit_code == 0
-        assert [status(token) for token in tokens.values()] == [401, 401, 200]
-        assert bff(*session.split()).exit_code == 0
-        assert (status(tokens["session"]), status(tokens["session"], "chat-2")) == (403, 200)
-        assert bff(*moment.split()).exit_code == 0
-        assert (status(tokens["session"], "chat-2"), status(minted, "chat-2")) == (401, 200)
-        refused = bff("--revoke", "--issued-before", "9999999999999")
-        assert refused.exit_code == 1
-        assert "may not be later than now" in refused.stderr
-        assert bff("--revoke").exit_code == 2
-        assert bff().exit_code == 2
-        command = [sys.executable, "-m", "bff", "token", *jti.split()]
-        subprocess.run(command, env=told, check=True, timeout=30)
-    gone = bff("--revoke", "--jti", "one")
-    assert gone.exit_code == 1
-    assert "BFF_OPS_PORT" in gone.stderr

@@ -47,7 +47,8 @@ from support.world import (
 
 from bff.clock import system_clock
 from bff.config import reader
-from bff.ops.check import Checker, Result
+from bff.ops.check import Result
+from bff.ops.check_gateway import GatewayChecker
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -337,10 +338,8 @@ async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> N
     settings = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = settings.environments
     trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
-    async with aclosing(Checker(settings, system_clock, transport=trusted)) as checker:
-        session = await checker.first_session(environment)
-        assert session is not None
-        findings = [f async for f in checker.gateway(environment, topology.caddy.url, session)]
+    async with aclosing(GatewayChecker(settings, system_clock, transport=trusted)) as checker:
+        findings = [f async for f in checker.findings(environment, topology.caddy.url, "chat-1")]
 
     assert {finding.result for finding in findings} == {Result.OK}, findings
     assert len(findings) == 6

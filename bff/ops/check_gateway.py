@@ -1,0 +1,180 @@
+"""Tests a running gateway through the address that browsers use (`bff check --probe --url`).
+
+It mints a token that names the session and a token that does not, and compares the answers to both.
+They differ from a gateway's if a proxy or CDN in front caches or changes answers.
+"""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Final
+
+from bff import __version__
+from bff.config.settings import EnvironmentSettings
+from bff.errors import REFUSALS
+from bff.metrics import REQUESTS
+from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
+from bff.sessions import ids
+from bff.tokens.mint import mint
+from bff.upstream.client import Answer
+
+_TOKEN_SECONDS: Final = 120
+"""Lifetime of the minted tokens; a check takes a few seconds."""
+_FOREIGN_ORIGIN: Final = "https://bff-check.invalid"
+
+
+class GatewayChecker(Checker):
+    """Sends requests to a gateway as browsers do."""
+
+    def findings(
+        self, environment: EnvironmentSettings, url: str, session: str | None
+    ) -> AsyncIterator[Finding]:
+        """Test the gateway at *url*; without a *session* isolation is tested on a missing one."""
+        return until_unreachable(self._findings(environment, url.rstrip("/"), session), url)
+
+    async def _findings(
+        self, environment: EnvironmentSettings, url: str, session: str | None
+    ) -> AsyncIterator[Finding]:
+        if not environment.signing_keys or environment.learn:
+            yield Finding(
+                Result.UNSURE,
+                "isolation is not tested: minting the tokens needs a signing key and "
+                "BFF_ENVIRONMENT_ID",
+            )
+            return
+        id_ = session or "session_bff_check_no_such_session"
+        other_id = ("session_" if ids.is_friendly(id_) else "") + secrets.token_hex(12)
+        target = url + ids.path(id_)
+        entitled, stranger = self._token(environment, id_), self._token(environment, other_id)
+
+        first = await self._send(target, entitled)
+        if "x-request-id" not in first.headers:
+            yield Finding(
+                Result.PROBLEM,
+                f"the answer ({first.status}) has no X-Request-Id: it is not the gateway's, or a "
+                "proxy in front removes the header; is this the browser port's address, and are "
+                "/api/v1/sessions and /api/v1/sessions/* routed to it?",
+            )
+            return
+        if first.status == HTTPStatus.UNAUTHORIZED:
+            yield Finding(
+                Result.PROBLEM,
+                "the gateway rejects a token signed with the first of BFF_SIGNING_KEYS: it runs "
+                "with other settings, or its clock is wrong",
+            )
+            return
+        expected = HTTPStatus.OK if session else HTTPStatus.NOT_FOUND
+        text = f"a token that names the session gets {first.status}"
+        yield expect(
+            first.status == expected,
+            text,
+            f"{text}{_code(first)}, not {expected}: read the gateway's log",
+        )
+        refused = [
+            await self._send(target, stranger | headers)
+            for headers in (
+                {},
+                {"if-none-match": first.headers.get("etag", "*")},
+                {"cache-control": "only-if-cached"},
+            )
+        ]
+        again = await self._send(target, entitled)
+        anonymous = await self._send(target, {})
+        yield _isolation_finding(refused, anonymous, session)
+        yield _cache_finding([first, *refused, again, anonymous])
+        yield await self._origin_finding(target, entitled)
+        page = await self._send(url + "/metrics", {})
+        yield expect(
+            REQUESTS.encode() not in page.body,  # an app may have another page of that name
+            "the ops port's /metrics is not reachable at this address",
+            "everybody can read the ops port's /metrics at this address: route the browser port "
+            "only",
+        )
+        yield self._compare_clocks("the gateway", again)
+
+    def _token(self, environment: EnvironmentSettings, id_: str) -> dict[str, str]:
+        token = mint(
+            environment.signing_keys[0].reveal(),
+            environment_id=environment.id or "bff",
+            scopes=[f"read:sessions:{id_}"],
+            issued=int(self._clock()[1]),
+            ttl=_TOKEN_SECONDS,
+            actor="bff-check",
+        )
+        return {"authorization": f"Bearer {token}"}
+
+    async def _origin_finding(self, target: str, entitled: Mapping[str, str]) -> Finding:
+        origin = {"origin": _FOREIGN_ORIGIN}
+        preflight = {**origin, "access-control-request-method": "GET"}
+        readable = [
+            name
+            for name, answer in {
+                "an answer": await self._send(target, {**entitled, **origin}),
+                "a refusal": await self._send(target, origin),
+                "a preflight": await self._send(target, preflight, method="OPTIONS"),
+            }.items()
+            if answer.headers.get("access-control-allow-origin") in ("*", _FOREIGN_ORIGIN)
+        ]
+        if readable and "*" in self._settings.allowed_origins:
+            return Finding(
+                Result.UNSURE, "a page of any origin can read answers: BFF_ALLOWED_ORIGINS is *"
+            )
+        return expect(
+            not readable,
+            "a page of a foreign origin cannot read answers",
+            f"a page of a foreign origin can read {', '.join(readable)}: a proxy in front adds "
+            "CORS headers; remove them from its configuration",
+        )
+
+    async def _send(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
+        return await self._client.ask(
+            method,
+            url,
+            {"user-agent": f"bff/{__version__}", **headers},
+            timeout=self._settings.upstream_timeout,
+        )
+
+
+def _code(answer: Answer) -> str:
+    """Return a space and the error code of a gateway's refusal; empty for another answer."""
+    try:
+        code = json.loads(answer.body)["code"]
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
+
+
+def _isolation_finding(refused: list[Answer], anonymous: Answer, session: str | None) -> Finding:
+    statuses = {answer.status for answer in refused}
+    text = (
+        f"isolation: a token for another session gets {' '.join(str(a.status) for a in refused)}, "
+        f"a request without a token gets {anonymous.status}"
+    )
+    if statuses != {HTTPStatus.FORBIDDEN} or anonymous.status != HTTPStatus.UNAUTHORIZED:
+        return Finding(
+            Result.PROBLEM, f"{text}: a proxy in front caches answers; turn its cache off"
+        )
+    if session is None:
+        return Finding(Result.UNSURE, f"{text} (on a missing session: pass --session ID)")
+    return Finding(Result.OK, text)
+
+
+def _cache_finding(answers: list[Answer]) -> Finding:
+    request_ids = {answer.headers.get("x-request-id") for answer in answers}
+    directives = {answer.headers.get("cache-control", "") for answer in answers}
+    varies = [answer.headers.get("vary", "").lower() for answer in answers]
+    if len(request_ids) < len(answers):  # the gateway gives each answer another id
+        return Finding(
+            Result.PROBLEM,
+            "two requests got the same answer: a proxy in front caches answers; turn its cache off",
+        )
+    if not directives <= {"no-store", "private, no-cache"}:
+        return Finding(
+            Result.PROBLEM, "a proxy in front changes Cache-Control: pass it on unchanged"
+        )
+    return expect(
+        all("authorization" in vary and "origin" in vary for vary in varies),
+        "no proxy in front caches answers or changes Cache-Control and Vary",
+        "a proxy in front removes Vary: pass it on unchanged",
+    )

@@ -1,0 +1,52 @@
+"""Sends a revocation to the ops port of a running gateway (`bff revoke`)."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+_TIMEOUT: Final = 5.0
+"""Seconds for each read and write; the gateway waits up to a second for its workers and store."""
+
+
+class RevokeError(Exception):
+    """The gateway did not confirm the revocation; the text is its answer or the remedy."""
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Parse ``host:port`` or ``http://host:port``.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    parts = urlsplit(text if "//" in text else f"//{text}")
+    if parts.scheme not in ("", "http") or not (parts.hostname and parts.port) or parts.path[1:]:
+        raise ValueError(text)
+    return parts.hostname, parts.port
+
+
+def revoke(host: str, port: int, body: Mapping[str, Any]) -> str:
+    """Send one revocation and return the gateway's confirmation.
+
+    Raises:
+        RevokeError: no gateway answered, or it refused.
+    """
+    connection = HTTPConnection(host, port, timeout=_TIMEOUT)
+    try:
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/revocations", json.dumps(body), headers)
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+    except (OSError, HTTPException) as exc:
+        reason = getattr(exc, "strerror", None) or type(exc).__name__
+        raise RevokeError(
+            f"No gateway answers on its ops port at {host}:{port} ({reason}); set --ops, or "
+            "BFF_OPS_HOST and BFF_OPS_PORT"
+        ) from None
+    finally:
+        connection.close()
+    if response.status != HTTPStatus.OK:
+        raise RevokeError(text)
+    return text

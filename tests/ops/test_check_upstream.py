@@ -1,0 +1,127 @@
+"""`bff check --probe`: upstream, the secret key, and the store."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+from ops.test_check import check
+from support.engines import Engine
+from support.world import ENVIRONMENT_ID, FRIENDLY, ROOT_KEY, Through, World, environ
+
+from bff.config import reader
+from bff.demo.upstream import PretendUpstream
+from bff.ops.check import Finding, Result
+from bff.ops.check_upstream import UpstreamChecker
+
+RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
+
+
+async def findings(world: World, **changes: str) -> list[Finding]:
+    settings = reader.load(environ(**changes))
+    transport = Through(httpx2.ASGITransport(world.upstream))
+    checker = UpstreamChecker(settings, world.clock, transport=transport)
+    (environment,) = settings.environments
+    return [finding async for finding in checker.findings(environment, None)]
+
+
+def problems(findings: list[Finding]) -> str:
+    return "\n".join(finding.text for finding in findings if finding.result is Result.PROBLEM)
+
+
+def test_rejected_key_is_a_problem_with_a_remedy(live: dict[str, str]) -> None:
+    done = check(live | {"TRIGGER_SECRET_KEY": "tr_dev_sk_WRONG"}, "--probe")
+
+    assert done.returncode == 2
+    assert "PROBLEM  the key is rejected: check TRIGGER_SECRET_KEY" in done.stdout
+
+
+def test_store_is_tested(live: dict[str, str], tmp_path: Path) -> None:
+    with Engine("valkey", tmp_path, "--requirepass", "pw") as engine:
+        store = {"BFF_STORE_URL": engine.url.replace("//", "//:pw@")}
+        good = check(live | store, "--probe")
+        refused = check(live | {"BFF_STORE_URL": engine.url.replace("//", "//:no@")}, "--probe")
+    down = check(live | store, "--probe")
+
+    assert good.returncode == 0, good.stdout
+    assert "OK       the store accepts the name and the password" in good.stdout
+    assert "connected replicas: 0" in good.stdout
+    assert good.stdout.endswith("\nProblems: none\n")
+    for done, reason in (
+        (refused, "rejects the name or the password"),
+        (down, "cannot be reached"),
+    ):
+        assert done.returncode == 2
+        assert f"{reason}: check BFF_STORE_URL" in done.stdout
+        assert done.stdout.endswith("\nProblems: 1\n")
+
+
+async def test_session_to_test_with_is_listed_upstream(world: World) -> None:
+    settings = reader.load(environ())
+    transport = Through(httpx2.ASGITransport(world.upstream))
+    checker = UpstreamChecker(settings, world.clock, transport=transport)
+    (environment,) = settings.environments
+
+    assert await checker.first_session(environment) == FRIENDLY["chat-1"]
+    world.answer(403, {})
+    assert await checker.first_session(environment) is None
+
+
+async def test_environment_of_a_root_key_is_compared(world: World) -> None:
+    results = await findings(world, TRIGGER_SECRET_KEY=ROOT_KEY)
+    assert f"the key belongs to environment {ENVIRONMENT_ID}" in [f.text for f in results]
+
+    results = await findings(world, TRIGGER_SECRET_KEY=ROOT_KEY, BFF_ENVIRONMENT_ID="env_other")
+    assert "but BFF_ENVIRONMENT_ID is env_other" in problems(results)
+
+
+async def test_key_without_read_permission_is_a_problem(world: World) -> None:
+    upstream: PretendUpstream = world.upstream
+    upstream.environments[0].additional_keys[RUNS_KEY] = ("read:runs",)
+
+    results = await findings(world, TRIGGER_SECRET_KEY=RUNS_KEY)
+
+    assert "the key is accepted but may not read sessions: give it read:sessions" in problems(
+        results
+    )
+
+
+async def test_low_bucket_is_shown(world: World) -> None:
+    world.upstream.environments[0].bucket.remaining = 400_000
+    world.upstream.environments[0].bucket.since = world.clock.wall
+
+    results = await findings(world)
+
+    assert any(f.result is Result.UNSURE and "399998 of 1000000 left" in f.text for f in results), (
+        results
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "text"),
+    [
+        ({}, 0, "verified with the signing keys: the gateway refuses tokens"),
+        ({"BFF_ENVIRONMENT_ID": None}, 0, "BFF_ENVIRONMENT_ID is not needed: all signing keys are"),
+        ({"BFF_SIGNING_KEYS": None}, 0, "verified by upstream: a restricted key"),
+        (
+            {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY},
+            0,
+            "verified with the signing keys: a root key signs Trigger.dev's",
+        ),
+        ({"BFF_VERIFY": "local,upstream"}, 0, "with the signing keys, then by upstream"),
+        (
+            {"BFF_SIGNING_KEYS": None, "BFF_ENVIRONMENT_ID": None},
+            2,
+            "does not show for this key: set BFF_ENVIRONMENT_ID",
+        ),
+    ],
+    ids=range(6),
+)
+def test_report_explains_how_tokens_are_verified(
+    live: dict[str, str], changes: dict[str, str | None], code: int, text: str
+) -> None:
+    merged = {name: value for name, value in (live | changes).items() if value is not None}
+
+    done = check(merged, "--probe")
+
+    assert text in done.stdout
+    assert done.returncode == code, done.stdout
