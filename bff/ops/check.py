@@ -21,6 +21,7 @@ from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import REFUSALS, UpstreamError
 from bff.metrics import REQUESTS
 from bff.replicas.valkey import Store, StoreError
+from bff.server import fast_path
 from bff.sessions import ids
 from bff.tokens.mint import mint
 from bff.upstream.api import CLAIMS_PATH, Upstream, read_quota
@@ -109,6 +110,11 @@ def notes(settings: Settings) -> list[str]:
         found.append(
             "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers would share its address "
             "and so one address limit"
+        )
+    if reason := fast_path.why_off(enabled=settings.fast_lane, tracing=settings.tracing):
+        found.append(
+            f"the fast path is off ({reason}): answers are the same, but a hit costs three to four "
+            "times as much CPU"
         )
     if settings.cache_ttl > LONG_TTL:
         found.append(

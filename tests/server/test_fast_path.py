@@ -41,7 +41,7 @@ from bff.cli import main
 from bff.demo.upstream import session
 from bff.gateway.decide import PendingLoad
 from bff.request import HeaderFields, RequestHead
-from bff.server import fast_path
+from bff.server import fast_path, uvicorn_adapter
 from bff.server import run as server
 from bff.server.connection import MAX_PIPELINED, BoundedProtocol
 from bff.server.fast_path import FastPathProtocol
@@ -395,7 +395,7 @@ async def test_known_header_lines_are_read_as_they_would_be_parsed(clock: Clock)
 async def test_of_header_lines_so_many_are_known_and_none_that_were_refused(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_path, "_MAX_KNOWN", 5_000)
+    monkeypatch.setattr(fast_path, "_MAX_HEADER_BYTES", 5_000)
     async with both(clock, **OFF) as sides:
         wires = [side.connect() for side in sides]
         parsed = _count_parsing(wires[1].protocol)
@@ -425,14 +425,14 @@ def test_what_header_lines_cost_is_no_less_than_what_they_take(name: bytes) -> N
     """Whoever asks, with the shortest values and as many as may be."""
     values = [b"%02x" % n for n in range(98)]
     lines = b"".join(b"%b:%b\r\n" % (name, value) for value in values)
-    known = fast_path.Shared(None, None)  # type: ignore[arg-type]
+    known = fast_path.HeaderCache()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         for n in range(200):
             fields = HeaderFields.read([(name, bytes(bytearray(value))) for value in values])
             known.keep(b"GET %bx HTTP/1.1\r\nhost:%d\r\n" % (PATH.encode(), n) + lines, fields)
-        assert tracemalloc.get_traced_memory()[0] - before < known._bytes
+        assert tracemalloc.get_traced_memory()[0] - before < known.bytes
     finally:
         tracemalloc.stop()
 
@@ -709,10 +709,9 @@ async def test_empty_lines_keep_no_connection_and_requests_do(clock: Clock) -> N
         await side.feed(wire, request(GOOD))
         clock.advance(600)
         await side.feed(wire, request(GOOD))
-        assert wire.protocol.timeout_keep_alive_task is not None, "set when a load was answered"
+        assert wire.protocol._idle_timer is not None, "set when a load was answered"
         await side.feed(wire, request(GOOD))
         assert b"bff; hit" in wire.sent
-        assert wire.protocol.timeout_keep_alive_task is None, "the lane's is the one now"
 
 
 async def test_a_load_is_not_idle(clock: Clock) -> None:
@@ -723,7 +722,7 @@ async def test_a_load_is_not_idle(clock: Clock) -> None:
         assert wire.protocol._idle_timer is None
         await sides[1].settle()
         assert wire.sent.count(b"HTTP/1.1 200") == 1
-        assert wire.protocol.timeout_keep_alive_task is not None
+        assert wire.protocol._idle_timer is not None
 
 
 async def test_who_does_not_read_the_last_answer_is_not_waited_for(clock: Clock) -> None:
@@ -755,15 +754,6 @@ class _Loop:
 
     def create_task(self, coroutine: Any) -> Any:
         return asyncio.get_running_loop().create_task(coroutine)
-
-
-async def test_the_concurrency_limit_holds(clock: Clock) -> None:
-    async with both(clock) as sides:
-        for data in (request(method="OPTIONS"), request(GOOD)):
-            wires = [side.connect(limit_concurrency=1) for side in sides]
-            answer = await same(sides, data, wires=wires)
-            assert b"503 Service Unavailable" in answer
-        assert sides[1].told() == sides[0].told() == ({}, [])
 
 
 async def test_shutting_down_closes_idle_connections_and_finishes_loads(clock: Clock) -> None:
@@ -813,12 +803,14 @@ async def test_what_nobody_foresaw_is_told_as_json(clock: Clock) -> None:
 
 
 async def test_another_uvicorn_turns_it_off(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fast_path.written_for(), "check bff/lane.py against this uvicorn, then add its digest"
-    monkeypatch.setattr(fast_path, "_WRITTEN_FOR", frozenset())
+    assert uvicorn_adapter.why_untested() is None, (
+        "check the adapter against this uvicorn, then add its digest"
+    )
+    monkeypatch.setattr(uvicorn_adapter, "_TESTED", frozenset())
     async with World(clock) as world:
         assert world.service.protocol is world.service.bounded_protocol
         assert world.service.protocol.func is BoundedProtocol
-        assert [line["event"] for line in world.logged()] == ["fast_lane_off"]
+        assert [line["event"] for line in world.logged()] == ["fast_path_off"]
 
 
 @pytest.mark.parametrize(
