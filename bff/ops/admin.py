@@ -23,7 +23,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
-from bff.server.worker_ipc import PATIENCE_SECONDS, WorkerPeers
+from bff.server.worker_ipc import CALL_SECONDS, WorkerPeers
 from bff.sessions import ids
 from bff.telemetry import Telemetry, together
 from bff.tokens.revocations import Revocation, RevocationError, parse
@@ -76,7 +76,7 @@ class Ops:
         if self._peers is None:
             return
         self._peers.listen(self._answer)
-        answers = await self._peers.ask("revocations", patience=LEARN_SECONDS)
+        answers = await self._peers.call("revocations", timeout=LEARN_SECONDS)
         for known in answers.values():
             for text in known or ():
                 self.hear_revocation(text)
@@ -91,9 +91,9 @@ class Ops:
             case "readiness":
                 readiness, environments = self._gateway.readiness, self._gateway.config.environments
                 with contextlib.suppress(TimeoutError):  # a slow upstream is no slow worker
-                    async with asyncio.timeout(PATIENCE_SECONDS / 2):
-                        await readiness.check()
-                return {name: readiness.state(one) for name, one in environments.items()}
+                    async with asyncio.timeout(CALL_SECONDS / 2):
+                        await loader.readiness()
+                return {name: loader.ready(one) for name, one in environments.items()}
             case "revocations":
                 return [known.encode() for known in self._gateway.revocations.all()]
             case "revoke":
@@ -104,7 +104,7 @@ class Ops:
         return None
 
     async def _ask(self, *question: str) -> Mapping[int, Any]:
-        return {} if self._peers is None else await self._peers.ask(*question)
+        return {} if self._peers is None else await self._peers.call(*question)
 
     def hear_revocation(self, text: str) -> bool:
         """Take in what a worker or a replica told, unless it is foreign or there is no room."""
@@ -200,7 +200,7 @@ class Ops:
     async def _metrics(self, _: Request) -> Response:
         text = self._telemetry.metrics().decode()
         if self._peers is not None:
-            texts = {**await self._peers.ask("metrics"), self._peers.number: text}
+            texts = {**await self._peers.call("metrics"), self._peers.number: text}
             text = together(texts)
         return Response(text, media_type="text/plain; version=0.0.4")
 
