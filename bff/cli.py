@@ -31,8 +31,8 @@ from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
 from bff.server.hardening import harden
-from bff.server.supervisor import supervise
-from bff.server.worker_ipc import Mailboxes, WorkerPeers
+from bff.server.supervisor import Worker, supervise
+from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.sessions.ids import is_id
 from bff.telemetry import Telemetry
 from bff.tokens.mint import mint
@@ -76,10 +76,10 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
 
 def _fork(
     workers: int, told: settings.Settings, telemetry: Telemetry
-) -> tuple[WorkerPeers | None, bool]:
-    """Return in each worker with what it knows of the others, and whether another had its place."""
+) -> tuple[WorkerPeers | None, Worker]:
+    """Return in each worker, with its peers."""
     if workers == 1:
-        return None, False
+        return None, Worker()
     if told.store_url is None:
         telemetry.log.warning(
             "workers_count_alone",
@@ -87,10 +87,10 @@ def _fork(
             each="has copies, limits and an upstream budget of its own, so all of them together "
             f"allow up to {workers} times what is set; set BFF_STORE_URL to share them",
         )
-    boxes = Mailboxes(workers)
-    number, replaces = supervise(workers, telemetry.log)
-    telemetry.be(number)
-    return WorkerPeers(boxes, number), replaces
+    sockets = WorkerSockets(workers)
+    worker = supervise(workers, telemetry.log)
+    telemetry.be(worker.number)
+    return WorkerPeers(sockets, worker.number), worker
 
 
 def _settings_now(
@@ -140,8 +140,8 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # What was imported stays, so no collection has to look at it: a full one then stops every
     # browser for a sixth of the time, and forked workers share more memory.
     gc.freeze()
-    peers, replaces = _fork(workers, told, telemetry)
-    if replaces:
+    peers, worker = _fork(workers, told, telemetry)
+    if worker.replaces:
         told = _settings_now(environ, told, telemetry)
     try:
         tracing = Tracing() if told.tracing else None  # after the fork: it has threads
@@ -163,7 +163,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         try:
             await service.connect()
         except StoreError as exc:
-            if replaces:  # the others go on without it too
+            if worker.replaces:  # the others go on without it too
                 telemetry.log.warning("store_away", reason=str(exc))
             else:
                 click.echo(
@@ -173,6 +173,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
                 )
                 sys.exit(2)
         await service.ops.join()
+        worker.start_heartbeat()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await server.run(
             [

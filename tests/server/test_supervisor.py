@@ -31,7 +31,7 @@ from support.world import (
 )
 
 from bff.demo.upstream import Seen
-from bff.server.worker_ipc import Mailboxes, WorkerPeers
+from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 
 NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
 Samples = dict[tuple[str, str, str], float]
@@ -154,11 +154,11 @@ async def test_a_worker_that_nobody_tells_what_was_revoked_says_so(
 ) -> None:
     monkeypatch.setattr("bff.ops.admin.LEARN_SECONDS", 0.01)
     async with World(clock) as world:
-        boxes = Mailboxes(2)
-        world.service.ops._peers = WorkerPeers(boxes, 0)
+        sockets = WorkerSockets(2)
+        world.service.ops._peers = WorkerPeers(sockets, 0)
         await world.service.ops.join()
-        asyncio.get_running_loop().remove_reader(boxes.ins[0])
-        for sock in (*boxes.ins, *boxes.outs):
+        asyncio.get_running_loop().remove_reader(sockets.receivers[0])
+        for sock in (*sockets.receivers, *sockets.senders):
             sock.close()
 
         assert world.logged()[-1]["event"] == "revocations_not_learned"
