@@ -17,7 +17,9 @@ class Fault:
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
 _WIRE = "tests/incidents/test_incident_wire.py"
-_LANE = "tests/server/test_fast_path.py"
+_CONNECTION = "tests/server/test_connection.py"
+_FAST_PATH = "tests/server/test_fast_path.py"
+_ADAPTER = "tests/server/test_uvicorn_adapter.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
@@ -138,7 +140,7 @@ FAULTS = [
         "bff/upstream/api.py",
         '(b"authorization", b"Bearer " + key.encode())',
         '(b"connection", b"authorization")',
-        f"{_WIRE}::test_12_connection_strips_nothing_of_ours",
+        f"{_WIRE}::test_12_connection_header_removes_no_header_sent_upstream",
     ),
     Fault(
         13,
@@ -174,7 +176,7 @@ FAULTS = [
         "bff/response.py",
         'b"cache-control: no-store\\r\\n"',
         'b""',
-        f"{_WIRE}::test_14_every_answer_says_how_it_may_be_kept",
+        f"{_WIRE}::test_14_every_answer_has_cache_control_and_vary",
     ),
     Fault(
         15,
@@ -206,10 +208,10 @@ FAULTS = [
     ),
     Fault(
         17,
-        "bff/gateway/pending.py",
-        "await asyncio.wait([member.task for member in members], timeout=timeout)",
-        "await asyncio.wait_for(asyncio.gather(*(member.task for member in members)), timeout)",
-        f"{_WIRE}::test_17_a_cancelled_leader_cancels_nobody",
+        "bff/gateway/decide.py",
+        "await asyncio.wait([load.flight for load in loads], timeout=patience)",
+        "await asyncio.wait_for(asyncio.gather(*(load.flight for load in loads)), patience)",
+        f"{_WIRE}::test_17_cancelled_leader_cancels_no_other_waiter",
     ),
     Fault(
         18,
@@ -316,63 +318,63 @@ FAULTS = [
         "bff/server/connection.py",
         "if self._has_body and",
         "if False and",
-        f"{_WIRE}::test_29_what_two_parsers_may_read_differently_is_400_and_the_end",
+        f"{_WIRE}::test_29_ambiguous_request_is_400_and_ends_the_connection",
     ),
     Fault(
         29,
         "bff/server/connection.py",
         "            self.close_after_answer()\n            return True\n",
         "            return True\n",
-        f"{_WIRE}::test_29_nothing_is_answered_behind_the_last_request",
+        f"{_WIRE}::test_29_nothing_is_answered_after_the_last_request",
     ),
     Fault(
         29,
         "bff/server/connection.py",
         "elif self._incomplete and not self._in_head:",
         "elif False:",
-        f"{_LANE}::test_a_body_that_turns_out_malformed_is_not_answered_again",
+        f"{_CONNECTION}::test_malformed_body_gets_no_second_answer",
     ),
     Fault(
         29,
         "bff/server/fast_path.py",
         'self._answers[-2] = b"connection: close\\r\\n\\r\\n"',
         "pass",
-        f"{_WIRE}::test_29_nothing_is_answered_behind_the_last_request",
+        f"{_WIRE}::test_29_nothing_is_answered_after_the_last_request",
     ),
     Fault(
         29,
         "bff/server/fast_path.py",
         "            self._check_pipeline()\n",
         "            pass\n",
-        f"{_LANE}::test_so_many_requests_are_answered_of_a_pipeline_and_no_more",
+        f"{_CONNECTION}::test_pipeline_is_answered_up_to_its_bound",
     ),
     Fault(
         29,
         "bff/server/connection.py",
         'if self._hosts > 1 or (not self._hosts and version == "1.1"):',
         "if False:",
-        f"{_WIRE}::test_29_what_two_parsers_may_read_differently_is_400_and_the_end",
+        f"{_WIRE}::test_29_ambiguous_request_is_400_and_ends_the_connection",
     ),
     Fault(
         29,
         "bff/server/fast_path.py",
         "if self._incomplete or self._refused or len(data)",
         "if self._refused or len(data)",
-        f"{_LANE}::test_known_header_lines_mean_nothing_within_a_request",
+        f"{_FAST_PATH}::test_kept_header_lines_within_a_body_are_no_request",
     ),
     Fault(
         29,
         "bff/server/fast_path.py",
         'HTTP/1\\.1" % PLAIN_PATH',
         'HTTP/1\\.[01]" % PLAIN_PATH',
-        f"{_LANE}::test_known_header_lines_are_read_as_they_would_be_parsed",
+        f"{_FAST_PATH}::test_kept_header_lines_are_read_as_if_parsed",
     ),
     Fault(
         32,
         "bff/server/fast_path.py",
         "while self.bytes > _MAX_HEADER_BYTES:",
         "while False:",
-        f"{_LANE}::test_of_header_lines_so_many_are_known_and_none_that_were_refused",
+        f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
     ),
     Fault(
         30,
@@ -407,28 +409,28 @@ FAULTS = [
         "bff/server/connection.py",
         "if len(self.headers) > bounds.headers or (",
         "if (",
-        f"{_WIRE}::test_32_floods_of_headers_are_refused_early",
+        f"{_WIRE}::test_32_header_floods_are_refused_early",
     ),
     Fault(
         32,
         "bff/server/connection.py",
         "elif self._request_bytes - self._body_bytes > self._bounds.head_bytes or (",
         "elif (",
-        f"{_WIRE}::test_32_floods_of_headers_are_refused_early",
+        f"{_WIRE}::test_32_header_floods_are_refused_early",
     ),
     Fault(
         32,
         "bff/server/connection.py",
         "elif self._request_bytes - self._body_bytes > self._bounds.head_bytes or (",
         "elif self._in_head and self._request_bytes - self._body_bytes > self._bounds.head_bytes or (",
-        f"{_LANE}::test_what_frames_a_body_is_bounded_as_a_head_is",
+        f"{_CONNECTION}::test_framing_of_a_body_is_bounded_like_a_head",
     ),
     Fault(
         32,
         "bff/server/connection.py",
         "if not self._in_head:  # a trailer, which the gateway does not use",
         "if False:",
-        f"{_LANE}::test_what_frames_a_body_is_bounded_as_a_head_is",
+        f"{_CONNECTION}::test_framing_of_a_body_is_bounded_like_a_head",
     ),
     Fault(
         0,
@@ -449,7 +451,7 @@ FAULTS = [
         "bff/server/uvicorn_adapter.py",
         "if not self.is_closing():",
         "if True:",
-        f"{_LANE}::test_a_browser_that_left_is_no_failure_of_ours",
+        f"{_ADAPTER}::test_answer_on_a_closed_connection_is_no_failure",
     ),
     Fault(
         32,
@@ -484,49 +486,49 @@ FAULTS = [
         "bff/server/fast_path.py",
         "return 2 * len(lines) + _ENTRY_BYTES + _VALUE_BYTES * values",
         "return 2 * len(lines) + _ENTRY_BYTES",
-        f"{_LANE}::test_what_header_lines_cost_is_no_less_than_what_they_take",
+        f"{_FAST_PATH}::test_header_cache_does_not_underestimate_its_memory",
     ),
     Fault(
         32,
         "bff/server/fast_path.py",
         "            self._accepted = False\n",
         "",
-        f"{_LANE}::test_of_header_lines_so_many_are_known_and_none_that_were_refused",
+        f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
     ),
     Fault(
         32,
         "bff/server/fast_path.py",
         "version = self._check_head()",
         "version = self.parser.get_http_version()",
-        f"{_WIRE}::test_32_floods_of_headers_are_refused_early",
+        f"{_WIRE}::test_32_header_floods_are_refused_early",
     ),
     Fault(
         33,
         "bff/server/connection.py",
         "        self._idle_since = None\n        if not self._incomplete:\n",
         "        if not self._incomplete:\n",
-        f"{_LANE}::test_idle_connections_close_and_busy_ones_do_not",
+        f"{_CONNECTION}::test_idle_connection_closes_and_a_busy_one_does_not",
     ),
     Fault(
         33,
         "bff/server/connection.py",
         'self._connections.count("incomplete_request")',
         "return",
-        f"{_WIRE}::test_33_fifty_half_sent_heads_are_gone_in_bounded_time",
+        f"{_WIRE}::test_33_half_sent_heads_are_closed_in_bounded_time",
     ),
     Fault(
         33,
         "bff/server/connection.py",
         'self._connections.count("unread_answer")',
         "return",
-        f"{_WIRE}::test_33_who_never_reads_costs_a_bounded_buffer_for_a_bounded_time",
+        f"{_WIRE}::test_33_slow_reader_costs_bounded_memory_for_a_bounded_time",
     ),
     Fault(
         33,
         "bff/server/connection.py",
         "if self.open > self._bounds.connections:",
         "if False:",
-        f"{_WIRE}::test_33_connections_are_bounded_in_all_and_by_address",
+        f"{_WIRE}::test_33_connections_are_bounded_in_total_and_by_address",
     ),
     Fault(
         34,
