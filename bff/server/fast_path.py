@@ -11,11 +11,14 @@ last of these answers says that the connection ends, as without the fast path. A
 `BoundedProtocol` apply.
 """
 
+import contextlib
 import re
-from collections import OrderedDict
 from functools import partial
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Any, Final
+
+from cachetools import FIFOCache
 
 from bff.clock import Clock
 from bff.gateway.decide import Gateway
@@ -69,7 +72,7 @@ def protocol(
 def why_off(*, enabled: bool, tracing: bool) -> str | None:
     """Tell why a gateway with these settings would not use the fast path; None if it would."""
     if not enabled:
-        return "BFF_FAST_LANE turns it off"
+        return "BFF_FAST_LANE is off"
     return "BFF_TRACING is on, and a span needs a task" if tracing else why_untested()
 
 
@@ -80,29 +83,27 @@ class HeaderCache:
     """
 
     def __init__(self) -> None:
-        self.bytes = 0
-        """Estimated memory."""
-        self._entries: OrderedDict[bytes, HeaderFields] = OrderedDict()
-        """By everything after the request line; the oldest first."""
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        self.entries: FIFOCache[bytes, tuple[HeaderFields, int]] = FIFOCache(
+            _MAX_HEADER_BYTES, getsizeof=itemgetter(1)
+        )
+        """Fields and estimated memory, by everything after the request line."""
 
     def keep(self, data: bytes, fields: HeaderFields) -> None:
         """Keep *fields* for the header lines of *data*, which is one whole request."""
         line = _REQUEST_LINE.match(data)
         lines = data[line.end() :] if line else b""
-        if lines and lines not in self._entries:
-            self._entries[lines] = fields
-            self.bytes += _cost(lines, fields)
-            while self.bytes > _MAX_HEADER_BYTES:
-                self.bytes -= _cost(*self._entries.popitem(last=False))
+        if lines and lines not in self.entries:
+            with contextlib.suppress(ValueError):  # larger than the whole cache
+                self.entries[lines] = fields, _cost(lines, fields)
 
     def read(self, data: bytes, peer: str) -> RequestHead | None:
         """Read *data* as one whole request; None unless its header lines are kept."""
         line = _REQUEST_LINE.match(data)
-        fields = self._entries.get(data[line.end() :]) if line else None
-        if line is None or fields is None:
+        if line is None:
+            return None
+        try:
+            fields, _ = self.entries[data[line.end() :]]
+        except KeyError:
             return None
         method, path, id_ = line.groups()
         return RequestHead(method.decode(), path, fields, peer, id_.decode())

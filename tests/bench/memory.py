@@ -75,7 +75,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
             asked = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\n" + lines + b"\r\n"
             cache.keep(asked, HeaderFields.read(headers))
         print(f"kept header lines: {(resident() - before) / len(made):,.0f} bytes, "
-              f"{cache.bytes / len(cache):,.0f} by the estimate")  # fmt: skip
+              f"{cache.entries.currsize / len(cache.entries):,.0f} by the estimate")  # fmt: skip
 
         config = run.config(
             world.service.browser_app, lifespan=False, protocol=world.service.protocol

@@ -30,8 +30,10 @@ from support.differential import (
 from support.world import FRIENDLY, OFF, ORIGIN, PATH, SECRET_KEY, Clock, World, environ, read
 
 from bff.cli import main
+from bff.config import reader
 from bff.demo.upstream import session
 from bff.gateway.decide import PendingLoad
+from bff.ops import check
 from bff.request import HeaderFields, RequestHead
 from bff.server import fast_path
 from bff.server import run as server_run
@@ -275,7 +277,7 @@ def test_header_cache_does_not_underestimate_its_memory(name: bytes) -> None:
         for n in range(200):
             fields = HeaderFields.read([(name, bytes(bytearray(value))) for value in values])
             cache.keep(b"GET %bx HTTP/1.1\r\nhost:%d\r\n" % (PATH.encode(), n) + lines, fields)
-        assert tracemalloc.get_traced_memory()[0] - before < cache.bytes
+        assert tracemalloc.get_traced_memory()[0] - before < cache.entries.currsize
     finally:
         tracemalloc.stop()
 
@@ -410,6 +412,19 @@ async def test_no_byte_of_a_browser_can_split_an_answer(
             assert response.head.endswith(b"\r\n")
             for line in response.head[:-2].split(b"\r\n"):
                 assert re.fullmatch(rb"[a-z-]+: [\x20-\x7e]*", line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"BFF_FAST_LANE": "off"}, "BFF_FAST_LANE"),
+        ({"BFF_TRACING": "true"}, "BFF_TRACING"),
+    ],
+)
+def test_check_notes_why_the_fast_path_is_off(changes: dict[str, str], reason: str | None) -> None:
+    notes = [note for note in check.notes(reader.load(environ(**changes))) if "fast path" in note]
+    assert [f"the fast path is off ({reason}" in note for note in notes] == [True] * bool(reason)
 
 
 @pytest.mark.parametrize(
