@@ -307,7 +307,7 @@ class Service:
     @property
     def open_connections(self) -> int:
         """How many connections of browsers are open."""
-        return self._connections.open
+        return self._connections.total
 
     @property
     def now(self) -> float:

@@ -92,8 +92,8 @@ class Ops:
                 readiness, environments = self._gateway.readiness, self._gateway.config.environments
                 with contextlib.suppress(TimeoutError):  # a slow upstream is no slow worker
                     async with asyncio.timeout(CALL_SECONDS / 2):
-                        await loader.readiness()
-                return {name: loader.ready(one) for name, one in environments.items()}
+                        await readiness.check()
+                return {name: readiness.state(one) for name, one in environments.items()}
             case "revocations":
                 return [known.encode() for known in self._gateway.revocations.all()]
             case "revoke":

@@ -111,7 +111,7 @@ def notes(settings: Settings) -> list[str]:
             "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers would share its address "
             "and so one address limit"
         )
-    if reason := fast_path.why_off(enabled=settings.fast_lane, tracing=settings.tracing):
+    if reason := fast_path.why_off(enabled=settings.fast_path, tracing=settings.tracing):
         found.append(
             f"the fast path is off ({reason}): answers are the same, but a hit costs three to four "
             "times as much CPU"

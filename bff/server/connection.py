@@ -22,22 +22,16 @@ from bff.server.uvicorn_adapter import UvicornProtocol
 LINGER_SECONDS: Final = 2.0
 """After a refusal the gateway discards incoming bytes for this long before it closes: closing with
 unread bytes resets the connection, and the browser may never see the refusal."""
-
-
 MAX_PIPELINED: Final = 32
 """Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
-
-
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
-
-
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What one connection, and all of them, may take."""
+    """Limits for one connection, and for all of them."""
 
     head_bytes: int
     headers: int
@@ -60,7 +54,7 @@ class ConnectionLimiter:
     def __init__(
         self, bounds: Bounds, *, trusted: Sequence[Network], count: Callable[[str], None]
     ) -> None:
-        self.open = 0
+        self.total = 0
         self.count = count
         self._bounds = bounds
         self.trusted = trusted
@@ -68,10 +62,10 @@ class ConnectionLimiter:
 
     def enter(self, peer: str) -> bool:
         """Count a connection; tell whether it may stay. Call `leave` in both cases."""
-        self.open += 1
+        self.total += 1
         address = address_key(peer)
         self._by_address[address] += 1
-        if self.open > self._bounds.connections:
+        if self.total > self._bounds.connections:
             self.count("too_many")
             return False
         if self._by_address[address] > self._bounds.connections_per_address and not is_trusted(
@@ -83,7 +77,7 @@ class ConnectionLimiter:
 
     def leave(self, peer: str) -> None:
         """Count a connection that ended."""
-        self.open -= 1
+        self.total -= 1
         address = address_key(peer)
         self._by_address[address] -= 1
         if not self._by_address[address]:
@@ -97,7 +91,7 @@ class BoundedProtocol(UvicornProtocol):
         bounds: the bounds.
         connections: the limiter that all connections share.
         refuse: renders the answer to a refused request.
-        arguments: uvicorn's own.
+        arguments: those of uvicorn.
     """
 
     def __init__(
@@ -320,9 +314,9 @@ class BoundedProtocol(UvicornProtocol):
         if self._close_after_due_answers():
             return
         if self.is_answering():
-            self.discard_answer()  # of this request: its body is malformed
+            self.discard_answer()  # the body of this request is malformed
         elif self._incomplete and not self._in_head:
-            self._close_lingering()  # its body is malformed too, but it is answered already
+            self._close_lingering()  # it is answered already
             return
         origin = next((v for n, v in self.headers if n == b"origin"), None)
         response = self._render(refusal, self.peer, origin)

@@ -22,39 +22,28 @@ from cachetools import FIFOCache
 
 from bff.clock import Clock
 from bff.gateway.decide import Gateway
+from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.server.asgi import PENDING
 from bff.server.connection import MAX_PIPELINED, BoundedProtocol
-from bff.server.uvicorn_adapter import why_untested
+from bff.server.uvicorn_adapter import why_unusable
 from bff.sessions.ids import PLAIN_PATH
 
 _MAX_REPEATED: Final = 4096
 """Bytes of a request that a connection keeps, to recognise the same request."""
-
-
 _MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
 """Bytes of memory, estimated, that the kept header lines and their fields may take."""
-
-
 _ENTRY_BYTES: Final = 500
 """Estimated memory of one entry beyond twice its header lines."""
-
-
 _VALUE_BYTES: Final = 40
 """Estimated memory of one more value of a header that may be repeated."""
-
-
 _MAX_UNSENT: Final = 65536
 """Bytes of answers that one read may produce before its next requests queue in uvicorn."""
-
-
 _PATH_CHARACTERS: Final = (
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 )
 """Characters of a path without query and fragment (RFC 3986 §3.3)."""
-
-
 _REQUEST_LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
 """A request line with one meaning, whatever header lines follow."""
 
@@ -63,7 +52,7 @@ def protocol(
     gateway: Gateway, bounded_protocol: "partial[BoundedProtocol]", clock: Clock
 ) -> "partial[BoundedProtocol] | partial[FastPathProtocol]":
     """Return what uvicorn takes as ``http=``: `FastPathProtocol` if it can be used."""
-    if reason := why_untested():
+    if reason := why_unusable():
         gateway.telemetry.log.warning("fast_path_off", reason=reason)
         return bounded_protocol
     return partial(FastPathProtocol, Shared(gateway, clock), **bounded_protocol.keywords)
@@ -72,8 +61,8 @@ def protocol(
 def why_off(*, enabled: bool, tracing: bool) -> str | None:
     """Tell why a gateway with these settings would not use the fast path; None if it would."""
     if not enabled:
-        return "BFF_FAST_LANE is off"
-    return "BFF_TRACING is on, and a span needs a task" if tracing else why_untested()
+        return "BFF_FAST_PATH is false"
+    return "BFF_TRACING is on, and a span needs a task" if tracing else why_unusable()
 
 
 class HeaderCache:
@@ -115,7 +104,7 @@ def _cost(lines: bytes, fields: HeaderFields) -> int:
 
 
 class Shared:
-    """What the connections of one server share.
+    """State that the connections of one server share.
 
     Args:
         gateway: decides.
@@ -152,10 +141,10 @@ class FastPathProtocol(BoundedProtocol):
         self._requests = 0
         """Requests that began in the current read."""
         self._head: RequestHead | None = None
-        """Of the last request of this read that was decided on the fast path."""
+        """The last request of this read that was decided on the fast path."""
         self._accepted = False
-        """The answer to that request was no refusal."""
-        self._pending: object = None
+        """That request was answered, and not refused."""
+        self._pending: Pending | None = None
         """The decision on the next request to be parsed, which has to wait."""
         self._repeated = b""
         """The last read, if it was exactly the request of `_head`."""

@@ -15,10 +15,8 @@ from bff.telemetry import ServerLog, Telemetry
 
 SHUTDOWN_SECONDS: Final = 10
 """For requests in flight to finish; by default a load may take less."""
-
-
 _FIRST_FD: Final = 3
-"""Of the sockets that systemd passes."""
+"""The number of the first socket that systemd passes."""
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -22,23 +22,13 @@ HUNG_SECONDS: Final = 30.0
 """A worker whose event loop has not run for this long is killed. No work of the gateway holds the
 loop for more than a fraction of a second (`bff_loop_lag_seconds`), so 30 s spare a worker under any
 load and on a slow disk. The browsers that a hung worker had accepted wait no longer than this."""
-
-
 _BEAT_SECONDS: Final = 1.0
 """Between two heartbeats of a worker."""
-
-
 _POLL_SECONDS: Final = 0.1
 """Between two looks of the supervisor at its workers."""
-
-
 _RESTART_SECONDS: Final = 1.0
 """A worker that ran for less than this is replaced only after this time."""
-
-
 _PR_SET_PDEATHSIG: Final = 1
-
-
 UNUSABLE: Final = 2
 """The exit status of a worker whose settings cannot be used: the supervisor ends all workers."""
 
@@ -106,7 +96,7 @@ class _Supervisor:
                 time.sleep(_POLL_SECONDS)
                 continue
             child = self._children.pop(pid, None)
-            if child is None:  # of an earlier program of this process, or an orphan that PID 1 got
+            if child is None:  # another program of this process started it, or PID 1 adopted it
                 continue
             code = os.waitstatus_to_exitcode(wait_status)
             if code == UNUSABLE and not self._stopping:

@@ -14,19 +14,19 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http import flow_control, httptools_impl
 
-_TESTED: Final = frozenset(
+_SUPPORTED: Final = frozenset(
     ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
 )
 """SHA-256 of the sources of uvicorn that the fast path was tested with."""
 
 
-def why_untested() -> str | None:
+def why_unusable() -> str | None:
     """Tell why the fast path cannot be used with the installed uvicorn; None if it can."""
     try:
         sources = [Path(str(m.__file__)).read_bytes() for m in (httptools_impl, flow_control)]
     except OSError:
         return "the sources of uvicorn are not installed, so they cannot be compared"
-    if sha256(b"".join(sources)).hexdigest() not in _TESTED:
+    if sha256(b"".join(sources)).hexdigest() not in _SUPPORTED:
         return f"it was not tested with uvicorn {uvicorn.__version__}"
     return None
 
@@ -58,7 +58,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     parser: httptools.HttpRequestParser
     url: bytes
     headers: list[tuple[bytes, bytes]]
-    """Of the newest request; names in lower case."""
+    """The headers of the newest request; names are in lower case."""
     peer = "local"
     """The address at the other end."""
 

@@ -14,12 +14,8 @@ from typing import Any, Final
 
 CALL_SECONDS: Final = 1.0
 """Timeout of a call: a worker that has not answered by then hangs or is being replaced."""
-
-
 _BYTE: Final = b"?"
 """Sent along with a socket: a message needs at least one byte."""
-
-
 Handler = Callable[..., Awaitable[Any]]
 """Answers a call. Takes the words of the request; the answer must be JSON."""
 
@@ -59,7 +55,7 @@ class WorkerPeers:
             task.add_done_callback(self._tasks.discard)
 
     async def call(self, *request: str, timeout: float = CALL_SECONDS) -> Mapping[int, Any]:
-        """Call all other workers at once; the answer is None where a worker gave none in time."""
+        """Call all other workers; return their answers by number, None after the timeout."""
         answers = await asyncio.gather(
             *(_call(sender, request, timeout) for sender in self._senders.values())
         )

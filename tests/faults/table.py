@@ -208,9 +208,9 @@ FAULTS = [
     ),
     Fault(
         17,
-        "bff/gateway/decide.py",
-        "await asyncio.wait([load.flight for load in loads], timeout=patience)",
-        "await asyncio.wait_for(asyncio.gather(*(load.flight for load in loads)), patience)",
+        "bff/gateway/pending.py",
+        "await asyncio.wait([member.task for member in members], timeout=timeout)",
+        "await asyncio.wait_for(asyncio.gather(*(member.task for member in members)), timeout)",
         f"{_WIRE}::test_17_cancelled_leader_cancels_no_other_waiter",
     ),
     Fault(
@@ -360,7 +360,7 @@ FAULTS = [
         "bff/server/fast_path.py",
         "if self._incomplete or self._refused or len(data)",
         "if self._refused or len(data)",
-        f"{_FAST_PATH}::test_kept_header_lines_within_a_body_are_no_request",
+        f"{_FAST_PATH}::test_kept_header_lines_within_a_body_start_no_request",
     ),
     Fault(
         29,
@@ -451,7 +451,7 @@ FAULTS = [
         "bff/server/uvicorn_adapter.py",
         "if not self.is_closing():",
         "if True:",
-        f"{_ADAPTER}::test_answer_on_a_closed_connection_is_no_failure",
+        f"{_ADAPTER}::test_answer_on_a_closed_connection_does_not_fail",
     ),
     Fault(
         32,
@@ -526,7 +526,7 @@ FAULTS = [
     Fault(
         33,
         "bff/server/connection.py",
-        "if self.open > self._bounds.connections:",
+        "if self.total > self._bounds.connections:",
         "if False:",
         f"{_WIRE}::test_33_connections_are_bounded_in_total_and_by_address",
     ),

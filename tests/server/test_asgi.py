@@ -9,7 +9,7 @@ from support.world import ORIGIN, PATH, Clock
 pytestmark = pytest.mark.anyio
 
 
-async def test_starlette_app_serves_every_route_and_the_fast_path_the_same(clock: Clock) -> None:
+async def test_starlette_app_serves_every_route_like_the_fast_path(clock: Clock) -> None:
     """Each of the routes, with every method, with a token and without."""
     async with both_sides(clock) as sides:
         page = await feed_both(sides, request(target="/"))
@@ -37,7 +37,7 @@ async def test_starlette_app_serves_every_route_and_the_fast_path_the_same(clock
 async def test_unexpected_exception_is_answered_with_json(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         for side in sides:
-            side.world.service.gateway.verifier = None  # type: ignore[assignment]
+            side.world.service.gateway.config.verifier = None  # type: ignore[assignment]
         answer = await feed_both(sides, request(GOOD, f"origin: {ORIGIN}"))
         assert b"HTTP/1.1 500" in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "internal"

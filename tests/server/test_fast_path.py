@@ -282,7 +282,7 @@ def test_header_cache_does_not_underestimate_its_memory(name: bytes) -> None:
         tracemalloc.stop()
 
 
-async def test_repeated_bytes_within_a_body_are_no_request(clock: Clock) -> None:
+async def test_repeated_bytes_within_a_body_start_no_request(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         transports = connect_both(sides)
         data = request(GOOD)
@@ -292,7 +292,7 @@ async def test_repeated_bytes_within_a_body_are_no_request(clock: Clock) -> None
         assert statuses(answer) == [405, 200], "the second of the three reads is a body"
 
 
-async def test_kept_header_lines_within_a_body_are_no_request(clock: Clock) -> None:
+async def test_kept_header_lines_within_a_body_start_no_request(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         transports = connect_both(sides)
         await feed_both(sides, PREFLIGHT, PREFLIGHT, transports=transports)
@@ -418,7 +418,7 @@ async def test_no_byte_of_a_browser_can_split_an_answer(
     ("changes", "reason"),
     [
         ({}, None),
-        ({"BFF_FAST_LANE": "off"}, "BFF_FAST_LANE"),
+        ({"BFF_FAST_PATH": "false"}, "BFF_FAST_PATH"),
         ({"BFF_TRACING": "true"}, "BFF_TRACING"),
     ],
 )
@@ -428,7 +428,7 @@ def test_check_notes_why_the_fast_path_is_off(changes: dict[str, str], reason: s
 
 
 @pytest.mark.parametrize(
-    ("setting", "expected"), [("on", FastPathProtocol), ("off", BoundedProtocol)]
+    ("setting", "expected"), [("true", FastPathProtocol), ("false", BoundedProtocol)]
 )
 def test_setting_turns_the_fast_path_off(
     monkeypatch: pytest.MonkeyPatch, setting: str, expected: type
@@ -441,7 +441,7 @@ def test_setting_turns_the_fast_path_off(
         gc.unfreeze()
 
     monkeypatch.setattr(server_run, "run", run)
-    env = environ(BFF_FAST_LANE=setting, BFF_PORT="0", BFF_OPS_PORT="0")
+    env = environ(BFF_FAST_PATH=setting, BFF_PORT="0", BFF_OPS_PORT="0")
     result = CliRunner().invoke(main, ["serve"], env=env, catch_exceptions=False)
     assert result.exit_code == 0
     browser, ops = protocols

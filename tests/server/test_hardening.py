@@ -1,4 +1,4 @@
-"""What the process shows of its memory, and how many files it may open."""
+"""`harden` hides the memory of the process, and raises its limit of open files."""
 
 import json
 import subprocess

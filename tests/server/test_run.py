@@ -15,6 +15,7 @@ import pytest
 from support.rawsockets import request
 from support.world import (
     FRIENDLY,
+    KEPT,
     ORIGIN,
     PATH,
     SECRET_KEY,

@@ -193,9 +193,7 @@ def test_sighup_ends_no_worker_that_is_starting(pair: Gateway) -> None:
     assert pair.output.count('"worker_died"') == died + 1
 
 
-def test_replacement_waits_for_usable_settings_while_others_serve(
-    upstream: running_upstream, tmp_path: Path
-) -> None:
+def test_replacement_waits_for_usable_settings(upstream: running_upstream, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(OWN_KEY)
     changes = {"BFF_SIGNING_KEYS": "", "BFF_SIGNING_KEYS_FILE": str(keys)}
@@ -214,7 +212,7 @@ def test_replacement_waits_for_usable_settings_while_others_serve(
         assert reach_all(gateway, token) == {200}
 
 
-def test_workers_reload_together_and_survive_the_end_of_the_store(
+def test_workers_reload_together_and_outlive_the_store(
     upstream: running_upstream, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"

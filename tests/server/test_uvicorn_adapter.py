@@ -20,13 +20,13 @@ pytestmark = pytest.mark.anyio
 
 
 def test_installed_uvicorn_is_a_tested_one() -> None:
-    assert uvicorn_adapter.why_untested() is None, "run the tests with it, then add its digest"
+    assert uvicorn_adapter.why_unusable() is None, "run the tests with it, then add its digest"
 
 
 async def test_fast_path_is_off_with_an_untested_uvicorn(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uvicorn_adapter, "_TESTED", frozenset())
+    monkeypatch.setattr(uvicorn_adapter, "_SUPPORTED", frozenset())
     async with World(clock) as world:
         assert world.service.protocol is world.service.bounded_protocol
         assert world.service.protocol.func is BoundedProtocol
@@ -37,7 +37,7 @@ async def test_fast_path_is_off_with_an_untested_uvicorn(
 
 def test_fast_path_is_off_without_the_sources_of_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uvicorn.protocols.http.flow_control.__file__", "/nonexistent")
-    assert "not installed" in (uvicorn_adapter.why_untested() or "")
+    assert "not installed" in (uvicorn_adapter.why_unusable() or "")
 
 
 async def test_shutdown_closes_idle_connections_and_finishes_loads(clock: Clock) -> None:
@@ -56,7 +56,7 @@ async def test_shutdown_closes_idle_connections_and_finishes_loads(clock: Clock)
         assert loading.closed
 
 
-async def test_answer_on_a_closed_connection_is_no_failure(clock: Clock) -> None:
+async def test_answer_on_a_closed_connection_does_not_fail(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         for side in sides:
             transport = side.connect()

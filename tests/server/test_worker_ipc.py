@@ -23,7 +23,7 @@ from bff.demo.upstream import Seen
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 
 
-def test_metrics_have_every_worker_and_restart_for_a_replaced_one(
+def test_metrics_name_each_worker_and_restart_with_it(
     upstream: running_upstream,
 ) -> None:
     with running_workers(upstream) as gateway:

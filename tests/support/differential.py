@@ -132,7 +132,7 @@ class Side:
         """Wait for every answer and every load."""
         for _ in range(3):
             await asyncio.sleep(0)
-            while self.state.tasks or self.world.service.gateway.cache.flights:
+            while self.state.tasks or len(self.world.service.gateway.cache.loads):
                 await asyncio.sleep(0)
 
     async def feed(self, transport: FakeTransport, *reads: bytes) -> bytes:
