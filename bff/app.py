@@ -308,7 +308,7 @@ class Service:
     @property
     def connection_count(self) -> int:
         """How many connections of browsers are open."""
-        return self._connections.open
+        return self._connections.total
 
     @property
     def now(self) -> float:

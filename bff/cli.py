@@ -32,8 +32,8 @@ from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
 from bff.server.hardening import harden
-from bff.server.supervisor import supervise
-from bff.server.worker_ipc import Mailboxes, WorkerPeers
+from bff.server.supervisor import Worker, supervise
+from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.sessions.ids import is_id
 from bff.telemetry import Telemetry
 from bff.tokens.mint import mint
@@ -80,10 +80,10 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
 
 def _fork(
     workers: int, settings: Settings, telemetry: Telemetry
-) -> tuple[WorkerPeers | None, bool]:
-    """Fork the workers; return in each its peers, and whether it replaces a worker that ended."""
+) -> tuple[WorkerPeers | None, Worker]:
+    """Fork the workers; return in each its peers and what it is."""
     if workers == 1:
-        return None, False
+        return None, Worker()
     if settings.store_url is None:
         telemetry.log.warning(
             "workers_count_alone",
@@ -91,10 +91,10 @@ def _fork(
             each="has its own copies, limits and upstream budget, so all workers together allow "
             f"up to {workers} times the limits and the budget; set BFF_STORE_URL to share them",
         )
-    boxes = Mailboxes(workers)
-    number, replaces = supervise(workers, telemetry.log)
-    telemetry.set_worker(number)
-    return WorkerPeers(boxes, number), replaces
+    sockets = WorkerSockets(workers)
+    worker = supervise(workers, telemetry.log)
+    telemetry.set_worker(worker.number)
+    return WorkerPeers(sockets, worker.number), worker
 
 
 def _current_settings(environ: dict[str, str], started: Settings, telemetry: Telemetry) -> Settings:
@@ -153,8 +153,8 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # Exclude all imported objects from garbage collection: the pause of a full collection is then
     # a sixth as long, and forked workers share more memory.
     gc.freeze()
-    peers, replaces = _fork(workers, settings, telemetry)
-    if replaces:
+    peers, worker = _fork(workers, settings, telemetry)
+    if worker.replaces:
         settings = _current_settings(environ, settings, telemetry)
     try:
         tracing = Tracing() if settings.tracing else None  # after the fork: it starts a thread
@@ -170,7 +170,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         try:
             await service.connect()
         except StoreError as exc:
-            if replaces:  # the other workers run without the store, too
+            if worker.replaces:  # the other workers run without the store, too
                 telemetry.log.warning("store_away", reason=str(exc))
             else:
                 _exit(
@@ -178,6 +178,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
                     "without the store"
                 )
         await service.ops.join()
+        worker.start_heartbeat()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await _serve(service, telemetry, browser, ops)
 

@@ -24,7 +24,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
-from bff.server.worker_ipc import PATIENCE_SECONDS, WorkerPeers
+from bff.server.worker_ipc import CALL_SECONDS, WorkerPeers
 from bff.sessions import ids
 from bff.telemetry import Telemetry, merge
 from bff.tokens.revocations import Revocation, RevocationError, parse
@@ -81,7 +81,7 @@ class Ops:
         if self._peers is None:
             return
         self._peers.listen(self._execute)
-        answers = await self._peers.ask("revocations", patience=LEARN_SECONDS)
+        answers = await self._peers.call("revocations", timeout=LEARN_SECONDS)
         for revocations in answers.values():
             for text in revocations or ():
                 self.apply_revocation(text)
@@ -97,7 +97,7 @@ class Ops:
                 readiness, environments = self._gateway.readiness, self._gateway.config.environments
                 # A worker that waits for a slow upstream must not count as silent.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PATIENCE_SECONDS / 2):
+                    async with asyncio.timeout(CALL_SECONDS / 2):
                         await readiness.check()
                 return {name: readiness.state(one) for name, one in environments.items()}
             case "revocations":
@@ -110,7 +110,7 @@ class Ops:
         return None
 
     async def _ask_peers(self, *command: str) -> Mapping[int, Any]:
-        return {} if self._peers is None else await self._peers.ask(*command)
+        return {} if self._peers is None else await self._peers.call(*command)
 
     def apply_revocation(self, text: str) -> bool:
         """Apply a peer's or replica's revocation; False if it is malformed or the list is full."""
@@ -207,7 +207,7 @@ class Ops:
     async def _metrics(self, _: Request) -> Response:
         text = self._telemetry.metrics().decode()
         if self._peers is not None:
-            text = merge({**await self._peers.ask("metrics"), self._peers.number: text})
+            text = merge({**await self._peers.call("metrics"), self._peers.number: text})
         return Response(text, media_type="text/plain; version=0.0.4")
 
 

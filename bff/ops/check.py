@@ -16,6 +16,7 @@ from bff.clock import Clock
 from bff.config.declaration import DEFAULT, SettingReport
 from bff.config.settings import Settings
 from bff.errors import UpstreamError
+from bff.server import fast_path
 from bff.upstream.client import Answer, Client, Transport, cause
 
 MAX_SKEW: Final = 5.0
@@ -109,6 +110,11 @@ def notes(settings: Settings) -> list[str]:
         texts.append(
             "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers share the proxy's address "
             "and its address limit"
+        )
+    if reason := fast_path.why_off(enabled=settings.fast_path, tracing=settings.tracing):
+        texts.append(
+            f"the fast path is off ({reason}): answers are the same, but a hit costs three to four "
+            "times as much CPU"
         )
     if settings.cache_ttl > LONG_TTL:
         texts.append(

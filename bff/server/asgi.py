@@ -1,4 +1,6 @@
-"""The ASGI side of the gateway: reads a head, writes a reply."""
+"""The ASGI side of the gateway: reads request heads, writes responses."""
+
+from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -7,8 +9,8 @@ from bff.gateway.decide import Gateway
 from bff.request import RequestHead
 from bff.response import Response
 
-LOAD = "bff.load"
-"""Among an ASGI scope's extensions: what was decided on before the scope was made."""
+PENDING: Final = "bff.pending"
+"""The extension of an ASGI scope that holds the decision of the fast path on this request."""
 
 
 class Endpoint:
@@ -19,9 +21,9 @@ class Endpoint:
         self._clock = clock
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request; its body, if any, is nobody's business."""
-        # The fast lane may have decided already, and once is how often a request is counted.
-        answer = scope.get("extensions", {}).get(LOAD)
+        """Answer one request; ignore its body."""
+        # A request is decided, and so counted, once.
+        answer = scope.get("extensions", {}).get(PENDING)
         if answer is None:
             answer = self._gateway.decide(read_head(scope), *self._clock())
         response = await self._gateway.finish(answer)
@@ -29,9 +31,9 @@ class Endpoint:
 
 
 class ErrorBoundary:
-    """Answers what nobody foresaw, as JSON that the browser may read.
+    """Answers unexpected exceptions with JSON that the browser may read.
 
-    Starlette's own boundary stands outside of everything that adds headers.
+    Starlette's own boundary is outside the middleware, so its answers lack the CORS headers.
     """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
@@ -39,7 +41,7 @@ class ErrorBoundary:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and answer for it if that fails before an answer began."""
+        """Pass a request on; if that fails before an answer began, answer 500."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -52,14 +54,14 @@ class ErrorBoundary:
 
         try:
             await self._app(scope, receive, watch)
-        except Exception as exc:  # noqa: BLE001  the last place where it can be told
+        except Exception as exc:  # noqa: BLE001  the last place that can answer
             response = self._gateway.failed(read_head(scope), exc)
             if not began:
                 await send_response(response, send)
 
 
 def read_head(scope: Scope) -> RequestHead:
-    """Pick from an ASGI *scope* what the gateway looks at."""
+    """Read the request head from an ASGI *scope*."""
     peer = scope["client"][0] if scope.get("client") else "local"
     method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
     return RequestHead.read(method, path, query, scope["headers"], peer)

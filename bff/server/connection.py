@@ -1,8 +1,8 @@
-"""What a connection may cost: bounds on the bytes and the seconds of a request, and on how many.
+"""Bounds on what one connection, and all of them, may cost: bytes, seconds, open connections.
 
-uvicorn's parser takes a head of any size and waits for it for ever, keeps what is never read, and
-queues as many requests as fit into one read. Here each of these has a bound; a request that is not
-plain HTTP/1.1 (RFC 9112) is refused and ends its connection, and nothing behind it is looked at.
+uvicorn's parser takes a head of any size, waits for it without end, keeps answers that are never
+read, and queues every request of one read. `BoundedProtocol` bounds each of these. A request that
+is not plain HTTP/1.1 (RFC 9112) is refused and ends its connection; the bytes after it are ignored.
 """
 
 import asyncio
@@ -13,59 +13,59 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bff.errors import Refusal, Refused
 from bff.limits.client_address import Network, address_key, is_trusted
 from bff.response import Response
+from bff.server.uvicorn_adapter import UvicornProtocol
 
 LINGER_SECONDS: Final = 2.0
-"""After a refusal what still arrives is read and thrown away this long: a socket that is closed
-with bytes unread resets the connection, and the refusal may never be seen."""
+"""After a refusal the gateway discards incoming bytes for this long before it closes: closing with
+unread bytes resets the connection, and the browser may never see the refusal."""
 MAX_PIPELINED: Final = 32
-"""Requests of one connection that wait for the answers before them; browsers send none ahead."""
-_BODY: Final = frozenset((b"content-length", b"transfer-encoding"))
+"""Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
+_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What one connection, and all of them, may take."""
+    """Limits for one connection, and for all of them."""
 
     head_bytes: int
     headers: int
     request_seconds: float
-    """From its first byte, or from the connection's begin, until a request is complete."""
+    """From a request's first byte, or from the start of the connection, to its last byte."""
     idle_seconds: float
-    """Without a request; and until a browser has read what was written for it."""
+    """Without a request; and until the browser has read an answer."""
     connections: int
     connections_per_address: int
 
 
 class ConnectionLimiter:
-    """The open connections, counted in all and by address.
+    """Counts open connections in all and by address.
 
     Args:
-        trusted: proxies, which bring the connections of many and are counted in all only.
-        count: told of each connection that ends for a reason of ours.
+        trusted: proxies. They bring many browsers' connections, so only the total bounds them.
+        count: called with the reason of each connection that the gateway ends.
     """
 
     def __init__(
         self, bounds: Bounds, *, trusted: Sequence[Network], count: Callable[[str], None]
     ) -> None:
-        self.open = 0
+        self.total = 0
         self.count = count
         self._bounds = bounds
         self.trusted = trusted
         self._by_address: Counter[str] = Counter()
 
     def enter(self, peer: str) -> bool:
-        """Count a connection in; tell whether it may stay. `leave` it either way."""
-        self.open += 1
+        """Count a connection; tell whether it may stay. Call `leave` in both cases."""
+        self.total += 1
         address = address_key(peer)
         self._by_address[address] += 1
-        if self.open > self._bounds.connections:
+        if self.total > self._bounds.connections:
             self.count("too_many")
             return False
         if self._by_address[address] > self._bounds.connections_per_address and not is_trusted(
@@ -76,102 +76,81 @@ class ConnectionLimiter:
         return True
 
     def leave(self, peer: str) -> None:
-        """Count a connection out."""
-        self.open -= 1
+        """Count a connection that ended."""
+        self.total -= 1
         address = address_key(peer)
         self._by_address[address] -= 1
         if not self._by_address[address]:
             del self._by_address[address]
 
 
-class ClosedSafeTransport:
-    """A transport to answer on: if a browser is gone, nothing is written (uvloop's would raise)."""
-
-    __slots__ = ("_write", "close", "is_closing")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._write = transport.write
-        self.close, self.is_closing = transport.close, transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Write, while anyone may read it."""
-        if not self.is_closing():
-            self._write(data)
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol within bounds; whole requests on a kept connection cost no timer more.
+class BoundedProtocol(UvicornProtocol):
+    """One connection within bounds. A complete request on a kept connection starts no timer.
 
     Args:
-        bounds: see there.
-        connections: shared by all connections.
-        refuse: renders what a connection is told before it ends.
+        bounds: the bounds.
+        connections: the limiter that all connections share.
+        refuse: renders the answer to a refused request.
+        arguments: those of uvicorn.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        bounds: Bounds,
-        connections: ConnectionLimiter,
-        refuse: Refuse,
-        **kwargs: Any,
+        self, *, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.timeout_keep_alive = bounds.idle_seconds  # type: ignore[assignment]  # fractions work
+        super().__init__(**arguments)
         self._bounds = bounds
         self._connections = connections
         self._render = refuse
-        self._chunk = 0
-        """Bytes of the read under way."""
-        self._received = 0
-        """Bytes of the reads that the request under way is in, so no less than its own."""
-        self._content = 0
-        """Bytes of its body, without what frames them."""
+        self._refused = False
         self._incomplete = True
-        """A request is under way; or the first one of the connection is awaited."""
+        """The last byte of the request has not arrived; or the first request has not begun."""
         self._in_head = True
         self._framed = False
-        """The request says how its body is framed, even if it has none."""
-        self._body = False
+        """The head says how the body is framed, even if the body is empty."""
+        self._has_body = False
         self._hosts = 0
-        self._refused = False
-        self._peer = "local"
+        """Host headers of the request."""
+        self._read_bytes = 0
+        """Size of the current read."""
+        self._request_bytes = 0
+        """Sum of the reads that the request is in, so at least the request's own size."""
+        self._body_bytes = 0
+        """Size of the request's body without its framing."""
         self._deadline: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None
 
-    # -- from the transport
+    # -- callbacks of the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Let a connection in, or close it where there are too many."""
+        """Accept a connection, or close it if there are too many."""
         super().connection_made(transport)
-        if self.client:
-            self._peer = self.client[0]
-        if self._connections.enter(self._peer):
-            self._within(self._bounds.request_seconds, self._late)
+        if self._connections.enter(self.peer):
+            self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
         else:
             self._refused = True
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection and its timers."""
-        self._connections.leave(self._peer)
-        self._unset_keepalive_if_required()
-        for timer in (self._deadline, self._unread):
+        """Release the connection and its timers."""
+        self._connections.leave(self.peer)
+        for timer in (self._deadline, self._unread_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; end the connection over what it, or a bound, refuses."""
+        """Parse *data*; refuse what is not HTTP or exceeds a bound."""
         if self._refused:
             return
-        self._chunk = len(data)
+        self._read_bytes = len(data)
         if self._incomplete:
-            self._received += self._chunk
+            self._request_bytes += self._read_bytes
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # Answered as the plain request it is too, after which the connection ends.
+            # The application answers it as a plain request, and the connection ends.
             self._refused = True
         except httptools.HttpParserError as exc:
             cause = exc.__context__
@@ -181,68 +160,71 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
-        elif self._received - self._content > self._bounds.head_bytes or (
-            self._in_head and self.headers is not None and len(self.headers) > self._bounds.headers
+        elif self._request_bytes - self._body_bytes > self._bounds.head_bytes or (
+            self._in_head and len(self.headers) > self._bounds.headers
         ):
             self._refuse(Refusal("head_too_large"))
-        elif self._deadline is None or self._received == self._chunk:  # it began in this read
-            self._within(self._bounds.request_seconds, self._late)
+        elif self._deadline is None or self._request_bytes == self._read_bytes:
+            # The request began in this read.
+            self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
 
     def pause_writing(self) -> None:
-        """Give the browser a bounded time to read what was written."""
+        """Give the browser a bounded time to read the answers."""
         super().pause_writing()
-        self._unread = self.loop.call_later(self._bounds.idle_seconds, self._never_read)
+        self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
 
     def resume_writing(self) -> None:
-        """Note that the browser reads."""
+        """Stop that time: the browser reads."""
         super().resume_writing()
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
-    # -- from the parser
+    # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
-        self._begin()
-        super().on_message_begin()
-
-    def _begin(self) -> None:
-        """Note a new request, unless the one before it was the connection's last."""
-        if self.cycle is not None and not self.cycle.keep_alive:
+        """Start a request, unless the one before it was the connection's last."""
+        if self.is_closing_after_answer():
             raise Refused("bad_request")
-        # Not when bytes arrive: empty lines between requests would keep a connection for ever.
-        self._unset_keepalive_if_required()
+        # Not as soon as bytes arrive: empty lines must not keep an idle connection open.
+        self._idle_since = None
         if not self._incomplete:
-            self._received = self._chunk
+            self._request_bytes = self._read_bytes
         self._incomplete = self._in_head = True
-        self._framed = self._body = False
-        self._content = self._hosts = 0
+        self._framed = self._has_body = False
+        self._body_bytes = self._hosts = 0
+        self.url = b""
+        self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header of the head; remember whether it announces a body."""
-        if not self._in_head:  # a trailer, which nobody reads
+        """Keep a header of the head, and note whether it announces a body."""
+        if not self._in_head:  # a trailer, which the gateway does not use
             return
         name = name.lower()
         if name == b"host":
             self._hosts += 1
-        elif name in _BODY:
+        elif name in _FRAMING:
             self._framed = True
             if value != b"0":
-                self._body = True
+                self._has_body = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the head, and hand the request on."""
-        self._check()
-        self._check_ahead()
-        self._hand_on()
+        """Check the head, and give the request to the application."""
+        self._check_head()
+        self._check_pipeline()
+        self.hand_over()
 
-    def _check(self) -> str:
-        """Hold the head against the bounds; the version of HTTP it speaks."""
+    def hand_over(self, extensions: dict[str, object] | None = None) -> None:
+        """Give the request to the application; later header lines are trailers."""
+        super().hand_over(extensions)
+        self._in_head = False
+
+    def _check_head(self) -> str:
+        """Refuse a head that exceeds a bound or is ambiguous; return its version of HTTP."""
         bounds = self._bounds
         if len(self.headers) > bounds.headers or (
-            self._received > bounds.head_bytes
+            self._request_bytes > bounds.head_bytes
             and len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers)
             > bounds.head_bytes
         ):
@@ -252,33 +234,22 @@ class BoundedProtocol(HttpToolsProtocol):
             raise Refused("bad_request", "Speak HTTP/1.1")
         if self._hosts > 1 or (not self._hosts and version == "1.1"):  # RFC 9112 §3.2
             raise Refused("bad_request", "Send one Host header")
-        # A proxy that takes the same bytes for the next request is how requests are smuggled.
-        if self._body and self.parser.get_method() in (b"GET", b"HEAD", b"OPTIONS"):
+        # Request smuggling: a proxy may read the body of such a request as the next request.
+        if self._has_body and self.parser.get_method() in (b"GET", b"HEAD", b"OPTIONS"):
             raise Refused("bad_request", "Send no body")
         return version
 
-    def _check_ahead(self) -> None:
-        if self._ahead() > MAX_PIPELINED:
+    def _check_pipeline(self) -> None:
+        if self._requests_ahead() > MAX_PIPELINED:
             raise Refused("bad_request", "Send fewer requests ahead")
 
-    def _ahead(self) -> int:
-        """How many requests are to be answered before this one."""
-        return len(self.pipeline) + self._answering()
-
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _hand_on(self) -> None:
-        """Let the application have the request."""
-        super().on_headers_complete()
-        self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
-        self._in_head = False
-        if self.parser.should_upgrade():
-            self.cycle.keep_alive = False
+    def _requests_ahead(self) -> int:
+        """Count the requests that must be answered before the newest."""
+        return self.unanswered()
 
     def on_body(self, body: bytes) -> None:
-        """Note how much of what comes is a body: the rest, trailers above all, is bounded."""
-        self._content += len(body)
+        """Count the body's bytes: only its framing is bounded, as a head is."""
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -286,48 +257,69 @@ class BoundedProtocol(HttpToolsProtocol):
         self._incomplete = False
         super().on_message_complete()
 
-    # -- the ends of a connection
+    # -- ends of a connection
 
     def on_response_complete(self) -> None:
-        """Wait for the next request; or, after the last answer, until it is read."""
+        """Wait for the next request or, after the last answer, until the browser has read it."""
         super().on_response_complete()
         if self.transport.is_closing():
-            self._within(self._bounds.idle_seconds, self._never_read)
+            self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+        elif not self.is_answering():
+            self._start_idle()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """End an idle connection; at once, if it did not even read its last answer."""
-        if self.transport.get_write_buffer_size():
-            self._never_read()
+    def _start_idle(self) -> None:
+        """Note that every request is answered.
+
+        One timer per connection, set again when it expires: a new timer for each request costs as
+        much as a decision.
+        """
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._set_idle_timer(self._bounds.idle_seconds)
+
+    def _set_idle_timer(self, seconds: float) -> None:
+        self._idle_timer = self.loop.call_later(seconds, self._check_idle)
+
+    def _check_idle(self) -> None:
+        """Close the connection if it was idle for too long."""
+        self._idle_timer = None
+        if self._idle_since is None:
+            return
+        remaining = self._idle_since + self._bounds.idle_seconds - self.loop.time()
+        if remaining > 0:
+            self._set_idle_timer(remaining)
+        elif self.transport.get_write_buffer_size():
+            self._close_unread()
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
 
-    def _within(self, seconds: float, then: Callable[[], None]) -> None:
+    def _set_deadline(self, seconds: float, close: Callable[[], None]) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, then)
+        self._deadline = self.loop.call_later(seconds, close)
 
-    def _late(self) -> None:
-        # Nothing is said: a browser that opened a connection ahead would take it for an answer.
+    def _close_incomplete(self) -> None:
+        # No answer: a browser that opens a connection ahead would read it as that of a request.
         self._connections.count("incomplete_request")
         self.transport.abort()
 
-    def _never_read(self) -> None:
+    def _close_unread(self) -> None:
         self._connections.count("unread_answer")
         self.transport.abort()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Tell why and end the connection; after the answers that are due before, silently."""
+        """Answer with the refusal and end the connection; only end it if an answer is due."""
         self._refused = True
         self._connections.count(refusal.code)
-        if self._end_after_answers():
+        if self._close_after_due_answers():
             return
-        if self._answering():
-            self.cycle.disconnected = True  # it is this request whose body is malformed
+        if self.is_answering():
+            self.discard_answer()  # the body of this request is malformed
         elif self._incomplete and not self._in_head:
-            self._end()  # this one's too, and it was answered
+            self._close_lingering()  # it is answered already
             return
-        origin = next((v for n, v in self.headers or () if n == b"origin"), None)
-        response = self._render(refusal, self._peer, origin)
+        origin = next((v for n, v in self.headers if n == b"origin"), None)
+        response = self._render(refusal, self.peer, origin)
         self.transport.write(
             b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b"
             % (
@@ -337,17 +329,17 @@ class BoundedProtocol(HttpToolsProtocol):
                 response.body,
             )
         )
-        self._end()
+        self._close_lingering()
 
-    def _end_after_answers(self) -> bool:
-        """Let the last answer that is due end the connection; False if none is."""
-        if self._answering() and (
-            self._in_head or self._ahead() > 1 or self.cycle.response_started
+    def _close_after_due_answers(self) -> bool:
+        """Let the last answer that is due end the connection; False if no answer is due."""
+        if self.is_answering() and (
+            self._in_head or self._requests_ahead() > 1 or self.is_answer_started()
         ):
-            self.cycle.keep_alive = False
+            self.close_after_answer()
             return True
         return False
 
-    def _end(self) -> None:
+    def _close_lingering(self) -> None:
         self.transport.write_eof()
-        self._within(LINGER_SECONDS, self.transport.abort)
+        self._set_deadline(LINGER_SECONDS, self.transport.abort)

@@ -1,4 +1,4 @@
-"""Runs ASGI applications on sockets until a signal comes, several in one loop."""
+"""Serves ASGI applications on sockets until a signal comes, several in one event loop."""
 
 import asyncio
 import contextlib
@@ -7,49 +7,53 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import uvicorn
 
 from bff.telemetry import ServerLog, Telemetry
 
-SHUTDOWN_SECONDS = 10
-"""For requests in flight to finish; longer than any load may take by default."""
-_FIRST_FD = 3
+SHUTDOWN_SECONDS: Final = 10
+"""For requests in flight to finish; by default a load may take less."""
+_FIRST_FD: Final = 3
+"""The number of the first socket that systemd passes."""
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Bind a socket.
 
     Raises:
-        OSError: as the system says.
+        OSError: the system refuses.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
-    """Take over the sockets that systemd opened (sd_listen_fds(3)), by their names.
+    """Return the sockets that systemd opened (sd_listen_fds(3)), by name.
 
-    They stay open while the gateway restarts, so that nobody is refused meanwhile.
+    They stay open while the gateway restarts, so no connection is refused meanwhile.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    found = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
-    return {name: socket.socket(fileno=fd) for name, fd in zip(names, found, strict=False)}
+    fds = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
+    return {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=False)}
 
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # one handler for all servers: `run` has it
+        yield  # `run` has one handler for all servers
 
 
 def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.Config:
-    """Configure a server: nothing is taken from the environment or from forwarding headers.
+    """Configure a server that takes nothing from the environment or from forwarding headers.
 
-    *protocol* makes what speaks on a connection, as uvicorn calls it.
+    Args:
+        app: the ASGI application.
+        lifespan: whether it has startup and shutdown.
+        protocol: makes the protocol of each connection, with uvicorn's arguments.
     """
     return uvicorn.Config(
         app,
@@ -67,7 +71,7 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
 async def run(
     servers: Sequence[tuple[uvicorn.Config, socket.socket]], telemetry: Telemetry
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight; a second ends at once."""
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight, unless a second comes."""
     log = logging.getLogger("uvicorn")
     log.handlers, log.propagate = [ServerLog(telemetry)], False
     log.setLevel(logging.WARNING)

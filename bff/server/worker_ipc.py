@@ -1,8 +1,8 @@
-"""The other workers of one gateway: asked and told over sockets that nobody else can reach.
+"""Calls between the workers of one gateway, over sockets that no other process can reach.
 
-The supervisor makes a mailbox for each worker before it forks, and whoever takes a dead worker's
-place takes its mailbox too. A letter is one end of a new pair of sockets: the question goes in at
-the other end, and the answer comes out of it. There is no port, no file and no key to it.
+The supervisor makes one pair of sockets for each worker before it forks; a worker that replaces
+another has the same pair. A call sends the called worker one end of a new pair of sockets. The
+request goes in at the other end, and the answer comes out there. No port, file or key is involved.
 """
 
 import asyncio
@@ -12,68 +12,68 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-PATIENCE_SECONDS: Final = 1.0
-"""Whoever has not answered by then is dead and being replaced, or hangs."""
-_LETTER: Final = b"?"
-"""A letter has to have a byte."""
-Answer = Callable[..., Awaitable[Any]]
-"""Answers a question, which comes as its words; what is asked and answered is JSON."""
+CALL_SECONDS: Final = 1.0
+"""Timeout of a call: a worker that has not answered by then hangs or is being replaced."""
+_BYTE: Final = b"?"
+"""Sent along with a socket: a message needs at least one byte."""
+Handler = Callable[..., Awaitable[Any]]
+"""Answers a call. Takes the words of the request; the answer must be JSON."""
 
 
-class Mailboxes:
-    """One for each of *number* workers; made by their supervisor."""
+class WorkerSockets:
+    """The pairs of *count* workers."""
 
-    def __init__(self, number: int) -> None:
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(number)]
+    def __init__(self, count: int) -> None:
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
         for sock in (sock for pair in pairs for sock in pair):
             sock.setblocking(False)  # noqa: FBT003  the way it is called
-        self.outs = [out for out, _ in pairs]
-        self.ins = [into for _, into in pairs]
+        self.senders = [sender for sender, _ in pairs]
+        self.receivers = [receiver for _, receiver in pairs]
 
 
 class WorkerPeers:
-    """The others, for worker *number*."""
+    """The other workers, as seen by worker *number*."""
 
-    def __init__(self, boxes: Mailboxes, number: int) -> None:
+    def __init__(self, sockets: WorkerSockets, number: int) -> None:
         self.number = number
-        self._in = boxes.ins[number]
-        self._others = {n: out for n, out in enumerate(boxes.outs) if n != number}
+        self._receiver = sockets.receivers[number]
+        self._senders = {n: sender for n, sender in enumerate(sockets.senders) if n != number}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def listen(self, answer: Answer) -> None:
-        """Answer the others from now on, and what they asked while nobody was here."""
-        asyncio.get_running_loop().add_reader(self._in, self._collect, answer)
+    def listen(self, handler: Handler) -> None:
+        """Answer calls from now on, also those made before this worker started."""
+        asyncio.get_running_loop().add_reader(self._receiver, self._receive, handler)
 
-    def _collect(self, answer: Answer) -> None:
+    def _receive(self, handler: Handler) -> None:
         try:
-            _, fds, _, _ = socket.recv_fds(self._in, 1, 1)
+            _, fds, _, _ = socket.recv_fds(self._receiver, 1, 1)
         except BlockingIOError:
             return
         for fd in fds:
-            task = asyncio.create_task(_reply(socket.socket(fileno=fd), answer))
+            task = asyncio.create_task(_answer(socket.socket(fileno=fd), handler))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def ask(self, *question: str, patience: float = PATIENCE_SECONDS) -> Mapping[int, Any]:
-        """Ask all the others at once; None is the answer of those that gave none in time."""
+    async def call(self, *request: str, timeout: float = CALL_SECONDS) -> Mapping[int, Any]:
+        """Call all other workers; return their answers by number, None after the timeout."""
         answers = await asyncio.gather(
-            *(_ask(out, question, patience) for out in self._others.values())
+            *(_call(sender, request, timeout) for sender in self._senders.values())
         )
-        return dict(zip(self._others, answers, strict=True))
+        return dict(zip(self._senders, answers, strict=True))
 
 
-async def _ask(out: socket.socket, question: tuple[str, ...], patience: float) -> Any:
-    ours, theirs = socket.socketpair()
-    with theirs:
+async def _call(sender: socket.socket, request: tuple[str, ...], timeout: float) -> Any:
+    near, far = socket.socketpair()
+    with far:
         try:
-            socket.send_fds(out, [_LETTER], [theirs.fileno()])
-        except OSError:  # its mailbox is full: nobody reads it
-            ours.close()
+            socket.send_fds(sender, [_BYTE], [far.fileno()])
+        except OSError:  # its queue is full: the worker does not read it
+            near.close()
             return None
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    reader, writer = await asyncio.open_unix_connection(sock=near)
     try:
-        async with asyncio.timeout(patience):
-            writer.write(json.dumps(question).encode())
+        async with asyncio.timeout(timeout):
+            writer.write(json.dumps(request).encode())
             writer.write_eof()
             return json.loads(await reader.read())
     except (TimeoutError, OSError, ValueError):
@@ -82,12 +82,12 @@ async def _ask(out: socket.socket, question: tuple[str, ...], patience: float) -
         writer.close()
 
 
-async def _reply(sock: socket.socket, answer: Answer) -> None:
+async def _answer(sock: socket.socket, handler: Handler) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=sock)
     try:
-        with contextlib.suppress(OSError, ValueError):  # who asked has left meanwhile
-            question = json.loads(await reader.read())
-            writer.write(json.dumps(await answer(*question)).encode())
+        with contextlib.suppress(OSError, ValueError):  # the caller left meanwhile
+            request = json.loads(await reader.read())
+            writer.write(json.dumps(await handler(*request)).encode())
             await writer.drain()
     finally:
         writer.close()

@@ -68,14 +68,14 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         print(f"verified token: {(resident() - before) / len(gateway.config.verifier):,.0f} bytes "
               f"({len(gateway.config.verifier):,} kept of {tokens:,})")  # fmt: skip
 
-        shared, before = fast_path.Shared(gateway, clock), resident()
+        cache, before = fast_path.HeaderCache(), resident()
         for one in made:
             headers = [(b"authorization", b"Bearer " + one), (b"origin", b"https://app.example")]
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
             asked = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\n" + lines + b"\r\n"
-            shared.keep(asked, HeaderFields.read(headers))
-        print(f"known header lines: {(resident() - before) / len(made):,.0f} bytes, "
-              f"{shared._bytes / len(shared._known):,.0f} by its own estimate")  # fmt: skip
+            cache.keep(asked, HeaderFields.read(headers))
+        print(f"kept header lines: {(resident() - before) / len(made):,.0f} bytes, "
+              f"{cache.entries.currsize / len(cache.entries):,.0f} by the estimate")  # fmt: skip
 
         config = run.config(
             world.service.browser_app, lifespan=False, protocol=world.service.protocol

@@ -16,7 +16,6 @@ NOT_YET = {
     for name in (
         *("config/reader", "config/runtime", "config/values", "demo/upstream"),
         *("limits/budget", "limits/client_address", "replicas/codec"),
-        *("server/asgi", "server/hardening", "server/worker_ipc"),
         *("sessions/copy", "sessions/document", "sessions/fields"),
         *("sessions/list_query", "sessions/page", "tokens/caller", "tokens/jwks", "tokens/mint"),
     )

@@ -1,221 +1,226 @@
-"""`bff serve` as a process, real sockets on both sides."""
+"""The bounds of a connection, without the fast path and with it."""
 
-import asyncio
 import json
-import signal
-import socket
-import time
-from urllib.parse import quote, unquote
 
-import httpx2
 import pytest
-from support.rawsockets import request
-from support.world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, http, read, running_upstream
+from support.differential import (
+    GOOD,
+    PREFLIGHT,
+    FakeLoop,
+    both_sides,
+    connect_both,
+    feed_both,
+    request,
+    statuses,
+)
+from support.world import OFF, Clock
 
-from bff.demo.upstream import Answer, session
+from bff.server.connection import MAX_PIPELINED
 
-
-def ask(gateway: Gateway, segment: str, *scopes: str, **headers: str) -> httpx2.Response:
-    authorization = f"Bearer {gateway.token(*(scopes or ['read:sessions']))}"
-    sent = {"authorization": authorization, "origin": ORIGIN} | {
-        name.replace("_", "-"): value for name, value in headers.items()
-    }
-    return http.get(gateway.url + PATH + segment, headers=sent)
-
-
-def raw_get(gateway: Gateway, target: str, *lines: str) -> bytes:
-    token = gateway.token("read:sessions")
-    return gateway.raw(request(target, "Connection: close", *lines, token=token))
+pytestmark = pytest.mark.anyio
 
 
-def test_a_session_end_to_end(gateway: Gateway, upstream: running_upstream) -> None:
-    before = len(upstream.seen)
+@pytest.mark.parametrize("before", [1, 2, 5])
+async def test_invalid_bytes_end_the_connection_after_due_answers(
+    clock: Clock, before: int
+) -> None:
+    async with both_sides(clock) as sides:
+        await feed_both(sides, request(GOOD))
+        for good in (PREFLIGHT, request(GOOD)):
+            transports = connect_both(sides)
+            data = good * before + b"NOT HTTP\r\n\r\n" + good
+            answer = await feed_both(sides, data, transports=transports)
+            assert answer.count(b"HTTP/1.1 20") == answer.count(b"HTTP/1.1") == before
+            assert answer.count(b"connection: close") == 1
+            assert answer.rindex(b"HTTP/1.1") < answer.index(b"connection: close")
+            assert [t.closed for t in transports] == [True, True]
+        assert sides[0].records() == sides[1].records()
 
-    first = ask(gateway, "chat-1")
-    again = ask(gateway, FRIENDLY["chat-1"])
-    same = ask(gateway, "chat-1", if_none_match=first.headers["etag"])
 
-    assert [r.status_code for r in (first, again, same)] == [200, 200, 304]
-    assert first.json()["externalId"] == "chat-1"
-    assert "triggerConfig" not in first.json()
-    (seen,) = upstream.seen[before:]
-    assert seen.header("authorization") == f"Bearer {SECRET_KEY}"
-    assert seen.header("origin") is None
+async def test_invalid_bytes_get_one_400_and_nothing_after_it(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        transports = connect_both(sides)
+        await feed_both(sides, PREFLIGHT, PREFLIGHT, transports=transports)
+        answer = await feed_both(sides, b"NOT HTTP\r\n\r\n" + PREFLIGHT, transports=transports)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+        for transport in transports:
+            transport.protocol.data_received(PREFLIGHT)
+            assert transport.late_writes == 0, "repeated bytes are not answered either"
+            assert transport.ended
+        assert sides[0].records() == sides[1].records()
+
+
+async def test_malformed_body_gets_no_second_answer(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        head = request("transfer-encoding: chunked", method="POST")
+        answer = await feed_both(sides, head, b"zz\r\n")
+        assert statuses(answer) == [405]
+        answer = await feed_both(sides, head + b"zz\r\n")
+        assert statuses(answer) == [400]
+        answer = await feed_both(sides, PREFLIGHT + head + b"zz\r\n")
+        assert statuses(answer) == [204, 405]
+        assert sides[0].records() == sides[1].records()
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("data", "status"),
     [
-        *("..%2f", "..%2Fother", "%2e%2e%2f", "%252e%252e%252f", "..;/", "..%3b%2f", "%5c..%5c"),
-        *("%2f%2f", "%2f", "%3f", "%23", "a%3fb%23c", "%00", "%0d%0a", "%0d%0aX-A:%20b", "%c0%ae"),
-        *(
-            ".",
-            "..",
-            "%2e",
-            "%2e%2e",
-            "%252e",
-            "../sessions",
-            "./x",
-            "a?b=c",
-            "a#b",
-            "a;b",
-            "a%25b",
-        ),
-        *("a\\b", "'", '"', "<x>", "|", "^", "{}", "~", "!$&()*+,;=:@", "%F0%9F%98%80"),
+        (request(*["x: y"] * 100), 431),
+        (request("x: " + "y" * 66_000), 431),
+        (request("x: " + "y" * 66_000)[:-2], 431),
+        (request(target="/" + "y" * 66_000), 431),
+        (request("content-length: 3") + b"abc", 400),
+        (request("transfer-encoding: chunked") + b"0\r\n\r\n", 400),
+        (request(version="2.0"), 400),
     ],
+    ids=["headers", "head", "half a head", "target", "body", "chunks", "version"],
 )
-def test_upstream_sees_exactly_one_encoded_segment_or_nothing(
-    gateway: Gateway, upstream: running_upstream, target: str
+async def test_head_beyond_a_bound_is_refused(clock: Clock, data: bytes, status: int) -> None:
+    async with both_sides(clock) as sides:
+        first = PREFLIGHT
+        for reads in ((data,), (first, data), (data[:50], data[50:]), (first, first, data)):
+            answer = await feed_both(sides, *reads)
+            assert statuses(answer)[-1] == status
+            assert b"connection: close" in answer
+        answer = await feed_both(sides, first + data)
+        assert statuses(answer) == [204], "the connection closes after the answer that was due"
+        assert sides[0].records() == sides[1].records()
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"0\r\n" + b"x: y\r\n" * 12_000,
+        b"0\r\nx: " + b"y" * 70_000,
+        b"1\r\na\r\n" * 14_000,
+        b"1;" + b"x" * 70_000,
+    ],
+    ids=["trailers", "a trailer", "chunks", "extension"],
+)
+async def test_framing_of_a_body_is_bounded_like_a_head(clock: Clock, tail: bytes) -> None:
+    async with both_sides(clock) as sides:
+        head = request("transfer-encoding: chunked", method="POST")
+        transports = connect_both(sides)
+        pieces = [tail[n : n + 10_000] for n in range(0, len(tail), 10_000)]
+        answer = await feed_both(sides, head, *pieces, transports=transports)
+        assert statuses(answer) == [405]
+        assert [t.ended for t in transports] == [True, True]
+        assert [len(t.protocol.headers) for t in transports] == [2, 2], "no trailer is kept"
+        answer = await feed_both(sides, head + tail)
+        assert statuses(answer) == [431]
+        assert sides[0].records() == sides[1].records()
+
+
+async def test_long_body_is_accepted_and_its_trailers_are_ignored(
+    clock: Clock,
 ) -> None:
-    before = len(upstream.seen)
-
-    answer = raw_get(gateway, PATH + target)
-
-    status = int(answer.split(b" ", 2)[1])
-    asked = upstream.seen[before:]
-    assert status in (200, 400, 404, 410)
-    assert len(asked) == (1 if status in (200, 404) else 0)
-    for seen in asked:
-        segment = seen.raw_path.removeprefix(PATH)
-        assert seen.raw_path.startswith(PATH)
-        assert seen.query == ""
-        assert "/" not in segment
-        assert segment not in (".", "..")
-        id_ = unquote(target.partition("?")[0].partition("#")[0], errors="strict")
-        assert segment == quote(id_, safe="")
+    async with both_sides(clock) as sides:
+        head = request("transfer-encoding: chunked", method="POST")
+        chunk = b"%x\r\n%b\r\n" % (50_000, b"x" * 50_000)
+        end = b"0\r\nhost: y\r\nauthorization: x\r\n\r\n"
+        answer = await feed_both(sides, head, *[chunk] * 10, end, request(GOOD))
+        assert statuses(answer) == [405, 200]
 
 
-def test_500_browsers_on_a_cold_session_are_one_call(
-    gateway: Gateway, upstream: running_upstream
-) -> None:
-    """On sockets, all in flight at once, half of them not entitled."""
-    upstream.app.environments[0].add(session(50, "chat-cold"))
-
-    async def slow(_: object) -> Answer | None:
-        await asyncio.sleep(0.3)
-        return None
-
-    async def status(token: str) -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(request(PATH + "chat-cold", "Connection: close", token=token))
-        answer = await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        return int(answer.split()[1])
-
-    async def everyone() -> list[int]:
-        entitled = gateway.token(*read("chat-cold"))
-        unnamed = [gateway.token(*read("chat-1")), gateway.token(*read(FRIENDLY["chat-2"]))]
-        tokens = [entitled, unnamed[0], entitled, unnamed[1]] * 125
-        return await asyncio.gather(*map(status, tokens))
-
-    upstream.app.override = slow
-    before = len(upstream.seen)
-    try:
-        statuses = asyncio.run(everyone())
-    finally:
-        upstream.app.override = None
-
-    assert statuses == [200, 403, 200, 403] * 125
-    assert len(upstream.seen) - before == 1
+@pytest.mark.parametrize("good", [PREFLIGHT, request(GOOD)], ids=["hit", "load"])
+async def test_pipeline_is_answered_up_to_its_bound(clock: Clock, good: bytes) -> None:
+    async with both_sides(clock, **OFF) as sides:
+        for number in (MAX_PIPELINED, MAX_PIPELINED + 1, MAX_PIPELINED + 2, 200):
+            transports = connect_both(sides)
+            answer = await feed_both(sides, good * number, transports=transports)
+            assert answer.count(b"HTTP/1.1 20") == min(number, MAX_PIPELINED + 1)
+            assert transports[1].closed == (number > MAX_PIPELINED + 1)
+        assert sides[0].records() == sides[1].records()
 
 
-def test_odd_requests_are_answered_or_refused_never_failed(gateway: Gateway) -> None:
-    token = gateway.token("read:sessions")
-    good = f"authorization: Bearer {token}"
-    start, end = f"GET {PATH}chat-1 HTTP/1.1", "connection: close\r\n\r\n"
-    requests = [
-        "GARBAGE\r\n\r\n",
-        "GET / HTTP/9.9\r\n\r\n",
-        f"OPTIONS * HTTP/1.1\r\nhost: x\r\n{end}",
-        f"GET {PATH}chat-1 HTTP/1.0\r\n{good}\r\n\r\n",
-        f"GET http://evil.example{PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{good}\r\n{end}",
-        f"{start}\r\nhost: evil/..?#\r\n{good}\r\n{end}",
-        f"{start}\r\nhost: x\r\nauthorization: Bearer \xff\r\n{end}",
-        f"{start}\r\nhost: x\r\norigin: \xff\r\n{end}",
-        f"{start}\r\nhost: x\r\n{good}\r\nif-none-match: {'x,' * 20000}\r\n{end}",
-        f"{start}\r\nhost: x\r\n{good}\r\nx-forwarded-for: {'a,' * 20000}\r\n{end}",
-        f"GET {PATH}\xc3\xbc HTTP/1.1\r\nhost: x\r\n{good}\r\n{end}",
-        f"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n{end}",
-        f"TRACE {PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{end}",
-    ]
-    for text in requests:
-        answer = gateway.raw(text.encode("latin-1"))
-        status = int(answer.split(b" ", 2)[1]) if answer else 0
-        assert status < 500, (text[:80], answer[:200])
-    assert ask(gateway, "chat-1").status_code == 200
-    assert "Traceback" not in gateway.output
+async def test_gateway_stops_reading_from_a_slow_reader(clock: Clock) -> None:
+    async with both_sides(clock, BFF_IP_RATE_LIMIT="off", BFF_RATE_LIMIT="off") as sides:
+        side = sides[1]
+        await feed_both(sides, request(GOOD))
+        transport = side.connect()
+        transport.protocol.pause_writing()  # as the transport does when its buffer is full
+        assert await side.feed_unsettled(transport, request(GOOD) * 30) == b""
+        assert not transport.reading
+        transport.protocol.resume_writing()
+        await side.settle()
+        assert transport.sent.count(b"HTTP/1.1 200") == 30
+        assert transport.reading
 
 
-def test_upstream_comes_and_goes() -> None:
-    """Nobody listens where upstream was; then somebody does again."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with Gateway(port, BFF_CACHE_TTL="0.2", BFF_CACHE_STALE_WHILE_REVALIDATE="0") as gateway:
-        down = ask(gateway, "chat-1")
-        assert (down.status_code, down.json()["code"]) == (502, "upstream_unavailable")
-        assert down.headers["access-control-allow-origin"] == ORIGIN
-        assert http.get(gateway.ops_url + "/readyz").status_code == 503
-
-        with running_upstream(port):
-            up = ask(gateway, "chat-1")
-            assert up.status_code == 200
-        time.sleep(0.3)
-        stale = ask(gateway, "chat-1")
-        assert (stale.status_code, stale.content) == (200, up.content)
-        assert http.get(gateway.ops_url + "/readyz").status_code == 200
-
-        with running_upstream(port):
-            time.sleep(1.1)
-            assert ask(gateway, "chat-1").headers["age"] == "0"
+async def test_idle_connection_closes_and_a_busy_one_does_not(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        for side in sides:
+            transport, loop = side.connect(), FakeLoop()
+            transport.protocol.loop = loop
+            await side.feed(transport, PREFLIGHT)
+            assert loop.seconds == [75]
+            loop.now += 60
+            await side.feed(transport, PREFLIGHT)
+            assert loop.seconds == [75], "one timer serves all requests"
+            loop.now += 15
+            loop.timers[-1].run()
+            assert not transport.closed
+            assert loop.seconds == [60]
+            loop.now += 60
+            loop.timers[-1].run()
+            assert transport.closed
 
 
-def test_requests_in_flight_finish_when_it_is_told_to_stop(upstream: running_upstream) -> None:
-    with Gateway(upstream.port) as gateway, socket.socket() as connection:
-
-        async def slow(_: object) -> Answer | None:
-            gateway.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.5)
-            return None
-
-        upstream.app.override = slow
-        connection.connect(("127.0.0.1", gateway.port))
-        authorization = f"authorization: Bearer {gateway.token('read:sessions')}"
-        head = f"GET {PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{authorization}\r\n\r\n"
-        connection.sendall(head.encode())
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
-        upstream.app.override = None
-
-        assert answer.startswith(b"HTTP/1.1 200 OK")
-        assert b'"externalId":"chat-1"' in answer
-        assert gateway.process.wait(timeout=5) == 0
+async def test_connection_is_not_idle_while_a_request_arrives(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        transport, loop = sides[1].connect(), FakeLoop()
+        transport.protocol.loop = loop
+        await sides[1].feed(transport, PREFLIGHT + b"GET / HT")
+        assert loop.seconds == [10], "the deadline of the second request"
+        await sides[1].feed(transport, b"TP/1.1\r\n")
+        await sides[1].feed(transport, b"host: x\r\n\r\n")
+        assert transport.sent.startswith(b"HTTP/1.1 200")
+        assert loop.seconds == [75]
+        await sides[1].feed(transport, b"GET / HT")
+        loop.now += 80
+        loop.timers[0].run()
+        assert not transport.closed
+        assert loop.seconds == [10], "the deadline of the third request"
+        loop.timers[-1].run()
+        assert transport.closed
 
 
-def test_every_line_it_prints_is_json_without_secrets(upstream: running_upstream) -> None:
-    with Gateway(upstream.port) as gateway:
-        token = gateway.token("read:sessions")
-        http.get(gateway.url + PATH + "chat-1?sentinel-query", headers={"authorization": token})
-        ask(gateway, "chat-1")
-        ask(gateway, "nope")
-        http.get(gateway.url + PATH + "chat-1", headers={"authorization": f"Bearer {SECRET_KEY}"})
-        gateway.raw(b"GARBAGE sentinel-garbage\r\n\r\n")
-        metrics = http.get(gateway.ops_url + "/metrics").text
-        refused = ask(gateway, "%00")
-    lines = [json.loads(line) for line in gateway.output.splitlines()]
-
-    for hidden in (SECRET_KEY, "own-signing-key", token, "sentinel", "first message", "tenant"):
-        assert hidden not in gateway.output + metrics
-    ids = {line.get("request_id") for line in lines}
-    assert refused.headers["x-request-id"] in ids
-    assert {"listening", "load_finished", "request_refused", "secret_key_sent_by_browser"} <= {
-        line["event"] for line in lines
-    }
+async def test_empty_lines_do_not_keep_a_connection_open(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        for side in sides:
+            transport, loop = side.connect(), FakeLoop()
+            transport.protocol.loop = loop
+            await side.feed(transport, PREFLIGHT)
+            for _ in range(15):
+                loop.now += 5
+                await side.feed(transport, b"\r\n")
+            assert loop.seconds == [75]
+            loop.timers[-1].run()
+            assert transport.closed
 
 
-def test_the_ops_port_is_on_loopback_and_apart(gateway: Gateway) -> None:
-    assert http.get(gateway.ops_url + "/healthz").json() == {"status": "ok"}
-    assert "bff_requests_total" in http.get(gateway.ops_url + "/metrics").text
-    assert http.get(gateway.url + "/metrics").status_code == 404
-    assert http.get(gateway.ops_url + PATH + "chat-1").status_code == 404
+async def test_connection_is_not_idle_during_a_load(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        transport = sides[1].connect()
+        transport.protocol.data_received(PREFLIGHT + request(GOOD))
+        assert transport.sent.startswith(b"HTTP/1.1 204")
+        assert transport.protocol._idle_timer is None
+        await sides[1].settle()
+        assert transport.sent.count(b"HTTP/1.1 200") == 1
+        assert transport.protocol._idle_timer is not None
+
+
+async def test_connection_closes_when_its_last_answer_is_not_read(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        for side in sides:
+            transport, loop = side.connect(), FakeLoop()
+            transport.protocol.loop = loop
+            transport.close = lambda t=transport: setattr(t, "closed", True)  # type: ignore[method-assign]
+            await side.feed(transport, PREFLIGHT + b"NOT HTTP\r\n\r\n")
+            assert transport.closed
+            assert loop.seconds == [75]
+            loop.timers[-1].run()
+            counts, _ = side.records()
+            assert counts["bff_closed_connections", "unread_answer"] == 1

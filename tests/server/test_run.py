@@ -1,14 +1,35 @@
-"""The process: sockets that systemd opened outlive it."""
+"""`bff serve` as a process, with real sockets on both sides."""
 
+import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from urllib.parse import quote, unquote
 
-from support.world import KEPT, environ, http
+import httpx2
+import pytest
+from support.rawsockets import request
+from support.world import (
+    FRIENDLY,
+    KEPT,
+    ORIGIN,
+    PATH,
+    SECRET_KEY,
+    Gateway,
+    environ,
+    http,
+    read,
+    running_upstream,
+)
 
-# What systemd does: sockets at 3 and 4, and the process's own id in LISTEN_PID.
+from bff.demo.upstream import Answer, session
+from bff.server import run
+
+# As systemd does: sockets at 3 and 4, and the id of the process in LISTEN_PID.
 ACTIVATE = """
 import os, sys
 for fd, target in ((int(sys.argv[1]), 3), (int(sys.argv[2]), 4)):
@@ -18,8 +39,8 @@ os.execv(sys.executable, [sys.executable, "-m", "bff", "serve"])
 """
 
 
-def started(*sockets: socket.socket) -> subprocess.Popen[str]:
-    # Away from 3 and 4 first, or one would be put over the other.
+def start(*sockets: socket.socket) -> subprocess.Popen[str]:
+    # Numbers beyond 3 and 4, or one socket could take the place of the other.
     numbers = [os.dup2(sock.fileno(), 20 + n) for n, sock in enumerate(sockets)]
     process = subprocess.Popen(
         [sys.executable, "-c", ACTIVATE, *map(str, numbers)],
@@ -33,15 +54,15 @@ def started(*sockets: socket.socket) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_restart_behind_an_inherited_socket_refuses_nobody() -> None:
+def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as browser,
         socket.create_server(("127.0.0.1", 0)) as ops,
     ):
         url = f"http://127.0.0.1:{browser.getsockname()[1]}/healthz"
         for _ in range(2):
-            process = started(browser, ops)
-            # Asked at once: the socket is open, so this waits for the process instead of failing.
+            process = start(browser, ops)
+            # The socket is open, so this request waits until the process is ready.
             assert http.get(url, timeout=20).status_code == 200
             address = f"http://127.0.0.1:{ops.getsockname()[1]}"
             assert "bff_requests" in http.get(address + "/metrics").text
@@ -51,7 +72,210 @@ def test_a_restart_behind_an_inherited_socket_refuses_nobody() -> None:
             assert listening["browser"].endswith(str(browser.getsockname()[1]))
 
 
-def test_sockets_meant_for_another_process_are_not_taken() -> None:
-    from bff.server import run  # noqa: PLC0415
-
+def test_sockets_for_another_process_are_ignored() -> None:
     assert run.inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "ops"}) == {}
+
+
+def get(gateway: Gateway, segment: str, *scopes: str, **headers: str) -> httpx2.Response:
+    authorization = f"Bearer {gateway.token(*(scopes or ['read:sessions']))}"
+    sent = {"authorization": authorization, "origin": ORIGIN} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    return http.get(gateway.url + PATH + segment, headers=sent)
+
+
+def raw_get(gateway: Gateway, target: str, *lines: str) -> bytes:
+    token = gateway.token("read:sessions")
+    return gateway.raw(request(target, "Connection: close", *lines, token=token))
+
+
+def test_session_is_served_end_to_end(gateway: Gateway, upstream: running_upstream) -> None:
+    before = len(upstream.seen)
+
+    first = get(gateway, "chat-1")
+    again = get(gateway, FRIENDLY["chat-1"])
+    same = get(gateway, "chat-1", if_none_match=first.headers["etag"])
+
+    assert [r.status_code for r in (first, again, same)] == [200, 200, 304]
+    assert first.json()["externalId"] == "chat-1"
+    assert "triggerConfig" not in first.json()
+    (seen,) = upstream.seen[before:]
+    assert seen.header("authorization") == f"Bearer {SECRET_KEY}"
+    assert seen.header("origin") is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("..%2f", "..%2Fother", "%2e%2e%2f", "%252e%252e%252f", "..;/", "..%3b%2f", "%5c..%5c"),
+        *("%2f%2f", "%2f", "%3f", "%23", "a%3fb%23c", "%00", "%0d%0a", "%0d%0aX-A:%20b", "%c0%ae"),
+        *(
+            ".",
+            "..",
+            "%2e",
+            "%2e%2e",
+            "%252e",
+            "../sessions",
+            "./x",
+            "a?b=c",
+            "a#b",
+            "a;b",
+            "a%25b",
+        ),
+        *("a\\b", "'", '"', "<x>", "|", "^", "{}", "~", "!$&()*+,;=:@", "%F0%9F%98%80"),
+    ],
+)
+def test_upstream_gets_one_encoded_segment_or_no_request(
+    gateway: Gateway, upstream: running_upstream, target: str
+) -> None:
+    before = len(upstream.seen)
+
+    answer = raw_get(gateway, PATH + target)
+
+    status = int(answer.split(b" ", 2)[1])
+    calls = upstream.seen[before:]
+    assert status in (200, 400, 404, 410)
+    assert len(calls) == (1 if status in (200, 404) else 0)
+    for seen in calls:
+        segment = seen.raw_path.removeprefix(PATH)
+        assert seen.raw_path.startswith(PATH)
+        assert seen.query == ""
+        assert "/" not in segment
+        assert segment not in (".", "..")
+        id_ = unquote(target.partition("?")[0].partition("#")[0], errors="strict")
+        assert segment == quote(id_, safe="")
+
+
+def test_500_browsers_of_a_cold_session_cause_one_load(
+    gateway: Gateway, upstream: running_upstream
+) -> None:
+    """All are in flight at once, and half of the callers have no access."""
+    upstream.app.environments[0].add(session(50, "chat-cold"))
+
+    async def slow(_: object) -> Answer | None:
+        await asyncio.sleep(0.3)
+        return None
+
+    async def status(token: str) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(request(PATH + "chat-cold", "Connection: close", token=token))
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return int(answer.split()[1])
+
+    async def all_statuses() -> list[int]:
+        named = gateway.token(*read("chat-cold"))
+        unnamed = [gateway.token(*read("chat-1")), gateway.token(*read(FRIENDLY["chat-2"]))]
+        tokens = [named, unnamed[0], named, unnamed[1]] * 125
+        return await asyncio.gather(*map(status, tokens))
+
+    upstream.app.override = slow
+    before = len(upstream.seen)
+    try:
+        statuses = asyncio.run(all_statuses())
+    finally:
+        upstream.app.override = None
+
+    assert statuses == [200, 403, 200, 403] * 125
+    assert len(upstream.seen) - before == 1
+
+
+def test_odd_requests_never_cause_a_5xx(gateway: Gateway) -> None:
+    token = gateway.token("read:sessions")
+    good = f"authorization: Bearer {token}"
+    start, end = f"GET {PATH}chat-1 HTTP/1.1", "connection: close\r\n\r\n"
+    requests = [
+        "GARBAGE\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        f"OPTIONS * HTTP/1.1\r\nhost: x\r\n{end}",
+        f"GET {PATH}chat-1 HTTP/1.0\r\n{good}\r\n\r\n",
+        f"GET http://evil.example{PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{good}\r\n{end}",
+        f"{start}\r\nhost: evil/..?#\r\n{good}\r\n{end}",
+        f"{start}\r\nhost: x\r\nauthorization: Bearer \xff\r\n{end}",
+        f"{start}\r\nhost: x\r\norigin: \xff\r\n{end}",
+        f"{start}\r\nhost: x\r\n{good}\r\nif-none-match: {'x,' * 20000}\r\n{end}",
+        f"{start}\r\nhost: x\r\n{good}\r\nx-forwarded-for: {'a,' * 20000}\r\n{end}",
+        f"GET {PATH}\xc3\xbc HTTP/1.1\r\nhost: x\r\n{good}\r\n{end}",
+        f"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n{end}",
+        f"TRACE {PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{end}",
+    ]
+    for text in requests:
+        answer = gateway.raw(text.encode("latin-1"))
+        status = int(answer.split(b" ", 2)[1]) if answer else 0
+        assert status < 500, (text[:80], answer[:200])
+    assert get(gateway, "chat-1").status_code == 200
+    assert "Traceback" not in gateway.output
+
+
+def test_gateway_recovers_when_upstream_returns() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with Gateway(port, BFF_CACHE_TTL="0.2", BFF_CACHE_STALE_WHILE_REVALIDATE="0") as gateway:
+        down = get(gateway, "chat-1")
+        assert (down.status_code, down.json()["code"]) == (502, "upstream_unavailable")
+        assert down.headers["access-control-allow-origin"] == ORIGIN
+        assert http.get(gateway.ops_url + "/readyz").status_code == 503
+
+        with running_upstream(port):
+            up = get(gateway, "chat-1")
+            assert up.status_code == 200
+        time.sleep(0.3)
+        stale = get(gateway, "chat-1")
+        assert (stale.status_code, stale.content) == (200, up.content)
+        assert http.get(gateway.ops_url + "/readyz").status_code == 200
+
+        with running_upstream(port):
+            time.sleep(1.1)
+            assert get(gateway, "chat-1").headers["age"] == "0"
+
+
+def test_sigterm_lets_requests_in_flight_finish(upstream: running_upstream) -> None:
+    with Gateway(upstream.port) as gateway, socket.socket() as connection:
+
+        async def slow(_: object) -> Answer | None:
+            gateway.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            return None
+
+        upstream.app.override = slow
+        connection.connect(("127.0.0.1", gateway.port))
+        authorization = f"authorization: Bearer {gateway.token('read:sessions')}"
+        head = f"GET {PATH}chat-1 HTTP/1.1\r\nhost: x\r\n{authorization}\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+        upstream.app.override = None
+
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b'"externalId":"chat-1"' in answer
+        assert gateway.process.wait(timeout=5) == 0
+
+
+def test_log_lines_are_json_without_secrets(upstream: running_upstream) -> None:
+    with Gateway(upstream.port) as gateway:
+        token = gateway.token("read:sessions")
+        http.get(gateway.url + PATH + "chat-1?sentinel-query", headers={"authorization": token})
+        get(gateway, "chat-1")
+        get(gateway, "nope")
+        http.get(gateway.url + PATH + "chat-1", headers={"authorization": f"Bearer {SECRET_KEY}"})
+        gateway.raw(b"GARBAGE sentinel-garbage\r\n\r\n")
+        metrics = http.get(gateway.ops_url + "/metrics").text
+        refused = get(gateway, "%00")
+    lines = [json.loads(line) for line in gateway.output.splitlines()]
+
+    for hidden in (SECRET_KEY, "own-signing-key", token, "sentinel", "first message", "tenant"):
+        assert hidden not in gateway.output + metrics
+    ids = {line.get("request_id") for line in lines}
+    assert refused.headers["x-request-id"] in ids
+    assert {"listening", "load_finished", "request_refused", "secret_key_sent_by_browser"} <= {
+        line["event"] for line in lines
+    }
+
+
+def test_ops_routes_are_on_the_ops_port_only(gateway: Gateway) -> None:
+    assert http.get(gateway.ops_url + "/healthz").json() == {"status": "ok"}
+    assert "bff_requests_total" in http.get(gateway.ops_url + "/metrics").text
+    assert http.get(gateway.url + "/metrics").status_code == 404
+    assert http.get(gateway.ops_url + PATH + "chat-1").status_code == 404

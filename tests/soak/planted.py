@@ -48,8 +48,8 @@ PLANTED = [
     Planted(
         "an answer was lost",
         "bff/server/connection.py",
-        "        self._chunk = len(data)\n",
-        "        self._chunk = len(data)\n        len(data) % 7 or self.transport.abort()\n",
+        "        self._read_bytes = len(data)\n",
+        "        self._read_bytes = len(data)\n        len(data) % 7 or self.transport.abort()\n",
     ),
     Planted(
         "the budget was exceeded",
@@ -87,7 +87,7 @@ PLANTED = [
     Planted(
         "connections were left open",
         "bff/server/connection.py",
-        "        self._connections.leave(self._peer)\n",
+        "        self._connections.leave(self.peer)\n",
         "",
     ),
     Planted(

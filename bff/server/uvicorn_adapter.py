@@ -1,0 +1,131 @@
+"""uvicorn's HTTP protocol class behind a small interface.
+
+No other module depends on how that class works inside: its request cycles, queue, flow control and
+timers. uvicorn does not promise to keep them, so pyproject.toml bounds its version, and the fast
+path is used only with the sources that it was tested with.
+"""
+
+import asyncio
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http import flow_control, httptools_impl
+
+_SUPPORTED: Final = frozenset(
+    ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
+)
+"""SHA-256 of the sources of uvicorn that the fast path was tested with."""
+
+
+def why_unusable() -> str | None:
+    """Tell why the fast path cannot be used with the installed uvicorn; None if it can."""
+    try:
+        sources = [Path(str(m.__file__)).read_bytes() for m in (httptools_impl, flow_control)]
+    except OSError:
+        return "the sources of uvicorn are not installed, so they cannot be compared"
+    if sha256(b"".join(sources)).hexdigest() not in _SUPPORTED:
+        return f"it was not tested with uvicorn {uvicorn.__version__}"
+    return None
+
+
+class ClosedSafeTransport:
+    """A transport for answers that ignores writes after the browser left; uvloop's would raise."""
+
+    __slots__ = ("_write", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._write = transport.write
+        self.close, self.is_closing = transport.close, transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, unless the connection is closing."""
+        if not self.is_closing():
+            self._write(data)
+
+
+class UvicornProtocol(httptools_impl.HttpToolsProtocol):
+    """One connection. Subclasses override the callbacks of asyncio and of the parser.
+
+    Of uvicorn's own attributes they use only those that are declared below; the rest of what they
+    need is a method (`tests/server/test_uvicorn_adapter.py`).
+    """
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    parser: httptools.HttpRequestParser
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    """The headers of the newest request; names are in lower case."""
+    peer = "local"
+    """The address at the other end."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.headers = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the connection."""
+        super().connection_made(transport)
+        if self.client:
+            self.peer = self.client[0]
+
+    def hand_over(self, extensions: dict[str, object] | None = None) -> None:
+        """Give the request to the application, which answers it after all earlier ones.
+
+        Makes the ASGI scope, for which uvicorn's callbacks of the parser are called now, and not
+        while the head is parsed. *extensions* go into the scope.
+        """
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url = url
+        self.headers += headers  # the list in the scope
+        if extensions is not None:
+            self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
+        super().on_headers_complete()
+        self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False
+
+    # -- the requests that the application answers
+
+    def is_answering(self) -> bool:
+        """Tell whether an answer of the application is not complete yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def must_queue(self) -> bool:
+        """Tell whether a request has to wait: for an earlier answer, or for a slow reader."""
+        return (
+            self.cycle is not None and not self.cycle.response_complete
+        ) or self.flow.write_paused
+
+    def unanswered(self) -> int:
+        """Count the requests that the application has not answered yet."""
+        return len(self.pipeline) + self.is_answering()
+
+    def is_answer_started(self) -> bool:
+        """Tell whether the newest answer of the application has been written in part."""
+        return self.cycle.response_started
+
+    def is_closing_after_answer(self) -> bool:
+        """Tell whether the connection ends with the newest answer of the application."""
+        return self.cycle is not None and not self.cycle.keep_alive
+
+    def close_after_answer(self) -> None:
+        """End the connection with the newest answer of the application."""
+        self.cycle.keep_alive = False
+
+    def discard_answer(self) -> None:
+        """Write nothing of the newest answer of the application."""
+        self.cycle.disconnected = True
+
+    def on_response_complete(self) -> None:
+        """Start the next queued request, but not uvicorn's idle timer; subclasses have one."""
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+
+    def server_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the server's own headers: another list each time they change, once a second."""
+        return self.server_state.default_headers
