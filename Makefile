@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo test test-python test-programs coverage faults mutants soak soak-faults fuzz \
+.PHONY: help demo setup test test-python test-programs coverage faults mutants soak soak-faults fuzz \
   bench simulate audit lint format docs programs lock clean
 
 help: ## Show this
@@ -15,6 +15,8 @@ help: ## Show this
 
 demo: $(VENV)/run ## Run the gateway in front of a pretend upstream, and print lines to paste
 	@$(BIN)/bff demo
+
+setup: $(VENV)/dev $(NODE_MODULES) ## Install the packages, pinned with hashes
 
 test: lint test-python ## Run lint, format check, types, import contracts and tests
 
