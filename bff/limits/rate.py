@@ -197,7 +197,11 @@ class Limiter:
 
     def charge(self, key: Hashable, now: float) -> Window:
         """Count one for *key*; raises as `window` does, and then counts nothing."""
-        window = self.window(key, now)
+        window = self._windows.get(key)  # `window`, written out: each hit charges twice
+        if window is None or window.ends <= now:
+            window = self._open(key, now)
+        if window.used >= window.renew_at and self._provider is not None:
+            window.more(self._provider)
         window.used += 1
         return window
 
