@@ -109,7 +109,10 @@ FAULTS = [
         8,
         "bff/gateway/admission.py",
         "        window = self._limits.address.charge(address, request.now)\n",
-        "        from bff.sessions import ids\n        key = address if head.path.startswith(ids.ROUTE) else head.path\n        window = self._limits.address.charge(key, request.now)\n",
+        "        from bff.sessions import ids\n"
+        "        limiter = self._limits.address\n"
+        "        count = limiter.charge if head.path.startswith(ids.ROUTE) else limiter.window\n"
+        "        window = count(address, request.now)\n",
         f"{_PATHS}::test_08_another_spelling_does_not_bypass_the_limits",
     ),
     Fault(
