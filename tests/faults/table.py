@@ -480,7 +480,7 @@ FAULTS = [
         "bff/limits/client_address.py",
         'rsplit(",", _MAX_HOPS)',
         'split(",")',
-        "tests/limits/test_rate.py::test_only_what_trusted_proxies_say_counts",
+        "tests/limits/test_client_address.py::test_forwarded_addresses_count_only_from_trusted_proxies",
     ),
     Fault(
         32,
