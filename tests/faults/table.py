@@ -254,14 +254,14 @@ FAULTS = [
         "bff/limits/client_address.py",
         "for hop in reversed(hops):",
         "for hop in hops:",
-        f"{_LIMITS}::test_22_the_leftmost_forwarded_address_is_an_invention",
+        f"{_LIMITS}::test_22_leftmost_forwarded_address_is_not_counted",
     ),
     Fault(
         23,
         "bff/limits/client_address.py",
         "        if parsed.ipv4_mapped is None:",
         "        if True:",
-        f"{_LIMITS}::test_23_mapped_addresses_are_ipv4_and_a_64_is_one",
+        f"{_LIMITS}::test_23_mapped_address_is_ipv4_and_a_64_is_one_address",
     ),
     Fault(
         24,
