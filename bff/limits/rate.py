@@ -13,10 +13,8 @@ from cachetools import FIFOCache
 
 MAX_RESET: Final = 60.0
 """Seconds. No answer tells a later reset, because the official SDK waits for it however late."""
-
 LEASE_DIVISOR: Final = 4
 """Replicas together hold at most this part (a quarter) of a window's remaining quota unused."""
-
 _NEVER: Final = sys.maxsize
 
 
