@@ -9,7 +9,8 @@ from bff.config import values
 from bff.config.declaration import setting
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.values import Secret
-from bff.tokens.jwks import SHARED_ALGORITHM, read_jwks
+from bff.tokens.algorithms import SHARED_ALGORITHM
+from bff.tokens.jwks import read_jwks
 from bff.tokens.verify import ISSUER
 
 
@@ -135,7 +136,7 @@ def _check_keys(
     settings: dict[str, Any], jwks_file: str | None, problem: Callable[[str], None]
 ) -> None:
     algorithms: tuple[str, ...] = settings["algorithms"]
-    shared = algorithms == (SHARED_ALGORITHM,)
+    shared = algorithms == (SHARED_ALGORITHM.name,)
     origins = settings | {"jwks_file": jwks_file}
     given = [key for key in ("jwks_url", "jwks_file", "shared_keys") if origins[key]]
     if len(given) != 1 or (given == ["shared_keys"]) is not shared:

@@ -11,7 +11,7 @@ from math import nan
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bff.replicas.valkey import StoreAddress
-from bff.tokens.jwks import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
+from bff.tokens.algorithms import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 
 MAX_TIMEOUT_SECONDS = 60
 """Upper bound of every timeout: an operator who means milliseconds writes thousands."""
@@ -313,15 +313,15 @@ def cookie(text: str) -> str:
 
 def algorithms(text: str) -> tuple[str, ...]:
     algorithms = texts(text)
-    supported = (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM)
+    supported = tuple(one.name for one in (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM))
     if not algorithms or not set(algorithms) <= set(supported):
         raise InvalidValue(
             f"may contain {', '.join(supported)}; write the algorithms that the issuer signs with"
         )
-    if SHARED_ALGORITHM in algorithms and len(algorithms) > 1:
+    if SHARED_ALGORITHM.name in algorithms and len(algorithms) > 1:
         raise InvalidValue(
-            f"contains {SHARED_ALGORITHM} and others; a source has either shared or public keys; "
-            "keep one kind"
+            f"contains {SHARED_ALGORITHM.name} and others; "
+            "a source has either shared or public keys; keep one kind"
         )
     return algorithms
 

@@ -146,8 +146,7 @@ class Admission:
         """
         if request.caller_charged:
             return
-        # Without an actor a token says no more than its environment, so the address is added.
-        key = caller.key if caller.has_actor else (caller.key, request.address)
+        key = caller.limit_key(request.address)
         request.window = window = self._limits.caller.charge(key, request.now)
         request.caller_charged = True
         if window.exceeded:

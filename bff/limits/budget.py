@@ -1,32 +1,36 @@
-"""What may be spent of an environment's bucket upstream. Decides without I/O."""
+"""The upstream budget: how many loads may start, and when. No I/O.
+
+Times are seconds on the monotonic clock.
+"""
 
 from collections import deque
 from math import inf
+from typing import Final
 
 from bff.limits.rate import MAX_RESET
 
-_SAME_SECONDS = 1.0
-"""Upstream's periods that end as close together as this are one."""
+_SAME_SECONDS: Final = 1.0
+"""Two answers tell of the same upstream period if its ends differ by less than this."""
 
 
 class Budget:
-    """What the gateway may spend of one environment's bucket upstream.
+    """What the gateway may spend of one environment's rate limit upstream.
 
-    At most *limit* loads in any *seconds*; of the bucket that upstream reports, which is shared
-    with the customer's own backend, never the lower half; nothing while upstream says 429.
+    At most *limit* loads start in any *seconds*. The customer's own backend shares the limit that
+    upstream reports, so the gateway leaves it the lower half. After a 429 no load starts.
 
     Args:
-        limit: None for no limit of our own; upstream's word counts all the same.
+        limit: None for no limit of the gateway; upstream's limit counts all the same.
     """
 
     EPOCH = 30.0
-    """Seconds over which distinct sessions are counted as hot: twice a usual poll interval."""
+    """Seconds. A session that is asked for within an epoch is hot: twice a usual poll interval."""
 
     def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
         self.limit = limit
         self.seconds = seconds
         self.replicas = 1
-        """Among how many the limit is divided; not 1 while replicas cannot count together."""
+        """The number by which the limit is divided: 1, unless the store is down."""
         self._spent: deque[float] = deque(maxlen=limit)
         self._allowance = inf
         self._allowance_ends = -inf
@@ -35,10 +39,10 @@ class Budget:
         self._hot = 0
         self._hot_before = 0
         self.stretched = 0.0
-        """Seconds a copy must count as fresh for so that all hot sessions fit the budget."""
+        """Seconds for which copies count as fresh, so that loads of all hot sessions fit."""
 
     def wait(self, now: float) -> float:
-        """Seconds until one more load may be spent; 0 if it may now."""
+        """Return the seconds until one more load may start; 0 if it may start now."""
         if now < self._paused:
             return self._paused - now
         if self._allowance < 1 and now < self._allowance_ends:
@@ -50,21 +54,20 @@ class Budget:
         return 0.0
 
     def spend(self, now: float) -> None:
-        """Count one load; ask `wait` before."""
+        """Count one load; call `wait` first."""
         if self.limit is not None:
             self._spent.append(now)
         self._allowance -= 1
 
     def pause(self, now: float, seconds: float) -> None:
-        """Spend nothing for *seconds* (bounded to between 1 and `MAX_RESET`): upstream said 429."""
+        """Start no load for *seconds*, at least 1 and at most `MAX_RESET`: upstream said 429."""
         self._paused = max(self._paused, now + min(max(seconds, 1.0), MAX_RESET))
 
     def observe(self, now: float, *, limit: int, remaining: int, reset: float) -> None:
-        """Learn from an answer what is left upstream: *remaining* of *limit*, for *reset* seconds.
+        """Record what an answer of upstream tells: *remaining* of *limit* for *reset* seconds.
 
-        What is above the lower half may be spent until then. Answers overtake one another, and say
-        nothing of what was asked after them: of one period the lowest word counts, and none of a
-        former one.
+        The upper half may be spent until the reset. Answers can overtake one another, and none
+        knows of later requests: in one period the lowest number counts, and no earlier period's.
         """
         allowance, ends = remaining - limit // 2, now + min(max(reset, 0.0), MAX_RESET)
         later = ends - self._allowance_ends
@@ -76,7 +79,7 @@ class Budget:
             self._allowance, self._allowance_ends = allowance, ends
 
     def count_hot(self, epoch: int, now: float) -> int:
-        """Count a session as hot, unless it has been in *epoch* (its last); returns the current."""
+        """Count a hot session once an epoch: *epoch* is its last one, the current is returned."""
         current = int(now / self.EPOCH)
         if current != self._epoch:
             self._hot_before = self._hot if current == self._epoch + 1 else 0
@@ -89,7 +92,7 @@ class Budget:
         return current
 
     def left(self, now: float) -> int | None:
-        """How many loads may be spent at once now; None if nothing bounds them."""
+        """Return how many loads may start now; None if nothing bounds them."""
         if self.wait(now) > 0:
             return 0
         bounds = []

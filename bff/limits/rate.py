@@ -1,39 +1,40 @@
-"""Who is counted, and by what; and what may be spent upstream. Decides without I/O.
+"""Rate limits: each key has a window of requests, whole or leased from a provider. No I/O.
 
-Time is seconds on a clock that never jumps.
+Only this module moves a counter. Times are seconds on the monotonic clock.
 """
 
 import asyncio
 import sys
-from collections import OrderedDict
 from collections.abc import Hashable
 from math import inf
 from typing import Final, Protocol
 
-MAX_RESET = 60.0
-"""Seconds: the official SDK waits for a reset however far it is, so none is further away."""
-PARTS = 4
-"""All replicas together hold at most this part of what is left of a window without using it."""
-_NEVER = sys.maxsize
+from cachetools import FIFOCache
+
+MAX_RESET: Final = 60.0
+"""Seconds. No answer tells a later reset, because the official SDK waits for it however late."""
+LEASE_DIVISOR: Final = 4
+"""Replicas together hold at most this part (a quarter) of a window's remaining quota unused."""
+_NEVER: Final = sys.maxsize
 
 
 class QuotaProvider(Protocol):
-    """Gives out windows that several replicas share, a lease at a time."""
+    """Grants quota of windows that several replicas share, one lease at a time."""
 
     @property
     def up(self) -> bool:
-        """Whether it can be asked."""
+        """Whether quota can be leased now."""
 
     @property
     def replicas(self) -> int:
-        """Among how many a limit is divided while it cannot."""
+        """The number by which a limit is divided while no quota can be leased."""
 
     def lease(self, window: "Window", want: int) -> "asyncio.Task[None]":
-        """Begin to get *want* more, and then `grant` or `lease_failed` the window."""
+        """Start to lease *want* more; the task calls the window's `grant` or `lease_failed`."""
 
 
 class LeasePending(Exception):
-    """Whether one more may be taken is not known here: await *lease*, and ask again."""
+    """Nothing was counted, because quota is not leased yet: await *lease*, then decide again."""
 
     def __init__(self, limiter: "Limiter", lease: "asyncio.Task[None]") -> None:
         super().__init__(limiter.name)
@@ -42,14 +43,14 @@ class LeasePending(Exception):
 
 
 class Window:
-    """What one key has used of its limit, until when.
+    """What one key has used of its limit.
 
-    What may be used is what has been granted: without a lessor all of the limit, else what was
-    leased so far, or this replica's share while the lessor is away.
+    `granted` is what the key may use in this process: without a provider the whole limit; with
+    one the quota leased until now, or this replica's share while the provider is down.
     """
 
     headers = True
-    """Whether an answer that it counted carries the rate limit's header lines."""
+    """Whether answers carry header lines about this window."""
 
     __slots__ = (
         "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter",
@@ -63,42 +64,44 @@ class Window:
         self.used = 0
         self.granted = 0 if leased else limiter.limit
         self.remaining_elsewhere = limiter.limit - self.granted
-        """What the lessor had left when it was last asked."""
+        """The quota that the provider had left after the last lease."""
         self.renew_at = 0 if leased else _NEVER
-        """How many are used when more is leased."""
+        """When this many are used, more quota is leased."""
         self.leasing: asyncio.Task[None] | None = None
         self.waiting = 0
+        """Requests that wait for the current lease."""
         self._leased = False
         self._borrowed = 0
+        """The part of `granted` that was used without a lease while the provider was down."""
 
     def charge(self) -> None:
-        """Count one more."""
+        """Count one more request."""
         self.used += 1
 
     def refund(self) -> None:
-        """Give back one that was counted in this window."""
+        """Take back one request that this window counted."""
         self.used -= 1
 
     @property
     def exceeded(self) -> bool:
-        """Whether more was taken than the limit gives."""
+        """Whether more was counted than the limit allows."""
         return self.used > self.granted
 
     @property
     def first(self) -> bool:
-        """Whether the last one taken was the first too many."""
+        """Whether the last request counted is the first one above the limit."""
         return self.used == self.granted + 1
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left to take."""
+        """Whether the next request exceeds the limit."""
         return self.used >= self.granted
 
-    def more(self, provider: QuotaProvider) -> None:
-        """See to it that one can be taken, or is known not to be there.
+    def renew_lease(self, provider: QuotaProvider) -> None:
+        """Lease more quota in the background, or wait for it if none is left.
 
         Raises:
-            Unleased: neither is known before a lease is.
+            LeasePending: nothing is left before the lease ends.
         """
         if not provider.up:
             share = max(1, self.limiter.limit // provider.replicas)
@@ -107,7 +110,7 @@ class Window:
                 self.granted = share
             return
         if self._borrowed:
-            # What was spent without asking is leased afterwards; what was refused was not spent.
+            # The next lease pays for what was used without one; refused requests used nothing.
             self.used = min(self.used, self.granted)
             self.granted -= self._borrowed
             self._borrowed = 0
@@ -122,15 +125,15 @@ class Window:
             raise LeasePending(self.limiter, self.leasing)
 
     def _share(self, provider: QuotaProvider) -> int:
-        return max(1, self.remaining_elsewhere // (PARTS * provider.replicas))
+        return max(1, self.remaining_elsewhere // (LEASE_DIVISOR * provider.replicas))
 
     def grant(
         self, provider: QuotaProvider, want: int, given: int, remaining_elsewhere: int, ends: float
     ) -> None:
-        """Learn that *given* of *want* are leased until *ends*; others may still take the rest."""
+        """Add the *given* part of the *want* that was to be leased, valid until *ends*."""
         self.leasing = None
         if self._leased and ends - self.ends > self.limiter.seconds / 2:
-            # A window has begun there while the lease was on its way: the former one's is void.
+            # The provider began a new window during the lease, so this one has ended.
             self.limiter.renew(self, ends).grant(provider, want, given, remaining_elsewhere, ends)
             return
         self._leased = True
@@ -140,16 +143,16 @@ class Window:
         self.renew_at = _NEVER if given < want else self.granted - self._share(provider) // 2
 
     def lease_failed(self) -> None:
-        """Learn that nothing could be leased."""
+        """End the current lease without a grant."""
         self.leasing = None
 
     @property
     def remaining(self) -> int:
-        """What is left to take."""
+        """The requests that are left in all replicas together."""
         return max(0, self.granted - self.used) + self.remaining_elsewhere
 
     def reset(self, now: float) -> float:
-        """Seconds until a new window, at most `MAX_RESET`."""
+        """Return the seconds until the window ends, at most `MAX_RESET`."""
         seconds = self.ends - now
         if seconds > MAX_RESET:
             return MAX_RESET
@@ -157,12 +160,12 @@ class Window:
 
 
 class Limiter:
-    """Counts by key; a window begins with the first request of a key and lasts *seconds*.
+    """Counts requests by key; a window begins with a key's first request and lasts *seconds*.
 
     Args:
-        name: what is counted, for headers and metrics.
-        max_keys: bound on the keys remembered; beyond it the oldest window is forgotten.
-        provider: where windows are leased from; without one each is this process's whole.
+        name: the limit's name in headers and metrics.
+        max_keys: the windows kept at most; beyond it the oldest one is dropped.
+        provider: leases the quota of windows; without one each window has the whole limit.
     """
 
     def __init__(
@@ -178,61 +181,68 @@ class Limiter:
         self.limit = limit
         self.seconds = seconds
         self._provider = provider
-        self._max_keys = max_keys
-        # Windows are all of one length, so the order of insertion is the order of expiry.
-        self._windows: OrderedDict[Hashable, Window] = OrderedDict()
+        # All windows last equally long, so they end in the order in which they were inserted.
+        self._windows: FIFOCache[Hashable, Window] = FIFOCache(max_keys)
 
     def window(self, key: Hashable, now: float) -> Window:
-        """Return the window of *key*; counts nothing.
+        """Return the window of *key* and count nothing.
 
         Raises:
-            Unleased: it has to be leased first.
+            LeasePending: quota has to be leased first.
         """
-        window = self._windows.get(key)
-        if window is None or window.ends <= now:
-            window = self._open(key, now)
-        if window.used >= window.renew_at and self._provider is not None:
-            window.more(self._provider)
+        window = self.charge(key, now)
+        window.refund()
         return window
 
     def charge(self, key: Hashable, now: float) -> Window:
-        """Count one for *key*; raises as `window` does, and then counts nothing."""
-        window = self.window(key, now)
+        """Count one request of *key*.
+
+        Raises:
+            LeasePending: quota has to be leased first; nothing was counted.
+        """
+        try:
+            window = self._windows[key]
+        except KeyError:
+            window = self._open(key, now)
+        if window.ends <= now:
+            window = self._open(key, now)
+        if window.used >= window.renew_at and self._provider is not None:
+            window.renew_lease(self._provider)
+        # `Window.charge`, written out: each hit charges two windows.
         window.used += 1
         return window
 
     def refund(self, key: Hashable) -> None:
-        """Give back the last one counted for *key*."""
+        """Take back the last charge of *key*."""
         if window := self._windows.get(key):
             window.refund()
 
     def renew(self, window: Window, ends: float) -> Window:
-        """Begin another window in place of *window*, for what that has used beyond its grants.
+        """Replace *window* by a new one, which begins with what was used beyond the grants.
 
-        Another one and not the same, for what is given back later belongs to the former.
+        A new object, because a later refund belongs to the old window.
         """
         new = Window(self, window.key, ends, leased=True)
         new.used = max(0, window.used - window.granted)
         if self._windows.get(window.key) is window:
-            self._windows[window.key] = new
-            self._windows.move_to_end(window.key)
+            self._put(new)
         return new
 
     def _open(self, key: Hashable, now: float) -> Window:
-        windows = self._windows
-        windows.pop(key, None)
-        for _ in range(2):  # two out for one in: what has ended is gone soon, no sweep is needed
-            if windows and (
-                len(windows) >= self._max_keys or next(iter(windows.values())).ends <= now
-            ):
-                windows.popitem(last=False)
-        leased = self._provider is not None
-        window = windows[key] = Window(self, key, now + self.seconds, leased=leased)
+        for _ in range(2):  # two ended windows leave for each new one, so no sweep is needed
+            if self._windows and next(iter(self._windows.values())).ends <= now:
+                self._windows.popitem()
+        window = Window(self, key, now + self.seconds, leased=self._provider is not None)
+        self._put(window)
         return window
+
+    def _put(self, window: Window) -> None:
+        self._windows.pop(window.key, None)  # so that the new window becomes the newest
+        self._windows[window.key] = window
 
 
 class UnlimitedWindow(Window):
-    """The window of a limit that is off: it counts nothing, never ends, and is never exceeded."""
+    """The window of a limit that is off: it counts nothing and is never exceeded."""
 
     __slots__ = ()
     headers = False
@@ -241,11 +251,11 @@ class UnlimitedWindow(Window):
         """Count nothing."""
 
     def refund(self) -> None:
-        """Give nothing back: nothing was counted."""
+        """Take nothing back."""
 
 
 class Unlimited(Limiter):
-    """A limit that is off: every key has `UNLIMITED_WINDOW`."""
+    """A limit that is off: all keys have `UNLIMITED_WINDOW`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, sys.maxsize, inf)
@@ -257,8 +267,8 @@ class Unlimited(Limiter):
     charge = window
 
     def refund(self, key: Hashable) -> None:
-        """Give nothing back: nothing was counted."""
+        """Take nothing back."""
 
 
 UNLIMITED_WINDOW: Final = UnlimitedWindow(Unlimited("unlimited"), None, inf, leased=False)
-"""Shared by every limit that is off, and by a request that no limit has counted yet."""
+"""The window of every limit that is off, and of a request that no limit has counted yet."""

@@ -60,11 +60,11 @@ class KeyRefresh:
             wait = source.keys.wait(self._clock()[0])
             if wait <= 0:
                 await self.refresh(source)
-            elif source.keys.wanted.is_set():
+            elif source.keys.unknown_kid.is_set():
                 await asyncio.sleep(wait)
             else:
                 try:
-                    await asyncio.wait_for(source.keys.wanted.wait(), wait)
+                    await asyncio.wait_for(source.keys.unknown_kid.wait(), wait)
                 except TimeoutError:
                     continue
 

@@ -1,59 +1,153 @@
-"""Who asks: the subject of a verified token, and what counts as one caller."""
+"""Who asks: what the claims of a token say of its caller, and what counts as one caller."""
 
+import hashlib
+import json
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+from bff.errors import Refused
+from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet
 
 GrantT = TypeVar("GrantT")
 
+SKEW_SECONDS: Final = 60.0
+"""Seconds. Bounds how far in the future a token may be issued, to allow for the minting server's
+clock. A token that is issued later would escape all revocations until then."""
+
+
+@dataclass(slots=True)
+class KeyUse:
+    """The last use of a signing key."""
+
+    environment: str
+    number: int
+    """The position of the key in the settings, from 1; 0 for a key that is not in the settings."""
+    last: float
+    """When it last verified a token, in Unix seconds; 0 for never."""
+
+
+OTHER_KEY: Final = KeyUse("", 0, 0.0)
+"""The key of a source or of upstream: its uses are not reported."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller(Generic[GrantT]):
-    """A verified subject and what it may read.
-
-    `key` is the same for every token of the same subject and scopes, so a re-minted token is the
-    same caller. Without an actor (``act.sub``) a token says no more than its environment, and the
-    address has to tell its callers apart.
-    """
+    """A subject and what it may read."""
 
     environment: str
     granted: GrantT
     key: bytes
+    """Equal for all tokens of one subject with the same scopes: a new token is the same caller."""
     has_actor: bool
+    """Whether the token names a person; otherwise its subject is the whole environment."""
     expires: float
     """Unix seconds; the token is refused from then on."""
     not_before: float
     """Unix seconds."""
     size: int
-    """Bytes that remembering it costs, about."""
+    """The bytes that the cache of verified tokens counts for it, estimated."""
     jti: str | None
     subjects: tuple[str, ...]
-    """What it can be revoked by: ``act.sub`` and ``sub``."""
+    """The subjects by which it can be revoked: ``act.sub`` and ``sub``."""
     issued: float
     """Unix seconds; minus infinity if the token does not say."""
-    signed_by: "KeyUse"
+    signed_by: KeyUse
     keys: KeySet | None = None
-    """Of the source that verified it; it is good while they are those of `generation`."""
+    """The keys of the source that verified the token."""
     generation: int = 0
+    """The generation of `keys` that verified it."""
     digest: bytes | None = None
-    """SHA-256 of a token on which upstream has the last word, session by session."""
+    """The SHA-256 of a token that only upstream can verify, once for each session."""
 
     @property
     def unverified(self) -> bool:
-        """Whether upstream has the last word on the token, session by session."""
+        """Whether only upstream can verify the token: until then it can only be refused."""
         return self.digest is not None
 
+    def limit_key(self, address: str) -> Hashable:
+        """Return the key under which requests from *address* are charged.
 
-@dataclass(slots=True)
-class KeyUse:
-    """Which signing key it is, and when it last let someone in."""
+        Without an actor the callers of an environment differ only by their addresses.
+        """
+        return self.key if self.has_actor else (self.key, address)
 
-    environment: str
-    number: int
-    """From 1, in the order of the settings; 0 for a key that is not in the settings."""
-    last: float
-    """Unix seconds; 0 for never."""
+    def keys_trusted(self, wall: float) -> bool:
+        """Whether the keys that verified the token are still trusted at *wall*."""
+        keys = self.keys
+        return keys is None or (keys.generation == self.generation and keys.trusted(wall))
 
 
-_ELSEWHERE = KeyUse("", 0, 0.0)
+def read_caller(
+    claims: Mapping[str, Any],
+    environment: str,
+    grant: Callable[[Iterable[object]], GrantT],
+    *,
+    size: int,
+    signed_by: KeyUse = OTHER_KEY,
+    source: Source | None = None,
+    digest: bytes | None = None,
+) -> Caller[GrantT]:
+    """Read the caller out of the claims of a token.
+
+    Args:
+        claims: the claims, of any type.
+        environment: the environment that the token is for.
+        grant: reads the scopes, of any type.
+        size: see `Caller`.
+        signed_by: see `Caller`.
+        source: the source that verified the token; None for Trigger.dev's own tokens.
+        digest: see `Caller`.
+
+    Raises:
+        Refused: ``token_invalid``.
+    """
+    subject, jti = claims.get("sub"), claims.get("jti")
+    expires, not_before = _date(claims.get("exp")), _date(claims.get("nbf", 0))
+    if not isinstance(subject, str) or not subject or expires is None or not_before is None:
+        raise Refused("token_invalid")
+    issued = _date(claims.get("iat"))
+    if issued is not None:
+        not_before = max(not_before, issued - SKEW_SECONDS)
+    act = claims.get("act")
+    actor = act.get("sub") if isinstance(act, dict) else None
+    actor = actor if isinstance(actor, str) and actor else None
+    scopes = _scopes(claims) if source is None else source.scopes(claims)
+    texts = sorted({scope for scope in scopes if isinstance(scope, str)})
+    identity: list[Any] = [environment, subject, texts, actor]
+    if source is not None:
+        identity.append(source.name)
+    return Caller(
+        environment=environment,
+        granted=grant(scopes),
+        key=hashlib.sha256(json.dumps(identity).encode()).digest(),
+        # The subject of an identity provider is a person; Trigger.dev's is an environment.
+        has_actor=actor is not None or source is not None,
+        expires=expires,
+        not_before=not_before,
+        size=size,
+        jti=jti if isinstance(jti, str) else None,
+        subjects=(subject,) if actor is None else (actor, subject),
+        issued=-math.inf if issued is None else issued,
+        signed_by=signed_by,
+        keys=None if source is None else source.keys,
+        generation=0 if source is None else source.keys.generation,
+        digest=digest,
+    )
+
+
+def _scopes(claims: Mapping[str, Any]) -> Sequence[object]:
+    scopes = claims.get("scopes")
+    return scopes if isinstance(scopes, list) else []
+
+
+def _date(value: object) -> float | None:
+    """Read a NumericDate (RFC 7519); None if it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None

@@ -1,4 +1,4 @@
-"""Keys of token sources: read from a JWK set, replaced as a whole, trusted for a stated time."""
+"""The keys of token sources: read from a JWK set, replaced together, trusted for a time. No I/O."""
 
 import asyncio
 import hashlib
@@ -8,104 +8,103 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from jwt import algorithms
-
+from bff import strict_json
 from bff.errors import Refused
+from bff.tokens.algorithms import PUBLIC_ALGORITHMS, SHARED_ALGORITHM, Algorithm
 
-PUBLIC_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
-SHARED_ALGORITHM: Final = "HS256"
 REFRESH_SECONDS: Final = 300.0
-"""Between two fetches of a JWKS; a key that was taken out of it is trusted no longer than this."""
+"""Seconds between two fetches of a JWK set; they bound how long a removed key is trusted."""
 UNKNOWN_KEY_SECONDS: Final = 30.0
-"""The same while tokens come with a key id that is not known, however many they are."""
+"""Seconds between two fetches while tokens name unknown keys, however many tokens do."""
 RETRY_SECONDS: Final = 10.0
-"""The same while its server fails."""
+"""Seconds between two fetches while the server of the JWK set fails."""
 MAX_KEYS: Final = 100
+"""Keys. Bounds the work to read a JWK set."""
 MIN_RSA_BITS: Final = 2048
+"""Bits. Shorter keys are insecure (RFC 7518)."""
 MAX_RSA_BITS: Final = 8192
-"""A longer one takes longer to verify by than a decision may."""
-_KINDS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
-"""Which algorithm a JWK is for, by its ``kty`` and ``crv``; what is not here is no key for us."""
-_READERS: Final[dict[str, Any]] = {
-    "RS256": algorithms.RSAAlgorithm.from_jwk,
-    "ES256": algorithms.ECAlgorithm.from_jwk,
-    "EdDSA": algorithms.OKPAlgorithm.from_jwk,
-}
+"""Bits. Verifying with a longer key takes longer than a decision may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key and the one algorithm it is for; equal if the key material is."""
+    """A key and the only algorithm that it is for. Keys are equal if their material is."""
 
     id: str | None
-    algorithm: str
+    algorithm: Algorithm
     value: Any = field(repr=False, compare=False)
     fingerprint: bytes
 
 
 def shared_key(text: str) -> Key:
-    """Make the key for HS256 out of a text that both sides know."""
+    """Make the HS256 key from a text that the source and the gateway share."""
     fingerprint = hashlib.sha256(text.encode()).digest()
     return Key(None, SHARED_ALGORITHM, text.encode(), fingerprint)
 
 
-def read_jwks(text: str | bytes, wanted: Sequence[str]) -> tuple[Key, ...]:
-    """Read a JWK set (RFC 7517): its public signing keys for the *wanted* algorithms.
+def read_jwks(text: str | bytes, algorithms: Sequence[str]) -> tuple[Key, ...]:
+    """Read the public signing keys for *algorithms* from a JWK set (RFC 7517).
 
-    A key of another kind or use is passed over, as the RFC demands.
+    Keys of another type or use are ignored, as the RFC requires.
 
     Raises:
-        ValueError: it is none, holds a private key, or none that is wanted.
+        ValueError: the text is not a JWK set, or it holds a private key or no key to read.
     """
     try:
-        document = json.loads(text)
-        listed = document["keys"]
-    except (ValueError, RecursionError, TypeError, KeyError):
+        jwks = strict_json.loads(text)["keys"]
+    except (ValueError, TypeError, KeyError):
         raise ValueError("is not a JWK set") from None
-    if not isinstance(listed, list) or len(listed) > MAX_KEYS:
+    if not isinstance(jwks, list) or len(jwks) > MAX_KEYS:
         raise ValueError("is not a JWK set")
-    keys = tuple(key for jwk in listed if (key := _read_jwk(jwk, wanted)) is not None)
+    keys = tuple(key for jwk in jwks if (key := _read_jwk(jwk, algorithms)) is not None)
     if not keys:
-        raise ValueError(f"holds no public key for {' or '.join(wanted)}")
+        raise ValueError(f"holds no public key for {' or '.join(algorithms)}")
     return keys
 
 
-def _read_jwk(jwk: Any, wanted: Sequence[str]) -> Key | None:
+def _read_jwk(jwk: Any, algorithms: Sequence[str]) -> Key | None:
     if not isinstance(jwk, dict):
         return None
     if "d" in jwk:
-        raise ValueError("holds a private key, and those who can read it can sign tokens")
-    kty, curve, kid = jwk.get("kty"), jwk.get("crv"), jwk.get("kid")
-    if not isinstance(kty, str) or not isinstance(curve, str | None):
-        return None
-    algorithm = _KINDS.get((kty, None if kty == "RSA" else curve))
-    operations = jwk.get("key_ops", ["verify"])
+        raise ValueError("holds a private key: everybody who can read it can sign tokens")
+    kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
+    algorithm = _algorithm(jwk)
     if (
-        algorithm not in wanted
-        or jwk.get("alg", algorithm) not in (algorithm, curve)  # RFC 9864 says Ed25519 for EdDSA
+        algorithm is None
+        or algorithm.name not in algorithms
         or jwk.get("use", "sig") != "sig"
         or not (isinstance(operations, list) and "verify" in operations)
         or not isinstance(kid, str | None)
     ):
         return None
-    assert algorithm is not None  # noqa: S101  None is not wanted
     try:
-        value = _READERS[algorithm](jwk)
-    except Exception:  # noqa: BLE001  whatever is wrong with it, it is no key
+        value = algorithm.read_key(jwk)
+    except ValueError:
         return None
-    if algorithm == "RS256" and not MIN_RSA_BITS <= value.key_size <= MAX_RSA_BITS:
+    if algorithm.kty == "RSA" and not MIN_RSA_BITS <= value.key_size <= MAX_RSA_BITS:
         return None
     members = json.dumps([jwk.get(name) for name in ("kty", "crv", "n", "e", "x", "y")])
     return Key(kid, algorithm, value, hashlib.sha256(members.encode()).digest())
+
+
+def _algorithm(jwk: dict[str, Any]) -> Algorithm | None:
+    """Return the algorithm that a JWK is for, by its type and curve."""
+    kty, curve = jwk.get("kty"), jwk.get("crv")
+    for algorithm in PUBLIC_ALGORITHMS:
+        if kty == algorithm.kty and algorithm.curve in (None, curve):
+            # RFC 9864 names EdDSA by its curve, Ed25519.
+            names = (algorithm.name, algorithm.curve)
+            return algorithm if jwk.get("alg", algorithm.name) in names else None
+    return None
 
 
 class KeySet:
     """The keys of one source: replaced as a whole, trusted for a stated time.
 
     Args:
-        keys: those that are there from the start.
-        url: where the JWKS is fetched from; None if the keys stand in the settings.
-        trusted_seconds: how long keys are trusted after they were last fetched.
+        keys: the keys at the start.
+        url: the address of the JWK set; None if the settings hold the keys.
+        trusted_seconds: the seconds for which fetched keys are trusted.
     """
 
     def __init__(
@@ -113,9 +112,9 @@ class KeySet:
     ) -> None:
         self.url = url
         self.generation = 0
-        """Goes up when a key comes or goes: what was verified before has to be verified anew."""
-        self.wanted = asyncio.Event()
-        """Set when a token came with a key id that is not known."""
+        """Grows when a key comes or goes; then verified tokens are verified again."""
+        self.unknown_kid = asyncio.Event()
+        """Set when a token names a key that is not in the set."""
         self._keys = tuple(keys)
         self._trusted_seconds = trusted_seconds
         self._trusted_until = math.inf if url is None else -math.inf
@@ -126,14 +125,14 @@ class KeySet:
         return len(self._keys)
 
     def trusted(self, wall: float) -> bool:
-        """Whether there are keys, fetched lately enough to be believed."""
+        """Whether the keys were fetched recently enough at *wall* (Unix seconds)."""
         return wall < self._trusted_until
 
-    def find(self, kid: str | None, wall: float) -> tuple[Key, ...]:
-        """Find the keys that a token may be signed with.
+    def candidates(self, kid: str | None, wall: float) -> tuple[Key, ...]:
+        """Return the keys that may have signed a token that names *kid*.
 
         Raises:
-            Refused: ``not_ready``: there are none, and that is not the token's fault.
+            Refused: ``not_ready``: no keys are trusted now, so the token may be valid.
         """
         if not self.trusted(wall):
             raise Refused("not_ready", retry_after=2)
@@ -141,32 +140,32 @@ class KeySet:
             return self._keys
         if kid is None:
             return self._keys if len(self._keys) == 1 else ()
-        found = tuple(key for key in self._keys if key.id == kid)
-        if not found:
-            self.wanted.set()
-        return found
+        candidates = tuple(key for key in self._keys if key.id == kid)
+        if not candidates:
+            self.unknown_kid.set()
+        return candidates
 
     def wait(self, now: float) -> float:
-        """Seconds until the next fetch; *now* is on the clock that never jumps."""
+        """Return the seconds until the next fetch; *now* is on the monotonic clock."""
         pause = REFRESH_SECONDS
-        if self.wanted.is_set():
+        if self.unknown_kid.is_set():
             pause = UNKNOWN_KEY_SECONDS
         if self._failed:
             pause = RETRY_SECONDS
         return max(0.0, self._attempted + pause - now)
 
     def attempt(self, now: float) -> None:
-        """Note that a fetch begins; until it brings something, it counts as failed."""
+        """Record that a fetch starts; it counts as failed until `replace`."""
         self._attempted = now
         self._failed = True
-        self.wanted.clear()
+        self.unknown_kid.clear()
 
     def abandon(self) -> None:
-        """Note that a fetch was given up, by no fault of anyone's: the next may begin at once."""
+        """Record that a fetch was cancelled: the next one may start at once."""
         self._attempted = -math.inf
 
     def replace(self, keys: Sequence[Key], wall: float) -> None:
-        """Take over what a fetch brought."""
+        """Use the *keys* that a fetch brought at *wall*."""
         self._failed = False
         self._trusted_until = wall + self._trusted_seconds
         if set(keys) != set(self._keys):

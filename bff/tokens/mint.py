@@ -1,10 +1,11 @@
-"""Signs public access tokens, of the shape that Trigger.dev mints."""
+"""Signs public access tokens like those that Trigger.dev mints."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from bff.tokens.verify import _JWS, AUDIENCE, ISSUER
+from bff.tokens.algorithms import TRIGGER_ALGORITHM
+from bff.tokens.verify import AUDIENCE, ISSUER
 
 
 def mint(
@@ -17,7 +18,7 @@ def mint(
     actor: str | None,
     jti: str | None = None,
 ) -> str:
-    """Sign a public access token, of the shape that upstream mints, valid *ttl* seconds."""
+    """Sign a public access token that is valid for *ttl* seconds from *issued* (Unix seconds)."""
     claims: dict[str, Any] = {
         "iss": ISSUER,
         "aud": AUDIENCE,
@@ -31,4 +32,4 @@ def mint(
         claims["act"] = {"sub": actor}
     if jti is not None:
         claims["jti"] = jti
-    return _JWS.encode(json.dumps(claims).encode(), key, algorithm="HS256")
+    return TRIGGER_ALGORITHM.sign(json.dumps(claims).encode(), key)

@@ -1,8 +1,9 @@
-"""Tokens that are taken back before they expire. Decides without I/O.
+"""Tokens that an operator revokes before they expire. No I/O.
 
-A revocation names a token (`jti`), a session, a subject, or nothing (every token), and all but the
-first hit what was issued before a moment: a token minted later is a new decision of the app's. A
-token that does not say when it was issued was issued before any moment. Time is Unix seconds.
+A revocation names a token (`jti`), a session, a subject, or nothing (all tokens). Except for a
+`jti`, it revokes tokens that were issued before a moment: the app decides anew when it mints a
+token later. A token that does not say when it was issued counts as issued before every moment.
+Times are Unix seconds.
 """
 
 import json
@@ -11,30 +12,35 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from bff import strict_json
+
 DEFAULT_TTL: Final = 30 * 86400.0
+"""Seconds for which a revocation is kept: more than the life of most tokens."""
 MAX_TTL: Final = 366 * 86400.0
+"""Seconds. Bounds how long a revocation takes up room."""
 MAX_TEXT: Final = 1024
+"""Characters of a jti, a session or a subject. Bounds the memory of a revocation."""
 KINDS: Final = ("jti", "session", "subject", "all")
 
 
 class RevocationError(ValueError):
-    """A revocation that cannot be: what to write instead."""
+    """The revocation is not possible; the text says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
-    """One of them, as replicas tell it one another."""
+    """One revocation, as replicas exchange it."""
 
     kind: str
     """One of `KINDS`."""
     value: str
     before: float
-    """Tokens issued before are hit; infinity for a `jti`, which is one token."""
+    """It revokes tokens issued before this moment; infinity for a `jti`, which is one token."""
     until: float
-    """Forgotten then: no token it hits may live longer."""
+    """It may be dropped then, so the tokens that it revokes must not live longer."""
 
     def encode(self) -> str:
-        """Write as JSON, for `decode`."""
+        """Write it as JSON, for `decode`."""
         return json.dumps(asdict(self) | {"before": None if self.kind == "jti" else self.before})
 
     @classmethod
@@ -42,44 +48,39 @@ class Revocation:
         """Read what `encode` wrote.
 
         Raises:
-            ValueError: it did not write this.
+            ValueError: *text* is not from `encode`.
         """
         try:
-            read = json.loads(text)
-            before, until = read["before"], read["until"]
-            made = cls(
-                kind=read["kind"],
-                value=read["value"],
-                before=math.inf if before is None or read["kind"] == "jti" else float(before),
-                until=float(until),
-            )
-        except (TypeError, KeyError, RecursionError, OverflowError):
-            raise ValueError("no revocation") from None
-        unknown = made.kind not in KINDS or not isinstance(made.value, str)
-        if unknown or math.isnan(made.before + made.until):
-            raise ValueError("no revocation")
-        return made
+            members = strict_json.loads(text)
+            kind, value = members["kind"], members["value"]
+            before, until = members["before"], float(members["until"])
+            before = math.inf if before is None or kind == "jti" else float(before)
+        except (TypeError, KeyError, OverflowError):
+            raise ValueError("not a revocation") from None
+        if kind not in KINDS or not isinstance(value, str) or math.isnan(before + until):
+            raise ValueError("not a revocation")
+        return cls(kind=kind, value=value, before=before, until=until)
 
 
 def parse(body: Mapping[str, Any], wall: float) -> Revocation:
     """Read a request to revoke: a ``jti``, ``session`` or ``subject``, or ``issued_before`` alone.
 
-    ``issued_before`` (Unix seconds, now by default, never later) may stand with a session or a
-    subject; ``ttl`` (seconds, 30 days by default) says how long such tokens can still live.
+    A session or a subject may have an ``issued_before`` (Unix seconds, at the latest *wall*, which
+    is the default). ``ttl`` is the longest time that such tokens live (seconds, 30 days if absent).
 
     Raises:
-        RevocationError: with what is wrong.
+        RevocationError: the text says what is wrong.
     """
     unknown = set(body) - {"jti", "session", "subject", "issued_before", "ttl"}
     if unknown:
-        raise RevocationError("Only jti, session, subject, issued_before and ttl are known")
+        raise RevocationError("Send only jti, session, subject, issued_before and ttl")
     named = [name for name in ("jti", "session", "subject") if name in body]
     if len(named) > 1:
         raise RevocationError("Name one of jti, session and subject")
     if not named and "issued_before" not in body:
-        raise RevocationError("Name a jti, a session or a subject, or a moment as issued_before")
+        raise RevocationError("Name a jti, a session or a subject, or send issued_before")
     if named == ["jti"] and "issued_before" in body:
-        raise RevocationError("A jti is one token, whenever it was issued: leave issued_before out")
+        raise RevocationError("Send no issued_before with a jti: it names one token")
     before = _number(body.get("issued_before", wall), "issued_before")
     if before > wall:
         raise RevocationError("issued_before is in Unix seconds and may not be later than now")
@@ -111,47 +112,48 @@ def _number(value: object, name: str) -> float:
 
 
 class Revocations:
-    """The revocations that one process knows; bounded, and none is dropped before its time.
+    """The revocations of one process.
 
     Args:
-        max_kept: beyond it, new ones are refused: it is then time to revoke by a moment.
+        max_kept: the revocations kept at most; beyond it a new one is refused.
     """
 
     def __init__(self, *, max_kept: int = 100_000) -> None:
         self._max_kept = max_kept
+        # Not a cachetools map: that would drop a revocation before its time.
         self._kept: dict[tuple[str, str], Revocation] = {}
         self._kinds = dict.fromkeys(KINDS, 0)
         self.any = False
-        """Whether there ever was one: as good as never, and a hit asks three times."""
+        """Whether a revocation was ever added; otherwise a hit looks no further."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def all(self) -> tuple[Revocation, ...]:
-        """List them, for a store that has forgotten them."""
+        """List them, for a store that has lost them."""
         return tuple(self._kept.values())
 
     def add(self, new: Revocation, wall: float) -> None:
-        """Take one in; the same one twice is once, and an earlier moment takes nothing back.
+        """Add a revocation, or extend the one that names the same.
 
         Raises:
-            RevocationError: there is no room.
+            RevocationError: no room is left.
         """
         key = (new.kind, new.value)
-        known = self._kept.get(key)
-        if known is None and len(self._kept) >= self._max_kept:
+        kept = self._kept.get(key)
+        if kept is None and len(self._kept) >= self._max_kept:
             self._sweep(wall)
             if len(self._kept) >= self._max_kept:
                 raise RevocationError(
                     f"{self._max_kept} revocations are kept already: "
-                    "revoke everything issued before a moment instead"
+                    "revoke all tokens issued before a moment instead"
                 )
-        if known is not None:
+        if kept is not None:
             new = Revocation(
                 kind=new.kind,
                 value=new.value,
-                before=max(new.before, known.before),
-                until=max(new.until, known.until),
+                before=max(new.before, kept.before),
+                until=max(new.until, kept.until),
             )
         else:
             self._kinds[new.kind] += 1
@@ -159,27 +161,27 @@ class Revocations:
         self.any = True
 
     def _sweep(self, wall: float) -> None:
-        for key, known in list(self._kept.items()):
-            if known.until <= wall:
+        for key, kept in list(self._kept.items()):
+            if kept.until <= wall:
                 del self._kept[key]
-                self._kinds[known.kind] -= 1
+                self._kinds[kept.kind] -= 1
 
     def token(self, jti: str | None, subjects: tuple[str, ...], issued: float, wall: float) -> bool:
-        """Whether a token is revoked, whatever it asks for."""
+        """Whether a token is revoked for all sessions."""
         return (
-            (jti is not None and self._hits("jti", jti, issued, wall))
-            or any(self._hits("subject", subject, issued, wall) for subject in subjects)
-            or self._hits("all", "", issued, wall)
+            (jti is not None and self._is_revoked("jti", jti, issued, wall))
+            or any(self._is_revoked("subject", subject, issued, wall) for subject in subjects)
+            or self._is_revoked("all", "", issued, wall)
         )
 
     def session(self, id_: str, external_id: str | None, issued: float, wall: float) -> bool:
-        """Whether tokens *issued* then may no longer read the session with these ids."""
+        """Whether tokens *issued* then are revoked for the session with these ids."""
         if not self._kinds["session"]:
             return False
-        return self._hits("session", id_, issued, wall) or (
-            external_id is not None and self._hits("session", external_id, issued, wall)
+        return self._is_revoked("session", id_, issued, wall) or (
+            external_id is not None and self._is_revoked("session", external_id, issued, wall)
         )
 
-    def _hits(self, kind: str, value: str, issued: float, wall: float) -> bool:
-        known = self._kept.get((kind, value))
-        return known is not None and issued < known.before and wall < known.until
+    def _is_revoked(self, kind: str, value: str, issued: float, wall: float) -> bool:
+        kept = self._kept.get((kind, value))
+        return kept is not None and issued < kept.before and wall < kept.until

@@ -1,8 +1,8 @@
 """The scope grammar of Trigger.dev's public access tokens, and what a list of scopes grants. Pure.
 
-A scope is ``action:type[:id]``; everything after the second colon is the id (ids contain colons).
-The rules are measured on the server, not taken from its documentation; they are part of what a
-frontend relies on, so they are followed to the letter, odd ones included.
+A scope is ``action:type[:id]``. The id is everything after the second colon, because ids contain
+colons. The rules were measured on Trigger.dev's server, not taken from its documentation. Frontends
+rely on them, so the gateway follows all of them exactly.
 """
 
 from collections.abc import Iterable
@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the scopes of one token allow for one action on one type of resource."""
+    """What the scopes of a token allow for one action on one type of resource."""
 
     every: bool
-    """Every resource of the type, whatever its id."""
+    """Whether all resources of the type are granted."""
     ids: frozenset[str]
-    """The ids that are named, in whichever form the token names them."""
+    """The ids that the token names, friendly or external."""
     named: tuple[str, ...] = field(default=(), compare=False)
-    """The same, each once, in the order of the token."""
+    """The same ids in the order of the token."""
 
     def covers(self, id_: str, other: str | None = None) -> bool:
-        """Whether a resource is granted by either of its ids."""
+        """Whether the resource with these ids is granted by one of them."""
         return self.every or id_ in self.ids or other in self.ids
 
 
 def grant(scopes: Iterable[object], *, action: str, type_: str) -> Grant:
-    """Read *scopes* for one *action* on one *type_*; what is not a string grants nothing."""
+    """Read *scopes* for *action* on *type_*; a scope that is not a string grants nothing."""
     ids: dict[str, None] = {}
     every = False
     for scope in scopes:

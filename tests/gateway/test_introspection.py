@@ -27,7 +27,6 @@ from support.world import (
 from bff.demo.upstream import Answer, Environment, can_read, session
 from bff.request import RequestHead
 from bff.response import Response
-from bff.tokens.introspected import Introspections
 
 FOREIGN_KEY = "tr_prod_FOREIGNkeysentinel00000001"
 OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
@@ -690,47 +689,6 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
 
 # -- what is kept
-
-
-def test_verdicts_are_bounded_and_refusals_push_no_good_one_out() -> None:
-    introspections = Introspections(
-        max_kept=100,
-        max_refused=50,
-    )
-    introspections.accept(b"mine", ["a", "b"], 0, 60)
-    for number in range(10_000):
-        introspections.refuse(str(number).encode(), "a", 0, "token_invalid", 5)
-    assert introspections.accepted(b"mine", "a", 59.9)
-    assert not introspections.accepted(b"mine", "a", 60)
-    assert len(introspections._refused) == 50
-    introspections.accept(b"short", ["a"], 0, 20)
-    assert introspections.accepted(b"short", "a", 19.9)
-    assert not introspections.accepted(b"short", "a", 20)
-    for number in range(10_000):
-        introspections.accept(str(number).encode(), ["a"], 0, 60)
-    assert len(introspections) == 100
-    assert not introspections.accepted(b"mine", "a", 0)
-
-
-def test_what_verdicts_may_cost_is_bounded_in_bytes() -> None:
-    """All of it, at the bounds, with the longest ids there are."""
-    import tracemalloc  # noqa: PLC0415
-
-    introspections = Introspections()
-    tracemalloc.start()
-    for number in range(20_000):
-        digest, id_ = number.to_bytes(32, "big"), f"{number:06}" + "\N{GRINNING FACE}" * 250
-        introspections.refuse(digest, id_, 0, "upstream_unavailable", 1)
-    refused, _ = tracemalloc.get_traced_memory()
-    for number in range(5_000):
-        introspections.accept(
-            number.to_bytes(32, "big"), [f"chat-{number}", f"session_{number}"], 0, 60
-        )
-    both, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-
-    assert refused < 16 * 1024 * 1024, "of 10,000 that are kept"
-    assert (both - refused) / 10_000 < 500, "bytes for each of 50,000 good ones"
 
 
 async def test_no_more_tests_at_once_than_half_the_connections(opaque: World) -> None:

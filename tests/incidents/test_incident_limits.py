@@ -28,46 +28,48 @@ from support.world import ORIGIN, PATH, Gateway, World, read
 def test_21_only_the_exact_origin_gets_cors_headers(edge: Gateway, origin: str) -> None:
     token = edge.token(*read("chat-1"))
     line = f"Origin: {origin}"
-    asked = (request(PATH + "chat-1", line, token=token), request(PATH + "x", line))
-    asked += (request(PATH + "x", line, method="OPTIONS"), request("/", line))
-    asked += (request(PATH + "x", line, *["x: y"] * 101),)
+    requests = (request(PATH + "chat-1", line, token=token), request(PATH + "x", line))
+    requests += (request(PATH + "x", line, method="OPTIONS"), request("/", line))
+    requests += (request(PATH + "x", line, *["x: y"] * 101),)
 
-    for data in asked:
+    for data in requests:
         headers = talk(edge.port, data).responses[0].headers
         assert not [name for name in headers if name.startswith("access-control")]
         assert headers["vary"] == "Authorization, Origin"
-    for data in asked:
+    for data in requests:
         good = data.replace(f"Origin: {origin}".encode(), f"Origin: {ORIGIN}".encode())
         headers = talk(edge.port, good).responses[0].headers
         assert headers["access-control-allow-origin"] == ORIGIN
         assert "access-control-allow-credentials" not in headers
 
 
-async def _counted(world: World, *visits: tuple[str, str]) -> list[int]:
-    """Status of each of (peer, X-Forwarded-For), all without a token, two allowed a minute."""
+async def _statuses(world: World, *addresses: tuple[str, str]) -> list[int]:
+    """Request without a token from each (peer, X-Forwarded-For); returns the statuses."""
     statuses = []
-    for peer, forwarded in visits:
+    for peer, forwarded in addresses:
         fields = {"forwarded": (forwarded.encode(),)} if forwarded else {}
         statuses.append((await ask(world, "x", None, peer=peer, **fields)).status)
     return statuses
 
 
-async def test_22_the_leftmost_forwarded_address_is_an_invention(world: World) -> None:
+async def test_22_leftmost_forwarded_address_is_not_counted(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="2/minute", BFF_TRUSTED_PROXIES="10.0.0.0/8")
     untrusted = [("192.0.2.9", f"198.51.100.{n}, 10.0.0.1") for n in range(3)]
-    assert await _counted(world, *untrusted) == [401, 401, 429]
+    assert await _statuses(world, *untrusted) == [401, 401, 429]
 
     rotating = [("10.0.0.1", f"203.0.113.{n}, 198.51.100.7, 10.0.0.2") for n in range(3)]
-    assert await _counted(world, *rotating) == [401, 401, 429], "the first untrusted from the right"
+    assert await _statuses(world, *rotating) == [401, 401, 429], (
+        "the first untrusted address from the right counts"
+    )
 
     distinct = [("10.0.0.1", f"198.51.100.9, 203.0.113.{n}") for n in range(3)]
-    assert await _counted(world, *distinct) == [401, 401, 401]
+    assert await _statuses(world, *distinct) == [401, 401, 401]
 
-    odd = [("10.0.0.7", f"203.0.113.{n}, unknown, 10.0.0.2") for n in range(3)]
-    assert await _counted(world, *odd) == [401, 401, 429], "beyond what is no address: nothing"
+    malformed = [("10.0.0.7", f"203.0.113.{n}, unknown, 10.0.0.2") for n in range(3)]
+    assert await _statuses(world, *malformed) == [401, 401, 429], "nothing left of it counts"
 
 
-async def test_22_several_header_lines_are_one_list(world: World) -> None:
+async def test_22_several_forwarded_lines_are_one_list(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="2/minute", BFF_TRUSTED_PROXIES="10.0.0.0/8")
     statuses = [
         (
@@ -84,20 +86,20 @@ async def test_22_several_header_lines_are_one_list(world: World) -> None:
     assert statuses == [401, 401, 429]
 
 
-async def test_23_mapped_addresses_are_ipv4_and_a_64_is_one(world: World) -> None:
+async def test_23_mapped_address_is_ipv4_and_a_64_is_one_address(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="2/minute")
 
     same = [("192.0.2.1", ""), ("::ffff:192.0.2.1", ""), ("::FFFF:c000:0201", "")]
-    assert await _counted(world, *same) == [401, 401, 429]
-    assert await _counted(world, ("::ffff:192.0.2.5", ""), ("192.0.2.6", "")) == [401, 401]
+    assert await _statuses(world, *same) == [401, 401, 429]
+    assert await _statuses(world, ("::ffff:192.0.2.5", ""), ("192.0.2.6", "")) == [401, 401]
 
     net = [("2001:db8:0:1::1", ""), ("2001:db8:0:1:ffff::2", ""), ("2001:db8:0:1::3%eth0", "")]
-    assert await _counted(world, *net) == [401, 401, 429]
-    assert await _counted(world, ("2001:db8:0:2::1", "")) == [401]
+    assert await _statuses(world, *net) == [401, 401, 429]
+    assert await _statuses(world, ("2001:db8:0:2::1", "")) == [401]
 
 
-async def test_23_trusted_proxies_may_be_mapped_too(world: World) -> None:
+async def test_23_trusted_proxy_may_be_an_ipv4_mapped_address(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="2/minute", BFF_TRUSTED_PROXIES="10.0.0.0/8")
 
     through = [("::ffff:10.0.0.1", f"203.0.113.{n}") for n in range(3)]
-    assert await _counted(world, *through) == [401, 401, 401]
+    assert await _statuses(world, *through) == [401, 401, 401]

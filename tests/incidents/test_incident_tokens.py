@@ -46,7 +46,7 @@ def _forge(header: dict[str, object], payload: object, key: str = OWN_KEY) -> st
     ],
     ids=repr,
 )
-async def test_01_the_algorithm_is_not_taken_from_the_token(
+async def test_01_token_does_not_choose_the_algorithm(
     of_kind: World, kind: Kind, alg: object
 ) -> None:
     header: dict[str, object] = {"typ": "JWT", "kid": "one"}
@@ -61,7 +61,9 @@ async def test_01_the_algorithm_is_not_taken_from_the_token(
     assert good.status_code == 200, "the same token is good with the one algorithm there is"
 
 
-async def test_01_none_is_none_with_a_signature_too(of_kind: World, kind: Kind) -> None:
+async def test_01_algorithm_none_is_refused_with_a_signature_too(
+    of_kind: World, kind: Kind
+) -> None:
     signed = kind.token(of_kind, *read("chat-1"))
     _, payload, signature = signed.split(".")
     none = base64.urlsafe_b64encode(b'{"alg":"none","kid":"one"}').rstrip(b"=").decode()
@@ -72,7 +74,7 @@ async def test_01_none_is_none_with_a_signature_too(of_kind: World, kind: Kind) 
 
 
 @pytest.mark.parametrize("crit", [["x"], ["exp"], [], "x", {"x": 1}], ids=repr)
-async def test_02_an_unknown_crit_is_refused(of_kind: World, kind: Kind, crit: object) -> None:
+async def test_02_unknown_crit_is_refused(of_kind: World, kind: Kind, crit: object) -> None:
     payload = kind.claims(of_kind.clock.wall, *read("chat-1"))
 
     token = kind.sign(payload, crit=crit, x=1)
@@ -82,17 +84,15 @@ async def test_02_an_unknown_crit_is_refused(of_kind: World, kind: Kind, crit: o
 
 
 @pytest.mark.parametrize("version", ["2.11.9", "1.7.1", "2.3.0"])
-def test_02_an_older_pyjwt_is_refused_at_start(
-    monkeypatch: pytest.MonkeyPatch, version: str
-) -> None:
+def test_02_older_pyjwt_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(jwt, "__version__", version)
-    monkeypatch.delitem(sys.modules, "bff.tokens.verify")
+    monkeypatch.delitem(sys.modules, "bff.tokens.algorithms")
 
     with pytest.raises(ImportError, match="install 2"):
-        importlib.import_module("bff.tokens.verify")
+        importlib.import_module("bff.tokens.algorithms")
 
 
-async def test_03_a_key_of_a_source_that_is_removed_ends_its_tokens_at_once(
+async def test_03_removed_key_of_a_source_ends_its_tokens_at_once(
     world: World, tmp_path: Path
 ) -> None:
     kind = Kind("source", tmp_path)
@@ -106,7 +106,7 @@ async def test_03_a_key_of_a_source_that_is_removed_ends_its_tokens_at_once(
     assert (await world.get("chat-1", token=token)).json()["code"] == "token_invalid"
 
 
-async def test_03_a_removed_key_ends_its_tokens_at_once(world: World) -> None:
+async def test_03_removed_key_ends_its_tokens_at_once(world: World) -> None:
     other = "another-signing-key-0123456789abcdef"
     await world.start(BFF_SIGNING_KEYS=f"{other},{OWN_KEY}")
     token = world.token(*read("chat-1"))
@@ -117,7 +117,7 @@ async def test_03_a_removed_key_ends_its_tokens_at_once(world: World) -> None:
     assert (await world.get("chat-1", token=token)).json()["code"] == "token_invalid"
 
 
-async def test_03_a_verified_token_is_never_kept_past_its_end(of_kind: World, kind: Kind) -> None:
+async def test_03_verified_token_is_not_kept_after_its_expiry(of_kind: World, kind: Kind) -> None:
     world = of_kind
     token = kind.token(world, *read("chat-1"), exp=int(world.clock.wall) + 10)
     assert (await world.get("chat-1", token=token)).status_code == 200
@@ -131,7 +131,7 @@ async def test_03_a_verified_token_is_never_kept_past_its_end(of_kind: World, ki
     assert len(world.service.gateway.config.verifier) == 0
 
 
-def test_04_a_hundred_thousand_tokens_take_bounded_memory() -> None:
+def test_04_hundred_thousand_tokens_take_bounded_memory() -> None:
     verifier = Verifier([Issuer("e", ENVIRONMENT_ID, (OWN_KEY,))], ids.grant)
     wall = 1_800_000_000.0
     kept = sign(claims(wall, *read("chat-1"))).encode()
@@ -168,7 +168,7 @@ def test_04_a_hundred_thousand_tokens_take_bounded_memory() -> None:
 
 
 @pytest.mark.parametrize("listed", [False, True], ids=["session", "list"])
-async def test_24_a_new_token_is_the_same_caller(world: World, kind: Kind, listed: bool) -> None:
+async def test_24_new_token_is_the_same_caller(world: World, kind: Kind, listed: bool) -> None:
     await world.start(**kind.settings, BFF_RATE_LIMIT="5/minute")
 
     async def status(*scopes: str, **claims: object) -> int:
@@ -186,7 +186,9 @@ async def test_24_a_new_token_is_the_same_caller(world: World, kind: Kind, liste
         assert await status(*read("chat-1"), *read("chat-1"), act=act, nonce=1) == 429
 
 
-async def test_25_ten_thousand_bad_tokens_cost_upstream_nothing(world: World, kind: Kind) -> None:
+async def test_25_ten_thousand_bad_tokens_cost_upstream_no_request(
+    world: World, kind: Kind
+) -> None:
     await world.start(**kind.settings, BFF_IP_RATE_LIMIT="off")
     good = kind.token(world, *read("chat-1"))
     wrong = kind.token(world, *read("chat-1"), forged=True)
@@ -205,7 +207,7 @@ async def test_25_ten_thousand_bad_tokens_cost_upstream_nothing(world: World, ki
     assert len(world.service.gateway.config.verifier) == 1
 
 
-async def test_25_bad_tokens_of_many_addresses_cost_upstream_nothing(world: World) -> None:
+async def test_25_bad_tokens_of_many_addresses_cost_upstream_no_request(world: World) -> None:
     await world.start(**WIDE_OPEN)
 
     for number in range(2_000):
@@ -216,7 +218,7 @@ async def test_25_bad_tokens_of_many_addresses_cost_upstream_nothing(world: Worl
 
 
 @pytest.mark.parametrize("kind", ["upstream", "source"], indirect=True)
-async def test_04_bad_tokens_of_any_kind_are_kept_nowhere(of_kind: World, kind: Kind) -> None:
+async def test_04_bad_tokens_of_any_kind_are_not_kept(of_kind: World, kind: Kind) -> None:
     await of_kind.start(**kind.settings, **WIDE_OPEN)
     gateway = of_kind.service.gateway
     assert (await ask(of_kind, "chat-1", kind.token(of_kind, *read("chat-1")))).status == 200
@@ -238,7 +240,7 @@ async def test_04_bad_tokens_of_any_kind_are_kept_nowhere(of_kind: World, kind: 
     assert resident() - before < 4 * 1024 * 1024, "7 MB of tokens went by"
 
 
-def test_04_verifying_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_04_bad_token_is_verified_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures are looked at again each time: nothing of them is kept."""
     verifier = Verifier([Issuer("e", None, (OWN_KEY,))], ids.grant)
     checks = SimpleNamespace(count=0)

@@ -99,7 +99,7 @@ PLANTED = [
     Planted(
         "nothing was answered",
         "bff/tokens/verify.py",
-        '_JWS.decode(token, key, algorithms=["HS256"])',
-        '_JWS.decode(token, key, algorithms=["HS384"])',
+        "verified = TRIGGER_ALGORITHM.verify(token, key)",
+        "raise Refused('token_invalid')",
     ),
 ]

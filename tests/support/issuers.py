@@ -1,5 +1,10 @@
-"""Identity providers in miniature: real keys, tokens of their shapes, and a real JWKS server."""
+"""Identity providers for tests: keys, claims as providers issue them, and a JWKS server.
 
+Also makes malformed tokens (`forge`).
+"""
+
+import base64
+import hmac
 import json
 import threading
 from collections.abc import Callable
@@ -19,8 +24,26 @@ _MAKE: dict[str, Callable[[], Any]] = {
 _JWK = {"RS256": RSAAlgorithm, "ES256": ECAlgorithm, "EdDSA": OKPAlgorithm}
 
 
+def b64(data: bytes) -> str:
+    """Encode *data* in base64url without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def segment(value: object) -> str:
+    """Encode bytes, or a value as JSON, as a segment of a token."""
+    return b64(value if isinstance(value, bytes) else json.dumps(value).encode())
+
+
+def forge(header: object, payload: object, key: str | bytes, *, digest: str = "sha256") -> bytes:
+    """Make a token of any header and payload, with an HMAC of *digest* ("" for no signature)."""
+    signed = f"{segment(header)}.{segment(payload)}"
+    key = key.encode() if isinstance(key, str) else key
+    signature = hmac.digest(key, signed.encode(), digest) if digest else b""
+    return f"{signed}.{b64(signature)}".encode()
+
+
 class KeyPair:
-    """A provider's signing key."""
+    """A signing key of a provider."""
 
     def __init__(self, algorithm: str, kid: str) -> None:
         self.algorithm = algorithm
@@ -28,20 +51,25 @@ class KeyPair:
         self.private = _MAKE[algorithm]()
 
     def jwk(self, **changes: object) -> dict[str, Any]:
-        """Its public half, as a JWKS lists it."""
+        """Return the public key, as a JWKS lists it."""
         made = json.loads(_JWK[self.algorithm].to_jwk(self.private.public_key()))
         made.pop("key_ops", None)
         made |= {"kid": self.kid, "use": "sig", "alg": self.algorithm, **changes}
         return {name: value for name, value in made.items() if value is not None}
 
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
+        """Sign *claims*; a header member of None is left out."""
         headers = {"kid": self.kid, **header}
         headers = {name: value for name, value in headers.items() if value is not None}
         return jwt.encode(claims, self.private, algorithm=self.algorithm, headers=headers)
 
 
-class running_jwks:  # noqa: N801  reads as what it is
-    """A JWKS server on loopback; `keys` is what it lists by provider, `answer` its other mood."""
+class running_jwks:  # noqa: N801  a context manager
+    """A JWKS server on loopback.
+
+    It lists `keys` by provider, unless `answer` (status, body, headers) is set. `seen` holds the
+    paths of requests.
+    """
 
     def __init__(self, **keys: KeyPair) -> None:
         self.keys = {name: [key] for name, key in keys.items()}
@@ -81,7 +109,7 @@ class running_jwks:  # noqa: N801  reads as what it is
 
 
 class Routes(httpx2.AsyncBaseTransport):
-    """Sends what is for `host` over real sockets, and everything else to the pretend upstream."""
+    """Sends requests to the port of *real* over sockets, all others to the pretend upstream."""
 
     def __init__(self, upstream: Any, real: str) -> None:
         self._app = httpx2.ASGITransport(upstream)
@@ -89,8 +117,8 @@ class Routes(httpx2.AsyncBaseTransport):
         self._real = httpx2.URL(real).port
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        to = self._sockets if request.url.port == self._real else self._app
-        return await to.handle_async_request(request)
+        transport = self._sockets if request.url.port == self._real else self._app
+        return await transport.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._sockets.aclose()

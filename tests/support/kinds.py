@@ -1,4 +1,4 @@
-"""The kinds of tokens there are, by who verifies them: for tests of what holds for each."""
+"""The kinds of tokens, by who verifies them, for tests that hold for all of them."""
 
 import json
 from pathlib import Path
@@ -10,23 +10,23 @@ from support.world import OWN_KEY, ROOT_KEY, World, claims, sign
 
 KINDS = ("local", "upstream", "source")
 ISSUER = "https://idp.example.com"
-_PAIR, _STRANGER = KeyPair("EdDSA", "one"), KeyPair("EdDSA", "one")
+_PAIR, _OTHER_PAIR = KeyPair("EdDSA", "one"), KeyPair("EdDSA", "one")
 _PEM = _PAIR.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 class Kind:
-    """How tokens of one kind are made, and a gateway that takes them is set up.
+    """Makes tokens of one kind, and the settings of a gateway that accepts them.
 
     Args:
         name: one of `KINDS`.
-        folder: for the files that settings name.
+        folder: holds the files that the settings name.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.settings: dict[str, str | None] = {}
         self.hmac_key = OWN_KEY
-        """The key of HS256 or, where there is none, what someone may take for it."""
+        """The HS256 key; for a source its public key, which must never count as one."""
         if name == "upstream":
             self.settings = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
             self.hmac_key = ROOT_KEY
@@ -41,20 +41,20 @@ class Kind:
             self.hmac_key = _PEM.decode()
 
     def claims(self, wall: float, *scopes: object, **changes: Any) -> dict[str, Any]:
-        """Claims of a good token; a change to None removes one."""
+        """Make the claims of a valid token; a change to None removes one."""
         if self.name != "source":
             return claims(wall, *scopes, **changes)
-        who = (changes.get("act") or {}).get("sub", "someone")
-        theirs = {"iss": ISSUER, "aud": "chat", "sub": who, "pub": None}
-        return claims(wall, *scopes, **(theirs | changes))
+        subject = (changes.get("act") or {}).get("sub", "user")
+        of_source = {"iss": ISSUER, "aud": "chat", "sub": subject, "pub": None}
+        return claims(wall, *scopes, **(of_source | changes))
 
     def sign(self, payload: dict[str, Any], *, forged: bool = False, **header: Any) -> str:
-        """Sign with the key that counts or, for a forged one, with another."""
+        """Sign with the right key or, if *forged*, with another one."""
         if self.name == "source":
-            return (_STRANGER if forged else _PAIR).sign(payload, **header)
+            return (_OTHER_PAIR if forged else _PAIR).sign(payload, **header)
         key = "not-the-key-" * 4 if forged else self.hmac_key
         return sign(payload, key, headers=header or None)
 
     def token(self, world: World, *scopes: object, forged: bool = False, **changes: Any) -> str:
-        """Make one as of now."""
+        """Make a token that is issued now."""
         return self.sign(self.claims(world.clock.wall, *scopes, **changes), forged=forged)

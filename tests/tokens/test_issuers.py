@@ -1,8 +1,5 @@
-"""Tokens of other issuers: real keys, the shapes that providers issue, and a real JWKS server."""
+"""Tokens of other issuers: the tokens that providers issue, real keys, and a real JWKS server."""
 
-import base64
-import hashlib
-import hmac
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,16 +7,27 @@ from pathlib import Path
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from support.issuers import Claims, KeyPair, Routes, auth0, clerk, keycloak, running_jwks, supabase
+from support.issuers import (
+    Claims,
+    KeyPair,
+    Routes,
+    auth0,
+    b64,
+    clerk,
+    forge,
+    keycloak,
+    running_jwks,
+    supabase,
+)
 from support.world import OWN_KEY, Clock, World, claims, read, sign
 
 from bff.errors import Refused
 from bff.tokens import introspected, revocations
 from bff.tokens import jwks as keys
-from bff.tokens.issuers import Source, peek
+from bff.tokens.issuers import Source
 from bff.tokens.jwks import Key, KeySet, read_jwks, shared_key
+from bff.tokens.verify import read_unverified
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "TOKENS.md"
 SHAPES = {"auth0": auth0, "clerk": clerk, "supabase": supabase, "keycloak": keycloak}
@@ -48,7 +56,7 @@ Start = Callable[..., object]
 
 @pytest.fixture
 async def sourced(clock: Clock, jwks: running_jwks, tmp_path: Path) -> AsyncIterator[World]:
-    """The service with all the sources of the documentation, their JWKS on a real server."""
+    """The service with all sources of the documentation, their JWK sets on a real server."""
     config = tmp_path / "bff.toml"
     text = "\n".join(snippets())
     for name in KEYS:
@@ -72,7 +80,7 @@ async def sourced(clock: Clock, jwks: running_jwks, tmp_path: Path) -> AsyncIter
 
 
 async def fetched(world: World, times: int) -> None:
-    """Let the background have fetched every key set so often."""
+    """Wait until every key set was fetched at least so many *times*."""
     import asyncio  # noqa: PLC0415
 
     counts = world.telemetry.counts
@@ -99,18 +107,18 @@ async def outcome(world: World, token: str, id_: str = "chat-1") -> tuple[int, s
 
 
 @pytest.mark.parametrize("provider", SHAPES)
-async def test_a_token_as_each_provider_issues_it_opens_what_it_names(
+async def test_token_of_each_provider_reads_the_sessions_it_names(
     sourced: World, provider: str
 ) -> None:
-    mine = token(sourced, provider)
+    good = token(sourced, provider)
 
-    assert await outcome(sourced, mine) == (200, "")
-    assert await outcome(sourced, mine, "chat-2") == (403, "unauthorized")
+    assert await outcome(sourced, good) == (200, "")
+    assert await outcome(sourced, good, "chat-2") == (403, "unauthorized")
     assert await outcome(sourced, token(sourced, provider, "openid")) == (403, "unauthorized")
     assert await outcome(sourced, token(sourced, provider, exp=1)) == (401, "token_expired")
     assert await outcome(sourced, token(sourced, provider, exp=None)) == (401, "token_invalid")
     assert await outcome(sourced, token(sourced, provider, sub=None)) == (401, "token_invalid")
-    seen = [s for s in sourced.upstream.seen if mine in str(s.headers)]
+    seen = [s for s in sourced.upstream.seen if good in str(s.headers)]
     assert seen == [], "a foreign token never goes upstream"
 
 
@@ -134,7 +142,7 @@ async def test_a_token_as_each_provider_issues_it_opens_what_it_names(
         ("keycloak", {"aud": [["chat-gateway"]]}),
     ],
 )
-async def test_a_claim_that_is_not_as_told_is_401(
+async def test_token_without_a_required_claim_is_refused(
     sourced: World, provider: str, change: Claims
 ) -> None:
     assert await outcome(sourced, token(sourced, provider, **change)) == (401, "token_invalid")
@@ -151,14 +159,14 @@ async def test_a_claim_that_is_not_as_told_is_401(
         ("keycloak", {"session_scope": "read:sessions:chat-1,"}),
     ],
 )
-async def test_scopes_of_another_shape_or_place_grant_nothing(
+async def test_scopes_of_another_type_or_claim_grant_nothing(
     sourced: World, provider: str, change: Claims
 ) -> None:
     assert await outcome(sourced, token(sourced, provider, **change)) == (403, "unauthorized")
 
 
 @pytest.mark.parametrize("provider", SHAPES)
-async def test_no_token_verifies_under_another_sources_key(sourced: World, provider: str) -> None:
+async def test_key_of_another_source_verifies_no_token(sourced: World, provider: str) -> None:
     forged = SHAPES[provider](sourced.clock.wall, read("chat-1"))
 
     for signer in SHAPES:
@@ -167,36 +175,30 @@ async def test_no_token_verifies_under_another_sources_key(sourced: World, provi
             assert status == (200 if provider == signer else 401)
 
 
-async def test_a_source_is_chosen_by_issuer_before_any_key_is_tried(sourced: World) -> None:
+async def test_source_is_chosen_by_issuer_before_any_key_is_tried(sourced: World) -> None:
     wall = sourced.clock.wall
-    ours = claims(wall, *read("chat-1"))
-    theirs = auth0(wall, read("chat-1"))
+    own = claims(wall, *read("chat-1"))
+    of_auth0 = auth0(wall, read("chat-1"))
 
-    assert (await outcome(sourced, sign(ours)))[0] == 200
-    assert (await outcome(sourced, sign(theirs)))[0] == 401, "our key, their issuer"
-    assert (await outcome(sourced, KEYS["auth0"].sign(ours)))[0] == 401, "their key, our issuer"
-    assert (await outcome(sourced, sign(ours, SHARED)))[0] == 401, "a source's shared key"
-    assert (await outcome(sourced, OTHER.sign(theirs)))[0] == 401, "the same kid, another key"
+    assert (await outcome(sourced, sign(own)))[0] == 200
+    assert (await outcome(sourced, sign(of_auth0)))[0] == 401, "own key, Auth0's issuer"
+    assert (await outcome(sourced, KEYS["auth0"].sign(own)))[0] == 401, "Auth0's key, own issuer"
+    assert (await outcome(sourced, sign(own, SHARED)))[0] == 401, "a source's shared key"
+    assert (await outcome(sourced, OTHER.sign(of_auth0)))[0] == 401, "the same kid, another key"
     for issuer in ("https://nobody.example.com", None, 7, ["https://my-tenant.eu.auth0.com/"]):
-        forged = json.dumps(theirs | {"iss": issuer}).encode()
+        forged = json.dumps(of_auth0 | {"iss": issuer}).encode()
         token = jwt.api_jws.encode(
             forged, KEYS["auth0"].private, algorithm="RS256", headers={"kid": "auth0-1"}
         )
         assert (await outcome(sourced, token))[0] == 401
 
 
-def b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 def hs256(payload: Claims, key: bytes, **header: object) -> str:
-    head = {"alg": "HS256", "typ": "JWT"} | header
-    text = f"{b64(json.dumps(head).encode())}.{b64(json.dumps(payload).encode())}"
-    return f"{text}.{b64(hmac.new(key, text.encode(), hashlib.sha256).digest())}"
+    return forge({"alg": "HS256", "typ": "JWT"} | header, payload, key).decode()
 
 
 @pytest.mark.parametrize("provider", SHAPES)
-async def test_a_public_key_is_never_an_hmac_key(sourced: World, provider: str) -> None:
+async def test_public_key_of_a_source_is_never_an_hmac_key(sourced: World, provider: str) -> None:
     public = KEYS[provider].private.public_key()
     forms = [
         public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
@@ -212,7 +214,7 @@ async def test_a_public_key_is_never_an_hmac_key(sourced: World, provider: str) 
             assert (await outcome(sourced, forged))[0] == 401
 
 
-async def test_a_shared_key_verifies_hs256_of_its_own_issuer_alone(sourced: World) -> None:
+async def test_shared_key_verifies_only_hs256_of_its_issuer(sourced: World) -> None:
     good = claims(sourced.clock.wall, *read("chat-1"), iss="https://legacy.example.com")
     good |= {"aud": "authenticated"}
 
@@ -228,7 +230,9 @@ async def test_a_shared_key_verifies_hs256_of_its_own_issuer_alone(sourced: Worl
     [{"crit": ["x"]}, {"crit": ["exp"]}, {"b64": False, "crit": ["b64"]}, {"kid": 7}],
     ids=repr,
 )
-async def test_odd_headers_of_foreign_tokens_are_refused(sourced: World, header: Claims) -> None:
+async def test_malformed_header_of_a_source_token_is_refused(
+    sourced: World, header: Claims
+) -> None:
     made = auth0(sourced.clock.wall, read("chat-1"))
     text = hs256(made, b"", alg="RS256", **({"kid": "auth0-1"} | header)).rpartition(".")[0]
     algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
@@ -237,19 +241,17 @@ async def test_odd_headers_of_foreign_tokens_are_refused(sourced: World, header:
     assert (await outcome(sourced, f"{text}.{b64(signature)}"))[0] == 401
 
 
-async def test_keys_that_come_with_the_token_are_not_looked_at(
-    sourced: World, jwks: running_jwks
-) -> None:
+async def test_key_that_a_token_carries_is_not_used(sourced: World, jwks: running_jwks) -> None:
     stranger = KeyPair("RS256", "auth0-1")
     made = auth0(sourced.clock.wall, read("chat-1"))
     before = len(jwks.seen)
-    forged = stranger.sign(made, jwk=stranger.jwk(), jku=jwks.url + "?theirs", x5u=jwks.url)
+    forged = stranger.sign(made, jwk=stranger.jwk(), jku=jwks.url + "?stranger", x5u=jwks.url)
 
     assert (await outcome(sourced, forged))[0] == 401
     assert len(jwks.seen) == before
 
 
-async def test_callers_are_counted_by_source_and_subject(clock: Clock, sourced: World) -> None:
+async def test_callers_differ_by_source_and_subject(clock: Clock, sourced: World) -> None:
     verify = sourced.service.gateway.config.verifier.verify
 
     def key(provider: str, *scopes: str, **changes) -> bytes:
@@ -257,28 +259,30 @@ async def test_callers_are_counted_by_source_and_subject(clock: Clock, sourced: 
         assert caller.has_actor
         return caller.key
 
-    mine = key("auth0")
-    assert key("auth0", jti="again", iat=int(clock.wall) - 5) == mine
-    assert key("auth0", sub="auth0|other") != mine
-    assert key("auth0", "read:sessions:chat-2") != mine
-    assert key("clerk", sub="auth0|6553da60a54af58e29493993") != mine
+    good = key("auth0")
+    assert key("auth0", jti="again", iat=int(clock.wall) - 5) == good
+    assert key("auth0", sub="auth0|other") != good
+    assert key("auth0", "read:sessions:chat-2") != good
+    assert key("clerk", sub="auth0|6553da60a54af58e29493993") != good
 
 
 # -- keys come and go
 
 
-async def test_a_new_key_is_fetched_when_a_token_names_it_and_no_request_waits(
+async def test_new_key_is_fetched_while_no_request_waits_for_it(
     sourced: World, jwks: running_jwks
 ) -> None:
     new = KeyPair("RS256", "auth0-2")
     jwks.keys["auth0"].append(new)
-    mine = token(sourced, "auth0", key=new)
+    good = token(sourced, "auth0", key=new)
     fetches = jwks.seen.copy
 
-    assert (await outcome(sourced, mine)) == (401, "token_invalid")
+    assert (await outcome(sourced, good)) == (401, "token_invalid")
     source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
-    assert source.keys.wanted.is_set()
-    assert source.keys.wait(sourced.clock.now) == 30, "a bounded rate, however many ask"
+    assert source.keys.unknown_kid.is_set()
+    assert source.keys.wait(sourced.clock.now) == 30, (
+        "a bounded rate, however many tokens name unknown keys"
+    )
     before = len(fetches())
     for number in range(200):
         stranger = KeyPair("EdDSA", f"made-up-{number % 3}")
@@ -287,21 +291,21 @@ async def test_a_new_key_is_fetched_when_a_token_names_it_and_no_request_waits(
 
     await sourced.service.key_refresh.refresh(source)
 
-    assert (await outcome(sourced, mine)) == (200, "")
+    assert (await outcome(sourced, good)) == (200, "")
 
 
-async def test_a_key_that_is_gone_verifies_nothing_not_even_what_is_remembered(
+async def test_removed_key_ends_the_tokens_that_it_verified(
     sourced: World, jwks: running_jwks
 ) -> None:
-    mine, theirs = token(sourced, "auth0"), token(sourced, "clerk")
-    assert (await outcome(sourced, mine))[0] == (await outcome(sourced, theirs))[0] == 200
+    changed, other = token(sourced, "auth0"), token(sourced, "clerk")
+    assert (await outcome(sourced, changed))[0] == (await outcome(sourced, other))[0] == 200
     jwks.keys["auth0"] = [KEYS["supabase"], KeyPair("RS256", "auth0-9")]
     source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
 
     await sourced.service.key_refresh.refresh(source)
 
-    assert (await outcome(sourced, mine)) == (401, "token_invalid")
-    assert (await outcome(sourced, theirs))[0] == 200
+    assert (await outcome(sourced, changed)) == (401, "token_invalid")
+    assert (await outcome(sourced, other))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -322,30 +326,30 @@ async def test_a_key_that_is_gone_verifies_nothing_not_even_what_is_remembered(
     ],
     ids=range(12),
 )  # fmt: skip
-async def test_while_its_server_says_nonsense_the_keys_stay_and_are_trusted_for_a_day(
+async def test_keys_are_trusted_for_a_day_while_their_server_fails(
     sourced: World, jwks: running_jwks, answer: tuple[int, bytes, dict[str, str]]
 ) -> None:
-    mine = token(sourced, "auth0", exp=int(sourced.clock.wall) + 200_000)
-    assert (await outcome(sourced, mine))[0] == 200
+    good = token(sourced, "auth0", exp=int(sourced.clock.wall) + 200_000)
+    assert (await outcome(sourced, good))[0] == 200
     jwks.answer = answer
     source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
     before = len(jwks.seen)
 
     await sourced.service.key_refresh.refresh(source)
 
-    assert jwks.seen[before:] == ["/auth0"], "asked once, and no redirect followed"
+    assert jwks.seen[before:] == ["/auth0"], "one request, and no redirect is followed"
     assert source.keys.wait(sourced.clock.now) == 10
-    assert (await outcome(sourced, mine))[0] == 200
+    assert (await outcome(sourced, good))[0] == 200
     sourced.clock.advance(86_399)
-    assert (await outcome(sourced, mine))[0] == 200
+    assert (await outcome(sourced, good))[0] == 200
     sourced.clock.advance(1)
-    assert (await outcome(sourced, mine)) == (503, "not_ready"), "not the token's fault"
+    assert (await outcome(sourced, good)) == (503, "not_ready"), "the token may be valid"
     jwks.answer = None
     await sourced.service.key_refresh.refresh(source)
-    assert (await outcome(sourced, mine))[0] == 200
+    assert (await outcome(sourced, good))[0] == 200
 
 
-async def test_before_the_first_fetch_it_is_not_the_tokens_fault(
+async def test_token_gets_503_before_its_keys_are_fetched(
     sourced: World, jwks: running_jwks
 ) -> None:
     jwks.answer = (500, b"", {})
@@ -356,11 +360,11 @@ async def test_before_the_first_fetch_it_is_not_the_tokens_fault(
     assert (await outcome(sourced, sourced.token(*read("chat-1"))))[0] == 200
 
 
-async def test_a_reload_keeps_what_was_fetched_and_takes_over_what_changed(
+async def test_reload_keeps_fetched_keys_and_applies_changes(
     sourced: World, jwks: running_jwks
 ) -> None:
-    mine, theirs = token(sourced, "auth0"), token(sourced, "clerk")
-    assert (await outcome(sourced, mine))[0] == (await outcome(sourced, theirs))[0] == 200
+    changed, other = token(sourced, "auth0"), token(sourced, "clerk")
+    assert (await outcome(sourced, changed))[0] == (await outcome(sourced, other))[0] == 200
     config = Path(str(sourced._changes["BFF_CONFIG"]))
     before, jwks.answer = config.read_text(), (500, b"", {})  # noqa: ASYNC240  a test may block
 
@@ -369,45 +373,17 @@ async def test_a_reload_keeps_what_was_fetched_and_takes_over_what_changed(
         sourced.reload(**sourced._changes)
 
     change(before.replace('audience = "https://chat', 'audience = "https://x.chat'))
-    assert await outcome(sourced, mine) == (401, "token_invalid")
-    assert (await outcome(sourced, theirs))[0] == 200
+    assert await outcome(sourced, changed) == (401, "token_invalid")
+    assert (await outcome(sourced, other))[0] == 200
     change(before.replace('algorithms = "RS256"', 'algorithms = "RS512"'))
-    assert (await outcome(sourced, theirs))[0] == 200, "a bad file changes nothing"
+    assert (await outcome(sourced, other))[0] == 200, "a wrong file changes nothing"
     change(before)
-    assert (await outcome(sourced, mine))[0] == 200, "its keys were kept all along"
+    assert (await outcome(sourced, changed))[0] == 200, "its keys were kept"
     sourced.reload(BFF_CONFIG=None)
-    assert await outcome(sourced, mine) == (401, "token_invalid")
+    assert await outcome(sourced, changed) == (401, "token_invalid")
 
 
-def test_what_of_a_jwks_is_a_key() -> None:
-    def kinds(*jwks: object, wanted: tuple[str, ...] = ("RS256", "ES256", "EdDSA")) -> list[str]:
-        try:
-            return [key.algorithm for key in read_jwks(json.dumps({"keys": jwks}), wanted)]
-        except ValueError as exc:
-            return [str(exc)]
-
-    none = ["holds no public key for RS256 or ES256 or EdDSA"]
-    rsa_key, curve, edwards = KEYS["auth0"], KEYS["supabase"], KEYS["keycloak"]
-    weak = rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key()  # noqa: S505  that is the point
-    p384 = ec.generate_private_key(ec.SECP384R1()).public_key()
-    rs, es = jwt.algorithms.RSAAlgorithm, jwt.algorithms.ECAlgorithm
-
-    assert kinds(rsa_key.jwk(), curve.jwk(), edwards.jwk()) == ["RS256", "ES256", "EdDSA"]
-    assert kinds(edwards.jwk(alg="Ed25519"), curve.jwk(alg=None)) == ["EdDSA", "ES256"]
-    assert kinds(rsa_key.jwk(), 7, None, {"kty": ["RSA"]}, {"kty": "RSA"}) == ["RS256"]
-    assert kinds(rsa_key.jwk(), wanted=("ES256",)) == ["holds no public key for ES256"]
-    assert kinds(rsa_key.jwk(use="enc")) == none
-    assert kinds(rsa_key.jwk(key_ops=["encrypt"])) == none
-    assert kinds(rsa_key.jwk(alg="RS512")) == none
-    assert kinds(rsa_key.jwk(alg="HS256")) == none
-    assert kinds(rsa_key.jwk(kid=7)) == none
-    assert kinds({"kty": "oct", "k": "c2VjcmV0"}) == none
-    assert kinds(json.loads(rs.to_jwk(weak))) == none
-    assert kinds(json.loads(es.to_jwk(p384))) == none
-    assert kinds(curve.jwk(), rsa_key.jwk(d="AQAB"))[0].startswith("holds a private key")
-
-
-def source(*keys: Key, algorithms: tuple[str, ...] = ("RS256", "EdDSA")) -> Source:
+def make_source(*keys: Key, algorithms: tuple[str, ...] = ("RS256", "EdDSA")) -> Source:
     return Source(
         name="one",
         environment="default",
@@ -421,73 +397,35 @@ def source(*keys: Key, algorithms: tuple[str, ...] = ("RS256", "EdDSA")) -> Sour
     )
 
 
-def test_each_check_of_a_source_stands_by_itself() -> None:
-    """In the service others stand before some of them: here they are alone."""
+def test_source_makes_each_check_without_the_verifier() -> None:
+    """In the service other checks come before some of these."""
     rsa_key, edwards = KeyPair("RS256", "same"), KeyPair("EdDSA", "same")
-    listed = json.dumps({"keys": [rsa_key.jwk(), edwards.jwk()]})
-    keys = read_jwks(listed, ("RS256", "EdDSA"))
+    jwks = json.dumps({"keys": [rsa_key.jwk(), edwards.jwk()]})
+    keys = read_jwks(jwks, ("RS256", "EdDSA"))
     good = {"iss": "https://one.example.com", "aud": "chat", "sub": "ann"}
 
-    def verify(of: Source, key: KeyPair, **changes: object) -> dict:
+    def verify(source: Source, key: KeyPair, **changes: object) -> dict:
         token = key.sign(good | changes).encode()
-        return of.verify(token, peek(token)[0], 0.0)
+        return source.verify(token, read_unverified(token)[0], 0.0)
 
-    assert verify(source(*keys), rsa_key) == verify(source(*keys), edwards) == good
-    for of, key, changes in (
-        (source(*keys, algorithms=("RS256",)), edwards, {}),
-        (source(*keys, algorithms=("EdDSA",)), rsa_key, {}),
-        (source(*keys), rsa_key, {"iss": "https://two.example.com"}),
-        (source(shared_key(SHARED)), rsa_key, {}),
+    both = make_source(*keys)
+    assert verify(both, rsa_key) == verify(both, edwards) == good
+    for wrong, key, changes in (
+        (make_source(*keys, algorithms=("RS256",)), edwards, {}),
+        (make_source(*keys, algorithms=("EdDSA",)), rsa_key, {}),
+        (both, rsa_key, {"iss": "https://two.example.com"}),
+        (make_source(shared_key(SHARED)), rsa_key, {}),
     ):
         with pytest.raises(Refused, match="token_invalid"):
-            verify(of, key, **changes)
-
-
-def test_when_a_jwks_is_fetched() -> None:
-    keys = KeySet(url="https://x", trusted_seconds=100)
-    assert keys.wait(0) == 0
-    keys.attempt(0)
-    assert keys.wait(1) == 9, "soon again, until one came"
-    keys.replace([shared_key("k" * 32)], 1000)
-    assert keys.wait(1) == 299
-    assert keys.trusted(1099)
-    assert not keys.trusted(1100)
-    keys.find("unknown", 1001)
-    assert keys.wait(1) == 29
-    generation = keys.generation
-    keys.attempt(30)
-    keys.replace([shared_key("k" * 32)], 1030)
-    assert keys.generation == generation, "the same keys change nothing"
-    assert keys.wait(30) == 300
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        b"",
-        b"..",
-        b"a.b",
-        b"e30.e30.e30.e30",
-        b"e30.W10.x",
-        b"e30.e30.=",
-        b"e30.e30.\n",
-        b"bnVsbA.e30.x",
-        b"e30." + b64(b"[" * 50_000).encode() + b".x",
-        b"e30." + b64(b'{"sub":"a","sub":"b"}').encode() + b".x",
-    ],
-    ids=range(10),
-)
-def test_what_cannot_be_read_is_refused_before_anyone_verifies(token: bytes) -> None:
-    with pytest.raises(Refused, match="token_invalid"):
-        peek(token)
+            verify(wrong, key, **changes)
 
 
 # -- documentation
 
 
-def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
+def test_documentation_tells_the_times_and_bounds_of_the_code() -> None:
     text = " ".join(DOCS.read_text().split())
-    for said in (
+    for sentence in (
         f"for {introspected.ACCEPTED_SECONDS:.0f} seconds or until the token's `exp`",
         f"kept {introspected.REFUSED_SECONDS:.0f} seconds",
         f"every {keys.REFRESH_SECONDS / 60:.0f} minutes",
@@ -495,4 +433,4 @@ def test_the_documentation_tells_the_times_and_bounds_that_hold() -> None:
         f"`RS256` of {keys.MIN_RSA_BITS} to {keys.MAX_RSA_BITS} bits",
         f"{revocations.DEFAULT_TTL / 86400:.0f} days if it is left out",
     ):
-        assert said in text
+        assert sentence in text

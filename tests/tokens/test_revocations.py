@@ -28,7 +28,7 @@ async def ask(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
     return response.status_code, response.json().get("code", "")
 
 
-async def test_by_jti_and_only_that(world: World) -> None:
+async def test_jti_revokes_one_token(world: World) -> None:
     one, two = (world.token(*read("chat-1"), jti=jti) for jti in ("one", "two"))
     assert await ask(world, one) == await ask(world, two) == (200, "")
 
@@ -44,7 +44,7 @@ async def test_by_jti_and_only_that(world: World) -> None:
     assert await ask(world, again) == (200, ""), "kept as long as it was to be"
 
 
-async def test_by_subject_what_was_issued_before(world: World) -> None:
+async def test_subject_revokes_its_tokens_issued_before(world: World) -> None:
     ann = world.token(*read("chat-1"), act={"sub": "ann"})
     bob = world.token(*read("chat-1"), act={"sub": "bob"})
     assert await ask(world, ann) == await ask(world, bob) == (200, "")
@@ -65,7 +65,7 @@ async def test_by_subject_what_was_issued_before(world: World) -> None:
 
 @pytest.mark.parametrize("named", ["chat-1", FRIENDLY["chat-1"]])
 @pytest.mark.parametrize("asked", ["chat-1", FRIENDLY["chat-1"]])
-async def test_by_session_under_either_id(world: World, named: str, asked: str) -> None:
+async def test_session_is_revoked_under_either_id(world: World, named: str, asked: str) -> None:
     token = world.token(*read("chat-1", "chat-2"))
     assert await ask(world, token, asked) == (200, "")
     etag = (await world.get("chat-1", token=token)).headers["etag"]
@@ -79,7 +79,7 @@ async def test_by_session_under_either_id(world: World, named: str, asked: str) 
     assert await ask(world, world.token(*read("chat-1")), asked) == (200, "")
 
 
-async def test_everything_issued_before_a_moment(world: World) -> None:
+async def test_moment_revokes_all_tokens_issued_before(world: World) -> None:
     tokens = [world.token(*read("chat-1"), jti=str(n)) for n in range(5)]
     world.clock.advance(10)
     young = world.token(*read("chat-1"))
@@ -92,7 +92,7 @@ async def test_everything_issued_before_a_moment(world: World) -> None:
     assert (await ask(world, tokens[0]))[0] == 401, "an earlier moment takes nothing back"
 
 
-async def test_while_a_load_is_under_way(world: World) -> None:
+async def test_token_revoked_during_a_load_gets_no_session(world: World) -> None:
     gate = asyncio.Event()
 
     async def slow(_) -> None:
@@ -108,7 +108,7 @@ async def test_while_a_load_is_under_way(world: World) -> None:
     assert await waiting == (401, "token_revoked")
 
 
-async def test_a_token_that_upstream_verified_too(world: World) -> None:
+async def test_token_that_upstream_verified_can_be_revoked(world: World) -> None:
     await world.start(BFF_SIGNING_KEYS=None)
     token = sign(claims(world.clock.wall, *read("chat-1"), jti="one"), ROOT_KEY)
     assert await ask(world, token) == (200, "")
@@ -118,7 +118,7 @@ async def test_a_token_that_upstream_verified_too(world: World) -> None:
     assert await ask(world, token) == (401, "token_revoked")
 
 
-async def test_revoked_tokens_are_bad_tokens(world: World) -> None:
+async def test_revoked_token_counts_as_a_bad_token(world: World) -> None:
     await world.start(BFF_BAD_TOKEN_LIMIT="3/minute")
     token = world.token(*read("chat-1"), jti="one")
     await revoke(world, jti="one")
@@ -151,12 +151,12 @@ async def test_revoked_tokens_are_bad_tokens(world: World) -> None:
     ],
     ids=repr,
 )
-def test_what_cannot_be_revoked_is_told(body: dict[str, object]) -> None:
+def test_impossible_revocation_is_refused(body: dict[str, object]) -> None:
     with pytest.raises(RevocationError):
         parse(body, NOW)
 
 
-async def test_no_page_in_a_browser_revokes_anything(world: World) -> None:
+async def test_page_in_a_browser_cannot_revoke(world: World) -> None:
     body, json_type = json.dumps({"jti": "one"}), {"content-type": "application/json"}
     for headers, content in (
         ({}, body),
@@ -176,7 +176,7 @@ async def test_no_page_in_a_browser_revokes_anything(world: World) -> None:
     assert len(world.service.gateway.revocations) == 0
 
 
-async def test_how_many_is_shown_and_what_is_not(world: World) -> None:
+async def test_metrics_show_the_number_of_revocations_only(world: World) -> None:
     await revoke(world, jti="sentinel-jti")
     await revoke(world, subject="sentinel-subject")
     metrics = (await world.ops.get("/metrics")).text
@@ -185,7 +185,7 @@ async def test_how_many_is_shown_and_what_is_not(world: World) -> None:
     assert "sentinel" not in metrics + world.log.getvalue()
 
 
-def test_they_are_bounded_and_none_is_dropped_before_its_time() -> None:
+def test_revocations_are_bounded_and_kept_to_their_end() -> None:
     kept = Revocations(max_kept=10)
     for number in range(10):
         kept.add(parse({"jti": str(number), "ttl": 60 if number < 5 else 600}, NOW), NOW)
@@ -202,7 +202,7 @@ def test_they_are_bounded_and_none_is_dropped_before_its_time() -> None:
     assert kept.token("more", (), NOW, later)
 
 
-def test_replicas_tell_one_another_in_full() -> None:
+def test_encoded_revocation_decodes_to_the_same() -> None:
     for body in ({"jti": "a"}, {"session": "ü:/"}, {"subject": "b"}, {"issued_before": 5.5}):
         made = parse(body, NOW)
         other = Revocations()

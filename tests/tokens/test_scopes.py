@@ -42,7 +42,7 @@ def can_read(scopes: list[object], *ids: str) -> bool:
 @example(["read:sessions:"], "chat-1")
 @example(["read:all:whatever"], "chat-1")
 @example(["read:sessions:a:b"], "a:b")
-def test_decides_as_upstreams_grammar_does(scopes: list[object], id_: str) -> None:
+def test_grant_follows_the_grammar_of_upstream(scopes: list[object], id_: str) -> None:
     other = "session_x"
     granted = ids.grant(scopes)
 
@@ -66,7 +66,7 @@ def test_decides_as_upstreams_grammar_does(scopes: list[object], id_: str) -> No
         "::",
     ],
 )
-def test_these_grant_nothing(text: str) -> None:
+def test_scope_grants_nothing(text: str) -> None:
     granted = ids.grant([text])
 
     assert not granted.every
@@ -77,9 +77,9 @@ def test_these_grant_nothing(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["admin", "admin:", "read:all", "*:all:x", "read:sessions", "*:sessions:"]
 )
-def test_these_grant_every_session(text: str) -> None:
+def test_scope_grants_every_session(text: str) -> None:
     assert ids.grant([text]) == Grant(every=True, ids=frozenset())
 
 
-def test_an_id_is_everything_after_the_second_colon() -> None:
+def test_id_is_everything_after_the_second_colon() -> None:
     assert ids.grant(["read:sessions:a:b:c"]).ids == {"a:b:c"}
