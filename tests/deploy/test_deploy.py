@@ -196,7 +196,7 @@ def test_the_stores_users_may_do_what_the_documentation_says() -> None:
     """And no more; `tests/topology` shows that it is enough."""
     fleet = (ROOT / "docs/FLEET.md").read_text()
     (sentence,) = re.findall(
-        r"The user needs the commands (.+?), on keys `bff1:\*`", fleet, re.DOTALL
+        r"The gateway needs the commands (.+?), on keys `bff1:\*`", fleet, re.DOTALL
     )
     documented = {
         word.lower() for words in re.findall(r"`(.+?)`", sentence) for word in words.split()

@@ -15,7 +15,7 @@ NOT_YET = {
     f"bff/{name}.py"
     for name in (
         *("config/reader", "config/runtime", "config/values", "demo/upstream"),
-        *("limits/budget", "limits/client_address", "replicas/codec"),
+        *("limits/budget", "limits/client_address"),
         *("server/asgi", "server/hardening", "server/worker_ipc"),
         *("sessions/copy", "sessions/document", "sessions/fields"),
         *("sessions/list_query", "sessions/page", "tokens/caller", "tokens/jwks", "tokens/mint"),
