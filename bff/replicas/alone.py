@@ -1,7 +1,8 @@
-"""Takes the place of `sharing.Sharing` without a store: one gateway, which shares nothing."""
+"""A gateway without a store: the methods of `sharing.Sharing`, which share nothing."""
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.replicas.codec import Namespace
@@ -18,7 +19,7 @@ class Alone:
     replicas = 1
     timeout = 0.0
 
-    def __init__(self, clock: Callable[[], tuple[float, float]]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
     async def load(self, request: LoadRequest) -> tuple[Copy | Refusal, bool]:
@@ -63,4 +64,4 @@ class Alone:
 
 
 AnySharing = Sharing | Alone
-"""Shares with the other replicas, or has none."""
+"""The sharing of a gateway with a store, or of one without."""

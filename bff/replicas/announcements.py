@@ -1,4 +1,4 @@
-"""What replicas announce to one another: purges and revocations.
+"""Announcements of replicas to one another: purges and revocations.
 
 An announcement is a message on a stream, not on a channel: a replica that was cut off reads what
 was announced meanwhile, and one that starts reads the revocations that are kept.

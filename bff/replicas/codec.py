@@ -69,7 +69,7 @@ class StoredCopy:
 
 
 _FIELD_TYPES: Final = [[str, type_, bool, bool, float, float] for type_ in (str, type(None))]
-"""Of the fields of a `StoredCopy`, without the body."""
+"""Types of the fields of a `StoredCopy`, without the body."""
 
 
 def encode_copy(prefix: str, copy: Copy, lifetime: float, loaded: float, claimed: int) -> bytes:

@@ -161,7 +161,7 @@ class SharedLoads:
         *load* gets the seconds that it may still wait for the store.
 
         Returns:
-            The outcome; what was stored before, fresh or not; whether this replica loaded it.
+            The outcome; the entry stored before, fresh or not; whether this replica loaded it.
         """
         deadline, token = Deadline(self._timeout, self._clock), self._tokens()
         search = self._find(lookup, token, deadline)

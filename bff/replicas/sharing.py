@@ -1,7 +1,7 @@
 """Many replicas that behave as one: one copy, one load, one limit, one budget for all.
 
-While the store is down each replica decides alone: copies and loads are its own, and of limits and
-budget it takes the share of one replica among those that ran when the store was last up.
+While the store is down each replica decides alone: it shares no copies and loads, and it divides
+limits and budget by the number of replicas that ran when the store was last up.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Sharing:
-    """What a replica shares with the others.
+    """Shares copies, limits, budget, purges and revocations with the other replicas.
 
     Args:
         store: where they share it; `start` opens it.
@@ -134,7 +134,7 @@ class Sharing:
             return
         granted, rest, seconds = lease
         self._count(metrics.LEASES, limiter.name)
-        # Counted from before the command was sent, so it ends no later here than in the store.
+        # Counted from before the command was sent, so it ends no later than the store's window.
         window.grant(self, want, granted, rest, sent + seconds)
 
     # -- the budget
@@ -160,7 +160,7 @@ class Sharing:
         return wait
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
-        """Share what upstream reports of its bucket; its lower half is the customer's own."""
+        """Share what upstream reports of its bucket; the lower half belongs to the customer."""
         if self.up and environment in self.namespaces:
             self.store.allow(self.namespaces[environment].origin, remaining - limit // 2, reset)
 

@@ -1,4 +1,4 @@
-"""What replicas store in Valkey and read from it, one method for each purpose.
+"""The values that replicas store in Valkey and read from it, one method for each purpose.
 
 Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `pause`, `renew`,
 `release`, `drop`) send without waiting; while the store is down they do nothing.

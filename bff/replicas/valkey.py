@@ -46,7 +46,7 @@ class StoreUnavailable(Exception):
 async def if_available(answer: Awaitable[T]) -> T | None:
     """Wait for an answer of the store; None if the store is unavailable.
 
-    `StoreUnavailable` ends only here, and where the ops port refuses a purge or a revocation.
+    Other code catches `StoreUnavailable` only where the ops port refuses a purge or a revocation.
     """
     try:
         return await answer

@@ -194,7 +194,7 @@ def test_store_user_may_run_the_documented_commands_only() -> None:
     """`tests/topology` shows that the commands suffice."""
     fleet = (ROOT / "docs/FLEET.md").read_text()
     (sentence,) = re.findall(
-        r"The user needs the commands (.+?), on keys `bff1:\*`", fleet, re.DOTALL
+        r"The gateway needs the commands (.+?), on keys `bff1:\*`", fleet, re.DOTALL
     )
     documented = {
         word.lower() for words in re.findall(r"`(.+?)`", sentence) for word in words.split()

@@ -298,7 +298,7 @@ async def test_slow_store_counts_as_down_for_introspections(replicas: Replicas) 
         assert introspections(replicas) == {}
 
 
-# -- introspections that are not genuine
+# -- forged introspections
 
 
 INTROSPECTION = Introspection("ok", ("chat-1", FRIENDLY["chat-1"]), 0.0, 60.0)

@@ -1,4 +1,4 @@
-"""What is stored: bounded, without secrets, and replaced where a gateway did not write it."""
+"""Stored values are bounded and hold no secret; a foreign value is replaced."""
 
 import asyncio
 import time

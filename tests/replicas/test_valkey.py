@@ -150,9 +150,9 @@ async def test_error_says_why_the_store_cannot_be_used(own_engine: Engine) -> No
 
 
 def documented_commands() -> set[str]:
-    """Read from docs/FLEET.md which commands the gateway's user needs."""
+    """Read from docs/FLEET.md which commands the gateway needs."""
     (text,) = re.findall(
-        r"The user needs the commands (.*?), on keys", FLEET.read_text(), re.DOTALL
+        r"The gateway needs the commands (.*?), on keys", FLEET.read_text(), re.DOTALL
     )
     return {name for part in re.findall(r"`([^`]+)`", text) for name in part.split()}
 

@@ -13,7 +13,7 @@ from bff.replicas.valkey import StoreUnavailable
 
 
 class Shared:
-    """What all replicas share.
+    """The data that all replicas share.
 
     Args:
         now: seconds.
