@@ -1,7 +1,7 @@
 """Every metric of the gateway: one declaration gives its name, type, labels and description.
 
-To add one, declare a constant in this file and count it with `Telemetry`. A test fails for a metric that
-nothing counts. `docs/OPERATIONS.md` and `/metrics` are made from these declarations.
+To add one, declare a constant in this file and count it with `Telemetry`; a test fails for a metric
+that nothing counts. `docs/OPERATIONS.md` and `/metrics` are made from these declarations.
 """
 
 from dataclasses import dataclass
