@@ -1,7 +1,7 @@
 """Every metric of the gateway: one declaration gives its name, type, labels and description.
 
-To add one, declare a constant here and count it with `Telemetry`. A test fails for a metric that
-nothing counts. `docs/OPERATIONS.md` and `/metrics` are made from these declarations.
+To add one, declare a constant in this file and count it with `Telemetry`; a test fails for a metric
+that nothing counts. `docs/OPERATIONS.md` and `/metrics` are made from these declarations.
 """
 
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ SHARED_COPIES: Final = _counter(
     "later load, or the replica lost its claim), dropped (foreign or corrupt).",
     "result",
 )
-SHARED_VERDICTS: Final = _counter(
+SHARED_INTROSPECTIONS: Final = _counter(
     "bff_shared_verdicts",
     "Introspections of tokens in the store, by result: used, kept, superseded (by a later one, or "
     "the replica lost its claim), dropped (foreign or corrupt).",

@@ -121,7 +121,7 @@ def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Fi
     if answer.status == HTTPStatus.UNAUTHORIZED:
         if environment.id is None and not environment.learn:
             return Finding(
-                Result.OK, "BFF_ENVIRONMENT_ID is not needed: all signing keys are your own"
+                Result.OK, "BFF_ENVIRONMENT_ID is not needed: no signing key is a root key"
             )
         return Finding(
             Result.UNSURE,

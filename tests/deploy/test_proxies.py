@@ -25,7 +25,7 @@ DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 
 
 def nginx(gateway: int, home: Path, port: int) -> list[str]:
-    """The shipped file, without the certificate that is not here."""
+    """The shipped file, without its certificate, which does not exist in a test."""
     text = (DEPLOY / "nginx.conf").read_text()
     text = re.sub(r"\tssl_certificate.*\n", "", text)
     for old, new in (
@@ -78,7 +78,7 @@ def haproxy(gateway: int, home: Path, port: int) -> list[str]:
 
 
 def haproxy_that_caches(gateway: int, home: Path, port: int) -> list[str]:
-    """Its cache obeys `private` and `no-store`, so somebody has to overrule them first."""
+    """Its cache obeys `private` and `no-store`, so the configuration must overrule them."""
     (home / "haproxy.cfg").write_text(f"""
 defaults
     mode http
@@ -137,7 +137,7 @@ def gateway(upstream: running_upstream) -> Iterator[Gateway]:
 
 
 @pytest.mark.parametrize("proxy", [nginx, haproxy])
-def test_behind_what_is_shipped_everything_is_well(
+def test_shipped_proxies_pass_every_test(
     upstream: running_upstream, gateway: Gateway, tmp_path: Path, proxy: Proxy
 ) -> None:
     odd = "".join(f"%{byte:02X}" for byte in "a/b//..;?#%: ü".encode())
@@ -188,7 +188,7 @@ def test_behind_what_is_shipped_everything_is_well(
         (haproxy_that_caches, "a proxy in front (caches answers|changes Cache-Control)"),
     ],
 )
-def test_a_proxy_that_keeps_copies_is_found(
+def test_check_detects_a_proxy_that_caches(
     upstream: running_upstream, gateway: Gateway, tmp_path: Path, proxy: Proxy, found: str
 ) -> None:
     with running(proxy, gateway, tmp_path) as url:

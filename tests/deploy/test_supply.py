@@ -1,4 +1,4 @@
-"""What the image is made of: all of it named, and nothing secret in it."""
+"""The image: its bill of materials names every package, and it holds no secret."""
 
 import ast
 import fnmatch

@@ -100,7 +100,7 @@ async def test_low_bucket_is_shown(world: World) -> None:
     ("changes", "code", "text"),
     [
         ({}, 0, "verified with the signing keys: the gateway refuses tokens"),
-        ({"BFF_ENVIRONMENT_ID": None}, 0, "BFF_ENVIRONMENT_ID is not needed: all signing keys are"),
+        ({"BFF_ENVIRONMENT_ID": None}, 0, "BFF_ENVIRONMENT_ID is not needed: no signing key is"),
         ({"BFF_SIGNING_KEYS": None}, 0, "verified by upstream: a restricted key"),
         (
             {"BFF_SIGNING_KEYS": None, "TRIGGER_SECRET_KEY": ROOT_KEY},
