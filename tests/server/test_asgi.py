@@ -1,6 +1,7 @@
 """The ASGI side serves every route, and answers what fails."""
 
 import json
+from typing import NoReturn
 
 import pytest
 from support.differential import GOOD, both_sides, connect_both, feed_both, request, statuses
@@ -35,9 +36,12 @@ async def test_starlette_app_serves_every_route_like_the_fast_path(clock: Clock)
 
 
 async def test_unexpected_exception_is_answered_with_json(clock: Clock) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise RuntimeError
+
     async with both_sides(clock) as sides:
         for side in sides:
-            side.world.service.gateway.config.verifier = None  # type: ignore[assignment]
+            side.world.service.gateway._decide = broken  # type: ignore[method-assign]
         answer = await feed_both(sides, request(GOOD, f"origin: {ORIGIN}"))
         assert b"HTTP/1.1 500" in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "internal"
