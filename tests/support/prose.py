@@ -18,8 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 CODE = "_"
 """Stands for code, file names and addresses."""
 
-NOT_YET: tuple[str, ...] = (
-)
+NOT_YET: tuple[str, ...] = ()
 """Files that the tests of words and of style do not read yet."""
 
 _CODE = re.compile(
