@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-# What frontends run, for the tests that run it; without npm those say that they are skipped.
+# The packages that frontends run, for the tests; without npm those tests say that they are skipped.
 NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock.json)
 
 # Stamps are made one after another, whatever -j says.
@@ -78,7 +78,7 @@ simulate: $(VENV)/dev ## Check the formulae of docs/FLEET.md against ten million
 	$(BIN)/python tests/programs/generate_docs.py
 
 # Debian's package of each program. A machine may have Node from elsewhere, with which Debian's npm
-# cannot be installed, so only what is missing is asked for.
+# cannot be installed, so only missing programs are installed.
 PROGRAMS = chromium:chromium haproxy:haproxy nginx:nginx-light node:nodejs npm:npm \
   promtool:prometheus redis-server:redis-server systemd-analyze:systemd
 programs: ## Install the programs that tests drive and that are missing (Debian; as root)

@@ -43,7 +43,7 @@ class LeasePending(Exception):
 
 
 class Window:
-    """What one key has used of its limit.
+    """The use of one key's limit.
 
     `granted` is what the key may use in this process: without a provider the whole limit; with
     one the quota leased until now, or this replica's share while the provider is down.

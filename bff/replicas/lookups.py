@@ -120,7 +120,7 @@ class IntrospectionLookup:
         is_current: whether the settings still give the environment this namespace.
     """
 
-    metric: ClassVar = metrics.SHARED_VERDICTS
+    metric: ClassVar = metrics.SHARED_INTROSPECTIONS
 
     namespace: Namespace
     digest: bytes

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 Schema = dict[str, Any]
 """A JSON schema."""
 Default = Literal["shown", "hidden", "own setting"]
-"""What the default policy does with a field. Two fields have a setting of their own, which selects
-the parts that browsers get: `BFF_EXPOSE_METADATA` and `BFF_EXPOSE_TAGS`."""
+"""The choice of the default policy for a field. Two fields have a setting of their own, which
+selects the parts that browsers get: `BFF_EXPOSE_METADATA` and `BFF_EXPOSE_TAGS`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who asks: what the claims of a token say of its caller, and what counts as one caller."""
+"""The caller: read from the claims of a token, and the key that counts as one caller."""
 
 import hashlib
 import json

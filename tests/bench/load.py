@@ -126,7 +126,7 @@ def table(cold: dict[str, dict[str, float]]) -> list[str]:
     """Format the result as a Markdown table."""
     call = cold["bare client call"]
     return [
-        "| CPU of one process | least µs | median µs | of the call (least) | of the call (median) |",
+        "| CPU of one process | least µs | median µs | ratio (least) | ratio (median) |",
         "|---|---:|---:|---:|---:|",
         *(
             f"| {name} | {took['least']:,.0f} | {took['median']:,.0f} | "

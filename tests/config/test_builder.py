@@ -1,4 +1,4 @@
-"""What new settings keep of the former configuration."""
+"""New settings keep the unchanged parts of the former configuration."""
 
 from support.world import (
     World,

@@ -24,6 +24,7 @@ ALLOWED = {
     "flight": ("in_flight", "single_flight"),
     "found": ("not_found",),  # an error code
     "mark": ("mark_down",),
+    "open": ("open", "open_seconds"),  # to open a connection, a window
     "probe": ("probe",),  # the option --probe
 }
 """Names in which an avoided word is right: the whole name, or a part of several words."""

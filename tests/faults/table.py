@@ -479,7 +479,7 @@ FAULTS = [
         "bff/gateway/admission.py",
         'if cookies.count(b";") > _MAX_COOKIES:',
         "if False:",
-        f"{_COOKIE}::test_a_cookie_that_is_none_or_two",
+        f"{_COOKIE}::test_empty_or_repeated_cookie_is_refused",
     ),
     Fault(
         22,
@@ -584,14 +584,14 @@ FAULTS = [
         "bff/gateway/introspection.py",
         "return digest is None or self._introspections.accepted(digest, session_id, now)",
         "return True",
-        f"{_VERDICTS}::test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested",
+        f"{_VERDICTS}::test_shared_copy_waits_for_the_introspection",
     ),
     Fault(
         0,
         "bff/tokens/introspected.py",
         "until = spoken + min(seconds, ACCEPTED_SECONDS)",
         "until = now + seconds",
-        f"{_VERDICTS}::test_what_upstream_takes_back_is_taken_back_within_a_minute",
+        f"{_VERDICTS}::test_withdrawn_token_is_refused_within_a_minute",
     ),
     Fault(
         0,
@@ -619,21 +619,21 @@ FAULTS = [
         "bff/gateway/introspection.py",
         "if window.exhausted:",
         "if False:",
-        f"{_VERDICTS}::test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does",
+        f"{_VERDICTS}::test_flood_of_invented_tokens_never_reaches_upstream",
     ),
     Fault(
         0,
         "bff/gateway/answers.py",
         "refusal, request.window = hidden, UNLIMITED_WINDOW",
         "refusal = hidden",
-        f"{_VERDICTS}::test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers",
+        f"{_VERDICTS}::test_wrong_alias_gets_identical_bytes",
     ),
     Fault(
         0,
         "bff/gateway/decide.py",
         "if moved or config.verifier is not",
         "if config.verifier is not",
-        f"{_VERDICTS}::test_what_one_upstream_said_is_no_word_of_another",
+        f"{_VERDICTS}::test_introspection_of_another_upstream_is_ignored",
     ),
     Fault(
         0,
@@ -654,7 +654,7 @@ FAULTS = [
         "bff/gateway/introspection.py",
         "if introspection.code in (OK, *AUTHENTIC):",
         "if False:",
-        f"{_VERDICTS}::test_who_leaves_before_its_test_ends_is_counted_as_no_bad_one",
+        f"{_VERDICTS}::test_leaving_browser_refunds_its_bad_token_charge",
     ),
     Fault(
         0,
@@ -668,7 +668,7 @@ FAULTS = [
         "bff/tokens/verify.py",
         "return not self.pending and self.id in (None, subject)",
         "return not self.pending",
-        f"{_VERDICTS}::test_another_customers_environment_fills_no_copy_of_ours",
+        f"{_VERDICTS}::test_token_of_another_customer_fills_no_copy",
     ),
     Fault(
         0,

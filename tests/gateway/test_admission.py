@@ -1,4 +1,4 @@
-"""The token in a cookie: for pages of the gateway's own origin, and of no use to any other."""
+"""Admission: addresses, tokens in headers and in the cookie, limits of callers."""
 
 import pytest
 from support.world import (
@@ -95,7 +95,7 @@ async def test_a_header_wins_a_bad_one_too(cookies: World) -> None:
     assert await ask_with(cookies, cookie | {"authorization": ""}) == (401, "token_missing")
 
 
-async def test_a_cookie_that_is_none_or_two(cookies: World) -> None:
+async def test_empty_or_repeated_cookie_is_refused(cookies: World) -> None:
     good = cookies.token(*read("chat-1"))
 
     assert await ask_with(cookies, SAME | {"cookie": f"{NAME}=bad"}) == (401, "token_invalid")
@@ -274,7 +274,7 @@ async def test_branch_token_reads_only_its_own_branch(world: World, tmp_path) ->
     )
 
     assert (await world.get("chat-1", token=one)).status_code == 200
-    # The pretend upstream knows no such branch, so what comes back is its 401, told as our trouble.
+    # The pretend upstream does not know the branch: its 401 becomes a 502 of the gateway.
     assert (await world.get("chat-1", token=two)).json()["code"] == "upstream_rejected_credentials"
     assert (await world.get("chat-1", token=neither)).json()["code"] == "token_invalid"
     assert [seen.header("x-trigger-branch") for seen in world.upstream.seen] == [None, "feat/two"]

@@ -9,7 +9,7 @@ from support.world import (
 
 async def test_unnamed_id_does_not_reveal_whether_it_exists(world: World) -> None:
     scopes = read(FRIENDLY["chat-2"])
-    await world.get("chat-1")  # a copy is there now
+    await world.get("chat-1")  # a copy is kept now
 
     responses = [await world.get(id_, *scopes) for id_ in ("chat-1", "no-such-chat", "chat-closed")]
     world.answer(500, {"error": "down"})

@@ -1,4 +1,4 @@
-"""Through the door, in one process: what a browser is told, and what upstream was asked."""
+"""Requests through the whole gateway: the browser's answer, and the calls that upstream saw."""
 
 import json
 import random

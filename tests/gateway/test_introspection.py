@@ -1,4 +1,4 @@
-"""Tokens that only upstream can verify: what is asked, what is kept, and what nobody learns."""
+"""Tokens that only upstream can verify: calls, results, and secrets that stay hidden."""
 
 import asyncio
 import random
@@ -34,7 +34,7 @@ OPAQUE: dict[str, str | None] = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstre
 
 @pytest.fixture
 async def opaque(clock: Clock) -> AsyncIterator[World]:
-    """A gateway with a restricted additional key and nothing else; tokens are upstream's own."""
+    """A gateway with a restricted additional key only; upstream verifies tokens."""
     async with World(clock, **OPAQUE) as world:
         yield world
 
@@ -49,7 +49,7 @@ async def ask(world: World, token: str, id_: str = "chat-1", **headers: str) -> 
 
 
 def senders(world: World) -> list[str]:
-    """Who asked upstream, in order: the secret key or a token."""
+    """The credential of each call that upstream saw: the secret key or a token."""
     keys = [seen.header("authorization") for seen in world.upstream.seen]
     return ["key" if key == f"Bearer {SECRET_KEY}" else "token" for key in keys]
 
@@ -73,7 +73,7 @@ async def test_the_load_itself_is_the_test_and_later_loads_use_the_key(opaque: W
 
 
 @pytest.mark.parametrize("name", KINDS)
-async def test_a_hit_takes_no_waiting_and_no_signature_whoever_verified(
+async def test_hit_needs_no_wait_and_no_signature_check(
     clock: Clock, tmp_path: Path, name: str
 ) -> None:
     kind = Kind(name, tmp_path)
@@ -93,7 +93,7 @@ async def test_a_hit_takes_no_waiting_and_no_signature_whoever_verified(
     assert checks == []
 
 
-async def test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested(
+async def test_shared_copy_waits_for_the_introspection(
     opaque: World,
 ) -> None:
     mine, forged = minted(opaque, *read("chat-1")), minted(opaque, *read("chat-1"), key=OWN_KEY)
@@ -104,7 +104,7 @@ async def test_a_copy_of_anothers_load_is_not_shown_before_the_token_is_tested(
     assert senders(opaque) == ["token"] * 3
 
 
-async def test_one_token_is_one_test_a_session_a_minute_however_many_ask(opaque: World) -> None:
+async def test_one_introspection_serves_all_requests(opaque: World) -> None:
     await opaque.start(**OFF, **OPAQUE, BFF_CACHE_TTL="600")
     token = minted(opaque, *read("chat-1", "chat-2"))
 
@@ -118,7 +118,7 @@ async def test_one_token_is_one_test_a_session_a_minute_however_many_ask(opaque:
     assert senders(opaque) == ["token"] * 3, "after a minute, once more"
 
 
-async def test_what_upstream_takes_back_is_taken_back_within_a_minute(opaque: World) -> None:
+async def test_withdrawn_token_is_refused_within_a_minute(opaque: World) -> None:
     token = minted(opaque, *read("chat-1"))
     assert (await ask(opaque, token))[0] == 200
     opaque.upstream.environments[0].root_key = "tr_prod_rotated00000000000000000001"
@@ -130,7 +130,7 @@ async def test_what_upstream_takes_back_is_taken_back_within_a_minute(opaque: Wo
     assert await ask(opaque, token) == (401, "token_invalid")
 
 
-async def test_a_verdict_ends_with_the_token(opaque: World) -> None:
+async def test_introspection_ends_with_the_token(opaque: World) -> None:
     token = minted(opaque, *read("chat-1"), exp=int(opaque.clock.wall) + 20)
     assert (await ask(opaque, token))[0] == 200
 
@@ -171,7 +171,7 @@ async def test_a_refusal_is_kept_for_five_seconds(opaque: World) -> None:
         (429, "over_budget"),
     ],
 )
-async def test_an_answer_that_decides_nothing_grants_nothing_and_is_not_asked_for_at_once(
+async def test_undecided_answer_grants_nothing_for_a_while(
     opaque: World, status: int, code: str
 ) -> None:
     token, other = minted(opaque, *read("chat-1")), minted(opaque, *read("chat-1"), jti="2")
@@ -238,7 +238,7 @@ LIMIT = {"x-ratelimit-limit": "60", "x-ratelimit-remaining": "0", "x-ratelimit-r
 # -- what nobody learns, and nobody may cause
 
 
-async def test_another_customers_environment_fills_no_copy_of_ours(opaque: World) -> None:
+async def test_token_of_another_customer_fills_no_copy(opaque: World) -> None:
     """Upstream accepts their token, and has a session of the same name for it."""
     theirs = Environment("env_theirs", FOREIGN_KEY)
     theirs.add(session(66, "chat-1", taskIdentifier="theirs"))
@@ -281,7 +281,7 @@ async def test_without_the_environments_id_nothing_is_put_to_the_test(opaque: Wo
     ],
     ids=repr,
 )
-async def test_what_a_token_claims_may_refuse_it_here(
+async def test_claims_alone_can_refuse_a_token(
     opaque: World, change: dict[str, object], code: str
 ) -> None:
     token = minted(opaque, *read("chat-1"), **change)
@@ -299,12 +299,12 @@ async def test_algorithms_that_upstream_takes_and_we_do_not(opaque: World, algor
     assert opaque.calls == 0
 
 
-async def test_a_secret_key_is_told_and_never_passed_on(opaque: World) -> None:
+async def test_secret_key_is_refused_and_not_forwarded(opaque: World) -> None:
     assert await ask(opaque, "tr_prod_sk_whatever") == (401, "secret_key_sent")
     assert opaque.calls == 0
 
 
-async def test_no_scope_that_could_mean_it_is_403_whether_or_not_it_exists(opaque: World) -> None:
+async def test_id_without_a_scope_gets_403_in_any_case(opaque: World) -> None:
     for key in (ROOT_KEY, OWN_KEY):
         token = minted(opaque, *read("chat-2"), "read:runs", key=key)
         for id_ in ("chat-1", "no-such-chat", "chat-closed"):
@@ -326,10 +326,8 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("verified", [True, False], ids=["known token", "new token"])
-async def test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers(
-    opaque: World, verified: bool
-) -> None:
-    """Whether it exists, is in a copy, was asked for before, or upstream is in trouble."""
+async def test_wrong_alias_gets_identical_bytes(opaque: World, verified: bool) -> None:
+    """Whether it exists, has a copy, was requested before, or upstream fails."""
     await opaque.get("chat-1", token=minted(opaque, *read("chat-1")))
     shown, counts = set(), set()
     for number, (answer, ids) in enumerate(
@@ -356,7 +354,7 @@ async def test_an_alias_that_is_none_is_the_same_bytes_whatever_upstream_answers
 
 
 def bad_tokens(world: World) -> int:
-    """What the browser's address has used of its bad tokens."""
+    """How many bad tokens were charged to addresses."""
     windows = world.service.gateway.config.limits.bad_token._windows.values()
     return sum(window.used for window in windows)
 
@@ -374,7 +372,7 @@ async def test_probing_by_alias_meets_the_bad_token_limit(opaque: World) -> None
 
 
 @pytest.mark.parametrize("addresses", [1, 20])
-async def test_a_flood_of_invented_tokens_meets_its_limit_before_upstream_does(
+async def test_flood_of_invented_tokens_never_reaches_upstream(
     opaque: World, addresses: int
 ) -> None:
     await opaque.start(**OPAQUE, BFF_IP_RATE_LIMIT="off")
@@ -418,7 +416,7 @@ async def test_good_tokens_cost_their_address_no_bad_one(opaque: World) -> None:
     assert await ask(opaque, minted(opaque, *read("chat-1"), jti="x")) == (429, "rate_limited")
 
 
-async def test_who_leaves_before_its_test_ends_is_counted_as_no_bad_one(opaque: World) -> None:
+async def test_leaving_browser_refunds_its_bad_token_charge(opaque: World) -> None:
     await opaque.start(**OPAQUE, BFF_BAD_TOKEN_LIMIT="2/minute")
     gate = asyncio.Event()
 
@@ -610,7 +608,7 @@ async def test_an_invented_token_costs_one_test_however_much_it_lists(opaque: Wo
     assert opaque.calls == 2
 
 
-async def test_a_list_is_not_counted_for_whom_a_token_only_claims_to_be(opaque: World) -> None:
+async def test_list_charges_no_caller_before_introspection(opaque: World) -> None:
     await opaque.start(**OPAQUE, BFF_RATE_LIMIT="1/minute")
     mine = minted(opaque, *read("chat-1"), act={"sub": "ann"})
     forged = minted(opaque, *read("chat-1"), act={"sub": "ann"}, key=OWN_KEY)
@@ -622,7 +620,7 @@ async def test_a_list_is_not_counted_for_whom_a_token_only_claims_to_be(opaque: 
     assert (await listed(opaque, mine))[0] == 429
 
 
-async def test_a_revoked_session_is_reported_in_a_list_and_takes_no_other_along(
+async def test_revoked_member_is_reported_alone(
     world: World,
 ) -> None:
     token = world.token(*read("chat-1", "chat-2"))
@@ -633,7 +631,7 @@ async def test_a_revoked_session_is_reported_in_a_list_and_takes_no_other_along(
         assert await listed(world, token) == (200, ["chat-2"], ["unauthorized"])
 
 
-async def test_verdicts_end_when_keys_or_environments_change(opaque: World) -> None:
+async def test_introspections_end_when_keys_change(opaque: World) -> None:
     token = minted(opaque, *read("chat-1"))
     assert (await ask(opaque, token))[0] == 200
     opaque.reload(**OPAQUE, BFF_RATE_LIMIT="200/minute")
@@ -652,7 +650,7 @@ async def test_verdicts_end_when_keys_or_environments_change(opaque: World) -> N
 ELSEWHERE = {"TRIGGER_API_URL": "http://127.0.0.1:2"}
 
 
-async def test_what_one_upstream_said_is_no_word_of_another(opaque: World) -> None:
+async def test_introspection_of_another_upstream_is_ignored(opaque: World) -> None:
     token = minted(opaque, *read("chat-1"))
     assert (await ask(opaque, token))[0] == 200
 
@@ -709,7 +707,7 @@ async def test_no_more_tests_at_once_than_half_the_connections(opaque: World) ->
     assert sorted(set(answers)) == [(200, ""), (503, "over_budget")]
 
 
-async def test_the_browser_is_told_in_its_own_words(opaque: World) -> None:
+async def test_browser_reads_an_answer_for_its_token(opaque: World) -> None:
     response = await opaque.browser.get(
         PATH + "chat-1",
         headers={

@@ -1,4 +1,4 @@
-"""The chat list, in one process: what a browser is told, and what upstream was asked."""
+"""The chat list: the browser's answer, and the calls that upstream saw."""
 
 import asyncio
 from itertools import chain
@@ -42,7 +42,7 @@ def many(world: World, count: int, **fields: Any) -> list[str]:
 
 @pytest.fixture
 async def rich(world: World) -> World:
-    """A world whose upstream budget is nobody's concern."""
+    """A world without an upstream budget."""
     await world.start(BFF_UPSTREAM_BUDGET="off")
     return world
 
@@ -104,7 +104,7 @@ async def test_both_forms_and_repeated_scopes_are_one_session(rich: World) -> No
     assert pages == [["chat-2"], ["chat-1"]]
 
 
-async def test_what_a_scope_names_but_no_session_can_be_called_is_not_asked(rich: World) -> None:
+async def test_scope_on_an_invalid_id_causes_no_load(rich: World) -> None:
     odd = [".", "..", "x" * 257, "a\nb", "\ud800", "a\x00"]
 
     response = await ask(
@@ -120,7 +120,7 @@ async def test_what_a_scope_names_but_no_session_can_be_called_is_not_asked(rich
 @pytest.mark.parametrize(
     "scope", ["read:sessions", "read:all", "admin", "*:sessions", "read:sessions:"]
 )
-async def test_a_type_wide_scope_is_told_to_name_sessions(world: World, scope: str) -> None:
+async def test_type_wide_scope_gets_a_remedy(world: World, scope: str) -> None:
     response = await ask(world, scope, *read("chat-1"))
 
     assert (response.status_code, response.json()["code"]) == (403, "unauthorized")
@@ -151,7 +151,7 @@ async def test_bad_tokens_and_limits_are_those_of_every_request(world: World) ->
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_nothing_is_created_here(world: World, method: str) -> None:
+async def test_list_route_creates_no_session(world: World, method: str) -> None:
     response = await ask(world, *read("chat-1"), method=method)
 
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
@@ -194,7 +194,7 @@ async def test_two_hundred_scopes_page_by_page(rich: World, size: int) -> None:
     assert rich.calls == 200, "each was asked for once"
 
 
-async def test_a_page_holds_twenty_unless_told(rich: World) -> None:
+async def test_page_holds_twenty_by_default(rich: World) -> None:
     names = many(rich, 21)
 
     twenty = await ask(rich, *read(*names[:20]))
@@ -249,7 +249,7 @@ async def test_a_cursor_outlives_its_session(rich: World) -> None:
 # -- what cannot be loaded
 
 
-async def test_what_cannot_be_loaded_now_is_reported(world: World) -> None:
+async def test_member_that_cannot_be_loaded_is_reported(world: World) -> None:
     await world.start(BFF_UPSTREAM_BUDGET="2/second", BFF_CACHE_NEGATIVE_TTL="9")
     token = world.token(*read("chat-1", "nope", "chat-2", "chat-closed"))
 
@@ -282,7 +282,7 @@ async def test_one_broken_session_does_not_hide_the_others(rich: World) -> None:
     assert "sentinel" not in response.text
 
 
-async def test_a_list_of_which_nothing_can_be_loaded_is_the_trouble_itself(rich: World) -> None:
+async def test_list_without_any_loaded_member_gets_the_error(rich: World) -> None:
     rich.answer(500, {"error": "down"})
 
     response = await ask(rich, *read("chat-1", "chat-2"))

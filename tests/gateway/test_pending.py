@@ -13,7 +13,7 @@ from support.world import (
 from bff.demo.upstream import Seen
 
 
-async def test_load_goes_on_when_its_browser_leaves(world: World) -> None:
+async def test_load_continues_when_its_browser_leaves(world: World) -> None:
     gate = asyncio.Event()
 
     async def slow(_):

@@ -112,7 +112,7 @@ def test_document_describes_the_bodies_of_answers(served: Gateway) -> None:
         _validator(described, content[media]["schema"]).validate(response.json())
 
 
-async def test_document_describes_the_503_of_a_gateway_that_is_not_ready(world: World) -> None:
+async def test_document_describes_503_of_a_gateway_not_ready(world: World) -> None:
     async def down(_: Seen) -> Answer:
         return Answer(500, {})
 

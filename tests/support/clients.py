@@ -1,4 +1,4 @@
-"""What frontends really run: the official packages on Node, a front proxy, a browser."""
+"""The clients of real frontends: the official packages on Node, a front proxy, a browser."""
 
 import contextlib
 import http.client
@@ -177,7 +177,7 @@ def open_page(browser: Browser, url: str, **options: Any) -> Page:
 class Front:
     """A proxy that serves the gateway below a path of its own, as a site's own server would.
 
-    The gateway takes no prefix: whoever puts it below one knows which, and takes it off again
+    The gateway takes no prefix: the proxy that serves it below a path removes that path
     (nginx: ``proxy_pass http://gateway/;``). `seen` holds the request lines: the evidence.
     """
 

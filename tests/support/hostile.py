@@ -1,4 +1,4 @@
-"""What the tests of incidents, chaos and properties share."""
+"""Helpers that the tests of incidents, chaos and properties share."""
 
 import asyncio
 import os
@@ -90,7 +90,7 @@ async def idle(world: World) -> None:
 
 
 async def raw_request(app, raw_path: bytes, headers: dict[str, str], method: str = "GET"):
-    """Send one request with exactly this path to an ASGI app; HTTP clients normalize theirs."""
+    """Send one request with exactly this path to an ASGI app; HTTP clients normalize paths."""
     messages = []
 
     async def send(message):

@@ -60,7 +60,7 @@ async def upstream(url: str, **changes: object) -> AsyncIterator[tuple[Upstream,
 
 
 async def spent() -> None:
-    """What a second call, with the next key, asks for: it may be made."""
+    """Allow a second call, with the next key."""
 
 
 async def refusal(answer: bytes | Handler) -> tuple[UpstreamError, list[bytes]]:

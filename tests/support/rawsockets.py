@@ -23,7 +23,7 @@ def request(path: str, *lines: str, method: str = "GET", token: str | None = Non
 
 @dataclass
 class Heard:
-    """What came back on one connection."""
+    """The bytes that one connection received."""
 
     data: bytes
     closed: bool
@@ -56,7 +56,7 @@ class Said:
 
 
 _LAST = b"OPTIONS / HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"
-"""What no limit counts and nobody upstream hears of, answered with a 204."""
+"""A preflight: no limit counts it, upstream never sees it, and its answer is a 204."""
 
 
 def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> Heard:
@@ -113,7 +113,7 @@ def answered(body: bytes, status: str = "200 OK", *lines: str) -> bytes:
 
 
 Behaviour = Callable[[socket.socket, bytes], None]
-"""Answers one request, whose bytes it is given, on its connection; what it raises ends that."""
+"""Answers one request, given its bytes, on its connection; an exception ends the connection."""
 
 
 class RawUpstream:

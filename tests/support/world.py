@@ -1,4 +1,4 @@
-"""What tests stand on: a clock to move, tokens, the service in this process, and real servers."""
+"""The parts that most tests need: a clock, tokens, the service in one process, real servers."""
 
 import asyncio
 import io

@@ -80,7 +80,7 @@ async def sourced(clock: Clock, jwks: running_jwks, tmp_path: Path) -> AsyncIter
 
 
 async def fetched(world: World, times: int) -> None:
-    """Wait until every key set was fetched at least so many *times*."""
+    """Wait until every key set was fetched at least this many *times*."""
     import asyncio  # noqa: PLC0415
 
     counts = world.telemetry.counts

@@ -1,4 +1,4 @@
-"""One client, one secret, and upstream's troubles told as ours; over real sockets."""
+"""One client, one secret key, and upstream's troubles as errors; over real sockets."""
 
 import httpcore2
 import pytest
