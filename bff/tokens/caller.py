@@ -1,4 +1,4 @@
-"""Who asks: what the claims of a token say of its caller, and what counts as one caller."""
+"""Callers: reads them from the claims of tokens, and decides which tokens are one caller's."""
 
 import hashlib
 import json

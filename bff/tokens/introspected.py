@@ -1,4 +1,4 @@
-"""What upstream answered about tokens that the gateway cannot verify (introspections). No I/O.
+"""Introspections: upstream's answers about tokens that the gateway cannot verify. No I/O.
 
 An introspection is about one token, by its hash, and one session, by either of its ids. Accepted
 tokens and refusals are kept apart, so that bad tokens cannot push out good ones. Times are seconds

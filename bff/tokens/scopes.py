@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the scopes of a token allow for one action on one type of resource."""
+    """The resources of one type that a token allows for one action."""
 
     every: bool
     """Whether all resources of the type are granted."""

@@ -37,7 +37,7 @@ class Issuer:
 
     environment: str
     id: str | None
-    """The only ``sub`` accepted; None accepts any, if all keys are the gateway's own."""
+    """The only ``sub`` accepted; None accepts any, if all keys are the operator's keys."""
     keys: tuple[str, ...]
     upstream: bool = False
     """Whether upstream verifies tokens that none of the keys verifies."""
@@ -124,7 +124,7 @@ class Verifier(Generic[GrantT]):
         return caller
 
     def remember(self, token: bytes, caller: Caller[GrantT]) -> None:
-        """Keep the caller of a verified token; of an unverified one, once upstream accepted it."""
+        """Keep the caller of a token that is verified, or that upstream accepted."""
         self._verified[token] = caller
 
     def _check(self, token: bytes, wall: float) -> Caller[GrantT]:

@@ -11,7 +11,7 @@ from bff.limits.rate import LeasePending, Limiter, Window
 
 @dataclass
 class Counter:
-    """What the store keeps for one key, as its script counts it."""
+    """The store's count of one key, as its script makes it."""
 
     limit: int
     seconds: float

@@ -1,4 +1,4 @@
-"""What the claims of a token say of its caller, and what counts as one caller."""
+"""Callers read from claims, and which tokens are one caller's."""
 
 import math
 
