@@ -589,7 +589,7 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/introspected.py",
-        "until = spoken + min(seconds, ACCEPTED_SECONDS)",
+        "until = answered_at + min(seconds, ACCEPTED_SECONDS)",
         "until = now + seconds",
         f"{_VERDICTS}::test_what_upstream_takes_back_is_taken_back_within_a_minute",
     ),
