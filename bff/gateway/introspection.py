@@ -218,7 +218,7 @@ class Introspector:
         now: float,
         wall: float,
     ) -> None:
-        digest, since = caller.digest or b"", introspection.spoken
+        digest, since = caller.digest or b"", introspection.answered_at
         if introspection.code == OK:
             seconds = caller.expires - wall + now - since
             self._introspections.accept(digest, introspection.ids, since, seconds)

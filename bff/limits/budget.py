@@ -14,7 +14,7 @@ _SAME_SECONDS: Final = 1.0
 
 
 class Budget:
-    """The part of one environment's rate limit upstream that the gateway may spend.
+    """The loads that the gateway may start for one environment.
 
     At most *limit* loads start in any *seconds*. The customer's own backend shares the limit that
     upstream reports, so the gateway leaves it the lower half. After a 429 no load starts.
@@ -24,7 +24,7 @@ class Budget:
     """
 
     EPOCH = 30.0
-    """Seconds. A session that is requested within an epoch is hot: twice a usual poll interval."""
+    """Seconds. A session requested within an epoch is hot: twice a usual poll interval."""
 
     def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
         self.limit = limit

@@ -43,7 +43,7 @@ class LeasePending(Exception):
 
 
 class Window:
-    """The use of one key's limit.
+    """The use of a limit by one key.
 
     `granted` is what the key may use in this process: without a provider the whole limit; with
     one the quota leased until now, or this replica's share while the provider is down.
@@ -203,9 +203,9 @@ class Limiter:
         try:
             window = self._windows[key]
         except KeyError:
-            window = self._open(key, now)
+            window = self._begin(key, now)
         if window.ends <= now:
-            window = self._open(key, now)
+            window = self._begin(key, now)
         if window.used >= window.renew_at and self._provider is not None:
             window.renew_lease(self._provider)
         # `Window.charge`, written out: each hit charges two windows.
@@ -228,7 +228,7 @@ class Limiter:
             self._put(new)
         return new
 
-    def _open(self, key: Hashable, now: float) -> Window:
+    def _begin(self, key: Hashable, now: float) -> Window:
         for _ in range(2):  # two ended windows leave for each new one, so no sweep is needed
             if self._windows and next(iter(self._windows.values())).ends <= now:
                 self._windows.popitem()

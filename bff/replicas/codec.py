@@ -107,22 +107,26 @@ def introspection_id(namespace: Namespace, digest: bytes, id_: str) -> str:
 
 
 def encode_introspection(
-    namespace: Namespace, digest: bytes, introspection: Introspection, spoken: float, claimed: int
+    namespace: Namespace,
+    digest: bytes,
+    introspection: Introspection,
+    answered_at: float,
+    claimed: int,
 ) -> bytes:
-    """Write an introspection of the token with *digest*; upstream answered at *spoken* (Unix)."""
-    fields = [introspection.code, introspection.ids, spoken, introspection.seconds]
+    """Write an introspection of the token with *digest*; *answered_at* is in Unix seconds."""
+    fields = [introspection.code, introspection.ids, answered_at, introspection.seconds]
     return _frame(claimed, json.dumps(fields).encode(), partial(_mac, namespace, digest))
 
 
 def decode_introspection(
     namespace: Namespace, digest: bytes, id_: str, value: bytes
 ) -> Introspection | None:
-    """Read an introspection, `spoken` in Unix seconds; None if it is not of this token and id."""
+    """Read an introspection, with Unix seconds; None if it is not of this token and id."""
     text = _unframe(value, partial(_mac, namespace, digest))
     if text is None:
         return None
-    code, ids, spoken, seconds = json.loads(text)  # only a gateway can have written it
-    return Introspection(code, tuple(ids), spoken, seconds) if id_ in ids else None
+    code, ids, answered_at, seconds = json.loads(text)  # only a gateway can have written it
+    return Introspection(code, tuple(ids), answered_at, seconds) if id_ in ids else None
 
 
 def _frame(claimed: int, text: bytes, tag: Callable[[bytes], bytes]) -> bytes:

@@ -140,7 +140,7 @@ class IntrospectionLookup:
         stored = decode_introspection(self.namespace, self.digest, self.session_id, value)
         if stored is None:
             raise ForeignError
-        return replace(stored, spoken=moment(stored.spoken, stored.seconds))
+        return replace(stored, answered_at=moment(stored.answered_at, stored.seconds))
 
     def is_answer(self, entry: Introspection) -> bool:
         return entry.until > self.clock()[0]
@@ -149,8 +149,8 @@ class IntrospectionLookup:
         if outcome.code in UNDECIDED and outcome.code != "over_budget":
             return None  # the trouble may be this replica's alone: the next replica tries
         now, wall = self.clock()
-        spoken = wall - (now - outcome.spoken)
-        data = encode_introspection(self.namespace, self.digest, outcome, spoken, claimed)
+        answered_at = wall - (now - outcome.answered_at)
+        data = encode_introspection(self.namespace, self.digest, outcome, answered_at, claimed)
         others = set(outcome.ids) - {self.session_id}
         ids = {introspection_id(self.namespace, self.digest, id_) for id_ in others}
         return Value(data, ids, outcome.until)

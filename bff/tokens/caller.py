@@ -1,4 +1,4 @@
-"""The caller: read from the claims of a token, and the key that counts as one caller."""
+"""Callers: reads them from the claims of tokens, and decides which tokens are one caller's."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Keeps upstream's answers about tokens that the gateway cannot verify (introspections). No I/O.
+"""Introspections: upstream's answers about tokens that the gateway cannot verify. No I/O.
 
 An introspection is about one token, by its hash, and one session, by either of its ids. Accepted
 tokens and refusals are kept apart, so that bad tokens cannot push out good ones. Times are seconds
@@ -47,19 +47,19 @@ class Introspection:
     Attributes:
         code: `OK`, or the code of a refusal.
         ids: the ids of the session that the gateway knows.
-        spoken: when upstream answered.
+        answered_at: when upstream answered.
         seconds: how long the answer is valid from then on.
     """
 
     code: "ErrorCode | Literal['ok']"
     ids: tuple[str, ...]
-    spoken: float
+    answered_at: float
     seconds: float
 
     @property
     def until(self) -> float:
         """When its validity ends."""
-        return self.spoken + self.seconds
+        return self.answered_at + self.seconds
 
 
 def refusal_seconds(code: ErrorCode, retry_after: float | None) -> float:
@@ -101,24 +101,24 @@ class Introspections:
                 return code, until - now
         return None
 
-    def accept(self, digest: bytes, ids: Iterable[str], spoken: float, seconds: float) -> None:
+    def accept(self, digest: bytes, ids: Iterable[str], answered_at: float, seconds: float) -> None:
         """Keep that upstream accepted the token for the session with these *ids*."""
-        self._authentic[digest] = spoken + min(seconds, AUTHENTIC_SECONDS)
-        until = spoken + min(seconds, ACCEPTED_SECONDS)
+        self._authentic[digest] = answered_at + min(seconds, AUTHENTIC_SECONDS)
+        until = answered_at + min(seconds, ACCEPTED_SECONDS)
         for id_ in ids:
             self._accepted[digest, id_] = until
 
     def refuse(
-        self, digest: bytes, id_: str, spoken: float, code: ErrorCode, seconds: float
+        self, digest: bytes, id_: str, answered_at: float, code: ErrorCode, seconds: float
     ) -> None:
         """Keep a refusal for *seconds*."""
         if code in AUTHENTIC:
-            if not self.authentic(digest, spoken):
-                self._authentic[digest] = spoken + ACCEPTED_SECONDS
+            if not self.authentic(digest, answered_at):
+                self._authentic[digest] = answered_at + ACCEPTED_SECONDS
         elif code == "token_invalid":
             self._authentic.pop(digest, None)
         whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
-        self._refused[digest, _ANY if whole else id_] = (spoken + seconds, code)
+        self._refused[digest, _ANY if whole else id_] = (answered_at + seconds, code)
 
     def forget(self) -> None:
         """Drop everything."""

@@ -21,7 +21,7 @@ class Source:
     """The only environment that its tokens are for."""
     issuer: str
     audiences: tuple[str, ...]
-    """A token must have one of these; without any, it must not have an audience."""
+    """A token must have one of them; without any, it must not have an audience."""
     algorithms: tuple[str, ...]
     keys: KeySet
     scopes_path: tuple[str, ...]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The resources of one type on which the scopes of a token allow one action."""
+    """The resources of one type that a token allows for one action."""
 
     every: bool
     """Whether all resources of the type are granted."""

@@ -37,7 +37,7 @@ class Issuer:
 
     environment: str
     id: str | None
-    """The only ``sub`` accepted; None accepts any, if the gateway has keys of its own only."""
+    """The only ``sub`` accepted; None accepts any, if all keys are the operator's keys."""
     keys: tuple[str, ...]
     upstream: bool = False
     """Whether upstream verifies tokens that none of the keys verifies."""
@@ -124,7 +124,7 @@ class Verifier(Generic[GrantT]):
         return caller
 
     def remember(self, token: bytes, caller: Caller[GrantT]) -> None:
-        """Keep the caller of a token that a key or upstream verified."""
+        """Keep the caller of a token that is verified, or that upstream accepted."""
         self._verified[token] = caller
 
     def _check(self, token: bytes, wall: float) -> Caller[GrantT]:

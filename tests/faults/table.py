@@ -589,7 +589,7 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/introspected.py",
-        "until = spoken + min(seconds, ACCEPTED_SECONDS)",
+        "until = answered_at + min(seconds, ACCEPTED_SECONDS)",
         "until = now + seconds",
         f"{_VERDICTS}::test_withdrawn_token_is_refused_within_a_minute",
     ),

@@ -24,7 +24,7 @@ _HASHES = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sh
 
 
 def _forge(header: dict[str, object], payload: object, key: str = OWN_KEY) -> str:
-    """A token with any header, its signature right for what the header says where there is one."""
+    """Make a token with any header, signed by the algorithm that the header names."""
 
     def part(value: object) -> bytes:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
@@ -58,7 +58,7 @@ async def test_01_token_does_not_choose_the_algorithm(
     good = await of_kind.get("chat-1", token=kind.sign(payload))
 
     assert (response.status_code, response.json()["code"]) == (401, "token_invalid")
-    assert good.status_code == 200, "the same token is good with the one algorithm there is"
+    assert good.status_code == 200, "the same token is accepted with the right algorithm"
 
 
 async def test_01_algorithm_none_is_refused_with_a_signature_too(
@@ -141,7 +141,7 @@ def test_04_hundred_thousand_tokens_take_bounded_memory() -> None:
         extra = {"pad": padding} if number % 20 == 0 else {}
         return _forge({"alg": "HS256"}, claims(wall, *read(f"chat-{number}"), **extra)).encode()
 
-    for number in range(9_000):  # fills it
+    for number in range(9_000):  # fills the cache
         verifier.verify(good(number), wall)
     full, before = len(verifier), resident()
     verifier.verify(kept, wall)
@@ -149,7 +149,7 @@ def test_04_hundred_thousand_tokens_take_bounded_memory() -> None:
         verifier.verify(good(9_000 + number), wall)
     grown = resident() - before
     verifier.verify(kept, wall)
-    remembered = len(verifier)
+    size = len(verifier)
     bad = sign(claims(wall, *read("chat-1")), "not-the-key-" * 4).encode()
     refused = 0
     for number in range(80_000):
@@ -160,10 +160,10 @@ def test_04_hundred_thousand_tokens_take_bounded_memory() -> None:
             refused += 1
 
     assert refused == 80_000
-    assert full < 9_000, "there is a bound, and it was met"
+    assert full < 9_000, "the cache has a bound, and it is full"
     assert grown < 24 * 1024 * 1024
     assert resident() - before < 32 * 1024 * 1024
-    assert len(verifier) == remembered, "no bad token took the place of a good one"
+    assert len(verifier) == size, "no bad token pushed out a good one"
     assert kept in verifier._verified
 
 
@@ -182,7 +182,7 @@ async def test_24_new_token_is_the_same_caller(world: World, kind: Kind, listed:
         act = {"sub": actor} if actor else None
         statuses = [await status(*read("chat-1"), act=act, jti=str(n)) for n in range(6)]
         assert statuses == [200] * 5 + [429]
-        # Order and repetition of scopes make no new caller either.
+        # The order and repetition of scopes do not change the caller.
         assert await status(*read("chat-1"), *read("chat-1"), act=act, nonce=1) == 429
 
 
@@ -203,7 +203,9 @@ async def test_25_ten_thousand_bad_tokens_cost_upstream_no_request(
             assert (await ask(world, "chat-1", good)).status == 200
 
     assert refused == {401, 429}
-    assert world.calls <= (1 + 60 if kind.name == "upstream" else 1), "its limit, or nothing"
+    assert world.calls <= (1 + 60 if kind.name == "upstream" else 1), (
+        "the bad-token limit, or nothing"
+    )
     assert len(world.service.gateway.config.verifier) == 1
 
 
@@ -237,11 +239,11 @@ async def test_04_bad_tokens_of_any_kind_are_not_kept(of_kind: World, kind: Kind
     await flood(range(800, 1600))
 
     assert len(gateway.config.verifier) == 1
-    assert resident() - before < 4 * 1024 * 1024, "7 MB of tokens went by"
+    assert resident() - before < 4 * 1024 * 1024, "of 7 MB of tokens"
 
 
 def test_04_bad_token_is_verified_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failures are looked at again each time: nothing of them is kept."""
+    """Failures are not kept."""
     verifier = Verifier([Issuer("e", None, (OWN_KEY,))], ids.grant)
     checks = SimpleNamespace(count=0)
     original = verifier._check

@@ -11,7 +11,7 @@ from bff.limits.rate import LeasePending, Limiter, Window
 
 @dataclass
 class Counter:
-    """The count that the store keeps for one key, as its script makes it."""
+    """The store's count of one key, as its script makes it."""
 
     limit: int
     seconds: float

@@ -1,4 +1,4 @@
-"""Callers, read from the claims of a token, and what counts as one caller."""
+"""Callers read from claims, and which tokens are one caller's."""
 
 import math
 

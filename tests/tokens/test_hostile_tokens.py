@@ -234,7 +234,7 @@ HOSTILE: dict[str, str] = {
             ("x5t", "abc"),
         )
     },
-    # refused by the standards
+    # headers and forms that the standards refuse
     "crit": built(h("RS256", "rsa", crit=["x"], x=1), RSA_GOOD, rs(RSA.private)),
     "crit of exp": built(h("RS256", "rsa", crit=["exp"], exp=1), RSA_GOOD, rs(RSA.private)),
     "crit, empty": built(h("RS256", "rsa", crit=[]), RSA_GOOD, rs(RSA.private)),

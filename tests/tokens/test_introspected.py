@@ -1,4 +1,4 @@
-"""Upstream's answers about tokens, as the gateway keeps them, and for how long."""
+"""Introspections: how long they are kept, and how many."""
 
 from bff.tokens.introspected import Introspections
 
@@ -41,7 +41,7 @@ def test_introspections_take_bounded_memory() -> None:
     assert (both - refused) / 10_000 < 500, "bytes of each of 50,000 accepted tokens"
 
 
-def test_token_stays_authentic_after_a_refused_session() -> None:
+def test_token_stays_authentic_for_a_minute_after_a_refusal() -> None:
     introspections = Introspections()
 
     introspections.refuse(b"token", "chat-9", 1000.0, "not_found", 5.0)

@@ -30,7 +30,7 @@ from bff.tokens.jwks import Key, KeySet, read_jwks, shared_key
 from bff.tokens.verify import read_unverified
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "TOKENS.md"
-SHAPES = {"auth0": auth0, "clerk": clerk, "supabase": supabase, "keycloak": keycloak}
+CLAIMS = {"auth0": auth0, "clerk": clerk, "supabase": supabase, "keycloak": keycloak}
 KEYS = {
     "auth0": KeyPair("RS256", "auth0-1"),
     "clerk": KeyPair("RS256", "ins_2abcdef"),
@@ -80,7 +80,7 @@ async def sourced(clock: Clock, jwks: running_jwks, tmp_path: Path) -> AsyncIter
 
 
 async def fetched(world: World, times: int) -> None:
-    """Wait until every key set was fetched at least this many *times*."""
+    """Wait until every key set was fetched *times* times."""
     import asyncio  # noqa: PLC0415
 
     counts = world.telemetry.counts
@@ -96,7 +96,7 @@ async def fetched(world: World, times: int) -> None:
 
 
 def token(world: World, provider: str, *scopes: str, key: KeyPair | None = None, **changes) -> str:
-    made = SHAPES[provider](world.clock.wall, list(scopes or read("chat-1")))
+    made = CLAIMS[provider](world.clock.wall, list(scopes or read("chat-1")))
     made = {name: value for name, value in (made | changes).items() if value is not None}
     return (key or KEYS[provider]).sign(made)
 
@@ -106,7 +106,7 @@ async def outcome(world: World, token: str, id_: str = "chat-1") -> tuple[int, s
     return response.status_code, response.json().get("code", "")
 
 
-@pytest.mark.parametrize("provider", SHAPES)
+@pytest.mark.parametrize("provider", CLAIMS)
 async def test_token_of_each_provider_reads_the_sessions_it_names(
     sourced: World, provider: str
 ) -> None:
@@ -119,7 +119,7 @@ async def test_token_of_each_provider_reads_the_sessions_it_names(
     assert await outcome(sourced, token(sourced, provider, exp=None)) == (401, "token_invalid")
     assert await outcome(sourced, token(sourced, provider, sub=None)) == (401, "token_invalid")
     seen = [s for s in sourced.upstream.seen if good in str(s.headers)]
-    assert seen == [], "a foreign token never goes upstream"
+    assert seen == [], "a token of a source is never sent upstream"
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ async def test_scopes_of_another_type_or_claim_grant_nothing(
     assert await outcome(sourced, token(sourced, provider, **change)) == (403, "unauthorized")
 
 
-@pytest.mark.parametrize("provider", SHAPES)
+@pytest.mark.parametrize("provider", CLAIMS)
 async def test_key_of_another_source_verifies_no_token(sourced: World, provider: str) -> None:
-    forged = SHAPES[provider](sourced.clock.wall, read("chat-1"))
+    forged = CLAIMS[provider](sourced.clock.wall, read("chat-1"))
 
-    for signer in SHAPES:
+    for signer in CLAIMS:
         for kid in (KEYS[provider].kid, KEYS[signer].kid, None):
             status, _ = await outcome(sourced, KEYS[signer].sign(forged, kid=kid))
             assert status == (200 if provider == signer else 401)
@@ -197,7 +197,7 @@ def hs256(payload: Claims, key: bytes, **header: object) -> str:
     return forge({"alg": "HS256", "typ": "JWT"} | header, payload, key).decode()
 
 
-@pytest.mark.parametrize("provider", SHAPES)
+@pytest.mark.parametrize("provider", CLAIMS)
 async def test_public_key_of_a_source_is_never_an_hmac_key(sourced: World, provider: str) -> None:
     public = KEYS[provider].private.public_key()
     forms = [
@@ -207,7 +207,7 @@ async def test_public_key_of_a_source_is_never_an_hmac_key(sourced: World, provi
         str(KEYS[provider].jwk().get("n", KEYS[provider].jwk().get("x"))).encode(),
         b"",
     ]  # fmt: skip
-    good = SHAPES[provider](sourced.clock.wall, read("chat-1"))
+    good = CLAIMS[provider](sourced.clock.wall, read("chat-1"))
     for form in forms:
         for algorithm in ("HS256", KEYS[provider].algorithm, "none", "HS512", ["HS256"], None):
             forged = hs256(good, form, alg=algorithm, kid=KEYS[provider].kid)
@@ -266,7 +266,7 @@ async def test_callers_differ_by_source_and_subject(clock: Clock, sourced: World
     assert key("clerk", sub="auth0|6553da60a54af58e29493993") != good
 
 
-# -- keys come and go
+# -- keys change
 
 
 async def test_new_key_is_fetched_while_no_request_waits_for_it(

@@ -1,4 +1,4 @@
-"""Tokens taken back: at once, for a time, and by nobody but the operator."""
+"""Revocations: they apply at once and for a time, and only an operator can make them."""
 
 import asyncio
 import json
@@ -34,14 +34,12 @@ async def test_jti_revokes_one_token(world: World) -> None:
 
     await revoke(world, jti="one")
 
-    assert await ask(world, one) == (401, "token_revoked"), (
-        "remembered as verified, and all the same"
-    )
+    assert await ask(world, one) == (401, "token_revoked"), "a verified token is revoked too"
     assert await ask(world, two) == (200, "")
     assert await ask(world, world.token(*read("chat-1"))) == (200, "")
     world.clock.advance(30 * 86400)
     again = world.token(*read("chat-1"), jti="one")
-    assert await ask(world, again) == (200, ""), "kept as long as it was to be"
+    assert await ask(world, again) == (200, ""), "the revocation has expired"
 
 
 async def test_subject_revokes_its_tokens_issued_before(world: World) -> None:
@@ -60,23 +58,23 @@ async def test_subject_revokes_its_tokens_issued_before(world: World) -> None:
     world.clock.advance(1)
     assert await ask(world, world.token(*read("chat-1"), act={"sub": "ann"})) == (200, "")
     await revoke(world, subject="env_test")
-    assert (await ask(world, bob))[0] == 401, "sub is a subject too"
+    assert (await ask(world, bob))[0] == 401, "`sub` is a subject too"
 
 
 @pytest.mark.parametrize("named", ["chat-1", FRIENDLY["chat-1"]])
-@pytest.mark.parametrize("asked", ["chat-1", FRIENDLY["chat-1"]])
-async def test_session_is_revoked_under_either_id(world: World, named: str, asked: str) -> None:
+@pytest.mark.parametrize("id_", ["chat-1", FRIENDLY["chat-1"]])
+async def test_session_is_revoked_under_either_id(world: World, named: str, id_: str) -> None:
     token = world.token(*read("chat-1", "chat-2"))
-    assert await ask(world, token, asked) == (200, "")
+    assert await ask(world, token, id_) == (200, "")
     etag = (await world.get("chat-1", token=token)).headers["etag"]
     world.clock.advance(1)
 
     await revoke(world, session=named)
 
-    assert await ask(world, token, asked) == (403, "unauthorized")
-    assert (await world.get(asked, token=token, if_none_match=etag)).status_code == 403
+    assert await ask(world, token, id_) == (403, "unauthorized")
+    assert (await world.get(id_, token=token, if_none_match=etag)).status_code == 403
     assert await ask(world, token, "chat-2") == (200, "")
-    assert await ask(world, world.token(*read("chat-1")), asked) == (200, "")
+    assert await ask(world, world.token(*read("chat-1")), id_) == (200, "")
 
 
 async def test_moment_revokes_all_tokens_issued_before(world: World) -> None:
@@ -89,7 +87,7 @@ async def test_moment_revokes_all_tokens_issued_before(world: World) -> None:
     assert [(await ask(world, token))[0] for token in tokens] == [401] * 5
     assert await ask(world, young) == (200, "")
     await revoke(world, issued_before=world.clock.wall - 11)
-    assert (await ask(world, tokens[0]))[0] == 401, "an earlier moment takes nothing back"
+    assert (await ask(world, tokens[0]))[0] == 401, "an earlier moment changes nothing"
 
 
 async def test_token_revoked_during_a_load_gets_no_session(world: World) -> None:
@@ -192,7 +190,7 @@ def test_revocations_are_bounded_and_kept_to_their_end() -> None:
     with pytest.raises(RevocationError, match="10 revocations are kept already"):
         kept.add(parse({"jti": "more"}, NOW), NOW)
     kept.add(parse({"jti": "9", "ttl": 60}, NOW), NOW)
-    assert kept.token("9", (), NOW, NOW + 599), "nor shortened"
+    assert kept.token("9", (), NOW, NOW + 599), "a shorter ttl changes nothing"
 
     later = NOW + 60
     kept.add(parse({"jti": "more"}, later), later)

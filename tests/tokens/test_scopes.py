@@ -1,4 +1,4 @@
-"""The grammar, against an oracle written from the measured rules in another way."""
+"""The scope grammar, compared with a second program that follows the measured rules."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,7 +19,7 @@ scope = st.one_of(
 
 
 def can_read(scopes: list[object], *ids: str) -> bool:
-    """The rules of the server, one sentence a line."""
+    """The rules of the server, one rule a line."""
     for text in scopes:
         if not isinstance(text, str):
             continue
