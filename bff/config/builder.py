@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from bff import __version__
+from bff.clock import Clock
 from bff.config.runtime import Environment, Limits, RuntimeConfig
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.config.token_sources import SourceSettings
@@ -66,7 +67,7 @@ class ConfigBuilder:
         timeout: float,
         sharing: AnySharing,
         provider: QuotaProvider | None,
-        clock: Callable[[], tuple[float, float]],
+        clock: Clock,
         trace: Callable[[Upstream], Upstream],
     ) -> None:
         self._client = client

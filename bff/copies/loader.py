@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from bff import metrics
+from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
@@ -48,7 +49,7 @@ class Loader:
         *,
         cache: "Cache[Copy | Refusal]",
         telemetry: Telemetry,
-        clock: Callable[[], tuple[float, float]],
+        clock: Clock,
         sharing: AnySharing,
     ) -> None:
         self.config = config

@@ -1,9 +1,9 @@
 """Whether the gateway can serve each environment, as far as it knows, and why."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
+from bff.clock import Clock
 from bff.config.runtime import Environment
 from bff.copies.cache import Cache
 from bff.copies.loader import READINESS_ID, REJECTED, Loader
@@ -22,7 +22,7 @@ class Readiness:
         loader: Loader,
         *,
         cache: "Cache[Copy | Refusal]",
-        clock: Callable[[], tuple[float, float]],
+        clock: Clock,
     ) -> None:
         self._loader = loader
         self._cache = cache

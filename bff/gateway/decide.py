@@ -8,6 +8,7 @@ whether this caller may read the session.
 
 from collections.abc import Callable
 
+from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
 from bff.copies.loader import Loader
@@ -56,7 +57,7 @@ class Gateway:
         in_flight: "SingleFlight[tuple[bytes, str], Outcome]",
         revocations: Revocations,
         telemetry: Telemetry,
-        clock: Callable[[], tuple[float, float]],
+        clock: Clock,
         request_ids: Callable[[], bytes],
         sharing: AnySharing,
     ) -> None:

@@ -5,11 +5,11 @@ before upstream meets the tokens. The gateway uses the claims of such a token on
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bff import metrics
+from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.loader import Loader
 from bff.copies.single_flight import SingleFlight
@@ -99,7 +99,7 @@ class Introspector:
         loader: Loader,
         sharing: AnySharing,
         telemetry: Telemetry,
-        clock: Callable[[], tuple[float, float]],
+        clock: Clock,
     ) -> None:
         self._introspections = introspections
         self._in_flight = in_flight

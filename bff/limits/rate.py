@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from cachetools import FIFOCache
 
 MAX_RESET: Final = 60.0
-"""Seconds. No answer tells a later reset, because the official SDK waits for it however late."""
+"""Seconds. A later reset of upstream counts as this, and no answer tells a later one: the official
+SDK waits for it however late."""
 LEASE_DIVISOR: Final = 4
 """Replicas together hold at most this part (a quarter) of a window's remaining quota unused."""
 _NEVER: Final = sys.maxsize

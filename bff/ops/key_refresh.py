@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from bff import metrics
+from bff.clock import Clock
 from bff.errors import UpstreamError
 from bff.telemetry import Telemetry
 from bff.tokens.issuers import Source
@@ -38,7 +39,7 @@ class KeyRefresh:
         sources: Sequence[Source],
         unknown: Mapping[str, tuple[Callable[[], Awaitable[str]], Callable[[str], None]]],
         *,
-        clock: Callable[[], tuple[float, float]],
+        clock: Clock,
         telemetry: Telemetry,
     ) -> None:
         self._fetch = fetch

@@ -7,14 +7,11 @@ Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
 from bff.replicas.connection import Connection
 from bff.replicas.valkey import ClientFactory, StoreAddress
-
-MAX_UPSTREAM_SECONDS: Final = 60.0
-"""Seconds: what upstream reports of its bucket counts no longer, whatever reset it names."""
-
 
 _NO_KEY: Final = -2
 """PTTL's answer for a key that does not exist."""
@@ -105,7 +102,7 @@ class Store:
     ) -> float:
         """Spend one load: at most *limit* in any *seconds*; returns the seconds to wait, or 0."""
         names = keys.spent(origin), keys.allowance(origin), keys.pause(origin)
-        longest = _milliseconds(MAX_UPSTREAM_SECONDS)
+        longest = _milliseconds(MAX_RESET)
         command = ("EVAL", scripts.SPEND, 3, *names, limit or 0, _milliseconds(seconds), longest)
         (milliseconds,) = await self.connection.execute(command, timeout=timeout)
         return float(milliseconds) / 1000
@@ -232,4 +229,4 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _upstream_milliseconds(seconds: float) -> int:
-    return _milliseconds(min(max(seconds, 0.001), MAX_UPSTREAM_SECONDS))
+    return _milliseconds(min(max(seconds, 0.001), MAX_RESET))

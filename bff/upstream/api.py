@@ -22,10 +22,9 @@ from bff.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
+from bff.limits.rate import MAX_RESET
 from bff.upstream.client import Address, Answer, Client, translated
 
-MAX_RETRY_AFTER = 60.0
-"""Seconds; a later Retry-After counts as this, so that one answer cannot stop loads for hours."""
 CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
 
@@ -123,7 +122,7 @@ class Upstream:
             raise TokenRejected if answer.status == _REJECTED else TokenForbidden
         quota = read_quota(answer.headers)
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:
-            rest = min(max(quota.reset - wall, 0.0), MAX_RETRY_AFTER)
+            rest = min(max(quota.reset - wall, 0.0), MAX_RESET)
             raise UpstreamRateLimited(retry_after=max(rest, _retry_after(answer.headers) or 0.0))
         return _body(answer)
 
@@ -220,4 +219,4 @@ def read_quota(headers: Mapping[str, str]) -> Quota | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     seconds = _number(headers.get("retry-after"))
-    return None if seconds is None else min(max(float(seconds), 0.0), MAX_RETRY_AFTER)
+    return None if seconds is None else min(max(float(seconds), 0.0), MAX_RESET)

@@ -12,8 +12,8 @@ from support.replicas import Replicas, until
 from support.world import FRIENDLY, OFF, ROOT_KEY, World, claims, environ, read, sign
 
 from bff.config import reader
-from bff.limits.rate import PARTS
-from bff.replicas import connection, scripts, shared_loads, store
+from bff.limits import rate
+from bff.replicas import connection, scripts, shared_loads
 from bff.replicas.announcements import STREAMS
 from bff.server import supervisor
 from bff.tokens import introspected
@@ -25,9 +25,9 @@ SENTENCES = " ".join(PAGE.split())
 FACTS = (
     f"a key that lasts {shared_loads.CLAIM_SECONDS:g} second and is renewed",
     f"for the others by at most {shared_loads.CLAIM_SECONDS:g} second.",
-    f"divided by {PARTS} and by the number of replicas",
-    f" 1) ÷ {PARTS}R",
-    f"all replicas, for at most {store.MAX_UPSTREAM_SECONDS:g} seconds",
+    f"divided by {rate.LEASE_DIVISOR} and by the number of replicas",
+    f" 1) ÷ {rate.LEASE_DIVISOR}R",
+    f"all replicas, for at most {rate.MAX_RESET:g} seconds",
     f"reads the last {STREAMS['revocations'].kept:,} before it serves",
     f"the store keeps the last {STREAMS['purges'].kept:,}",
     f"is accepted for {introspected.ACCEPTED_SECONDS:g} seconds from upstream's answer",
