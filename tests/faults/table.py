@@ -590,7 +590,7 @@ FAULTS = [
         0,
         "bff/tokens/introspected.py",
         "until = answered_at + min(seconds, ACCEPTED_SECONDS)",
-        "until = now + seconds",
+        "until = answered_at + seconds",
         f"{_VERDICTS}::test_what_upstream_takes_back_is_taken_back_within_a_minute",
     ),
     Fault(
