@@ -590,7 +590,7 @@ FAULTS = [
         0,
         "bff/tokens/introspected.py",
         "until = answered_at + min(seconds, ACCEPTED_SECONDS)",
-        "until = now + seconds",
+        "until = answered_at + seconds",
         f"{_VERDICTS}::test_withdrawn_token_is_refused_within_a_minute",
     ),
     Fault(
