@@ -56,7 +56,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(params=ENGINES, scope="module")
-def engine(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     """A store, of each kind in turn."""
     with Engine(request.param, tmp_path_factory.mktemp("store")) as engine:
         yield engine

@@ -37,7 +37,7 @@ async def test_gauge_shows_when_each_key_was_used(world: World) -> None:
     world.clock.advance(60)
     await world.get("chat-1", token=token)  # remembered as verified, and used all the same
 
-    def used() -> dict[str, float]:
+    def used() -> dict[int, float]:
         return {use.number: use.last for use in world.service.gateway.config.verifier.uses}
 
     assert used() == {1: 1_800_000_065.0, 2: 1_800_000_000.0}

@@ -152,7 +152,7 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     statuses = re.findall(r"^HTTP/1\.1 (\d+)", pasted, re.MULTILINE)
     assert statuses == ["200", "200", "403", "304"]
     assert "cache-status: bff; hit" in pasted
-    document = json.loads(re.search(r"^\{.*?\}$", pasted, re.MULTILINE)[0])  # type: ignore[index]
+    document = json.loads(re.search(r"^\{.*?\}$", pasted, re.MULTILINE)[0])
     assert "triggerConfig" not in document
     assert set(document["metadata"]) <= {"progress"}
     assert re.search(r"^\s+60 200$", pasted, re.MULTILINE)

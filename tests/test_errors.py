@@ -18,7 +18,7 @@ def test_refusal_is_frozen_because_waiters_share_it() -> None:
     refusal = Refusal("not_found")
 
     with pytest.raises(FrozenInstanceError):
-        refusal.retry_after = 1.0  # type: ignore[misc]
+        refusal.retry_after = 1.0
 
 
 def test_refusal_takes_status_and_text_from_its_row() -> None:

@@ -7,6 +7,7 @@ which writes the same bytes for any input, shows the cost of the kernel and the 
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -42,6 +43,7 @@ class Loop(asyncio.Protocol):
     )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, _: bytes) -> None:
@@ -56,7 +58,7 @@ async def _loop(port: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "loop":
         uvloop.run(_loop(int(sys.argv[2])))
-    app = {"callable": callable_, "starlette": starlette}[sys.argv[1]]
+    app: Any = {"callable": callable_, "starlette": starlette}[sys.argv[1]]
     uvicorn.run(
         app, port=int(sys.argv[2]), http="httptools", loop="uvloop", ws="none", lifespan="off",
         log_config=None, access_log=False, server_header=False, proxy_headers=False,

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -83,10 +84,11 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         config.load()
         state = ServerState()
         line = f"GET /api/v1/sessions/chat-1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.token(*read('chat-1'))}\r\n\r\n"
+        make: Any = config.http_protocol_class
         open_ = []
         before = resident()
         for _ in range(connections):
-            one_ = config.http_protocol_class(config=config, server_state=state, app_state={})
+            one_ = make(config=config, server_state=state, app_state={})
             one_.connection_made(_Transport())
             one_.data_received(bytes(bytearray(line.encode())))
             open_.append(one_)

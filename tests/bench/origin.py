@@ -13,7 +13,7 @@ import re
 import uvloop
 
 _PATH = re.compile(rb"GET /api/v1/sessions/(\S*) ")
-_FIELDS = {
+_FIELDS: dict[str, object] = {
     "id": "session_0001bench",
     "externalId": "@",
     "type": "chat.agent",
@@ -43,6 +43,7 @@ class Connection(asyncio.Protocol):
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

@@ -12,7 +12,7 @@ def test_demo_chats_change_as_time_passes() -> None:
     environment = made.upstream.environments[0]
 
     def document(name: str) -> dict:
-        return made.upstream.document(environment.find(name))
+        return made.upstream.document(environment.find(name) or {})
 
     first = document("chat-live")
     times.advance(5)

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
-from support.clients import SDK, open_page
+from playwright.sync_api import Browser, expect
+from support.clients import SDK, ConsolePage, open_page
 from support.world import http
 
 PHONE = {"width": 375, "height": 812}
@@ -30,7 +31,7 @@ def started() -> Iterator[str]:
 
 
 @contextmanager
-def opened(chromium: Browser, demo: str, **options: object) -> Iterator[Page]:
+def opened(chromium: Browser, demo: str, **options: Any) -> Iterator[ConsolePage]:
     page = open_page(chromium, demo, **{"viewport": DESK, **options})
     expect(page.locator("#shown")).to_contain_text("chat-live")
     yield page
@@ -45,19 +46,19 @@ def demo() -> Iterator[str]:
 
 
 @pytest.fixture
-def page(chromium: Browser, demo: str) -> Iterator[Page]:
+def page(chromium: Browser, demo: str) -> Iterator[ConsolePage]:
     with opened(chromium, demo) as page:
         yield page
 
 
 @pytest.fixture
-def first_page(chromium: Browser) -> Iterator[Page]:
+def first_page(chromium: Browser) -> Iterator[ConsolePage]:
     """The page of a new demo."""
     with started() as demo, opened(chromium, demo) as page:
         yield page
 
 
-def test_page_strikes_out_the_hidden_lines(page: Page) -> None:
+def test_page_strikes_out_the_hidden_lines(page: ConsolePage) -> None:
     expect(page.locator("#chats button")).to_have_count(3)
     removed = page.locator("#upstream del").all_inner_texts()
     remaining = page.locator("#upstream span").all_inner_texts()
@@ -72,7 +73,7 @@ def test_page_strikes_out_the_hidden_lines(page: Page) -> None:
     assert page.console == []
 
 
-def test_page_polls_and_shows_the_age_of_each_answer(first_page: Page) -> None:
+def test_page_polls_and_shows_the_age_of_each_answer(first_page: ConsolePage) -> None:
     expect(first_page.locator("#answers")).to_contain_text("fwd=miss")
     before = first_page.locator("#shown").inner_text()
 
@@ -82,7 +83,7 @@ def test_page_polls_and_shows_the_age_of_each_answer(first_page: Page) -> None:
     assert first_page.console == []
 
 
-def test_page_shows_the_rate_limit_and_its_reset(first_page: Page) -> None:
+def test_page_shows_the_rate_limit_and_its_reset(first_page: ConsolePage) -> None:
     expect(first_page.locator("#left")).to_have_text(re.compile(r"\d+ of 60 left, reset in \d+ s"))
     before = first_page.locator("#meter").evaluate("meter => meter.value")
 
@@ -92,7 +93,7 @@ def test_page_shows_the_rate_limit_and_its_reset(first_page: Page) -> None:
     assert first_page.locator("#meter").evaluate("meter => meter.value") <= max(0, before - 20)
 
 
-def test_button_shows_its_refusal(page: Page) -> None:
+def test_button_shows_its_refusal(page: ConsolePage) -> None:
     for button, text in (
         ("A wrong token", "401 token_invalid"),
         ("An expired token", "401 token_expired"),
@@ -106,7 +107,7 @@ def test_button_shows_its_refusal(page: Page) -> None:
     assert [text for text in page.console if not refusal.search(text)] == []
 
 
-def test_outage_button_makes_copies_stale_until_pressed_again(first_page: Page) -> None:
+def test_outage_button_makes_copies_stale_until_pressed_again(first_page: ConsolePage) -> None:
     button = first_page.get_by_role("button", name="Upstream outage")
     button.click()
     expect(button).to_have_attribute("aria-pressed", "true")
@@ -119,7 +120,7 @@ def test_outage_button_makes_copies_stale_until_pressed_again(first_page: Page) 
     expect(how).not_to_contain_text("stale-if-error")
 
 
-def test_page_works_with_the_keyboard_alone(page: Page) -> None:
+def test_page_works_with_the_keyboard_alone(page: ConsolePage) -> None:
     page.locator("body").press("Tab")
     first = page.evaluate("document.activeElement.textContent")
     for _ in range(3):

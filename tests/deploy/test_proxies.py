@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -125,7 +126,7 @@ def running(proxy: Proxy, gateway: Gateway, home: Path) -> Iterator[str]:
             time.sleep(0.05)
         yield url
     finally:
-        process.send_signal(signal.SIGINT if "nginx" in process.args[0] else signal.SIGTERM)
+        process.send_signal(signal.SIGINT if "nginx" in str(process.args) else signal.SIGTERM)
         process.wait(timeout=20)
 
 
@@ -149,7 +150,7 @@ def test_shipped_proxies_pass_every_test(
         assert "UNSURE" not in done.stdout.partition("gateway at")[2]
 
         def ask(
-            path: str, method: str = "GET", content: bytes | None = None, **headers: str
+            path: str, method: str = "GET", /, content: Any = None, **headers: str
         ) -> httpx2.Response:
             sent = {"authorization": f"Bearer {gateway.token('read:sessions')}"} | headers
             return http.request(method, url + path, headers=sent, content=content)

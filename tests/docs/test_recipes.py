@@ -74,13 +74,11 @@ def test_log_fields_come_from_a_fixed_list() -> None:
     for text in SOURCES.values():
         tree = ast.parse(text)
         keys = {
-            node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id: {
+            ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]): {
                 key.value for key in node.value.keys if isinstance(key, ast.Constant)
             }
             for node in ast.walk(tree)
-            if isinstance(node, ast.Assign | ast.AnnAssign)
-            and isinstance(node.value, ast.Dict)
-            and isinstance(getattr(node, "target", None) or node.targets[0], ast.Name)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict)
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and re.search(

@@ -50,7 +50,7 @@ def test_readme_shows_a_real_document_and_its_projection() -> None:
         if not isinstance(value, dict | list):
             assert f'"{name}": {json.dumps(value)}' in plain
     for bold in re.findall(r"\*\*(.*?)\*\*", before):
-        first = re.search(r'"(\w+)"', bold)[1]  # type: ignore[index]
+        first = re.search(r'"(\w+)"', bold)[1]
         assert shown.get(first, None) != document[first]
 
 

@@ -132,7 +132,8 @@ class Machine(RuleBasedStateMachine):
             self.mint([scope], 900)
 
     async def start(self, index: int) -> None:
-        def connect(_: object, **arguments: object) -> StandIn:
+        def connect(_: object, **arguments: Any) -> StandIn:
+            assert self.shared is not None
             return StandIn(self.shared, **arguments)
 
         with patch("bff.app.Store", connect):
@@ -455,7 +456,7 @@ class Machine(RuleBasedStateMachine):
             st.integers(0, 9).map(lambda number: {"jti": number}),
         ),
     )
-    def revoke(self, index: int, what: dict[str, object]) -> None:
+    def revoke(self, index: int, what: dict[str, Any]) -> None:
         index %= len(self.worlds)
         ((kind, value),) = what.items()
         if kind == "issued_before":

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jwt
 import pytest
@@ -171,7 +172,7 @@ def test_04_hundred_thousand_tokens_take_bounded_memory() -> None:
 async def test_24_new_token_is_the_same_caller(world: World, kind: Kind, listed: bool) -> None:
     await world.start(**kind.settings, BFF_RATE_LIMIT="5/minute")
 
-    async def status(*scopes: str, **claims: object) -> int:
+    async def status(*scopes: str, **claims: Any) -> int:
         token = kind.token(world, *scopes, **claims)
         if not listed:
             return (await world.get("chat-1", token=token)).status_code

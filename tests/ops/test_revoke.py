@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -26,7 +27,11 @@ def test_commands_of_the_docs_revoke_at_a_running_gateway(gateway: Gateway) -> N
         return http.get(f"{gateway.url}/api/v1/sessions/{id_}", headers=headers).status_code
 
     ids, port = read("chat-1", "chat-2"), str(gateway.ops_port)
-    claims = {"ann": {"act": {"sub": "ann"}}, "7d1e": {"jti": "7d1e"}, "session": {"iat": 1}}
+    claims: dict[str, dict[str, Any]] = {
+        "ann": {"act": {"sub": "ann"}},
+        "7d1e": {"jti": "7d1e"},
+        "session": {"iat": 1},
+    }
     tokens = {name: gateway.token(*ids, **more) for name, more in claims.items()}
     later = gateway.token(*read("chat-2"))
     assert [status(token) for token in tokens.values()] == [200] * 3

@@ -11,6 +11,7 @@ from array import array
 from dataclasses import asdict, dataclass
 from math import ceil, log10
 from pathlib import Path
+from typing import Any
 
 from bff.limits.rate import LeasePending, Limiter, Window
 
@@ -151,7 +152,7 @@ class Provider:
         self._taken = taken
         self._pending: list[tuple[Window, int]] = []
 
-    def lease(self, window: Window, want: int) -> object:
+    def lease(self, window: Window, want: int) -> Any:
         self._pending.append((window, want))
         return object()
 

@@ -78,8 +78,8 @@ def loads_of_processes(engine: Engine, number: int, sessions: int, budget: str, 
             time.sleep(20)
             loads, took = len(upstream.seen) - before, time.monotonic() - began
             polls = len(traffic.responses) - polls
-    rate = budget if budget == "off" else int(budget.partition("/")[0])
-    fresh = max(ttl, 0 if rate == "off" else sessions / rate)
+    rate = None if budget == "off" else int(budget.partition("/")[0])
+    fresh = max(ttl, sessions / rate if rate else 0)
     print(
         f"{number} processes, {sessions} sessions, budget {budget}: effective TTL {fresh:g} s, "
         f"{polls / took:.0f} polls/s, {loads / took:.2f} loads/s: "

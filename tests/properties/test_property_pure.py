@@ -12,7 +12,7 @@ from support.world import World
 
 from bff.demo.upstream import can_read, session
 from bff.errors import Refused, UpstreamInvalid
-from bff.gateway.decide import PendingLoad
+from bff.gateway.pending import PendingLoad
 from bff.request import RequestHead
 from bff.sessions import ids
 from bff.sessions.document import parse_document

@@ -37,4 +37,4 @@ def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
         [keys.value("o:p", "chat-1"), keys.claim("o:p", "chat-1"), keys.purged("o:p", "chat-1")],
         [keys.stream("purges"), keys.stream("revocations")],
     ):
-        assert len({re.search(r"\{(.+)\}", name)[1] for name in names}) == 1  # type: ignore[index]
+        assert len({re.search(r"\{(.+)\}", name)[1] for name in names}) == 1

@@ -65,11 +65,11 @@ async def ask(world: World, token: str, id_: str = "chat-1") -> tuple[int, str]:
     return response.status_code, response.json().get("code", "")
 
 
-def counted(world: World, result: str) -> int:
+def counted(world: World, result: str) -> float:
     return world.telemetry.counts["bff_shared_verdicts", result]
 
 
-async def kept(world: World, number: int = 1) -> None:
+async def kept(world: World, number: float = 1) -> None:
     """Wait until a replica has stored *number* introspections."""
     await until(lambda: counted(world, "kept") >= number)
 
@@ -184,6 +184,7 @@ async def test_wrong_clock_does_not_prolong_an_introspection(
 ) -> None:
     one, two = await shifted(replicas, 2)
     token = minted(*read("chat-1"), exp=int(time.time()) + 9000, iat=int(time.time()) - 4000)
+    assert isinstance(two.clock, ShiftedClock)
     two.clock.off = off
     await ask(one, token)
     await kept(one)
@@ -387,6 +388,7 @@ async def test_replayed_introspection_is_too_old(replicas: Replicas) -> None:
         assert await ask(two, token) == (401, "token_invalid")
         await kept(two)
         two.service.gateway.introspections.forget()
+        assert isinstance(two.clock, ShiftedClock)
         two.clock.ahead = 0.0
         for key, value in values.items():
             client.set(key, value)

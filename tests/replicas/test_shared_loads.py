@@ -46,7 +46,7 @@ async def test_purge_wins_over_a_load_of_another_replica(replicas: Replicas, pur
 
     async def hold(_):
         document = replicas.upstream.environments[0].find("chat-1")
-        answer = Answer(200, dict(document))
+        answer = Answer(200, dict(document or {}))
         started.set()
         await release.wait()
         return answer

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -46,7 +47,13 @@ def address(url: str) -> StoreAddress:
 def test_parts_of_an_address_are_read(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.touch()
-    plain = {"username": None, "password": None, "database": 0, "tls": False, "cluster": False}
+    plain: dict[str, Any] = {
+        "username": None,
+        "password": None,
+        "database": 0,
+        "tls": False,
+        "cluster": False,
+    }
 
     assert address("valkey://host") == StoreAddress("host", 6379, **plain)
     assert address("redis://host:7/2") == StoreAddress("host", 7, **plain | {"database": 2})

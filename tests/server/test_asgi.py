@@ -41,7 +41,7 @@ async def test_unexpected_exception_is_answered_with_json(clock: Clock) -> None:
 
     async with both_sides(clock) as sides:
         for side in sides:
-            side.world.service.gateway._decide = broken  # type: ignore[method-assign]
+            side.world.service.gateway._decide = broken
         answer = await feed_both(sides, request(GOOD, f"origin: {ORIGIN}"))
         assert b"HTTP/1.1 500" in answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "internal"

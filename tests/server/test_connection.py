@@ -217,7 +217,7 @@ async def test_connection_closes_when_its_last_answer_is_not_read(clock: Clock) 
         for side in sides:
             transport, loop = side.connect(), FakeLoop()
             transport.protocol.loop = loop
-            transport.close = lambda t=transport: setattr(t, "closed", True)  # type: ignore[method-assign]
+            transport.close = lambda t=transport: setattr(t, "closed", True)
             await side.feed(transport, PREFLIGHT + b"NOT HTTP\r\n\r\n")
             assert transport.closed
             assert loop.seconds == [75]

@@ -32,7 +32,7 @@ from support.world import FRIENDLY, OFF, ORIGIN, PATH, SECRET_KEY, Clock, World,
 from bff.cli import main
 from bff.config import reader
 from bff.demo.upstream import session
-from bff.gateway.decide import PendingLoad
+from bff.gateway.pending import PendingLoad
 from bff.ops import check
 from bff.request import HeaderFields, RequestHead
 from bff.server import fast_path

@@ -67,7 +67,7 @@ async def test_answer_on_a_closed_connection_does_not_fail(clock: Clock) -> None
                 transport.sent += data
                 transport.close()
 
-            transport.write = write  # type: ignore[method-assign]
+            transport.write = write
             await side.feed(transport, request(GOOD))
             counts, lines = side.records()
             assert transport.sent.startswith(b"HTTP/1.1 200")

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+from typing import Any
 
 import httpx2
 import pytest
@@ -88,7 +89,7 @@ def test_silent_worker_is_named_and_confirms_nothing(pair: Gateway) -> None:
     os.kill(hung, signal.SIGSTOP)
     try:
         # A connection that the stopped worker had accepted gets no answer: try another.
-        def ops(method: str, path: str, **options: object) -> httpx2.Response:
+        def ops(method: str, path: str, **options: Any) -> httpx2.Response:
             for _ in range(100):
                 try:
                     return http.request(method, pair.ops_url + path, timeout=3, **options)

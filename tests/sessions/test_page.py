@@ -44,7 +44,7 @@ def test_pages_hold_each_session_once_and_in_order(
             return copies[name]
         return Refusal("not_found" if state[name] == "missing" else "over_budget")
 
-    def page(**cursors: str) -> dict[str, Any]:
+    def page(**cursors: Any) -> dict[str, Any]:
         listing = Listing(Query(size, **cursors), named, b"caller", 0.0)
         while (made := listing.page(find)) is None:
             pass
@@ -72,8 +72,9 @@ def test_pages_hold_each_session_once_and_in_order(
 @pytest.mark.parametrize("parameter", ["after", "before"])
 @pytest.mark.parametrize("text", ["nonsense", cursor("a", b"another caller"), cursor("z", b"me")])
 def test_cursor_error_names_the_parameter(parameter: str, text: str) -> None:
+    cursors: Any = {parameter: text}
     with pytest.raises(Refused) as raised:
-        Listing(Query(**{parameter: text}), ["a", "b"], b"me", 0.0)
+        Listing(Query(**cursors), ["a", "b"], b"me", 0.0)
 
     expected = f"page[{parameter}] must be a cursor from an answer to this caller"
     assert raised.value.refusal == Refusal("bad_request", expected)

@@ -31,8 +31,8 @@ def main(file: str) -> None:
             struct.pack_into("d", shared, 8, len(asyncio.all_tasks()))
         return now, time.time() + struct.unpack_from("d", shared)[0]
 
-    cli.system_clock = clock
-    cli.Service = partial(Service, clock=clock)
+    cli.system_clock = clock  # type: ignore[attr-defined]
+    cli.Service = partial(Service, clock=clock)  # type: ignore[attr-defined]
     cli.main(["serve"])
 
 

@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 SDK = Path(__file__).parent.parent / "sdk"
 
@@ -43,14 +43,17 @@ class Node:
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> "Node":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._process.stdin.close()
+        self._stdin.close()
         self._process.wait(timeout=20)
-        self._process.stdout.close()
+        self._stdout.close()
 
     def call(
         self, call: str, url: str = "", token: str = "", retry: Any = None, **told: Any
@@ -59,11 +62,12 @@ class Node:
         options = {"retry": retry} if retry else {}
         config = {"baseURL": url, "accessToken": token, "requestOptions": options}
         line = json.dumps({"call": call, "config": config, **told})
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], 60)
+        self._stdin.write(line + "\n")
+        self._stdin.flush()
+        ready, _, _ = select.select([self._stdout], [], [], 60)
         assert ready, "the SDK does not answer"
-        return json.loads(self._process.stdout.readline())
+        answer: dict[str, Any] = json.loads(self._stdout.readline())
+        return answer
 
 
 @cache
@@ -163,13 +167,24 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def open_page(browser: Browser, url: str, **options: Any) -> Page:
+class ConsolePage(Page):
+    """A page that collects its errors."""
+
+    console: list[str]
+
+
+def open_page(browser: Browser, url: str, **options: Any) -> ConsolePage:
     """Open *url* in a profile of its own; `console` collects what goes wrong there."""
-    page = browser.new_context(**options).new_page()
+    page = cast("ConsolePage", browser.new_context(**options).new_page())
     page.set_default_timeout(20_000)
-    page.console = []
-    page.on("console", lambda said: page.console.append(said.text) if said.type == "error" else 0)
-    page.on("pageerror", lambda error: page.console.append(str(error)))
+    errors = page.console = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
     return page
 

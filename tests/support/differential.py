@@ -6,7 +6,7 @@ call the protocols as the event loop does, and compare answers, counts and log l
 
 import asyncio
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -122,9 +122,8 @@ class Side:
 
     def connect(self) -> FakeTransport:
         transport = FakeTransport()
-        transport.protocol = self.config.http_protocol_class(
-            config=self.config, server_state=self.state, app_state={}
-        )
+        make: Any = self.config.http_protocol_class
+        transport.protocol = make(config=self.config, server_state=self.state, app_state={})
         transport.protocol.connection_made(transport)
         return transport
 
@@ -158,7 +157,7 @@ class Side:
             for name in ("timestamp", "request_id", "seconds"):
                 line.pop(name, None)
         # The last label of bff_requests says which way served the answer.
-        counts: Counter[Any] = Counter()
+        counts: defaultdict[Any, float] = defaultdict(float)
         for key, n in self.world.telemetry.counts.items():
             counts[key[:-1] if key[0] == "bff_requests" else key] += n
         return {k: n for k, n in counts.items() if k[0] != "bff_load_seconds"}, lines

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import valkey
@@ -17,7 +19,8 @@ ENGINES = {"valkey": str(get_binary_path()), "redis": shutil.which("redis-server
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+        port: int = sock.getsockname()[1]
+        return port
 
 
 class Engine:
@@ -48,10 +51,10 @@ class Engine:
             answer = client.execute_command(*command)
             return answer.decode() if isinstance(answer, bytes) else str(answer)
 
-    def client(self, **options) -> valkey.Valkey:
+    def client(self, **options: Any) -> valkey.Valkey:
         return valkey.Valkey(port=self.port, socket_timeout=5, **options)
 
-    def start(self, **options) -> "Engine":
+    def start(self, **options: Any) -> "Engine":
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with self.client(**options) as client:
             for _ in range(500):
@@ -128,7 +131,7 @@ class Cluster:
         self._wait(lambda node: node is not spare or "link_status:up" in node.execute("INFO"))
         return self
 
-    def _wait(self, condition) -> None:
+    def _wait(self, condition: Callable[[Engine], object]) -> None:
         for _ in range(1000):
             if all(map(condition, self.nodes)):
                 return

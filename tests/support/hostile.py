@@ -89,11 +89,13 @@ async def idle(world: World) -> None:
         await asyncio.sleep(0)
 
 
-async def raw_request(app, raw_path: bytes, headers: dict[str, str], method: str = "GET"):
+async def raw_request(
+    app: Any, raw_path: bytes, headers: dict[str, str], method: str = "GET"
+) -> list[dict[str, Any]]:
     """Send one request with exactly this path to an ASGI app; HTTP clients normalize paths."""
-    messages = []
+    messages: list[dict[str, Any]] = []
 
-    async def send(message):
+    async def send(message: dict[str, Any]) -> None:
         messages.append(message)
 
     scope = {

@@ -1,5 +1,7 @@
 """Strategies for policies and documents, and the answers of the service for them."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 from support.world import Clock, World, read
 
@@ -42,7 +44,7 @@ policies = st.fixed_dictionaries(
 )
 
 
-async def answers(policy: dict[str, str], documents: list[dict[str, object]]) -> dict[str, list]:
+async def answers(policy: dict[str, str], documents: list[dict[str, object]]) -> dict[str, Any]:
     """Get single sessions, a list with unavailable sessions, and the OpenAPI document."""
     async with World(Clock(), **policy) as world:
         names = [f"random-{number}" for number, _ in enumerate(documents)]

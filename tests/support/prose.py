@@ -153,7 +153,8 @@ def _comments(source: str, sign: str) -> Iterator[tuple[int, str]]:
 
 def _joined(lines: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Comments on consecutive lines are one text."""
-    start, last, kept = 0, -1, []
+    start, last = 0, -1
+    kept: list[str] = []
     for number, text in [*lines, (-9, "")]:
         if number != last + 1:
             yield from _paragraphs(start, "\n".join(kept))
@@ -180,7 +181,8 @@ def _markdown(source: str) -> Iterator[tuple[int, str]]:
 
 def _paragraphs(line: int, text: str) -> Iterator[tuple[int, str]]:
     """Split at empty lines, headings, items of lists and cells of tables."""
-    start, kept = line, []
+    start = line
+    kept: list[str] = []
     for number, raw in enumerate([*text.split("\n"), ""], start=line):
         one = raw.strip()
         item = re.match(r"(?:[*-]|\d+\.|#+|\|) +", one)

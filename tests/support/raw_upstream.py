@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from support.world import SECRET_KEY
@@ -11,7 +12,7 @@ from bff.errors import UpstreamError
 from bff.upstream.api import Quota, Upstream
 from bff.upstream.client import Client
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 
 
 @contextlib.asynccontextmanager
@@ -45,9 +46,9 @@ async def server(answer: bytes | Handler) -> AsyncIterator[tuple[str, list[bytes
 
 
 @contextlib.asynccontextmanager
-async def upstream(url: str, **changes: object) -> AsyncIterator[tuple[Upstream, list[Quota]]]:
+async def upstream(url: str, **changes: Any) -> AsyncIterator[tuple[Upstream, list[Quota]]]:
     quotas: list[Quota] = []
-    arguments = {
+    arguments: dict[str, Any] = {
         "url": url,
         "secret_keys": [SECRET_KEY],
         "branch": None,

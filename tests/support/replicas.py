@@ -4,12 +4,17 @@ import asyncio
 import contextlib
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 from support.engines import Engine
 from support.world import Clock, World
 
+from bff.demo.upstream import PretendUpstream
+from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
 
 
@@ -38,8 +43,8 @@ class WrongClock(RealClock):
         now, wall = super().__call__()
         return now, wall + self._error
 
-    @property
-    def wall(self) -> float:
+    @property  # type: ignore[misc]
+    def wall(self) -> float:  # type: ignore[override]
         return time.time() + self._error
 
 
@@ -55,29 +60,41 @@ class Replicas:
     def __init__(self, engine: Engine, stack: AsyncExitStack) -> None:
         self.engine = engine
         self._stack = stack
-        self.upstream = None
+        self._upstream: PretendUpstream | None = None
 
-    async def add(self, clock: Clock | None = None, **changes: str | None) -> World:
+    @property
+    def upstream(self) -> PretendUpstream:
+        """What the replicas send requests to."""
+        assert self._upstream is not None
+        return self._upstream
+
+    async def add(self, clock: Clock | None = None, /, **changes: str | None) -> World:
         environment = {"BFF_STORE_URL": self.engine.url, **PATIENT, **changes}
         world = World(clock or RealClock(), **environment)
-        if self.upstream is not None:
-            world.upstream = self.upstream
-        self.upstream = world.upstream
+        if self._upstream is not None:
+            world.upstream = self._upstream
+        self._upstream = world.upstream
         return await self._stack.enter_async_context(world)
 
     async def several(self, number: int, **changes: str | None) -> list[World]:
         worlds = [await self.add(**changes) for _ in range(number)]
         await heartbeat(*worlds[:-1])  # the last one counted all of them when it started
         for world in worlds:
-            await until(lambda world=world: world.service.sharing.replicas >= number)
+            await until(partial(_counts, world, number))
         return worlds
+
+
+def _counts(world: World, number: int) -> bool:
+    return world.service.sharing.replicas >= number
 
 
 async def heartbeat(*worlds: World) -> None:
     """Send a heartbeat of each replica now, instead of waiting for it."""
     for world in worlds:
         with contextlib.suppress(StoreUnavailable):
-            await world.service.sharing.store.connection.heartbeat(5.0)
+            sharing = world.service.sharing
+            assert isinstance(sharing, Sharing)
+            await sharing.store.connection.heartbeat(5.0)
 
 
 async def purge(world: World, id_: str) -> None:
@@ -91,7 +108,7 @@ async def purge(world: World, id_: str) -> None:
     raise AssertionError("the store is down")
 
 
-async def until(condition, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     for _ in range(int(seconds / 0.01)):
         if condition():
             return
@@ -118,7 +135,7 @@ def contents(engine: Engine) -> dict[bytes, bytes]:
     return values
 
 
-def events(world: World, name: str) -> list[dict]:
+def events(world: World, name: str) -> list[dict[str, Any]]:
     return [line for line in world.logged() if line["event"] == name]
 
 
@@ -168,7 +185,9 @@ class Relay:
         writer.close()
         self._writers.discard(writer)
 
-    async def _pass(self, reader, writer, *, delayed: bool = False) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, delayed: bool = False
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 if delayed and self.delay:

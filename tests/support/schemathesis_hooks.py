@@ -9,7 +9,7 @@ CURSORS = ("page[after]", "page[before]")
 
 
 @schemathesis.hook
-def before_call(_: Any, case: schemathesis.Case, __: Any) -> None:
+def before_call(_: Any, case: "schemathesis.Case[Any]", __: Any) -> None:
     """Remove invented cursors that match the schema; other tests use real ones."""
     for name in CURSORS:
         value = (case.query or {}).get(name)

@@ -89,6 +89,7 @@ class StandIn:
         """Receive what was announced since, if the link is up."""
         while self.up and self._position < len(self.shared.announcements):
             self._position += 1
+            assert self._received is not None
             self._received(self.shared.announcements[self._position - 1])
 
     def mark_down(self) -> None:
@@ -189,7 +190,8 @@ class StandIn:
     async def purge(self, prefix: str, id_: str, *, remembered: float) -> bytes | None:
         shared, key = self._reach(), f"{prefix}:{id_}"
         shared.set(f"{key}:purged", shared.microseconds(), remembered)
-        return shared.drop(key)
+        dropped: bytes | None = shared.drop(key)
+        return dropped
 
     def drop(self, prefix: str, id_: str) -> None:
         if self.up:

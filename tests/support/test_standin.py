@@ -39,12 +39,12 @@ _COMMANDS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory) -> Iterator[Engine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with Engine("valkey", tmp_path_factory.mktemp("store")) as engine:
         yield engine
 
 
-async def _run(store: Any, commands: list[tuple]) -> list[Any]:
+async def _run(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
     """Give the answers of *store*; for seconds, whether there are any."""
     await store.open(lambda _: None)
     try:
@@ -53,8 +53,8 @@ async def _run(store: Any, commands: list[tuple]) -> list[Any]:
         await store.close()
 
 
-async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C901  a table
-    answers = []
+async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  # noqa: C901  a table
+    answers: list[Any] = []
     *_, claimed = await store.claim("s", "the time", "", _LONG, timeout=2)
     for name, key, *rest in commands:
         match name:
@@ -95,10 +95,13 @@ async def _answers(store: Any, commands: list[tuple]) -> list[Any]:  # noqa: C90
 
 @settings(max_examples=60, derandomize=True)
 @given(st.lists(_COMMANDS, max_size=25))
-def test_stand_in_answers_as_the_real_store(engine: Engine, commands: list[tuple]) -> None:
+def test_stand_in_answers_as_the_real_store(
+    engine: Engine, commands: list[tuple[Any, ...]]
+) -> None:
     with engine.client() as admin:
         admin.flushall()
     address = load(environ(BFF_STORE_URL=engine.url)).store_url
+    assert address is not None
     real = Store(address, timeout=2, name="r", count=lambda *_: None, changed=lambda _: None)
     # Each reading of the clock is a microsecond later, so no two commands have the same time.
     ticks = iter(range(10**6))

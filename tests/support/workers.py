@@ -15,7 +15,7 @@ Samples = dict[tuple[str, str, str], float]
 
 @contextmanager
 def running_workers(
-    upstream: running_upstream, number: int = 2, **changes: str | None
+    upstream: running_upstream, number: int = 2, /, **changes: str | None
 ) -> Iterator[Gateway]:
     with Gateway(upstream.port, "--workers", str(number), **OFF | changes) as gateway:
         until(lambda: sum(up(gateway)) == number)

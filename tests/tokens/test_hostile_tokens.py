@@ -32,7 +32,7 @@ SHARED = "shared-secret-sentinel-0123456789abcdef"
 RSA, CURVE, EDWARDS = KeyPair("RS256", "rsa"), KeyPair("ES256", "ec"), KeyPair("EdDSA", "ed")
 WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  on purpose
 P384, K256 = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP256K1())
-STRANGERS = {
+STRANGERS: dict[str, Any] = {
     "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
     "ES256": ec.generate_private_key(ec.SECP256R1()),
     "EdDSA": ed25519.Ed25519PrivateKey.generate(),

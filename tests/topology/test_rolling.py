@@ -194,7 +194,7 @@ class Topology:
         options = [word.replace("/run/secrets", str(self._secrets)) for word in arguments]
         options += ["--bind", "127.0.0.1", "--port", str(port), "--dir", "/"]
         self.store = subprocess.Popen(
-            [ENGINES["valkey"], *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [str(ENGINES["valkey"]), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self._stack.callback(self.stop_store)
         self._store_port = port

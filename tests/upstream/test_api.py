@@ -80,7 +80,7 @@ async def test_only_a_connection_error_is_tried_again() -> None:
             attempts.append(request)
             raise httpcore2.ConnectError("refused") if len(attempts) < 9 else AssertionError
 
-    async with Client(connect_timeout=1, transport=Refusing()) as client:  # type: ignore[arg-type]
+    async with Client(connect_timeout=1, transport=Refusing()) as client:
         asked = Upstream(
             client,
             url="http://127.0.0.1:1",
