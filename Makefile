@@ -64,7 +64,7 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>&1 | tail -n 20
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/dev ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix
