@@ -84,6 +84,13 @@ class ConnectionLimiter:
             del self._by_address[address]
 
 
+def _last_answer(response: Response) -> bytes:
+    """Render a response that ends its connection."""
+    status, phrase = response.status, HTTPStatus(response.status).phrase.encode()
+    start = b"HTTP/1.1 %d %b\r\n" % (status, phrase)
+    return start + response.head + b"connection: close\r\n\r\n" + response.body
+
+
 class BoundedProtocol(UvicornProtocol):
     """One connection within bounds. A complete request on a kept connection starts no timer.
 
@@ -275,10 +282,7 @@ class BoundedProtocol(UvicornProtocol):
         """
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
-            self._set_idle_timer(self._bounds.idle_seconds)
-
-    def _set_idle_timer(self, seconds: float) -> None:
-        self._idle_timer = self.loop.call_later(seconds, self._check_idle)
+            self._idle_timer = self.loop.call_later(self._bounds.idle_seconds, self._check_idle)
 
     def _check_idle(self) -> None:
         """Close the connection if it was idle for too long."""
@@ -287,7 +291,7 @@ class BoundedProtocol(UvicornProtocol):
             return
         remaining = self._idle_since + self._bounds.idle_seconds - self.loop.time()
         if remaining > 0:
-            self._set_idle_timer(remaining)
+            self._idle_timer = self.loop.call_later(remaining, self._check_idle)
         elif self.transport.get_write_buffer_size():
             self._close_unread()
         else:
@@ -320,15 +324,7 @@ class BoundedProtocol(UvicornProtocol):
             return
         origin = next((v for n, v in self.headers if n == b"origin"), None)
         response = self._render(refusal, self.peer, origin)
-        self.transport.write(
-            b"HTTP/1.1 %d %b\r\n%bconnection: close\r\n\r\n%b"
-            % (
-                response.status,
-                HTTPStatus(response.status).phrase.encode(),
-                response.head,
-                response.body,
-            )
-        )
+        self.transport.write(_last_answer(response))
         self._close_lingering()
 
     def _close_after_due_answers(self) -> bool:

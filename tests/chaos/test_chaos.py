@@ -17,12 +17,12 @@ import pytest
 from support.hostile import LANES, WIDE_OPEN, descriptors, metric, resident
 from support.rawsockets import (
     Behaviour,
+    RawResponse,
     RawUpstream,
-    Said,
-    answered,
-    asked,
+    answer_bytes,
     hang,
     request,
+    requested_id,
     reset,
     talk,
 )
@@ -36,14 +36,14 @@ INVALID, LOST, LATE, FINE = "upstream_invalid", "upstream_unavailable", "upstrea
 
 
 def _good(id_: str) -> bytes:
-    return answered(json.dumps(session(zlib.crc32(id_.encode()), id_)).encode())
+    return answer_bytes(json.dumps(session(zlib.crc32(id_.encode()), id_)).encode())
 
 
 def _sends(change: Callable[[bytes], bytes], *, then: Behaviour | None = None) -> Behaviour:
     """Send the good answer, changed; then close the connection, or run *then*."""
 
     def behave(connection: socket.socket, head: bytes) -> None:
-        connection.sendall(change(_good(asked(head))))
+        connection.sendall(change(_good(requested_id(head))))
         if then is None:
             raise OSError("closed")
         then(connection, head)
@@ -66,7 +66,7 @@ def _with(*lines: str) -> Callable[[bytes], bytes]:
 
 
 def _body(change: Callable[[bytes], bytes], *lines: str) -> Callable[[bytes], bytes]:
-    return lambda good: answered(change(good.partition(b"\r\n\r\n")[2]), "200 OK", *lines)
+    return lambda good: answer_bytes(change(good.partition(b"\r\n\r\n")[2]), "200 OK", *lines)
 
 
 def _goes_on(*_: object) -> None:
@@ -137,7 +137,7 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
     ),
     "deflate, declared": (_sends(_body(zlib.compress, "Content-Encoding: deflate")), {INVALID}),
     "an error and a 200 behind it": (
-        _sends(lambda good: answered(b"{}", "500 Oops") + good),
+        _sends(lambda good: answer_bytes(b"{}", "500 Oops") + good),
         {LOST},
     ),
     "101": (
@@ -150,7 +150,7 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
     ),
     "a redirect to itself": (
         lambda connection, head: connection.sendall(
-            answered(b"", "302 Found", f"Location: {PATH}{asked(head)}")
+            answer_bytes(b"", "302 Found", f"Location: {PATH}{requested_id(head)}")
         ),
         {INVALID},
     ),
@@ -159,11 +159,11 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
         {INVALID},
     ),
     "500 in HTML": (
-        lambda connection, _: connection.sendall(answered(b"<h1>no</h1>", "500 Oops")),
+        lambda connection, _: connection.sendall(answer_bytes(b"<h1>no</h1>", "500 Oops")),
         {LOST},
     ),
     "404 in HTML": (
-        lambda connection, _: connection.sendall(answered(b"<h1>no</h1>", "404 Nope")),
+        lambda connection, _: connection.sendall(answer_bytes(b"<h1>no</h1>", "404 Nope")),
         {INVALID},
     ),
     "status 999": (_sends(lambda good: good.replace(b"200 OK", b"999 Odd")), {INVALID, LOST}),
@@ -192,19 +192,19 @@ def stormy(request: pytest.FixtureRequest) -> Iterator[tuple[RawUpstream, Gatewa
         yield up, gateway
 
 
-def _ask(gateway: Gateway, id_: str) -> Said:
+def _ask(gateway: Gateway, id_: str) -> RawResponse:
     data = request(PATH + id_, token=gateway.token("read:sessions"))
-    (said,) = talk(gateway.port, data, patience=5).responses
-    return said
+    (response,) = talk(gateway.port, data, timeout=5).responses
+    return response
 
 
-def _ask_in_fair_weather(gateway: Gateway, id_: str) -> Said:
+def _ask_in_fair_weather(gateway: Gateway, id_: str) -> RawResponse:
     """Return the first answer that is not a timeout: a busy machine may exceed `PATIENCE`."""
     for _ in range(10):
-        said = _ask(gateway, id_)
-        if said.status != 504:
+        response = _ask(gateway, id_)
+        if response.status != 504:
             break
-    return said
+    return response
 
 
 @pytest.mark.parametrize("kind", WEATHER)
@@ -216,7 +216,7 @@ def test_gateway_survives_bad_upstream_answers(
     name = kind.replace(" ", "-").replace(",", "").replace("/", "")
 
     def fair(connection: socket.socket, head: bytes) -> None:
-        connection.sendall(_good(asked(head)))
+        connection.sendall(_good(requested_id(head)))
 
     up.behave = fair
     kept = _ask_in_fair_weather(gateway, f"kept-{name}")
@@ -230,7 +230,7 @@ def test_gateway_survives_bad_upstream_answers(
         began = time.monotonic()
         cold = _ask(gateway, f"cold-{name}")
         seconds = time.monotonic() - began
-        calls = [asked(head) for head in up.seen].count(f"cold-{name}")
+        calls = [requested_id(head) for head in up.seen].count(f"cold-{name}")
         meanwhile = waits.result() if waits else _ask(gateway, f"kept-{name}")
 
     if cold.status == 200:
@@ -238,9 +238,9 @@ def test_gateway_survives_bad_upstream_answers(
         assert json.loads(cold.body)["externalId"] == f"cold-{name}"
         assert "set-cookie" not in cold.headers
     else:
-        said = json.loads(cold.body)
-        assert said["code"] in expected
-        assert cold.status == (504 if said["code"] == LATE else 502)
+        code = json.loads(cold.body)["code"]
+        assert code in expected
+        assert cold.status == (504 if code == LATE else 502)
         assert cold.headers["x-should-retry"] == "false"
         assert SECRET_KEY.encode() not in cold.body
     assert seconds < PATIENCE + 4
@@ -251,10 +251,10 @@ def test_gateway_survives_bad_upstream_answers(
     up.behave = fair
     recovered = [_ask_in_fair_weather(gateway, id_) for id_ in (f"cold-{name}", f"fair-{name}")]
     # Bytes left on a connection may fail one more request, but must not appear in an answer.
-    if kind == "two answers at once" and 502 in [said.status for said in recovered]:
+    if kind == "two answers at once" and 502 in [response.status for response in recovered]:
         recovered = [_ask_in_fair_weather(gateway, id_) for id_ in (f"cold-{name}", f"fair-{name}")]
-    assert [said.status for said in recovered] == [200, 200]
-    names = [json.loads(said.body)["externalId"] for said in recovered]
+    assert [response.status for response in recovered] == [200, 200]
+    names = [json.loads(response.body)["externalId"] for response in recovered]
     assert names == [f"cold-{name}", f"fair-{name}"]
 
 
@@ -265,7 +265,7 @@ def test_gateway_survives_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gatew
     for position in range(0, length + 1, 13):
 
         def behave(connection: socket.socket, head: bytes, position: int = position) -> None:
-            connection.sendall(_good(asked(head))[:position])
+            connection.sendall(_good(requested_id(head))[:position])
             time.sleep(0.002)
             reset(connection)
 
@@ -273,7 +273,7 @@ def test_gateway_survives_a_reset_at_every_byte(stormy: tuple[RawUpstream, Gatew
         cold = _ask(gateway, f"cold-{position:04}")
         assert cold.status == 502 or position == length
         assert position == length or json.loads(cold.body)["code"] in (LOST, INVALID)
-    up.behave = lambda connection, head: connection.sendall(_good(asked(head)))
+    up.behave = lambda connection, head: connection.sendall(_good(requested_id(head)))
     assert _ask(gateway, "cold-0000").status == 200
     assert descriptors(gateway.process.pid) <= files + 3
     assert metric(gateway, "bff_loads_in_flight") == 0
@@ -285,7 +285,7 @@ def test_first_request_succeeds_after_upstream_returns(lane_settings: dict[str, 
     with Gateway(port, **WIDE_OPEN, **lane_settings) as gateway:
         for _ in range(3):
             assert json.loads(_ask(gateway, "cold").body)["code"] == LOST
-        with RawUpstream(lambda c, head: c.sendall(_good(asked(head))), port) as up:
+        with RawUpstream(lambda c, head: c.sendall(_good(requested_id(head))), port) as up:
             assert _ask(gateway, "cold").status == 200, "the first request succeeds"
             assert len(up.seen) == 1
 
@@ -342,7 +342,7 @@ def test_flapping_upstream_spends_at_most_the_budget(lane_settings: dict[str, st
     def flap(connection: socket.socket, head: bytes) -> None:
         if next(turn) % 2:
             raise OSError("closed")
-        connection.sendall(_good(asked(head)))
+        connection.sendall(_good(requested_id(head)))
 
     changes = WIDE_OPEN | {"BFF_UPSTREAM_BUDGET": "10/second", "BFF_CACHE_TTL": "0"}
     with RawUpstream(flap) as up, Gateway(up.port, **changes, **lane_settings) as gateway:

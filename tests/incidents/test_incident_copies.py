@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, idle, told
 from support.kinds import Kind
-from support.rawsockets import RawUpstream, answered, asked, request, talk
+from support.rawsockets import RawUpstream, answer_bytes, request, requested_id, talk
 from support.world import FRIENDLY, PATH, Gateway, World, read
 
 from bff.demo.upstream import session
@@ -112,36 +112,38 @@ def _without(*names: str) -> dict[str, object]:
 
 _BAD: dict[str, bytes] = {
     "204": b"HTTP/1.1 204 No Content\r\n\r\n",
-    "206": answered(_TEXT.encode(), "206 Partial Content", "Content-Range: bytes 0-1/2"),
-    "201": answered(_TEXT.encode(), "201 Created"),
-    "203": answered(_TEXT.encode(), "203 Non-Authoritative Information"),
-    "HTML": answered(b"<!doctype html><title>Log in</title>"),
-    "empty": answered(b""),
-    "truncated": answered(_TEXT.encode())[:-40],
-    "longer than said": answered(_TEXT.encode()).replace(b"Length: ", b"Length: 1"),
-    "truncated JSON": answered(_TEXT[:-40].encode()),
-    "2 MiB": answered(json.dumps(_GOOD | {"metadata": {"pad": "x" * 2 * 1024 * 1024}}).encode()),
+    "206": answer_bytes(_TEXT.encode(), "206 Partial Content", "Content-Range: bytes 0-1/2"),
+    "201": answer_bytes(_TEXT.encode(), "201 Created"),
+    "203": answer_bytes(_TEXT.encode(), "203 Non-Authoritative Information"),
+    "HTML": answer_bytes(b"<!doctype html><title>Log in</title>"),
+    "empty": answer_bytes(b""),
+    "truncated": answer_bytes(_TEXT.encode())[:-40],
+    "longer than announced": answer_bytes(_TEXT.encode()).replace(b"Length: ", b"Length: 1"),
+    "truncated JSON": answer_bytes(_TEXT[:-40].encode()),
+    "2 MiB": answer_bytes(
+        json.dumps(_GOOD | {"metadata": {"pad": "x" * 2 * 1024 * 1024}}).encode()
+    ),
     "2 MiB in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     + b"10000\r\n%b\r\n" % (b" " * 65536) * 32
     + b"0\r\n\r\n",
-    "wrong id": answered(json.dumps(session(2, "chat-2")).encode()),
-    "wrong externalId": answered(json.dumps(_GOOD | {"externalId": "chat-2"}).encode()),
-    "a list": answered(json.dumps([_GOOD]).encode()),
-    "list envelope": answered(json.dumps({"data": [_GOOD], "pagination": {}}).encode()),
-    "duplicate keys": answered((_TEXT[:-1] + ',"externalId":"chat-1"}').encode()),
-    "duplicate keys below": answered(
+    "wrong id": answer_bytes(json.dumps(session(2, "chat-2")).encode()),
+    "wrong externalId": answer_bytes(json.dumps(_GOOD | {"externalId": "chat-2"}).encode()),
+    "a list": answer_bytes(json.dumps([_GOOD]).encode()),
+    "list envelope": answer_bytes(json.dumps({"data": [_GOOD], "pagination": {}}).encode()),
+    "duplicate keys": answer_bytes((_TEXT[:-1] + ',"externalId":"chat-1"}').encode()),
+    "duplicate keys below": answer_bytes(
         _TEXT.replace('"metadata": {', '"metadata": {"plan": "x", ').encode()
     ),
-    "deep nesting": answered(
+    "deep nesting": answer_bytes(
         (_TEXT[:-1] + ',"deep":' + "[" * 50_000 + "]" * 50_000 + "}").encode()
     ),
-    "65 levels": answered((_TEXT[:-1] + ',"deep":' + "[" * 65 + "]" * 65 + "}").encode()),
-    "NaN": answered((_TEXT[:-1] + ',"n":NaN}').encode()),
-    "lone surrogate": answered((_TEXT.replace('"my-chat"', '"\\ud800"')).encode()),
-    "not UTF-8": answered(_TEXT.encode().replace(b"my-chat", b"\xff\xfe")),
-    "gzip": answered(_TEXT.encode(), "200 OK", "Content-Encoding: gzip"),
+    "65 levels": answer_bytes((_TEXT[:-1] + ',"deep":' + "[" * 65 + "]" * 65 + "}").encode()),
+    "NaN": answer_bytes((_TEXT[:-1] + ',"n":NaN}').encode()),
+    "lone surrogate": answer_bytes((_TEXT.replace('"my-chat"', '"\\ud800"')).encode()),
+    "not UTF-8": answer_bytes(_TEXT.encode().replace(b"my-chat", b"\xff\xfe")),
+    "gzip": answer_bytes(_TEXT.encode(), "200 OK", "Content-Encoding: gzip"),
     **{
-        f"{name} is {value!r}": answered(json.dumps(_GOOD | {name: value}).encode())
+        f"{name} is {value!r}": answer_bytes(json.dumps(_GOOD | {name: value}).encode())
         for name, value in [
             *(("id", None), ("id", 1), ("id", "run_1"), ("type", None)),
             *(("tags", "a"), ("tags", [1]), ("tags", None)),
@@ -152,7 +154,7 @@ _BAD: dict[str, bytes] = {
         ]
     },
     **{
-        f"no {name}": answered(json.dumps(_without(name)).encode())
+        f"no {name}": answer_bytes(json.dumps(_without(name)).encode())
         for name in _GOOD
         if name not in ("triggerConfig", "currentRunId")
     },
@@ -164,7 +166,9 @@ def doubtful(lane: dict[str, str]) -> Iterator[tuple[Any, Gateway]]:
     """A gateway, and an upstream that answers with the bytes that a test sets."""
 
     def behave(connection, head: bytes) -> None:
-        connection.sendall(up.answer if asked(head) == "chat-1" else answered(b"{}", "404 Nope"))
+        connection.sendall(
+            up.answer if requested_id(head) == "chat-1" else answer_bytes(b"{}", "404 Nope")
+        )
         raise OSError("one answer a connection: some of them do not end")
 
     up: Any = RawUpstream(behave)
@@ -181,14 +185,14 @@ def test_18_a_bad_success_is_neither_kept_nor_passed_on(
     up.answer = answer
     before = len(up.seen)
 
-    bad = [talk(gateway.port, data, patience=5).responses[0]]
+    bad = [talk(gateway.port, data, timeout=5).responses[0]]
     time.sleep(0.05)  # the gateway must see the end of that connection before its next load
-    bad.append(talk(gateway.port, data, patience=5).responses[0])
+    bad.append(talk(gateway.port, data, timeout=5).responses[0])
 
-    for said in bad:
-        assert said.status == 502
-        assert json.loads(said.body)["code"] in ("upstream_invalid", "upstream_unavailable")
-        assert b"chat" not in said.body
+    for response in bad:
+        assert response.status == 502
+        assert json.loads(response.body)["code"] in ("upstream_invalid", "upstream_unavailable")
+        assert b"chat" not in response.body
     assert len(up.seen) - before == 2, "the gateway kept nothing"
 
 

@@ -15,7 +15,15 @@ from typing import Any
 import httpx2
 import pytest
 from support.hostile import NOTHING_KEPT, WIDE_OPEN, ask, descriptors, eventually, metric, told
-from support.rawsockets import LOOPBACK, RawUpstream, answered, asked, request, reset, talk
+from support.rawsockets import (
+    LOOPBACK,
+    RawUpstream,
+    answer_bytes,
+    request,
+    requested_id,
+    reset,
+    talk,
+)
 from support.world import (
     OWN_KEY,
     PATH,
@@ -53,19 +61,21 @@ def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
     document = session(1, "chat-1") | {"metadata": {"x": _HIDDEN["document"]}}
     document["document-sentinel-1 odd name"] = 1
     bodies = {
-        "chat-1": answered(json.dumps(document).encode()),
-        "chat-2": answered(
+        "chat-1": answer_bytes(json.dumps(document).encode()),
+        "chat-2": answer_bytes(
             json.dumps({"error": _HIDDEN["upstream's text"]}).encode(),
             "500 " + _HIDDEN["upstream's text"],
             f"x-echo: {SECRET_KEY}",
         ),
-        "chat-3": answered(b'{"error": "' + SECRET_KEY.encode() + b'"}', "401 Unauthorized"),
+        "chat-3": answer_bytes(b'{"error": "' + SECRET_KEY.encode() + b'"}', "401 Unauthorized"),
         "chat-4": b"HTTP/9 upstream-text-sentinel-1 " + SECRET_KEY.encode() + b"\r\n\r\n",
-        "chat-5": answered(b"", "302 Found", f"Location: http://{LOOPBACK}/{SECRET_KEY}"),
+        "chat-5": answer_bytes(b"", "302 Found", f"Location: http://{LOOPBACK}/{SECRET_KEY}"),
     }
 
     def behave(connection: socket.socket, head: bytes) -> None:
-        connection.sendall(bodies.get(asked(head), answered(b"upstream-text-sentinel-1", "404 No")))
+        connection.sendall(
+            bodies.get(requested_id(head), answer_bytes(b"upstream-text-sentinel-1", "404 No"))
+        )
         raise OSError("one answer a connection")
 
     changes = {
@@ -86,7 +96,7 @@ def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
         for token in [*tokens, None]:
             for id_ in ids:
                 path = f"{PATH}{id_}?t={_HIDDEN['query']}"
-                received += talk(gateway.port, request(path, *lines, token=token), patience=5).data
+                received += talk(gateway.port, request(path, *lines, token=token), timeout=5).data
         flood = request(PATH, *[f"x: {_HIDDEN['header']}"] * 101, token=good)
         received += talk(gateway.port, flood).data
         received += talk(gateway.port, b"GARBAGE " + SECRET_KEY.encode() + b"\r\n\r\n").data
@@ -226,8 +236,8 @@ def test_27_an_unverified_certificate_gets_no_request(tmp_path: Path) -> None:
     }
     with Gateway(1, TRIGGER_API_URL=f"https://127.0.0.1:{port}", **off) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        (said,) = talk(gateway.port, data, patience=5).responses
-        assert (said.status, json.loads(said.body)["code"]) == (502, "upstream_unavailable")
+        (response,) = talk(gateway.port, data, timeout=5).responses
+        assert (response.status, json.loads(response.body)["code"]) == (502, "upstream_unavailable")
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     thread.join()
@@ -249,19 +259,24 @@ def test_27_plain_http_is_for_loopback_unless_allowed() -> None:
 
 def test_28_a_redirect_is_not_followed(lane: dict[str, str]) -> None:
     statuses = ("301", "302", "303", "307", "308", "300")
-    with RawUpstream(lambda c, _: c.sendall(answered(b"{}"))) as elsewhere:
+    with RawUpstream(lambda c, _: c.sendall(answer_bytes(b"{}"))) as elsewhere:
         target = f"http://localhost:{elsewhere.port}/steal"
 
         def redirect(connection: socket.socket, head: bytes) -> None:
-            connection.sendall(answered(b"", f"{asked(head)} Moved", f"Location: {target}"))
+            connection.sendall(
+                answer_bytes(b"", f"{requested_id(head)} Moved", f"Location: {target}")
+            )
 
         with RawUpstream(redirect) as up, Gateway(up.port, **lane) as gateway:
             for status in statuses:
                 data = request(PATH + status, token=gateway.token(*read(status)))
-                (said,) = talk(gateway.port, data, patience=5).responses
-                assert (said.status, json.loads(said.body)["code"]) == (502, "upstream_invalid")
-                assert b"steal" not in said.body
-            assert [asked(head) for head in up.seen] == [*statuses]
+                (response,) = talk(gateway.port, data, timeout=5).responses
+                assert (response.status, json.loads(response.body)["code"]) == (
+                    502,
+                    "upstream_invalid",
+                )
+                assert b"steal" not in response.body
+            assert [requested_id(head) for head in up.seen] == [*statuses]
         assert elsewhere.seen == []
 
 
@@ -272,11 +287,11 @@ def test_30_a_flapping_upstream_leaves_no_socket_open(lane: dict[str, str]) -> N
     def flap(connection: socket.socket, _: bytes) -> None:
         match next(turn) % 4:
             case 0:
-                connection.sendall(answered(body))
+                connection.sendall(answer_bytes(body))
             case 1:
                 reset(connection)
             case 2:
-                connection.sendall(answered(b"{}", "503 Down"))
+                connection.sendall(answer_bytes(b"{}", "503 Down"))
             case _:
                 raise OSError("closes without an answer")
 
@@ -391,14 +406,14 @@ async def test_35_the_call_with_the_next_key_is_spent_from_the_budget(world: Wor
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
 def test_35_a_rejected_key_is_replaced_on_the_wire(lane: dict[str, str], status: str) -> None:
     with (
-        RawUpstream(lambda c, _: c.sendall(answered(b'{"error":"no"}', status))) as up,
+        RawUpstream(lambda c, _: c.sendall(answer_bytes(b'{"error":"no"}', status))) as up,
         Gateway(up.port, **lane) as gateway,
     ):
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        (said,) = talk(gateway.port, data, patience=5).responses
-        assert said.status == 502
-        assert json.loads(said.body)["code"] == "upstream_rejected_credentials"
-        assert "www-authenticate" not in said.headers
+        (response,) = talk(gateway.port, data, timeout=5).responses
+        assert response.status == 502
+        assert json.loads(response.body)["code"] == "upstream_rejected_credentials"
+        assert "www-authenticate" not in response.headers
         assert eventually(lambda: http.get(gateway.ops_url + "/readyz").status_code == 503)
 
 
@@ -411,14 +426,14 @@ def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
                 *("x-ratelimit-limit: 750", "x-ratelimit-remaining: 0"),
                 f"x-ratelimit-reset: {int((time.time() + 1.2) * 1000)}",
             )
-            connection.sendall(answered(limited, "429 Too Many Requests", *lines))
+            connection.sendall(answer_bytes(limited, "429 Too Many Requests", *lines))
         else:
-            connection.sendall(answered(json.dumps(session(1, asked(head))).encode()))
+            connection.sendall(answer_bytes(json.dumps(session(1, requested_id(head))).encode()))
 
     with RawUpstream(behave) as up, Gateway(up.port, **lane) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        (said,) = talk(gateway.port, data, patience=5).responses
-        assert (said.status, said.headers["retry-after"] in "12") == (503, True)
+        (response,) = talk(gateway.port, data, timeout=5).responses
+        assert (response.status, response.headers["retry-after"] in "12") == (503, True)
         for _ in range(5):
             assert talk(gateway.port, data).statuses == [503]
         assert len(up.seen) == 1

@@ -10,7 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.hostile import WIDE_OPEN, eventually, metric, resident
-from support.rawsockets import LOOPBACK, RawUpstream, answered, asked, hang, request, talk
+from support.rawsockets import (
+    LOOPBACK,
+    RawUpstream,
+    answer_bytes,
+    hang,
+    request,
+    requested_id,
+    talk,
+)
 from support.world import FRIENDLY, ORIGIN, PATH, SECRET_KEY, Gateway, World, read, running_upstream
 
 from bff.demo.upstream import session
@@ -64,7 +72,7 @@ def test_12_connection_header_removes_no_header_sent_upstream(
     lines = (f"Connection: {value}", "X-Mine: 1", "Cookie: a=b")
 
     exchange = talk(
-        edge.port, request(PATH + "nope", *lines, token=edge.token("read:sessions")), patience=3
+        edge.port, request(PATH + "nope", *lines, token=edge.token("read:sessions")), timeout=3
     )
 
     assert exchange.statuses == [404]
@@ -124,7 +132,7 @@ def test_17_disconnect_of_the_leader_cancels_no_other_waiter(lane: dict[str, str
 
     def slow(connection: socket.socket, _: bytes) -> None:
         gate.wait(10)
-        connection.sendall(answered(body))
+        connection.sendall(answer_bytes(body))
 
     with RawUpstream(slow) as up, Gateway(up.port, **lane) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
@@ -408,7 +416,7 @@ def impatient(lane: dict[str, str]):
     big = session(1, "chat-1") | {"metadata": {"pad": "x" * 900_000}}
     body = json.dumps(big).encode()
     with (
-        RawUpstream(lambda connection, _: connection.sendall(answered(body))) as up,
+        RawUpstream(lambda connection, _: connection.sendall(answer_bytes(body))) as up,
         Gateway(
             up.port,
             BFF_REQUEST_TIMEOUT="1",
@@ -438,7 +446,7 @@ def test_33_slow_writers_are_closed_in_bounded_time(impatient: Gateway) -> None:
     )
     with ThreadPoolExecutor(len(slow)) as pool:
         ends = list(
-            pool.map(lambda parts: talk(impatient.port, *parts, pause=0.1, patience=4), slow)
+            pool.map(lambda parts: talk(impatient.port, *parts, pause=0.1, timeout=4), slow)
         )
 
     for exchange in ends:
@@ -446,7 +454,7 @@ def test_33_slow_writers_are_closed_in_bounded_time(impatient: Gateway) -> None:
         assert exchange.seconds < 4
         assert not [status for status in exchange.statuses if status not in (401, 405, 200)]
     assert metric(impatient, "bff_closed_connections") >= 6
-    assert talk(impatient.port, data, patience=3).statuses == [200]
+    assert talk(impatient.port, data, timeout=3).statuses == [200]
 
 
 def test_33_half_sent_heads_are_closed_in_bounded_time(impatient: Gateway) -> None:
@@ -461,7 +469,7 @@ def test_33_half_sent_heads_are_closed_in_bounded_time(impatient: Gateway) -> No
 
 def test_33_slow_reader_costs_bounded_memory_for_a_bounded_time(impatient: Gateway) -> None:
     data = request(PATH + "chat-1", token=impatient.token(*read("chat-1")))
-    assert talk(impatient.port, data, patience=3).statuses == [200]
+    assert talk(impatient.port, data, timeout=3).statuses == [200]
     before = resident(impatient.process.pid)
     connections = []
     for _ in range(20):
@@ -526,11 +534,11 @@ def test_33_hanging_load_ends_in_bounded_time() -> None:
     """Upstream writes slowly."""
 
     def drip(connection: socket.socket, head: bytes) -> None:
-        connection.sendall(answered(json.dumps(session(1, asked(head))).encode())[:60])
+        connection.sendall(answer_bytes(json.dumps(session(1, requested_id(head))).encode())[:60])
         hang(connection, head)
 
     with RawUpstream(drip) as up, Gateway(up.port, BFF_UPSTREAM_TIMEOUT="0.5") as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
-        exchange = talk(gateway.port, data, patience=3)
+        exchange = talk(gateway.port, data, timeout=3)
         assert exchange.statuses == [504]
         assert exchange.seconds < 2

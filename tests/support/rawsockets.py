@@ -1,4 +1,4 @@
-"""Bytes on the wire: a browser and an upstream without any HTTP library between them and it."""
+"""A browser and an upstream of plain sockets, so that tests control every byte."""
 
 import contextlib
 import re
@@ -14,7 +14,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def request(path: str, *lines: str, method: str = "GET", token: str | None = None) -> bytes:
-    """One request, exactly so."""
+    """Return the bytes of one request."""
     bearer = [f"Authorization: Bearer {token}"] if token else []
     return "\r\n".join(
         [f"{method} {path} HTTP/1.1", "Host: gateway", *bearer, *lines, "", ""]
@@ -22,13 +22,13 @@ def request(path: str, *lines: str, method: str = "GET", token: str | None = Non
 
 
 @dataclass
-class Heard:
-    """The bytes that one connection received."""
+class Exchange:
+    """The bytes that came back on one connection, and the responses in them."""
 
     data: bytes
     closed: bool
     seconds: float
-    responses: list["Said"] = field(init=False)
+    responses: list["RawResponse"] = field(init=False)
 
     def __post_init__(self) -> None:
         self.responses = []
@@ -40,7 +40,7 @@ class Heard:
             headers = {name.lower().decode(): value.decode("latin-1") for name, _, value in pairs}
             status = int(status_line.split()[1])
             length = 0 if status == 304 else int(headers.get("content-length", 0))
-            self.responses.append(Said(status, headers, rest[:length]))
+            self.responses.append(RawResponse(status, headers, rest[:length]))
             rest = rest[length:]
 
     @property
@@ -49,21 +49,22 @@ class Heard:
 
 
 @dataclass
-class Said:
+class RawResponse:
     status: int
     headers: dict[str, str]
     body: bytes
 
 
 _LAST = b"OPTIONS / HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"
-"""A preflight: no limit counts it, upstream never sees it, and its answer is a 204."""
+"""A last request, which no limit counts and upstream does not see; the answer is 204."""
 
 
-def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> Heard:
-    """Send *data*, *pause* seconds between its parts; listen until closed or *patience* is over.
+def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = 1.0) -> Exchange:
+    """Send *data*, with *pause* seconds between its parts, and receive until the gateway closes.
 
-    Or, behind a whole answer that does not announce the end, until one more request is answered:
-    had the gateway more to say to *data*, it would have come before.
+    Stops when nothing arrives for *timeout* seconds. If a complete answer leaves the connection
+    open, one more request is sent: the gateway answers it after everything that it has to say to
+    *data*, so the answer to it marks the end.
     """
     began = time.monotonic()
     received, closed, first = b"", False, 0
@@ -75,11 +76,11 @@ def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> 
                 connection.sendall(part)
         except (BrokenPipeError, ConnectionResetError):
             closed = True
-        connection.settimeout(patience)
+        connection.settimeout(timeout)
         try:
             while chunk := connection.recv(65536):
                 received += chunk
-                if not first and len(data) == 1 and _goes_on(received):
+                if not first and len(data) == 1 and _stays_open(received):
                     first = len(received)
                     connection.sendall(_LAST)
             closed = True
@@ -90,19 +91,19 @@ def talk(port: int, *data: bytes, pause: float = 0.0, patience: float = 1.0) -> 
     more, last, _ = received[first:].rpartition(b"HTTP/1.1 204 ")
     if first and last:
         received, closed = received[:first] + more, False
-    return Heard(received, closed, time.monotonic() - began)
+    return Exchange(received, closed, time.monotonic() - began)
 
 
-def _goes_on(received: bytes) -> bool:
-    """Whether there is a whole answer, and the connection stays open behind it."""
+def _stays_open(received: bytes) -> bool:
+    """Tell whether *received* has a complete answer that leaves the connection open."""
     head, blank, body = received.partition(b"\r\n\r\n")
     length = re.search(rb"\r\ncontent-length: (\d+)", head, re.IGNORECASE)
     whole = blank and (length is None or head[9:12] == b"304" or len(body) >= int(length[1]))
     return bool(whole and b"connection: close" not in received)
 
 
-def answered(body: bytes, status: str = "200 OK", *lines: str) -> bytes:
-    """A plain answer with its length."""
+def answer_bytes(body: bytes, status: str = "200 OK", *lines: str) -> bytes:
+    """Return the bytes of an answer with its length."""
     head = [
         f"HTTP/1.1 {status}",
         "Content-Type: application/json",
@@ -113,13 +114,13 @@ def answered(body: bytes, status: str = "200 OK", *lines: str) -> bytes:
 
 
 Behaviour = Callable[[socket.socket, bytes], None]
-"""Answers one request, given its bytes, on its connection; an exception ends the connection."""
+"""Answers one request on its connection, given the bytes of the head; an OSError closes it."""
 
 
 class RawUpstream:
-    """An upstream of plain sockets, that can misbehave at any byte.
+    """An upstream that may break HTTP at any byte.
 
-    `seen` holds the bytes of each request's head; `behave` answers.
+    `behave` answers; `seen` has the bytes of every head that was received.
     """
 
     def __init__(self, behave: Behaviour, port: int = 0) -> None:
@@ -165,7 +166,7 @@ class RawUpstream:
 
 
 def hang(connection: socket.socket, _: bytes) -> None:
-    """Never answer; return when the other side gave up."""
+    """Never answer; return when the gateway closes the connection."""
     with contextlib.suppress(OSError):
         while connection.recv(65536):
             pass
@@ -179,6 +180,6 @@ def reset(connection: socket.socket) -> None:
     raise OSError("reset")
 
 
-def asked(head: bytes) -> str:
-    """The raw segment below the route that a request asks for."""
+def requested_id(head: bytes) -> str:
+    """Return the id of the requested session, as it was encoded."""
     return head.split(b" ")[1].decode().removeprefix(PATH)
