@@ -4,21 +4,22 @@ from pathlib import Path
 
 from support.world import World
 
-POLICIES = """
+REQUIRED = "id,type,taskIdentifier,createdAt,updatedAt"
+POLICIES = f"""
 [policies."chat.support"]
-BFF_EXPOSE_FIELDS = ["id", "taskIdentifier"]
+BFF_EXPOSE_FIELDS = "{REQUIRED},expiresAt"
 """
 
 
 async def test_visible_fields_are_those_of_any_policy(world: World, tmp_path: Path) -> None:
     config = tmp_path / "bff.toml"
     config.write_text(POLICIES)
-    await world.start(BFF_CONFIG=str(config), BFF_EXPOSE_FIELDS="id,createdAt")
+    await world.start(BFF_CONFIG=str(config), BFF_EXPOSE_FIELDS=f"{REQUIRED},closedAt")
 
     visible = world.service.gateway.config.visible
 
-    assert {"createdAt", "taskIdentifier"} <= visible
-    assert "closedReason" not in visible
+    assert {"closedAt", "expiresAt"} <= visible
+    assert "currentRunId" not in visible
 
 
 async def test_projection_differs_when_a_policy_differs(world: World) -> None:

@@ -64,7 +64,7 @@ class Replicas:
 
     @property
     def upstream(self) -> PretendUpstream:
-        """What the replicas send requests to."""
+        """The pretend upstream that all replicas share."""
         assert self._upstream is not None
         return self._upstream
 
