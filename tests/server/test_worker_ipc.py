@@ -131,7 +131,7 @@ def test_worker_with_a_slow_upstream_is_not_silent(upstream: running_upstream) -
             assert first.status_code == 503
             assert first.json()["workers"] == {"answering": 2, "silent": []}
             assert re.match(
-                r"worker [01]: the upstream was not asked yet",
+                r"worker [01]: the upstream was not called yet",
                 first.json()["environments"]["default"]["reason"],
             )
         finally:
