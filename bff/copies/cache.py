@@ -47,7 +47,7 @@ class Cache(Generic[OutcomeT]):
         self._on_mismatch = on_mismatch
         self._entries: dict[Key, Copy | NegativeEntry] = {}
         # In the order of arrival. An entry that was read gets a second round (CLOCK), so a hit
-        # sets a flag and reorders nothing. (cachetools has no CLOCK; its LRU reorders at every hit.)
+        # sets a flag and reorders nothing. (cachetools has no CLOCK; its LRU reorders at a hit.)
         self._ring: OrderedDict[Copy | NegativeEntry, None] = OrderedDict()
         self._purged: dict[Key, int] = {}
         self._generation = 0
