@@ -345,7 +345,7 @@ def test_all_workers_exit_when_the_store_is_unreachable() -> None:
     )  # fmt: skip
 
     assert done.returncode == 2
-    assert "cannot be reached; mend it, or set BFF_STORE_OPTIONAL=true" in done.stderr
+    assert "cannot be reached; correct it, or set BFF_STORE_OPTIONAL=true" in done.stderr
 
 
 def test_workers_without_a_store_log_that_they_count_alone() -> None:
