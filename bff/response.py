@@ -15,6 +15,14 @@ from typing import Final, Protocol
 from bff.errors import Refusal
 from bff.limits.rate import MAX_RESET, UNLIMITED_WINDOW, Limiter, Window
 
+_METHOD_NOT_ALLOWED: Final = HTTPStatus.METHOD_NOT_ALLOWED
+_NOT_MODIFIED: Final = HTTPStatus.NOT_MODIFIED
+_NO_CONTENT: Final = HTTPStatus.NO_CONTENT
+_OK: Final = HTTPStatus.OK
+_TOO_MANY_REQUESTS: Final = HTTPStatus.TOO_MANY_REQUESTS
+_UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
+"""Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
+
 MAX_PREFLIGHT_AGE: Final = 7200
 """Seconds that a browser may keep a preflight; Chromium's own maximum. A removed origin is still
 refused at once, because the answer itself then lacks the CORS headers."""
@@ -125,7 +133,7 @@ class ResponseBuilder:
         common = self._common(origin, request_id)
         allowed = b"access-control-allow-origin" in common
         head = common + _NO_STORE + (_PREFLIGHT if allowed else b"") + b"allow: " + METHODS.encode()
-        return Response(HTTPStatus.NO_CONTENT, head + b"\r\n", b"")
+        return Response(_NO_CONTENT, head + b"\r\n", b"")
 
     def session(
         self,
@@ -146,20 +154,20 @@ class ResponseBuilder:
         rate = rate_lines(window, now, wall) + lines
         if not_modified:
             return Response(
-                HTTPStatus.NOT_MODIFIED,
+                _NOT_MODIFIED,
                 _SESSION % (common, request_id, copy.head, age, cache_status, rate),
                 b"",
             )
         body = copy.body
         return Response(
-            HTTPStatus.OK,
+            _OK,
             _SESSION_BODY % (common, request_id, copy.head, age, cache_status, rate, len(body)),
             body,
         )
 
     def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Response:
         """Answer with JSON that is public and the same for all."""
-        return self._json(HTTPStatus.OK, body, b"", origin, request_id)
+        return self._json(_OK, body, b"", origin, request_id)
 
     def refusal(
         self,
@@ -176,7 +184,7 @@ class ResponseBuilder:
         lines = rate_lines(window, now, wall)
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
-        if status == HTTPStatus.TOO_MANY_REQUESTS and window.headers:
+        if status == _TOO_MANY_REQUESTS and window.headers:
             content_type = b"application/problem+json; charset=utf-8"
             body = _problem(refusal, window, now, wall)
             retry_after = window.reset(now)
@@ -186,9 +194,9 @@ class ResponseBuilder:
             lines += b"x-should-retry: false\r\n"
         if retry_after is not None:
             lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
-        if status == HTTPStatus.UNAUTHORIZED:
+        if status == _UNAUTHORIZED:
             lines += _challenge(refusal)
-        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        elif status == _METHOD_NOT_ALLOWED:
             lines += b"allow: " + METHODS.encode() + b"\r\n"
         return self._json(status, body, lines, origin, request_id, content_type)
 
@@ -277,7 +285,7 @@ def _problem_template(code: str, detail: str, limiter: Limiter) -> bytes:
         "error": text,
         "code": code,
         "title": "Rate Limit Exceeded",
-        "status": HTTPStatus.TOO_MANY_REQUESTS,
+        "status": _TOO_MANY_REQUESTS,
         "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",
         "detail": text,
         "reset": reset,

@@ -8,6 +8,7 @@ from typing import Final
 from bff import metrics
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
+from bff.gateway.aliases import NAMED
 from bff.gateway.context import RequestContext
 from bff.limits.rate import UNLIMITED_WINDOW
 from bff.request import RequestHead
@@ -17,6 +18,10 @@ from bff.sessions.page import Page
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
+
+_INTERNAL_SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR
+_NO_CONTENT: Final = HTTPStatus.NO_CONTENT
+"""Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
 
 SLOW_SECONDS: Final = 1.0
 """Seconds; an answer that waited as long for loads is logged."""
@@ -72,7 +77,7 @@ class Answers:
 
     def preflight(self, head: RequestHead, request_id: bytes) -> Response:
         """Answer OPTIONS."""
-        status = HTTPStatus.NO_CONTENT
+        status = _NO_CONTENT
         self._telemetry.count(metrics.REQUESTS, "preflight", status, "", head.served_by)
         return self._responses.preflight(head.fields.origin, request_id)
 
@@ -91,7 +96,8 @@ class Answers:
             Refused: ``unauthorized``.
         """
         self._admission.authorize(request, caller, copy)
-        request.guess.refund()
+        if request.guess is not NAMED:
+            request.guess.refund()
         self._counts[metrics.CACHE, outcome.label] += 1
         age = request.now - copy.loaded
         self._telemetry.observe(metrics.AGE_SERVED_SECONDS, age if age > 0 else 0.0)
@@ -136,7 +142,7 @@ class Answers:
         )
         # Over a limit only the first request of a window is logged: a flood must not fill the log.
         if not limited or request.window.first:
-            trouble = response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            trouble = response.status >= _INTERNAL_SERVER_ERROR
             self._telemetry.often(
                 "request_refused",
                 request.now,

@@ -30,6 +30,9 @@ from bff.server.connection import MAX_PIPELINED, BoundedProtocol
 from bff.server.uvicorn_adapter import why_unusable
 from bff.sessions.ids import PLAIN_PATH
 
+_BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
+"""Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
+
 _MAX_REPEATED: Final = 4096
 """Bytes of a request that a connection keeps, to recognise the same request."""
 _MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
@@ -228,7 +231,7 @@ class FastPathProtocol(BoundedProtocol):
                 parts = self._parts(response)
                 self._answers += parts
                 self._unsent += sum(map(len, parts))
-                self._accepted = response.status < HTTPStatus.BAD_REQUEST
+                self._accepted = response.status < _BAD_REQUEST
                 return
             pending, self._pending = self._pending, None
             self.hand_over({PENDING: pending})

@@ -151,8 +151,8 @@ FAULTS = [
     Fault(
         13,
         "bff/gateway/answers.py",
-        "        self._admission.authorize(request, caller, copy)\n        request.guess.refund()\n",
-        "        request.guess.refund()\n",
+        "        self._admission.authorize(request, caller, copy)\n        if request",
+        "        if request",
         "tests/incidents/test_incident_13.py",
     ),
     Fault(
@@ -208,8 +208,8 @@ FAULTS = [
     Fault(
         16,
         "bff/gateway/answers.py",
-        "        self._admission.authorize(request, caller, copy)\n        request.guess.refund()\n",
-        "        request.guess.refund()\n",
+        "        self._admission.authorize(request, caller, copy)\n        if request",
+        "        if request",
         f"{_COPIES}::test_16_each_waiter_of_a_load_is_decided_on_individually",
     ),
     Fault(
