@@ -97,7 +97,7 @@ class Service:
             trace=tracing.upstream if tracing else _untraced,
         )
         self.gateway = self._make_gateway(settings)
-        self._connections, self.bounded_protocol = self._make_protocol(settings)
+        self._connections, self.bounded_protocol = _make_protocol(settings, self.gateway, telemetry)
         """The second makes the protocol of a connection, without the fast path."""
         # A span is a task's and a route is Starlette's: the fast path has neither.
         fast = settings.fast_path and tracing is None and not routes
@@ -152,26 +152,6 @@ class Service:
             clock=self._clock,
             request_ids=_request_ids(),
             sharing=self.sharing,
-        )
-
-    def _make_protocol(
-        self, settings: Settings
-    ) -> "tuple[ConnectionLimiter, partial[BoundedProtocol]]":
-        bounds = Bounds(
-            head_bytes=settings.max_head_bytes,
-            headers=settings.max_headers,
-            request_seconds=settings.request_timeout,
-            idle_seconds=settings.idle_timeout,
-            connections=settings.max_connections,
-            connections_per_address=settings.max_connections_per_address,
-        )
-        connections = ConnectionLimiter(
-            bounds,
-            trusted=settings.trusted_proxies,
-            count=lambda reason: self._telemetry.count(metrics.CLOSED_CONNECTIONS, reason),
-        )
-        return connections, partial(
-            BoundedProtocol, bounds=bounds, connections=connections, refuse=self.gateway.malformed
         )
 
     def _make_sharing(self, settings: Settings) -> Sharing:
@@ -314,6 +294,27 @@ class Service:
     def now(self) -> float:
         """Seconds on the clock that never jumps."""
         return self._clock()[0]
+
+
+def _make_protocol(
+    settings: Settings, gateway: Gateway, telemetry: Telemetry
+) -> "tuple[ConnectionLimiter, partial[BoundedProtocol]]":
+    bounds = Bounds(
+        head_bytes=settings.max_head_bytes,
+        headers=settings.max_headers,
+        request_seconds=settings.request_timeout,
+        idle_seconds=settings.idle_timeout,
+        connections=settings.max_connections,
+        connections_per_address=settings.max_connections_per_address,
+    )
+    connections = ConnectionLimiter(
+        bounds,
+        trusted=settings.trusted_proxies,
+        count=lambda reason: telemetry.count(metrics.CLOSED_CONNECTIONS, reason),
+    )
+    return connections, partial(
+        BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
+    )
 
 
 def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
