@@ -514,7 +514,7 @@ FAULTS = [
         "bff/server/connection.py",
         "        self._idle_since = None\n        if not self._incomplete:\n",
         "        if not self._incomplete:\n",
-        f"{_CONNECTION}::test_idle_connection_closes_and_a_busy_one_does_not",
+        f"{_CONNECTION}::test_connection_is_not_idle_while_a_request_arrives",
     ),
     Fault(
         33,
