@@ -240,7 +240,7 @@ class Sharing:
             StoreUnavailable: other replicas may keep their copies.
         """
         namespace = self.namespaces[environment]
-        await self._purge_stored(namespace.copies, id_)
+        await _purge(self.store, namespace.copies, id_)
         await self.store.publish(
             "purges", place=namespace.origin, rules=namespace.projection, id=id_
         )
@@ -262,18 +262,6 @@ class Sharing:
             for revocation in revocations:
                 await self.revoke(revocation)
 
-    async def _purge_stored(self, prefix: str, id_: str) -> None:
-        for other in await self._purge_id(prefix, id_):
-            await self._purge_id(prefix, other)
-
-    async def _purge_id(self, prefix: str, id_: str) -> list[str]:
-        """Delete the stored copy under one id; returns its other ids."""
-        value = await self.store.purge(prefix, id_, remembered=PURGE_MEMORY_SECONDS)
-        stored = decode_copy(prefix, id_, value) if value is not None else None
-        if stored is None or stored.missing:
-            return []
-        return [other for other in (stored.id, stored.external_id) if other and other != id_]
-
     def _receive(self, message: dict[str, str]) -> None:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
@@ -282,5 +270,20 @@ class Sharing:
                 self._on_purge(environment, message["id"])
                 if message.get("rules") != namespace.projection:
                     # The sender has another policy or version, and deleted other copies.
-                    purge = self._purge_stored(namespace.copies, message["id"])
+                    purge = _purge(self.store, namespace.copies, message["id"])
                     self._spawn(if_available(purge))
+
+
+async def _purge(store: Store, prefix: str, id_: str) -> None:
+    """Delete a stored copy under all its ids."""
+    for other in await _purge_id(store, prefix, id_):
+        await _purge_id(store, prefix, other)
+
+
+async def _purge_id(store: Store, prefix: str, id_: str) -> list[str]:
+    """Delete the stored copy under one id; returns its other ids."""
+    value = await store.purge(prefix, id_, remembered=PURGE_MEMORY_SECONDS)
+    stored = decode_copy(prefix, id_, value) if value is not None else None
+    if stored is None or stored.missing:
+        return []
+    return [other for other in (stored.id, stored.external_id) if other and other != id_]
