@@ -1,5 +1,6 @@
 """Ids in the other form: what they cost, and what nobody learns from them."""
 
+import pytest
 from support.world import (
     FRIENDLY,
     World,
@@ -7,7 +8,20 @@ from support.world import (
 )
 
 
-async def test_unnamed_id_does_not_reveal_whether_it_exists(world: World) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"BFF_BAD_TOKEN_LIMIT": "off"},
+        {"BFF_RATE_LIMIT": "off"},
+        {"BFF_IP_RATE_LIMIT": "off", "BFF_BAD_TOKEN_LIMIT": "off", "BFF_RATE_LIMIT": "off"},
+    ],
+    ids=["all on", "bad tokens off", "callers off", "all off"],
+)
+async def test_unnamed_id_does_not_reveal_whether_it_exists(
+    world: World, limits: dict[str, str]
+) -> None:
+    await world.start(**limits)
     scopes = read(FRIENDLY["chat-2"])
     await world.get("chat-1")  # a copy is kept now
 
