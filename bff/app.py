@@ -107,7 +107,7 @@ class Service:
             else self.bounded_protocol
         )
         """Makes the protocol of each connection on the browser port."""
-        telemetry.gauges = self._gauges
+        telemetry.gauges = partial(gauges, self)
         self.key_refresh = self._make_key_refresh()
         self._key_refresh_task: asyncio.Task[None] | None = None
         self.browser_app = Starlette(
@@ -281,9 +281,6 @@ class Service:
             due = self._clock()[0] + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
             self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
-
-    def _gauges(self) -> dict[str, dict[tuple[str, ...], float]]:
-        return gauges(self)
 
     @property
     def connection_count(self) -> int:

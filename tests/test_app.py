@@ -1,18 +1,10 @@
 """The parts that the composition root connects."""
 
 from support.world import (
+    NEW_KEY,
     OWN_KEY,
     World,
-    claims,
-    read,
-    sign,
 )
-
-NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
-
-
-def signed_with(world: World, key: str, *ids: str) -> str:
-    return sign(claims(world.clock.wall, *read(*ids)), key)
 
 
 async def test_new_trusted_proxies_count_for_connections(
@@ -30,9 +22,9 @@ async def test_new_trusted_proxies_count_for_connections(
 
 async def test_gauge_shows_when_each_key_was_used(world: World) -> None:
     await world.start(BFF_SIGNING_KEYS=f"{NEW_KEY},{OWN_KEY}")
-    await world.get("chat-1", token=signed_with(world, OWN_KEY, "chat-1"))
+    await world.get("chat-1", token=world.signed_with(OWN_KEY, "chat-1"))
     world.clock.advance(5)
-    token = signed_with(world, NEW_KEY, "chat-1")
+    token = world.signed_with(NEW_KEY, "chat-1")
     await world.get("chat-1", token=token)
     world.clock.advance(60)
     await world.get("chat-1", token=token)  # remembered as verified, and used all the same

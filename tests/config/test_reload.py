@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.world import (
+    NEW_KEY,
     ORIGIN,
     OWN_KEY,
     PATH,
@@ -24,17 +25,11 @@ from support.world import (
 from bff.app import Service
 from bff.config.reload import Watch
 
-NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
-
-
-def signed_with(world: World, key: str, *ids: str) -> str:
-    return sign(claims(world.clock.wall, *read(*ids)), key)
-
 
 async def test_removed_signing_key_ends_its_tokens_at_once(
     world: World,
 ) -> None:
-    old, new = (signed_with(world, key, "chat-1") for key in (OWN_KEY, NEW_KEY))
+    old, new = (world.signed_with(key, "chat-1") for key in (OWN_KEY, NEW_KEY))
     assert (await world.get("chat-1", token=old)).status_code == 200
     assert (await world.get("chat-1", token=new)).status_code == 401
 

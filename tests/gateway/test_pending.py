@@ -3,11 +3,9 @@
 import asyncio
 
 from support.world import (
+    NEW_KEY,
     OWN_KEY,
     World,
-    claims,
-    read,
-    sign,
 )
 
 from bff.demo.upstream import Seen
@@ -53,13 +51,6 @@ async def test_request_with_fallback_waits_one_second_at_most(world: World) -> N
     assert (late.headers["cache-status"], world.calls) == ("bff; hit", 2), "the load went on"
 
 
-NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
-
-
-def signed_with(world: World, key: str, *ids: str) -> str:
-    return sign(claims(world.clock.wall, *read(*ids)), key)
-
-
 async def test_waiting_request_is_decided_by_new_settings(world: World) -> None:
     release = asyncio.Event()
 
@@ -67,7 +58,7 @@ async def test_waiting_request_is_decided_by_new_settings(world: World) -> None:
         await release.wait()
 
     world.upstream.override = slow
-    tokens = [signed_with(world, key, "chat-1") for key in (OWN_KEY, NEW_KEY)]
+    tokens = [world.signed_with(key, "chat-1") for key in (OWN_KEY, NEW_KEY)]
     world.reload(BFF_SIGNING_KEYS=f"{NEW_KEY},{OWN_KEY}", BFF_EXPOSE_METADATA="plan")
     waiting = [asyncio.create_task(world.get("chat-1", token=token)) for token in tokens]
     while world.calls == 0:

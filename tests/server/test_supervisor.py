@@ -24,6 +24,7 @@ from support.workers import (
     wait_for_replacement,
 )
 from support.world import (
+    NEW_KEY,
     OFF,
     OWN_KEY,
     Gateway,
@@ -36,8 +37,6 @@ from support.world import (
 )
 
 from bff.demo.upstream import Seen
-
-NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
 
 # Two workers, of which the first one behaves as the argument says: how long its loop does not run
 # before and after the first heartbeat, and how often. A replacement does not.

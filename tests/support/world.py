@@ -29,6 +29,7 @@ from bff.telemetry import Telemetry
 ROOT_KEY = "tr_prod_rootKEYsentinel000000001"
 SECRET_KEY = "tr_dev_sk_SECRETsentinel0000000001"
 OWN_KEY = "own-signing-key-sentinel-0123456789abcdef"
+NEW_KEY = "new-signing-key-sentinel-0123456789abcdef"
 ENVIRONMENT_ID = "env_test"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
@@ -196,6 +197,10 @@ class World:
 
     def token(self, *scopes: object, **changes: Any) -> str:
         return sign(claims(self.clock.wall, *scopes, **changes))
+
+    def signed_with(self, key: str, *ids: str) -> str:
+        """A token that reads the sessions *ids*, signed with *key*."""
+        return sign(claims(self.clock.wall, *read(*ids)), key)
 
     async def get(
         self,
