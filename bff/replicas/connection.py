@@ -2,11 +2,15 @@
 
 Commands wait in a queue, and each answer goes to the command at its position. A caller that leaves
 cancels neither the batch nor its answers, so no answer can reach another caller. No caller waits
-longer than its timeout: when an answer is late, an error or impossible, the store counts as down,
-this replica decides every request alone, and a heartbeat notices when the store is back.
+longer than its timeout, which begins when its commands are sent.
+
+Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
+requests do not delay them. A late answer or an error ends one caller's wait and causes a heartbeat
+at once. While the store is down, this replica decides every request alone.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -51,8 +55,30 @@ _MAX_BATCH: Final = 500
 """Commands in one batch; bounds the memory of its answers."""
 
 
+_MAX_EXCHANGES: Final = 32
+"""Callers whose commands are in flight at once; the others wait for their turn. Without the bound,
+a page that starts a hundred loads would make each of its own loads late."""
+
+
 _GRACE_SECONDS: Final = 0.001
 """Seconds to read answers that arrived while this process was busy; those are not late."""
+
+
+_IDLE_TURNS: Final = 5
+"""A heartbeat is late only if the event loop then wakes up in time for this many turns in a row:
+an answer may wait to be read in a process that is busy."""
+
+
+_MAX_TURNS: Final = 500
+"""Bounds those turns: in a process that is busy for longer, a heartbeat is late all the same."""
+
+
+_PAUSE_SECONDS: Final = 0.05
+"""Seconds between two heartbeats at least, however many callers cause them."""
+
+
+_LATE_HEARTBEATS: Final = 2
+"""Late heartbeats in a row after which the store is down: one may be a pause of the store."""
 
 
 Command = tuple[Any, ...]
@@ -68,6 +94,7 @@ class Connection:
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
+        on_marker: called with the marker of the revocations that each heartbeat reads.
 
     Attributes:
         up: whether the store is up.
@@ -84,6 +111,7 @@ class Connection:
         name: str,
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
+        on_marker: Callable[[bytes | None], None],
     ) -> None:
         self.up = False
         self.outages = 0
@@ -95,6 +123,10 @@ class Connection:
         self._name = name
         self._count = count
         self._changed = changed
+        self._on_marker = on_marker
+        self._exchanges = asyncio.Semaphore(_MAX_EXCHANGES)
+        self._heartbeat_due = asyncio.Event()
+        self._beating: asyncio.Task[None] | None = None
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
         self._queued = asyncio.Event()
         self._unawaited: set[asyncio.Task[Any]] = set()
@@ -117,7 +149,7 @@ class Connection:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._client.ping()
-                await self.heartbeat(_OPEN_SECONDS)
+                await self.heartbeat(_OPEN_SECONDS / _LATE_HEARTBEATS)
         except StoreUnavailable:
             if self._error is None:
                 raise self._clients.error("does not answer in time") from None
@@ -129,32 +161,33 @@ class Connection:
         """Send what is queued, within `timeout`, and disconnect."""
         if self._unawaited:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
-        await cancel(self._tasks)
+        await cancel([*self._tasks, *([self._beating] if self._beating else [])])
         await self._clients.close(self._client)
 
     # -- commands
 
     async def execute(self, *commands: Command, timeout: float) -> list[Any]:
-        """Send commands and wait at most *timeout* seconds for their answers.
+        """Send commands in their turn and wait at most *timeout* seconds for their answers.
 
         Raises:
             StoreUnavailable: the store is down, or the answers are late or errors.
         """
         if not self.up:
             raise StoreUnavailable
-        return await self._answers(commands, self._enqueue(commands), timeout)
+        async with self._exchanges:
+            if not self.up:  # it went down while they waited for their turn
+                raise StoreUnavailable
+            return await self._answers(commands, self._enqueue(commands), timeout)
 
     def execute_nowait(self, *commands: Command) -> None:
         """Send commands without waiting; drop them when the store is down."""
         if self.up:
-            answers = self._answers(commands, self._enqueue(commands), self.timeout)
-            task = asyncio.create_task(if_available(answers))
+            task = asyncio.create_task(if_available(self.execute(*commands, timeout=self.timeout)))
             self._unawaited.add(task)
             task.add_done_callback(self._unawaited.discard)
 
     def _enqueue(self, commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
-        loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        answers = _futures(commands)
         self._queue.extend(zip(commands, answers, strict=True))
         self._queued.set()
         return answers
@@ -170,16 +203,17 @@ class Connection:
             for answer in late:
                 answer.cancel()  # a command that is still queued is never sent
             self._count("late", len(commands))
-            self.mark_down("slow")
+            self.check()
             raise StoreUnavailable
         results = [answer.result() for answer in answers]
-        errors = [result for result in results if isinstance(result, Exception)]
-        if errors:
+        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
+        if failed:
             self._count("error", len(commands))
-            if all(map(self._clients.is_foreign, errors)):
-                self._delete_foreign(commands)
+            if all(self._clients.is_foreign(error) for _, error in failed):
+                self._delete_foreign([command for command, _ in failed])
             else:
-                self._fail(errors[0])
+                self._must_reconnect, self._error = True, failed[0][1]
+                self.check()
             raise StoreUnavailable
         self._count("ok", len(commands))
         return results
@@ -221,6 +255,10 @@ class Connection:
 
     # -- down and up
 
+    def check(self) -> None:
+        """Send a heartbeat now: a caller waited too long for the store, or got an error."""
+        self._heartbeat_due.set()
+
     def mark_down(self, reason: str) -> None:
         """Count the store as down, until a heartbeat succeeds."""
         self.reason = reason
@@ -245,20 +283,78 @@ class Connection:
             StoreUnavailable: the store is still down, or down from now on.
         """
         milliseconds = round(REPLICA_SECONDS * 1000)
-        command = ("EVAL", scripts.HEARTBEAT, 1, keys.REPLICAS, self._name, milliseconds)
-        (replicas,) = await self._answers([command], self._enqueue([command]), timeout)
+        commands: list[Command] = [
+            ("EVAL", scripts.HEARTBEAT, 1, keys.REPLICAS, self._name, milliseconds),
+            ("GET", keys.MARKER),
+        ]
+        for _ in range(_LATE_HEARTBEATS):
+            results = await self._beat(commands, timeout)
+            if results is not None:
+                break
+            self._count("late", len(commands))
+        else:
+            self.mark_down("slow")
+            raise StoreUnavailable
+        replicas, marker = results
+        if errors := list(filter(_is_error, results)):
+            self._count("error", len(commands))
+            if not all(map(self._clients.is_foreign, errors)):
+                self._fail(errors[0])
+            else:
+                self._count("foreign", 1)
+                await self._beat([("UNLINK", keys.REPLICAS), ("UNLINK", keys.MARKER)], timeout)
+            raise StoreUnavailable
         if not isinstance(replicas, int):  # a server that is not Valkey
             self._fail(self._clients.not_valkey())
             raise StoreUnavailable
+        self._count("ok", len(commands))
         self.replicas = max(1, replicas)
         self.reason = None
         self._heartbeats += 1
         if not self.up:
             self.up = True
             self._changed(None)
+        self._on_marker(marker)
+
+    async def _beat(self, commands: list[Command], timeout: float) -> list[Any] | None:
+        """Send a heartbeat past the queue; None if the store does not answer in time.
+
+        A process that is busy reads answers late, so the time counts only while it is not.
+        """
+        if self._beating is not None:  # the former heartbeat still waits: the store is silent
+            await asyncio.wait([self._beating], timeout=timeout)
+            if not self._beating.done():
+                return None
+        answers = _futures(commands)
+        self._beating = asyncio.create_task(self._send(list(zip(commands, answers, strict=True))))
+        await asyncio.wait([self._beating], timeout=timeout)
+        loop, idle, turns = asyncio.get_running_loop(), 0, 0
+        while not self._beating.done() and idle < _IDLE_TURNS and turns < _MAX_TURNS:
+            began = loop.time()
+            await asyncio.sleep(_GRACE_SECONDS)
+            idle = idle + 1 if loop.time() - began < _IDLE_TURNS * _GRACE_SECONDS else 0
+            turns += 1
+        if not self._beating.done():
+            return None
+        return [answer.result() for answer in answers]
 
     async def _send_heartbeats(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS if self.up else self._retry_seconds)
-            # A store comes up only if it answers as quickly as a request needs it.
-            await if_available(self.heartbeat(self.timeout if self.up else self.timeout / 4))
+            await asyncio.sleep(_PAUSE_SECONDS)
+            pause = (HEARTBEAT_SECONDS if self.up else self._retry_seconds) - _PAUSE_SECONDS
+            with contextlib.suppress(TimeoutError):
+                # While the store is down, no caller waits for it and none causes a heartbeat.
+                await asyncio.wait_for(self._heartbeat_due.wait(), pause)
+            self._heartbeat_due.clear()
+            # A store stays up only if it answers as quickly as a request needs it, and comes up
+            # only if it does so with time to spare.
+            await if_available(self.heartbeat(self.timeout / 2 if self.up else self.timeout / 4))
+
+
+def _futures(commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
+    loop = asyncio.get_running_loop()
+    return [loop.create_future() for _ in commands]
+
+
+def _is_error(result: object) -> bool:
+    return isinstance(result, Exception)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.engines import ENGINES, Engine
-from support.replicas import QUICK, Relay, Replicas, WrongClock, events, purge, until
+from support.replicas import QUICK, Relay, Replicas, WrongClock, copy_key, events, purge, until
 from support.world import OFF, Clock, read
 
 from bff.demo.upstream import session
@@ -127,11 +127,11 @@ async def test_heartbeats_are_rarer_while_the_store_flaps(replicas: Replicas) ->
     for _ in range(6):
         await store.connection.heartbeat(2.0)
         assert store.up
-        store.mark_down()
+        store.connection.mark_down("slow")
         pauses.append(store.connection._retry_seconds)
     for _ in range(5):
         await store.connection.heartbeat(2.0)
-    store.mark_down()
+    store.connection.mark_down("slow")
 
     assert pauses == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
     assert store.connection._retry_seconds == 0.25, "it was stable before"
@@ -164,7 +164,7 @@ async def test_connection_follows_a_failover_behind_one_address(tmp_path: Path, 
         with former.client() as old, next_.client() as new:
             await until(lambda: new.info("replication")["master_link_status"] == "up")
             await one.get("chat-1")
-            await until(lambda: len(new.keys("*chat-1}")) == 1)
+            await until(lambda: new.exists(copy_key(one, "chat-1")) == 1)
             new.replicaof("NO", "ONE")
             old.replicaof("127.0.0.1", next_.port)
             relay.target = next_.port
