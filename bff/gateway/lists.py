@@ -20,6 +20,7 @@ from bff.gateway.pending import (
     PendingMember,
     Resumable,
     Served,
+    outcome,
     wait_for,
 )
 from bff.response import Response
@@ -57,7 +58,10 @@ class PendingList:
             purged=gateway.cache.is_purged,
         )
         for member in self.members:
-            served = member.result(gateway)
+            try:
+                served = outcome(gateway, member, caller)
+            except Refused as refused:
+                served = refused.refusal
             if isinstance(served, Refusal) and self.lists.ends_with(served, caller, request.now):
                 return gateway.answers.refusal(request, served)
             if served is not None:

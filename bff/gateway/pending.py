@@ -9,6 +9,7 @@ token expired, lost its key or was revoked meanwhile.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Final, Protocol
 
 from bff.config.runtime import RuntimeConfig
@@ -24,6 +25,8 @@ from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
+
+_UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 
 FALLBACK_SECONDS: Final = 1.0
 """Seconds that a request waits for a newer copy while an older, usable one is at hand."""
@@ -155,12 +158,22 @@ def conclude_member(
 ) -> "Response | Pending":
     """Answer with what the wait for one session brought; look it up again if that is purged."""
     request = pending.request
-    served = pending.result(gateway)
+    served = outcome(gateway, pending, caller)
     if served is None:
         return gateway.answer(request, caller, pending.session_id)
     if isinstance(served, Refusal):
         return gateway.answers.refusal(request, served)
     return gateway.answers.session(request, caller, *served)
+
+
+def outcome(
+    gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
+) -> Served | Refusal | None:
+    """What the wait for one session brought; nothing is told of one that was revoked meanwhile."""
+    served = pending.result(gateway)
+    if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
+        gateway.admission.refuse_revoked_session(pending.request, caller, pending.session_id)
+    return served
 
 
 async def wait_for(

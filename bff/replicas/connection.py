@@ -64,7 +64,7 @@ _GRACE_SECONDS: Final = 0.001
 """Seconds to read answers that arrived while this process was busy; those are not late."""
 
 
-_IDLE_TURNS: Final = 5
+_IDLE_TURNS: Final = 3
 """A heartbeat is late only if the event loop then wakes up in time for this many turns in a row:
 an answer may wait to be read in a process that is busy."""
 
@@ -85,8 +85,34 @@ Command = tuple[Any, ...]
 """A command: its name, then its arguments. An EVAL: script, number of keys, keys, arguments."""
 
 
+class _Link:
+    """A connection that sends one batch after another."""
+
+    def __init__(self, clients: ClientFactory) -> None:
+        self.client = clients.connect(SOCKET_SECONDS)
+        self.must_reconnect = False
+        """Whether the connection may lead to a former server of the address."""
+        self._clients = clients
+
+    async def send(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
+        results: list[Any]
+        try:
+            if self.must_reconnect:
+                self.must_reconnect = False
+                self.client = await self._clients.reconnect(self.client, SOCKET_SECONDS)
+            pipeline = self.client.pipeline(transaction=False)
+            for command, _ in batch:
+                pipeline.execute_command(*command)
+            results = await pipeline.execute(raise_on_error=False)
+        except Exception as exc:  # noqa: BLE001  each caller of the batch gets the error
+            results = [exc] * len(batch)
+        for (_, answer), result in zip(batch, results, strict=True):
+            if not answer.done():
+                answer.set_result(result)
+
+
 class Connection:
-    """One replica's connection to the store.
+    """One replica's connections to the store.
 
     Args:
         clients: makes its client.
@@ -119,7 +145,7 @@ class Connection:
         self.reason: str | None = "not connected yet"
         self.timeout = timeout
         self._clients = clients
-        self._client = clients.connect(SOCKET_SECONDS)
+        self._requests, self._heart = _Link(clients), _Link(clients)
         self._name = name
         self._count = count
         self._changed = changed
@@ -131,7 +157,6 @@ class Connection:
         self._queued = asyncio.Event()
         self._unawaited: set[asyncio.Task[Any]] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._must_reconnect = False
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
         self._error: Exception | None = None
@@ -148,7 +173,7 @@ class Connection:
         ]
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await self._client.ping()
+                await self._heart.client.ping()
                 await self.heartbeat(_OPEN_SECONDS / _LATE_HEARTBEATS)
         except StoreUnavailable:
             if self._error is None:
@@ -162,7 +187,8 @@ class Connection:
         if self._unawaited:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
         await cancel([*self._tasks, *([self._beating] if self._beating else [])])
-        await self._clients.close(self._client)
+        for link in (self._requests, self._heart):
+            await self._clients.close(link.client)
 
     # -- commands
 
@@ -182,7 +208,8 @@ class Connection:
     def execute_nowait(self, *commands: Command) -> None:
         """Send commands without waiting; drop them when the store is down."""
         if self.up:
-            task = asyncio.create_task(if_available(self.execute(*commands, timeout=self.timeout)))
+            answers = self._answers(commands, self._enqueue(commands), self.timeout)
+            task = asyncio.create_task(if_available(answers))
             self._unawaited.add(task)
             task.add_done_callback(self._unawaited.discard)
 
@@ -212,7 +239,7 @@ class Connection:
             if all(self._clients.is_foreign(error) for _, error in failed):
                 self._delete_foreign([command for command, _ in failed])
             else:
-                self._must_reconnect, self._error = True, failed[0][1]
+                self._requests.must_reconnect = True
                 self.check()
             raise StoreUnavailable
         self._count("ok", len(commands))
@@ -235,23 +262,7 @@ class Connection:
                 self._queued.clear()
             batch = [(command, answer) for command, answer in batch if not answer.done()]
             if batch:
-                await self._send(batch)
-
-    async def _send(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
-        results: list[Any]
-        try:
-            if self._must_reconnect:
-                self._must_reconnect = False
-                self._client = await self._clients.reconnect(self._client, SOCKET_SECONDS)
-            pipeline = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipeline.execute_command(*command)
-            results = await pipeline.execute(raise_on_error=False)
-        except Exception as exc:  # noqa: BLE001  each caller of the batch gets the error
-            results = [exc] * len(batch)
-        for (_, answer), result in zip(batch, results, strict=True):
-            if not answer.done():
-                answer.set_result(result)
+                await self._requests.send(batch)
 
     # -- down and up
 
@@ -273,7 +284,8 @@ class Connection:
             self._changed(reason)
 
     def _fail(self, error: Exception) -> None:
-        self._must_reconnect, self._error = True, error
+        self._requests.must_reconnect = self._heart.must_reconnect = True
+        self._error = error
         self.mark_down(type(error).__name__)  # not its text, which the server chooses
 
     async def heartbeat(self, timeout: float) -> None:
@@ -326,7 +338,9 @@ class Connection:
             if not self._beating.done():
                 return None
         answers = _futures(commands)
-        self._beating = asyncio.create_task(self._send(list(zip(commands, answers, strict=True))))
+        self._beating = asyncio.create_task(
+            self._heart.send(list(zip(commands, answers, strict=True)))
+        )
         await asyncio.wait([self._beating], timeout=timeout)
         loop, idle, turns = asyncio.get_running_loop(), 0, 0
         while not self._beating.done() and idle < _IDLE_TURNS and turns < _MAX_TURNS:
