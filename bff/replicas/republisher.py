@@ -126,16 +126,22 @@ class Republisher:
                     ("GET", keys.MARKER), timeout=_EXCHANGE_SECONDS
                 )
                 continue
+            if self.data is None:
+                # The data gets its name before the first look at it: if it is lost after that, the
+                # name is lost too.
+                marker, _ = await self._announce(self._tokens().encode(), "name")
+                continue
             revocations = self._revocations()
             if state == _COMPLETE and not revocations:
-                assert marker is not None  # noqa: S101  `_parse` found its state
+                assert marker is not None  # noqa: S101  `_parse` read its state
                 return marker
-            data = self.data or self._tokens().encode()
-            kept = await self._kept() if revocations else set()
-            marker, announced = await self._publish(data, revocations, kept)
+            marker, announced = await self._announce(self.data, "part")
             if announced:
-                self.data = data
-                return marker
+                # No other replica announces now, so none announces the same.
+                kept = await self._kept() if revocations else set()
+                marker, announced = await self._publish(self.data, revocations, kept)
+                if announced:
+                    return marker
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _kept(self) -> set[bytes]:
@@ -164,18 +170,20 @@ class Republisher:
         for start in parts:
             part = revocations[start : start + _MAX_MESSAGES]
             texts = [text for one in part if (text := one.encode().encode()) not in kept]
-            command = (
-                *("EVAL", scripts.REPUBLISH, 3, keys.MARKER, keys.REPUBLISHER),
-                *(keys.stream("revocations"), data, self._name),
-                *(round(1000 * _EXCHANGE_SECONDS), STREAMS["revocations"].kept),
-                *(int(start == parts[-1]), *texts),
-            )
-            ((marker, announced),) = await self._connection.execute(
-                command, timeout=_EXCHANGE_SECONDS
-            )
+            order = "last" if start == parts[-1] else "part"
+            marker, announced = await self._announce(data, order, *texts)
             if not announced:
                 return marker, False
         return marker, True
+
+    async def _announce(self, data: bytes, order: str, *texts: bytes) -> tuple[bytes, bool]:
+        command = (
+            *("EVAL", scripts.REPUBLISH, 3, keys.MARKER, keys.REPUBLISHER),
+            *(keys.stream("revocations"), data, self._name, round(1000 * _EXCHANGE_SECONDS)),
+            *(STREAMS["revocations"].kept, order, *texts),
+        )
+        ((marker, announced),) = await self._connection.execute(command, timeout=_EXCHANGE_SECONDS)
+        return marker, bool(announced)
 
 
 def _parse(marker: bytes | None) -> tuple[bytes | None, bytes | None]:

@@ -164,10 +164,12 @@ class Lost:
             assert (await world.get("chat-1", token=token)).json()["code"] == "token_revoked"
 
 
-@pytest.fixture
-async def lost(own_replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> Lost:
+@pytest.fixture(params=[1, 2])
+async def lost(
+    own_replicas: Replicas, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Lost:
     monkeypatch.setattr(republisher, "_MAX_MESSAGES", 5)
-    lost = Lost(own_replicas, await own_replicas.several(2, **OFF))
+    lost = Lost(own_replicas, await own_replicas.several(request.param, **OFF))
     await lost.revoke(20)
     return lost
 

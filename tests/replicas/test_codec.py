@@ -29,19 +29,21 @@ def test_stored_bytes_stay_the_same() -> None:
     introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
 
     assert encode_copy("origin:projection", COPY, 65, 1700000000, 99, key=KEY) == (
-        b"bff1 99 d77181a1156e2a6cf7c9bba6f9d785698c7e1142b7639099f6dbe44e730eb47c\n"
-        b'["origin:projection", "session_1", "chat-1", false, false, 1700000000.0, 65.0]\n'
+        b"bff1 99 5ac9322a94ceae4a724dfc3396fc47ca1bd6448ca1fb99da38f4f476c4df1b17\n"
+        b"YpohRM6hBIShU76nqD8xc-YG4JU9YDA_Ng-zjum1U7yKEFHr-zqS0t6wxQnn8mmxMQNyywBBravLH2vEaq488O"
+        b"Nowuqn0-R3rE_jaJsUtVw_TDGRDXuDgboq2kjmsg==\n"
         b'{"id":"session_1"}'
     )
     assert encode_missing("origin:projection", "chat-9", 1.0, 99, key=KEY) == (
-        b"bff1 99 53676ee56c6b86a593a226703d0eb555f430241e7781cf6c055de601c6e9dae0\n"
-        b'["origin:projection", "chat-9", null, false, true, Infinity, 1.0]\n'
+        b"bff1 99 f186345dd8fae7a0afc07d5226d0a760dd3d85c4bbe40b3184876309a620ce86\n"
+        b"OZHn-6kt1jXZtuqlb38mJxY_K7bwBudM-neVSqEPVvjuOIhxC2SL-1kngdFtZkSlennRa69TXyXj39Cuq7CLEi"
+        b"ZRTgca7DjaiBFTu5MbRqkD\n"
     )
     assert encode_introspection(
         Namespace("o", "p", b"key"), b"digest", introspection, 17.5, 99
     ) == (
-        b"bff1 99 cdbbdb17ae1fb9f9cbc40d69f2502563e6f0c33a55eeddaeb5870dff7c775821\n"
-        b'["ok", ["a", "b"], 17.5, 60.0]'
+        b"bff1 99 3931bbb8f7a23e74de0ef4cdad81fbce0feee26781658cef75fa1fe6635429bb\n"
+        b"wCZ3Rl9e8Gbm5N4xSeEX2Gfkio1MmneZpqY7leR-cp3E3Nj10j8ovu_ulYfwiQ=="
     )
 
 

@@ -2,7 +2,7 @@
 --
 -- KEYS     for each secret key of this replica: the store key, sealed with it
 -- ARGV[1]  1 to store what is missing; 0 to store only if everything is missing
--- ARGV[2]  for KEYS[1]: the store key that this replica proposes, sealed; the others follow
+-- ARGV     from the second on, for each of KEYS: the key that this replica proposes, sealed
 -- Result   the stored value of each of KEYS, or nil
 local values, any = {}, false
 for number, key in ipairs(KEYS) do

@@ -4,18 +4,17 @@
 -- KEYS[1]  marker: "partial <name of the data>" or "complete <name of the data>"
 -- KEYS[2]  name of the replica that republishes
 -- KEYS[3]  stream of revocations
--- ARGV[1]  name of the data; it becomes the name if there is no marker
+-- ARGV[1]  name of the data
 -- ARGV[2]  name of this replica
 -- ARGV[3]  milliseconds for which this replica may republish without a pause
 -- ARGV[4]  about how many announcements the stream keeps
--- ARGV[5]  1 if no others follow, so that the data is complete
--- ARGV[6]  the first revocation; the others follow
+-- ARGV[5]  "name" to name data that has no marker; "part"; "last" if the data is complete with this
+-- ARGV     from the sixth on: the revocations, if there are any
 -- Result   {marker, 1 if the revocations were announced}
-local marker = redis.call('GET', KEYS[1])
-local name = marker and (string.match(marker, '^partial (%x+)$') or string.match(marker, '^complete (%x+)$'))
-if not name then
-  name = ARGV[1]
-  marker = 'partial ' .. name
+local marker = redis.call('GET', KEYS[1]) or ''
+local name = string.match(marker, '^%l+ (%x+)$')
+if not name and ARGV[5] == 'name' then
+  name, marker = ARGV[1], 'partial ' .. ARGV[1]
   redis.call('SET', KEYS[1], marker)
 end
 if name ~= ARGV[1] then return {marker, 0} end
@@ -25,7 +24,7 @@ redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 for number = 6, #ARGV do
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'revocation', ARGV[number])
 end
-if ARGV[5] == '1' then
+if ARGV[5] == 'last' then
   marker = 'complete ' .. name
   redis.call('SET', KEYS[1], marker)
   redis.call('DEL', KEYS[2])
