@@ -173,7 +173,7 @@ class Admission:
     def refuse_revoked_session(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
     ) -> None:
-        """Refuse a session that is revoked by the id asked for, before there is a copy of it.
+        """Refuse a session that is revoked by the requested id, before there is a copy of it.
 
         Raises:
             Refused: ``unauthorized``.

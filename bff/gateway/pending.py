@@ -169,7 +169,7 @@ def conclude_member(
 def outcome(
     gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
 ) -> Served | Refusal | None:
-    """What the wait for one session brought; nothing is told of one that was revoked meanwhile."""
+    """Take the result of a wait for one session; a session that was revoked gets no other answer."""
     served = pending.result(gateway)
     if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
         gateway.admission.refuse_revoked_session(pending.request, caller, pending.session_id)

@@ -991,7 +991,7 @@ FAULTS = [
         "bff/replicas/sharing.py",
         "if self.up and now < min(remembered, next_):",
         "if False:",
-        f"{_RETURNS}::test_60_a_spent_budget_is_asked_for_once",
+        f"{_RETURNS}::test_60_replica_remembers_a_spent_budget",
     ),
     Fault(
         60,

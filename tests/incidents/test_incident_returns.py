@@ -116,7 +116,7 @@ async def test_60_loads_at_the_store_are_bounded(replicas: Replicas) -> None:
     assert most == 32
 
 
-async def test_60_a_spent_budget_is_asked_for_once(replicas: Replicas) -> None:
+async def test_60_replica_remembers_a_spent_budget(replicas: Replicas) -> None:
     changes = OFF | {"BFF_UPSTREAM_BUDGET": "5/minute"}
     (world,) = await replicas.several(1, **changes)
     add_many(replicas)

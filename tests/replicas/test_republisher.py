@@ -12,7 +12,7 @@ def marker(replicas: Replicas) -> str:
     return replicas.engine.execute("GET", keys.MARKER)
 
 
-def test_marker_that_no_gateway_wrote_is_none() -> None:
+def test_marker_that_no_gateway_wrote_counts_as_absent() -> None:
     assert _parse(b"complete 0af") == (b"complete", b"0af")
     assert _parse(b"partial 1") == (b"partial", b"1")
     for foreign in (None, b"", b"complete", b"complete ", b"complete X", b"\xff", b"7"):
