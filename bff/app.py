@@ -178,7 +178,6 @@ class Service:
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
             revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
-            spawn=self._spawn,
             tokens=token,
             random=os.urandom,
         )

@@ -2,7 +2,7 @@
 
 Commands wait in a queue, and each answer goes to the command at its position. A caller that leaves
 cancels neither the batch nor its answers, so no answer can reach another caller. No caller waits
-longer than its timeout, which begins when its commands are sent.
+longer than its timeout.
 
 Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
 requests do not delay them. A late answer or an error ends one caller's wait and causes a heartbeat
@@ -55,22 +55,26 @@ _MAX_BATCH: Final = 500
 """Commands in one batch; bounds the memory of its answers."""
 
 
-_MAX_EXCHANGES: Final = 32
-"""Callers whose commands are in flight at once; the others wait for their turn. Without the bound,
-a page that starts a hundred loads would make each of its own loads late."""
+_MAX_TURNS: Final = 32
+"""Loads that wait for an answer at once; the others wait for their turn, and their time begins
+then. Without the bound, a page that starts a hundred loads would make each of its loads late."""
 
 
 _GRACE_SECONDS: Final = 0.001
 """Seconds to read answers that arrived while this process was busy; those are not late."""
 
 
-_IDLE_TURNS: Final = 3
-"""A heartbeat is late only if the event loop then wakes up in time for this many turns in a row:
-an answer may wait to be read in a process that is busy."""
+_BUSY_SECONDS: Final = 0.005
+"""Seconds: the event loop is busy if it wakes up later from the shortest sleep."""
 
 
-_MAX_TURNS: Final = 500
-"""Bounds those turns: in a process that is busy for longer, a heartbeat is late all the same."""
+_IDLE_WAKE_UPS: Final = 3
+"""A heartbeat is late only if the event loop then wakes up in time as often as this, in a row: an
+answer may wait to be read in a process that is busy."""
+
+
+_MAX_WAKE_UPS: Final = 500
+"""Bounds those: in a process that is busy for longer, a heartbeat is late all the same."""
 
 
 _PAUSE_SECONDS: Final = 0.05
@@ -127,6 +131,7 @@ class Connection:
         outages: how often the store went down.
         replicas: how many replicas ran when the store was last up.
         reason: why the store is down.
+        turns: the loads that may wait for an answer now.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class Connection:
         self._count = count
         self._changed = changed
         self._on_marker = on_marker
-        self._exchanges = asyncio.Semaphore(_MAX_EXCHANGES)
+        self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
@@ -193,17 +198,14 @@ class Connection:
     # -- commands
 
     async def execute(self, *commands: Command, timeout: float) -> list[Any]:
-        """Send commands in their turn and wait at most *timeout* seconds for their answers.
+        """Send commands and wait at most *timeout* seconds for their answers.
 
         Raises:
             StoreUnavailable: the store is down, or the answers are late or errors.
         """
         if not self.up:
             raise StoreUnavailable
-        async with self._exchanges:
-            if not self.up:  # it went down while they waited for their turn
-                raise StoreUnavailable
-            return await self._answers(commands, self._enqueue(commands), timeout)
+        return await self._answers(commands, self._enqueue(commands), timeout)
 
     def execute_nowait(self, *commands: Command) -> None:
         """Send commands without waiting; drop them when the store is down."""
@@ -342,12 +344,12 @@ class Connection:
             self._heart.send(list(zip(commands, answers, strict=True)))
         )
         await asyncio.wait([self._beating], timeout=timeout)
-        loop, idle, turns = asyncio.get_running_loop(), 0, 0
-        while not self._beating.done() and idle < _IDLE_TURNS and turns < _MAX_TURNS:
+        loop, idle, wake_ups = asyncio.get_running_loop(), 0, 0
+        while not self._beating.done() and idle < _IDLE_WAKE_UPS and wake_ups < _MAX_WAKE_UPS:
             began = loop.time()
             await asyncio.sleep(_GRACE_SECONDS)
-            idle = idle + 1 if loop.time() - began < _IDLE_TURNS * _GRACE_SECONDS else 0
-            turns += 1
+            idle = idle + 1 if loop.time() - began < _BUSY_SECONDS else 0
+            wake_ups += 1
         if not self._beating.done():
             return None
         return [answer.result() for answer in answers]

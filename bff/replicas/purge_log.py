@@ -6,9 +6,17 @@ not depend on the policy, the version or the id under which the copy is stored.
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 Key = tuple[str, str]
 """Origin and session id."""
+
+
+Time = tuple[int, int]
+"""Milliseconds, and the number of the announcement among those of the same millisecond."""
+
+
+_NEVER: Final = (-1, 0)
 
 
 class PurgeLog:
@@ -21,26 +29,32 @@ class PurgeLog:
 
     def __init__(self, max_kept: int) -> None:
         self._max_kept = max_kept
-        self._times: dict[Key, int] = {}
-        self._order: deque[tuple[int, Key]] = deque()
-        self._forgotten = -1
-        """Microseconds of the last purge that is forgotten."""
+        self._times: dict[Key, Time] = {}
+        self._order: deque[tuple[Time, Key]] = deque()
+        self._forgotten = _NEVER
+        """When the last purge happened that is forgotten."""
 
-    def add(self, origin: str, id_: str, number: str) -> None:
-        """Remember a purge; *number* is that of its announcement, which begins with its time."""
-        # Milliseconds are the store's resolution: a claim of the same millisecond counts as older.
-        time = 1000 * (int(number.partition("-")[0]) + 1)
-        key = (origin, id_)
-        self._times[key] = max(time, self._times.get(key, time))
+    def add(self, origin: str, id_: str, number: str) -> bool:
+        """Remember a purge; *number* is that of its announcement, which begins with its time.
+
+        Returns:
+            Whether it is new.
+        """
+        milliseconds, _, count = number.partition("-")
+        time, key = (int(milliseconds), int(count)), (origin, id_)
+        if self._times.get(key, _NEVER) >= time:
+            return False
+        self._times[key] = time
         self._order.append((time, key))
         if len(self._order) > self._max_kept:
             time, key = self._order.popleft()
             self._forgotten = max(self._forgotten, time)
             if self._times.get(key) == time:
                 del self._times[key]
+        return True
 
     def is_purged(self, origin: str, ids: Iterable[str], claimed: int) -> bool:
         """Whether a session was purged since its load was *claimed* (microseconds)."""
-        return claimed < self._forgotten or any(
-            claimed < self._times.get((origin, id_), -1) for id_ in ids
-        )
+        times = (self._times.get((origin, id_), _NEVER) for id_ in ids)
+        # Milliseconds are the store's resolution: a claim of the same millisecond counts as older.
+        return claimed < 1000 * (max(self._forgotten, *times)[0] + 1)

@@ -9,8 +9,8 @@ replica completes it, that replica does so itself.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
 
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, messages
@@ -54,7 +54,6 @@ class Republisher:
         revocations: lists what this replica knows.
         join: makes this replica able to read and write what the others do.
         catch_up: reads the announcements that are kept.
-        spawn: runs a coroutine in a task of its own.
         tokens: makes names of data.
 
     Attributes:
@@ -69,7 +68,6 @@ class Republisher:
         revocations: Callable[[], Sequence[Encodable]],
         join: Callable[[], Awaitable[None]],
         catch_up: Callable[[], Awaitable[None]],
-        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         tokens: Callable[[], str],
     ) -> None:
         self.data: bytes | None = None
@@ -78,7 +76,6 @@ class Republisher:
         self._revocations = revocations
         self._join = join
         self._catch_up = catch_up
-        self._spawn = spawn
         self._tokens = tokens
         self._confirmed: bytes | None = None
         """The marker of the data that this replica has completed or found complete."""
@@ -92,7 +89,7 @@ class Republisher:
         if marker is not None and marker == self._confirmed:
             return
         if self._task is None or self._task.done():
-            self._task = self._spawn(self._run(marker))
+            self._task = asyncio.create_task(self._run(marker))
 
     async def ready(self) -> None:
         """Wait until this replica has found the data complete once."""

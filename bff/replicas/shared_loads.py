@@ -185,10 +185,11 @@ class SharedLoads:
     async def _find(
         self, lookup: SharedLookup[T], token: str, deadline: Deadline
     ) -> tuple[Claim | None, T | None]:
-        sent, _ = self._clock()
-        value, seconds = await deadline.wait(
-            self._store.read(lookup.prefix, lookup.id, timeout=deadline.left)
-        )
+        async with self._store.turns:
+            sent, _ = self._clock()
+            value, seconds = await deadline.wait(
+                self._store.read(lookup.prefix, lookup.id, timeout=deadline.left)
+            )
         entry = self._decode(lookup, value, seconds, sent)
         if entry is not None and lookup.is_answer(entry):
             return None, entry
@@ -201,10 +202,11 @@ class SharedLoads:
         (began, _), polls, left = self._clock(), 0, deadline.left
         while True:
             # We wait for another replica's load, so only the last poll counts against the timeout.
-            deadline.left, (sent, _) = left, self._clock()
-            claimed, value, seconds, time = await deadline.wait(
-                self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
-            )
+            async with self._store.turns:
+                deadline.left, (sent, _) = left, self._clock()
+                claimed, value, seconds, time = await deadline.wait(
+                    self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
+                )
             entry = self._decode(lookup, value, seconds, sent)
             if claimed:
                 return Claim(token, time, self._clock()[0]), entry
@@ -229,7 +231,8 @@ class SharedLoads:
         value = lookup.encode(outcome, previous, claim.time) if lookup.is_current() else None
         try:
             if value is not None:
-                await if_available(self._write(lookup, claim, value, now))
+                async with self._store.turns:
+                    await if_available(self._write(lookup, claim, value, now))
         finally:
             self._store.release(lookup.prefix, lookup.id, claim.token)
 

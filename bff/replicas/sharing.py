@@ -170,11 +170,11 @@ class Sharing:
             now, (remembered, next_) = self._clock()[0], self._waits.get(spent, (-inf, -inf))
             if self.up and now < min(remembered, next_):
                 return next_ - now
-            wait = await if_available(
-                self.store.spend(
-                    namespace.origin, limit=budget.limit, seconds=budget.seconds, timeout=timeout
-                )
+            spend = self.store.spend(
+                namespace.origin, limit=budget.limit, seconds=budget.seconds, timeout=timeout
             )
+            async with self.store.turns:
+                wait = await if_available(spend)
             if wait is not None and wait > 0:
                 now, _ = self._clock()
                 self._waits[spent] = now + _BUDGET_SECONDS, now + wait
@@ -301,7 +301,8 @@ class Sharing:
             self._apply_purge(message["place"], id_, number)
 
     def _apply_purge(self, origin: str, id_: str, number: str) -> None:
-        self._purges.add(origin, id_, number)
+        if not self._purges.add(origin, id_, number):
+            return  # this replica's own announcement returns
         for environment, namespace in self.namespaces.items():
             if namespace.origin == origin:
                 self._on_purge(environment, id_)

@@ -5,8 +5,8 @@ Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
@@ -34,7 +34,6 @@ class Store:
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
         revocations: lists those that this replica knows.
-        spawn: runs a coroutine in a task of its own.
         tokens: makes tokens that no other replica makes.
         random: makes random bytes.
 
@@ -51,7 +50,6 @@ class Store:
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
         revocations: Callable[[], Sequence[Encodable]],
-        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         tokens: Callable[[], str],
         random: Callable[[int], bytes],
     ) -> None:
@@ -79,7 +77,6 @@ class Store:
             revocations=revocations,
             join=self._join,
             catch_up=self.listener.catch_up,
-            spawn=spawn,
             tokens=tokens,
         )
 
@@ -99,6 +96,11 @@ class Store:
 
     def _look_at(self, marker: bytes | None) -> None:
         self.republisher.on_marker(marker)
+
+    @property
+    def turns(self) -> asyncio.Semaphore:
+        """The loads that may wait for an answer now."""
+        return self.connection.turns
 
     async def _join(self) -> None:
         """Agree on the store key, and listen: announcements are concealed with it."""

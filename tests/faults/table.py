@@ -982,8 +982,8 @@ FAULTS = [
     Fault(
         60,
         "bff/replicas/connection.py",
-        "_MAX_EXCHANGES: Final = 32",
-        "_MAX_EXCHANGES: Final = 1000",
+        "_MAX_TURNS: Final = 32",
+        "_MAX_TURNS: Final = 1000",
         f"{_RETURNS}::test_60_loads_at_the_store_are_bounded",
     ),
     Fault(

@@ -5,6 +5,7 @@ in a step. So it uses this in place of `bff.replicas.store.Store`; no other test
 `test_standin.py` compares it with the real store, command by command.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,6 +75,7 @@ class StandIn:
         self.link = True
         self.reason: str | None = None
         self.key = Key()
+        self.turns = asyncio.Semaphore(32)
         self._received: Callable[[str, dict[str, str]], None] | None = None
         self._position = len(shared.announcements)
 

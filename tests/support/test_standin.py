@@ -106,7 +106,6 @@ def test_stand_in_answers_as_the_real_store(
         count=lambda *_: None,
         changed=lambda _: None,
         revocations=lambda: (),
-        spawn=asyncio.ensure_future,
         tokens=lambda: "0",
         random=os.urandom,
     )
