@@ -179,11 +179,13 @@ async def test_61_revocations_survive_a_flush_under_traffic(lost: Lost) -> None:
             await asyncio.sleep(0.01)
 
     browser = asyncio.create_task(browse())
-    for _ in range(2):
-        flush(lost.replicas.engine)
-        await lost.are_known_to_a_new_replica()
-    ends = True
-    await browser
+    try:
+        for _ in range(2):
+            flush(lost.replicas.engine)
+            await lost.are_known_to_a_new_replica()
+    finally:
+        ends = True
+        await browser
 
 
 async def test_61_revocations_survive_a_quick_restart(lost: Lost) -> None:
