@@ -42,6 +42,9 @@ class Resumable(Protocol):
     def decide(self, head: RequestHead, now: float, wall: float) -> "Response | Pending":
         """Decide a request from its start."""
 
+    def serve(self, request: RequestContext, caller: Caller[Grant]) -> "Response | Pending":
+        """Decide a request of a caller whose token is verified."""
+
     def answer(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
     ) -> "Response | Pending":
@@ -141,12 +144,17 @@ async def resume_member(
 
 
 async def wait_for(
-    gateway: Resumable, request: RequestContext, members: Sequence[PendingMember]
+    gateway: Resumable,
+    request: RequestContext,
+    members: Sequence[PendingMember],
+    *,
+    first: bool = False,
 ) -> None:
-    """Wait until all loads have ended, or shortly if each of them has a fallback."""
+    """Wait until all loads (or the first) have ended, or shortly if each of them has a fallback."""
     began, _ = gateway.clock()
     timeout = FALLBACK_SECONDS if all(member.fallback for member in members) else None
-    await asyncio.wait([member.task for member in members], timeout=timeout)
+    until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
+    await asyncio.wait([member.task for member in members], timeout=timeout, return_when=until)
     request.now, request.wall = gateway.clock()
     request.waited = (request.waited or 0.0) + request.now - began
 
