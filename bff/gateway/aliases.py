@@ -14,6 +14,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
 from bff.gateway.members import WHOLE_REQUEST, Members
 from bff.gateway.pending import Pending, PendingMember, Resumable, decide_again, wait_for
+from bff.limits.rate import UNLIMITED_WINDOW
 from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy
@@ -65,7 +66,11 @@ class PendingAlias:
         return gateway.answers.refusal(request, self.refusal())
 
     def refusal(self) -> Refusal:
-        """Return the refusal if no named session is the one asked for: trouble, or 403."""
+        """Return the refusal if no named session is the one asked for: trouble, or 403.
+
+        It shows no limit, as where nothing had to be looked up.
+        """
+        self.request.window = UNLIMITED_WINDOW
         for outcome in self.outcomes.values():
             if outcome.code not in _NO_SESSION:
                 return outcome
@@ -107,6 +112,7 @@ class Aliases:
         Raises:
             Refused: ``unauthorized``, or a refusal of the lookups.
         """
+        request.window = UNLIMITED_WINDOW  # a 403 shows none, whatever was charged before
         candidates = self.candidates(caller, session_id)
         if isinstance(candidates, str):
             return candidates
