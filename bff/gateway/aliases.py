@@ -39,31 +39,34 @@ class PendingAlias:
     caller: Caller[Grant]
     session_id: str
     outcomes: dict[str, Refusal]
-    """What each named session has come to, in the token's order; those that wait are missing."""
+    """Why there is no answer with a named session, as far as is known."""
     members: list[PendingMember]
     aliases: "Aliases"
 
     async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for the named sessions; answer with the one asked for, or with a refusal."""
-        request, caller, waiting = self.request, self.caller, self.members
-        while waiting:
-            await wait_for(gateway, request, waiting, first=True)
-            gateway.admission.refuse_revoked_token(request, caller)
-            for member in [member for member in waiting if member.task.done()]:
-                waiting.remove(member)
-                served = member.result(gateway)
-                if member.config is not gateway.config:
-                    return decide_again(gateway, request, served)
-                if isinstance(served, Refusal):
-                    if served.code in WHOLE_REQUEST:
-                        return gateway.answers.refusal(request, served)
-                    self.outcomes[member.session_id] = served
-                elif served is None:  # accepted at another replica: the copy is still to be had
-                    if self.aliases.look_up(self, member.session_id):
-                        return gateway.answer(request, caller, member.session_id)
-                elif has_id(served[0], self.session_id):
-                    return gateway.answers.session(request, caller, *served)
-        return gateway.answers.refusal(request, self.refusal())
+        """Wait for the next of the named sessions, then compare its ids."""
+        await wait_for(gateway, self.request, self.members, first=True)
+        return self._conclude(gateway)
+
+    def _conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Answer with the session asked for or, once all are known, with a refusal."""
+        request, caller = self.request, self.caller
+        gateway.admission.refuse_revoked_token(request, caller)
+        for member in [member for member in self.members if member.task.done()]:
+            self.members.remove(member)
+            served = member.result(gateway)
+            if member.config is not gateway.config:
+                return decide_again(gateway, request, served)
+            if isinstance(served, Refusal):
+                if served.code in WHOLE_REQUEST:
+                    return gateway.answers.refusal(request, served)
+                self.outcomes[member.session_id] = served
+            elif served is None:  # another replica saw it accepted: the copy is still to be had
+                if self.aliases.look_up(self, member.session_id):
+                    return gateway.answer(request, caller, member.session_id)
+            elif has_id(served[0], self.session_id):
+                return gateway.answers.session(request, caller, *served)
+        return self if self.members else gateway.answers.refusal(request, self.refusal())
 
     def refusal(self) -> Refusal:
         """Return the refusal if no named session is the one asked for: trouble, or 403.

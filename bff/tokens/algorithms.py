@@ -20,8 +20,8 @@ if tuple(int(part) for part in jwt.__version__.split(".")[:2]) < (2, 12):
     )
 
 
-MAX_CLAIMS: Final = 2048
-"""Brackets, braces and commas of a token's claims; a token that names 200 sessions has 210."""
+_MAX_MEMBERS: Final = 2048
+"""Brackets, braces and commas of verified claims; a token that names 200 sessions has 210."""
 _MAX_SIGNATURE_BYTES: Final = 1400
 """Bytes of an encoded signature; one of the longest RSA key has 1366."""
 
@@ -80,7 +80,7 @@ class Algorithm:
         """
         try:
             payload = self._engine.decode(token, key, algorithms=[self.name])
-            claims = strict_json.loads(payload, most=MAX_CLAIMS)
+            claims = strict_json.loads(payload, most=_MAX_MEMBERS)
         except jwt.InvalidSignatureError:
             raise WrongKey("token_invalid") from None
         # Malformed tokens raise ValueError, TypeError and RecursionError too.

@@ -21,7 +21,7 @@ from cachetools import LRUCache
 
 from bff import strict_json
 from bff.errors import Refused
-from bff.tokens.algorithms import MAX_CLAIMS, TRIGGER_ALGORITHM
+from bff.tokens.algorithms import TRIGGER_ALGORITHM
 from bff.tokens.caller import Caller, Claimant, GrantT, KeyUse, read_caller, read_claimant
 from bff.tokens.issuers import Source
 
@@ -34,6 +34,8 @@ MAX_UNVERIFIED_BYTES: Final = 16 * 1024
 are."""
 MAX_HEADER_BYTES: Final = 2048
 """Bytes of a token's encoded header; usual ones have 100."""
+_MAX_UNVERIFIED_MEMBERS: Final = 512
+"""Brackets, braces and commas of claims that nobody has verified; 400 scopes have as many."""
 _MAX_HEADER_MEMBERS: Final = 32
 """Brackets, braces and commas of a token's header."""
 _SIGNATURE_BYTES: Final = 43
@@ -226,7 +228,7 @@ def read_unverified(
         header = _read_segment(first, _MAX_HEADER_MEMBERS)
         if algorithms is not None and header.get("alg") not in algorithms:
             raise Refused("token_invalid")
-        claims = _read_segment(second, MAX_CLAIMS)
+        claims = _read_segment(second, _MAX_UNVERIFIED_MEMBERS)
         if isinstance(claims.get("act"), tuple):
             claims["act"] = strict_json.unique(claims["act"])
     except ValueError:
