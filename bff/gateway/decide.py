@@ -163,13 +163,14 @@ class Gateway:
             if not isinstance(found, str):
                 return found
             session_id = found  # the same session, by the id that the token names
+        if head.id is None and not ids.is_reachable(session_id):
+            self.admission.charge_caller(request, caller)  # 429
+            raise Refused("not_found")  # 404
         if caller.digest is not None and not self._introspector.is_accepted(
             caller, session_id, request.now
         ):
             return self._introspector.start(request, caller, session_id)  # 401 403 429 5xx
         self.admission.charge_caller(request, caller)  # 429
-        if head.id is None and not ids.is_reachable(session_id):
-            raise Refused("not_found")  # 404
         return self.answer(request, caller, session_id)
 
     def answer(
