@@ -1,6 +1,6 @@
 """Reads JSON from outside: RFC 8259 without repeated keys and NaN, within bounds on its work.
 
-Of such a text no two parsers can disagree. The bounds are checked before the parser runs, at the
+No two parsers can disagree on such a text. The bounds are checked before the parser runs, at the
 speed of a search for bytes: a megabyte of ``{}`` would hold the event loop for a tenth of a second.
 """
 
@@ -10,6 +10,8 @@ from typing import Any, Final
 MAX_STRUCTURE: Final = 16_384
 """Brackets, braces and commas of one text, without those in strings: each may cost a microsecond.
 Measured documents have 60."""
+_STRINGS_FACTOR: Final = 8
+"""A text may have this many times its bound if most of them are in strings, as in prose."""
 _MAX_DIGITS: Final = 309
 """Digits of an integer: a float holds no longer one, and the time to read one grows as its square.
 """
@@ -25,7 +27,10 @@ def loads(text: str | bytes, *, most: int = MAX_STRUCTURE) -> Any:
             brackets, braces and commas.
     """
     data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    if _structure(data) > most and _structure_outside_strings(data, most) > most:
+    count = _structure(data)
+    if count > most and (
+        count > _STRINGS_FACTOR * most or _structure_outside_strings(data, most) > most
+    ):
         raise ValueError("too many members")
     try:
         return json.loads(
@@ -46,7 +51,7 @@ def read_object(data: bytes, *, most: int) -> dict[str, Any]:
     each of them.
 
     Raises:
-        ValueError: as `loads`, but *most* counts what is in strings too; or *data* is no object.
+        ValueError: as `loads`, but *most* counts what is in strings too; or it is not an object.
     """
     if _structure(data) > most:
         raise ValueError("too many members")
@@ -61,7 +66,7 @@ def unique(members: Members) -> dict[str, Any]:
     """Make a dictionary of an object's members.
 
     Raises:
-        ValueError: a key is repeated, or the value is no object.
+        ValueError: a key is repeated, or the value is not an object.
     """
     if not isinstance(members, tuple):
         raise ValueError("no object")  # noqa: TRY004  as for other texts

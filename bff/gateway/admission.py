@@ -80,7 +80,7 @@ class Admission:
             raise Refused("token_missing")
         try:
             request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
-            holder = self._verifier.known(request.token, request.wall)
+            holder = self._verifier.recall(request.token, request.wall)
             if holder is None:
                 self._refuse_flood(request)
                 holder = self._verifier.verify(request.token, request.wall)

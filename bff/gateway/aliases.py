@@ -1,9 +1,9 @@
-"""Ids in the other form: the browser asks by the friendly id, the token names the external id.
+"""Ids in the other form: the browser requests the friendly id, the token names the external id.
 
 An id that the token does not name is looked up nowhere: not in the cache, not in the store, not
 upstream. The gateway looks up the sessions that the token names, and compares their two ids with
-the id asked for. So a guess costs the same, and gets the same answer, whether or not the session
-exists. Trouble of those lookups is told as trouble, because it does not depend on the id either.
+the requested one. So a guess costs the same, and gets the same answer, whether or not the session
+exists. The browser learns of trouble in those lookups, as it does not depend on the requested id.
 """
 
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ from bff.tokens.scopes import Grant
 MAX_UNKNOWN: Final = 20
 """Named sessions that are looked up for one request: as many as a page of a list has."""
 _NO_SESSION: Final = frozenset(("not_found", "unauthorized"))
-"""Codes of refusals that show that a named session is not the one asked for."""
+"""Codes of refusals that show that a named session is not the requested one."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingAlias:
-    """Waits for named sessions, one of which may be the one asked for.
+    """Waits for named sessions, one of which may be the requested one.
 
-    Whoever asks for a session that the token names is answered as soon as its ids are known. Every
-    other request waits for all of them, so its time tells nothing about the id asked for.
+    A request for a session that the token names is answered as soon as its ids are known. Every
+    other request waits for all of them, so its time reveals nothing about the requested id.
     """
 
     request: RequestContext
@@ -49,7 +49,7 @@ class PendingAlias:
         return self._conclude(gateway)
 
     def _conclude(self, gateway: Resumable) -> "Response | Pending":
-        """Answer with the session asked for or, once all are known, with a refusal."""
+        """Answer with the requested session or, once all ids are known, with a refusal."""
         request, caller = self.request, self.caller
         gateway.admission.refuse_revoked_token(request, caller)
         for member in [member for member in self.members if member.task.done()]:
@@ -69,7 +69,7 @@ class PendingAlias:
         return self if self.members else gateway.answers.refusal(request, self.refusal())
 
     def refusal(self) -> Refusal:
-        """Return the refusal if no named session is the one asked for: trouble, or 403.
+        """Return the refusal if no named session is the requested one: trouble, or 403.
 
         It shows no limit, as where nothing had to be looked up.
         """
@@ -93,13 +93,13 @@ class Aliases:
         Only the pairs of named ids are looked at, so *session_id* changes nothing but the match.
 
         Raises:
-            Refused: ``unauthorized``: there is none, or there are too many to look up.
+            Refused: ``unauthorized``: no named id, or too many of them, would have to be looked up.
         """
         unknown = []
         for named in ids.named_in_other_form(holder.granted, session_id):
             if self._pairs.other(holder.environment, named) == session_id:
                 return named
-            if not self._pairs.known(holder.environment, named):
+            if not self._pairs.has(holder.environment, named):
                 unknown.append(named)
         if len(unknown) > MAX_UNKNOWN:
             raise Refused("unauthorized", "Ask by the id of the session that the token names")
@@ -128,21 +128,21 @@ class Aliases:
         return pending
 
     def look_up(self, pending: PendingAlias, named: str) -> bool:
-        """Look up one named session, or wait for it; returns whether it is the one asked for.
+        """Look up one named session, or wait for it; returns whether it is the requested one.
 
         Raises:
             Refused: a refusal that every other named session would meet as well.
         """
-        found = self._members.find(pending.request, pending.caller, named)
-        if isinstance(found, Refusal):
-            pending.outcomes[named] = found
+        outcome = self._members.find(pending.request, pending.caller, named)
+        if isinstance(outcome, Refusal):
+            pending.outcomes[named] = outcome
             return False
         # The ids of a session never change, so those of an older copy still hold.
-        if isinstance(found, tuple):
-            return has_id(found[0], pending.session_id)
-        if found.fallback is not None:
-            return has_id(found.fallback, pending.session_id)
-        pending.members.append(found)
+        if isinstance(outcome, tuple):
+            return has_id(outcome[0], pending.session_id)
+        if outcome.fallback is not None:
+            return has_id(outcome.fallback, pending.session_id)
+        pending.members.append(outcome)
         return False
 
 

@@ -159,10 +159,10 @@ class Gateway:
         head, granted = request.head, caller.granted
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])  # 400
         if session_id not in granted.ids and not ids.covers(granted, session_id):
-            found = self._aliases.find(request, caller, session_id)  # 403 429 5xx
-            if not isinstance(found, str):
-                return found
-            session_id = found  # the same session, by the id that the token names
+            named = self._aliases.find(request, caller, session_id)  # 403 429 5xx
+            if not isinstance(named, str):
+                return named
+            session_id = named  # the same session, by the id that the token names
         if head.id is None and not ids.is_reachable(session_id):
             self.admission.charge_caller(request, caller)  # 429
             raise Refused("not_found")  # 404
@@ -204,15 +204,15 @@ class Gateway:
         if caller is not None:
             return self.serve(request, caller)
         try:
-            session_id, asked_for = self._named_by(request, claimant)
+            session_id, requested = self._named_by(request, claimant)
         except Refused:
             introspector.count_refused(request, claimant)  # 429
             raise
         pending = introspector.start(request, claimant, session_id)  # 401 429 5xx
-        return pending if asked_for else PendingCaller(pending)
+        return pending if requested else PendingCaller(pending)
 
     def _named_by(self, request: RequestContext, claimant: Claimant[Grant]) -> tuple[str, bool]:
-        """Return an id that the token names, and whether it is of the session asked for.
+        """Return an id that the token names, and whether it is the requested session's.
 
         Raises:
             Refused: ``unauthorized`` or ``invalid_session_id``.

@@ -57,7 +57,7 @@ class _NoCharge:
 
 NO_CHARGE: Final[Charge] = _NoCharge()
 Subject = Caller[Grant] | Claimant[Grant]
-"""Who holds a token that upstream verifies, once for each session."""
+"""The holder of a token that upstream verifies, once for each session."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,8 +70,8 @@ def is_id(text: str) -> bool:
     """Whether *text* can be a session's id; `path` accepts no other text."""
     if not 1 <= len(text) <= MAX_ID_CHARACTERS or text in (".", ".."):
         return False
-    # Of the control characters upstream's ids may hold a tab, which a path can carry. A path holds
-    # no lone surrogates, which a token may contain.
+    # Upstream's ids may hold a tab, but no other control character. A path holds no lone
+    # surrogates, which a token may contain.
     return text.isprintable() or not any(
         character != "\t" and unicodedata.category(character) in ("Cc", "Cs") for character in text
     )

@@ -1,8 +1,8 @@
 """Callers and claimants: reads them from claims, and decides which tokens are one caller's.
 
-A `Claimant` is what a token says that nobody has verified: it can only be refused. A `Caller` comes
-out of verification alone: `read_caller` for a signature that a key verified, and `accepted` for a
-token that upstream accepted. Whatever shows anything, or counts a person, takes a `Caller`.
+A `Claimant` holds a token that nobody has verified: it can only be refused. A `Caller` comes out of
+verification alone: `read_caller` for a signature that a key verified, and `accepted` for a token
+that upstream accepted. All code that shows anything, or counts a person, takes a `Caller`.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ class Caller(Holder[GrantT]):
 
 @dataclass(frozen=True, slots=True)
 class Claimant(Holder[GrantT]):
-    """What a token says that only upstream can verify. It can be refused, and nothing else."""
+    """The holder of a token that only upstream can verify. It can be refused, and nothing else."""
 
     unverified: ClassVar = True
     keys: ClassVar = None
@@ -156,7 +156,7 @@ def read_claimant(
 
 def accepted(claimant: Claimant[GrantT]) -> Caller[GrantT]:
     """Return the caller of a token; only for a token that upstream has verified."""
-    return claimant._caller  # noqa: SLF001  the only door from one to the other
+    return claimant._caller  # noqa: SLF001  the only way from one to the other
 
 
 def _read(

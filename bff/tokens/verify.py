@@ -6,8 +6,8 @@ branch has its parent's signing key, so without ``sub`` a token of one branch co
 Tokens of other issuers are verified by the keys of their `Source` and no others. If upstream may
 verify an environment's tokens, a token that no key verifies becomes a `Claimant`.
 
-The signature comes before the contents. What has to be read before it (which source, which key) is
-read within bounds on bytes and members, by code in C.
+The signature comes before the contents. To choose a source and a key, the verifier reads a token
+before that, within bounds on bytes and members, by code in C.
 """
 
 import base64
@@ -117,7 +117,7 @@ class Verifier(Generic[GrantT]):
         """The last use of each key."""
         return self._uses.values()
 
-    def known(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT] | None:
+    def recall(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT] | None:
         """Return who holds *token*, if it was verified before; this reads nothing of the token."""
         try:
             holder = self._verified[token]
@@ -138,7 +138,7 @@ class Verifier(Generic[GrantT]):
         Raises:
             Refused: ``secret_key_sent``, ``token_invalid``, ``token_expired`` or ``not_ready``.
         """
-        holder = self.known(token, wall)
+        holder = self.recall(token, wall)
         if holder is not None:
             return holder
         holder = self._check(token, wall)

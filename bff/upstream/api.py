@@ -171,7 +171,7 @@ class Upstream:
 
 _REJECTED = HTTPStatus.UNAUTHORIZED
 _MAX_MEMBERS = 256
-"""Brackets, braces and commas of an answer that is no document; usual ones have ten."""
+"""Brackets, braces and commas of an answer that is not a document; usual ones have ten."""
 
 
 def _body(answer: Answer) -> bytes:

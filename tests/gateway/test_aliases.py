@@ -142,8 +142,10 @@ async def test_guess_waits_for_the_budget_like_a_poll(world: World) -> None:
     ],
     ids=["down", "HTML", "key", "429"],
 )
-async def test_trouble_is_told_as_trouble(world: World, answer: Answer, status: int) -> None:
-    """It is the named sessions' trouble, so it is the same for every id that is asked for."""
+async def test_trouble_of_a_named_session_is_not_a_403(
+    world: World, answer: Answer, status: int
+) -> None:
+    """It is the named sessions' trouble, so it is the same for every requested id."""
     await world.start(**OFF)
     await world.get("chat-closed")
     world.upstream.override = by_id({FRIENDLY["chat-2"]: answer})
@@ -157,7 +159,7 @@ async def test_trouble_is_told_as_trouble(world: World, answer: Answer, status: 
     assert named.status_code == 200, "its own pair is known"
 
 
-async def test_missing_named_session_is_no_match(world: World) -> None:
+async def test_missing_named_session_does_not_match(world: World) -> None:
     scopes = read("session_gone", FRIENDLY["chat-1"])
 
     made_up = await world.get("made-up", *scopes)

@@ -329,7 +329,7 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("verified", [True, False], ids=["known token", "new token"])
 async def test_wrong_alias_gets_identical_bytes(opaque: World, verified: bool, answer: str) -> None:
-    """Whether the id exists and has a copy, or not; upstream is asked about the named id alone."""
+    """Whether the id exists and has a copy, or not; upstream sees the named id alone."""
     await opaque.get("chat-1", token=minted(opaque, *read("chat-1")))
     shown, paths = [], set()
     for number, asked in enumerate(("chat-1", "chat-closed", "no-such-chat", "made-up")):

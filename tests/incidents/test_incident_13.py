@@ -264,7 +264,7 @@ class Machine(RuleBasedStateMachine):
             assert shown["metadata"] == ({"plan": "enterprise"} if self.plan else None)
             self.check_version(document["id"], shown["currentRunId"], age)
         if not may_read:
-            # Trouble of the sessions that the token names in the other form is told as trouble.
+            # The browser learns of trouble with sessions that the token names in the other form.
             trouble = response.status >= 500 and names_other_form(texts, id_)
             assert trouble or response.status in (403, 429), (
                 "a refusal reveals nothing of a session that the token does not name"

@@ -1,4 +1,4 @@
-"""Incidents 15, 16, 18, 19, 30, 34 and 36: shared copies, and what loads may cost."""
+"""Incidents 13, 15, 16, 18, 19, 30, 34 and 36: shared copies, and what loads may cost."""
 
 import asyncio
 import json
@@ -14,6 +14,10 @@ from support.rawsockets import RawUpstream, answer_bytes, request, requested_id,
 from support.world import FRIENDLY, PATH, Gateway, World, read
 
 from bff.demo.upstream import session
+from bff.errors import Refused
+from bff.gateway.answers import HIT
+from bff.gateway.context import RequestContext
+from bff.request import RequestHead
 from bff.sessions.copy import Copy
 
 
@@ -58,6 +62,19 @@ async def test_15_a_copy_under_a_foreign_key_is_dropped_and_counted(world: World
 
     assert response.json()["externalId"] == "chat-1"
     assert "bff_mismatched_copies_total 1.0" in (await world.ops.get("/metrics")).text
+
+
+async def test_13_answer_with_another_session_is_refused(world: World) -> None:
+    """The one door out checks the copy itself, even if the code before it were wrong."""
+    await world.get("chat-2")
+    gateway = world.service.gateway
+    copy = gateway.cache.find("default", "chat-2", world.clock.now)
+    assert isinstance(copy, Copy)
+    caller = gateway.config.verifier.verify(world.token(*read("chat-1")).encode(), world.clock.wall)
+    head = RequestHead.read("GET", PATH.encode() + b"chat-1", b"", [], "192.0.2.1")
+
+    with pytest.raises(Refused, match="unauthorized"):
+        gateway.answers.session(RequestContext(head, b"id", *world.clock()), caller, copy, HIT)
 
 
 async def test_16_each_waiter_of_a_load_is_decided_on_individually(

@@ -30,7 +30,7 @@ def seen_by_the_browser(response: Response) -> tuple[Any, ...]:
 
 
 def left(world: World) -> tuple[Any, ...]:
-    """What is left of the budget and of each limit, and what upstream was asked."""
+    """Return the rest of the budget, the use of each limit, and the requests upstream."""
     config, now = world.service.gateway.config, world.clock.now
     limits = (config.limits.address, config.limits.bad_token, config.limits.caller)
     return (
@@ -182,7 +182,7 @@ async def test_72_unreachable_id_is_404_without_a_load(
 
 
 async def test_72_id_that_upstream_reads_as_another_is_not_found(world: World) -> None:
-    """Whatever upstream makes of an id, the id is no failure of upstream."""
+    """Upstream may read an id as another; that is not a failure of upstream."""
     world.answer(200, session(1, "aAb"))
 
     response = await ask(world, "a%2541b", world.token(*read("a%41b")))
