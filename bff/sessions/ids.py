@@ -101,7 +101,12 @@ def named(granted: scopes.Grant) -> tuple[str, ...]:
 def named_in_other_form(granted: scopes.Grant, id_: str) -> tuple[str, ...]:
     """The named ids one of which may be the other id of *id_*'s session."""
     friendly = is_friendly(id_)
-    return tuple(one for one in named(granted) if is_friendly(one) is not friendly)
+    # The form is the cheapest to check, so it comes first.
+    return tuple(
+        one
+        for one in granted.named
+        if is_friendly(one) is not friendly and is_id(one) and is_reachable(one)
+    )
 
 
 def path(id_: str) -> str:

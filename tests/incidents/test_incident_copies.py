@@ -319,9 +319,9 @@ async def test_36_a_valid_token_causes_no_more_lookups_than_bad_tokens(
     token = kind.token(world, *read(FRIENDLY["chat-1"]))
     statuses, own = set(), set()
 
-    for number in range(10_000):
+    for number in range(1_000):
         statuses.add((await ask(world, f"made-up-{number}", token)).status)
-        if number % 500 == 0:
+        if number % 50 == 0:
             own.add((await ask(world, FRIENDLY["chat-1"], token)).status)
 
     assert statuses == {403}
