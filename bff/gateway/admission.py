@@ -82,7 +82,8 @@ class Admission:
             request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
             holder = self._verifier.recall(request.token, request.wall)
             if holder is None:
-                self._refuse_flood(request)
+                if request.waited is None:  # after a wait the token was read before
+                    self._refuse_flood(request)
                 holder = self._verifier.verify(request.token, request.wall)
             if self._revocations.any:
                 self.refuse_revoked_token(request, holder)
@@ -190,6 +191,17 @@ class Admission:
             or not caller.granted.covers(copy.id, copy.external_id)
             or (self._revocations.any and self.is_session_revoked(request, caller, copy))
         ):
+            raise Refused("unauthorized")
+
+    def refuse_revoked_session(
+        self, request: RequestContext, holder: Holder[Grant], session_id: str
+    ) -> None:
+        """Refuse a session that is revoked by the requested id, before there is a copy of it.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        if self._revocations.session(session_id, None, holder.issued, request.wall):
             raise Refused("unauthorized")
 
     def is_session_revoked(

@@ -9,11 +9,12 @@ exists. The browser learns of trouble in those lookups, as it does not depend on
 from dataclasses import dataclass
 from typing import Final
 
+from bff.config.runtime import RuntimeConfig
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
 from bff.gateway.members import WHOLE_REQUEST, Members
-from bff.gateway.pending import Pending, PendingMember, Resumable, decide_again, wait_for
+from bff.gateway.pending import Pending, PendingMember, Resumable, outcome, wait_for
 from bff.limits.rate import UNLIMITED_WINDOW
 from bff.response import Response
 from bff.sessions import ids
@@ -43,25 +44,26 @@ class PendingAlias:
     members: list[PendingMember]
     aliases: "Aliases"
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for the next of the named sessions, then compare its ids."""
-        await wait_for(gateway, self.request, self.members, first=True)
-        return self._conclude(gateway)
+    config: RuntimeConfig
 
-    def _conclude(self, gateway: Resumable) -> "Response | Pending":
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for the next of the named sessions."""
+        await wait_for(gateway, self.request, self.members, first=True)
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Answer with the requested session or, once all ids are known, with a refusal."""
         request, caller = self.request, self.caller
-        gateway.admission.refuse_revoked_token(request, caller)
         for member in [member for member in self.members if member.task.done()]:
             self.members.remove(member)
-            served = member.result(gateway)
-            if member.config is not gateway.config:
-                return decide_again(gateway, request, served)
+            try:
+                served = outcome(gateway, member, caller)
+            except Refused as refused:
+                served = refused.refusal
             if isinstance(served, Refusal):
                 if served.code in WHOLE_REQUEST:
                     return gateway.answers.refusal(request, served)
                 self.outcomes[member.session_id] = served
-            elif served is None:  # another replica saw it accepted: the copy is still to be had
+            elif served is None:  # the copy is still to be looked up
                 if self.aliases.look_up(self, member.session_id):
                     return gateway.answer(request, caller, member.session_id)
             elif has_id(served[0], self.session_id):
@@ -74,16 +76,17 @@ class PendingAlias:
         It shows no limit, as where nothing had to be looked up.
         """
         self.request.window = UNLIMITED_WINDOW
-        for outcome in self.outcomes.values():
-            if outcome.code not in _NO_SESSION:
-                return outcome
+        for refusal in self.outcomes.values():
+            if refusal.code not in _NO_SESSION:
+                return refusal
         return Refusal("unauthorized")
 
 
 class Aliases:
     """Finds the named session that an id in the other form belongs to, by one configuration."""
 
-    def __init__(self, *, pairs: Pairs, members: Members) -> None:
+    def __init__(self, config: RuntimeConfig, *, pairs: Pairs, members: Members) -> None:
+        self._config = config
         self._pairs = pairs
         self._members = members
 
@@ -119,7 +122,7 @@ class Aliases:
         candidates = self.candidates(caller, session_id)
         if isinstance(candidates, str):
             return candidates
-        pending = PendingAlias(request, caller, session_id, {}, [], self)
+        pending = PendingAlias(request, caller, session_id, {}, [], self, self._config)
         for named in candidates:
             if self.look_up(pending, named):
                 return named
@@ -133,16 +136,16 @@ class Aliases:
         Raises:
             Refused: a refusal that every other named session would meet as well.
         """
-        outcome = self._members.find(pending.request, pending.caller, named)
-        if isinstance(outcome, Refusal):
-            pending.outcomes[named] = outcome
+        member = self._members.find(pending.request, pending.caller, named)
+        if isinstance(member, Refusal):
+            pending.outcomes[named] = member
             return False
         # The ids of a session never change, so those of an older copy still hold.
-        if isinstance(outcome, tuple):
-            return has_id(outcome[0], pending.session_id)
-        if outcome.fallback is not None:
-            return has_id(outcome.fallback, pending.session_id)
-        pending.members.append(outcome)
+        if isinstance(member, tuple):
+            return has_id(member[0], pending.session_id)
+        if member.fallback is not None:
+            return has_id(member.fallback, pending.session_id)
+        pending.members.append(member)
         return False
 
 

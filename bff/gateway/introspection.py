@@ -18,7 +18,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import loaded
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, Served, decide_again, wait_for
+from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy
@@ -75,29 +75,30 @@ class PendingIntrospection:
     introspector: "Introspector"
     fallback: None = None
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for upstream's answer, then decide: token, key or policy may be gone."""
-        request = self.request
-        await wait_for(gateway, request, [self])
-        outcome = self.result(gateway)
-        if self.config is not gateway.config:
-            return decide_again(gateway, request, outcome)
-        gateway.admission.refuse_revoked_token(request, self.subject)
-        if isinstance(outcome, Refusal):
-            return gateway.answers.refusal(request, outcome)
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for upstream's answer."""
+        await wait_for(gateway, self.request, [self])
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide by upstream's answer; only an accepted token has a caller."""
+        served = outcome(gateway, self, self.subject)
+        if isinstance(served, Refusal):
+            return gateway.answers.refusal(self.request, served)
         caller = verified(self.subject)
-        if outcome is None:
-            return gateway.answer(request, caller, self.session_id)
-        return gateway.answers.session(request, caller, *outcome)
+        if served is None:
+            return gateway.answer(self.request, caller, self.session_id)
+        return gateway.answers.session(self.request, caller, *served)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
         """Return the outcome, and charge it: the token is verified only now."""
-        outcome = self.introspector.conclude(self, self.task.result())
-        if not isinstance(outcome, Copy):
-            return outcome
-        if gateway.admission.is_session_revoked(self.request, self.subject, outcome):
+        brought = self.introspector.conclude(self, self.task.result())
+        if not isinstance(brought, Copy):
+            return brought
+        if gateway.cache.is_purged(brought):
+            return None
+        if gateway.admission.is_session_revoked(self.request, self.subject, brought):
             return Refusal("unauthorized")
-        return outcome, loaded(stale=False, collapsed=self.collapsed)
+        return brought, loaded(stale=False, collapsed=self.collapsed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +116,21 @@ class PendingCaller:
         """The request that it is for."""
         return self.introspection.request
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for upstream's answer, then decide."""
-        request, introspection = self.request, self.introspection
-        await wait_for(gateway, request, [introspection])
-        outcome = introspection.result(gateway)
-        if introspection.config is not gateway.config:
-            return decide_again(gateway, request, outcome)
-        subject = introspection.subject
-        gateway.admission.refuse_revoked_token(request, subject)
-        if isinstance(outcome, Refusal) and outcome.code not in AUTHENTIC:
-            return gateway.answers.refusal(request, outcome)
-        return gateway.serve(request, verified(subject))
+    @property
+    def config(self) -> RuntimeConfig:
+        """The configuration by which the gateway decided to wait."""
+        return self.introspection.config
+
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for upstream's answer."""
+        await self.introspection.wait(gateway)
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide the request for its caller, if there is one now."""
+        result = self.introspection.result(gateway)
+        if isinstance(result, Refusal) and result.code not in AUTHENTIC:
+            return gateway.answers.refusal(self.request, result)
+        return gateway.serve(self.request, verified(self.introspection.subject))
 
 
 def verified(subject: Subject) -> Caller[Grant]:

@@ -174,7 +174,7 @@ async def test_match_does_not_wait_for_other_sessions(world: World) -> None:
     scopes = read(slow, FRIENDLY["chat-1"])
 
     match = await world.get("chat-1", *scopes)
-    guess = asyncio.create_task(world.get("chat-2", *scopes))
+    guess = asyncio.create_task(world.get("made-up", *read(slow, FRIENDLY["chat-2"])))
     for _ in range(50):
         await asyncio.sleep(0)
     waited = not guess.done()
