@@ -195,7 +195,7 @@ async def test_51_flood_beyond_the_limit_is_not_read(of_kind: World, kind: Kind)
         read_tokens.append(token)
         return original(token, wall)
 
-    verifier._check = counted  # type: ignore[method-assign]
+    verifier._check = counted
     statuses = [
         (await ask(of_kind, id_, f"{bad}.{number:086}")).status
         for number in range(100)
