@@ -172,7 +172,7 @@ def conclude_member(
 def outcome(
     gateway: Resumable, pending: PendingMember, holder: Holder[Grant]
 ) -> Served | Refusal | None:
-    """Take the result of a wait for one session; of a revoked one nothing else is shown."""
+    """Take the result of a wait for one session; a revoked one is refused, whatever it was."""
     served = pending.result(gateway)
     if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
         gateway.admission.refuse_revoked_session(pending.request, holder, pending.session_id)

@@ -19,6 +19,7 @@ from bff.gateway.answers import HIT
 from bff.gateway.context import RequestContext
 from bff.request import RequestHead
 from bff.sessions.copy import Copy
+from bff.tokens.caller import Caller
 
 
 async def test_15_cancelled_requests_hand_nothing_to_the_next(world: World) -> None:
@@ -65,12 +66,13 @@ async def test_15_a_copy_under_a_foreign_key_is_dropped_and_counted(world: World
 
 
 async def test_13_answer_with_another_session_is_refused(world: World) -> None:
-    """The one door out checks the copy itself, even if the code before it were wrong."""
+    """The only way out checks the copy itself, even if the code before it were wrong."""
     await world.get("chat-2")
     gateway = world.service.gateway
     copy = gateway.cache.find("default", "chat-2", world.clock.now)
     assert isinstance(copy, Copy)
     caller = gateway.config.verifier.verify(world.token(*read("chat-1")).encode(), world.clock.wall)
+    assert isinstance(caller, Caller)
     head = RequestHead.read("GET", PATH.encode() + b"chat-1", b"", [], "192.0.2.1")
 
     with pytest.raises(Refused, match="unauthorized"):
