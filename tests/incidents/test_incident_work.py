@@ -204,7 +204,7 @@ async def test_51_flood_beyond_the_limit_is_not_read(of_kind: World, kind: Kind)
 
     assert statuses[:50].count(429) == 0
     assert statuses[60:] == [429] * 40
-    assert len(read_tokens) == 60
+    assert len(set(read_tokens)) == 60, "some of them again, after their wait for upstream"
     assert (await ask(of_kind, "chat-1", good)).status == 200, "a known token costs no look"
     assert (await ask(of_kind, "chat-1", good, peer="192.0.2.9")).status == 200
     of_kind.clock.advance(60)
