@@ -6,13 +6,13 @@ redirect, keeps no cookie, resolves no dots in a path, and takes no credentials 
 the environment. A load also costs a quarter less.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
 import httpcore2
 
+from bff import strict_json
 from bff.errors import (
     CredentialsRejected,
     SessionNotFound,
@@ -134,8 +134,8 @@ class Upstream:
         """
         answer = await self.probe("POST", CLAIMS_PATH)
         try:
-            claims = json.loads(_body(answer))
-        except (ValueError, RecursionError):
+            claims = strict_json.loads(_body(answer), most=_MAX_MEMBERS)
+        except ValueError:
             claims = None
         subject = claims.get("sub") if isinstance(claims, dict) else None
         if not isinstance(subject, str) or not subject:
@@ -170,6 +170,8 @@ class Upstream:
 
 
 _REJECTED = HTTPStatus.UNAUTHORIZED
+_MAX_MEMBERS = 256
+"""Brackets, braces and commas of an answer that is not a document; usual ones have ten."""
 
 
 def _body(answer: Answer) -> bytes:
@@ -190,8 +192,8 @@ def _body(answer: Answer) -> bytes:
 
 def _is_api_error(body: bytes) -> bool:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = strict_json.loads(body, most=_MAX_MEMBERS)
+    except ValueError:
         return False
     return isinstance(document, dict) and isinstance(document.get("error"), str)
 
