@@ -73,6 +73,7 @@ class PendingIntrospection:
     config: RuntimeConfig
     introspector: "Introspector"
     fallback: None = None
+    load: None = None
 
     async def resume(self, gateway: Resumable) -> "Response | Pending":
         """Wait for upstream's answer, then decide."""

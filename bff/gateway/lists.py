@@ -10,11 +10,12 @@ from bff import metrics
 from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.answers import Answers
+from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR, Answers, CacheOutcome
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, PendingIntrospection
 from bff.gateway.lookup import Lookup
 from bff.gateway.pending import (
+    FALLBACK_SECONDS,
     Pending,
     PendingLoad,
     PendingMember,
@@ -26,11 +27,13 @@ from bff.gateway.pending import (
 from bff.response import Response
 from bff.sessions import ids, list_query
 from bff.sessions.copy import Copy
-from bff.sessions.page import Listing
+from bff.sessions.page import Listing, is_late
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
+Sources = dict[str, CacheOutcome]
+"""Where the copies of a list come from, by named id."""
 _WHOLE_LIST = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 """Codes of refusals that every other member of the list would meet as well."""
 
@@ -42,13 +45,15 @@ class PendingList:
     request: RequestContext
     caller: Caller[Grant]
     listing: Listing
+    sources: "Sources"
     members: list[PendingMember]
     lists: "Lists"
 
     async def resume(self, gateway: Resumable) -> "Response | Pending":
         """Wait for the members; more of them may follow, where some are missing or filtered out."""
         request, caller = self.request, self.caller
-        await wait_for(gateway, request, self.members)
+        left = FALLBACK_SECONDS - (request.waited or 0.0)
+        await wait_for(gateway, request, self.members, max(0.0, left))
         for member in self.members:
             served = member.result(gateway)
             if member.config is not gateway.config:
@@ -56,9 +61,9 @@ class PendingList:
             if isinstance(served, Refusal) and self.lists.ends_with(served, caller, request.now):
                 return gateway.answers.refusal(request, served)
             if served is not None:
-                self.listing.outcomes[member.session_id] = self.lists.count(served)
+                self.lists.keep(self.listing, self.sources, member.session_id, served)
         gateway.admission.refuse_revoked_token(request, caller)
-        return self.lists.answer(request, caller, self.listing, b"fwd=miss")
+        return self.lists.answer(request, caller, self.listing, self.sources)
 
 
 class Lists:
@@ -95,14 +100,14 @@ class Lists:
                 "read:sessions:<id> for each of them",
             )
         named = ids.named(caller.granted)
-        if not named:
-            raise Refused("unauthorized")
+        if not named and caller.unverified:
+            raise Refused("unauthorized")  # without a session upstream cannot verify the token
         if not caller.unverified:
             self._admission.charge_caller(request, caller)
-        return self.answer(request, caller, Listing(query, named, caller.key, request.wall), b"hit")
+        return self.answer(request, caller, Listing(query, named, caller.key, request.wall), {})
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], listing: Listing, cache_status: bytes
+        self, request: RequestContext, caller: Caller[Grant], listing: Listing, sources: Sources
     ) -> Response | PendingList:
         """Answer with a page from memory, or say which members have to be waited for."""
         members: list[PendingMember] = []
@@ -116,12 +121,15 @@ class Lists:
                 if isinstance(served, PendingLoad | PendingIntrospection):
                     members.append(served)
                     return None
-                outcome = listing.outcomes[session_id] = self.count(served)
+                outcome = self.keep(listing, sources, session_id, served)
             return outcome
 
-        page = listing.page(find)
+        # The members without a copy start first, wherever they stand in the list.
+        with self._lookup.hold(caller):
+            page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, members, self)
+            return PendingList(request, caller, listing, sources, members, self)
+        cache_status = _summarize([sources[id_] for id_ in page.shown])
         return self._answers.list_page(request, caller, page, cache_status)
 
     def _find(
@@ -142,10 +150,29 @@ class Lists:
         """Whether a member's refusal is the answer to the whole list."""
         return refusal.code in _WHOLE_LIST or not self._introspector.is_authentic(caller, now)
 
-    def count(self, served: Served | Refusal) -> Copy | Refusal:
-        """Count what the cache did for a member."""
+    def keep(
+        self, listing: Listing, sources: Sources, session_id: str, served: Served | Refusal
+    ) -> Copy | Refusal:
+        """Keep the outcome of one member, and count what the cache did for it."""
         if isinstance(served, Refusal):
-            return served
-        copy, outcome = served
-        self._telemetry.count(metrics.CACHE, outcome.label)
-        return copy
+            outcome: Copy | Refusal = served
+            if served.code != "not_found":
+                label = "late" if is_late(served) else "unavailable"
+                self._telemetry.count(metrics.CACHE, label)
+        else:
+            outcome, source = served
+            sources[session_id] = source
+            self._telemetry.count(metrics.CACHE, source.label)
+        listing.outcomes[session_id] = outcome
+        return outcome
+
+
+def _summarize(sources: list[CacheOutcome]) -> bytes:
+    """Write the Cache-Status of a page (RFC 9211): of the copy that it took most to get."""
+    loaded = [one.cache_status for one in sources if one not in (HIT, STALE, STALE_IF_ERROR)]
+    if loaded:
+        return b"fwd=miss" if any(b"miss" in one for one in loaded) else b"fwd=stale"
+    for one in (STALE_IF_ERROR, STALE):
+        if one in sources:
+            return one.cache_status
+    return HIT.cache_status

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from bff.config.runtime import RuntimeConfig
+from bff.copies.load_queue import TURN_SECONDS, QueuedLoad
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, loaded
@@ -22,7 +23,8 @@ from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 FALLBACK_SECONDS: Final = 1.0
-"""Seconds that a request waits for a newer copy while an older, usable one is at hand."""
+"""Seconds that a request waits for a newer copy while an older, usable one is at hand, and that a
+page of a list waits for the turns of loads."""
 
 Served = tuple[Copy, CacheOutcome]
 """A copy to answer with, and where it comes from."""
@@ -80,8 +82,12 @@ class PendingMember(Protocol):
         """The configuration by which the gateway decided to wait."""
 
     @property
-    def task(self) -> "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
+    def task(self) -> "asyncio.Future[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
         """The work that is waited for; it goes on when the browser leaves."""
+
+    @property
+    def load(self) -> QueuedLoad | None:
+        """The load that is waited for, which may have to wait for its turn."""
 
     @property
     def fallback(self) -> Copy | None:
@@ -98,11 +104,16 @@ class PendingLoad:
     request: RequestContext
     caller: Caller[Grant]
     session_id: str
-    task: "asyncio.Task[Copy | Refusal]"
+    load: QueuedLoad
     fallback: Copy | None
     collapsed: bool
     """Another request started the load."""
     config: RuntimeConfig
+
+    @property
+    def task(self) -> "asyncio.Future[Copy | Refusal]":
+        """Ends with the load."""
+        return self.load.outcome
 
     async def resume(self, gateway: Resumable) -> "Response | Pending":
         """Wait for the load; then decide on the copy's own ids."""
@@ -110,7 +121,11 @@ class PendingLoad:
 
     def result(self, gateway: Resumable) -> Served | Refusal:
         """The new copy; failing that the fallback; failing that the reason."""
-        brought = self.task.result() if self.task.done() else Refusal("upstream_timeout")
+        brought: Copy | Refusal = Refusal("upstream_timeout")
+        if self.task.done():
+            brought = self.task.result()
+        elif self.load.queued:
+            brought = Refusal("over_budget", retry_after=self.load.expected(self.request.now))
         served: Served
         if isinstance(brought, Copy):
             served = brought, loaded(stale=self.fallback is not None, collapsed=self.collapsed)
@@ -141,14 +156,39 @@ async def resume_member(
 
 
 async def wait_for(
-    gateway: Resumable, request: RequestContext, members: Sequence[PendingMember]
+    gateway: Resumable,
+    request: RequestContext,
+    members: Sequence[PendingMember],
+    timeout: float = TURN_SECONDS,
 ) -> None:
-    """Wait until all loads have ended, or shortly if each of them has a fallback."""
+    """Wait for all loads: at most *timeout* seconds for those that wait for their turn.
+
+    If each load has a fallback, all of them are waited for shortly.
+    """
     began, _ = gateway.clock()
-    timeout = FALLBACK_SECONDS if all(member.fallback for member in members) else None
-    await asyncio.wait([member.task for member in members], timeout=timeout)
+    again = False
+    try:
+        await _wait_for_loads(members, timeout, began)
+        again = True
+    finally:  # also when the browser has left
+        for member in members:
+            if member.load is not None:
+                member.load.leave(again=again)
     request.now, request.wall = gateway.clock()
     request.waited = (request.waited or 0.0) + request.now - began
+
+
+async def _wait_for_loads(members: Sequence[PendingMember], seconds: float, now: float) -> None:
+    if all(member.fallback for member in members):
+        seconds = min(seconds, FALLBACK_SECONDS)
+    near = [m.task for m in members if m.load is None or m.load.expected(now) <= seconds]
+    if near:
+        await asyncio.wait(near, timeout=seconds)
+    in_flight = [
+        m.task for m in members if not m.fallback and not (m.load is not None and m.load.queued)
+    ]
+    if in_flight:
+        await asyncio.wait(in_flight)
 
 
 def decide_again(
