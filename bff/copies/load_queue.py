@@ -24,9 +24,9 @@ from bff.sessions.copy import Copy
 TURN_SECONDS: Final = 1.25
 """Seconds that a request without any copy waits for the turn of its load: longer than until the
 next turn of a budget per second."""
-MAX_IN_FLIGHT: Final = 80
-"""Loads in flight of one environment, of the 100 connections upstream."""
-_MAX_OF_CALLER: Final = MAX_IN_FLIGHT // 2
+MAX_IN_FLIGHT: Final = 100
+"""Loads in flight of one environment: as many as connections upstream."""
+_MAX_OF_CALLER: Final = 80
 """Loads in flight that one caller's turns started, so that others find room if upstream is slow."""
 _MAX_UNSPENT: Final = 16
 """Loads that ask the store at once, so that a large page does not make the store late."""

@@ -5,6 +5,7 @@ token names in place of the check of scopes; each member then has the same copy,
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from bff import metrics
 from bff.config.runtime import RuntimeConfig
@@ -32,6 +33,9 @@ from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
+LATE_SECONDS: Final = 3.0
+"""Seconds that a page waits for the turns of loads if it only tries late sessions again: whoever
+follows the pages to their end wants all of them."""
 Sources = dict[str, CacheOutcome]
 """Where the copies of a list come from, by named id."""
 _WHOLE_LIST = frozenset(("token_invalid", "token_revoked", "rate_limited"))
@@ -52,7 +56,8 @@ class PendingList:
     async def resume(self, gateway: Resumable) -> "Response | Pending":
         """Wait for the members; more of them may follow, where some are missing or filtered out."""
         request, caller = self.request, self.caller
-        left = FALLBACK_SECONDS - (request.waited or 0.0)
+        bound = LATE_SECONDS if self.listing.only_late else FALLBACK_SECONDS
+        left = bound - (request.waited or 0.0)
         await wait_for(gateway, request, self.members, max(0.0, left))
         for member in self.members:
             served = member.result(gateway)
@@ -168,11 +173,13 @@ class Lists:
 
 
 def _summarize(sources: list[CacheOutcome]) -> bytes:
-    """Write the Cache-Status of a page (RFC 9211): of the copy that it took most to get."""
+    """Write the Cache-Status of a page (RFC 9211): what was loaded for it, and the oldest copies."""
     loaded = [one.cache_status for one in sources if one not in (HIT, STALE, STALE_IF_ERROR)]
+    status, detail = b"hit", b""
     if loaded:
-        return b"fwd=miss" if any(b"miss" in one for one in loaded) else b"fwd=stale"
+        status = b"fwd=miss" if any(b"miss" in one for one in loaded) else b"fwd=stale"
     for one in (STALE_IF_ERROR, STALE):
         if one in sources:
-            return one.cache_status
-    return HIT.cache_status
+            detail = one.cache_status.removeprefix(HIT.cache_status)
+            break
+    return status + detail

@@ -87,7 +87,7 @@ class Lookup:
         environment: Environment,
         copy: Copy,
     ) -> Served | PendingLoad:
-        """Use a copy that is not fresh as far as its age allows, and queue the load of a new one."""
+        """Use a copy that is not fresh as far as its age allows, and queue the load of another."""
         now = request.now
         state = self._cache.ages.state(copy, now, copy.share.stretch)
         if state is State.STALE:

@@ -14,9 +14,9 @@ from typing import Final
 
 MAX_LATE: Final = 360
 """Late sessions that a cursor holds: at two bytes each, it fits into one value of a query."""
-_OWNER_BYTES: Final = 12
+_OWNER_BYTES: Final = 10
 """Bytes of the digest that only the caller's cursors have: too many to guess."""
-_LIST_BYTES: Final = 9
+_LIST_BYTES: Final = 6
 """Bytes of the digest that tells the lists of one caller apart."""
 _MORE: Final = 0x80
 """The bit of a byte that says that its number goes on in the next byte."""

@@ -89,6 +89,11 @@ class Listing:
             expected = PARAMETERS[parameter].expected
             raise Refused("bad_request", f"{parameter} must be {expected}") from None
 
+    @property
+    def only_late(self) -> bool:
+        """Whether the page only tries late sessions again: the rest of the list was shown."""
+        return self._begin is not None and self._begin.position == len(self.named)
+
     def page(self, find: Callable[[str], Outcome | None]) -> Page | None:
         """Make the page; return None if a session has to be waited for.
 
