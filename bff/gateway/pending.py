@@ -121,10 +121,10 @@ class PendingLoad:
 
     def result(self, gateway: Resumable) -> Served | Refusal:
         """The new copy; failing that the fallback; failing that the reason."""
-        brought: Copy | Refusal = Refusal("upstream_timeout")
+        brought: Copy | Refusal
         if self.task.done():
             brought = self.task.result()
-        elif self.load.queued:
+        else:  # its turn came too late, or not yet
             brought = Refusal("over_budget", retry_after=self.load.expected(self.request.now))
         served: Served
         if isinstance(brought, Copy):
