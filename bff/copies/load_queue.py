@@ -28,7 +28,7 @@ MAX_IN_FLIGHT: Final = 100
 """Loads in flight of one environment: as many as connections upstream."""
 _MAX_OF_CALLER: Final = 80
 """Loads in flight that one caller's turns started, so that others find room if upstream is slow."""
-_MAX_UNSPENT: Final = 16
+MAX_UNSPENT: Final = 16
 """Loads that ask the store at once, so that a large page does not make the store late."""
 
 Outcome = Copy | Refusal
@@ -141,7 +141,9 @@ class LoadQueue:
         if load is None:
             load = QueuedLoad(id_, copy, stretch, now, self)
             if not self._add(load, caller, awaited=True):
-                return None
+                self._start_turns()  # in spite of a hold: a large page fills the queue
+                if not self._add(load, caller, awaited=True):
+                    return None
         elif load.queued:
             self._add(load, caller, awaited=True)
         load.waiting += 1
@@ -209,13 +211,17 @@ class LoadQueue:
 
     def start_loads(self) -> None:
         """Start the loads whose turn it is."""
-        if self._holds or self._stopped or not len(self._queue):
+        if not self._holds:
+            self._start_turns()
+
+    def _start_turns(self) -> None:
+        if self._stopped or not len(self._queue):
             return
         now, up = self._clock()[0], self._sharing.up
         wait = 0.0
         while len(self._queue) and self._total < MAX_IN_FLIGHT:
             wait = self._denied_until - now if up else self._wait(now)
-            if (up and self._unspent >= _MAX_UNSPENT) or (not up and wait > 0):
+            if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):
                 break
             # While the store denies, only loads start that another replica may have a copy for.
             turn = self._queue.pop(self._may_start, new=wait > 0)

@@ -173,7 +173,7 @@ class Lists:
 
 
 def _summarize(sources: list[CacheOutcome]) -> bytes:
-    """Write the Cache-Status of a page (RFC 9211): what was loaded for it, and the oldest copies."""
+    """Write the Cache-Status of a page (RFC 9211): what was loaded, and how old the rest is."""
     loaded = [one.cache_status for one in sources if one not in (HIT, STALE, STALE_IF_ERROR)]
     status, detail = b"hit", b""
     if loaded:
