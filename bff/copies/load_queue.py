@@ -65,8 +65,8 @@ class QueuedLoad(Turn):
         self.waiting = 0
         """Requests that wait for it."""
         self.kept = False
-        """It is needed even if nobody waits: a copy needs a refresh, or a request was told to come
-        again."""
+        """It is needed even if nobody waits: a copy needs a refresh, or a request was refused and
+        may come again."""
 
     @property
     def queued(self) -> bool:
@@ -74,7 +74,7 @@ class QueuedLoad(Turn):
         return self.task is None and not self.outcome.done()
 
     def leave(self, *, again: bool) -> None:
-        """One request less waits; *again* says that it was told to come again."""
+        """One request less waits; *again* says that it may come again."""
         self.queue.leave(self, again=again)
 
     def expected(self, now: float) -> float:
@@ -153,7 +153,7 @@ class LoadQueue:
     def refresh(
         self, id_: str, copy: Copy, caller: Hashable, now: float, *, stretch: float
     ) -> None:
-        """Queue a load in the background, unless one is there; nobody waits for it."""
+        """Queue a load in the background, unless one exists; nobody waits for it."""
         load = self.get(id_)
         if load is None:
             load = QueuedLoad(id_, copy, stretch, now, self)

@@ -34,8 +34,8 @@ from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 LATE_SECONDS: Final = 3.0
-"""Seconds that a page waits for the turns of loads if it only tries late sessions again: whoever
-follows the pages to their end wants all of them."""
+"""Seconds that a page waits for the turns of loads if it only tries late sessions again: a
+client that follows the pages to their end wants all of them."""
 Sources = dict[str, CacheOutcome]
 """Where the copies of a list come from, by named id."""
 _WHOLE_LIST = frozenset(("token_invalid", "token_revoked", "rate_limited"))

@@ -1,8 +1,8 @@
 """The queue of loads that wait for the upstream budget: fair between callers, and bounded. No I/O.
 
-Callers take turns, so a caller with many loads delays nobody else by more than one load a turn. Of
-one caller's loads those without a copy come first, then the one with the oldest copy. Loads that
-somebody waits for go before refreshes in the background, which still get a part of the turns.
+Callers take turns, so a caller with many loads delays nobody else by more than one load a turn. A
+caller's loads without a copy come first, then the one with the oldest copy. Loads that
+requests wait for go before refreshes in the background, which still get a part of the turns.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ MAX_TURNS: Final = 1000
 MAX_OF_CALLER: Final = 200
 """Loads of one caller that wait, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
-"""Of this many turns at least one is for a refresh in the background, if one waits."""
+"""In this many turns at least one is for a refresh in the background, if one waits."""
 
 
 class Turn:
@@ -107,7 +107,7 @@ class FairQueue(Generic[TurnT]):
     ) -> TurnT | None:
         """Let *turn* wait on behalf of *caller*, who may be one of several.
 
-        It is *awaited* by somebody, or a refresh in the background. *first* says that the caller
+        It is *awaited* by requests, or a refresh in the background. *first* says that the caller
         had its turn, but could not use it. Returns the turn that has to leave the queue for it:
         another one, or *turn* itself.
         """

@@ -23,7 +23,7 @@ _MORE: Final = 0x80
 
 
 class CursorError(Exception):
-    """The text is no cursor of this caller."""
+    """The text cannot be read as a cursor of this caller."""
 
 
 @dataclass(frozen=True, slots=True)

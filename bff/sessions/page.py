@@ -6,8 +6,8 @@ for each session that the gateway cannot load now: no session is missing without
 read only what the browser may see.
 
 A session is late if its load has to wait for the budget. The page reports it, and its cursor
-carries it: whoever follows `pagination.next` gets it at the end of the list, where it is tried
-again, at most twice.
+carries it: a client that follows `pagination.next` gets it at the end of the list, where it is
+tried again, at most twice.
 """
 
 import json
@@ -156,7 +156,7 @@ class Listing:
         """Write the cursors. The page has used the first *used* positions of the *order*."""
         begin, end = self._begin or Cursor(0), len(self.named)
         late, again = set(begin.late), set(begin.again)
-        here = [order[index] for index, _ in entries]
+        positions = [order[index] for index, _ in entries]
         for index, outcome in entries:
             if index < regular and is_late(outcome):
                 late.add(order[index])
@@ -173,12 +173,12 @@ class Listing:
         following: int | None
         previous: int | None
         if self._forward:
-            first = here[0] if entries and entries[0][0] < regular else begin.position
+            first = positions[0] if entries and entries[0][0] < regular else begin.position
             previous = first if self._begin is not None and (entries or late or again) else None
             following = order[used - 1] + 1 if used < regular else end
         else:
-            previous = here[-1] if more else None
-            following = here[0] + 1 if here else None
+            previous = positions[-1] if more else None
+            following = positions[0] + 1 if positions else None
         if following is not None and (more or not self._forward or late or again):
             pagination["next"] = self._cursor(following, late, again)
         if previous is not None:
@@ -220,7 +220,7 @@ class Listing:
     def _refusal(
         self, unavailable: dict[str, Refusal], pagination: dict[str, str]
     ) -> Refusal | None:
-        """The answer if no session can be shown: an empty page would say that there are none.
+        """The answer if no session can be shown: an empty page would say that none exists.
 
         If more pages follow, the page is shown nevertheless, so that a broken session is passed
         over. But a poll of the first page has to learn that its sessions are only late.

@@ -152,7 +152,7 @@ def test_load_is_not_made_if_the_copy_came_meanwhile() -> None:
         waiting = asyncio.create_task(it.get(token, "b"))
         await asyncio.sleep(0.5)
         gateway = it.world.service.gateway
-        document = it.world.upstream.environments[0].find("b")
+        document = it.world.upstream.environments[0].find("b") or {}
         document["currentRunId"] = "run_0.5"
         gateway.cache.put(gateway.loader._project("default", document, it.world.clock.now))
 
@@ -212,7 +212,7 @@ def test_full_queue_refuses_and_tells_when_to_come_again() -> None:
 
 
 async def test_denied_loads_get_their_turn_at_a_store(replicas: Replicas) -> None:
-    """Each replica waits for what the store told, and nobody is refused for it."""
+    """Each replica waits as long as the store says, and refuses nobody for it."""
     worlds = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "6/second"})
     ids = [f"many-{n}" for n in range(12)]
     for number, id_ in enumerate(ids, start=100):

@@ -9,7 +9,7 @@ from bff.limits.queue import REFRESH_EVERY, FairQueue, Turn
 
 
 def filled(**callers: int) -> FairQueue[Turn]:
-    """A queue with so many awaited loads of each caller."""
+    """A queue with this number of awaited loads of each caller."""
     queue: FairQueue[Turn] = FairQueue()
     for caller, number in callers.items():
         for n in range(number):
@@ -51,7 +51,7 @@ def test_refreshes_come_last_and_never_starve() -> None:
     assert taken[-1] == "a"
 
 
-def test_refresh_that_somebody_waits_for_is_no_longer_one() -> None:
+def test_refresh_becomes_awaited_when_a_request_waits() -> None:
     queue = filled(a=2)
     turn = Turn("b", 1.0)
     queue.add(turn, "b", awaited=False)

@@ -37,12 +37,12 @@ def test_longest_cursor_fits_into_a_query() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "A" * 24, "A" * 1024, "ü", "=", "AAAA AAAA"])
-def test_nonsense_is_no_cursor(text: str) -> None:
+def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(CursorError):
         read(text, NAMED, ME)
 
 
-def test_cursor_of_another_caller_is_no_cursor() -> None:
+def test_cursor_of_another_caller_is_refused() -> None:
     text = Cursor(3, (1,)).write(NAMED, ME)
 
     with pytest.raises(CursorError):
@@ -50,7 +50,7 @@ def test_cursor_of_another_caller_is_no_cursor() -> None:
 
 
 @given(st.data())
-def test_changed_cursor_is_no_cursor(data: st.DataObject) -> None:
+def test_changed_cursor_is_refused(data: st.DataObject) -> None:
     text = Cursor(200, (1, 5), (7,)).write(NAMED, ME)
     raw = bytearray(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
@@ -82,6 +82,6 @@ def test_cursor_of_another_list_is_noticed(named: list[str], *, same: bool) -> N
     "cursor", [Cursor(3, (3,)), Cursor(3, (), (7,)), Cursor(3, tuple([0] * (MAX_LATE + 1)))]
 )
 def test_numbers_out_of_range_are_refused(cursor: Cursor) -> None:
-    """The digest of the caller is no secret, so a caller can sign anything for itself."""
+    """A caller knows its own digest, so it can make any cursor for itself."""
     with pytest.raises(CursorError):
         read(cursor.write(NAMED, ME), NAMED, ME)

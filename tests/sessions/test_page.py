@@ -1,6 +1,7 @@
 """Pages of a chat list: their sessions, their order, and their cursors."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ class Reader:
         cold: sessions that have to be waited for once.
     """
 
-    def __init__(self, named: list[str], state: dict[str, str | int], cold: set[str]) -> None:
+    def __init__(self, named: list[str], state: Mapping[str, str | int], cold: set[str]) -> None:
         self.named = named
         self.state = dict(state)
         self.cold = set(cold)
@@ -119,7 +120,7 @@ def test_pages_hold_each_session_once_and_in_order(
     COLD,
     st.integers(1, 5),
 )
-def test_whoever_follows_next_misses_nothing_silently(
+def test_following_next_silently_misses_nothing(
     named: list[str], state: dict[str, str | int], cold: set[str], size: int
 ) -> None:
     reader = Reader(named, state, cold)

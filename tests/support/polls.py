@@ -21,7 +21,7 @@ NO_LIMITS = {"BFF_RATE_LIMIT": "off", "BFF_IP_RATE_LIMIT": "off"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request got, in seconds of the loop.
+    """The answer to one request. Times are seconds of the loop.
 
     Attributes:
         ages: seconds since each shown session was read upstream, by id.
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass
 class PolledWorld:
-    """A World in virtual time, and when upstream was asked for which session.
+    """A World in virtual time, and the calls that upstream received.
 
     Attributes:
         delays: draws the seconds that upstream takes.
@@ -132,7 +132,7 @@ async def polled_world(**changes: str) -> AsyncIterator[PolledWorld]:
 
 
 async def every(seconds: float, times: int, poll: Any) -> list[Answer]:
-    """Poll so many times, at a fixed interval like a page."""
+    """Poll a number of times, at a fixed interval like a page."""
     loop = asyncio.get_running_loop()
     answers, began = [], loop.time()
     for number in range(times):
