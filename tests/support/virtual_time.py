@@ -28,7 +28,9 @@ class _Selector(selectors.DefaultSelector):
         return ready
 
 
-class _Loop(asyncio.SelectorEventLoop):
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """The loop; `asyncio.Runner` takes it as its factory."""
+
     def __init__(self) -> None:
         self.selector = _Selector()
         super().__init__(self.selector)
@@ -54,5 +56,5 @@ class VirtualClock:
 
 def run(history: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run *history* to its end, on a loop of its own."""
-    with asyncio.Runner(loop_factory=_Loop) as runner:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(history())
