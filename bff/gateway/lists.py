@@ -22,7 +22,7 @@ from bff.gateway.pending import (
     PendingMember,
     Resumable,
     Served,
-    decide_again,
+    outcome,
     wait_for,
 )
 from bff.response import Response
@@ -52,22 +52,32 @@ class PendingList:
     sources: "Sources"
     members: list[PendingMember]
     lists: "Lists"
+    config: RuntimeConfig
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for the members; more of them may follow, where some are missing or filtered out."""
-        request, caller = self.request, self.caller
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for the members, all rounds together as long as a page may."""
         bound = LATE_SECONDS if self.listing.only_late else FALLBACK_SECONDS
-        left = bound - (request.waited or 0.0)
-        await wait_for(gateway, request, self.members, max(0.0, left))
+        left = bound - (self.request.waited or 0.0)
+        await wait_for(gateway, self.request, self.members, max(0.0, left))
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Make the page; more members may follow, where some are missing or filtered out."""
+        request, caller = self.request, self.caller
+        self.listing.forget(
+            unless=lambda copy: gateway.is_usable(copy, request.now),
+            purged=gateway.cache.is_purged,
+        )
         for member in self.members:
-            served = member.result(gateway)
-            if member.config is not gateway.config:
-                return decide_again(gateway, request, served)
+            try:
+                served = outcome(gateway, member, caller)
+            except Refused as refused:
+                served = refused.refusal
             if isinstance(served, Refusal) and self.lists.ends_with(served, caller, request.now):
                 return gateway.answers.refusal(request, served)
             if served is not None:
                 self.lists.keep(self.listing, self.sources, member.session_id, served)
-        gateway.admission.refuse_revoked_token(request, caller)
+            if isinstance(served, tuple) and served[1] is STALE_IF_ERROR:
+                self.listing.in_memory.add(member.session_id)
         return self.lists.answer(request, caller, self.listing, self.sources)
 
 
@@ -84,6 +94,7 @@ class Lists:
         introspector: Introspector,
         telemetry: Telemetry,
     ) -> None:
+        self._config = config
         self._visible = config.visible
         self._admission = admission
         self._answers = answers
@@ -127,13 +138,14 @@ class Lists:
                     members.append(served)
                     return None
                 outcome = self.keep(listing, sources, session_id, served)
+                listing.in_memory.add(session_id)
             return outcome
 
         # The members without a copy start first, wherever they stand in the list.
         with self._lookup.hold(caller):
             page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, sources, members, self)
+            return PendingList(request, caller, listing, sources, members, self, self._config)
         cache_status = _summarize([sources[id_] for id_ in page.shown])
         return self._answers.list_page(request, caller, page, cache_status)
 

@@ -48,6 +48,8 @@ class Copy:
     """When it has to be counted again."""
     touched: bool = False
     """Whether a request read it after it was last considered for eviction."""
+    generation: int = 0
+    """The purge generation when its load began."""
 
     @property
     def keys(self) -> tuple[Key, ...]:

@@ -60,6 +60,8 @@ class Listing:
         caller: the caller's key.
         wall: Unix seconds.
         outcomes: by named id. The gateway adds to it after each wait.
+        in_memory: the ids whose copies were not loaded for this request. Their age is checked
+            again after each wait.
     """
 
     query: Query
@@ -67,6 +69,7 @@ class Listing:
     caller: bytes
     wall: float
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    in_memory: set[str] = field(default_factory=set)
     _positions: dict[str, int] = field(init=False)
     _begin: Cursor | None = field(init=False, default=None)
     """The cursor of the request; None for the first page."""
@@ -93,6 +96,15 @@ class Listing:
     def only_late(self) -> bool:
         """Whether the page only tries late sessions again: the rest of the list was shown."""
         return self._begin is not None and self._begin.position == len(self.named)
+
+    def forget(self, *, unless: Callable[[Copy], bool], purged: Callable[[Copy], bool]) -> None:
+        """Forget *purged* copies, and those in memory *unless* they may still be served."""
+        for id_, outcome in list(self.outcomes.items()):
+            if isinstance(outcome, Copy) and (
+                purged(outcome) or (id_ in self.in_memory and not unless(outcome))
+            ):
+                del self.outcomes[id_]
+                self.in_memory.discard(id_)
 
     def page(self, find: Callable[[str], Outcome | None]) -> Page | None:
         """Make the page; return None if a session has to be waited for.
