@@ -27,7 +27,7 @@ from bff.limits.rate import UNLIMITED_WINDOW
 from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy
-from bff.tokens.caller import Caller, Holder
+from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 MAX_UNKNOWN: Final = 20
@@ -104,7 +104,7 @@ class Aliases:
         self._pairs = pairs
         self._members = members
 
-    def candidates(self, holder: Holder[Grant], session_id: str) -> str | list[str]:
+    def candidates(self, caller: Caller[Grant], session_id: str) -> str | list[str]:
         """Return the named id of the session with *session_id*, or those that may be it.
 
         Only the pairs of named ids are looked at, so *session_id* changes nothing but the match.
@@ -113,10 +113,10 @@ class Aliases:
             Refused: ``unauthorized``: no named id, or too many of them, would have to be looked up.
         """
         unknown = []
-        for named in ids.named_in_other_form(holder.granted, session_id):
-            if self._pairs.other(holder.environment, named) == session_id:
+        for named in ids.named_in_other_form(caller.granted, session_id):
+            if self._pairs.other(caller.environment, named) == session_id:
                 return named
-            if not self._pairs.has(holder.environment, named):
+            if not self._pairs.has(caller.environment, named):
                 unknown.append(named)
         if len(unknown) > MAX_UNKNOWN:
             raise Refused("unauthorized", "Ask by the id of the session that the token names")

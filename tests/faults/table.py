@@ -602,8 +602,8 @@ FAULTS = [
     Fault(
         50,
         "bff/gateway/aliases.py",
-        "return self if self.members else gateway",
-        "return gateway",
+        "        if not self.members:\n            return gateway",
+        "        if True:\n            return gateway",
         f"{_ALIASES}::test_match_does_not_wait_for_other_sessions",
     ),
     Fault(
@@ -630,8 +630,8 @@ FAULTS = [
     Fault(
         50,
         "bff/copies/loader.py",
-        "task = None if other is None else loads.get((environment, other))",
-        "task = None",
+        "load = None if other is None else queue.get(other)",
+        "pass",
         f"{_IDS}::test_50_both_ids_cost_one_load",
     ),
     Fault(
