@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[1])
 
-from twins import combinations
-from twins.compare import differences, shorten
-from twins.history import history
+from twins import combinations  # noqa: E402
+from twins.compare import differences, shorten  # noqa: E402
+from twins.history import history  # noqa: E402
 
 _EVERY = 5.0
 """Seconds between two lines about the progress."""

@@ -89,6 +89,9 @@ def _in_calls(left: list[Call], right: list[Call]) -> Iterator[Difference]:
         yield Difference("calls upstream", "\n".join(lines) or "    in another order")
 
 
+_COUNTER_STEP = 10_000
+"""Requests of others between two of one caller: far more than in any history."""
+
 # -- rules that each world keeps, whatever the other shows
 
 
@@ -120,10 +123,11 @@ def _unnamed_calls(history: History, record: Record) -> Iterator[str]:
 def _request_ids(_: History, record: Record) -> Iterator[str]:
     """The ids of requests count nothing."""
     ids = [e.request_id.decode() for e in record.exchanges if e.step.observed and e.request_id]
-    numbers = [[int(part, 16) for part in re.findall(r"[0-9a-f]+", id_)][-1:] for id_ in ids]
-    steps = [after[0] - before[0] for before, after in pairwise(filter(None, numbers))]
-    if len(steps) > 1 and len({id_.partition("-")[0] for id_ in ids}) <= 2 < len(ids):
-        if all(abs(step) < 1000 for step in steps):
+    # Each hexadecimal part of an id as a number; a counter takes small steps.
+    numbers = [[int(part, 16) for part in re.findall(r"[0-9a-f]+", id_)] for id_ in ids]
+    for parts in zip(*numbers, strict=False):
+        steps = [abs(after - before) for before, after in pairwise(parts)]
+        if len(steps) > 1 and any(steps) and max(steps) < _COUNTER_STEP:
             yield ", ".join(ids[:3])
 
 
@@ -140,13 +144,21 @@ def shorten(history: History, kind: str) -> History:
     def still(candidate: History) -> bool:
         return any(found.kind == kind for found in differences(candidate))
 
-    history = _fewer_steps(history, still)
+    for plainer in (_fewer_steps, _plainer_settings, _fewer_secrets, _fewer_steps):
+        history = plainer(history, still)
+    return history
+
+
+def _plainer_settings(history: History, still: Callable[[History], bool]) -> History:
     for name, levels in combinations.LEVELS.items():
-        if name == "fields":  # they decide about what is a secret
-            continue
         plain = replace(history, combination=history.combination | {name: levels[0]})
-        if plain.combination != history.combination and still(plain):
+        # The fields decide about what is a secret.
+        if name != "fields" and plain.combination != history.combination and still(plain):
             history = plain
+    return history
+
+
+def _fewer_secrets(history: History, still: Callable[[History], bool]) -> History:
     for name, (left, right) in history.secrets.items():
         for same in ((right, right), (left, left)):
             changed: Secrets = history.secrets | {name: same}
@@ -154,12 +166,11 @@ def shorten(history: History, kind: str) -> History:
                 history = replace(history, secrets=changed)
                 break
     for number, step in enumerate(history.steps):
-        if step.worlds != BOTH:
-            steps = list(history.steps)
-            steps[number] = replace(step, worlds=BOTH)
-            if still(replace(history, steps=tuple(steps))):
-                history = replace(history, steps=tuple(steps))
-    return _fewer_steps(history, still)
+        steps = list(history.steps)
+        steps[number] = replace(step, worlds=BOTH)
+        if step.worlds != BOTH and still(replace(history, steps=tuple(steps))):
+            history = replace(history, steps=tuple(steps))
+    return history
 
 
 def _fewer_steps(history: History, still: Callable[[History], bool]) -> History:

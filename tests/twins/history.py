@@ -11,7 +11,7 @@ so that these effects cannot show, and everything that still shows is a leak:
   `QUIET` seconds apart from all others.
 - *Hot sessions.* Copies count as fresh for `max(TTL, hot sessions ÷ budget)` seconds. So the budget
   is so large that the second number is below the TTL, or no entitled caller sends a request.
-- *Upstream's 429.* After it no load starts, whoever asks. So entitled callers are quiet then.
+- *Upstream's 429.* After it no load starts for any caller. So entitled callers are quiet then.
 - *Limits of an address.* Callers behind one address share them. So entitled callers have addresses
   of their own.
 - *Shared copies.* `Age` and `Cache-Status` tell a reader that another reader loaded the copy. So in
@@ -60,7 +60,7 @@ class Person:
     jti: str | None = None
     forged: bool = False
     text: str | None = None
-    """The token, if it is none."""
+    """Sent in place of a token."""
     bad: bool = False
     """No gateway accepts the token."""
 
@@ -181,7 +181,7 @@ class Ask(Step):
     cursor: tuple[str, str, int] | None = None
     """A parameter, and which of the cursors that a person got is its value."""
     about: str = ""
-    """What it asks for, in words."""
+    """The kind of what it requests, for messages."""
 
     @property
     def observed(self) -> bool:
@@ -483,7 +483,7 @@ def _segment(id_: str) -> bytes:
 
 def _both_forms(person: Person) -> list[str]:
     """The ids that a token names, and the other ids of the same sessions."""
-    forms = dict([("chat-1", ONE), ("chat-2", TWO), ("a/b: c%?#ü", FOUR)])
+    forms = {"chat-1": ONE, "chat-2": TWO, "a/b: c%?#ü": FOUR}
     forms |= {id_: external for external, id_ in forms.items()}
     ids = [id_ for id_ in person.ids if ":channels:" not in id_ and id_ not in SECRET_IDS]
     return [*ids, *(forms[id_] for id_ in ids if id_ in forms)]

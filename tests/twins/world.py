@@ -367,7 +367,7 @@ def _connect(shared: Shared, _: object, **arguments: Any) -> StandIn:
 
 
 def _stop_timers() -> None:
-    """End the tasks that look at files and measure the loop: virtual hours would be real minutes."""
+    """End the tasks that look at files and measure the loop: they would take most of the time."""
     for task in asyncio.all_tasks():
         name = getattr(task.get_coro(), "__qualname__", "")
         if name in ("Reload.watch", "Service._measure_lag"):
