@@ -36,7 +36,7 @@ from bff.demo.upstream import Document, session
 LEFT, RIGHT = 0, 1
 BOTH: Final = (LEFT, RIGHT)
 QUIET = 10.0
-"""Seconds after which the small budget, and every queue for it, is as if nobody had asked."""
+"""Seconds after which the small budget, and every queue for it, is as without a request."""
 CLOSED_AT = "2026-02-01T00:00:00.500Z"
 
 
