@@ -25,7 +25,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "cookie": ("off", "on"),
     "fields": ("default", "no externalId", "no closedAt"),
     "negative TTL": ("0", "1"),
-    "TTL": ("2, closed 30", "5, closed 5", "0, closed 0"),
+    "TTL": ("2, closed 30", "5, closed 60", "0, closed 10"),
     "stale-while-revalidate": ("0", "5"),
     "stale-if-error": ("0", "60"),
 }

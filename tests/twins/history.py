@@ -72,7 +72,8 @@ class Person:
 
 
 ONE, TWO, THREE, FOUR, HIDDEN = friendly(1), friendly(2), friendly(3), friendly(4), friendly(9)
-BURST = tuple(f"burst-{number}" for number in range(5))
+BURST = tuple(f"burst-{number}" for number in range(8))
+"""Ids without a session: each list of them takes more than the small budget."""
 X, Y = friendly(50), friendly(51)
 X_NAMES = ("ext-x", "ext/z%2Fq", "tab\tx")
 Y_NAMES = ("ext-y",)
@@ -87,7 +88,7 @@ _OBSERVERS = (
     Person("cleo", OFFICE, tuple(read(THREE, "chat-1", "gone", FOUR, HIDDEN)), jti="cleo"),
     Person("dan, with one external id", "192.0.2.4", tuple(read("chat-1"))),
     Person("eve, with many ids", "192.0.2.5", tuple(read(*(f"many-{n}" for n in range(22)), TWO))),
-    Person("fay, with a burst", "192.0.2.6", tuple(read(*BURST, ONE, "chat-2"))),
+    Person("fay, with a burst", "192.0.2.6", tuple(read(*BURST))),
     Person(
         "gus, with channels", "192.0.2.7", tuple(read("ext-x:channels:main", f"{X}:channels:a"))
     ),
@@ -273,6 +274,9 @@ class History:
 
 GAPS = (0.0,) * 6 + (0.01, 0.02, 0.05, 0.05, 0.3, 1.0, 1.1, 2.1, 3.0, 6.0, 12.0, 31.0, 65.0)
 """Seconds between two steps. A call upstream takes less than 0.05."""
+SLOW_GAPS = (0.0, 0.0, 0.05, 1.1, 2.1, 3.0, 3.0, 6.0, 12.0, 31.0)
+"""The same for histories about the age of copies."""
+_SOMEWHERE = ((LEFT,), (RIGHT,), (LEFT,), (RIGHT,), BOTH)
 _TROUBLE = ("500", "401", "429", "HTML", "silent")
 _LISTS = (
     b"",
@@ -312,14 +316,20 @@ class _Draft:
         self.small = combination["budget"] == "6/second"
         # At a TTL of 0 the number of hot sessions decides about freshness.
         allowed = not (self.small and combination["TTL"].startswith("0"))
-        self.traffic = allowed and self.dice.random() < 0.6
+        self.traffic = allowed and self.dice.random() < 0.7
         self.at = 0.0
         self.quiet_until = 0.0
         self.weather = "fine"
         self.steps: list[Step] = []
-        self.focus = self.dice.choices(("sessions", "fields", "claims"), (5, 3, 2))[0]
+        hidden = combination["fields"] != "default"
+        introspected = "upstream" in combination["verify"]
+        weights = (10, 10 if hidden else 2, 6 if introspected else 1)
+        self.focus = self.dice.choices(("sessions", "fields", "claims"), weights)[0]
         self.people = self._people()
-        self.secret_ids = self.dice.sample(SECRET_IDS, 3)
+        # A few ids, so that observers and entitled callers meet.
+        self.secret_ids = self.dice.choice(
+            ([X, "ext-x"], [X, self.dice.choice(X_NAMES)], [X], [Y, *Y_NAMES])
+        )
 
     def _people(self) -> list[Person]:
         """A few callers, so that their requests meet; some of them come more often."""
@@ -337,13 +347,13 @@ class _Draft:
             self.unnamed: 30 if about == "sessions" else 15,
             self.named: 40 if about == "fields" else 20,
             self.list: 40 if about == "claims" else 16,
-            self.entitled: 18 if self.traffic else 0,
+            self.entitled: 24 if self.traffic else 0,
             self.change_weather: 4,
-            self.purge: 4,
+            self.purge: 8,
             self.revoke: 3,
             self.change: 5,
             self.other: 2,
-            self.spend: 6 if self.small else 0,
+            self.spend: 16 if self.small else 0,
         }
         if about == "claims":  # the first cursor is the one of the first id
             self.ask(
@@ -354,8 +364,9 @@ class _Draft:
                 condition="",
                 cookie=False,
             )
-        for _ in range(self.dice.randint(6, 30)):
-            self.at = round(max(self.at + self.dice.choice(GAPS), self.quiet_until), 2)
+        gaps = SLOW_GAPS if about == "fields" else GAPS
+        for _ in range(self.dice.randint(8, 30)):
+            self.at = round(max(self.at + self.dice.choice(gaps), self.quiet_until), 2)
             (kind,) = self.dice.choices(list(kinds), list(kinds.values()))
             kind()
         return tuple(self.steps)
@@ -368,7 +379,7 @@ class _Draft:
             self.at,
             person.name,
             target,
-            process=dice.randrange(int(self.combination["processes"])),
+            process=int(self.combination["processes"] == "2" and dice.random() < 0.3),
             method=dice.choice(("GET",) * 7 + ("HEAD",)),
             condition=dice.choice(("",) * 5 + ("any", "tags")),
             cookie=dice.random() < 0.15,
@@ -414,8 +425,13 @@ class _Draft:
 
     def spend(self) -> None:
         """Ask for ids that are not named, then spend what is left of the budget."""
+        if self.traffic and self.dice.random() < 0.6:
+            self.entitled()
+            self.at = max(self.at, self.quiet_until)
+        people = [person for person in self.people if not person.bad]
         for _ in range(self.dice.randint(1, 3)):
-            self.unnamed()
+            id_ = self.dice.choice(self.secret_ids)
+            self.retrieve(self.dice.choice(people), _segment(id_), "a secret id")
         self.ask(PEOPLE["fay, with a burst"], b"/api/v1/sessions", "a burst", method="GET")
 
     def other(self) -> None:
@@ -439,7 +455,7 @@ class _Draft:
             self.at += QUIET
             self.quiet_until = self.at + QUIET
         dice, person = self.dice, self.dice.choice(ENTITLED)
-        worlds = dice.choice(((LEFT,), (RIGHT,), BOTH))
+        worlds = dice.choice(_SOMEWHERE)
         ids = SECRET_IDS if person.name == "reader of all" else person.ids
         if person.name != "reader of all" and dice.random() < 0.2:
             self.ask(person, b"/api/v1/sessions", "a list", worlds=worlds)
@@ -458,15 +474,15 @@ class _Draft:
         self.steps.append(Weather(self.at, self.weather))
 
     def purge(self) -> None:
-        id_ = self.dice.choice((*self.secret_ids, ONE, HIDDEN, "chat-2"))
+        id_ = self.dice.choice((*self.secret_ids * 3, ONE, HIDDEN, "chat-2"))
         secret = id_ in SECRET_IDS
-        worlds = self.dice.choice(((LEFT,), (RIGHT,), BOTH)) if secret else BOTH
+        worlds = self.dice.choice(_SOMEWHERE) if secret else BOTH
         self.steps.append(Purge(self.at, id_, worlds=worlds))
 
     def revoke(self) -> None:
         secret = [("session", id_) for id_ in self.secret_ids] + [("jti", "xr")]
         kind, value = self.dice.choice([*secret, ("jti", "cleo"), ("session", "chat-1")])
-        worlds = self.dice.choice(((LEFT,), (RIGHT,), BOTH)) if (kind, value) in secret else BOTH
+        worlds = self.dice.choice(_SOMEWHERE) if (kind, value) in secret else BOTH
         self.steps.append(Revoke(self.at, kind, value, worlds=worlds))
 
     def change(self) -> None:
@@ -500,8 +516,8 @@ def _secret(dice: random.Random, name: str, combination: Combination) -> Secret:
             noise=noise,
         )
     return Secret(
-        exists=dice.random() < 0.6,
-        external_id=dice.choice((None, *(X_NAMES if name == "X" else Y_NAMES))),
+        exists=dice.random() < 0.75,
+        external_id=dice.choice((None, *(X_NAMES[:1] + X_NAMES if name == "X" else Y_NAMES))),
         closed=dice.random() < 0.3,
         trouble=dice.choice(("",) * 7 + ("403", "500", "HTML")),
         noise=noise,

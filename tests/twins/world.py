@@ -19,7 +19,6 @@ from support.standin import Shared, StandIn
 from support.world import ORIGIN, OWN_KEY, ROOT_KEY, World, pretend
 from twins import combinations
 from twins.history import (
-    BURST,
     NUMBERS,
     PEOPLE,
     Ask,
@@ -33,7 +32,7 @@ from twins.history import (
 )
 from twins.loop import VirtualClock, VirtualLoop
 
-from bff.demo.upstream import Answer, Document, Seen, session
+from bff.demo.upstream import Answer, Document, Seen
 from bff.digests import etag
 from bff.request import RequestHead
 from bff.response import Response
@@ -202,8 +201,6 @@ class Twin:
         upstream = pretend(lambda: self._clock.wall)
         upstream.override = self._override
         self._sessions = upstream.environments[0].sessions
-        for number, name in enumerate(BURST, start=20):
-            upstream.environments[0].add(session(number, name))
         for name in NUMBERS:
             self._change(name)
         settings = combinations.environ(combination) | self._kind.settings
