@@ -1,7 +1,10 @@
 """An event loop whose time passes only while nothing is to be done, and then at once."""
 
 import asyncio
+import heapq
 import selectors
+from contextvars import Context
+from itertools import count
 from typing import Any
 
 from support.world import Clock
@@ -17,17 +20,37 @@ class _Selector(selectors.DefaultSelector):
         return events
 
 
+class _Timer(asyncio.TimerHandle):
+    """A timer that runs after earlier ones of the same moment: a heap alone keeps no order."""
+
+    number = 0
+
+    def __lt__(self, other: object) -> bool:
+        assert isinstance(other, _Timer)
+        return (self.when(), self.number) < (other.when(), other.number)
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Runs timers without waiting: its time jumps to the next of them."""
 
     def __init__(self) -> None:
         self._now = 1000.0
+        self._numbers = count()
         selector = _Selector()
         super().__init__(selector)
         selector.loop = self
 
     def time(self) -> float:
         return self._now
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = _Timer(when, callback, args, self, context)
+        timer.number = next(self._numbers)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def skip(self) -> None:
         """Let the time pass until the next timer."""
