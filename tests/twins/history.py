@@ -365,6 +365,11 @@ class _Draft:
                 cookie=False,
             )
         gaps = SLOW_GAPS if about == "fields" else GAPS
+        if about == "fields":  # one copy at two ages
+            for _ in range(2):
+                reader = self.dice.choice(self.people[:3])
+                self.retrieve(reader, _segment(HIDDEN), "a named id", process=0, cookie=False)
+                self.at += self.dice.choice((3.0, 6.0, 12.0))
         for _ in range(self.dice.randint(8, 30)):
             self.at = round(max(self.at + self.dice.choice(gaps), self.quiet_until), 2)
             (kind,) = self.dice.choices(list(kinds), list(kinds.values()))
@@ -535,7 +540,7 @@ def history(seed: int) -> History:
     for name in NUMBERS:
         left, right = (_secret(dice, name, combination) for _ in BOTH)
         if name == "the hidden fields":
-            right = replace(right, closed=not left.closed) if right.noise else right
+            right = replace(right, closed=not left.closed)
             if not combinations.hides(combination, "closedAt"):
                 right = replace(right, closed=left.closed)
         elif dice.random() < 0.3:
