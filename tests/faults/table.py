@@ -40,6 +40,7 @@ _WORK = "tests/incidents/test_incident_work.py"
 _ALIASES = "tests/gateway/test_aliases.py"
 _FAIRNESS = "tests/incidents/test_incident_fairness.py"
 _LOAD_QUEUE = "tests/copies/test_load_queue.py"
+_TWINS = "tests/twins/test_twins.py::test_observers_see_the_same_in_twin_worlds"
 _RETURNS = "tests/incidents/test_incident_returns.py"
 _VERIFIED = """\
 if not _is_signature(signature, signed, key):
@@ -1438,5 +1439,12 @@ FAULTS = [
         "if len(values) > 1:",
         "if False:",
         f"{_RETURNS}::test_67_command_with_a_repeated_option_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/copies/loader.py",
+        'document["closedAt"] is not None and "closedAt" in policy.fields',
+        'document["closedAt"] is not None',
+        _TWINS,
     ),
 ]
