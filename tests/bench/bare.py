@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import uvicorn
 import uvloop
-import httpx2
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
