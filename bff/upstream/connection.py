@@ -8,6 +8,7 @@ arrives without a request ends the connection, so it is never taken for an answe
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ MAX_UNREAD_BYTES: Final = 64 * 1024
 """Bytes of a streamed body that wait for their reader; beyond them the connection is not read."""
 _ONCE: Final = frozenset(("content-length", "transfer-encoding", "content-encoding"))
 """Headers that say how a body is read; repeated, they could be read in two ways."""
+_TARGET: Final = re.compile(rb"[!-~]+")
 _WITHOUT_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 _INTERIM: Final = range(100, 200)
 _STATUSES: Final = range(100, 600)
@@ -42,8 +44,8 @@ class Request:
 
     def encoded(self) -> bytes:
         """Return the bytes of the request."""
-        if not self.target.isascii() or len(self.target.split()) != 1 or b"\0" in self.target:
-            raise ValueError("the target of a request has a space, a line end or a byte over 127")
+        if _TARGET.fullmatch(self.target) is None:
+            raise ValueError("the target of a request has a byte that would end it")
         framing = b"" if self.method == b"GET" else b"content-length: %d\r\n" % len(self.body)
         return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (
             self.method,
