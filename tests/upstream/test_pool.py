@@ -60,6 +60,9 @@ GET = Request(b"GET", b"/", b"host: up\r\n")
 POST = Request(b"POST", b"/", b"host: up\r\n", b"{}")
 
 
+PLAIN, SECURE = False, True
+
+
 class Origin:
     """An upstream that keeps its connections; `answer` gets a connection's writer and number.
 
@@ -93,8 +96,8 @@ class Origin:
 
 
 @pytest.fixture
-async def origin() -> AsyncIterator[Origin]:
-    yield Origin()
+def origin() -> Origin:
+    return Origin()
 
 
 @contextlib.asynccontextmanager
@@ -212,9 +215,7 @@ async def test_waiting_requests_are_bounded(
     monkeypatch.setattr(pools, "MAX_CONNECTIONS", 1)
     monkeypatch.setattr(pools, "MAX_WAITING", 2)
     async with pool(origin) as made:
-        results = await asyncio.gather(
-            *(made.send(GET) for _ in range(5)), return_exceptions=True
-        )
+        results = await asyncio.gather(*(made.send(GET) for _ in range(5)), return_exceptions=True)
     assert [type(one) for one in results] == [Answer] * 3 + [UpstreamUnavailable] * 2
 
 
@@ -238,7 +239,7 @@ async def test_leaving_request_gives_its_turn_on(
 
 
 async def test_cancelled_request_leaves_no_answer_to_the_next(origin: Origin) -> None:
-    async def late(writer: asyncio.StreamWriter, number: int) -> None:
+    async def late(writer: asyncio.StreamWriter, _: int) -> None:
         if len(origin.requests) == 1:
             await asyncio.sleep(0.02)
             writer.write(http("200 OK", b"late"))
@@ -357,7 +358,7 @@ async def test_dead_address_family_costs_a_quarter_of_a_second(
         full.listen(0)
         fillers = [socket.socket() for _ in range(4)]
         for filler in fillers:
-            filler.setblocking(False)
+            filler.settimeout(0)
             with contextlib.suppress(BlockingIOError):
                 filler.connect(full.getsockname())
         async with await asyncio.start_server(origin.handle, "127.0.0.1", 0) as listening:
@@ -379,7 +380,7 @@ async def test_dead_address_family_costs_a_quarter_of_a_second(
 
 
 async def test_stream_has_a_connection_of_its_own(origin: Origin) -> None:
-    def behave(writer: asyncio.StreamWriter, number: int) -> None:
+    def behave(writer: asyncio.StreamWriter, _: int) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n")
 
     async with pool(origin) as made:
@@ -465,10 +466,10 @@ async def test_certificates_are_verified(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://a.example", Address(False, "a.example", 80, b"", b"a.example")),
-        ("https://a.example/x", Address(True, "a.example", 443, b"/x", b"a.example")),
-        ("https://[::1]:8/?q=1", Address(True, "::1", 8, b"/?q=1", b"[::1]:8")),
-        ("http://\u00fc.example", Address(False, "xn--tda.example", 80, b"", b"xn--tda.example")),
+        ("http://a.example", Address(PLAIN, "a.example", 80, b"", b"a.example")),
+        ("https://a.example/x", Address(SECURE, "a.example", 443, b"/x", b"a.example")),
+        ("https://[::1]:8/?q=1", Address(SECURE, "::1", 8, b"/?q=1", b"[::1]:8")),
+        ("http://\u00fc.example", Address(PLAIN, "xn--tda.example", 80, b"", b"xn--tda.example")),
     ],
 )
 def test_url_is_parsed_once(url: str, expected: Address) -> None:
