@@ -70,7 +70,7 @@ async def test_retry_after_is_taken_within_bounds(value: bytes, expected: float 
     assert raised.retry_after == expected
 
 
-DATE = b"date: Mon, 23 Nov 2026 19:33:41 GMT"
+DATE = b"date: Mon, 23 Nov 2026 17:33:41 GMT"
 QUOTA = (
     b"x-ratelimit-limit: 750",
     b"x-ratelimit-remaining: 1",
@@ -112,11 +112,11 @@ async def test_quota_is_learned_from_accepted_answers_only(answer: bytes, learns
     ("lines", "expected"),
     [
         (
-            (DATE, b"retry-after: Mon, 23 Nov 2026 19:33:48 GMT"),
+            (DATE, b"retry-after: Mon, 23 Nov 2026 17:33:48 GMT"),
             7,
         ),
         (
-            (DATE, b"retry-after: Mon, 23 Nov 2026 19:33:40 GMT"),
+            (DATE, b"retry-after: Mon, 23 Nov 2026 17:33:40 GMT"),
             0,
         ),
         (

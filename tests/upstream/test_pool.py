@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from support.raw_upstream import get, http, refusal, server, upstream
+from support.raw_upstream import certificate, get, http, refusal, server, upstream
 from support.world import Clock
 
 from bff.errors import UpstreamError, UpstreamUnavailable
@@ -418,18 +416,6 @@ async def test_stream_holds_back_a_fast_upstream(origin: Origin) -> None:
         for _ in range(100):
             await anext(stream)
         stream.abort()
-
-
-def certificate(folder: Path, name: str) -> ssl.SSLContext:
-    """Make a certificate for the loopback address; returns the server's context."""
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        f"-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {name}.key -out {name}.pem"
-    )
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
-    return context
 
 
 @pytest.mark.parametrize("by", ["setting", "SSL_CERT_FILE", "nothing", "another"])
