@@ -36,8 +36,7 @@ ROOT = HERE.parent.parent
 SERVER_CORE, LOAD_CORE = "0", "1"
 BARE = "bare starlette"
 CALM = "hits at half the peak"
-MISSES, COLD, ONE_MISS = "misses, 32 browsers", "cold, 1,000 at once", "one miss at a time"
-FORWARDS = "Starlette + httpx2"
+MISSES, COLD, ONE_MISS = chart.MISSES, "cold, 1,000 at once", chart.ONE_MISS
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
@@ -146,9 +145,9 @@ def contenders() -> tuple[list[Contender], list[str]]:
         Contender("bff, Valkey", lambda port, origin: _gateway(port), store=True),
         Contender("bff, Valkey, 2 workers", lambda port, origin: [*_gateway(port), "--workers", "2"],
                   store=True, cores="0,1", only=("hits",)),
-        Contender("upstream, directly", lambda port, origin: [python, str(HERE / "origin.py"), str(port)],
+        Contender(chart.DIRECTLY, lambda port, origin: [python, str(HERE / "origin.py"), str(port)],
                   only=(ONE_MISS,)),
-        Contender(FORWARDS, lambda port, origin: [python, str(HERE / "bare.py"), "forwards", str(port), str(origin)],
+        Contender(chart.FORWARDS, lambda port, origin: [python, str(HERE / "bare.py"), "forwards", str(port), str(origin)],
                   job=False, only=(MISSES, COLD, ONE_MISS)),
         *(
             Contender(f"bare {kind}", lambda port, _, k=kind: [python, str(HERE / "bare.py"), k, str(port)], job=False)
@@ -473,7 +472,18 @@ def main() -> None:
     if told.publish:
         folder = ROOT / "docs/bench"
         folder.mkdir(exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        path = folder / "results.json"
+        if told.workload:
+            results = _merged(json.loads(path.read_text()), results)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _merged(published: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Put the workloads of a run of some into what a run of all has published."""
+    for workload, rows in results["table"].items():
+        published["table"][workload] = rows
+        published.setdefault("later", {})[workload] = chart.told(results)
+    return published
 
 
 if __name__ == "__main__":
