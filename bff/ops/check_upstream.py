@@ -112,8 +112,8 @@ class UpstreamChecker(Checker):
 
 
 def _key_finding(answer: Answer, session: str | None) -> Finding:
-    known = answer.status == HTTPStatus.OK or api_error(answer) is not None
-    match answer.status if known else None:
+    from_api = answer.status == HTTPStatus.OK or api_error(answer) is not None
+    match answer.status if from_api else None:
         case HTTPStatus.OK:
             return Finding(Result.OK, "the key is accepted and may read sessions")
         case HTTPStatus.UNAUTHORIZED:

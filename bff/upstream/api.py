@@ -119,7 +119,7 @@ class Upstream:
     ) -> T:
         used = self._current
         answer = await self._send("GET", path, self._signed[used])
-        rejected = _is_rejection(answer)
+        rejected = _rejects_key(answer)
         if rejected and len(self._signed) > 1:
             if self._current == used:  # otherwise another load has switched keys
                 self._current = (used + 1) % len(self._signed)
@@ -127,7 +127,7 @@ class Upstream:
             if self._accepted:
                 await again()
                 answer = await self._send("GET", path, self._signed[self._current])
-                rejected = _is_rejection(answer)
+                rejected = _rejects_key(answer)
         self._accepted = not rejected
         return self._read(answer, read, self._observe)
 
@@ -194,7 +194,7 @@ class Upstream:
             document = read(answer.body)
             _observed(answer, observe)
             return document
-        if status == HTTPStatus.TOO_MANY_REQUESTS:  # whoever says so, fewer calls are right
+        if status == HTTPStatus.TOO_MANY_REQUESTS:  # a CDN's too: fewer calls are right
             if api_error(answer) is not None:
                 _observed(answer, observe)
             raise UpstreamRateLimited(retry_after=retry_after(answer.headers, self._wall()))
@@ -225,7 +225,7 @@ def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
         observe(quota)
 
 
-def _is_rejection(answer: Answer) -> bool:
+def _rejects_key(answer: Answer) -> bool:
     return answer.status == _REJECTED and api_error(answer) is not None
 
 

@@ -1076,7 +1076,7 @@ FAULTS = [
         "bff/upstream/pool.py",
         'if not connection.silent or request.method != b"GET":',
         'if request.method != b"GET":',
-        f"{_POOL}::test_begun_answer_is_not_asked_for_again",
+        f"{_POOL}::test_request_with_a_begun_answer_is_not_sent_again",
     ),
     Fault(
         0,
