@@ -992,7 +992,7 @@ FAULTS = [
         "bff/upstream/connection.py",
         "if coding is None and length is None and self._status not in _WITHOUT_BODY:",
         "if False:",
-        f"{_LEG}::test_answer_with_unsafe_framing_is_refused",
+        f"{_LEG}::test_answer_that_would_end_with_the_connection_is_refused",
     ),
     Fault(
         0,

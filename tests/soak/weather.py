@@ -676,16 +676,16 @@ class Soak:
         a restarted store has lost its counts.
         """
         alone = sorted(
-            (since - 1, until + 1)
+            (since - 1, ended + 1)
             for replica in self.replicas
-            for since, until in replica.alone
-            if since - 1 < end and until + 1 > begin
+            for since, ended in replica.alone
+            if since - 1 < end and ended + 1 > begin
         )
         total, reached = 0.0, begin
         for since, ended in alone:
             since, ended = max(since, reached), min(ended, end)  # noqa: PLW2901
             total += max(0.0, ended - since)
-            reached = max(reached, until)
+            reached = max(reached, ended)
         return total + sum(begin - 1 < moment < end for moment in self.emptied)
 
     def noted_late(self, begin: float, end: float) -> float:

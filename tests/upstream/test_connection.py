@@ -114,6 +114,12 @@ async def test_answer_with_unsafe_framing_is_refused(data: bytes) -> None:
     assert await ask(*[data[n : n + 1] for n in range(len(data))], ends=True) == "upstream_invalid"
 
 
+@pytest.mark.parametrize("line", [b"", b"connection: close\r\n"])
+async def test_answer_that_would_end_with_the_connection_is_refused(line: bytes) -> None:
+    """It is refused at its head; nobody waits for the end."""
+    assert await ask(OK + line + b"\r\n") == "upstream_invalid"
+
+
 @pytest.mark.parametrize(
     "reads",
     [
