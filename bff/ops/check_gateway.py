@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Final
 
-import httpx2
-
 from bff import __version__
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
@@ -35,7 +33,7 @@ class GatewayChecker(Checker):
     Args:
         settings: those of the gateway.
         clock: the two times.
-        transport: replaces the network in tests.
+        client: replaces the network in tests.
     """
 
     def __init__(
@@ -43,11 +41,11 @@ class GatewayChecker(Checker):
         settings: Settings,
         clock: Clock,
         *,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        client: Client | None = None,
     ) -> None:
         super().__init__(settings, clock)
-        self._client = Client(
-            transport or sockets(trusted(settings.upstream_ca_file)),
+        self._client = client or Client(
+            sockets(trusted(settings.upstream_ca_file)),
             connect_timeout=settings.upstream_connect_timeout,
         )
 
