@@ -353,8 +353,5 @@ class _Interim:
 
 
 def _check_interim(head: bytes) -> None:
-    """Refuse an interim answer that is malformed, or that switches protocols."""
-    parser = httptools.HttpResponseParser(_Interim())
-    parser.feed_data(head)
-    if parser.get_status_code() == HTTPStatus.SWITCHING_PROTOCOLS:
-        raise UpstreamInvalid
+    """Refuse an interim answer that is malformed; the parser also refuses to switch protocols."""
+    httptools.HttpResponseParser(_Interim()).feed_data(head)

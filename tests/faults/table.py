@@ -1033,13 +1033,6 @@ FAULTS = [
     Fault(
         0,
         "bff/upstream/connection.py",
-        "if parser.get_status_code() == HTTPStatus.SWITCHING_PROTOCOLS:",
-        "if False:",
-        f"{_LEG}::test_answer_with_unsafe_framing_is_refused",
-    ),
-    Fault(
-        0,
-        "bff/upstream/connection.py",
         "if self._unread > MAX_UNREAD_BYTES:",
         "if False:",
         f"{_POOL}::test_stream_holds_back_a_fast_upstream",
