@@ -1175,7 +1175,7 @@ FAULTS = [
         "bff/server/fast_path.py",
         "            self._held.append(data)\n",
         "            pass\n",
-        "tests/server/test_fast_path.py::test_answers_are_equal_for_pipelines_however_they_are_split",
+        "tests/server/test_fast_path.py::test_request_that_arrives_during_a_wait_is_answered_after_it",
     ),
     Fault(
         0,
