@@ -3,7 +3,6 @@
 Every test that feeds both sides compares the two; see `support.differential`.
 """
 
-import asyncio
 import gc
 import random
 import re
@@ -458,7 +457,6 @@ async def test_request_that_arrives_during_a_wait_is_answered_after_it(clock: Cl
         for side in sides:
             transport = side.connect()
             transport.protocol.data_received(request(GOOD))
-            await asyncio.sleep(0)
             for data in (request(target="/healthz")[:9], request(target="/healthz")[9:]):
                 transport.protocol.data_received(data)
             await side.settle()
