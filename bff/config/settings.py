@@ -175,7 +175,7 @@ class Settings:
     bad_token_limit: Rate | None = setting(
         "BFF_BAD_TOKEN_LIMIT",
         values.rate,
-        "bad tokens and guessed ids per IPv4 address or IPv6 /64; `off`",
+        "bad tokens per IPv4 address or IPv6 /64; `off`",
         default="60/minute",
     )
     cache_ttl: float = setting(

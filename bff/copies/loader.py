@@ -16,6 +16,7 @@ from bff import metrics
 from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
+from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
@@ -70,10 +71,23 @@ class Loader:
         self._telemetry = telemetry
         self._clock = clock
         self._sharing = sharing
+        self.pairs = Pairs()
+        """The ids of the sessions that loads brought."""
 
     def apply(self, config: RuntimeConfig) -> None:
         """Use *config* from now on: a load in flight is projected by its policy."""
+        if config.origins != self.config.origins:
+            self.pairs.forget()
         self.config = config
+
+    def in_flight(self, environment: str, id_: str) -> "asyncio.Task[Copy | Refusal] | None":
+        """Get the load in flight for a session, which may have begun under its other id."""
+        loads = self._cache.loads
+        task = loads.get((environment, id_))
+        if task is None and len(loads):
+            other = self.pairs.other(environment, id_)
+            task = None if other is None else loads.get((environment, other))
+        return task
 
     def delay(self, budget: Budget, now: float) -> float:
         """Seconds until a load may start; the load itself spends from a shared budget."""
@@ -114,7 +128,7 @@ class Loader:
                 return outcome
             if config is self.config:
                 if isinstance(outcome, Copy):
-                    self._cache.put(outcome, generation)
+                    self._keep(outcome, generation)
                 return outcome
             # The other replica projected by the former policy, so look again by the new one.
 
@@ -180,8 +194,12 @@ class Loader:
             return Refusal("internal"), None
         entry = self._cache.find(environment.name, id_, started)
         if not (isinstance(entry, Copy) and entry.loaded > started):  # a later load was faster
-            self._cache.put(copy, generation)
+            self._keep(copy, generation)
         return copy, None
+
+    def _keep(self, copy: Copy, generation: int) -> None:
+        self.pairs.learn(copy.environment, copy.id, copy.external_id)
+        self._cache.put(copy, generation)
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""

@@ -9,13 +9,13 @@ else is upstream's trouble, whatever its status says.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+from bff import strict_json
 from bff.clock import Clock
 from bff.errors import (
     CredentialsRejected,
@@ -29,7 +29,7 @@ from bff.errors import (
 )
 from bff.limits.rate import MAX_RESET
 from bff.upstream.connection import Answer, Request, header_lines
-from bff.upstream.identity import api_error, is_json
+from bff.upstream.identity import MAX_MEMBERS, api_error, is_json
 from bff.upstream.pool import Address, Transport
 
 T = TypeVar("T")
@@ -231,8 +231,8 @@ def _rejects_key(answer: Answer) -> bool:
 
 def _read_subject(body: bytes) -> str:
     try:
-        claims = json.loads(body)
-    except (ValueError, RecursionError):
+        claims = strict_json.loads(body, most=MAX_MEMBERS)
+    except ValueError:
         claims = None
     subject = claims.get("sub") if isinstance(claims, dict) else None
     if not isinstance(subject, str) or not subject:
