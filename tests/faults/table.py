@@ -1126,13 +1126,6 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/gateway/introspection.py",
-        "            request.guess.refund()  # no load",
-        "            pass  # no load",
-        f"{_SHARED}::test_refused_aliases_get_identical_bytes",
-    ),
-    Fault(
-        0,
         "bff/upstream/connection.py",
         "        if self._complete:\n            raise UpstreamInvalid\n        self._in_head",
         "        self._in_head",
