@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo setup test test-python test-programs coverage faults mutants soak soak-faults fuzz \
+.PHONY: help demo setup test test-python test-programs coverage faults histories mutants soak soak-faults fuzz \
   bench simulate audit lint format docs programs lock clean
 
 help: ## Show this
@@ -53,6 +53,10 @@ soak-faults: $(VENV)/dev ## Plant a fault for each promise of the soak and see i
 
 fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ=60 seconds for each target
 	$(VENV)-fuzz/bin/python tests/fuzz $(FUZZ)
+
+HISTORIES ?= 5000
+histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls and check each answer
+	HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -n $(JOBS) tests/properties/test_property_histories.py
 
 SAMPLE ?= 20
 SEED   ?=

@@ -6,7 +6,7 @@ from typing import Final
 from bff.clock import Clock
 from bff.config.runtime import Environment
 from bff.copies.cache import Cache
-from bff.copies.loader import READINESS_ID, REJECTED, Loader
+from bff.copies.loader import REJECTED, Loader
 from bff.errors import Refusal
 from bff.sessions.copy import Copy
 
@@ -33,8 +33,7 @@ class Readiness:
         now, _ = self._clock()
         environments = self._loader.config.environments
         loads = [
-            self._cache.loads.get((environment.name, READINESS_ID))
-            or self._loader.start(environment, READINESS_ID, None, now)
+            self._loader.check(environment, now)
             for environment in environments.values()
             if environment.health != "ok" and now - environment.checked >= CHECK_SECONDS
             if environment.budget.wait(now) <= 0

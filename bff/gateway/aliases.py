@@ -10,11 +10,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from bff.config.runtime import RuntimeConfig
+from bff.copies.load_queue import TURN_SECONDS
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
 from bff.gateway.members import WHOLE_REQUEST, Members
-from bff.gateway.pending import Pending, PendingMember, Resumable, outcome, wait_for
+from bff.gateway.pending import (
+    Pending,
+    PendingMember,
+    Resumable,
+    outcome,
+    wait_for,
+    wait_on,
+)
 from bff.limits.rate import UNLIMITED_WINDOW
 from bff.response import Response
 from bff.sessions import ids
@@ -47,13 +55,16 @@ class PendingAlias:
     config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the next of the named sessions."""
-        await wait_for(gateway, self.request, self.members, first=True)
+        """Wait for the next of the named sessions, for all turns as long as for one."""
+        left = max(0.0, TURN_SECONDS - (self.request.waited or 0.0))
+        await wait_for(gateway, self.request, self.members, left, first=True)
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Answer with the requested session or, once all ids are known, with a refusal."""
         request, caller = self.request, self.caller
-        for member in [member for member in self.members if member.task.done()]:
+        # If none has ended, their turns come too late.
+        ended = [member for member in self.members if member.task.done()] or [*self.members]
+        for member in ended:
             self.members.remove(member)
             try:
                 served = outcome(gateway, member, caller)
@@ -68,7 +79,10 @@ class PendingAlias:
                     return gateway.answer(request, caller, member.session_id)
             elif has_id(served[0], self.session_id):
                 return gateway.answers.session(request, caller, *served)
-        return self if self.members else gateway.answers.refusal(request, self.refusal())
+        if not self.members:
+            return gateway.answers.refusal(request, self.refusal())
+        wait_on(self.members)
+        return self
 
     def refusal(self) -> Refusal:
         """Return the refusal if no named session is the requested one: trouble, or 403.
@@ -123,9 +137,10 @@ class Aliases:
         if isinstance(candidates, str):
             return candidates
         pending = PendingAlias(request, caller, session_id, {}, [], self, self._config)
-        for named in candidates:
-            if self.look_up(pending, named):
-                return named
+        with self._members.hold(caller):
+            for named in candidates:
+                if self.look_up(pending, named):
+                    return named
         if not pending.members:
             raise Refused.of(pending.refusal())
         return pending

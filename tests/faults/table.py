@@ -42,6 +42,8 @@ _STORE = "tests/incidents/test_incident_store.py"
 _IDS = "tests/incidents/test_incident_ids.py"
 _WORK = "tests/incidents/test_incident_work.py"
 _ALIASES = "tests/gateway/test_aliases.py"
+_FAIRNESS = "tests/incidents/test_incident_fairness.py"
+_LOAD_QUEUE = "tests/copies/test_load_queue.py"
 _RETURNS = "tests/incidents/test_incident_returns.py"
 _VERIFIED = """\
 if not _is_signature(signature, signed, key):
@@ -223,8 +225,8 @@ FAULTS = [
     Fault(
         17,
         "bff/gateway/pending.py",
-        "        await waiter\n",
-        "        await task\n",
+        "done, _ = await asyncio.wait(near, timeout=seconds, return_when=until)",
+        "done = [await asyncio.wait_for(asyncio.gather(*near), seconds)]",
         f"{_WIRE}::test_17_cancelled_leader_cancels_no_other_waiter",
     ),
     Fault(
@@ -279,8 +281,8 @@ FAULTS = [
     Fault(
         24,
         "bff/tokens/caller.py",
-        "[environment, subject, texts, actor]",
-        "[environment, subject, texts, actor, claims]",
+        "identity: list[Any] = [environment, subject]",
+        "identity: list[Any] = [environment, subject, claims]",
         f"{_TOKENS}::test_24_new_token_is_the_same_caller",
     ),
     Fault(
@@ -553,7 +555,7 @@ FAULTS = [
     Fault(
         34,
         "bff/limits/budget.py",
-        "if self._allowance < 1 and now < self._allowance_ends:",
+        "if self._allowance < 1 + ahead and start < self._allowance_ends:",
         "if False:",
         f"{_COPIES}::test_34_no_load_starts_before_the_reset_of_a_429",
     ),
@@ -1333,6 +1335,132 @@ FAULTS = [
         "        if self._waiting:\n            self._closing = True",
         "        if False:\n            self._closing = True",
         "tests/server/test_uvicorn_adapter.py::test_shutdown_closes_idle_connections_and_finishes_loads",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        return self.loaded, self.number\n",
+        "        return 0.0, self.number\n",
+        "tests/limits/test_queue.py::test_never_loaded_comes_first_then_the_oldest_copy",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        load.kept |= again\n",
+        "",
+        f"{_FAIRNESS}::test_49_three_users_of_twenty_chats_get_everything",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "                self.callers.move_to_end(caller)\n",
+        "",
+        f"{_FAIRNESS}::test_49_retrieve_and_lists_do_not_starve_each_other",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "                self.callers.move_to_end(caller)\n",
+        "",
+        f"{_FAIRNESS}::test_49_one_caller_takes_half_while_others_want_it",
+    ),
+    Fault(
+        49,
+        "bff/sessions/page.py",
+        "            if index < regular and is_late(outcome):\n",
+        "            if False:\n",
+        f"{_FAIRNESS}::test_49_three_users_who_follow_next_miss_nothing",
+    ),
+    Fault(
+        49,
+        "bff/sessions/page.py",
+        "            if index < regular and is_late(outcome):\n",
+        "            if False:\n",
+        f"{_FAIRNESS}::test_49_late_member_comes_with_the_next_page",
+    ),
+    Fault(
+        49,
+        "bff/limits/hot_sessions.py",
+        "            level = left / (len(shares) - position)\n",
+        "            level = left / sum(map(_size, shares)) * share.size\n",
+        f"{_FAIRNESS}::test_49_many_sessions_of_one_caller_age_only_their_own",
+    ),
+    Fault(
+        49,
+        "bff/limits/hot_sessions.py",
+        "        if own is share or (own.size if own else 0) + 1 >= share.size:\n",
+        "        if True:\n",
+        f"{_FAIRNESS}::test_49_many_sessions_of_one_caller_age_only_their_own",
+    ),
+    Fault(
+        49,
+        "bff/gateway/pending.py",
+        "        done, _ = await asyncio.wait(near, timeout=seconds, return_when=until)\n",
+        "        done: set[object] = set()\n",
+        f"{_LOAD_QUEUE}::test_retrieve_waits_for_its_turn",
+    ),
+    Fault(
+        49,
+        "bff/tokens/caller.py",
+        '        identity.append({"actor": actor})\n',
+        '        identity.append([actor, claims.get("scopes")])\n',
+        "tests/tokens/test_caller.py::test_person_is_one_caller_whatever_the_scopes",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        if self._passed >= REFRESH_EVERY - 1:\n",
+        "        if False:\n",
+        f"{_LOAD_QUEUE}::test_refreshes_go_on_while_others_wait",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        if load.queued and not load.waiting and not load.kept:\n",
+        "        if False:\n",
+        f"{_LOAD_QUEUE}::test_load_that_nobody_waits_for_leaves_the_queue",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        return self._running[caller] < _MAX_OF_CALLER\n",
+        "        return True\n",
+        f"{_LOAD_QUEUE}::test_slow_loads_of_one_caller_leave_room_for_others",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        if not (self._is_denied(load, outcome) and self._again(load, caller)):\n",
+        "        if True:\n",
+        f"{_LOAD_QUEUE}::test_denied_loads_get_their_turn_at_a_store",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "            if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):\n",
+        "            if not up and wait > 0:\n",
+        f"{_LOAD_QUEUE}::test_page_asks_the_store_for_few_loads_at_once",
+    ),
+    Fault(
+        49,
+        "bff/sessions/cursor.py",
+        "    if position > len(named) or body[:_LIST_BYTES] != _digest_of_list(named[:position]):\n",
+        "    if position > len(named):\n",
+        "tests/sessions/test_cursor.py::test_cursor_of_another_list_is_noticed",
+    ),
+    Fault(
+        49,
+        "bff/sessions/cursor.py",
+        "    if owner != _digest_of_owner(caller, body):\n",
+        "    if False:\n",
+        "tests/sessions/test_cursor.py::test_cursor_of_another_caller_is_refused",
+    ),
+    Fault(
+        49,
+        "bff/sessions/copy.py",
+        "            age < stretched and age < self.max_stretch\n",
+        "            age < stretched\n",
+        "tests/sessions/test_copy.py::test_stretch_is_bounded",
     ),
     Fault(
         60,
