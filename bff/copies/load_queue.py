@@ -86,6 +86,7 @@ class LoadQueue:
     """The loads of one environment.
 
     Args:
+        environment: its name.
         budget: the environment's, as the settings are now.
         load: starts a load.
         recent: what the cache has by now, if that makes a load needless.
@@ -94,6 +95,7 @@ class LoadQueue:
 
     def __init__(
         self,
+        environment: str,
         *,
         clock: Clock,
         sharing: AnySharing,
@@ -102,6 +104,7 @@ class LoadQueue:
         recent: Callable[[QueuedLoad, float], Outcome | None],
         in_flight: Callable[[str], "asyncio.Task[Outcome] | None"],
     ) -> None:
+        self._environment = environment
         self._clock = clock
         self._sharing = sharing
         self._budget = budget
@@ -115,8 +118,6 @@ class LoadQueue:
         """Loads in flight, by the caller whose turn started them."""
         self._total = 0
         self._unspent = 0
-        self._denied_until = -inf
-        """The store allows no load before this time."""
         self._holds = 0
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -190,21 +191,13 @@ class LoadQueue:
         """See `QueuedLoad.expected`."""
         if not load.queued or self._holds:
             return 0.0
-        budget, ahead = self._budget(), self._queue.ahead(load)
-        if not self._sharing.up:
-            return budget.wait(now, ahead)
-        pace = budget.seconds / budget.limit if budget.limit else 0.0
-        return max(0.0, self._denied_until - now) + ahead * pace
+        return self._wait(now, self._queue.ahead(load))
 
     def paid(self, load: QueuedLoad) -> None:
         """The store has allowed the call of *load*."""
         load.spent = True
         self._unspent -= 1
         self.start_loads()
-
-    def deny(self, seconds: float) -> None:
-        """The store allows no call for *seconds*."""
-        self._denied_until = max(self._denied_until, self._clock()[0] + seconds)
 
     def stop(self) -> None:
         """Start no more loads, and refuse those that wait."""
@@ -225,7 +218,7 @@ class LoadQueue:
         now, up = self._clock()[0], self._sharing.up
         wait = 0.0
         while len(self._queue) and self._total < MAX_IN_FLIGHT:
-            wait = self._denied_until - now if up else self._wait(now)
+            wait = self._wait(now)
             if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):
                 break
             # While the store denies, only loads start that another replica may have a copy for.
@@ -236,10 +229,8 @@ class LoadQueue:
         if wait > 0 and len(self._queue):
             self._wake_after(wait)
 
-    def _wait(self, now: float) -> float:
-        budget = self._budget()
-        budget.replicas = self._sharing.replicas
-        return budget.wait(now)
+    def _wait(self, now: float, ahead: int = 0) -> float:
+        return self._sharing.wait(self._environment, self._budget(), now, ahead)
 
     def _may_start(self, caller: Hashable) -> bool:
         return self._running[caller] < _MAX_OF_CALLER

@@ -103,6 +103,7 @@ class Loader:
         queue = self._queues.get(environment)
         if queue is None:
             queue = self._queues[environment] = LoadQueue(
+                environment,
                 clock=self._clock,
                 sharing=self._sharing,
                 budget=lambda: self.config.environments[environment].budget,
@@ -137,7 +138,8 @@ class Loader:
             spent = not self._sharing.up
             if spent:
                 environment.budget.spend(now)
-            ask = self._ask(environment, READINESS_ID, None, self._sharing.timeout, spent=spent)
+            wait = 0.0 if spent else None
+            ask = self._ask(environment, READINESS_ID, None, self._sharing.timeout, wait=wait)
             task = self._cache.loads.start(key, ask)
         return task
 
@@ -155,10 +157,9 @@ class Loader:
     async def _load(self, environment: Environment, load: QueuedLoad) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
 
-        async def ask(timeout: float) -> Copy | Refusal:
-            return await self._ask(
-                environment, load.id, load.copy, timeout, spent=load.spent, load=load
-            )
+        async def ask(wait: float | None, timeout: float) -> Copy | Refusal:
+            wait = 0.0 if load.spent else wait
+            return await self._ask(environment, load.id, load.copy, timeout, wait=wait, load=load)
 
         while True:
             config, generation = self.config, self._cache.purge_generation
@@ -166,8 +167,10 @@ class Loader:
                 LoadRequest(
                     environment=environment.name,
                     id=load.id,
+                    budget=environment.budget,
                     ask=ask,
                     fresh=lambda copy, now: self._cache.ages.fresh(copy, now, load.stretch),
+                    fresh_for=self._cache.ages.longest_fresh(load.stretch),
                     lifetime=partial(self._lifetime, environment.budget),
                 )
             )
@@ -190,16 +193,17 @@ class Loader:
         copy: Copy | None,
         timeout: float,
         *,
-        spent: bool,
+        wait: float | None,
         load: QueuedLoad | None = None,
     ) -> Copy | Refusal:
-        """Spend one call and ask upstream; *timeout* bounds the wait for the store, in seconds."""
-        wait = 0.0 if spent else await self._spend(environment, timeout)
-        if load is not None and not spent:
-            if wait <= 0:
-                load.queue.paid(load)
-            else:
-                load.queue.deny(wait)
+        """Spend one call and ask upstream; *timeout* bounds the wait for the store, in seconds.
+
+        *wait* is 0 if the call is spent, and the seconds to wait if it was denied.
+        """
+        if wait is None:
+            wait = await self._spend(environment, timeout)
+        if wait <= 0 and load is not None and not load.spent:
+            load.queue.paid(load)
 
         async def spend_again() -> None:
             nonlocal wait

@@ -24,7 +24,7 @@ class Alone:
 
     async def load(self, request: LoadRequest) -> tuple[Copy | Refusal, bool]:
         """Load a session from upstream."""
-        return await request.ask(0.0), True
+        return await request.ask(None, 0.0), True
 
     async def introspect(
         self,
@@ -35,6 +35,10 @@ class Alone:
     ) -> Introspection:
         """Ask upstream about a token."""
         return await ask()
+
+    def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:  # noqa: ARG002
+        """Return the seconds until one more load may start, after *ahead* others; 0 for now."""
+        return budget.wait(now, ahead)
 
     async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:  # noqa: ARG002
         """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""

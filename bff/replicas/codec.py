@@ -40,12 +40,12 @@ class Namespace:
     @property
     def copies(self) -> str:
         """Where copies are: those of another projection are never read."""
-        return f"{self.origin}:{self.projection}"
+        return f"{{{self.origin}}}:{self.projection}"
 
     @property
     def introspections(self) -> str:
         """Where introspections are; their ids differ with the key."""
-        return f"{self.origin}:verdicts"
+        return f"{{{self.origin}}}:verdicts"
 
 
 class ForeignError(Exception):

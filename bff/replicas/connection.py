@@ -1,7 +1,7 @@
-"""The commands of a replica, in batches on one connection; and whether the store is up.
+"""The commands of a replica, and whether the store is up.
 
-Commands wait in a queue, and each answer goes to the command at its position. A caller that leaves
-cancels neither the batch nor its answers, so no answer can reach another caller. No caller waits
+The commands of one iteration of the event loop are sent together. A caller that leaves cancels
+neither its commands nor their answers, so no answer can reach another caller. No caller waits
 longer than its timeout.
 
 Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bff.replicas import keys, scripts
+from bff.replicas.link import ClientLink, Command, DirectLink
 from bff.replicas.valkey import (
-    SOCKET_SECONDS,
     ClientFactory,
     StoreUnavailable,
     cancel,
@@ -51,10 +51,6 @@ _OPEN_SECONDS: Final = 3.0
 """Seconds that connecting may take at start, when no request waits."""
 
 
-_MAX_BATCH: Final = 500
-"""Commands in one batch; bounds the memory of its answers."""
-
-
 _MAX_TURNS: Final = 32
 """Loads that wait for an answer at once; the others wait for their turn, and their time begins
 then. Without the bound, a page that starts a hundred loads would make each of its loads late."""
@@ -85,34 +81,36 @@ _LATE_HEARTBEATS: Final = 2
 """Late heartbeats in a row after which the store is down: one may be a pause of the store."""
 
 
-Command = tuple[Any, ...]
-"""A command: its name, then its arguments. An EVAL: script, number of keys, keys, arguments."""
+class _Exchange:
+    """Commands that were sent together, and their answers.
 
+    Attributes:
+        future: gets the answers; None if they are late or errors.
+    """
 
-class _Link:
-    """A connection that sends one batch after another."""
+    __slots__ = ("commands", "future", "late", "results", "settle", "timer")
 
-    def __init__(self, clients: ClientFactory) -> None:
-        self.client = clients.connect(SOCKET_SECONDS)
-        self.must_reconnect = False
-        """Whether the connection may lead to a former server of the address."""
-        self._clients = clients
+    def __init__(
+        self, commands: Sequence[Command], settle: "Callable[[_Exchange], list[Any] | None]"
+    ) -> None:
+        self.commands = commands
+        self.results: list[Any] = []
+        self.settle = settle
+        self.future: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.late = False
 
-    async def send(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
-        results: list[Any]
-        try:
-            if self.must_reconnect:
-                self.must_reconnect = False
-                self.client = await self._clients.reconnect(self.client, SOCKET_SECONDS)
-            pipeline = self.client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipeline.execute_command(*command)
-            results = await pipeline.execute(raise_on_error=False)
-        except Exception as exc:  # noqa: BLE001  each caller of the batch gets the error
-            results = [exc] * len(batch)
-        for (_, answer), result in zip(batch, results, strict=True):
-            if not answer.done():
-                answer.set_result(result)
+    def receive(self, result: Any) -> None:
+        """Take the answer of the next command."""
+        self.results.append(result)
+        if len(self.results) == len(self.commands) and not self.late:
+            self.end(self.settle(self))
+
+    def end(self, results: list[Any] | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if not self.future.done():  # its caller may have left
+            self.future.set_result(results)
 
 
 class Connection:
@@ -150,7 +148,8 @@ class Connection:
         self.reason: str | None = "not connected yet"
         self.timeout = timeout
         self._clients = clients
-        self._requests, self._heart = _Link(clients), _Link(clients)
+        self._requests = ClientLink(clients) if clients.cluster else DirectLink(clients)
+        self._heart = ClientLink(clients)
         self._name = name
         self._count = count
         self._changed = changed
@@ -158,9 +157,8 @@ class Connection:
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
-        self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
-        self._queued = asyncio.Event()
-        self._unawaited: set[asyncio.Task[Any]] = set()
+        self._queue: list[_Exchange] = []
+        self._unawaited: set[asyncio.Future[Any]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
@@ -172,10 +170,7 @@ class Connection:
         Raises:
             StoreError: the store cannot be used now.
         """
-        self._tasks += [
-            asyncio.create_task(self._send_batches()),
-            asyncio.create_task(self._send_heartbeats()),
-        ]
+        self._tasks.append(asyncio.create_task(self._send_heartbeats()))
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._heart.client.ping()
@@ -193,7 +188,7 @@ class Connection:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
         await cancel([*self._tasks, *([self._beating] if self._beating else [])])
         for link in (self._requests, self._heart):
-            await self._clients.close(link.client)
+            await link.close()
 
     # -- commands
 
@@ -205,47 +200,69 @@ class Connection:
         """
         if not self.up:
             raise StoreUnavailable
-        return await self._answers(commands, self._enqueue(commands), timeout)
-
-    def execute_nowait(self, *commands: Command) -> None:
-        """Send commands without waiting; drop them when the store is down."""
-        if self.up:
-            answers = self._answers(commands, self._enqueue(commands), self.timeout)
-            task = asyncio.create_task(if_available(answers))
-            self._unawaited.add(task)
-            task.add_done_callback(self._unawaited.discard)
-
-    def _enqueue(self, commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
-        answers = _futures(commands)
-        self._queue.extend(zip(commands, answers, strict=True))
-        self._queued.set()
-        return answers
-
-    async def _answers(
-        self, commands: Sequence[Command], answers: list[asyncio.Future[Any]], timeout: float
-    ) -> list[Any]:
-        _, late = await asyncio.wait(answers, timeout=timeout)
-        if late:
-            await asyncio.sleep(_GRACE_SECONDS)
-            late = {answer for answer in answers if not answer.done()}
-        if late:
-            for answer in late:
-                answer.cancel()  # a command that is still queued is never sent
-            self._count("late", len(commands))
-            self.check()
+        results = await self._enqueue(commands, timeout).future
+        if results is None:
             raise StoreUnavailable
-        results = [answer.result() for answer in answers]
-        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
-        if failed:
-            self._count("error", len(commands))
-            if all(self._clients.is_foreign(error) for _, error in failed):
-                self._delete_foreign([command for command, _ in failed])
-            else:
-                self._requests.must_reconnect = True
-                self.check()
-            raise StoreUnavailable
-        self._count("ok", len(commands))
         return results
+
+    def execute_nowait(
+        self, *commands: Command, done: Callable[[list[Any]], None] | None = None
+    ) -> None:
+        """Send commands without waiting; drop them when the store is down.
+
+        *done* gets the answers, if they come in time.
+        """
+        if not self.up:
+            return
+        future = self._enqueue(commands, self.timeout).future
+        self._unawaited.add(future)
+        future.add_done_callback(self._unawaited.discard)
+        if done is not None:
+            future.add_done_callback(
+                lambda future: None if (results := future.result()) is None else done(results)
+            )
+
+    def _enqueue(self, commands: Sequence[Command], timeout: float) -> _Exchange:
+        """Send commands with all others of this iteration of the loop."""
+        loop = asyncio.get_running_loop()
+        if not self._queue:
+            loop.call_soon(self._send_batch)
+        exchange = _Exchange(commands, self._settle)
+        exchange.timer = loop.call_later(timeout, self._expire, exchange)
+        self._queue.append(exchange)
+        return exchange
+
+    def _send_batch(self) -> None:
+        exchanges, self._queue = self._queue, []
+        self._requests.submit(
+            [(command, exchange.receive) for exchange in exchanges for command in exchange.commands]
+        )
+
+    def _expire(self, exchange: _Exchange) -> None:
+        """Read answers that arrived while this process was busy; then the exchange is late."""
+        loop = asyncio.get_running_loop()
+        exchange.timer = loop.call_later(_GRACE_SECONDS, self._end_late, exchange)
+
+    def _end_late(self, exchange: _Exchange) -> None:
+        exchange.late = True
+        exchange.end(None)
+        self._count("late", len(exchange.commands))
+        self.check()
+
+    def _settle(self, exchange: _Exchange) -> list[Any] | None:
+        """Look for errors among the answers; None if there are any."""
+        commands, results = exchange.commands, exchange.results
+        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
+        if not failed:
+            self._count("ok", len(commands))
+            return results
+        self._count("error", len(commands))
+        if all(self._clients.is_foreign(error) for _, error in failed):
+            self._delete_foreign([command for command, _ in failed])
+        else:
+            self._requests.must_reconnect = True
+            self.check()
+        return None
 
     def _delete_foreign(self, commands: Sequence[Command]) -> None:
         """Delete the keys of *commands*: no gateway wrote what one of them holds."""
@@ -254,17 +271,6 @@ class Connection:
             names = command[3 : 3 + command[2]] if command[0] == "EVAL" else command[1:2]
             for name in names:
                 self.execute_nowait(("UNLINK", name))
-
-    async def _send_batches(self) -> None:
-        """Send what is queued, batch after batch, in a task that no caller can cancel."""
-        while True:
-            await self._queued.wait()
-            batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]
-            if not self._queue:
-                self._queued.clear()
-            batch = [(command, answer) for command, answer in batch if not answer.done()]
-            if batch:
-                await self._requests.send(batch)
 
     # -- down and up
 
@@ -339,9 +345,9 @@ class Connection:
             await asyncio.wait([self._beating], timeout=timeout)
             if not self._beating.done():
                 return None
-        answers = _futures(commands)
+        results: list[Any] = []
         self._beating = asyncio.create_task(
-            self._heart.send(list(zip(commands, answers, strict=True)))
+            self._heart.send([(command, results.append) for command in commands])
         )
         await asyncio.wait([self._beating], timeout=timeout)
         loop, idle, wake_ups = asyncio.get_running_loop(), 0, 0
@@ -352,7 +358,7 @@ class Connection:
             wake_ups += 1
         if not self._beating.done():
             return None
-        return [answer.result() for answer in answers]
+        return results
 
     async def _send_heartbeats(self) -> None:
         while True:
@@ -365,11 +371,6 @@ class Connection:
             # A store stays up only if it answers as quickly as a request needs it, and comes up
             # only if it does so with time to spare.
             await if_available(self.heartbeat(self.timeout / 2 if self.up else self.timeout / 4))
-
-
-def _futures(commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
-    loop = asyncio.get_running_loop()
-    return [loop.create_future() for _ in commands]
 
 
 def _is_error(result: object) -> bool:

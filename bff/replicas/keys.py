@@ -33,8 +33,8 @@ def pause(origin: str) -> str:
 
 
 def value(prefix: str, id_: str) -> str:
-    """A shared copy or introspection."""
-    return f"{_PREFIX}:{{{prefix}:{id_}}}"
+    """A shared copy or introspection; *prefix* begins with the origin in braces."""
+    return f"{_PREFIX}:{prefix}:{id_}"
 
 
 def claim(prefix: str, id_: str) -> str:

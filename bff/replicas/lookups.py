@@ -8,11 +8,13 @@ can make, and its id is made with that key too: the store cannot reveal a token 
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 from bff import metrics
 from bff.clock import Clock
 from bff.errors import Refusal
+from bff.limits.budget import Budget
 from bff.replicas.codec import (
     ForeignError,
     Namespace,
@@ -24,6 +26,7 @@ from bff.replicas.codec import (
     encode_missing,
     introspection_id,
 )
+from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_loads import Moment, PurgedError, Value
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import UNDECIDED, Introspection
@@ -36,15 +39,21 @@ class LoadRequest:
     """A load of one session.
 
     Attributes:
-        ask: fetches it from upstream; gets the seconds that it may wait for the store.
+        budget: what the load spends from.
+        ask: fetches it from upstream. It gets the seconds until the budget of all replicas allows
+            that (0: it is spent already; None: nobody could say), and those that it may wait for
+            the store.
         fresh: whether a copy may be answered without a load.
+        fresh_for: seconds after its load for which a copy may be that, at most.
         lifetime: seconds after its load for which a copy may be of use.
     """
 
     environment: str
     id: str
-    ask: Callable[[float], Awaitable[Outcome]]
+    budget: Budget
+    ask: Callable[[float | None, float], Awaitable[Outcome]]
     fresh: Callable[[Copy, float], bool]
+    fresh_for: float
     lifetime: Callable[[Copy], float]
 
 
@@ -54,6 +63,7 @@ class CopyLookup:
 
     Attributes:
         key: the store key.
+        id: the name of the requested id; see `copy_name`.
         make: makes a copy: environment, id, external id, body, closed, loaded.
         negative_ttl: seconds that an absence is kept.
         is_purged: whether a session with these ids was purged since its load was claimed.
@@ -64,6 +74,8 @@ class CopyLookup:
 
     namespace: Namespace
     key: bytes
+    id: str
+    budget: SharedBudget
     request: LoadRequest
     make: Callable[[str, str, str | None, bytes, bool, float], Copy]
     negative_ttl: float
@@ -76,8 +88,8 @@ class CopyLookup:
         return self.namespace.copies
 
     @property
-    def id(self) -> str:
-        return copy_name(self.key, self.request.id)
+    def fresh_for(self) -> float:
+        return max(self.request.fresh_for, self.negative_ttl)
 
     def decode(self, value: bytes, moment: Moment) -> Outcome | None:
         stored = decode_copy(self.prefix, self.request.id, value, key=self.key)
@@ -131,6 +143,8 @@ class IntrospectionLookup:
     """
 
     metric: ClassVar = metrics.SHARED_INTROSPECTIONS
+    fresh_for: ClassVar = inf
+    """A stored introspection expires when it is no answer any more."""
 
     namespace: Namespace
     digest: bytes
@@ -145,6 +159,10 @@ class IntrospectionLookup:
     @property
     def id(self) -> str:
         return introspection_id(self.namespace, self.digest, self.session_id)
+
+    @property
+    def budget(self) -> SharedBudget:
+        return SharedBudget(self.namespace.origin, 0, 0.0)  # the token's calls are not the key's
 
     def decode(self, value: bytes, moment: Moment) -> Introspection:
         stored = decode_introspection(self.namespace, self.digest, self.session_id, value)

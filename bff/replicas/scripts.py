@@ -18,10 +18,9 @@ def _read(name: str) -> str:
 
 AGREE: Final = _read("agree")
 ALLOW: Final = _read("allow")
-CLAIM: Final = _read("claim")
 HEARTBEAT: Final = _read("heartbeat")
 KEEP: Final = _read("keep")
+LOAD: Final = _read("load")
 RENEW: Final = _read("renew")
 REPUBLISH: Final = _read("republish")
-SPEND: Final = _read("spend")
 TAKE: Final = _read("take")

@@ -6,12 +6,14 @@ stored, or until they can claim the load themselves.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from functools import partial
+from typing import Final, Generic, Protocol, TypeVar
 
 from bff.clock import Clock
 from bff.replicas.codec import ForeignError
+from bff.replicas.shared_budget import Denials, SharedBudget
 from bff.replicas.store import Store
 from bff.replicas.valkey import if_available
 
@@ -45,6 +47,14 @@ class SharedLookup(Protocol[T]):
     @property
     def id(self) -> str:
         """The id by which it is requested."""
+
+    @property
+    def fresh_for(self) -> float:
+        """Seconds after its claim for which a stored value may be an answer, at most."""
+
+    @property
+    def budget(self) -> SharedBudget:
+        """What the load spends from."""
 
     @property
     def metric(self) -> str:
@@ -122,15 +132,48 @@ class Deadline:
             self.left -= self._clock()[0] - sent
 
 
+class _Renewal:
+    """Makes a claim last until it is cancelled. Most loads end before the first timer does."""
+
+    __slots__ = ("_renew", "_timer")
+
+    def __init__(self, renew: Callable[[], None]) -> None:
+        self._renew = renew
+        self._wait()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(CLAIM_SECONDS / 3, self._run)
+
+    def _run(self) -> None:
+        self._renew()
+        self._wait()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Search(Generic[T]):
+    """What a search in the store came to: a claim, an entry, a denial, or nothing."""
+
+    claim: Claim | None = None
+    entry: T | None = None
+    wait: float | None = None
+    """Seconds until the budget allows the load; 0 if it is spent; None if nobody could say."""
+
+
 class SharedLoads:
     """Makes loads, each by one replica for all.
 
+    A load waits for one command to the store before it asks upstream: the command reads the value,
+    claims the load and spends it. Another one, for which nobody waits, stores the result.
+
     Args:
         store: where results and claims are.
+        denials: the budgets that are spent.
         timeout: seconds that one load may wait for the store.
         deadline: seconds to wait for another replica's load.
         clock: the two times.
-        spawn: runs a coroutine in a task of its own.
         tokens: makes tokens that no other replica makes.
         count: counts a metric.
     """
@@ -139,116 +182,106 @@ class SharedLoads:
         self,
         store: Store,
         *,
+        denials: Denials,
         timeout: float,
         deadline: float,
         clock: Clock,
-        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         tokens: Callable[[], str],
         count: Callable[..., None],
     ) -> None:
         self._store = store
+        self._denials = denials
         self._timeout = timeout
         self._deadline = deadline
         self._clock = clock
-        self._spawn = spawn
         self._tokens = tokens
         self._count = count
 
     async def get(
-        self, lookup: SharedLookup[T], load: Callable[[float], Awaitable[T]]
+        self, lookup: SharedLookup[T], load: Callable[[float | None, float], Awaitable[T]]
     ) -> tuple[T, T | None, bool]:
         """Get what another replica stored, or *load* it while no other replica does.
 
-        *load* gets the seconds that it may still wait for the store.
+        *load* gets the seconds until the budget allows it (0 if it is spent, None if that is not
+        known), and those that it may still wait for the store.
 
         Returns:
             The outcome; the entry stored before, fresh or not; whether this replica loaded it.
         """
-        deadline, token = Deadline(self._timeout, self._clock), self._tokens()
-        search = self._find(lookup, token, deadline)
-        claim, entry = await if_available(search) or (None, None)
-        if entry is not None and lookup.is_answer(entry):
-            if claim is not None:
-                self._store.release(lookup.prefix, lookup.id, token)
+        deadline = Deadline(self._timeout, self._clock)
+        search = await if_available(self._search(lookup, deadline)) or _Search[T]()
+        claim, entry = search.claim, search.entry
+        if claim is None and entry is not None and lookup.is_answer(entry):
             self._count(lookup.metric, "used")
             return entry, entry, False
-        renewal = self._spawn(self._renew(lookup, token)) if claim else None
+        if claim is None:
+            return await load(search.wait, deadline.left), entry, True
+        renewal = _Renewal(
+            partial(self._store.renew, lookup.prefix, lookup.id, claim.token, CLAIM_SECONDS)
+        )
         try:
-            outcome = await load(deadline.left)
+            outcome = await load(search.wait, deadline.left)
         finally:
-            if renewal:
-                renewal.cancel()
-        if claim is not None:
-            self._spawn(self._keep(lookup, claim, outcome, entry))
+            renewal.cancel()
+        self._keep(lookup, claim, outcome, entry)
         return outcome, entry, True
 
-    async def _find(
-        self, lookup: SharedLookup[T], token: str, deadline: Deadline
-    ) -> tuple[Claim | None, T | None]:
-        async with self._store.turns:
-            sent, _ = self._clock()
-            value, seconds = await deadline.wait(
-                self._store.read(lookup.prefix, lookup.id, timeout=deadline.left)
-            )
-        entry = self._decode(lookup, value, seconds, sent)
-        if entry is not None and lookup.is_answer(entry):
-            return None, entry
-        return await self._claim(lookup, token, deadline)
-
-    async def _claim(
-        self, lookup: SharedLookup[T], token: str, deadline: Deadline
-    ) -> tuple[Claim | None, T | None]:
-        """Claim the load, or wait until its holder stores a result or gives up."""
+    async def _search(self, lookup: SharedLookup[T], deadline: Deadline) -> _Search[T]:
+        """Find an answer, or claim the load, or wait until its holder has stored a result."""
         (began, _), polls, left = self._clock(), 0, deadline.left
+        budget, fresh, token = lookup.budget, lookup.fresh_for, self._tokens()
         while True:
             # We wait for another replica's load, so only the last poll counts against the timeout.
             async with self._store.turns:
                 deadline.left, (sent, _) = left, self._clock()
-                claimed, value, seconds, time = await deadline.wait(
-                    self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
+                known = self._denials.wait(budget, sent)
+                found = await deadline.wait(
+                    self._store.load(
+                        lookup.prefix,
+                        lookup.id,
+                        "" if known else token,
+                        CLAIM_SECONDS,
+                        fresh=fresh,
+                        budget=budget,
+                        timeout=left,
+                    )
                 )
-            entry = self._decode(lookup, value, seconds, sent)
-            if claimed:
-                return Claim(token, time, self._clock()[0]), entry
+            entry = self._decode(lookup, found.value, found.left, sent)
+            if found.claimed:
+                return _Search(Claim(token, found.time, self._clock()[0]), entry, 0.0)
             if entry is not None and lookup.is_answer(entry):
-                return None, entry
+                return _Search(entry=entry)
+            if found.denied:
+                if not known:
+                    self._denials.record(budget, self._clock()[0], found.denied)
+                return _Search(entry=entry, wait=known or found.denied)
             if sent - began > self._deadline:
-                return None, entry
+                return _Search(entry=entry)
+            if found.value is not None and found.age <= fresh:
+                # It might have been an answer, and is none: claim unless there is a later one.
+                fresh, left = found.age, deadline.left
+                continue
             await asyncio.sleep(_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)])
             polls += 1
 
-    async def _renew(self, lookup: SharedLookup[T], token: str) -> None:
-        while True:
-            await asyncio.sleep(CLAIM_SECONDS / 3)
-            self._store.renew(lookup.prefix, lookup.id, token, CLAIM_SECONDS)
-
-    async def _keep(
-        self, lookup: SharedLookup[T], claim: Claim, outcome: T, previous: T | None
-    ) -> None:
-        """Store the outcome of a load, then let other replicas claim the next."""
-        now, _ = self._clock()
+    def _keep(self, lookup: SharedLookup[T], claim: Claim, outcome: T, previous: T | None) -> None:
+        """Store the outcome of a load, and let other replicas claim the next."""
         # After a reload the value may belong to the earlier settings.
         value = lookup.encode(outcome, previous, claim.time) if lookup.is_current() else None
-        try:
-            if value is not None:
-                async with self._store.turns:
-                    await if_available(self._write(lookup, claim, value, now))
-        finally:
-            self._store.release(lookup.prefix, lookup.id, claim.token)
-
-    async def _write(self, lookup: SharedLookup[T], claim: Claim, value: Value, now: float) -> None:
-        for id_ in value.obsolete:
+        for id_ in value.obsolete if value else ():
             self._store.drop(lookup.prefix, id_)
-        if value.ends > now:
-            result = await self._store.keep(
-                lookup.prefix,
-                [lookup.id, *value.ids],
-                value.data,
-                token=claim.token,
-                claimed=claim.time,
-                until=claim.at(value.ends),
-            )
-            self._count(lookup.metric, result)
+        if value is None or value.ends <= self._clock()[0]:
+            self._store.release(lookup.prefix, lookup.id, claim.token)
+            return
+        self._store.keep(
+            lookup.prefix,
+            [lookup.id, *value.ids],
+            value.data,
+            token=claim.token,
+            claimed=claim.time,
+            until=claim.at(value.ends),
+            done=partial(self._count, lookup.metric),
+        )
 
     def _decode(
         self, lookup: SharedLookup[T], value: bytes | None, seconds: float, sent: float

@@ -7,7 +7,6 @@ limits and budget by the number of replicas that ran when the store was last up.
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from math import inf
 from typing import Any, Final
 
 from bff import metrics
@@ -19,6 +18,7 @@ from bff.replicas.announcements import STREAMS
 from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, limit_name, reveal
 from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome
 from bff.replicas.purge_log import PurgeLog
+from bff.replicas.shared_budget import Denials, SharedBudget
 from bff.replicas.shared_loads import SharedLoads
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreUnavailable, if_available
@@ -27,11 +27,6 @@ from bff.tokens.introspected import Introspection
 
 _RETRY_SECONDS: Final = 1.0
 """Seconds that a stale copy is answered after a failed load, before the next load."""
-
-
-_BUDGET_SECONDS: Final = 1.0
-"""Seconds for which this replica remembers that the budget is spent, without asking the store for
-each load. No longer: upstream may report a new period of its bucket to another replica."""
 
 
 class Sharing:
@@ -79,15 +74,13 @@ class Sharing:
         self._on_purge = on_purge
         self._on_revocation = on_revocation
         self._purges = PurgeLog(STREAMS["purges"].kept - 1)
-        self._waits: dict[tuple[str, int | None], tuple[float, float]] = {}
-        """By origin and limit of a budget that is spent: until when this replica remembers that,
-        and when the next load may start."""
+        self._denials = Denials()
         self._loads = SharedLoads(
             store,
+            denials=self._denials,
             timeout=self.timeout,
             deadline=deadline,
             clock=clock,
-            spawn=spawn,
             tokens=tokens,
             count=count,
         )
@@ -158,32 +151,45 @@ class Sharing:
 
     # -- the budget
 
+    def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:
+        """Return the seconds until one more load may start, after *ahead* others; 0 for now.
+
+        While the store is up, only it can say: 0 if it has to be asked.
+        """
+        shared = self._budget(environment, budget)
+        if shared is None or not self.up:
+            budget.replicas = self.replicas
+            return budget.wait(now, ahead)
+        pace = budget.seconds / budget.limit if budget.limit else 0.0
+        return self._denials.wait(shared, now) + ahead * pace
+
     async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:
         """Spend one load, waiting at most *timeout* seconds for the store.
 
         Returns:
             The seconds to wait instead, or 0 if the load may start.
         """
-        namespace, wait = self.namespaces.get(environment), None
-        if namespace is not None:
-            spent = (namespace.origin, budget.limit)
-            now, (remembered, next_) = self._clock()[0], self._waits.get(spent, (-inf, -inf))
-            if self.up and now < min(remembered, next_):
-                return next_ - now
-            spend = self.store.spend(
-                namespace.origin, limit=budget.limit, seconds=budget.seconds, timeout=timeout
-            )
+        shared, wait = self._budget(environment, budget), None
+        if shared is not None and self.up:
+            if known := self._denials.wait(shared, self._clock()[0]):
+                return known
             async with self.store.turns:
-                wait = await if_available(spend)
-            if wait is not None and wait > 0:
-                now, _ = self._clock()
-                self._waits[spent] = now + _BUDGET_SECONDS, now + wait
+                wait = await if_available(self.store.spend(shared, timeout=timeout))
+            if wait:
+                self._denials.record(shared, self._clock()[0], wait)
         if wait is None:
             budget.replicas = self.replicas
             wait = budget.wait(self._clock()[0])
         if wait <= 0:
             budget.spend(self._clock()[0])
         return wait
+
+    def _budget(self, environment: str, budget: Budget) -> SharedBudget | None:
+        """The budget as all replicas know it; None if this environment shares nothing."""
+        namespace = self.namespaces.get(environment)
+        if namespace is None:
+            return None
+        return SharedBudget(namespace.origin, budget.limit, budget.seconds)
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream reports of its bucket; the lower half belongs to the customer."""
@@ -203,12 +209,20 @@ class Sharing:
         Returns:
             The outcome, and whether this replica fetched it from upstream.
         """
-        namespace = self.namespaces.get(request.environment)
+        namespace, budget = self.namespaces.get(request.environment), request.budget
         if namespace is None or not self.up:
-            return await request.ask(self.timeout), True
+            return await request.ask(None, self.timeout), True
+
+        async def ask(wait: float | None, timeout: float) -> Outcome:
+            if wait == 0.0:
+                budget.spend(self._clock()[0])  # it counts here too: the store may go down
+            return await request.ask(wait, timeout)
+
         lookup = CopyLookup(
             namespace=namespace,
             key=self._key,
+            id=copy_name(self._key, request.id),
+            budget=SharedBudget(namespace.origin, budget.limit, budget.seconds),
             request=request,
             make=self._make,
             negative_ttl=self.negative_ttl,
@@ -216,7 +230,7 @@ class Sharing:
             clock=self._clock,
             is_current=lambda: self.namespaces.get(request.environment) is namespace,
         )
-        outcome, previous, loaded = await self._loads.get(lookup, request.ask)
+        outcome, previous, loaded = await self._loads.get(lookup, ask)
         if (
             loaded
             and isinstance(outcome, Refusal)
@@ -256,7 +270,7 @@ class Sharing:
             clock=self._clock,
             is_current=lambda: self.namespaces.get(environment) is namespace,
         )
-        introspection, _, _ = await self._loads.get(lookup, lambda _: ask())
+        introspection, _, _ = await self._loads.get(lookup, lambda *_: ask())
         return introspection
 
     # -- purges and revocations

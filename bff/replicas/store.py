@@ -1,18 +1,20 @@
 """The values that replicas store in Valkey and read from it, one method for each purpose.
 
 Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `pause`, `renew`,
-`release`, `drop`) send without waiting; while the store is down they do nothing.
+`release`, `keep`, `drop`) send without waiting; while the store is down they do nothing.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
 from bff.replicas.connection import Connection
 from bff.replicas.republisher import Encodable, Republisher
+from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.store_key import StoreKey
 from bff.replicas.valkey import ClientFactory, StoreAddress
 
@@ -20,8 +22,34 @@ _NO_KEY: Final = -2
 """PTTL's answer for a key that does not exist."""
 
 
+_LONGEST_SECONDS: Final = 1e9
+"""Seconds: stands for an infinite time."""
+
+
 _READY_SECONDS: Final = 30.0
 """Seconds that a replica may wait at start until the store has every revocation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `Store.load` found.
+
+    Attributes:
+        claimed: whether the load is claimed and spent.
+        denied: seconds until the budget may allow the load; 0 if it was not asked, or allowed it.
+        value: what is stored, answer or not.
+        left: seconds until the value expires.
+        time: microseconds of the store's clock, which tell purges before the load from purges
+            during it.
+        age: seconds since the load of the value was claimed.
+    """
+
+    claimed: bool
+    denied: float
+    value: bytes | None
+    left: float
+    time: int
+    age: float
 
 
 class Store:
@@ -149,14 +177,11 @@ class Store:
         ((granted, rest, milliseconds),) = await self.connection.execute(command, timeout=timeout)
         return granted, rest, milliseconds / 1000
 
-    async def spend(
-        self, origin: str, *, limit: int | None, seconds: float, timeout: float
-    ) -> float:
-        """Spend one load: at most *limit* in any *seconds*; returns the seconds to wait, or 0."""
-        names = keys.spent(origin), keys.allowance(origin), keys.pause(origin)
-        longest = _milliseconds(MAX_RESET)
-        command = ("EVAL", scripts.SPEND, 3, *names, limit or 0, _milliseconds(seconds), longest)
-        (milliseconds,) = await self.connection.execute(command, timeout=timeout)
+    async def spend(self, budget: SharedBudget, *, timeout: float) -> float:
+        """Spend one load; returns the seconds to wait instead, or 0."""
+        names = _budget_keys(budget.origin)
+        command = ("EVAL", scripts.LOAD, len(names), *names, *_budget_arguments(budget))
+        ((milliseconds, *_),) = await self.connection.execute(command, timeout=timeout)
         return float(milliseconds) / 1000
 
     def allow(self, origin: str, loads: int, seconds: float) -> None:
@@ -182,21 +207,39 @@ class Store:
         )
         return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
 
-    async def claim(
-        self, prefix: str, id_: str, token: str, seconds: float, *, timeout: float
-    ) -> tuple[bool, bytes | None, float, int]:
-        """Claim the one load of a value for *seconds*, and read the value after that.
+    async def load(
+        self,
+        prefix: str,
+        id_: str,
+        token: str,
+        seconds: float,
+        *,
+        fresh: float,
+        budget: SharedBudget,
+        timeout: float,
+    ) -> Found:
+        """Read a value; if it is no answer, claim its one load for *seconds*, and spend it.
 
-        Returns:
-            Whether *token* claimed it; value and seconds as in `read`; and the microseconds of the
-            store's clock, which tell purges before the load from purges during it.
+        All of it is one command. A value whose load was claimed longer than *fresh* seconds ago is
+        no answer. Without a *token* nothing is claimed, and a load that could be is denied.
         """
-        names = keys.value(prefix, id_), keys.claim(prefix, id_)
-        command = ("EVAL", scripts.CLAIM, 2, *names, token, _milliseconds(seconds))
-        ((claimed, value, milliseconds, time),) = await self.connection.execute(
-            command, timeout=timeout
+        names = (
+            *_budget_keys(budget.origin), keys.value(prefix, id_), keys.claim(prefix, id_),
+        )  # fmt: skip
+        arguments = (
+            *_budget_arguments(budget), token, _milliseconds(seconds),
+            round(1e6 * min(fresh, _LONGEST_SECONDS)),
+        )  # fmt: skip
+        command = ("EVAL", scripts.LOAD, len(names), *names, *arguments)
+        ((state, value, left, time, age),) = await self.connection.execute(command, timeout=timeout)
+        return Found(
+            claimed=state == 0,
+            denied=max(0, state) / 1000,
+            value=value,
+            left=left / 1000,
+            time=time,
+            age=age / 1e6,
         )
-        return bool(claimed), value, milliseconds / 1000, time
 
     def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
         """Make the claim of *token* last for *seconds* from now."""
@@ -209,7 +252,7 @@ class Store:
         """Let another replica claim the load."""
         self.renew(prefix, id_, token, 0)
 
-    async def keep(
+    def keep(
         self,
         prefix: str,
         ids: Sequence[str],
@@ -218,31 +261,20 @@ class Store:
         token: str,
         claimed: int,
         until: float,
-    ) -> str:
-        """Store a value under each of its *ids*, the claimed one first, *until* the store's time.
+        done: Callable[[str], None],
+    ) -> None:
+        """Store a value under each of its *ids*, *until* the store's time, and release the claim.
 
-        Only while *token* holds the claim: without it another replica loads, or the store has lost
-        its data. Never over a value whose load was claimed later.
-
-        Returns:
-            kept or superseded.
+        Only while *token* holds the claim of the first id: without it another replica loads, or the
+        store has lost its data. Never over a value whose load was claimed later. If the store
+        answers, *done* gets the result: kept or superseded.
         """
-        execute, timeout = self.connection.execute, self.timeout
-        names = [keys.value(prefix, id_) for id_ in ids]
-        arguments = (value, _milliseconds(until), claimed)
-        claim = keys.claim(prefix, ids[0])
-        # In a cluster one script may not use the keys of two nodes.
-        results = await execute(
-            ("EVAL", scripts.KEEP, 2, names[0], claim, *arguments, token),
-            *(("EVAL", scripts.KEEP, 1, name, *arguments) for name in names[1:]),
-            timeout=timeout,
+        names = (keys.claim(prefix, ids[0]), *(keys.value(prefix, id_) for id_ in ids))
+        arguments = (token, value, _milliseconds(until), claimed)
+        self.connection.execute_nowait(
+            ("EVAL", scripts.KEEP, len(names), *names, *arguments),
+            done=lambda results: done("kept" if results[0] else "superseded"),
         )
-        if all(results):
-            return "kept"
-        if any(results):  # under all of its ids, or under none
-            stored = [name for name, result in zip(names, results, strict=True) if result]
-            await execute(*(("UNLINK", name) for name in stored), timeout=timeout)
-        return "superseded"
 
     def drop(self, prefix: str, id_: str) -> None:
         """Delete a value."""
@@ -265,6 +297,15 @@ class Store:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _budget_keys(origin: str) -> tuple[str, ...]:
+    return keys.spent(origin), keys.allowance(origin), keys.pause(origin)
+
+
+def _budget_arguments(budget: SharedBudget) -> tuple[Any, ...]:
+    limit = "" if budget.limit == 0 else budget.limit or 0
+    return limit, _milliseconds(budget.seconds), _milliseconds(MAX_RESET)
 
 
 def _upstream_milliseconds(seconds: float) -> int:

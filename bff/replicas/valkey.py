@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -59,6 +59,8 @@ class ClientFactory:
 
     Attributes:
         errors: what a client raises when it cannot reach the store.
+        pack: writes a command.
+        cluster: whether the address is that of a cluster.
     """
 
     def __init__(self, address: StoreAddress) -> None:
@@ -70,6 +72,10 @@ class ClientFactory:
             OSError,
             TimeoutError,
         )
+        from libvalkey import pack_command  # noqa: PLC0415
+
+        self.pack: Callable[[tuple[Any, ...]], bytes] = pack_command
+        self.cluster = address.cluster
         self._exceptions = exceptions
         self._address = address
 
@@ -115,6 +121,38 @@ class ClientFactory:
         for command in ("XREAD", "XREVRANGE"):
             client.set_response_callback(command, _unread)
         return client
+
+    # -- a connection of our own
+
+    def endpoint(self) -> dict[str, Any]:
+        """Say where, and how, to open a connection to the server."""
+        address = self._address
+        if not address.tls:
+            return {"host": address.host, "port": address.port}
+        context = ssl.create_default_context(cafile=address.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return {"host": address.host, "port": address.port, "ssl": context}
+
+    def greeting(self) -> list[tuple[Any, ...]]:
+        """List the commands that a new connection begins with."""
+        address, commands = self._address, list[tuple[Any, ...]]()
+        if address.password is not None:
+            names = (address.username,) if address.username else ()
+            commands.append(("AUTH", *names, address.password))
+        if address.database:
+            commands.append(("SELECT", address.database))
+        return commands
+
+    def reader(self) -> Any:
+        """Make a reader of answers; errors among them are the client's."""
+        from libvalkey import Reader  # noqa: PLC0415  only a store needs it
+        from valkey.asyncio.connection import DefaultParser  # noqa: PLC0415
+
+        return Reader(
+            protocolError=self._exceptions.InvalidResponse, replyError=DefaultParser.parse_error
+        )
+
+    # -- the client
 
     async def reconnect(self, client: Any, socket_timeout: float) -> Any:
         """Replace a client: its connections may lead to a former server of the address."""

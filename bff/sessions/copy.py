@@ -122,6 +122,10 @@ class Ages:
         stale = max(self.stale_while_revalidate, self.stale_if_error)
         return self._fresh_for(copy, stretched) + stale
 
+    def longest_fresh(self, stretched: float) -> float:
+        """Seconds for which any copy is fresh, at most."""
+        return max(self.ttl, self.closed_ttl, min(stretched, self.max_stretch))
+
     def _fresh_for(self, copy: Copy, stretched: float) -> float:
         ttl = self.closed_ttl if copy.closed else self.ttl
         return max(ttl, min(stretched, self.max_stretch))

@@ -3,6 +3,9 @@
 import re
 
 from bff.replicas import keys
+from bff.replicas.codec import Namespace
+
+_NAMESPACE = Namespace("o", "p", b"key")
 
 
 def test_keys_stay_the_same() -> None:
@@ -12,8 +15,8 @@ def test_keys_stay_the_same() -> None:
         keys.spent("origin"),
         keys.allowance("origin"),
         keys.pause("origin"),
-        keys.value("origin:projection", "chat-1"),
-        keys.claim("origin:projection", "chat-1"),
+        keys.value("{origin}:projection", "chat-1"),
+        keys.claim("{origin}:projection", "chat-1"),
         keys.stream("purges"),
         keys.stream("revocations"),
         keys.MARKER,
@@ -25,8 +28,8 @@ def test_keys_stay_the_same() -> None:
         "bff1:{origin}:spent",
         "bff1:{origin}:allowance",
         "bff1:{origin}:pause",
-        "bff1:{origin:projection:chat-1}",
-        "bff1:{origin:projection:chat-1}:load",
+        "bff1:{origin}:projection:chat-1",
+        "bff1:{origin}:projection:chat-1:load",
         "bff1:{told}:purges",
         "bff1:{told}:revocations",
         "bff1:{told}:marker",
@@ -37,8 +40,11 @@ def test_keys_stay_the_same() -> None:
 
 def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
     for names in (
-        [keys.spent("o"), keys.allowance("o"), keys.pause("o")],
-        [keys.value("o:p", "chat-1"), keys.claim("o:p", "chat-1")],
+        [
+            *(keys.spent("o"), keys.allowance("o"), keys.pause("o")),
+            *(keys.value(_NAMESPACE.copies, "chat-1"), keys.claim(_NAMESPACE.copies, "chat-1")),
+            keys.value(_NAMESPACE.introspections, "chat-1"),
+        ],
         [keys.stream("revocations"), keys.MARKER, keys.REPUBLISHER],
         [keys.sealed("one"), keys.sealed("two")],
     ):

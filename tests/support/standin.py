@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bff.replicas.shared_budget import SharedBudget
+from bff.replicas.store import Found
 from bff.replicas.valkey import StoreUnavailable
 
 
@@ -124,11 +126,16 @@ class StandIn:
             shared.change(name, used + granted)
         return granted, max(0, limit - used - granted), shared.left(name)
 
-    async def spend(
-        self, origin: str, *, limit: int | None, seconds: float, timeout: float
-    ) -> float:
-        shared = self._reach()
-        spent, allowance, pause = (f"{origin}:{part}" for part in ("spent", "allowance", "pause"))
+    async def spend(self, budget: SharedBudget, *, timeout: float) -> float:
+        return self._spend(budget)
+
+    def _spend(self, budget: SharedBudget) -> float:
+        shared, limit = self._reach(), budget.limit
+        if limit == 0:
+            return 0.0
+        spent, allowance, pause = (
+            f"{budget.origin}:{part}" for part in ("spent", "allowance", "pause")
+        )
         if (wait := shared.left(pause)) > 0:
             return wait
         allowed = shared.get(allowance)
@@ -136,9 +143,9 @@ class StandIn:
             return shared.left(allowance)
         if limit:
             times = shared.get(spent) or ()
-            if len(times) >= limit and (wait := times[-limit] + seconds - shared.now()) > 0:
+            if len(times) >= limit and (wait := times[-limit] + budget.seconds - shared.now()) > 0:
                 return wait
-            shared.set(spent, (*times, shared.now())[-limit:], seconds)
+            shared.set(spent, (*times, shared.now())[-limit:], budget.seconds)
         if allowed is not None:
             shared.change(allowance, allowed - 1)
         return 0.0
@@ -155,14 +162,33 @@ class StandIn:
         shared, key = self._reach(), f"{prefix}:{id_}"
         return shared.get(key), shared.left(key)
 
-    async def claim(
-        self, prefix: str, id_: str, token: str, seconds: float, *, timeout: float
-    ) -> tuple[bool, bytes | None, float, int]:
+    async def load(
+        self,
+        prefix: str,
+        id_: str,
+        token: str,
+        seconds: float,
+        *,
+        fresh: float,
+        budget: SharedBudget,
+        timeout: float,
+    ) -> Found:
         shared, key = self._reach(), f"{prefix}:{id_}"
-        claimed = shared.get(f"{key}:load") is None
-        if claimed:
-            shared.set(f"{key}:load", token, seconds)
-        return claimed, shared.get(key), shared.left(key), shared.microseconds()
+        value, left, time = shared.get(key), shared.left(key), shared.microseconds()
+        claim = re.match(rb"bff1 (\d+) ", value or b"")
+        age = (time - int(claim[1])) / 1e6 if claim else 0.0
+
+        def found(*, claimed: bool = False, denied: float = 0.0) -> Found:
+            return Found(claimed, denied, value, left, time, age)
+
+        if (claim and age <= fresh) or shared.get(f"{key}:load") is not None:
+            return found()
+        if not token:
+            return found(denied=0.001)
+        if wait := self._spend(budget):
+            return found(denied=wait)
+        shared.set(f"{key}:load", token, seconds)
+        return found(claimed=True)
 
     def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
         key = f"{prefix}:{id_}:load"
@@ -172,7 +198,7 @@ class StandIn:
     def release(self, prefix: str, id_: str, token: str) -> None:
         self.renew(prefix, id_, token, 0.0)
 
-    async def keep(
+    def keep(
         self,
         prefix: str,
         ids: Sequence[str],
@@ -181,20 +207,23 @@ class StandIn:
         token: str,
         claimed: int,
         until: float,
-    ) -> str:
-        shared, keys = self._reach(), [f"{prefix}:{id_}" for id_ in ids]
-        stored = []
+        done: Callable[[str], None],
+    ) -> None:
+        if self.up:
+            done(self._keep([f"{prefix}:{id_}" for id_ in ids], value, token, claimed, until))
+
+    def _keep(self, keys: list[str], value: bytes, token: str, claimed: int, until: float) -> str:
+        shared, claim = self.shared, f"{keys[0]}:load"
+        if shared.get(claim) != token:
+            return "superseded"
+        shared.drop(claim)
         for key in keys:
             earlier = re.match(rb"bff1 (\d+) ", shared.get(key) or b"")
-            lost = key == keys[0] and shared.get(f"{key}:load") != token
-            if not lost and not (earlier and int(earlier[1]) > claimed):
-                shared.set(key, value, until - shared.now())
-                stored.append(key)
-        if len(stored) == len(keys):
-            return "kept"
-        for key in stored:
-            shared.drop(key)
-        return "superseded"
+            if earlier and int(earlier[1]) > claimed:
+                return "superseded"
+        for key in keys:
+            shared.set(key, value, until - shared.now())
+        return "kept"
 
     def drop(self, prefix: str, id_: str) -> None:
         if self.up:

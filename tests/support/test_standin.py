@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from support.standin import Shared, StandIn
 from support.world import environ
 
 from bff.config.reader import load
+from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.store import Store
 
 _IDS = st.sampled_from(["a", "b"])
@@ -28,7 +30,13 @@ _COMMANDS = st.one_of(
     st.tuples(st.just("allow"), _IDS, st.integers(-2, 3)),
     st.tuples(st.just("pause"), _IDS),
     st.tuples(st.just("read"), _IDS),
-    st.tuples(st.just("claim"), _IDS, _TOKENS),
+    st.tuples(
+        st.just("load"),
+        _IDS,
+        st.sampled_from(["", "one", "two"]),
+        st.sampled_from([0.0, inf]),
+        st.sampled_from([None, 0, 1, 3]),
+    ),
     st.tuples(st.just("renew"), _IDS, _TOKENS),
     st.tuples(st.just("release"), _IDS, _TOKENS),
     st.tuples(
@@ -55,7 +63,9 @@ async def _run(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
 
 async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  # noqa: C901  a table
     answers: list[Any] = []
-    *_, claimed = await store.claim("s", "the time", "", _LONG, timeout=2)
+    free = SharedBudget("free", 0, 0.0)
+    first = await store.load("s", "time", "t", _LONG, fresh=0, budget=free, timeout=2)
+    claimed = first.time
     for name, key, *rest in commands:
         match name:
             case "take":
@@ -64,8 +74,8 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
                 )
                 answers.append((granted, left, ends > _LONG / 2))
             case "spend":
-                wait = await store.spend(key, limit=rest[0], seconds=_LONG, timeout=2)
-                answers.append(wait > 0)
+                budget = SharedBudget(key, rest[0], _LONG)
+                answers.append(await store.spend(budget, timeout=2) > 0)
             case "allow":
                 store.allow(key, rest[0], _LONG)
             case "pause":
@@ -73,19 +83,28 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
             case "read":
                 value, left = await store.read("s", key, timeout=2)
                 answers.append((value, left > 0))
-            case "claim":
-                won, value, left, claimed = await store.claim("s", key, rest[0], _LONG, timeout=2)
-                answers.append((won, value, left > 0))
+            case "load":
+                token, fresh, limit = rest
+                budget = SharedBudget(key, limit, _LONG)
+                found = await store.load(
+                    "s", key, token, _LONG, fresh=fresh, budget=budget, timeout=2
+                )
+                claimed = found.time
+                answers.append((found.claimed, found.denied > 0, found.value, found.left > 0))
             case "renew":
                 store.renew("s", key, rest[0], _LONG)
             case "release":
                 store.release("s", key, rest[0])
             case "keep":
                 token, value = rest
-                until = claimed / 1_000_000 + _LONG
-                answers.append(
-                    await store.keep("s", key, value, token=token, claimed=claimed, until=until)
-                )
+                until, kept = claimed / 1_000_000 + _LONG, asyncio.Event()
+
+                def done(result: str, kept: asyncio.Event = kept) -> None:
+                    answers.append(result)
+                    kept.set()
+
+                store.keep("s", key, value, token=token, claimed=claimed, until=until, done=done)
+                await kept.wait()
             case "drop":
                 store.drop("s", key)
     return answers

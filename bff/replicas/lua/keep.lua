@@ -1,15 +1,21 @@
--- Stores what a load brought, unless it was replaced meanwhile or the claim was lost.
+-- Stores what a load brought, under all of its ids or under none, and releases the claim.
+-- It stores nothing if the claim was lost, or if a later load was faster.
 --
--- KEYS[1]  stored value; its head is "bff1 <microseconds of its claim> "
--- KEYS[2]  claim; given only for the id that was claimed
--- ARGV[1]  value
--- ARGV[2]  Unix milliseconds, by the store's clock, at which the value expires
--- ARGV[3]  microseconds at which the load was claimed
--- ARGV[4]  token of this replica; given only with KEYS[2]
+-- KEYS[1]  claim
+-- KEYS     from the second on: the stored values; the head is "bff1 <microseconds of its claim> "
+-- ARGV[1]  token of this replica
+-- ARGV[2]  value
+-- ARGV[3]  Unix milliseconds, by the store's clock, at which the value expires
+-- ARGV[4]  microseconds at which the load was claimed
 -- Result   1 if stored; 0 if superseded by a later load or without the claim
-if KEYS[2] and redis.call('GET', KEYS[2]) ~= ARGV[4] then return 0 end
-local stored = redis.call('GET', KEYS[1])
-local claimed = stored and string.match(stored, '^bff1 (%d+) ')
-if claimed and tonumber(claimed) > tonumber(ARGV[3]) then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PXAT', ARGV[2])
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+for number = 2, #KEYS do
+  local stored = redis.call('GET', KEYS[number])
+  local claimed = stored and string.match(stored, '^bff1 (%d+) ')
+  if claimed and tonumber(claimed) > tonumber(ARGV[4]) then return 0 end
+end
+for number = 2, #KEYS do
+  redis.call('SET', KEYS[number], ARGV[2], 'PXAT', ARGV[3])
+end
 return 1

@@ -1,0 +1,39 @@
+"""The budgets that replicas share, and what this replica remembers of them. No I/O."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+_MEMORY_SECONDS: Final = 1.0
+"""Seconds for which this replica remembers that the budget is spent, without asking the store for
+each load. No longer: upstream may report a new period of its bucket to another replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBudget:
+    """What all replicas may load of an environment: at most *limit* loads in any *seconds*.
+
+    Attributes:
+        limit: None for no limit of the gateway; 0 for loads that spend nothing.
+    """
+
+    origin: str
+    limit: int | None
+    seconds: float
+
+
+class Denials:
+    """The budgets that the store lately said are spent: the only memory of that in a replica."""
+
+    def __init__(self) -> None:
+        self._waits: dict[SharedBudget, tuple[float, float]] = {}
+        """Until when this replica remembers it, and when the next load may start."""
+
+    def wait(self, budget: SharedBudget, now: float) -> float:
+        """Return the seconds until the store allows the next load; 0 if it has to be asked."""
+        remembered, next_ = self._waits.get(budget, (-inf, -inf))
+        return next_ - now if now < min(remembered, next_) else 0.0
+
+    def record(self, budget: SharedBudget, now: float, seconds: float) -> None:
+        """Remember that the store allows no load for *seconds*."""
+        self._waits[budget] = now + _MEMORY_SECONDS, now + seconds
