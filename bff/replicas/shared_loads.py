@@ -209,7 +209,8 @@ class SharedLoads:
             The outcome; the entry stored before, fresh or not; whether this replica loaded it.
         """
         deadline = Deadline(self._timeout, self._clock)
-        search = await if_available(self._search(lookup, deadline)) or _Search[T]()
+        nothing: _Search[T] = _Search()
+        search = await if_available(self._search(lookup, deadline)) or nothing
         claim, entry = search.claim, search.entry
         if claim is None and entry is not None and lookup.is_answer(entry):
             self._count(lookup.metric, "used")

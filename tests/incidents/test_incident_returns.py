@@ -111,13 +111,14 @@ async def test_60_replica_remembers_a_spent_budget(replicas: Replicas) -> None:
     (world,) = await replicas.several(1, **changes)
     add_many(replicas)
     store, spent = world.service.sharing.store, []
-    spend = store.spend
+    load = store.load
 
-    async def counted(*arguments: Any, **named: Any) -> float:
-        spent.append(arguments)
-        return await spend(*arguments, **named)
+    async def counted(prefix: str, id_: str, token: str, *rest: Any, **named: Any) -> Any:
+        if token:
+            spent.append(id_)
+        return await load(prefix, id_, token, *rest, **named)
 
-    store.spend = counted
+    store.load = counted
     await asyncio.gather(*(world.get(id_) for id_ in IDS[:6]))
     first = len(spent)
     statuses = [(await world.get(id_)).status_code for id_ in IDS[6:60]]

@@ -45,7 +45,7 @@ async def test_optional_store_is_used_once_it_answers(tmp_path: Path) -> None:
 async def test_all_commands_of_a_request_share_one_timeout(
     replicas: Replicas, clock: Clock, part: float
 ) -> None:
-    """A request waits for a lease, a copy, a claim and the budget; each is answered in time."""
+    """A request waits for a lease and for its load; each is answered in time."""
     world = await replicas.add(clock, **UNLIMITED)
     store, sent = world.service.sharing.store, []
     execute = store.connection.execute
@@ -60,7 +60,7 @@ async def test_all_commands_of_a_request_share_one_timeout(
     began = clock.now
     assert (await world.get("chat-1")).status_code == 200
 
-    assert len(sent) >= 4
+    assert len(sent) >= 2
     assert clock.now - began <= store.timeout
 
 

@@ -10,6 +10,7 @@ from support.replicas import Replicas, WrongClock, copy_key, heartbeat, purge, u
 from support.world import FRIENDLY, OFF, World
 
 from bff.demo.upstream import Answer, session
+from bff.replicas import scripts
 
 
 async def test_replicas_make_one_load_for_all_requests(replicas: Replicas) -> None:
@@ -209,3 +210,73 @@ async def test_herd_loads_each_session_once_after_an_outage(
     assert len(seen) == min(budget, len(ids))
     assert set(Counter(one.raw_path for one in seen).values()) == {1}
     assert set(statuses) == ({200} if budget > len(ids) else {200, 503})
+
+
+async def test_miss_waits_for_one_round_trip_to_the_store(replicas: Replicas) -> None:
+    """A second one stores the copy and releases the claim, and nobody waits for it."""
+    (world,) = await replicas.several(1, **OFF, BFF_CACHE_TTL="60")
+    replicas.upstream.environments[0].bucket.limit = 1000  # its report needs no round trip
+    await world.get("chat-2")
+    await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == 1)
+    connection, batches, waited = world.service.sharing.store.connection, [], []
+    submit, execute = connection._requests.submit, connection.execute
+
+    def submitted(batch):
+        batches.append([command[:2] for command, _ in batch])
+        submit(batch)
+
+    async def executed(*commands, timeout):
+        waited.append([command[:2] for command in commands])
+        return await execute(*commands, timeout=timeout)
+
+    connection._requests.submit, connection.execute = submitted, executed
+    assert (await world.get("chat-1")).status_code == 200
+    await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == 2)
+
+    assert waited == [[("EVAL", scripts.LOAD)]]
+    assert len(batches) == 2
+    assert batches[0] == [("EVAL", scripts.LOAD)]
+    assert ("EVAL", scripts.KEEP) in batches[1]
+    with replicas.engine.client() as client:
+        assert not client.exists(copy_key(world, "chat-1") + ":load"), "the claim is released"
+
+
+async def test_fresh_copy_of_another_replica_spends_nothing(replicas: Replicas) -> None:
+    one, two = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "1/minute"})
+    await one.get("chat-1")
+    await until(lambda: one.telemetry.counts["bff_shared_copies", "kept"] == 1)
+
+    assert (await two.get("chat-1")).status_code == 200
+
+    with replicas.engine.client() as client:
+        (spent,) = client.keys("*:spent")
+        assert client.llen(spent) == 1
+        assert not client.exists(copy_key(two, "chat-1") + ":load"), "no load is claimed"
+
+
+async def test_denied_load_leaves_no_claim(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1, **OFF | {"BFF_UPSTREAM_BUDGET": "1/minute"})
+    await world.get("chat-1")
+
+    assert (await world.get("chat-2")).status_code == 503
+
+    with replicas.engine.client() as client:
+        assert not client.exists(copy_key(world, "chat-2") + ":load")
+
+
+async def test_long_load_renews_its_claim(replicas: Replicas) -> None:
+    one, two = await replicas.several(2, **OFF)
+    release = asyncio.Event()
+
+    async def hold(_):
+        await release.wait()
+
+    replicas.upstream.override = hold
+    load = asyncio.create_task(one.get("chat-1"))
+    await until(lambda: replicas.upstream.seen)
+    other = asyncio.create_task(two.get("chat-1"))
+    await asyncio.sleep(1.5)  # longer than a claim lasts
+    release.set()
+
+    assert [(await one_).status_code for one_ in (load, other)] == [200, 200]
+    assert len(replicas.upstream.seen) == 1

@@ -218,7 +218,7 @@ async def test_documented_permissions_are_enough_and_all_needed(tmp_path: Path, 
             for world in worlds:
                 store = world.service.sharing.store
                 clients = [
-                    store.connection._requests.client,
+                    store.connection._requests,
                     store.connection._heart.client,
                     store.listener._client,
                 ]
