@@ -204,9 +204,9 @@ FAULTS = [
     ),
     Fault(
         15,
-        "bff/replicas/connection.py",
-        "in zip(batch, results, strict=True):",
-        "in zip(batch[::-1], results, strict=True):",
+        "bff/replicas/link.py",
+        "waiting.popleft()(answer)",
+        "waiting.pop()(answer)",
         f"{_STORE}::test_15_ten_thousand_cancelled_reads_mix_up_no_answers",
     ),
     Fault(
@@ -416,7 +416,7 @@ FAULTS = [
     Fault(
         30,
         "bff/replicas/connection.py",
-        "task.add_done_callback(self._unawaited.discard)",
+        "future.add_done_callback(self._unawaited.discard)",
         "pass",
         f"{_STORE}::test_30_flapping_store_leaves_nothing_behind",
     ),
@@ -1039,7 +1039,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/shared_loads.py",
-        "            if claimed:\n",
+        "            if found.claimed:\n",
         "            if True:\n",
         f"{_SHARED}::test_replicas_introspect_a_token_once_a_minute",
     ),
@@ -1466,15 +1466,15 @@ FAULTS = [
     Fault(
         60,
         "bff/replicas/connection.py",
-        '            self._count("late", len(commands))\n            self.check()\n',
-        '            self.mark_down("slow")\n',
+        '        self._count("late", len(exchange.commands))\n        self.check()\n',
+        '        self.mark_down("slow")\n',
         f"{_RETURNS}::test_60_a_late_answer_leaves_the_store_up",
     ),
     Fault(
         60,
         "bff/replicas/connection.py",
-        "                self._requests.must_reconnect = True\n                self.check()\n",
-        "                self._fail(failed[0][1])\n",
+        "            self._requests.must_reconnect = True\n            self.check()\n",
+        "            self._fail(failed[0][1])\n",
         f"{_RETURNS}::test_60_a_late_answer_leaves_the_store_up",
     ),
     Fault(
@@ -1486,9 +1486,37 @@ FAULTS = [
     ),
     Fault(
         60,
-        "bff/replicas/sharing.py",
-        "if self.up and now < min(remembered, next_):",
-        "if False:",
+        "bff/replicas/lua/load.lua",
+        "    if age <= tonumber(ARGV[6]) then return result(-1) end\n",
+        "",
+        "tests/replicas/test_shared_loads.py::test_fresh_copy_of_another_replica_spends_nothing",
+    ),
+    Fault(
+        60,
+        "bff/replicas/lua/load.lua",
+        "  if ARGV[4] == '' then return result(1) end\nend\n",
+        "  redis.call('SET', KEYS[5], ARGV[4], 'PX', ARGV[5])\nend\n",
+        "tests/replicas/test_shared_loads.py::test_denied_load_leaves_no_claim",
+    ),
+    Fault(
+        60,
+        "bff/replicas/lua/keep.lua",
+        "redis.call('DEL', KEYS[1])\n",
+        "",
+        "tests/replicas/test_shared_loads.py::test_miss_waits_for_one_round_trip_to_the_store",
+    ),
+    Fault(
+        60,
+        "bff/replicas/shared_loads.py",
+        "        self._renew()\n        self._wait()\n",
+        "        pass\n",
+        "tests/replicas/test_shared_loads.py::test_long_load_renews_its_claim",
+    ),
+    Fault(
+        60,
+        "bff/replicas/shared_budget.py",
+        "if now < min(remembered, next_) else 0.0",
+        "if False else 0.0",
         f"{_RETURNS}::test_60_replica_remembers_a_spent_budget",
     ),
     Fault(

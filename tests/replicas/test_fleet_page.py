@@ -175,7 +175,7 @@ async def test_memory_of_copies_windows_and_introspections(replicas: Replicas) -
 
         copies = kib(copy_key(one, FRIENDLY["chat-1"])) + kib(copy_key(one, "chat-1"))
         windows = kib("bff1:w:*")
-        introspections = kib("bff1:*:verdicts:*}")
+        introspections = kib("bff1:*:verdicts:*")
 
     numbers = re.search(
         r"([\d.]+) KiB for each session .*?, ([\d.]+) to ([\d.]+) KiB for each caller .*?, "
