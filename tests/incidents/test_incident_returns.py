@@ -80,8 +80,11 @@ async def test_60_lists_of_one_caller_leave_the_store_up(replicas: Replicas) -> 
     assert [events(world, "store_away") for world in worlds] == [[], []]
 
 
-async def test_60_loads_at_the_store_are_bounded(replicas: Replicas) -> None:
+async def test_60_loads_at_the_store_are_bounded(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A load that waits for its turn loses none of its time."""
+    monkeypatch.setattr(load_queue, "MAX_UNSPENT", 1000)  # the bound of one environment
     (world,) = await replicas.several(1, **OFF)
     add_many(replicas)
     link, most, at_once = world.service.sharing.store.connection, 0, 0

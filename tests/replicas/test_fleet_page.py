@@ -118,10 +118,10 @@ class Recorder:
         self._connection._enqueue = self.enqueue
         self.commands: list[tuple] = []
 
-    def enqueue(self, commands):
+    def enqueue(self, commands, timeout):
         ignored = (scripts.HEARTBEAT, scripts.TAKE)
         self.commands += [c for c in commands if c[0] != "EVAL" or c[1] not in ignored]
-        return self._enqueue(commands)
+        return self._enqueue(commands, timeout)
 
     def counts(self) -> tuple[int, int]:
         """Count all commands, and the scripts among them; forget them."""

@@ -376,15 +376,18 @@ async def test_cluster_serves_while_one_of_its_nodes_dies(cluster: Cluster) -> N
         assert len(replicas.upstream.seen) == before + 30
         assert [node.execute("DBSIZE") != "0" for node in cluster.nodes] == [True] * 4
 
+        # All keys of the environment are on one node, which may be the one that dies.
+        affected = ":spent" in cluster.nodes[0].execute("KEYS", "*:spent")
         cluster.nodes[0].kill()
         for n in range(30):
             two.service.gateway.cache.drop("default", ids[n])
             assert (await two.get(ids[n])).status_code == 200
-        await until(lambda: not two.service.sharing.up)
+        if affected:
+            await until(lambda: not two.service.sharing.up)
         await until(lambda: one.service.sharing.up and two.service.sharing.up, 30)
         await asyncio.sleep(0.5)
         await purge(one, "many-100")
         await until(lambda: not two.service.gateway.cache.find("default", "many-100", 0), 30)
         for world in (one, two):
-            assert 1 <= len(events(world, "store_away")) <= 6
+            assert int(affected) <= len(events(world, "store_away")) <= 6
             assert "s3ntinel" not in world.log.getvalue()
