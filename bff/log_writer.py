@@ -83,11 +83,14 @@ class LogWriter:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
                 line = self._lines.popleft()
-            written = self._write(line)
-            with self._changed:
-                self._bytes -= len(line)  # only now, so that `close` waits for it
-                self.lost["failed"] += not written
-                self._changed.notify_all()
+            written = False
+            try:
+                written = self._write(line)
+            finally:
+                with self._changed:
+                    self._bytes -= len(line)  # only now, so that `close` waits for it
+                    self.lost["failed"] += not written
+                    self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
         """Write *line*, in one call unless the system takes only a part of it."""
