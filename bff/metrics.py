@@ -112,9 +112,9 @@ BAD_TOKENS: Final = _counter(
 )
 LIMITED: Final = _counter(
     "bff_limited",
-    "Requests refused by a rate limit, by limit: address, bad-token, caller.",
+    "Requests refused by a rate limit, by limit: address, page, bad-token, caller.",
     "limit",
-    initial=("address", "bad-token", "caller"),
+    initial=("address", "page", "bad-token", "caller"),
 )
 DROPPED_FIELDS: Final = _counter(
     "bff_dropped_fields",

@@ -92,6 +92,7 @@ class ConfigBuilder:
         """Build the configuration that the gateway starts with."""
         limits = Limits(
             address=Unlimited("address"),
+            page=Unlimited("page"),
             bad_token=Unlimited("bad-token"),
             caller=Unlimited("caller"),
         )
@@ -139,6 +140,7 @@ class ConfigBuilder:
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
                 address=limiter("address", settings.ip_rate_limit, limits.address),
+                page=limiter("page", settings.ip_rate_limit, limits.page),
                 bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
                 caller=limiter("caller", settings.rate_limit, limits.caller),
             ),

@@ -42,8 +42,8 @@ class Admission:
 
     # -- the address
 
-    def charge_address(self, request: RequestContext) -> None:
-        """Charge the browser's address, before any cryptography.
+    def charge_address(self, request: RequestContext, *, page: bool = False) -> None:
+        """Charge the browser's address, before any cryptography; requests for pages apart.
 
         Raises:
             Refused: ``rate_limited``.
@@ -53,7 +53,8 @@ class Admission:
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
         request.address = address = address_key(address)
-        window = self._limits.address.charge(address, request.now)
+        limiter = self._limits.page if page else self._limits.address
+        window = limiter.charge(address, request.now)
         if window.used > window.granted:  # written out, because every hit asks it twice
             request.window = window
             raise Refused("rate_limited")

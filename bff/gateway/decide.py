@@ -138,7 +138,9 @@ class Gateway:
     def _decide(self, request: RequestContext) -> Response | Pending:
         """Make the checks in their order; the comment tells how each can end."""
         head, admission = request.head, self.admission
-        admission.charge_address(request)  # 429
+        # A proxy's health check must not count with the browsers that it brings.
+        page = not head.id and self._routes.is_page(head)
+        admission.charge_address(request, page=page)  # 429
         # Nearly every request has a plain id, so its route needs no call.
         request.route = route = SESSION if head.id else self._routes.match(head)  # 404 410
         if head.method not in ("GET", "HEAD"):
@@ -186,7 +188,8 @@ class Gateway:
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Undo what was charged: after the wait the decision starts again."""
-        if pending.limiter is not self.config.limits.address:
+        limits = self.config.limits
+        if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
         request.guess.refund()
         return PendingLease(request, pending.lease, self.clock()[0] + self.sharing.timeout)
