@@ -34,9 +34,9 @@ from bff.replicas.valkey import StoreError
 from bff.server import run as server
 from bff.server.hardening import (
     RESERVED_DESCRIPTORS,
-    connections_within,
+    bounded_connections,
     harden,
-    open_files,
+    max_files,
 )
 from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
@@ -180,8 +180,8 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         tracing = Tracing() if settings.tracing else None  # after the fork: it starts a thread
     except TracingError as exc:
         _exit(str(exc))
-    files = open_files()
-    connections = connections_within(files, settings.max_connections)
+    files = max_files()
+    connections = bounded_connections(files, settings.max_connections)
     telemetry.log.info(
         "listening",
         browser=server.address(browser),

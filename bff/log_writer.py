@@ -1,4 +1,4 @@
-"""Writes log lines in a thread of its own, so that nothing waits for whoever reads them.
+"""Writes log lines in a thread of its own, so that no request waits for their reader.
 
 A reader may be slow, stopped or gone, and a disk may be full. The lines then wait in a bounded
 queue; those that do not fit, or cannot be written, are dropped and counted.

@@ -167,7 +167,8 @@ SPANS_LOST: Final = _counter(
 )
 BACKGROUND_RESTARTS: Final = _counter(
     "bff_background_restarts",
-    "Restarts of a loop that runs beside requests and ended or hung, by loop.",
+    "Restarts of a loop that runs beside requests and ended or hung: settings_watch, loop_lag, "
+    "key_refresh, store_batches, store_heartbeats, store_listener.",
     "task",
     initial=BACKGROUND_TASKS,
 )

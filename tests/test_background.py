@@ -93,7 +93,6 @@ async def test_loop_that_hangs_runs_again(
         while owner.rounds == 1:
             try:
                 await free.wait()
-                return
             except asyncio.CancelledError:
                 if not stubborn:
                     raise

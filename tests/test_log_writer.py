@@ -1,5 +1,6 @@
 """Log lines reach their reader, or are counted; the writer never waits."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,10 +18,8 @@ def pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
     yield reader, writer
     for descriptor in (reader, writer):
-        try:
+        with contextlib.suppress(OSError):
             os.close(descriptor)
-        except OSError:
-            pass
 
 
 def test_lines_are_written_in_order(pipe: tuple[int, int]) -> None:
@@ -68,7 +67,7 @@ def test_lines_are_written_again_when_the_disk_has_space() -> None:
     reader, writer = os.pipe()
     log = LogWriter(writer)
     written: list[bytes] = []
-    results = iter([3, OSError(28, "no space"), 0, 0])
+    results: Iterator[int | OSError] = iter([3, OSError(28, "no space"), 0, 0])
 
     def write(_: int, data: memoryview) -> int:
         result = next(results)
@@ -125,7 +124,7 @@ def test_thread_that_ended_is_started_again(
     monkeypatch.setattr("threading.excepthook", lambda _: None)
     reader, writer = pipe
     log = LogWriter(writer)
-    write, log._write = log._write, lambda _: 1 / 0
+    write, log._write = log._write, lambda _: bool(1 / 0)
     log.write("lost\n")
     until(lambda: log._thread is not None and not log._thread.is_alive())
     log._write = write

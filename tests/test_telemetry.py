@@ -239,7 +239,7 @@ async def test_rejected_key_is_logged_once_and_counted(world: World) -> None:
 
 
 async def test_loop_lag_is_observed(world: World) -> None:
-    task = asyncio.create_task(world.service._measure_lag())
+    task = asyncio.create_task(world.service._measure_lag(lambda: None))
     await asyncio.sleep(0)
     world.clock.advance(3.0)
     while not sum(world.telemetry.observed["bff_loop_lag_seconds"][1]):

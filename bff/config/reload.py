@@ -97,8 +97,8 @@ class Reload:
             self._apply(settings)
         except BaseException as exc:  # noqa: BLE001  the gateway goes on with the former settings
             problems = exc.problems if isinstance(exc, SettingsError) else [type(exc).__name__]
-            known, self._problems = problems == self._problems, problems
-            if known and not unchanged_too:
+            repeated, self._problems = problems == self._problems, problems
+            if repeated and not unchanged_too:
                 return
             self._telemetry.count(metrics.RELOADS, "failed")
             if isinstance(exc, SettingsError):

@@ -27,8 +27,8 @@ unread bytes resets the connection, and the browser may never see the refusal.""
 MAX_PIPELINED: Final = 32
 """Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
 LARGE_ANSWER: Final = 32 * 1024
-"""Bytes of an answer's body from which on it needs room before it is written. What a browser leaves
-unread of a smaller one is counted as soon as it stays in the buffer."""
+"""An answer with a body of this many bytes needs room before it is written. A smaller one counts
+only if it stays in the buffer of the connection."""
 _UNREAD_BYTES: Final = 8192
 """Bytes that a browser may leave unread before they count."""
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))

@@ -33,12 +33,12 @@ def harden() -> list[str]:
     return refused
 
 
-def open_files() -> int:
+def max_files() -> int:
     """Return how many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
-def connections_within(files: int, wanted: int) -> int:
-    """Return how many connections, of those *wanted*, a limit of open *files* leaves room for."""
-    return max(1, min(wanted, files - min(RESERVED_DESCRIPTORS, files // 2)))
+def bounded_connections(files: int, setting: int) -> int:
+    """Return how many connections a limit of open *files* allows, at most the *setting*."""
+    return max(1, min(setting, files - min(RESERVED_DESCRIPTORS, files // 2)))

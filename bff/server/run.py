@@ -20,8 +20,8 @@ from bff.server.uvicorn_adapter import LOCAL_PEER, UvicornProtocol
 SHUTDOWN_SECONDS: Final = 10.0
 """For requests in flight to finish; by default a load may take less."""
 DRAIN_SECONDS: Final = 5.0
-"""Of these seconds, those in which a connection without a request stays open. A proxy may send a
-request on it at any moment; the answer tells the proxy that the connection ends."""
+"""A connection without a request stays open for this part of the shutdown. A proxy may send a
+request on it at any moment, and the answer tells the proxy that the connection ends."""
 _TICK_SECONDS: Final = 0.05
 """Between two looks whether connections have ended."""
 _FIRST_FD: Final = 3

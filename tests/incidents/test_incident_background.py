@@ -19,6 +19,10 @@ async def until(met: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
 def _raise(end: BaseException) -> Callable[..., Any]:
     async def run(_: object) -> None:
         raise end
@@ -65,7 +69,7 @@ async def test_61_loop_that_ends_is_started_again(
     monkeypatch.setattr("bff.background.CHECK_SECONDS", 0.05)
     await begin(world, keys, monkeypatch)
     background = world.service.background
-    watching = [loop for loop in background._loops if loop.task == "settings_watch"][0]
+    watching = next(loop for loop in background._loops if loop.task == "settings_watch")
     run = watching.run
     if (other := ENDS[end]) is not None:
         watching.run, watching.checks = other, 10
@@ -86,7 +90,7 @@ async def test_61_loop_that_ends_is_started_again(
     old = world.signed_with(OWN_KEY, "chat-1")
     await until(lambda: background.up["settings_watch"])
     assert (await world.get("chat-1", token=old)).status_code == 200
-    keys.write_text(NEW_KEY)
+    write(keys, NEW_KEY)
     await until(lambda: len(world.service.reload.settings.environments[0].signing_keys) == 1)
     assert (await world.get("chat-1", token=old)).status_code == 401
     failed = [line for line in world.logged() if line["event"] == "background_failed"]
@@ -119,7 +123,7 @@ async def test_62_removed_key_is_noticed_without_the_watch(
     old = world.signed_with(OWN_KEY, "chat-1")
     assert (await world.get("chat-1", token=old)).status_code == 200
 
-    keys.write_text(NEW_KEY)
+    write(keys, NEW_KEY)
     await until(lambda: len(world.service.reload.settings.environments[0].signing_keys) == 1)
     assert (await world.get("chat-1", token=old)).status_code == 401
     assert reload.REREAD_SECONDS <= 30
@@ -167,7 +171,7 @@ async def test_62_gauge_shows_a_change_that_is_not_in_force(
     assert "bff_settings_current 1.0" in (await world.ops.get("/metrics")).text
     await world.service.background.stop()
 
-    keys.write_text(NEW_KEY)
+    write(keys, NEW_KEY)
     os.utime(keys, (1, 1))
     assert "bff_settings_current 0.0" in (await world.ops.get("/metrics")).text
     world.service.reload()

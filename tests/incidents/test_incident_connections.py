@@ -32,7 +32,7 @@ from support.world import (
 
 from bff.demo.upstream import Answer, session
 from bff.server import run
-from bff.server.hardening import connections_within
+from bff.server.hardening import bounded_connections
 
 PATHS = pytest.mark.parametrize("fast", ["true", "false"], ids=["fast", "asgi"])
 
@@ -92,7 +92,7 @@ def test_64_ops_port_and_log_work_without_descriptors(upstream: running_upstream
 
 @pytest.mark.parametrize(("files", "expected"), [(1_000_000, 10_000), (1024, 512), (4096, 3584)])
 def test_64_browsers_leave_descriptors_free(files: int, expected: int) -> None:
-    assert connections_within(files, 10_000) == expected
+    assert bounded_connections(files, 10_000) == expected
 
 
 # -- 65: the end of a process
@@ -355,15 +355,17 @@ def test_68_unfinished_requests_take_bounded_memory(upstream: running_upstream, 
 
 
 def test_68_refused_request_gets_a_503(upstream: running_upstream) -> None:
-    with Gateway(upstream.port, BFF_MAX_BUFFERED_BYTES="50000", **OFF) as gateway:
-        with connect(gateway) as first, connect(gateway) as second:
-            first.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000)
-            until(lambda: metric(gateway, "bff_buffered_bytes") > 39_000)
-            second.sendall(
-                b"GET / HTTP/1.1\r\norigin: " + ORIGIN.encode() + b"\r\nx: " + b"y" * 40_000
-            )
-            answer = second.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 503")
-            assert b"overloaded" in answer
-            assert b"retry-after: 1\r\n" in answer
-            assert ORIGIN.encode() in answer
+    head = b"GET / HTTP/1.1\r\norigin: " + ORIGIN.encode() + b"\r\nx: " + b"y" * 40_000
+    with (
+        Gateway(upstream.port, BFF_MAX_BUFFERED_BYTES="50000", **OFF) as gateway,
+        connect(gateway) as first,
+        connect(gateway) as second,
+    ):
+        first.sendall(head)
+        until(lambda: metric(gateway, "bff_buffered_bytes") > 39_000)
+        second.sendall(head)
+        answer = second.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1\r\n" in answer
+    assert b"overloaded" in answer
+    assert ORIGIN.encode() in answer

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -73,10 +74,13 @@ class Piped(Gateway):
 
 def alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def refuse(gateway: Gateway, times: int) -> None:
@@ -112,12 +116,9 @@ def test_60_output_that_fails_stops_no_worker(upstream: running_upstream, shell:
     with Piped(upstream.port, SHELL[shell], "--workers", "2") as gateway:
         refuse(gateway, 100)
         assert http.get(gateway.ops_url + "/metrics").text.count("bff_worker_up{") == 2
-        children = f"/proc/{gateway.pid}/task/{gateway.pid}/children"
-        with open(children) as file:
-            first = int(file.read().split()[0])
-        os.kill(first, signal.SIGKILL)  # the supervisor logs it
-        with open(children) as file:
-            until(lambda: file.seek(0) or len(set(file.read().split()) - {str(first)}) == 2)
+        ended = min(children(gateway.pid))
+        os.kill(ended, signal.SIGKILL)  # the supervisor logs it
+        until(lambda: len(children(gateway.pid) - {ended}) == 2)
         until(
             lambda: 'bff_worker_up{worker="0"} 1.0' in http.get(gateway.ops_url + "/metrics").text
         )

@@ -54,7 +54,7 @@ def told(response: Response) -> dict[str, str]:
 
 
 def metric(gateway: Any, name: str, label: str | None = None) -> float:
-    """Sum of a metric of a running gateway over its labels, or over those with the value *label*."""
+    """Sum of a metric of a running gateway over its labels, or those with the value *label*."""
     text = http.get(gateway.ops_url + "/metrics").text
     labels = r"(?:{[^}]*})?" if label is None else rf'{{[^}}]*"{label}"[^}}]*}}'
     values = re.findall(rf"^{name}(?:_total)?{labels} (\S+)$", text, re.MULTILINE)
