@@ -78,7 +78,7 @@ class Service:
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry
-        self._tracing = tracing
+        self.tracing = tracing
         self._connected = False
         self._timeout = settings.upstream_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -103,7 +103,7 @@ class Service:
             trace=tracing.upstream if tracing else _untraced,
         )
         self.gateway = self._make_gateway(settings)
-        self._connections, self.bounded_protocol = _make_protocol(
+        self.connections, self.bounded_protocol = _make_protocol(
             settings,
             self.gateway,
             telemetry,
@@ -198,13 +198,10 @@ class Service:
             spawn=self._spawn,
             tokens=lambda: os.urandom(8).hex(),
             count=telemetry.count,
-            on_purge=self._purge,
+            on_purge=lambda environment, id_: self.gateway.cache.purge(environment, id_),
             on_revocation=self._revoke,
         )
         return sharing
-
-    def _purge(self, environment: str, id_: str) -> None:
-        self.gateway.cache.purge(environment, id_)
 
     def _revoke(self, text: str) -> None:
         self.ops.apply_revocation(text)
@@ -232,7 +229,7 @@ class Service:
         """Use new settings: all of them, or none if they cannot be built."""
         config = self._builder.next(settings, self.gateway.config, self.reload.settings)
         self.gateway.apply(config)
-        self._connections.trusted = config.trusted_proxies
+        self.connections.trusted = config.trusted_proxies
         self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
@@ -262,7 +259,8 @@ class Service:
             self._start_key_refresh()
             self.reload.start()
             self.background.start("settings_watch", self.reload.watch, deadline=30.0)
-            self.background.start("loop_lag", self._measure_lag, deadline=30.0)
+            lag = partial(measure_lag, self._telemetry, self._clock)
+            self.background.start("loop_lag", lag, deadline=30.0)
             yield
             self._running = False
             self.reload.stop()
@@ -271,8 +269,8 @@ class Service:
                 await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
             await self.sharing.stop()
             await self.background.stop()
-            if self._tracing:
-                await self._tracing.close()
+            if self.tracing:
+                await self.tracing.close()
 
     async def connect(self) -> None:
         """Connect to the store, if there is one; once.
@@ -294,37 +292,24 @@ class Service:
     def _start_key_refresh(self) -> None:
         self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
 
-    async def _measure_lag(self, beat: Beat) -> None:
-        while True:
-            beat()
-            due = self._clock()[0] + LAG_SECONDS
-            await asyncio.sleep(LAG_SECONDS)
-            self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
-
-    @property
-    def connection_count(self) -> int:
-        """How many connections of browsers are open."""
-        return self._connections.total
-
     def note_short(self) -> None:
         """Count and log that the system had no descriptor for a connection."""
         self._telemetry.count(metrics.CLOSED_CONNECTIONS, "no_descriptor")
         self._telemetry.often("no_descriptor", self.now, logging.ERROR)
 
     @property
-    def buffered_bytes(self) -> int:
-        """Bytes in memory of unanswered requests and unread answers."""
-        return self._connections.buffers.held
-
-    @property
-    def spans_lost(self) -> int:
-        """How many spans were not sent."""
-        return self._tracing.lost if self._tracing else 0
-
-    @property
     def now(self) -> float:
         """Seconds on the clock that never jumps."""
         return self._clock()[0]
+
+
+async def measure_lag(telemetry: Telemetry, clock: Clock, beat: Beat) -> None:
+    """Measure how late the event loop is, without end."""
+    while True:
+        beat()
+        due = clock()[0] + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, clock()[0] - due))
 
 
 def _make_protocol(
@@ -362,9 +347,9 @@ def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
             (use.environment, str(use.number)): use.last for use in verifier.uses
         },
         metrics.BACKGROUND_UP: {(t,): float(up) for t, up in service.background.up.items()},
-        metrics.BUFFERED_BYTES: {(): service.buffered_bytes},
-        metrics.SPANS_LOST: {(): service.spans_lost},
-        metrics.CONNECTIONS: {(): service.connection_count},
+        metrics.BUFFERED_BYTES: {(): service.connections.buffers.held},
+        metrics.SPANS_LOST: {(): service.tracing.lost if service.tracing else 0},
+        metrics.CONNECTIONS: {(): service.connections.total},
         metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
         metrics.REPLICAS: {(): sharing.replicas} if shared else {},
         metrics.COPIES: {(): len(gateway.cache)},

@@ -7,12 +7,22 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from bff.config.settings import SETTINGS
+
 _TIMEOUT: Final = 5.0
 """Seconds for each read and write; the gateway waits up to a second for its workers and store."""
 
 
 class RevokeError(Exception):
     """The gateway did not confirm the revocation; the text is its answer or the remedy."""
+
+
+def ops_address(environ: Mapping[str, str]) -> str:
+    """Return the address of the ops port that the settings in *environ* give."""
+    host, port = (
+        environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
+    )
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -42,3 +42,14 @@ def max_files() -> int:
 def bounded_connections(files: int, setting: int) -> int:
     """Return how many connections a limit of open *files* allows, at most the *setting*."""
     return max(1, min(setting, files - min(RESERVED_DESCRIPTORS, files // 2)))
+
+
+def few_files(files: int, setting: int, bound: int) -> dict[str, object]:
+    """Return the fields of the log line about too few open *files*."""
+    return {
+        "limit": files,
+        "needed": setting + RESERVED_DESCRIPTORS,
+        "connections": bound,
+        "remedy": "raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
+        "BFF_MAX_CONNECTIONS",
+    }

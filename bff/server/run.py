@@ -24,6 +24,11 @@ DRAIN_SECONDS: Final = 5.0
 request on it at any moment, and the answer tells the proxy that the connection ends."""
 _TICK_SECONDS: Final = 0.05
 """Between two looks whether connections have ended."""
+ONE_ADDRESS: Final = (
+    "the browser socket is a Unix socket, so all browsers have the proxy's address, 127.0.0.1: "
+    "add it to BFF_TRUSTED_PROXIES, and let the proxy append to X-Forwarded-For"
+)
+"""The remedy if all browsers would count as one address."""
 _FIRST_FD: Final = 3
 """The number of the first socket that systemd passes."""
 
