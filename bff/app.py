@@ -120,7 +120,6 @@ class Service:
         """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = partial(gauges, self)
         self.key_refresh = self._make_key_refresh()
-        self._running = False
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -198,13 +197,13 @@ class Service:
             spawn=self._spawn,
             tokens=lambda: os.urandom(8).hex(),
             count=telemetry.count,
-            on_purge=lambda environment, id_: self.gateway.cache.purge(environment, id_),
-            on_revocation=self._revoke,
+            on_purge=self._purge,
+            on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
         )
         return sharing
 
-    def _revoke(self, text: str) -> None:
-        self.ops.apply_revocation(text)
+    def _purge(self, environment: str, id_: str) -> None:
+        self.gateway.cache.purge(environment, id_)
 
     def _make_key_refresh(self) -> KeyRefresh:
         config, builder = self.gateway.config, self._builder
@@ -233,8 +232,7 @@ class Service:
         self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
-        if self._running:
-            self._start_key_refresh()
+        self._start_key_refresh()
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Use the id that upstream returned for *environment*."""
@@ -255,14 +253,12 @@ class Service:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         async with self._client:
             await self.connect()
-            self._running = True
             self._start_key_refresh()
             self.reload.start()
             self.background.start("settings_watch", self.reload.watch, deadline=30.0)
             lag = partial(measure_lag, self._telemetry, self._clock)
             self.background.start("loop_lag", lag, deadline=30.0)
             yield
-            self._running = False
             self.reload.stop()
             await self.background.stop("settings_watch", "loop_lag", "key_refresh")
             if self._tasks:
