@@ -155,9 +155,7 @@ def test_62_busy_file_does_not_delay_the_change_of_another(tmp_path: Path) -> No
     watch = Watch([str(keys), str(busy)])
 
     keys.write_text("two")
-    looks = 0
-    while True:
-        looks += 1
+    for looks in range(1, 20):
         busy.write_text("x" * looks)
         if watch.changed():
             break
