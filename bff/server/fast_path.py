@@ -167,8 +167,6 @@ class FastPathProtocol(BoundedProtocol):
         response = None if head is None or self.must_queue() else self._decide(head)
         if response is not None:
             self.transport.write(b"".join(self._parts(response)))
-            if len(response.body) >= LARGE_ANSWER:
-                self._holding.answered()
             self._start_idle()
         else:
             head = self._parse(data)
@@ -182,7 +180,6 @@ class FastPathProtocol(BoundedProtocol):
         self._pending = None  # the request that it belonged to has it
         if self._answers:
             self.transport.write(b"".join(self._answers))
-            self._holding.answered()
             self._answers.clear()
             self._unsent = 0
             if self._refused:
@@ -263,7 +260,10 @@ class FastPathProtocol(BoundedProtocol):
         if isinstance(answer, Response):
             if len(answer.body) < LARGE_ANSWER:
                 return answer
-            return self.admit(answer, head.fields)
+            # It is written at the end of this read, and `pause_writing` counts what is left.
+            admitted = self.admit(answer, head.fields)
+            self._holding.answered()
+            return admitted
         head.served_by = "asgi"
         self._pending = answer
         return None
