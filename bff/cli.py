@@ -32,9 +32,9 @@ from bff.replicas.valkey import StoreError
 from bff.server import run as server
 from bff.server.hardening import (
     bounded_connections,
-    few_files,
     harden,
     max_files,
+    warn_of_few_files,
 )
 from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
@@ -164,8 +164,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     )
     connections = bounded_connections(max_files(), settings.max_connections)
     if connections < settings.max_connections:
-        fields = few_files(max_files(), settings.max_connections, connections)
-        telemetry.log.warning("few_open_files", **fields)
+        warn_of_few_files(telemetry.log, max_files(), settings.max_connections, connections)
     if server.is_behind_unknown_proxy(browser, settings.trusted_proxies):
         telemetry.log.warning("one_address_for_all", remedy=server.ONE_ADDRESS)
 

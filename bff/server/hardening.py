@@ -2,7 +2,7 @@
 
 import ctypes
 import resource
-from typing import Final
+from typing import Any, Final
 
 _PR_SET_DUMPABLE: Final = 4
 RESERVED_DESCRIPTORS: Final = 512
@@ -44,12 +44,13 @@ def bounded_connections(files: int, setting: int) -> int:
     return max(1, min(setting, files - min(RESERVED_DESCRIPTORS, files // 2)))
 
 
-def few_files(files: int, setting: int, bound: int) -> dict[str, object]:
-    """Return the fields of the log line about too few open *files*."""
-    return {
-        "limit": files,
-        "needed": setting + RESERVED_DESCRIPTORS,
-        "connections": bound,
-        "remedy": "raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
+def warn_of_few_files(log: Any, files: int, setting: int, bound: int) -> None:
+    """Log that the limit of open *files* allows *bound* connections, fewer than the setting."""
+    log.warning(
+        "few_open_files",
+        limit=files,
+        needed=setting + RESERVED_DESCRIPTORS,
+        connections=bound,
+        remedy="raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
         "BFF_MAX_CONNECTIONS",
-    }
+    )
