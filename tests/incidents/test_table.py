@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-NUMBERS = set(range(1, 37)) | set(range(60, 69))
+NUMBERS = set(range(1, 37)) | set(range(70, 79))
 
 
 def _table() -> dict[int, tuple[str, str]]:
