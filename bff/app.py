@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import count
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
@@ -16,7 +15,7 @@ from starlette.routing import BaseRoute
 from bff import __version__, metrics
 from bff.background import Background, Beat
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages, namespaces
+from bff.config.builder import ConfigBuilder, ages
 from bff.config.reload import Reload
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.copies.cache import Cache
@@ -44,6 +43,10 @@ from bff.upstream.client import Client, Transport
 
 T = TypeVar("T")
 
+_ID_BYTES: Final = 8
+"""Random bytes of a request id: too many for two requests of one log to share an id."""
+_IDS_DRAWN: Final = 512
+"""Request ids for which random bytes are drawn at once."""
 LAG_SECONDS: Final = 0.5
 """Seconds between two measurements of how late the event loop is."""
 
@@ -102,6 +105,7 @@ class Service:
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
         )
+        self._share(settings)
         self.gateway = self._make_gateway(settings)
         self.connections, self.bounded_protocol = _make_protocol(
             settings,
@@ -174,39 +178,45 @@ class Service:
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
-                revocations = [r.encode() for r in self.gateway.revocations.all()]
-                self._spawn(sharing.republish(revocations))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
+
+        def token() -> str:
+            return os.urandom(8).hex()
 
         store = Store(
             settings.store_url,
             background=self.background,
             timeout=settings.store_timeout,
-            name=os.urandom(8).hex(),
+            name=token(),
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
+            revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
+            tokens=token,
+            random=os.urandom,
         )
-        sharing = Sharing(
+        return Sharing(
             store,
-            namespaces=namespaces(settings),
             make=make_copy,
-            negative_ttl=settings.cache_negative_ttl,
             deadline=self._timeout,
             clock=self._clock,
             spawn=self._spawn,
-            tokens=lambda: os.urandom(8).hex(),
+            tokens=token,
             count=telemetry.count,
             on_purge=self._purge,
             on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
         )
-        return sharing
+
+    def _share(self, settings: Settings) -> None:
+        """Tell the sharing what the settings, and the ids learned until now, decide."""
+        secrets = [key.reveal().encode() for e in settings.environments for key in e.secret_keys]
+        self.sharing.apply(self._builder.namespaces(settings), settings.cache_negative_ttl, secrets)
 
     def _purge(self, environment: str, id_: str) -> None:
         self.gateway.cache.purge(environment, id_)
 
     def _make_key_refresh(self) -> KeyRefresh:
-        config, builder = self.gateway.config, self._builder
+        config, builder, settings = self.gateway.config, self._builder, self.reload.settings
         return KeyRefresh(
             lambda url: self._client.fetch(url, timeout=self._timeout),
             config.verifier.sources,
@@ -215,8 +225,8 @@ class Service:
                     config.environments[e.name].upstream.environment_id,
                     partial(self._learn, e),
                 )
-                for e in self.reload.settings.environments
-                if e.learn and builder.id_of(e) is None
+                for e in settings.environments
+                if (e.learn or settings.store_url) and builder.id_of(e) is None
             },
             clock=self._clock,
             telemetry=self._telemetry,
@@ -229,7 +239,7 @@ class Service:
         config = self._builder.next(settings, self.gateway.config, self.reload.settings)
         self.gateway.apply(config)
         self.connections.trusted = config.trusted_proxies
-        self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
+        self._share(settings)
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
         self._start_key_refresh()
@@ -239,6 +249,7 @@ class Service:
         self._builder.learn(environment, id_)
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
+        self._share(settings)
 
     # -- its life
 
@@ -371,6 +382,15 @@ def _untraced(upstream: Upstream) -> Upstream:
 
 
 def _request_ids() -> Callable[[], bytes]:
-    """Make ids that no other process makes: a random prefix and a count, at no cost to a hit."""
-    prefix, numbers = os.urandom(6).hex().encode(), count()
-    return lambda: b"%b-%x" % (prefix, next(numbers))
+    """Make ids of random bytes: a count would tell every browser how many requests there are.
+
+    The bytes are drawn for many ids at once, so an id costs a hit less than a count would.
+    """
+
+    def ids() -> Iterator[bytes]:
+        while True:
+            digits = os.urandom(_ID_BYTES * _IDS_DRAWN).hex().encode()
+            for start in range(0, len(digits), 2 * _ID_BYTES):
+                yield digits[start : start + 2 * _ID_BYTES]
+
+    return ids().__next__
