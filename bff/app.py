@@ -384,7 +384,7 @@ def _untraced(upstream: Upstream) -> Upstream:
 def _request_ids() -> Callable[[], bytes]:
     """Make ids of random bytes: a count would tell every browser how many requests there are.
 
-    The bytes are drawn for many ids at once, so an id costs a hit less than a count would.
+    The bytes are drawn for many ids at once, so an id costs a hit no more than a count would.
     """
 
     def ids() -> Iterator[bytes]:

@@ -169,7 +169,7 @@ def conclude_member(
 def outcome(
     gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
 ) -> Served | Refusal | None:
-    """Take the result of a wait for one session; of a revoked one nothing else is shown."""
+    """Take the result of a wait for one session; a revoked one gets no other refusal."""
     served = pending.result(gateway)
     if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
         gateway.admission.refuse_revoked_session(pending.request, caller, pending.session_id)

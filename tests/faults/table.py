@@ -1267,13 +1267,6 @@ FAULTS = [
     ),
     Fault(
         63,
-        "bff/gateway/decide.py",
-        "if pending.config is not self.config:",
-        "if False:",
-        "tests/gateway/test_pending.py::test_waiting_request_is_decided_by_new_settings",
-    ),
-    Fault(
-        63,
         "bff/gateway/pending.py",
         "        gateway.admission.refuse_revoked_session(pending.request, caller, pending.session_id)\n",
         "        pass\n",

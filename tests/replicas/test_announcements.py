@@ -11,6 +11,7 @@ from support.world import OFF, World, read
 
 from bff.replicas import keys
 from bff.replicas.codec import conceal
+from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreError
 from bff.tokens.revocations import parse
 
@@ -77,7 +78,10 @@ async def test_listener_reads_a_restarted_store_from_the_start(own_replicas: Rep
     own_replicas.engine.start()
     namespace = one.service.sharing.namespaces["default"]
     with own_replicas.engine.client() as client:
-        id_ = conceal(one.service.sharing.store.key.value, "chat-1")
+        sharing = one.service.sharing
+        assert isinstance(sharing, Sharing)
+        assert sharing.store.key.value is not None
+        id_ = conceal(sharing.store.key.value, "chat-1")
         client.xadd(PURGES, {"place": namespace.origin, "id": id_}, id="1-1")
     await until(lambda: one.service.sharing.up and two.service.sharing.up)
 
