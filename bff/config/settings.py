@@ -34,7 +34,7 @@ class EnvironmentSettings:
     )
     api_url: str = setting(
         "TRIGGER_API_URL",
-        values.url,
+        values.api_url,
         "the address of the Trigger.dev API; beyond loopback it must be https, unless "
         "`BFF_ALLOW_HTTP_API_URL` is `true`",
         default="https://api.trigger.dev",
@@ -48,7 +48,7 @@ class EnvironmentSettings:
     )
     id: str | None = setting(
         "BFF_ENVIRONMENT_ID",
-        values.text,
+        values.environment_id,
         "the environment's id, which tokens must have as `sub`. If the gateway needs the id and it "
         "is not set, it asks upstream, which refuses restricted keys",
     )
@@ -61,7 +61,7 @@ class EnvironmentSettings:
     )
     branch: str | None = setting(
         "BFF_BRANCH",
-        values.text,
+        values.branch,
         "the branch of a preview environment, sent upstream as `x-trigger-branch`",
     )
     upstream_budget: Rate | None = setting(
@@ -81,19 +81,19 @@ class PolicySettings:
 
     fields: tuple[str, ...] = setting(
         "BFF_EXPOSE_FIELDS",
-        values.texts,
+        values.names,
         "top-level fields of a session that browsers see",
         default=",".join(DEFAULT_FIELDS),
     )
     metadata: tuple[str, ...] = setting(
         "BFF_EXPOSE_METADATA",
-        values.texts,
+        values.names,
         "paths below `metadata` that browsers see, such as `plan` or `steps.*.title`",
         default="",
     )
     tags: tuple[str, ...] = setting(
         "BFF_EXPOSE_TAGS",
-        values.texts,
+        values.names,
         "patterns of tags that browsers see, such as `public:*`",
         default="",
     )

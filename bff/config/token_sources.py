@@ -24,7 +24,7 @@ class SourceSettings:
     )
     audiences: tuple[str, ...] = setting(
         "audience",
-        values.texts,
+        values.names,
         "accepted values of `aud`; without one, tokens must have no `aud`",
         default="",
     )
