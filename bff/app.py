@@ -1,6 +1,7 @@
 """The composition root: settings in, two ASGI applications out. Nothing is wired anywhere else."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -12,9 +13,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from bff import __version__, metrics
+from bff import metrics
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages, namespaces
+from bff.config.builder import ConfigBuilder, ages, namespaces, same_environment
 from bff.config.reload import Reload
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.copies.cache import Cache
@@ -22,7 +23,9 @@ from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.ops.admin import Ops
-from bff.ops.key_refresh import KeyRefresh
+from bff.ops.environment_id import learn
+from bff.ops.gauges import read_gauges
+from bff.ops.key_refresh import IdQuestion, KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
 from bff.replicas.sharing import Sharing
@@ -57,6 +60,7 @@ class Service:
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
         peers: the other workers; None if this process is the only one.
+        unconfirmed: environments whose id is set, but was not compared with upstream's.
     """
 
     def __init__(
@@ -70,7 +74,9 @@ class Service:
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
         peers: WorkerPeers | None = None,
+        unconfirmed: frozenset[str] = frozenset(),
     ) -> None:
+        self._unconfirmed = set(unconfirmed)
         self._clock = clock
         self._telemetry = telemetry
         self._tracing = tracing
@@ -95,6 +101,7 @@ class Service:
             provider=shared,
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
+            on_key=self._use_key,
         )
         self.gateway = self._make_gateway(settings)
         self._connections, self.bounded_protocol = _make_protocol(settings, self.gateway, telemetry)
@@ -107,7 +114,7 @@ class Service:
             else self.bounded_protocol
         )
         """Makes the protocol of each connection on the browser port."""
-        telemetry.gauges = partial(gauges, self)
+        telemetry.gauges = partial(read_gauges, self)
         self.key_refresh = self._make_key_refresh()
         self._key_refresh_task: asyncio.Task[None] | None = None
         self.browser_app = Starlette(
@@ -200,12 +207,13 @@ class Service:
             lambda url: self._client.fetch(url, timeout=self._timeout),
             config.verifier.sources,
             {
-                e.name: (
-                    config.environments[e.name].upstream.environment_id,
+                e.name: IdQuestion(
+                    partial(learn, config.environments[e.name].upstream),
                     partial(self._learn, e),
+                    is_needed=e.learn,
                 )
                 for e in self.reload.settings.environments
-                if e.learn and builder.id_of(e) is None
+                if (e.learn and builder.id_of(e) is None) or e.name in self._unconfirmed
             },
             clock=self._clock,
             telemetry=self._telemetry,
@@ -219,6 +227,13 @@ class Service:
         self.gateway.apply(config)
         self._connections.trusted = config.trusted_proxies
         self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
+        before = {e.name: e for e in self.reload.settings.environments}
+        self._unconfirmed |= {
+            e.name
+            for e in settings.environments
+            if e.id is not None
+            and (e.name not in before or not same_environment(e, before[e.name]))
+        }
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
         if self._key_refresh_task is not None:
@@ -226,10 +241,31 @@ class Service:
             self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
-        """Use the id that upstream returned for *environment*."""
+        """Use the id that upstream returned for *environment*, or refuse tokens if it is wrong."""
+        self._unconfirmed.discard(environment.name)
         self._builder.learn(environment, id_)
+        if self._builder.differs(environment):
+            self._telemetry.log.error(
+                "environment_id_differs",
+                environment=environment.name,
+                remedy="no token is accepted: correct BFF_ENVIRONMENT_ID, BFF_BRANCH or "
+                "TRIGGER_SECRET_KEY; bff check --probe shows the id of the key",
+            )
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
+
+    def _use_key(self, environment: str, number: int) -> None:
+        """Report that upstream rejected a secret key, so that the next one took over."""
+        self._telemetry.count(metrics.SECRET_KEY_CHANGES, environment)
+        self._telemetry.often(
+            "secret_key_rejected",
+            self.now,
+            logging.ERROR,
+            environment=environment,
+            now_used=number,
+            remedy="upstream rejects the key that was used before; if it is rotated out, remove it "
+            "from TRIGGER_SECRET_KEY",
+        )
 
     # -- its life
 
@@ -248,9 +284,11 @@ class Service:
             beside = [
                 asyncio.create_task(self.reload.watch()),
                 asyncio.create_task(self._measure_lag()),
+                asyncio.create_task(self.gateway.readiness.run()),
             ]
             self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
             yield
+            self.gateway.readiness.is_stopping = True
             for task in (*beside, self._key_refresh_task):
                 task.cancel()
             if self._tasks:
@@ -312,39 +350,6 @@ def _make_protocol(
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )
-
-
-def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
-    """Read every gauge of *service*, by its labels."""
-    gateway, sharing = service.gateway, service.sharing
-    environments, verifier = gateway.config.environments, gateway.config.verifier
-    left = {name: e.budget.left(service.now) for name, e in environments.items()}
-    shared = isinstance(sharing, Sharing)
-    return {
-        metrics.BUILD_INFO: {(__version__,): 1},
-        metrics.SETTINGS_CURRENT: {(): float(service.reload.current)},
-        metrics.SIGNING_KEY_USED: {
-            (use.environment, str(use.number)): use.last for use in verifier.uses
-        },
-        metrics.CONNECTIONS: {(): service.connection_count},
-        metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
-        metrics.REPLICAS: {(): sharing.replicas} if shared else {},
-        metrics.COPIES: {(): len(gateway.cache)},
-        metrics.COPY_BYTES: {(): gateway.cache.bytes},
-        metrics.LOADS_IN_FLIGHT: {(): len(gateway.cache.loads)},
-        metrics.VERIFIED_TOKENS: {(): len(verifier)},
-        metrics.REVOCATIONS: {(): len(gateway.revocations)},
-        metrics.STRETCHED_TTL_SECONDS: {
-            (name,): e.budget.stretched for name, e in environments.items()
-        },
-        metrics.BUDGET_LEFT: {
-            (name,): float("inf") if n is None else n for name, n in left.items()
-        },
-        metrics.READY: {
-            (name,): float(gateway.readiness.state(environment)[0])
-            for name, environment in environments.items()
-        },
-    }
 
 
 def _untraced(upstream: Upstream) -> Upstream:

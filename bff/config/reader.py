@@ -21,8 +21,8 @@ from bff.config.settings import (
 )
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.token_sources import SourceSettings, read_token_sources
-from bff.config.typed import is_loopback, mend
-from bff.config.values import ROOT_KEY, Secret
+from bff.config.typed import Secret, is_loopback, mend
+from bff.config.values import ROOT_KEY
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}

@@ -13,7 +13,8 @@ from ipaddress import IPv4Network, IPv6Network
 from bff.config import values
 from bff.config.declaration import SettingReport, declared, setting
 from bff.config.token_sources import SourceSettings
-from bff.config.values import Rate, Secret
+from bff.config.typed import Secret
+from bff.config.values import Rate
 from bff.replicas.valkey import StoreAddress
 from bff.sessions.policy import DEFAULT_FIELDS, Policy
 
@@ -49,8 +50,9 @@ class EnvironmentSettings:
     id: str | None = setting(
         "BFF_ENVIRONMENT_ID",
         values.environment_id,
-        "the environment's id, which tokens must have as `sub`. If the gateway needs the id and it "
-        "is not set, it asks upstream, which refuses restricted keys",
+        "the environment's id, which tokens must have as `sub`. If it is set, the gateway compares "
+        "it with the id that upstream tells for the secret key, and does not start if they differ. "
+        "If the gateway needs the id and it is not set, it asks upstream",
     )
     verify: tuple[str, ...] = setting(
         "BFF_VERIFY",
@@ -156,6 +158,12 @@ class Settings:
         "`true` exports OpenTelemetry spans; the standard `OTEL_*` variables say where",
         default="false",
         reloadable=False,
+    )
+    log_level: int = setting(
+        "BFF_LOG_LEVEL",
+        values.log_level,
+        "the least severe lines of the log: `info`, `warning` or `error`",
+        default="info",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
         "BFF_TRUSTED_PROXIES",

@@ -50,6 +50,28 @@ class InvalidValue(ValueError):
     """The text of a setting is invalid: the message has a remedy, and never quotes a secret."""
 
 
+class Secret:
+    """A text that no log, message or repr shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, to send it or to verify with it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
 def mend(text: str) -> str:
     """Remove what cannot be a part of any value: white space around it."""
     return text.strip(_SPACE)

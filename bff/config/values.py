@@ -3,6 +3,7 @@
 A problem quotes only settings that hold no secret.
 """
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from bff.config.typed import (
     HOST_NAME,
     MIN_KEY_BYTES,
     InvalidValue,
+    Secret,
     is_host,
     is_loopback,
     split_keys,
@@ -27,28 +29,6 @@ MAX_TIMEOUT_SECONDS = 60
 MAX_SECONDS = 86400
 """Upper bound of every other duration: a day."""
 MAX_PORT = 65535
-
-
-class Secret:
-    """A text that no log, message or repr shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Return the text, to send it or to verify with it."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +67,13 @@ def branch(text: str) -> str:
     if text.startswith("refs/"):
         raise InvalidValue("is a reference of git; write the name without refs/heads/")
     return text
+
+
+def log_level(text: str) -> int:
+    levels = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+    if text not in levels:
+        raise InvalidValue("is not info, warning or error; write one of them")
+    return levels[text]
 
 
 def flag(text: str) -> bool:

@@ -48,7 +48,7 @@ class Lookup:
         if entry is None:
             return self._load(request, caller, session_id, environment, None)
         if isinstance(entry, NegativeEntry):
-            self._telemetry.count(metrics.CACHE, "negative")
+            self._telemetry.count(metrics.CACHE, environment.name, "negative")
             raise Refused("not_found")
         # The ids of a session never change, so those of an old copy still hold.
         self._admission.authorize(request, caller, entry)

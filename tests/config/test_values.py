@@ -7,7 +7,8 @@ import pytest
 
 from bff.config import typed, values
 from bff.config.typed import InvalidValue
-from bff.config.values import Rate, Secret
+from bff.config.typed import Secret
+from bff.config.values import Rate
 
 
 def name(parameter: object) -> str:
