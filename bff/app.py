@@ -77,6 +77,7 @@ class Service:
         unconfirmed: frozenset[str] = frozenset(),
     ) -> None:
         self._unconfirmed = set(unconfirmed)
+        telemetry.level = settings.log_level
         self._clock = clock
         self._telemetry = telemetry
         self._tracing = tracing
@@ -225,6 +226,7 @@ class Service:
         """Use new settings: all of them, or none if they cannot be built."""
         config = self._builder.next(settings, self.gateway.config, self.reload.settings)
         self.gateway.apply(config)
+        self._telemetry.level = settings.log_level
         self._connections.trusted = config.trusted_proxies
         self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
         before = {e.name: e for e in self.reload.settings.environments}

@@ -106,7 +106,7 @@ def token(
     name: str | None,
     explained: str | None,
 ) -> None:
-    """Mint a token that can read the named sessions only, or explain one."""
+    """Mint a token for named sessions, or explain one."""
     if explained is not None:
         text = sys.stdin.read() if explained == "-" else explained
         sys.exit(_explain(text.strip().removeprefix("Bearer ").strip()))
@@ -185,7 +185,7 @@ def revoke(
     undo: bool,
     **members: str | float | None,
 ) -> None:
-    """Revoke tokens at a running gateway before they expire, or list or undo revocations.
+    """Revoke tokens at a running gateway, or list or undo revocations.
 
     Name one of --session, --actor and --jti, or --issued-before alone.
     """
@@ -209,7 +209,7 @@ def revoke(
 @click.option("--once", is_flag=True, help="Print it once, also on a terminal.")
 @_ops_option
 def status(watch: bool, once: bool, ops: str | None) -> None:
-    """Show how a running gateway is, on one screen."""
+    """Show a running gateway on one screen."""
 
     def read(host: str, port: int) -> status_.Reading:
         return status_.read(host, port, system_clock()[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from bff import metrics
-from bff.config.settings import FIXED, Settings, SettingsError
+from bff.config.settings import FIXED, Settings, SettingsError, changed
 from bff.telemetry import Telemetry
 
 WATCH_SECONDS: Final = 1.0
@@ -57,14 +57,14 @@ class Reload:
             return
         self.settings, self.current = settings, True
         self._telemetry.count(metrics.RELOADS, "ok")
-        log.info("settings_reloaded")
-        changed = [
+        log.info("settings_reloaded", changed=changed(before, settings))
+        fixed = [
             name
             for field, name in FIXED.items()
             if getattr(settings, field) != getattr(before, field)
         ]
-        if changed:
-            log.warning("settings_need_restart", settings=changed)
+        if fixed:
+            log.warning("settings_need_restart", settings=fixed)
 
     async def watch(self) -> None:
         """Reload when a file of the settings changes; goes on until it is cancelled."""

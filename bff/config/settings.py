@@ -344,3 +344,42 @@ class SettingsError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
         self.reports = tuple(reports)
+
+
+def changed(before: Settings, after: Settings) -> list[str]:
+    """Name the settings that differ, each with its section; no value is named."""
+    names = _differing(Settings, before, after)
+    old_policies = {**before.policies, "default": before.default_policy}
+    new_policies = {**after.policies, "default": after.default_policy}
+    sections: tuple[tuple[type, str, Mapping[str, object], Mapping[str, object]], ...] = (
+        (
+            EnvironmentSettings,
+            "environment",
+            _named(before.environments),
+            _named(after.environments),
+        ),
+        (
+            SourceSettings,
+            "token source",
+            _named(before.token_sources),
+            _named(after.token_sources),
+        ),
+        (PolicySettings, "policy", old_policies, new_policies),
+    )
+    for settings_class, kind, old, new in sections:
+        for name in sorted(old.keys() | new.keys()):
+            if name not in old or name not in new:
+                names.append(f"{kind} {name} ({'added' if name in new else 'removed'})")
+                continue
+            of = "" if name == "default" else f" of {kind} {name}"
+            names += [f"{n}{of}" for n in _differing(settings_class, old[name], new[name])]
+    return names
+
+
+def _differing(settings_class: type, before: object, after: object) -> list[str]:
+    rows = declared(settings_class).items()
+    return [row.name for field_, row in rows if getattr(before, field_) != getattr(after, field_)]
+
+
+def _named(sections: Iterable[EnvironmentSettings | SourceSettings]) -> dict[str, object]:
+    return {section.name: section for section in sections}

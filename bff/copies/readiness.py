@@ -6,7 +6,6 @@ What the gateway knows about upstream comes from questions of its own, never fro
 """
 
 import asyncio
-import logging
 from functools import partial
 from typing import Final
 
@@ -20,6 +19,7 @@ from bff.replicas.alone import AnySharing
 from bff.sessions import ids
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
+from bff.upstream.client import cause
 
 READINESS_ID: Final = "session_readiness_probe"
 """The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
@@ -86,24 +86,34 @@ class Readiness:
 
         if await spend() > 0:
             return
-        code = "ok"
+        code, why = "ok", None
         try:
             await environment.upstream.get(ids.path(READINESS_ID), again=spend_again)
         except UpstreamError as error:
             # Upstream's own 404 and 429 come after it accepted the key.
             code = "ok" if error.code in ("not_found", "over_budget") else error.code
+            why = cause(error)
         except Refused:
             return
         except Exception as exc:  # noqa: BLE001  the loop must go on
             self._telemetry.exception("readiness_check_failed", exc)
             code = "internal"
         self._telemetry.count(metrics.UPSTREAM_CHECKS, environment.name, code)
-        if code != environment.health and (code, environment.health) != ("ok", None):
-            level = logging.WARNING if code == "ok" else logging.ERROR
-            self._telemetry.log.log(
-                level, "readiness_check", environment=environment.name, outcome=code
-            )
+        self._log(environment, code, why)
         environment.health, environment.checked = code, self._clock()[0]
+
+    def _log(self, environment: Environment, code: str, why: str | None) -> None:
+        """Log a change, unless the last load had it too and logged it."""
+        before, log = environment.health, self._telemetry.log
+        if code in (before, environment.last_load) or (code == "ok" and before is None):
+            return
+        fields = {"environment": environment.name, "outcome": code}
+        if code == "ok":
+            log.warning("upstream_recovered", **fields)
+        elif code == "upstream_rejected_credentials":
+            log.error("upstream_rejects_our_key", remedy=REJECTED, **fields)
+        else:
+            log.warning("upstream_failing", why=why, **fields)
 
     # -- what is told
 

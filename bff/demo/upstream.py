@@ -236,7 +236,7 @@ class PretendUpstream:
             return Answer(403, _UNAUTHORIZED, headers)
         return Answer(200, self.document(document), headers)
 
-    def _tell_environment(self, seen: Seen, body: bytes) -> Answer:
+    def _tell_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
         """Answer with the environment of a key: as claims, or in a token for scopes that it has."""
         credential = self._authenticate(seen)
         if isinstance(credential, Answer):
@@ -249,7 +249,10 @@ class PretendUpstream:
             if held is not None:
                 return Answer(401, {"error": "Invalid API key"}, headers)
             return Answer(200, claims, headers)
-        scopes = json.loads(body)["scopes"]
+        try:
+            scopes = json.loads(body)["scopes"]
+        except (ValueError, LookupError, TypeError):
+            return Answer(400, {"error": "Invalid request body"}, headers)
         if held is not None and not all(scope.startswith(held) for scope in scopes):
             text = "Requested scopes exceed the API key's access"
             return Answer(403, {"error": text, "code": "scopes_exceed_key_access"}, headers)

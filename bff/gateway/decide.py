@@ -176,6 +176,8 @@ class Gateway:
 
     async def finish(self, answer: Response | Pending) -> Response:
         """Resume what is pending until there is a response; a load goes on if this is cancelled."""
+        if isinstance(answer, Response):
+            return answer
         began, _ = self.clock()
         while not isinstance(answer, Response):
             request = answer.request

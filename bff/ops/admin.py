@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bff import metrics, strict_json
 from bff.clock import Clock
+from bff.copies.readiness import WATCH_SECONDS
 from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
 from bff.ops.status import breakdown
@@ -65,6 +66,8 @@ class Ops:
         self._sharing = sharing
         self._peers = peers
         self._clock = clock
+        self._checks: set[asyncio.Task[None]] = set()
+        """The event loop holds tasks weakly."""
         self.app = Starlette(
             middleware=[Middleware(BrowserFilter, names=names)],
             routes=[
@@ -135,8 +138,12 @@ class Ops:
         return {one.name: self._gateway.readiness.state(one) for one in environments}
 
     async def _check_readiness(self, *verbose: str) -> None:
-        """Ask upstream, if the operator wants to know how it is; a probe must never wait for it."""
-        if verbose:
+        """Ask upstream. Who wants to know how it is waits for the answer, a probe never does."""
+        if not verbose:
+            check = asyncio.create_task(self._gateway.readiness.check(WATCH_SECONDS))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
+        else:
             # A worker that waits for a slow upstream must not count as silent.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CALL_SECONDS / 2):
@@ -209,8 +216,10 @@ class Ops:
             self._gateway.revocations.add(revocation, self._clock()[1])
         except RevocationError as exc:
             return _refusal(Refusal("bad_request", str(exc)))
-        event = "revocation_undone" if revocation.undone else "revoked"
-        self._telemetry.log.warning(event, kind=revocation.kind)
+        if revocation.undone:
+            self._telemetry.log.warning("revocation_undone", kind=revocation.kind)
+        else:
+            self._telemetry.log.warning("revoked", kind=revocation.kind)
         answers = await self._ask_peers("revoke", revocation.encode())
         try:
             if self._sharing is not None:

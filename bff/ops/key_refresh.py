@@ -23,6 +23,9 @@ REJECTED_SECONDS: Final = 60.0
 """Between two requests for an environment's id after upstream refused the secret key, which only a
 change of the key, of its permissions or of the branch can mend."""
 
+CONFIRM_SECONDS: Final = 1.0
+"""Before the request that confirms an id of the settings: what browsers wait for comes first."""
+
 
 @dataclass(frozen=True, slots=True)
 class IdQuestion:
@@ -118,6 +121,8 @@ class KeyRefresh:
 
     async def _learn(self, name: str, question: IdQuestion) -> None:
         log, logged = self._telemetry.log, ""
+        if not question.is_needed:
+            await asyncio.sleep(CONFIRM_SECONDS)
         while True:
             wait, outcome, remedy = RETRY_SECONDS, "refused", "none: the gateway tries again"
             try:

@@ -6,8 +6,7 @@ from ipaddress import ip_network
 import pytest
 
 from bff.config import typed, values
-from bff.config.typed import InvalidValue
-from bff.config.typed import Secret
+from bff.config.typed import InvalidValue, Secret
 from bff.config.values import Rate
 
 

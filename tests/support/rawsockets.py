@@ -162,7 +162,7 @@ class RawUpstream:
                 head, _, buffer = buffer.partition(b"\r\n\r\n")
                 if head.startswith(b"POST /api/v1/auth/"):
                     # The gateway compares its environment's id at start; this upstream tells none.
-                    length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+                    (length,) = map(int, re.findall(rb"(?i)content-length: (\d+)", head))
                     while len(buffer) < length:
                         buffer += connection.recv(65536)
                     buffer = buffer[length:]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -137,8 +137,13 @@ class Through:
         shown = httpx2.URL(
             scheme=url.scheme.decode(), host=url.host.decode(), port=url.port, raw_path=url.target
         )
+        assert isinstance(request.stream, AsyncIterable)
         asked = httpx2.Request(
-            request.method.decode(), shown, headers=request.headers, extensions=request.extensions
+            request.method.decode(),
+            shown,
+            headers=request.headers,
+            content=b"".join([chunk async for chunk in request.stream]),
+            extensions=request.extensions,
         )
         answer = await self._transport.handle_async_request(asked)
         assert isinstance(answer.stream, httpx2.AsyncByteStream)
