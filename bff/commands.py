@@ -12,7 +12,8 @@ import click
 
 from bff.clock import system_clock
 from bff.config import reader
-from bff.config.settings import SETTINGS, EnvironmentSettings, Settings, SettingsError
+from bff.config.settings import EnvironmentSettings, Settings, SettingsError
+from bff.health import address
 from bff.ops import revoke as revoke_
 from bff.ops import status as status_
 from bff.ops.check_token import explain_token
@@ -245,7 +246,5 @@ def _at_ops_port(ops: str | None, action: Callable[[str, int], T]) -> T:
 
 
 def _ops_address(environ: dict[str, str]) -> str:
-    host, port = (
-        environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
-    )
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    host, port = address(environ)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
