@@ -25,7 +25,7 @@ from bff.gateway.decide import Gateway
 from bff.ops.admin import Ops
 from bff.ops.environment_id import learn
 from bff.ops.gauges import read_gauges
-from bff.ops.key_refresh import IdQuestion, KeyRefresh
+from bff.ops.key_refresh import IdRequest, KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
 from bff.replicas.sharing import Sharing
@@ -208,7 +208,7 @@ class Service:
             lambda url: self._client.fetch(url, timeout=self._timeout),
             config.verifier.sources,
             {
-                e.name: IdQuestion(
+                e.name: IdRequest(
                     partial(learn, config.environments[e.name].upstream),
                     partial(self._learn, e),
                     is_needed=e.learn,

@@ -142,9 +142,9 @@ def _explain(text: str) -> int:
     settings = load(read_environ())
     clock = system_clock()
     checks, granted = asyncio.run(explain_token(settings, text, clock[1]))
-    marks = {True: "OK", False: "PROBLEM", None: "UNSURE"}
+    labels = {True: "OK", False: "PROBLEM", None: "UNSURE"}
     for check in checks:
-        click.echo(f"{marks[check.passed]:<7}  {check.name}: {check.text}")
+        click.echo(f"{labels[check.passed]:<7}  {check.name}: {check.text}")
     click.echo(f"\nSessions that its scopes name: {granted}")
     return int(any(check.passed is False for check in checks))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _TIMEOUT = 2.0
 """Seconds."""
-_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a wildcard address answers
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a wildcard address answers
 
 
 def address(environ: Mapping[str, str]) -> tuple[str, int]:
@@ -26,7 +26,7 @@ def address(environ: Mapping[str, str]) -> tuple[str, int]:
         str(environ.get(name, "").strip() or file.get(name) or default)
         for name, default in (("BFF_OPS_HOST", "127.0.0.1"), ("BFF_OPS_PORT", "9787"))
     )
-    return _HERE.get(host, host), int(port)
+    return _LOOPBACK.get(host, host), int(port)
 
 
 def main() -> int:

@@ -218,13 +218,12 @@ READY: Final = _gauge(
 )
 UPSTREAM_UP: Final = _gauge(
     "bff_upstream_up",
-    "1 if upstream answered the gateway's last question of its own and accepted the secret key, "
-    "else 0.",
+    "1 if upstream answered the last readiness check and accepted the secret key, else 0.",
     "environment",
 )
 UPSTREAM_CHECKS: Final = _counter(
     "bff_upstream_checks",
-    "Questions of the gateway's own to upstream, by environment and outcome: ok or an error code.",
+    "Readiness checks of upstream, by environment and outcome: ok or an error code.",
     "environment",
     "outcome",
 )

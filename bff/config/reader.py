@@ -41,8 +41,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
     # Trigger.dev's tools read other TRIGGER_ variables, so an unknown one may be correct.
-    ours = [name for name in environ if name.upper().startswith("BFF_")]
-    reader.unknown(ours, allowed | {"BFF_CONFIG"}, "")
+    variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
+    reader.unknown(variables_of_bff, allowed | {"BFF_CONFIG"}, "")
     reader.unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, does not replace the file's value.
     top = {key: value for key, value in file.items() if key not in SECTIONS}

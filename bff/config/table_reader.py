@@ -146,7 +146,7 @@ class TableReader:
         return None
 
     def _read(self, path: str) -> str:
-        """Read a text file; editors may begin it with a byte order mark, which is no text."""
+        """Read a text file; an editor may put a byte order mark in front."""
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What people, shells, env files and orchestrators make of a value before it arrives here.
+"""Checks values for traces of people, shells, env files and orchestrators.
 
 A value is mended only if it can mean nothing else: white space around it, and the byte order mark
 of a file. Every other trace of a tool or of copy and paste is a problem with a remedy, because the
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Final
 
-_SPACE: Final = " \t\r\n"
+_BLANKS: Final = " \t\r\n"
 _QUOTES: Final = "\"'`´‘’‚‛“”„‟«»‹›＂＇"  # noqa: RUF001  look-alikes are what it looks for
 _QUOTED_LIST: Final = re.compile(r"\[\s*[\"'“]")
 _REFERENCE: Final = re.compile(r"\$\{|\$\(|\{\{|\}\}|<no value>")
@@ -74,7 +74,7 @@ class Secret:
 
 def mend(text: str) -> str:
     """Remove what cannot be a part of any value: white space around it."""
-    return text.strip(_SPACE)
+    return text.strip(_BLANKS)
 
 
 def check(name: str, text: str, *, secret: bool) -> None:
@@ -86,7 +86,7 @@ def check(name: str, text: str, *, secret: bool) -> None:
         InvalidValue: with a remedy.
     """
     for character in text:
-        if character not in _SPACE and unicodedata.category(character) in _INVISIBLE:
+        if character not in _BLANKS and unicodedata.category(character) in _INVISIBLE:
             raise InvalidValue(
                 f"contains an invisible character (U+{ord(character):04X}); type the value again "
                 "instead of copying it"
@@ -103,7 +103,7 @@ def check(name: str, text: str, *, secret: bool) -> None:
     if not secret and _KEY.search(text):
         raise InvalidValue(
             "holds a secret key or a token, which belongs in another setting; if others could read "
-            "it here, rotate it"
+            "it there, rotate it"
         )
 
 
@@ -113,7 +113,7 @@ _INVISIBLE: Final = ("Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp", "Zs")
 def _check_comment(text: str) -> None:
     if _COMMENT.search(text):
         raise InvalidValue(
-            "contains a comment, which is a part of the value here; write it on a line of its own"
+            "contains a comment, which is a part of the value; write it on a line of its own"
         )
     if _ESCAPE.search(text):
         raise InvalidValue(
@@ -123,7 +123,7 @@ def _check_comment(text: str) -> None:
 
 def _check_part(part: str, *, secret: bool) -> None:
     if part[0] in _QUOTES or part[-1] in _QUOTES:
-        raise InvalidValue("is in quotes, which are a part of the value here; remove the quotes")
+        raise InvalidValue("is in quotes, which are a part of the value; remove the quotes")
     if (
         _REFERENCE.search(part)
         or _WHOLE_REFERENCE.fullmatch(part)
@@ -147,7 +147,7 @@ def check_path(name: str, path: str) -> None:
     if "/" not in path and redact(path) != path:
         raise InvalidValue("is a key and not a path")
     if path.startswith(("~", "%")):
-        raise InvalidValue("begins with ~ or %, which nothing replaced here; write the whole path")
+        raise InvalidValue("begins with ~ or %, which nothing replaced; write the whole path")
 
 
 def once_encoded(text: str) -> str | None:
@@ -156,7 +156,7 @@ def once_encoded(text: str) -> str | None:
     Random bytes do not decode to 16 or more printable characters.
     """
     try:
-        decoded = base64.b64decode(text, validate=True).decode("ascii").strip(_SPACE)
+        decoded = base64.b64decode(text, validate=True).decode("ascii").strip(_BLANKS)
     except (binascii.Error, ValueError):
         return None
     return decoded if decoded.isprintable() and len(decoded) >= 16 else None  # noqa: PLR2004

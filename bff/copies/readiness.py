@@ -2,7 +2,7 @@
 
 An upstream outage does not make a gateway unready: it still decides requests, serves copies and
 tells browsers what is wrong, where an empty load balancer would send errors without CORS headers.
-What the gateway knows about upstream comes from questions of its own, never from browsers' ids.
+Only readiness checks tell how upstream is; a load does not, because a browser chooses its id.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class Readiness:
         else:
             log.warning("upstream_failing", why=why, **fields)
 
-    # -- what is told
+    # -- the report
 
     def state(self, environment: Environment) -> tuple[bool, str]:
         """Whether requests for *environment* can be decided, and how upstream is; calls nothing."""
@@ -150,10 +150,10 @@ class Readiness:
         seconds = now - environment.checked
         if environment.health is None:
             return "the upstream was not asked yet"
-        asked = f"asked {seconds:.0f} s ago"
+        age = f"asked {seconds:.0f} s ago"
         if environment.health == "ok":
             if seconds <= WATCH_SECONDS:
-                return f"the upstream answers and accepts the key ({asked})"
+                return f"the upstream answers and accepts the key ({age})"
             return f"unknown: the upstream's last answer is {seconds:.0f} s old"
         if environment.health == "upstream_rejected_credentials":
             text = f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}"
@@ -161,4 +161,4 @@ class Readiness:
             text = f"the upstream fails ({environment.health})"
         copies = self._cache.has_usable(environment.name, now)
         more = "copies are served meanwhile" if copies else "there is no copy to serve"
-        return f"{text} ({asked}); {more}"
+        return f"{text} ({age}); {more}"

@@ -181,7 +181,7 @@ class PretendUpstream:
         self.seen.append(seen)
         answer = await self.override(seen) if self.override else None
         if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
-            answer = self._tell_environment(seen, await _read_body(receive))
+            answer = self._describe_environment(seen, await _read_body(receive))
         if answer is None:
             answer = self._answer(seen)
         body = answer.encoded()
@@ -236,7 +236,7 @@ class PretendUpstream:
             return Answer(403, _UNAUTHORIZED, headers)
         return Answer(200, self.document(document), headers)
 
-    def _tell_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
+    def _describe_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
         """Answer with the environment of a key: as claims, or in a token for scopes that it has."""
         credential = self._authenticate(seen)
         if isinstance(credential, Answer):

@@ -138,7 +138,7 @@ class Ops:
         return {one.name: self._gateway.readiness.state(one) for one in environments}
 
     async def _check_readiness(self, *verbose: str) -> None:
-        """Ask upstream. Who wants to know how it is waits for the answer, a probe never does."""
+        """Start a readiness check; only a verbose request waits for its end."""
         if not verbose:
             check = asyncio.create_task(self._gateway.readiness.check(WATCH_SECONDS))
             self._checks.add(check)
@@ -211,7 +211,7 @@ class Ops:
         return await self._announce(undoing, "undone")
 
     async def _announce(self, revocation: Revocation, done: str) -> Response:
-        """Apply a revocation here, at the other workers and at the other replicas."""
+        """Apply a revocation in this worker, at the other workers and at the other replicas."""
         try:
             self._gateway.revocations.add(revocation, self._clock()[1])
         except RevocationError as exc:

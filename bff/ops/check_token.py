@@ -40,11 +40,11 @@ async def explain_token(settings: Settings, token: str, wall: float) -> tuple[li
     if checks[0].passed is False:
         return checks, "none"
     claims = read_unverified(encoded)[1]
-    found = claims.get("scopes")
+    scopes = claims.get("scopes")
     for source in own_sources:
         if source.issuer == claims.get("iss"):
-            found = source.scopes(claims)
-    granted = ids.grant(found if isinstance(found, list) else [])
+            scopes = source.scopes(claims)
+    granted = ids.grant(scopes if isinstance(scopes, list) else [])
     if granted.every:
         return checks, "all of the environment"
     return checks, ", ".join(sorted(granted.ids)) or "none"

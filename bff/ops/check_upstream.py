@@ -22,7 +22,7 @@ from bff.upstream.client import Answer
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
 """Lists the newest session, if the secret key may list sessions."""
 CONFIRM_SECONDS: Final = 3.0
-"""Seconds that a start waits for the ids; upstream may be away, and the gateway must start."""
+"""Seconds that a start waits for the ids; upstream may be down, and the gateway must start."""
 
 
 class UpstreamChecker(Checker):
@@ -44,7 +44,7 @@ class UpstreamChecker(Checker):
         if answer.status != HTTPStatus.UNAUTHORIZED:
             id_, trouble = await _learn(upstream)
             yield _environment_finding(id_, trouble, environment)
-            yield _verify_finding(environment, is_known=id_ is not None)
+            yield _verify_finding(environment, has_id=id_ is not None)
         yield _quota_finding(read_quota(answer.headers))
         for key in range(1, upstream.key_count):
             async for finding in _next_key_findings(upstream, environment, key, path, session):
@@ -66,8 +66,8 @@ class UpstreamChecker(Checker):
             except (UpstreamError, IdUnknown, TimeoutError):
                 return None
 
-        found = await asyncio.gather(*map(learn_soon, named))
-        pairs = list(zip(named, found, strict=True))
+        learned = await asyncio.gather(*map(learn_soon, named))
+        pairs = list(zip(named, learned, strict=True))
         problems = [_difference(one, id_) for one, id_ in pairs if id_ not in (None, one.id)]
         return problems, frozenset(one.name for one, id_ in pairs if id_ is None)
 
@@ -145,15 +145,15 @@ async def _next_key_findings(
 ) -> AsyncIterator[Finding]:
     """Test a key that takes over when upstream rejects the one before it."""
     answer = await upstream.probe("GET", path, key=key)
-    found = [_key_finding(answer, upstream, session)]
+    findings = [_key_finding(answer, upstream, session)]
     if answer.status != HTTPStatus.UNAUTHORIZED:
         id_, _ = await _learn(upstream, key)
         first, _ = await _learn(upstream)
         expected = environment.id or first
         if None not in (id_, expected) and id_ != expected:
             text = f"it belongs to environment {id_}, the first to {expected}: remove it"
-            found.append(Finding(Result.PROBLEM, text))
-    for finding in found:
+            findings.append(Finding(Result.PROBLEM, text))
+    for finding in findings:
         yield Finding(finding.result, f"secret key {key + 1}: {finding.text}")
 
 
@@ -210,7 +210,7 @@ def _difference(environment: EnvironmentSettings, id_: str | None) -> str:
     )
 
 
-def _verify_finding(environment: EnvironmentSettings, *, is_known: bool) -> Finding:
+def _verify_finding(environment: EnvironmentSettings, *, has_id: bool) -> Finding:
     """Show how tokens are verified, and how the kind of key decides it."""
     how = ", then ".join(
         {"local": "with the signing keys", "upstream": "by upstream"}[verifier]
@@ -224,7 +224,7 @@ def _verify_finding(environment: EnvironmentSettings, *, is_known: bool) -> Find
         why = "the gateway refuses tokens that BFF_SIGNING_KEYS did not sign, also Trigger.dev's"
     text = f"tokens are verified {how}: {why}"
     return expect(
-        not environment.learn or is_known,
+        not environment.learn or has_id,
         text,
         f"{text}; this needs the environment's id, which upstream does not show for this key: set "
         "BFF_ENVIRONMENT_ID",

@@ -16,7 +16,7 @@ from bff.upstream.api import CLAIMS_PATH, Upstream
 from bff.upstream.client import Answer
 
 PUBLIC_TOKENS_PATH: Final = "/api/v1/auth/public-tokens"
-_QUESTION: Final = json.dumps(
+_TOKEN_REQUEST: Final = json.dumps(
     {"scopes": ["read:sessions:bff_environment_check"], "expirationTime": "1m"}
 ).encode()
 """Asks for a token that reads a session which does not exist; nobody gets the token."""
@@ -50,7 +50,7 @@ async def learn(upstream: Upstream, key: int | None = None) -> str:
     """
     answer = await upstream.probe("POST", CLAIMS_PATH, key=key)
     if answer.status in _REFUSALS:
-        answer = await upstream.probe("POST", PUBLIC_TOKENS_PATH, key=key, body=_QUESTION)
+        answer = await upstream.probe("POST", PUBLIC_TOKENS_PATH, key=key, body=_TOKEN_REQUEST)
     subject = _subject(answer)
     if subject is None:
         raise IdUnknown(explain(answer, upstream), is_final=answer.status in _REFUSALS)

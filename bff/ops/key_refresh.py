@@ -28,7 +28,7 @@ CONFIRM_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class IdQuestion:
+class IdRequest:
     """Which environment a secret key belongs to.
 
     Attributes:
@@ -58,7 +58,7 @@ class KeyRefresh:
         self,
         fetch: Callable[[str], Awaitable[bytes]],
         sources: Sequence[Source],
-        unknown: Mapping[str, IdQuestion],
+        unknown: Mapping[str, IdRequest],
         *,
         clock: Clock,
         telemetry: Telemetry,
@@ -74,8 +74,8 @@ class KeyRefresh:
         async with asyncio.TaskGroup() as tasks:
             for source in self._sources:
                 tasks.create_task(self._refresh_forever(source))
-            for name, question in self._unknown.items():
-                tasks.create_task(self._learn(name, question))
+            for name, request in self._unknown.items():
+                tasks.create_task(self._learn(name, request))
 
     async def _refresh_forever(self, source: Source) -> None:
         while True:
@@ -119,14 +119,14 @@ class KeyRefresh:
                 log.info("keys_changed", source=source.name, keys=len(keys))
         self._telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
 
-    async def _learn(self, name: str, question: IdQuestion) -> None:
+    async def _learn(self, name: str, request: IdRequest) -> None:
         log, logged = self._telemetry.log, ""
-        if not question.is_needed:
+        if not request.is_needed:
             await asyncio.sleep(CONFIRM_SECONDS)
         while True:
             wait, outcome, remedy = RETRY_SECONDS, "refused", "none: the gateway tries again"
             try:
-                id_ = await question.ask()
+                id_ = await request.ask()
             except UpstreamError as error:
                 outcome = error.code
             except IdUnknown as unknown:
@@ -137,13 +137,13 @@ class KeyRefresh:
                 self._telemetry.exception("environment_id_unknown", exc, environment=name)
             else:
                 log.info("environment_id_learned", environment=name)
-                question.on_id(id_)
+                request.on_id(id_)
                 return
-            if question.is_needed and outcome != "internal":
+            if request.is_needed and outcome != "internal":
                 log.error(
                     "environment_id_unknown", environment=name, outcome=outcome, remedy=remedy
                 )
-            elif not question.is_needed:
+            elif not request.is_needed:
                 wait = REJECTED_SECONDS
                 if logged != remedy:
                     logged = remedy

@@ -34,12 +34,12 @@ def breakdown(body: Mapping[str, Any], gauges: Gauges, *, ready: bool) -> str:
             up = _value(gauges, metrics.UPSTREAM_UP, (name,)) == 1
             lines.append(_line(up, f"upstream of {name}", (one["reason"],) * 2))
         number = _value(gauges, metrics.SECRET_KEY_IN_USE, (name,))
-        told = ("the first is used", f"number {number:.0f} is used: upstream rejected the first")
-        lines.append(_line(number <= 1, f"secret keys of {name}", told))
+        texts = ("the first is used", f"number {number:.0f} is used: upstream rejected the first")
+        lines.append(_line(number <= 1, f"secret keys of {name}", texts))
     if "workers" in body:
         silent = body["workers"]["silent"]
-        told = ("all answer", f"{', '.join(map(str, silent))} do not answer")
-        lines.append(_line(not silent, "workers", told))
+        texts = ("all answer", f"{', '.join(map(str, silent))} do not answer")
+        lines.append(_line(not silent, "workers", texts))
     if "store" in body:
         lines.append(_line(body["store"].startswith("up"), "store", (body["store"],) * 2))
     lines.append("ready" if ready else "not ready")
@@ -52,8 +52,8 @@ _SETTINGS: Final = (
 )
 
 
-def _line(good: bool, subject: str, told: tuple[str, str]) -> str:  # noqa: FBT001  reads as a row
-    return f"[{'+' if good else '-'}] {subject}: {told[0] if good else told[1]}"
+def _line(good: bool, subject: str, texts: tuple[str, str]) -> str:  # noqa: FBT001  reads as a row
+    return f"[{'+' if good else '-'}] {subject}: {texts[0] if good else texts[1]}"
 
 
 def _value(gauges: Gauges, name: str, labels: Labels) -> float:
@@ -66,7 +66,7 @@ class StatusError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the ops port told at one moment."""
+    """The answers of the ops port at one moment."""
 
     when: float
     """Seconds on the clock that never jumps."""
@@ -77,9 +77,9 @@ class Reading:
     def total(self, name: str, by: str, **labels: str) -> dict[str, float]:
         """Add up samples over all labels but *by*; an empty *by* gives one total."""
         totals: dict[str, float] = {}
-        for found, value in self.samples.get(name, ()):
-            if all(found.get(key) == text for key, text in labels.items()):
-                key = found.get(by, "")
+        for sample, value in self.samples.get(name, ()):
+            if all(sample.get(key) == text for key, text in labels.items()):
+                key = sample.get(by, "")
                 totals[key] = totals.get(key, 0.0) + value
         return totals
 
@@ -87,8 +87,8 @@ class Reading:
         """The value of a gauge that *pick* (`min` or `max`) selects of all workers."""
         values = [
             value
-            for found, value in self.samples.get(name, ())
-            if all(found.get(key) == text for key, text in labels.items())
+            for sample, value in self.samples.get(name, ())
+            if all(sample.get(key) == text for key, text in labels.items())
         ]
         return float(pick(values, default=math.nan))
 

@@ -81,7 +81,7 @@ def _of_source(
     accepted = bool(set(map(_short, named)) & set(source.audiences)) or not source.audiences
     yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
     if not source.keys.trusted(wall):
-        yield Check("signature", None, "the source's keys are not known here")
+        yield Check("signature", None, "the source's keys are not known")
         return
     try:
         source.verify(token, header, wall)
@@ -122,9 +122,9 @@ def _of_trigger(
         text = "no signing key verifies it: another key signed it, or the key was removed"
         yield _bad("signature", text)
         among = list(issuers)
-    found = next((i for i in among if isinstance(subject, str) and i.accepts(subject)), None)
-    if found is not None:
-        text = f"sub is {_short(subject)}: environment {found.environment}"
+    accepting = next((i for i in among if isinstance(subject, str) and i.accepts(subject)), None)
+    if accepting is not None:
+        text = f"sub is {_short(subject)}: environment {accepting.environment}"
         yield _good("environment", text)
     elif any(issuer.pending for issuer in among):
         yield Check("environment", None, "the gateway does not know its environment's id yet")

@@ -39,7 +39,7 @@ class Revocation:
     until: float
     """It may be dropped then, so the tokens that it revokes must not live longer."""
     made: float = 0.0
-    """When the operator sent it. Of a revocation and its undoing, the later one counts."""
+    """When the operator sent it. The later of a revocation and an undoing counts."""
     undone: bool = False
     """It undoes the revocations that were made before it; kept as long as they would be."""
 

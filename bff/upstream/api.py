@@ -134,7 +134,7 @@ class Upstream:
     async def probe(
         self, method: str, path: str, *, key: int | None = None, body: bytes = b""
     ) -> Answer:
-        """Send one request of the gateway's own; returns an answer of any status.
+        """Send one request that no browser caused; returns an answer of any status.
 
         Args:
             method: the HTTP method.

@@ -1,4 +1,4 @@
-"""What tools and copy and paste do to values, for every kind of setting."""
+"""Traces of tools and of copy and paste in values, for every kind of setting."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ MENDED: dict[str, Callable[[str], str]] = {
     "spaces around": lambda text: f"  {text} ",
     "a tab at the end": lambda text: text + "\t",
 }
-"""What cannot mean anything else."""
+"""Changes that leave one meaning."""
 
 REFUSED: dict[str, Callable[[str], str]] = {
     "double quotes of an env file": lambda text: f'"{text}"',
@@ -83,7 +83,7 @@ REFUSED: dict[str, Callable[[str], str]] = {
     "an escape": lambda text: text + "\\n",
     "an export": lambda text: f"export X={text}",
 }
-"""What would become a part of the value."""
+"""Traces that would become a part of the value."""
 
 
 def problems(changes: dict[str, str]) -> list[str]:
@@ -121,7 +121,7 @@ def test_trace_of_a_tool_is_refused_in_a_file(
     file.write_text(text, errors="surrogateescape")
     changes = {f"{name}_FILE": str(file), name: ""}
     if text == GOOD[name]:
-        load(environ(**changes))  # a byte order mark is no text
+        load(environ(**changes))  # the mark is removed
     else:
         assert GOOD[name] not in "".join(problems(changes))
 

@@ -57,7 +57,7 @@ async def test_nothing_that_upstream_answers_makes_a_gateway_unready(
     assert (await world.ops.get("/readyz?verbose")).status_code == 200
 
 
-async def test_rejected_secret_key_is_told(world: World) -> None:
+async def test_rejected_secret_key_is_reported(world: World) -> None:
     world.answer(401, {"error": "Invalid API key"})
 
     text = await verbose(world)
@@ -112,7 +112,7 @@ async def test_idle_gateway_notices_an_outage(
         raise AssertionError("no question of the gateway's own")
 
 
-async def test_copies_that_are_served_meanwhile_are_told(world: World) -> None:
+async def test_copies_that_are_served_meanwhile_are_reported(world: World) -> None:
     await world.get("chat-1")
     world.answer(500, {})
     world.clock.advance(10)
@@ -164,7 +164,7 @@ async def test_one_environment_that_can_be_decided_is_enough(world: World, tmp_p
     assert states == {"default": True, "two": False}
 
 
-async def test_second_key_in_use_is_told(world: World) -> None:
+async def test_second_key_in_use_is_reported(world: World) -> None:
     next_key = "tr_dev_sk_NEXTsentinel0000000000001"
     world.upstream.environments[0].additional_keys = {next_key: ("read:sessions",)}
     await world.start(TRIGGER_SECRET_KEY=f"tr_dev_sk_OLDsentinel00000000001,{next_key}")

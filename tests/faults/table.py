@@ -295,7 +295,7 @@ FAULTS = [
     ),
     Fault(
         26,
-        "bff/config/values.py",
+        "bff/config/typed.py",
         'return "Secret(…)"',
         "return self._text",
         f"{_UPSTREAM}::test_26_check_and_repr_show_no_secret",
@@ -828,8 +828,8 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/revocations.py",
-        "before=max(new.before, kept.before)",
-        "before=new.before",
+        "max(new.before, kept.before), max(new.made",
+        "new.before, max(new.made",
         f"{_REVOCATIONS}::test_moment_revokes_all_tokens_issued_before",
     ),
     Fault(
@@ -970,14 +970,14 @@ FAULTS = [
         "bff/config/table_reader.py",
         "        typed.check(row.name, text, secret=row.secret)\n",
         "",
-        f"{_OPERATORS}::test_71_traces_of_tools_are_no_part_of_a_value",
+        f"{_OPERATORS}::test_71_traces_of_tools_in_a_value_are_refused",
     ),
     Fault(
         71,
         "bff/config/typed.py",
         "    if part[0] in _QUOTES or part[-1] in _QUOTES:",
         "    if False:",
-        f"{_OPERATORS}::test_71_traces_of_tools_are_no_part_of_a_value",
+        f"{_OPERATORS}::test_71_traces_of_tools_in_a_value_are_refused",
     ),
     Fault(
         71,

@@ -27,7 +27,7 @@ NEXT_KEY = "tr_dev_sk_NEXTsentinel00000000001"
         ("BFF_ALLOWED_ORIGINS", '"https://app.example.com"'),
     ],
 )
-def test_71_traces_of_tools_are_no_part_of_a_value(name: str, text: str) -> None:
+def test_71_traces_of_tools_in_a_value_are_refused(name: str, text: str) -> None:
     with pytest.raises(SettingsError) as raised:
         reader.load(environ(**{name: text}))
 

@@ -48,7 +48,7 @@ def test_bad_token_is_a_problem_without_its_text() -> None:
 
 
 @pytest.mark.parametrize("text", [ROOT_KEY, OWN_KEY, "x", ""])
-def test_what_is_no_token_is_never_shown(text: str) -> None:
+def test_secret_in_place_of_a_token_is_never_shown(text: str) -> None:
     done = explain(text)
 
     assert done.returncode == 1

@@ -74,7 +74,7 @@ def jwt(claims: Any) -> str:
     ],
     ids=repr,
 )
-async def test_odd_answer_is_no_id(world: World, body: Any) -> None:
+async def test_odd_answer_has_an_unknown_id(world: World, body: Any) -> None:
     world.answer(200, body)
 
     with pytest.raises(IdUnknown) as raised:
@@ -106,7 +106,7 @@ async def test_set_id_is_compared_before_a_start(world: World) -> None:
     assert await confirmed() == ([], frozenset({"default"}))
 
 
-def test_gateway_starts_while_upstream_is_away() -> None:
+def test_gateway_starts_while_upstream_is_down() -> None:
     with Gateway(1) as gateway:
         assert gateway.process.poll() is None
 

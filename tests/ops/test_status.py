@@ -59,7 +59,7 @@ def test_workers_are_added_up(upstream) -> None:
     assert "workers      2 answer, silent: []" in done.stdout
 
 
-def test_missing_gateway_is_told_with_a_remedy() -> None:
+def test_missing_gateway_is_reported_with_a_remedy() -> None:
     done = bff("--ops", "127.0.0.1:1")
 
     assert done.returncode == 1
