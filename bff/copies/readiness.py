@@ -149,8 +149,8 @@ class Readiness:
         now, _ = self._clock()
         seconds = now - environment.checked
         if environment.health is None:
-            return "the upstream was not asked yet"
-        age = f"asked {seconds:.0f} s ago"
+            return "the upstream was not checked yet"
+        age = f"checked {seconds:.0f} s ago"
         if environment.health == "ok":
             if seconds <= WATCH_SECONDS:
                 return f"the upstream answers and accepts the key ({age})"

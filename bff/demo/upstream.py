@@ -254,7 +254,7 @@ class PretendUpstream:
         except (ValueError, LookupError, TypeError):
             return Answer(400, {"error": "Invalid request body"}, headers)
         if held is not None and not all(scope.startswith(held) for scope in scopes):
-            text = "Requested scopes exceed the API key's access"
+            text = "Requested scopes exceed the key's access"
             return Answer(403, {"error": text, "code": "scopes_exceed_key_access"}, headers)
         claims |= {"iss": _ISSUER, "aud": _AUDIENCE, "scopes": scopes, "exp": self._clock() + 60}
         token = jwt.encode(claims, environment.root_key, algorithm="HS256")

@@ -5,6 +5,7 @@ import contextlib
 import ssl
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -98,10 +99,16 @@ class ClientFactory:
                 "ssl_min_version": ssl.TLSVersion.TLSv1_2,
             }
         if address.cluster:
-            return ValkeyCluster(
+            cluster = ValkeyCluster(
                 address.host, address.port, connection_error_retry_attempts=0, **options
             )
-        return Valkey(
+            if address.tls:
+                nodes = cluster.nodes_manager
+                nodes.connection_kwargs["connection_class"] = _tls_connection()
+                for node in nodes.startup_nodes.values():
+                    node.connection_class = _tls_connection()
+            return cluster
+        client = Valkey(
             host=address.host,
             port=address.port,
             db=address.database,
@@ -109,6 +116,9 @@ class ClientFactory:
             retry=Retry(NoBackoff(), 0),
             **options,
         )
+        if address.tls:
+            client.connection_pool.connection_class = _tls_connection()
+        return client
 
     async def reconnect(self, client: Any, socket_timeout: float) -> Any:
         """Replace a client: its connections may lead to a former server of the address."""
@@ -145,7 +155,7 @@ class ClientFactory:
             ("MOVED" in text, "is a cluster: write +cluster://"),
             (
                 isinstance(cause, ssl.SSLCertVerificationError),
-                "cannot be reached (its certificate is not trusted)",
+                f"cannot be reached (its certificate is not trusted): {_verify_message(cause)}",
             ),
             (isinstance(cause, ssl.SSLError), "cannot be reached (the TLS handshake fails)"),
             (
@@ -160,6 +170,29 @@ class ClientFactory:
     def error(self, reason: str) -> StoreError:
         """Make the error of this address."""
         return StoreError(f"the store at {self._address.host}:{self._address.port} {reason}")
+
+
+def _verify_message(cause: BaseException | None) -> str:
+    """What the TLS library has against a certificate; it quotes nothing of the certificate."""
+    return str(getattr(cause, "verify_message", ""))
+
+
+@cache
+def _tls_connection() -> Any:
+    """Make the class of a TLS connection, with the same rules in every version of Python.
+
+    From 3.13 on, Python refuses certificates without some extensions of RFC 5280, which many
+    private authorities leave out. A store has often such an authority, so the chain and the host
+    name are verified, and the extensions are not.
+    """
+    from valkey.asyncio.connection import SSLConnection  # noqa: PLC0415
+
+    class TlsConnection(SSLConnection):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.ssl_context.get().verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+    return TlsConnection
 
 
 async def cancel(tasks: Collection["asyncio.Task[None]"]) -> None:

@@ -43,7 +43,7 @@ async def test_probe_asks_upstream_without_waiting_for_it(world: World) -> None:
     go_on.set()
 
     assert first.status_code == 200
-    assert "was not asked yet" in first.text
+    assert "was not checked yet" in first.text
 
 
 @pytest.mark.parametrize("status", [401, 403, 500, 429, 404, 200])

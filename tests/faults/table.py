@@ -1064,4 +1064,11 @@ FAULTS = [
         "and wall < kept.until",
         "tests/tokens/test_revocations.py::test_undoing_means_the_same_in_any_order",
     ),
+    Fault(
+        0,
+        "bff/replicas/valkey.py",
+        "            self.ssl_context.get().verify_flags &= ~ssl.VERIFY_X509_STRICT\n",
+        "",
+        "tests/replicas/test_valkey.py::test_certificate_is_checked_alike_in_every_python",
+    ),
 ]
