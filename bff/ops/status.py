@@ -31,7 +31,7 @@ def breakdown(body: Mapping[str, Any], gauges: Gauges, *, ready: bool) -> str:
     for name, one in body["environments"].items():
         lines.append(_line(one["ready"], f"tokens of {name}", ("can be verified", one["reason"])))
         if one["ready"]:
-            up = _value(gauges, metrics.UPSTREAM_UP, (name,)) == 1
+            up = gauges.get(metrics.UPSTREAM_UP, {}).get((name,)) == 1
             lines.append(_line(up, f"upstream of {name}", (one["reason"],) * 2))
         number = _value(gauges, metrics.SECRET_KEY_IN_USE, (name,))
         texts = ("the first is used", f"number {number:.0f} is used: upstream rejected the first")

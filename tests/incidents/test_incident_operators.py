@@ -4,7 +4,16 @@ import subprocess
 import sys
 
 import pytest
-from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, World, environ, running_upstream
+from support.world import (
+    KEPT,
+    NEW_KEY,
+    OWN_KEY,
+    ROOT_KEY,
+    SECRET_KEY,
+    World,
+    environ,
+    running_upstream,
+)
 
 from bff.config import reader
 from bff.config.settings import SettingsError
@@ -39,7 +48,7 @@ def test_71_traces_of_tools_in_a_value_are_refused(name: str, text: str) -> None
 
 def test_71_key_in_place_of_a_path_is_never_printed() -> None:
     for name in ("BFF_SIGNING_KEYS_FILE", "TRIGGER_SECRET_KEY_FILE", "BFF_CONFIG"):
-        for key in (ROOT_KEY, OWN_KEY):
+        for key in (ROOT_KEY, NEW_KEY):
             changes = environ(**{name.removesuffix("_FILE"): None}) | {name: key}
             done = subprocess.run(
                 [sys.executable, "-m", "bff", "check"],
