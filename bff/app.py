@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import count
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
@@ -15,7 +14,7 @@ from starlette.routing import BaseRoute
 
 from bff import metrics
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages, namespaces, same_environment
+from bff.config.builder import ConfigBuilder, ages, same_environment
 from bff.config.reload import Reload
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.copies.cache import Cache
@@ -44,6 +43,10 @@ from bff.upstream.client import Client, Transport
 
 T = TypeVar("T")
 
+_ID_BYTES: Final = 8
+"""Random bytes of a request id: too many for two requests of one log to share an id."""
+_IDS_DRAWN: Final = 512
+"""Request ids for which random bytes are drawn at once."""
 LAG_SECONDS: Final = 0.5
 """Seconds between two measurements of how late the event loop is."""
 
@@ -104,6 +107,7 @@ class Service:
             trace=tracing.upstream if tracing else _untraced,
             on_key=self._use_key,
         )
+        self._share(settings)
         self.gateway = self._make_gateway(settings)
         self._connections, self.bounded_protocol = _make_protocol(settings, self.gateway, telemetry)
         """The second makes the protocol of a connection, without the fast path."""
@@ -169,32 +173,38 @@ class Service:
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
-                revocations = [r.encode() for r in self.gateway.revocations.all()]
-                self._spawn(sharing.republish(revocations))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
+
+        def token() -> str:
+            return os.urandom(8).hex()
 
         store = Store(
             settings.store_url,
             timeout=settings.store_timeout,
-            name=os.urandom(8).hex(),
+            name=token(),
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
+            revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
+            tokens=token,
+            random=os.urandom,
         )
-        sharing = Sharing(
+        return Sharing(
             store,
-            namespaces=namespaces(settings),
             make=make_copy,
-            negative_ttl=settings.cache_negative_ttl,
             deadline=self._timeout,
             clock=self._clock,
             spawn=self._spawn,
-            tokens=lambda: os.urandom(8).hex(),
+            tokens=token,
             count=telemetry.count,
             on_purge=self._purge,
             on_revocation=self._revoke,
         )
-        return sharing
+
+    def _share(self, settings: Settings) -> None:
+        """Tell the sharing what the settings, and the ids learned until now, decide."""
+        secrets = [key.reveal().encode() for e in settings.environments for key in e.secret_keys]
+        self.sharing.apply(self._builder.namespaces(settings), settings.cache_negative_ttl, secrets)
 
     def _purge(self, environment: str, id_: str) -> None:
         self.gateway.cache.purge(environment, id_)
@@ -203,7 +213,7 @@ class Service:
         self.ops.apply_revocation(text)
 
     def _make_key_refresh(self) -> KeyRefresh:
-        config, builder = self.gateway.config, self._builder
+        config, builder, settings = self.gateway.config, self._builder, self.reload.settings
         return KeyRefresh(
             lambda url: self._client.fetch(url, timeout=self._timeout),
             config.verifier.sources,
@@ -213,8 +223,9 @@ class Service:
                     partial(self._learn, e),
                     is_needed=e.learn,
                 )
-                for e in self.reload.settings.environments
-                if (e.learn and builder.id_of(e) is None) or e.name in self._unconfirmed
+                for e in settings.environments
+                if ((e.learn or settings.store_url) and builder.id_of(e) is None)
+                or e.name in self._unconfirmed
             },
             clock=self._clock,
             telemetry=self._telemetry,
@@ -228,7 +239,7 @@ class Service:
         self.gateway.apply(config)
         self._telemetry.level = settings.log_level
         self._connections.trusted = config.trusted_proxies
-        self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
+        self._share(settings)
         before = {e.name: e for e in self.reload.settings.environments}
         self._unconfirmed |= {
             e.name
@@ -255,6 +266,7 @@ class Service:
             )
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
+        self._share(settings)
 
     def _use_key(self, environment: str, number: int) -> None:
         """Report that upstream rejected a secret key, so that the next one took over."""
@@ -359,6 +371,15 @@ def _untraced(upstream: Upstream) -> Upstream:
 
 
 def _request_ids() -> Callable[[], bytes]:
-    """Make ids that no other process makes: a random prefix and a count, at no cost to a hit."""
-    prefix, numbers = os.urandom(6).hex().encode(), count()
-    return lambda: b"%b-%x" % (prefix, next(numbers))
+    """Make ids of random bytes: a count would tell every browser how many requests there are.
+
+    The bytes are drawn for many ids at once, so an id costs a hit less than a count would.
+    """
+
+    def ids() -> Iterator[bytes]:
+        while True:
+            digits = os.urandom(_ID_BYTES * _IDS_DRAWN).hex().encode()
+            for start in range(0, len(digits), 2 * _ID_BYTES):
+                yield digits[start : start + 2 * _ID_BYTES]
+
+    return ids().__next__

@@ -161,15 +161,17 @@ def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
 @click.command()
 @click.option("--session", "sessions", multiple=True, help="Session, by either id; repeatable.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
-@click.option("--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub.")
-@click.option("--jti", metavar="ID", help="The one token with this id.")
-@click.option(
+@revoke_.option_once(
+    "--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub."
+)
+@revoke_.option_once("--jti", metavar="ID", help="The one token with this id.")
+@revoke_.option_once(
     "--issued-before",
     type=float,
     metavar="SECONDS",
     help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all of them.",
 )
-@click.option(
+@revoke_.option_once(
     "--ttl",
     type=float,
     metavar="SECONDS",

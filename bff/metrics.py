@@ -140,8 +140,8 @@ LEASES: Final = _counter(
 )
 SHARED_COPIES: Final = _counter(
     "bff_shared_copies",
-    "Copies in the store, by result: used, kept, purged (during their load), superseded (by a "
-    "later load, or the replica lost its claim), dropped (foreign or corrupt).",
+    "Copies in the store, by result: used, kept, purged (after their load had begun), superseded "
+    "(by a later load, or the replica lost its claim), dropped (foreign or corrupt).",
     "result",
 )
 SHARED_INTROSPECTIONS: Final = _counter(

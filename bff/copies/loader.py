@@ -153,6 +153,7 @@ class Loader:
         try:
             document = parse_document(await get(ids.path(id_)), requested_id=id_)
             copy = self._project(environment.name, document, started)
+            copy.generation = generation
         except UpstreamError as error:
             return Refusal(error.code, retry_after=error.retry_after), cause(error)
         except Refused as refused:  # the budget, for a second call
@@ -180,7 +181,8 @@ class Loader:
             str(document["id"]),
             document["externalId"],  # type: ignore[arg-type]  # validated
             body,
-            document["closedAt"] is not None,
+            # If the policy hides that a session is closed, the age of its answers must not tell it.
+            document["closedAt"] is not None and "closedAt" in policy.fields,
             loaded,
         )
 

@@ -178,6 +178,17 @@ class Admission:
         ):
             raise Refused("unauthorized")
 
+    def refuse_revoked_session(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str
+    ) -> None:
+        """Refuse a session that is revoked by the requested id, before there is a copy of it.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        if self._revocations.session(session_id, None, caller.issued, request.wall):
+            raise Refused("unauthorized")
+
     def is_session_revoked(
         self, request: RequestContext, caller: Caller[Grant], copy: Copy
     ) -> bool:

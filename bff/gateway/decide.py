@@ -1,9 +1,9 @@
 """The path of one request, from its head to the answer: START WITH THIS FILE.
 
 `Gateway.decide` answers from memory and does no I/O. If the request has to wait, it returns a
-`Pending`, and `Gateway.finish` resumes that until there is a response. After every wait the gateway
-decides again, on the copy that the load brought. `answers` is the only way out: it checks first
-whether this caller may read the session.
+`Pending`, and `Gateway.finish` waits until there is a response. After every wait the gateway admits
+the request again, and decides on the copy that the load brought. `answers` is the only way out: it
+checks first whether this caller may read the session.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
-from bff.sessions.copy import Copy
+from bff.sessions.copy import Copy, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.introspected import Introspections
@@ -175,20 +175,37 @@ class Gateway:
         return self.answers.session(request, caller, copy, outcome)  # 200 304 403
 
     async def finish(self, answer: Response | Pending) -> Response:
-        """Resume what is pending until there is a response; a load goes on if this is cancelled."""
+        """Wait until there is a response; a load goes on if this is cancelled."""
         if isinstance(answer, Response):
             return answer
         began, _ = self.clock()
         while not isinstance(answer, Response):
             request = answer.request
+            await answer.wait(self)
             try:
-                answer = await answer.resume(self)
+                answer = self._admit_again(answer)
             except Refused as refused:
                 answer = self.answers.refusal(request, refused.refusal)
             except LeasePending as pending:
                 answer = self._wait_for_lease(request, pending)
         self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
         return answer
+
+    def _admit_again(self, pending: Pending) -> Response | Pending:
+        """Decide after a wait. This is the one way on: whatever the wait brought, a refusal too.
+
+        Meanwhile the token may have expired or been revoked, or its key removed.
+        """
+        request = pending.request
+        request.now, request.wall = self.clock()
+        if pending.config is None:
+            return pending.conclude(self)
+        if pending.config is not self.config:
+            # The cache keeps a loaded copy unless the new configuration forbids it, so upstream is
+            # not called twice.
+            return self.decide(request.head, request.now, request.wall)
+        self.admission.authenticate(request)  # 401 429
+        return pending.conclude(self)  # as in `_decide`
 
     # -- beside the story
 
@@ -197,7 +214,14 @@ class Gateway:
         if pending.limiter is not self.config.limits.address:
             self.admission.refund_address(request)
         request.guess.refund()
-        return PendingLease(request, pending.lease, self.clock()[0] + self.sharing.timeout)
+        deadline = self.clock()[0] + self.sharing.timeout
+        return PendingLease(request, pending.window, pending.lease, deadline)
+
+    def is_usable(self, copy: Copy, now: float) -> bool:
+        """Whether a copy that was found before a wait may still be served after it."""
+        budget = self.config.environments[copy.environment].budget
+        state = self.cache.ages.state(copy, now, budget.stretched)
+        return state is not State.EXPIRED and not self.cache.is_purged(copy)
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
         """Answer a request that failed unexpectedly, and log where."""

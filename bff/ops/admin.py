@@ -206,7 +206,7 @@ class Ops:
         except RevocationError as exc:
             return _refusal(Refusal("bad_request", str(exc)))
         named = (undoing.kind, undoing.value)
-        if named not in {(r.kind, r.value) for r in self._gateway.revocations.in_force(wall)}:
+        if named not in {(r.kind, r.value) for r in self._listed(wall)}:
             return _refusal(Refusal("not_found", "No such revocation is in force"))
         return await self._announce(undoing, "undone")
 
@@ -231,8 +231,12 @@ class Ops:
         return JSONResponse({done: revocation.kind, "until": revocation.until})
 
     async def _list_revocations(self, _: Request) -> Response:
-        listed = self._gateway.revocations.in_force(self._clock()[1])
+        listed = self._listed(self._clock()[1])
         return JSONResponse({"revocations": [revocation.shown() for revocation in listed]})
+
+    def _listed(self, wall: float) -> list[Revocation]:
+        """The revocations in force that are not undone."""
+        return [one for one in self._gateway.revocations.in_force(wall) if not one.undone]
 
     async def _purge(self, request: Request) -> Response:
         """Purge a session, under both its ids and in every environment, in every replica."""

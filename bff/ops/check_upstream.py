@@ -13,8 +13,8 @@ from bff.config.settings import EnvironmentSettings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
 from bff.ops.environment_id import IdUnknown, explain, learn
-from bff.replicas.store import Store
-from bff.replicas.valkey import StoreError
+from bff.replicas.connection import Connection
+from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.upstream.api import Quota, Upstream, read_quota
 from bff.upstream.client import Answer
@@ -110,24 +110,25 @@ class UpstreamChecker(Checker):
         address = self._settings.store_url
         if address is None:
             return
-        store = Store(
-            address,
+        connection = Connection(
+            ClientFactory(address),
             timeout=self._settings.store_timeout,
             name=f"bff-check-{secrets.token_hex(4)}",
             count=lambda *_: None,
             changed=lambda _: None,
+            on_marker=lambda _: None,
         )
         try:
-            await store.open(lambda _: None)
+            await connection.open()
         except StoreError as exc:
             text = f"{exc}: check BFF_STORE_URL and the network between"
             yield Finding(Result.PROBLEM, text)
         else:
-            others = store.replicas - 1  # this command counts as one
+            others = connection.replicas - 1  # this command counts as one
             text = f"the store accepts the name and the password; connected replicas: {others}"
             yield Finding(Result.OK, text)
         finally:
-            await store.close()
+            await connection.close()
 
 
 async def _learn(upstream: Upstream, key: int | None = None) -> tuple[str | None, str]:

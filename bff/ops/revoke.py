@@ -1,12 +1,28 @@
 """Sends revocations to the ops port of a running gateway, lists and undoes them (`bff revoke`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
+
+import click
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
+    """Declare an option that is refused if given twice: only one of the two would be revoked."""
+
+    def once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> Any:
+        if len(values) > 1:
+            raise click.UsageError(f"Give {parameter.opts[0]} once; repeat the command for another")
+        return values[0] if values else None
+
+    return click.option(*names, multiple=True, callback=once, **settings)
+
 
 _TIMEOUT: Final = 5.0
 """Seconds for each read and write; the gateway waits up to a second for its workers and store."""

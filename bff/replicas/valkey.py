@@ -98,26 +98,30 @@ class ClientFactory:
                 "ssl_ca_certs": address.ca_file,
                 "ssl_min_version": ssl.TLSVersion.TLSv1_2,
             }
+        client: Any
         if address.cluster:
-            cluster = ValkeyCluster(
+            client = ValkeyCluster(
                 address.host, address.port, connection_error_retry_attempts=0, **options
             )
             if address.tls:
-                nodes = cluster.nodes_manager
+                nodes = client.nodes_manager
                 nodes.connection_kwargs["connection_class"] = _tls_connection()
                 for node in nodes.startup_nodes.values():
                     node.connection_class = _tls_connection()
-            return cluster
-        client = Valkey(
-            host=address.host,
-            port=address.port,
-            db=address.database,
-            max_connections=2,
-            retry=Retry(NoBackoff(), 0),
-            **options,
-        )
-        if address.tls:
-            client.connection_pool.connection_class = _tls_connection()
+        else:
+            client = Valkey(
+                host=address.host,
+                port=address.port,
+                db=address.database,
+                max_connections=2,  # for commands, and for heartbeats
+                retry=Retry(NoBackoff(), 0),
+                **options,
+            )
+            if address.tls:
+                client.connection_pool.connection_class = _tls_connection()
+        # The client's own reading drops all but the last of the fields that a message repeats.
+        for command in ("XREAD", "XREVRANGE"):
+            client.set_response_callback(command, _unread)
         return client
 
     async def reconnect(self, client: Any, socket_timeout: float) -> Any:
@@ -193,6 +197,10 @@ def _tls_connection() -> Any:
             self.ssl_context.get().verify_flags &= ~ssl.VERIFY_X509_STRICT
 
     return TlsConnection
+
+
+def _unread(answer: Any, **_: Any) -> Any:
+    return answer
 
 
 async def cancel(tasks: Collection["asyncio.Task[None]"]) -> None:

@@ -147,12 +147,12 @@ class Revocations:
         return len(self._kept)
 
     def all(self) -> tuple[Revocation, ...]:
-        """List them with what undoes them, for a store or a worker that has lost them."""
+        """List them, with what undoes them."""
         return tuple(self._kept.values())
 
     def in_force(self, wall: float) -> tuple[Revocation, ...]:
-        """List the revocations that still refuse tokens, for the operator."""
-        return tuple(k for k in self._kept.values() if not k.undone and wall < k.until)
+        """List those that still count, with what undoes them, for a store that has lost them."""
+        return tuple(kept for kept in self._kept.values() if wall < kept.until)
 
     def add(self, new: Revocation, wall: float) -> None:
         """Add a revocation or an undoing, or extend the revocation that names the same.

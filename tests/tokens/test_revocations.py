@@ -228,10 +228,9 @@ def test_undoing_means_the_same_in_any_order(order: tuple[int, ...]) -> None:
         kept.add(Revocation.decode(records[number].encode()), 5.0)
 
     assert kept.token(None, ("ann",), 55.0, 5.0)
-    assert [r.kind for r in kept.in_force(5.0)] == ["subject"]
     kept.add(revocation(4, undone=True), 5.0)
     assert not kept.token(None, ("ann",), 10.0, 5.0)
-    assert kept.in_force(5.0) == ()
+    assert [r.undone for r in kept.in_force(5.0)] == [True]
     kept.add(revocation(3), 6.0)
     assert not kept.token(None, ("ann",), 10.0, 6.0), "an older revocation that arrives late"
 
