@@ -177,7 +177,7 @@ class ClientFactory:
 
 
 def _verify_message(cause: BaseException | None) -> str:
-    """What the TLS library has against a certificate; it quotes nothing of the certificate."""
+    """Return the reason of the TLS library; it quotes nothing of the certificate."""
     return str(getattr(cause, "verify_message", ""))
 
 
