@@ -28,8 +28,6 @@ from bff.upstream.client import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
-READINESS_ID: Final = "session_readiness_probe"
-"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
 
@@ -84,8 +82,6 @@ class Loader:
     ) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
         ask = partial(self._ask, environment, id_, copy, spent=spent)
-        if id_ == READINESS_ID:
-            return await ask(self._sharing.timeout)
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(
@@ -201,7 +197,7 @@ class Loader:
     ) -> Copy | Refusal:
         """Learn from a load for the next ones; returns the outcome for all who wait."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count(metrics.LOADS, code)
+        self._telemetry.count(metrics.LOADS, environment.name, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and copy is not None:
@@ -218,7 +214,7 @@ class Loader:
             "outcome": code,
             "seconds": round(seconds, 4),
         }
-        if health == environment.health or (healthy and environment.health is None):
+        if health == environment.last_load or (healthy and environment.last_load is None):
             self._telemetry.often("load_finished", now, **line)
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **line)
@@ -226,5 +222,5 @@ class Loader:
             self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
-        environment.health, environment.checked = health, now
+        environment.last_load = health
         return outcome

@@ -16,6 +16,7 @@ from bff.limits.rate import Window
 from bff.request import HeaderFields
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
+from bff.tokens import explain
 from bff.tokens.caller import Caller
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
@@ -89,6 +90,13 @@ class Admission:
                 self.charge_bad_token(request, refused.refusal)
             raise
         return caller
+
+    def why_invalid(self, request: RequestContext) -> str:
+        """Name the first check that the token fails, for the log."""
+        verifier = self._verifier
+        return explain.reason(
+            explain.explain(request.token, verifier.issuers, verifier.sources, request.wall)
+        )
 
     def _cookie_token(self, fields: HeaderFields) -> bytes | None:
         """Take the token from its cookie, if a page of the gateway's own origin asks to read.

@@ -18,6 +18,7 @@ class RequestContext:
         address: the key under which the browser's address is counted.
         window: the limit that was charged last; the answer's headers tell its state.
         guess: whether the id is only guessed to be one that the token names.
+        environment: the environment of the verified token; empty without one.
         waited: seconds that the request waited for loads; None if it did not wait.
         caller_charged: a request is charged to its caller once, and not before the token is
             verified.
@@ -32,5 +33,6 @@ class RequestContext:
     token: bytes = b""
     window: Window = UNLIMITED_WINDOW
     guess: Guess = NAMED
+    environment: str = ""
     waited: float | None = None
     caller_charged: bool = False

@@ -8,6 +8,7 @@ checks first whether this caller may read the session.
 
 from collections.abc import Callable
 
+from bff import metrics
 from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -69,7 +70,9 @@ class Gateway:
         self.clock = clock
         self._request_ids = request_ids
         self.loader = Loader(config, cache=cache, telemetry=telemetry, clock=clock, sharing=sharing)
-        self.readiness = Readiness(self.loader, cache=cache, clock=clock)
+        self.readiness = Readiness(
+            self.loader, cache=cache, sharing=sharing, telemetry=telemetry, clock=clock
+        )
         self._introspector = Introspector(
             introspections,
             in_flight=in_flight,
@@ -148,6 +151,7 @@ class Gateway:
         if route.page is not None:
             return self.answers.public_page(request, route.page)  # 200
         caller = admission.authenticate(request)  # 400 401 429
+        request.environment = caller.environment
         if route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])  # 400
@@ -174,6 +178,9 @@ class Gateway:
 
     async def finish(self, answer: Response | Pending) -> Response:
         """Wait until there is a response; a load goes on if this is cancelled."""
+        if isinstance(answer, Response):
+            return answer
+        began, _ = self.clock()
         while not isinstance(answer, Response):
             request = answer.request
             await answer.wait(self)
@@ -183,6 +190,7 @@ class Gateway:
                 answer = self.answers.refusal(request, refused.refusal)
             except LeasePending as pending:
                 answer = self._wait_for_lease(request, pending)
+        self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
         return answer
 
     def _admit_again(self, pending: Pending) -> Response | Pending:

@@ -159,5 +159,5 @@ class Lists:
         if isinstance(served, Refusal):
             return served
         copy, outcome = served
-        self._telemetry.count(metrics.CACHE, outcome.label)
+        self._telemetry.count(metrics.CACHE, copy.environment, outcome.label)
         return copy

@@ -51,6 +51,7 @@ class Upstream:
         branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
         timeout: seconds for a whole answer, connecting and retrying included.
         observe: called with the quota of each answer that describes one.
+        on_key: called with the position of the secret key, from 1, when another one takes over.
     """
 
     def __init__(
@@ -63,7 +64,10 @@ class Upstream:
         timeout: float,
         user_agent: str,
         observe: Callable[[Quota], None],
+        on_key: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self._on_key = on_key
+        self.has_branch = branch is not None
         self._client = client
         self._address = Address.read(url)
         self._timeout = timeout
@@ -97,6 +101,7 @@ class Upstream:
             if answer.status == _REJECTED and len(self._signed) > 1:
                 if self._current == used:  # otherwise another load has switched keys
                     self._current = (used + 1) % len(self._signed)
+                    self._on_key(self.key_number)
                 # While all keys are rejected, a load makes one call only.
                 if self._accepted:
                     await again()
@@ -126,32 +131,35 @@ class Upstream:
             raise UpstreamRateLimited(retry_after=max(rest, _retry_after(answer.headers) or 0.0))
         return _body(answer)
 
-    async def environment_id(self) -> str:
-        """Ask for the id of the secret key's environment; a restricted key may not ask.
+    async def probe(
+        self, method: str, path: str, *, key: int | None = None, body: bytes = b""
+    ) -> Answer:
+        """Send one request that no browser caused; returns an answer of any status.
 
-        Raises:
-            UpstreamError: as `get`.
-        """
-        answer = await self.probe("POST", CLAIMS_PATH)
-        try:
-            claims = json.loads(_body(answer))
-        except (ValueError, RecursionError):
-            claims = None
-        subject = claims.get("sub") if isinstance(claims, dict) else None
-        if not isinstance(subject, str) or not subject:
-            raise UpstreamInvalid
-        return subject
-
-    async def probe(self, method: str, path: str) -> Answer:
-        """Send one request with the current key, for `bff check`; returns an answer of any status.
+        Args:
+            method: the HTTP method.
+            path: below the API's address.
+            key: the position of the secret key, from 0; None for the one in use.
+            body: JSON.
 
         Raises:
             UpstreamError: the request failed.
         """
+        headers = self._signed[self._current if key is None else key]
+        if body:
+            headers = (*headers, (b"content-type", b"application/json"))
         async with translated(self._timeout):
-            return await self._client.send(
-                method, self._address, path.encode(), self._signed[self._current]
-            )
+            return await self._client.send(method, self._address, path.encode(), headers, body=body)
+
+    @property
+    def key_number(self) -> int:
+        """The position of the secret key in use, from 1."""
+        return self._current + 1
+
+    @property
+    def key_count(self) -> int:
+        """How many secret keys there are."""
+        return len(self._signed)
 
     async def _send(self, path: str) -> Answer:
         try:

@@ -133,7 +133,9 @@ class Client:
             )
         return answer.body
 
-    async def send(self, method: str, address: Address, path: bytes, headers: Headers) -> Answer:
+    async def send(
+        self, method: str, address: Address, path: bytes, headers: Headers, body: bytes = b""
+    ) -> Answer:
         """Send one request for *path* below *address*; the caller bounds the time.
 
         Raises:
@@ -142,7 +144,7 @@ class Client:
         """
         lines = [(b"host", address.shown), *_HEADERS, *headers]
         if method == "POST":
-            lines.append((b"content-length", b"0"))  # no request has a body
+            lines.append((b"content-length", b"%d" % len(body)))
         url = httpcore2.URL(
             scheme=address.scheme,
             host=address.host,
@@ -150,7 +152,9 @@ class Client:
             target=address.target + path or b"/",
         )
         response = await self._transport.handle_async_request(
-            httpcore2.Request(method, url, headers=lines, extensions=self._extensions)
+            httpcore2.Request(
+                method, url, headers=lines, content=body or None, extensions=self._extensions
+            )
         )
         try:
             fields = {

@@ -35,6 +35,7 @@ _COOKIE = "tests/gateway/test_admission.py"
 _REVOCATIONS = "tests/tokens/test_revocations.py"
 _ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_entitled_callers_get_a_session"
 _STORE = "tests/incidents/test_incident_store.py"
+_OPERATORS = "tests/incidents/test_incident_operators.py"
 _RETURNS = "tests/incidents/test_incident_returns.py"
 _VERIFIED = """\
 if not _is_signature(signature, signed, key):
@@ -294,7 +295,7 @@ FAULTS = [
     ),
     Fault(
         26,
-        "bff/config/values.py",
+        "bff/config/typed.py",
         'return "Secret(…)"',
         "return self._text",
         f"{_UPSTREAM}::test_26_check_and_repr_show_no_secret",
@@ -827,8 +828,8 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/revocations.py",
-        "before=max(new.before, kept.before)",
-        "before=new.before",
+        "max(new.before, kept.before), max(new.made",
+        "new.before, max(new.made",
         f"{_REVOCATIONS}::test_moment_revokes_all_tokens_issued_before",
     ),
     Fault(
@@ -1341,5 +1342,111 @@ FAULTS = [
         "if len(values) > 1:",
         "if False:",
         f"{_RETURNS}::test_67_command_with_a_repeated_option_is_refused",
+    ),
+    Fault(
+        71,
+        "bff/config/table_reader.py",
+        "        typed.check(row.name, text, secret=row.secret)\n",
+        "",
+        f"{_OPERATORS}::test_71_traces_of_tools_in_a_value_are_refused",
+    ),
+    Fault(
+        71,
+        "bff/config/typed.py",
+        "    if part[0] in _QUOTES or part[-1] in _QUOTES:",
+        "    if False:",
+        f"{_OPERATORS}::test_71_traces_of_tools_in_a_value_are_refused",
+    ),
+    Fault(
+        71,
+        "bff/config/table_reader.py",
+        "cannot be read ({exc.strerror}); check the path",
+        "cannot be read ({exc.strerror}); check the path: {path}",
+        f"{_OPERATORS}::test_71_key_in_place_of_a_path_is_never_printed",
+    ),
+    Fault(
+        71,
+        "bff/config/typed.py",
+        "    return _RANDOM.sub(_HIDDEN, _KEY.sub(_HIDDEN, text))",
+        "    return text",
+        "tests/config/test_typed.py::test_redact_hides_what_looks_like_a_secret",
+    ),
+    Fault(
+        71,
+        "bff/tokens/jwks.py",
+        "if value is not None}",
+        "}",
+        "tests/tokens/test_jwks.py::test_null_member_of_a_jwk_counts_as_absent",
+    ),
+    Fault(
+        72,
+        "bff/ops/check_upstream.py",
+        "if id_ not in (None, one.id)]",
+        "if False]",
+        f"{_OPERATORS}::test_72_gateway_with_the_id_of_another_branch_does_not_start",
+    ),
+    Fault(
+        72,
+        "bff/config/builder.py",
+        " or self.differs(e),",
+        ",",
+        "tests/ops/test_key_refresh.py::test_id_that_differs_after_a_reload_ends_all_answers",
+    ),
+    Fault(
+        72,
+        "bff/ops/environment_id.py",
+        "    if answer.status in _REFUSALS:\n",
+        "    if False:\n",
+        "tests/ops/test_environment_id.py::test_id_of_any_key_is_learned",
+    ),
+    Fault(
+        73,
+        "bff/copies/readiness.py",
+        "        return True, self.upstream(environment)",
+        '        return environment.health in (None, "ok"), self.upstream(environment)',
+        f"{_OPERATORS}::test_73_upstream_outage_does_not_empty_the_service",
+    ),
+    Fault(
+        74,
+        "bff/copies/loader.py",
+        "        environment.last_load = health\n",
+        "        environment.last_load = health\n"
+        "        environment.health, environment.checked = health, now\n",
+        f"{_OPERATORS}::test_74_id_that_upstream_forbids_moves_no_health",
+    ),
+    Fault(
+        74,
+        "bff/copies/readiness.py",
+        "            if seconds <= WATCH_SECONDS:\n",
+        "            if True:\n",
+        "tests/copies/test_readiness.py::test_idle_gateway_does_not_say_that_upstream_answers",
+    ),
+    Fault(
+        75,
+        "bff/upstream/api.py",
+        "                    self._on_key(self.key_number)\n",
+        "",
+        f"{_OPERATORS}::test_75_next_secret_key_is_not_used_silently",
+    ),
+    Fault(
+        75,
+        "bff/ops/check_upstream.py",
+        "        for key in range(1, upstream.key_count):",
+        "        for key in ():",
+        f"{_OPERATORS}::test_75_check_tests_every_secret_key",
+    ),
+    Fault(
+        0,
+        "bff/tokens/revocations.py",
+        "and wall < kept.until and not kept.undone",
+        "and wall < kept.until",
+        "tests/tokens/test_revocations.py::test_undoing_means_the_same_in_any_order",
+    ),
+    Fault(
+        0,
+        "bff/replicas/valkey.py",
+        "            self.ssl_context.get().verify_flags &= ~ssl.VERIFY_X509_STRICT\n",
+        "",
+        "tests/replicas/test_valkey.py::test_certificate_is_checked_alike_in_every_python",
     ),
 ]
