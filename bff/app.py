@@ -41,7 +41,7 @@ from bff.telemetry import Telemetry
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.upstream.api import Upstream
-from bff.upstream.client import Client, Transport
+from bff.upstream.client import Network
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Service:
         telemetry: where it counts and logs.
         reload: reads the settings again; raises `SettingsError`.
         clock: reads the two clocks.
-        transport: how upstream is reached; for tests.
+        network: how other servers are reached, if not on sockets; for tests.
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
         peers: the other workers; None if this process is the only one.
@@ -76,7 +76,7 @@ class Service:
         *,
         reload: Callable[[], Settings] | None = None,
         clock: Clock = system_clock,
-        transport: Transport | None = None,
+        network: Network | None = None,
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
         peers: WorkerPeers | None = None,
@@ -98,13 +98,15 @@ class Service:
             apply=self._apply,
             telemetry=telemetry,
         )
-        self._client = Client(
-            connect_timeout=settings.upstream_connect_timeout, transport=transport
+        self.network = network or Network.open(
+            ca_file=settings.upstream_ca_file,
+            connect_timeout=settings.upstream_connect_timeout,
+            clock=clock,
         )
         shared = self._make_sharing(settings) if settings.store_url else None
         self.sharing: AnySharing = shared or Alone(clock)
         self._builder = ConfigBuilder(
-            self._client,
+            self.network.api,
             timeout=self._timeout,
             sharing=self.sharing,
             provider=shared,
@@ -225,7 +227,7 @@ class Service:
     def _make_key_refresh(self) -> KeyRefresh:
         config, builder, settings = self.gateway.config, self._builder, self.reload.settings
         return KeyRefresh(
-            lambda url: self._client.fetch(url, timeout=self._timeout),
+            lambda url: self.network.others.fetch(url, timeout=self._timeout),
             config.verifier.sources,
             {
                 e.name: IdRequest(
@@ -300,23 +302,23 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with self._client:
-            await self.connect()
-            self._start_key_refresh()
-            self.reload.start()
-            self.background.start("settings_watch", self.reload.watch, deadline=30.0)
-            lag = partial(measure_lag, self._telemetry, self._clock)
-            self.background.start("loop_lag", lag, deadline=30.0)
-            self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
-            yield
-            self.reload.stop()
-            await self.background.stop("settings_watch", "loop_lag", "readiness", "key_refresh")
-            if self._tasks:
-                await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
-            await self.sharing.stop()
-            await self.background.stop()
-            if self.tracing:
-                await self.tracing.close()
+        await self.connect()
+        self._start_key_refresh()
+        self.reload.start()
+        self.background.start("settings_watch", self.reload.watch, deadline=30.0)
+        lag = partial(measure_lag, self._telemetry, self._clock)
+        self.background.start("loop_lag", lag, deadline=30.0)
+        self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
+        yield
+        self.reload.stop()
+        await self.background.stop("settings_watch", "loop_lag", "readiness", "key_refresh")
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+        await self.sharing.stop()
+        await self.background.stop()
+        await self.network.aclose()
+        if self.tracing:
+            await self.tracing.close()
 
     async def connect(self) -> None:
         """Connect to the store, if there is one; once.

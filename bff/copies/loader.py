@@ -10,12 +10,13 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bff import metrics
 from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
+from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
@@ -24,12 +25,25 @@ from bff.sessions import fields, ids
 from bff.sessions.copy import Copy, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
-from bff.upstream.client import cause
+from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
+
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+"""Made once: `json.dumps` makes one for each call with arguments."""
+
+
+class Get(Protocol):
+    """Gets a session from upstream: `Upstream.get`, or `Upstream.get_as` with a token."""
+
+    def __call__(
+        self, path: str, *, read: Callable[[bytes], dict[str, Any]]
+    ) -> Awaitable[dict[str, Any]]:
+        """GET *path* and read the body of a 200."""
 
 
 class Loader:
@@ -55,10 +69,23 @@ class Loader:
         self._telemetry = telemetry
         self._clock = clock
         self._sharing = sharing
+        self.pairs = Pairs()
+        """The ids of the sessions that loads brought."""
 
     def apply(self, config: RuntimeConfig) -> None:
         """Use *config* from now on: a load in flight is projected by its policy."""
+        if config.origins != self.config.origins:
+            self.pairs.forget()
         self.config = config
+
+    def in_flight(self, environment: str, id_: str) -> "asyncio.Task[Copy | Refusal] | None":
+        """Get the load in flight for a session, which may have begun under its other id."""
+        loads = self._cache.loads
+        task = loads.get((environment, id_))
+        if task is None and len(loads):
+            other = self.pairs.other(environment, id_)
+            task = None if other is None else loads.get((environment, other))
+        return task
 
     def delay(self, budget: Budget, now: float) -> float:
         """Seconds until a load may start; the load itself spends from a shared budget."""
@@ -97,7 +124,7 @@ class Loader:
                 return outcome
             if config is self.config:
                 if isinstance(outcome, Copy):
-                    self._cache.put(outcome, generation)
+                    self._keep(outcome, generation)
                 return outcome
             # The other replica projected by the former policy, so look again by the new one.
 
@@ -141,7 +168,7 @@ class Loader:
         return await self._sharing.spend(environment.name, environment.budget, timeout=timeout)
 
     async def fetch(
-        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
+        self, environment: Environment, id_: str, get: Get
     ) -> tuple[Copy | Refusal, str | None]:
         """Fetch a session with *get* and keep its copy. Never raises.
 
@@ -151,7 +178,7 @@ class Loader:
         started, _ = self._clock()
         generation = self._cache.purge_generation
         try:
-            document = parse_document(await get(ids.path(id_)), requested_id=id_)
+            document = await get(ids.path(id_), read=partial(parse_document, requested_id=id_))
             copy = self._project(environment.name, document, started)
             copy.generation = generation
         except UpstreamError as error:
@@ -163,8 +190,12 @@ class Loader:
             return Refusal("internal"), None
         entry = self._cache.find(environment.name, id_, started)
         if not (isinstance(entry, Copy) and entry.loaded > started):  # a later load was faster
-            self._cache.put(copy, generation)
+            self._keep(copy, generation)
         return copy, None
+
+    def _keep(self, copy: Copy, generation: int) -> None:
+        self.pairs.learn(copy.environment, copy.id, copy.external_id)
+        self._cache.put(copy, generation)
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""
@@ -172,8 +203,7 @@ class Loader:
         self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
         shown = policy.project(document)
         try:
-            text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            body = text.encode()
+            body = _ENCODER.encode(shown).encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
         return make_copy(

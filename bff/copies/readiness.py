@@ -20,7 +20,7 @@ from bff.replicas.alone import AnySharing
 from bff.sessions import ids
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
-from bff.upstream.client import cause
+from bff.upstream.pool import cause
 
 READINESS_ID: Final = "session_readiness_probe"
 """The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
@@ -90,7 +90,7 @@ class Readiness:
             return
         code, why = "ok", None
         try:
-            await environment.upstream.get(ids.path(READINESS_ID), again=spend_again)
+            await environment.upstream.get(ids.path(READINESS_ID), read=bytes, again=spend_again)
         except UpstreamError as error:
             # Upstream's own 404 and 429 come after it accepted the key.
             code = "ok" if error.code in ("not_found", "over_budget") else error.code

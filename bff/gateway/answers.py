@@ -8,9 +8,7 @@ from typing import Final
 from bff import metrics
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
-from bff.gateway.aliases import NAMED
 from bff.gateway.context import RequestContext
-from bff.limits.rate import UNLIMITED_WINDOW
 from bff.request import RequestHead
 from bff.response import Representation, Response, ResponseBuilder, server_timing
 from bff.sessions.copy import Copy
@@ -102,8 +100,6 @@ class Answers:
             Refused: ``unauthorized``.
         """
         self._admission.authorize(request, caller, copy)
-        if request.guess is not NAMED:
-            request.guess.refund()
         self._counts[metrics.CACHE, caller.environment, outcome.label] += 1
         age = request.now - copy.loaded
         self._telemetry.observe(metrics.AGE_SERVED_SECONDS, age if age > 0 else 0.0)
@@ -133,8 +129,6 @@ class Answers:
 
     def refusal(self, request: RequestContext, refusal: Refusal) -> Response:
         """Answer with a refusal."""
-        if (hidden := request.guess.hide(refusal)) is not refusal:
-            refusal, request.window = hidden, UNLIMITED_WINDOW
         limited = refusal.code == "rate_limited"
         if limited:
             self._telemetry.count(metrics.LIMITED, request.window.limiter.name)

@@ -17,12 +17,13 @@ from bff.copies.readiness import Readiness
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.aliases import AliasGuess
+from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, Outcome
+from bff.gateway.introspection import Introspector, Outcome, PendingCaller
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
+from bff.gateway.members import Members
 from bff.gateway.pending import Pending, PendingLease, PendingLoad
 from bff.gateway.routes import LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
@@ -32,7 +33,7 @@ from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy, State
 from bff.telemetry import Telemetry
-from bff.tokens.caller import Caller
+from bff.tokens.caller import Caller, Claimant
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
@@ -114,12 +115,13 @@ class Gateway:
             loader=self.loader,
             telemetry=self.telemetry,
         )
+        members = Members(admission=admission, introspector=self._introspector, lookup=self._lookup)
+        self._aliases = Aliases(config, pairs=self.loader.pairs, members=members)
         self._lists = Lists(
             config,
             admission=admission,
             answers=self.answers,
-            lookup=self._lookup,
-            introspector=self._introspector,
+            members=members,
             telemetry=self.telemetry,
         )
 
@@ -150,20 +152,31 @@ class Gateway:
             raise Refused("method_not_allowed", route.instead)  # 405
         if route.page is not None:
             return self.answers.public_page(request, route.page)  # 200
-        caller = admission.authenticate(request)  # 400 401 429
+        holder = admission.authenticate(request)  # 400 401 429
+        if isinstance(holder, Claimant):
+            return self._admit(request, holder)
+        return self.serve(request, holder)
+
+    def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+        """Decide a request whose token is verified; used again once upstream has verified it."""
         request.environment = caller.environment
-        if route is LIST:
+        if request.route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
+        head, granted = request.head, caller.granted
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])  # 400
-        if not caller.granted.covers(session_id):
-            if not ids.may_be_alias(session_id, caller.granted):
-                raise Refused("unauthorized")  # 403
-            request.guess = AliasGuess(admission.bad_token_window(request))
-        if caller.unverified and not self._introspector.is_accepted(
+        if session_id not in granted.ids and not ids.covers(granted, session_id):
+            named = self._aliases.find(request, caller, session_id)  # 403 429 5xx
+            if not isinstance(named, str):
+                return named
+            session_id = named  # the same session, by the id that the token names
+        if head.id is None and not ids.is_reachable(session_id):
+            self.admission.charge_caller(request, caller)  # 429
+            raise Refused("not_found")  # 404
+        if caller.digest is not None and not self._introspector.is_accepted(
             caller, session_id, request.now
         ):
             return self._introspector.start(request, caller, session_id)  # 401 403 429 5xx
-        admission.charge_caller(request, caller)  # 429
+        self.admission.charge_caller(request, caller)  # 429
         return self.answer(request, caller, session_id)
 
     def answer(
@@ -211,12 +224,45 @@ class Gateway:
 
     # -- beside the story
 
+    def _admit(self, request: RequestContext, claimant: Claimant[Grant]) -> Response | Pending:
+        """Let upstream verify a token, about a session that it names, before anything is shown."""
+        introspector = self._introspector
+        caller = introspector.caller(claimant, request.now)
+        if caller is not None:
+            return self.serve(request, caller)
+        try:
+            session_id, requested = self._named_by(request, claimant)
+        except Refused:
+            introspector.count_refused(request, claimant)  # 429
+            raise
+        pending = introspector.start(request, claimant, session_id)  # 401 429 5xx
+        return pending if requested else PendingCaller(pending)
+
+    def _named_by(self, request: RequestContext, claimant: Claimant[Grant]) -> tuple[str, bool]:
+        """Return an id that the token names, and whether it is the requested session's.
+
+        Raises:
+            Refused: ``unauthorized`` or ``invalid_session_id``.
+        """
+        granted, head = claimant.granted, request.head
+        if request.route is LIST:
+            named = ids.named(granted)
+            if not named:
+                raise Refused("unauthorized")
+            return named[0], False
+        session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
+        if not ids.covers(granted, session_id):
+            candidates = self._aliases.candidates(claimant, session_id)
+            return (candidates, True) if isinstance(candidates, str) else (candidates[0], False)
+        if not ids.is_reachable(session_id):
+            raise Refused("unauthorized")
+        return session_id, True
+
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Undo what was charged: after the wait the decision starts again."""
         limits = self.config.limits
         if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
-        request.guess.refund()
         deadline = self.clock()[0] + self.sharing.timeout
         return PendingLease(request, pending.window, pending.lease, deadline)
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from bff import __version__
 from bff.background import Background
-from bff.config.settings import EnvironmentSettings
+from bff.clock import Clock
+from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
 from bff.ops.environment_id import IdUnknown, explain, learn
@@ -20,7 +21,9 @@ from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.telemetry import Telemetry
 from bff.upstream.api import Quota, Upstream, read_quota
-from bff.upstream.client import Answer
+from bff.upstream.client import Network
+from bff.upstream.connection import Answer
+from bff.upstream.identity import api_error
 
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
 """Lists the newest session, if the secret key may list sessions."""
@@ -29,7 +32,25 @@ CONFIRM_SECONDS: Final = 3.0
 
 
 class UpstreamChecker(Checker):
-    """Sends requests to upstream and to the store as a gateway does."""
+    """Sends requests to upstream and to the store as a gateway does.
+
+    Args:
+        settings: those of the gateway.
+        clock: the two times.
+        network: replaces the sockets in tests.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, *, network: Network | None = None) -> None:
+        super().__init__(settings, clock)
+        self._network = network or Network.open(
+            ca_file=settings.upstream_ca_file,
+            connect_timeout=settings.upstream_connect_timeout,
+            clock=clock,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._network.aclose()
 
     def findings(
         self, environment: EnvironmentSettings, session: str | None
@@ -48,7 +69,8 @@ class UpstreamChecker(Checker):
             id_, trouble = await _learn(upstream)
             yield _environment_finding(id_, trouble, environment)
             yield _verify_finding(environment, has_id=id_ is not None)
-        yield _quota_finding(read_quota(answer.headers))
+            # A 401 shows the bucket of unknown keys.
+            yield _quota_finding(read_quota(answer.headers))
         for key in range(1, upstream.key_count):
             async for finding in _next_key_findings(upstream, environment, key, path, session):
                 yield finding
@@ -87,7 +109,7 @@ class UpstreamChecker(Checker):
         Raises:
             UpstreamError: it cannot be fetched.
         """
-        return await self._client.fetch(url, timeout=self._settings.upstream_timeout)
+        return await self._network.others.fetch(url, timeout=self._settings.upstream_timeout)
 
     async def first_session(self, environment: EnvironmentSettings) -> str | None:
         """Return the newest session's id; None if the key may not list sessions."""
@@ -99,13 +121,14 @@ class UpstreamChecker(Checker):
 
     def _upstream(self, environment: EnvironmentSettings) -> Upstream:
         return Upstream(
-            self._client,
+            self._network.api,
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=self._settings.upstream_timeout,
             user_agent=f"bff/{__version__}",
             observe=lambda _: None,
+            clock=self._clock,
         )
 
     async def store(self) -> AsyncIterator[Finding]:
@@ -163,7 +186,8 @@ async def _next_key_findings(
 
 
 def _key_finding(answer: Answer, upstream: Upstream, session: str | None) -> Finding:
-    match answer.status:
+    from_api = answer.status == HTTPStatus.OK or api_error(answer) is not None
+    match answer.status if from_api else None:
         case HTTPStatus.OK:
             return Finding(Result.OK, "the key is accepted and may read sessions")
         case HTTPStatus.UNAUTHORIZED:
@@ -184,7 +208,11 @@ def _key_finding(answer: Answer, upstream: Upstream, session: str | None) -> Fin
             return Finding(
                 Result.UNSURE, "upstream limits the environment's rate (429): wait a minute"
             )
-    return Finding(Result.PROBLEM, f"upstream answers {answer.status}: check TRIGGER_API_URL")
+    return Finding(
+        Result.PROBLEM,
+        f"something that is not the API answers {answer.status}, or the API refuses the request: "
+        "check TRIGGER_API_URL, and the proxies between",
+    )
 
 
 def _environment_finding(

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from bff import strict_json
 from bff.upstream.api import CLAIMS_PATH, Upstream
-from bff.upstream.client import Answer
+from bff.upstream.connection import Answer
+from bff.upstream.identity import MAX_MEMBERS, api_error
 
 PUBLIC_TOKENS_PATH: Final = "/api/v1/auth/public-tokens"
 _TOKEN_REQUEST: Final = json.dumps(
@@ -49,18 +50,23 @@ async def learn(upstream: Upstream, key: int | None = None) -> str:
         UpstreamError: upstream did not answer.
     """
     answer = await upstream.probe("POST", CLAIMS_PATH, key=key)
-    if answer.status in _REFUSALS:
+    if is_refusal(answer):
         answer = await upstream.probe("POST", PUBLIC_TOKENS_PATH, key=key, body=_TOKEN_REQUEST)
     subject = _subject(answer)
     if subject is None:
-        raise IdUnknown(explain(answer, upstream), is_final=answer.status in _REFUSALS)
+        raise IdUnknown(explain(answer, upstream), is_final=is_refusal(answer))
     return subject
+
+
+def is_refusal(answer: Answer) -> bool:
+    """Tell whether the API refuses the key; a proxy or a CDN may refuse as well."""
+    return answer.status in _REFUSALS and api_error(answer) is not None
 
 
 def explain(answer: Answer, upstream: Upstream) -> str:
     """Say why upstream refused the key, in the words of the settings."""
     error = str(_document(answer).get("error", ""))
-    match answer.status:
+    match answer.status if api_error(answer) is not None else None:
         case HTTPStatus.UNAUTHORIZED if "branch" in error and not upstream.has_branch:
             return (
                 "the key is of a preview environment, which needs a branch: set BFF_BRANCH, or "
@@ -77,7 +83,10 @@ def explain(answer: Answer, upstream: Upstream) -> str:
             return "the key may not read sessions: give it read:sessions"
         case HTTPStatus.NOT_FOUND:
             return "upstream has no route that tells it: set BFF_ENVIRONMENT_ID"
-    return f"upstream answers {int(answer.status)}: check TRIGGER_API_URL"
+    return (
+        f"upstream, or something before it, answers {int(answer.status)}: check TRIGGER_API_URL, "
+        "and the proxies between"
+    )
 
 
 def _subject(answer: Answer) -> str | None:
@@ -94,7 +103,7 @@ def _subject(answer: Answer) -> str | None:
 
 def _document(answer: Answer) -> dict[str, Any]:
     try:
-        document = strict_json.loads(answer.body)
+        document = strict_json.loads(answer.body, most=MAX_MEMBERS)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -38,7 +38,7 @@ CLOSE_SECONDS: Final = 2.0
 
 _CONTINUED = (b"traceparent", b"tracestate")
 _P = ParamSpec("_P")
-_Answer = Coroutine[Any, Any, bytes]
+_T = TypeVar("_T")
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -170,13 +170,15 @@ class Tracing:
         upstream.get_as = self._spanned(upstream.get_as)  # type: ignore[method-assign]
         return upstream
 
-    def _spanned(self, get: Callable[_P, _Answer]) -> Callable[_P, _Answer]:
-        async def traced(*args: _P.args, **kwargs: _P.kwargs) -> bytes:
+    def _spanned(
+        self, get: Callable[_P, Coroutine[Any, Any, _T]]
+    ) -> Callable[_P, Coroutine[Any, Any, _T]]:
+        async def traced(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             with self._tracer.start_as_current_span(
                 "load", kind=self._kinds.CLIENT, record_exception=False
             ) as span:
                 try:
-                    body = await get(*args, **kwargs)
+                    answer = await get(*args, **kwargs)
                 except (UpstreamError, Refused) as error:
                     span.set_attribute(
                         "bff.outcome",
@@ -184,7 +186,7 @@ class Tracing:
                     )
                     raise
                 span.set_attribute("bff.outcome", "ok")
-                return body
+                return answer
 
         return traced
 

@@ -81,7 +81,7 @@ def _of_source(
     accepted = bool(set(map(_short, named)) & set(source.audiences)) or not source.audiences
     yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
     if not source.keys.trusted(wall):
-        yield Check("signature", None, "the source's keys are not known")
+        yield Check("signature", None, "the source's keys are not known here")
         return
     try:
         source.verify(token, header, wall)
@@ -140,14 +140,7 @@ def _dates(claims: dict[str, Any], wall: float) -> Iterable[Check]:
     else:
         verb = "expires" if wall < expires else "expired"
         yield Check("expiry", wall < expires, f"it {verb} at {_date(expires)}")
-    begins = max(
-        (
-            moment
-            for moment in (begins, None if issued is None else issued - SKEW_SECONDS)
-            if moment
-        ),
-        default=wall,
-    )
+    begins = max(begins or 0.0, issued or 0.0) - SKEW_SECONDS
     if begins > wall:
         text = f"it is not valid before {_date(begins)}: compare the clocks"
         yield _bad("not before", text)

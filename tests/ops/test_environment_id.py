@@ -11,10 +11,10 @@ from support.world import (
     ROOT_KEY,
     SECRET_KEY,
     Gateway,
-    Through,
     World,
     environ,
     running_upstream,
+    through,
 )
 
 from bff.config import reader
@@ -26,9 +26,9 @@ from bff.upstream.api import Upstream
 
 def upstream(world: World, **changes: str) -> Upstream:
     settings = reader.load(environ(**changes))
-    transport = Through(httpx2.ASGITransport(world.upstream))
+    network = through(httpx2.ASGITransport(world.upstream))
     (environment,) = settings.environments
-    return UpstreamChecker(settings, world.clock, transport=transport)._upstream(environment)
+    return UpstreamChecker(settings, world.clock, network=network)._upstream(environment)
 
 
 @pytest.mark.parametrize("key", [ROOT_KEY, SECRET_KEY])
@@ -95,8 +95,8 @@ async def test_server_without_the_route_needs_the_setting(world: World) -> None:
 async def test_set_id_is_compared_before_a_start(world: World) -> None:
     async def confirmed(**changes: str) -> tuple[list[str], frozenset[str]]:
         settings = reader.load(environ(**changes))
-        transport = Through(httpx2.ASGITransport(world.upstream))
-        return await UpstreamChecker(settings, world.clock, transport=transport).confirm_ids()
+        network = through(httpx2.ASGITransport(world.upstream))
+        return await UpstreamChecker(settings, world.clock, network=network).confirm_ids()
 
     assert await confirmed() == ([], frozenset())
     (problem,), unconfirmed = await confirmed(BFF_ENVIRONMENT_ID="env_other")
