@@ -312,6 +312,7 @@ class Service:
         yield
         self.reload.stop()
         await self.background.stop("settings_watch", "loop_lag", "readiness", "key_refresh")
+        self.gateway.loader.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
         await self.sharing.stop()

@@ -252,8 +252,10 @@ class Gateway:
             return named[0], False
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not ids.covers(granted, session_id):
-            candidates = self._aliases.candidates(claimant, session_id)
-            return (candidates, True) if isinstance(candidates, str) else (candidates[0], False)
+            # What the gateway knows of the named sessions is not for a token that may be forged.
+            for named_id in ids.named_in_other_form(granted, session_id):
+                return named_id, False
+            raise Refused("unauthorized")
         if not ids.is_reachable(session_id):
             raise Refused("unauthorized")
         return session_id, True
@@ -268,8 +270,7 @@ class Gateway:
 
     def is_usable(self, copy: Copy, now: float) -> bool:
         """Whether a copy that was found before a wait may still be served after it."""
-        budget = self.config.environments[copy.environment].budget
-        state = self.cache.ages.state(copy, now, budget.stretched)
+        state = self.cache.ages.state(copy, now, copy.share.stretch)
         return state is not State.EXPIRED and not self.cache.is_purged(copy)
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
