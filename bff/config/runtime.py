@@ -21,8 +21,10 @@ class Environment:
 
     Attributes:
         origin: address, id and branch. Environments of one name with other origins share no copy.
-        health: "ok" or the error code of the last load; None before the first load.
+        health: "ok" or the error code of upstream's answer to the gateway's own last question; None
+            before the first. Loads do not move it, because a browser chooses their ids.
         checked: when `health` was learned, on the clock that never jumps.
+        last_load: "ok" or the error code of the last load, for the log; None before the first.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Environment:
     budget: Budget
     health: str | None = None
     checked: float = float("-inf")
+    last_load: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Limits:
     """The limiters; `Unlimited` is off."""
 
     address: Limiter
+    page: Limiter
+    """For pages that say nothing of sessions, by address."""
     bad_token: Limiter
     caller: Limiter
 

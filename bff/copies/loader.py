@@ -30,8 +30,6 @@ from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
-READINESS_ID: Final = "session_readiness_probe"
-"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
 
@@ -129,18 +127,6 @@ class Loader:
         queue, key = self.queue(environment.name), id_ if load is None else load.id
         queue.refresh(key, copy, caller, now, stretch=copy.share.stretch)
 
-    def check(self, environment: Environment, now: float) -> "asyncio.Task[Copy | Refusal]":
-        """Start a readiness check, or join the one in flight; call `Budget.wait` first."""
-        key = environment.name, READINESS_ID
-        task = self._cache.loads.get(key)
-        if task is None:
-            spent = not self._sharing.up
-            if spent:
-                environment.budget.spend(now)
-            ask = self._ask(environment, READINESS_ID, None, self._sharing.timeout, spent=spent)
-            task = self._cache.loads.start(key, ask)
-        return task
-
     def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
         """Find what makes a load needless that waited for its turn."""
         entry = self._cache.find(environment, load.id, now)
@@ -154,12 +140,7 @@ class Loader:
 
     async def _load(self, environment: Environment, load: QueuedLoad) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
-
-        async def ask(timeout: float) -> Copy | Refusal:
-            return await self._ask(
-                environment, load.id, load.copy, timeout, spent=load.spent, load=load
-            )
-
+        ask = partial(self._ask, environment, load.id, load.copy, spent=load.spent, load=load)
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(
@@ -285,7 +266,7 @@ class Loader:
     ) -> Copy | Refusal:
         """Learn from a load for the next ones; returns the outcome for all who wait."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count(metrics.LOADS, code)
+        self._telemetry.count(metrics.LOADS, environment.name, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and copy is not None:
@@ -302,7 +283,7 @@ class Loader:
             "outcome": code,
             "seconds": round(seconds, 4),
         }
-        if health == environment.health or (healthy and environment.health is None):
+        if health == environment.last_load or (healthy and environment.last_load is None):
             self._telemetry.often("load_finished", now, **line)
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **line)
@@ -310,5 +291,5 @@ class Loader:
             self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
-        environment.health, environment.checked = health, now
+        environment.last_load = health
         return outcome

@@ -16,6 +16,7 @@ from bff.limits.rate import Window
 from bff.request import HeaderFields
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
+from bff.tokens import explain
 from bff.tokens.caller import Caller, Claimant, Holder
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
@@ -42,8 +43,8 @@ class Admission:
 
     # -- the address
 
-    def charge_address(self, request: RequestContext) -> None:
-        """Charge the browser's address, before any cryptography.
+    def charge_address(self, request: RequestContext, *, page: bool = False) -> None:
+        """Charge the browser's address, before any cryptography; requests for pages apart.
 
         Raises:
             Refused: ``rate_limited``.
@@ -53,7 +54,8 @@ class Admission:
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
         request.address = address = address_key(address)
-        window = self._limits.address.charge(address, request.now)
+        limiter = self._limits.page if page else self._limits.address
+        window = limiter.charge(address, request.now)
         if window.used > window.granted:  # written out, because every hit asks it twice
             request.window = window
             raise Refused("rate_limited")
@@ -102,6 +104,13 @@ class Admission:
         window = self._limits.bad_token.look(request.address, request.now)
         if window.exhausted:
             self._charge(request, window)
+
+    def why_invalid(self, request: RequestContext) -> str:
+        """Name the first check that the token fails, for the log."""
+        verifier = self._verifier
+        return explain.reason(
+            explain.explain(request.token, verifier.issuers, verifier.sources, request.wall)
+        )
 
     def _cookie_token(self, fields: HeaderFields) -> bytes | None:
         """Take the token from its cookie, if a page of the gateway's own origin asks to read.

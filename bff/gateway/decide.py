@@ -8,6 +8,7 @@ checks first whether this caller may read the session.
 
 from collections.abc import Callable
 
+from bff import metrics
 from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -70,7 +71,9 @@ class Gateway:
         self.clock = clock
         self._request_ids = request_ids
         self.loader = Loader(config, cache=cache, telemetry=telemetry, clock=clock, sharing=sharing)
-        self.readiness = Readiness(self.loader, cache=cache, clock=clock)
+        self.readiness = Readiness(
+            self.loader, cache=cache, sharing=sharing, telemetry=telemetry, clock=clock
+        )
         self._introspector = Introspector(
             introspections,
             in_flight=in_flight,
@@ -140,7 +143,9 @@ class Gateway:
     def _decide(self, request: RequestContext) -> Response | Pending:
         """Make the checks in their order; the comment tells how each can end."""
         head, admission = request.head, self.admission
-        admission.charge_address(request)  # 429
+        # A proxy's health check must not count with the browsers that it brings.
+        page = not head.id and self._routes.is_page(head)
+        admission.charge_address(request, page=page)  # 429
         # Nearly every request has a plain id, so its route needs no call.
         request.route = route = SESSION if head.id else self._routes.match(head)  # 404 410
         if head.method not in ("GET", "HEAD"):
@@ -154,6 +159,7 @@ class Gateway:
 
     def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
         """Decide a request whose token is verified; used again once upstream has verified it."""
+        request.environment = caller.environment
         if request.route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
         head, granted = request.head, caller.granted
@@ -185,6 +191,9 @@ class Gateway:
 
     async def finish(self, answer: Response | Pending) -> Response:
         """Wait until there is a response; a load goes on if this is cancelled."""
+        if isinstance(answer, Response):
+            return answer
+        began, _ = self.clock()
         while not isinstance(answer, Response):
             request = answer.request
             await answer.wait(self)
@@ -194,6 +203,7 @@ class Gateway:
                 answer = self.answers.refusal(request, refused.refusal)
             except LeasePending as pending:
                 answer = self._wait_for_lease(request, pending)
+        self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
         return answer
 
     def _admit_again(self, pending: Pending) -> Response | Pending:
@@ -252,7 +262,8 @@ class Gateway:
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Undo what was charged: after the wait the decision starts again."""
-        if pending.limiter is not self.config.limits.address:
+        limits = self.config.limits
+        if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
         deadline = self.clock()[0] + self.sharing.timeout
         return PendingLease(request, pending.window, pending.lease, deadline)

@@ -25,7 +25,8 @@ LOG_FIELDS = {
     *("browser", "ops", "version", "worker", "status", "reason", "remedy", "why"),
     *("request_id", "route", "code", "result", "waited", "of"),
     *("workers", "each", "environment", "outcome", "seconds", "source", "keys", "kind", "replicas"),
-    *("field", "exception", "frames", "problems", "settings"),
+    *("field", "exception", "frames", "problems", "settings", "changed", "now_used"),
+    *("message", "open_files", "limit", "needed", "connections", "refused", "task"),
 }
 """Every field of a log line. None holds a token, a key, an address of a browser, an id or a part of
 a document, except the name of a field that the gateway does not know."""

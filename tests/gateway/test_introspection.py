@@ -258,6 +258,7 @@ async def test_token_of_another_customer_fills_no_copy(opaque: World) -> None:
 
 
 async def test_without_the_environments_id_nothing_is_put_to_the_test(opaque: World) -> None:
+    opaque.answer(404, {"error": "Not found"})  # an upstream that does not tell the id
     await opaque.start(**OPAQUE, BFF_ENVIRONMENT_ID=None)
     token = minted(opaque, *read("chat-1"))
 
