@@ -195,7 +195,8 @@ SPANS_LOST: Final = _counter(
 )
 BACKGROUND_RESTARTS: Final = _counter(
     "bff_background_restarts",
-    f"Restarts of a loop that runs beside requests and ended or hung: {', '.join(BACKGROUND_TASKS)}.",
+    "Restarts of a loop that runs beside requests and ended or hung: "
+    f"{', '.join(BACKGROUND_TASKS)}.",
     "task",
     initial=BACKGROUND_TASKS,
 )
