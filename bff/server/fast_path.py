@@ -197,6 +197,7 @@ class FastPathProtocol(BoundedProtocol):
         between_requests, self._requests, self._head = not self._incomplete, 0, None
         self._read = data
         super().data_received(data)
+        self._read = b""  # an idle connection must not hold its last bytes
         if self._answers:
             self.transport.write(b"".join(self._answers))
             self._answers.clear()
