@@ -36,6 +36,15 @@ ErrorCode = Literal[
     "method_not_allowed",
     "not_served",
     "head_too_large",
+    "invalid_message",
+    "foreign_chat",
+    "message_too_large",
+    "session_closed",
+    "message_unconfirmed",
+    "stream_unreadable",
+    "stream_version",
+    "too_many_streams",
+    "too_busy",
     "rate_limited",
     "upstream_rejected_credentials",
     "upstream_unavailable",
@@ -80,6 +89,26 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
     "head_too_large": Row(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
         "The request's headers are too many or too large",
+    ),
+    "invalid_message": Row(HTTPStatus.BAD_REQUEST, "The message is not allowed"),
+    "foreign_chat": Row(HTTPStatus.BAD_REQUEST, "The message's chatId is not this session's id"),
+    "message_too_large": Row(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The message is larger than the gateway accepts"
+    ),
+    "session_closed": Row(HTTPStatus.CONFLICT, "The session is closed"),
+    "message_unconfirmed": Row(
+        HTTPStatus.BAD_GATEWAY,
+        "The upstream's answer was lost, so the message may have arrived: it was sent once",
+    ),
+    "stream_unreadable": Row(
+        HTTPStatus.GONE, "The stream holds an event that cannot be read; it ends before it"
+    ),
+    "stream_version": Row(
+        HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"
+    ),
+    "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many chats are open at once"),
+    "too_busy": Row(
+        HTTPStatus.SERVICE_UNAVAILABLE, "The gateway has no room for this request; retry shortly"
     ),
     "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
     "upstream_rejected_credentials": Row(

@@ -197,3 +197,44 @@ BUDGET_LEFT: Final = _gauge(
     "environment",
 )
 READY: Final = _gauge("bff_ready", "1 if the environment is ready, else 0.", "environment")
+STREAMS: Final = _gauge("bff_streams", "Chat streams that are open.")
+STREAM_ENDS: Final = _counter(
+    "bff_stream_ends",
+    "Chat streams that ended, by reason: upstream (ended or cut by upstream), browser (left), "
+    "unread (the browser read too slowly), expired, revoked, key (a key was removed), policy (the "
+    "settings no longer allow it), shutdown, unreadable (an event of upstream could not be read), "
+    "failed (an error of the gateway).",
+    "reason",
+)
+STREAM_SECONDS: Final = _histogram(
+    "bff_stream_seconds", "Duration of chat streams.", (1.0, 10.0, 60.0, 120.0, 300.0, 600.0)
+)
+STREAM_FIRST_SECONDS: Final = _histogram(
+    "bff_stream_first_record_seconds",
+    "Time from a stream's request to its first record with data.",
+    (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+STREAM_EVENTS: Final = _counter(
+    "bff_stream_events",
+    "Events of chat streams that upstream sent, by kind: batch, ping, done, error, other (dropped); "
+    "odd_body counts records whose body was left out, because two parsers could read it "
+    "differently.",
+    "event",
+    initial=("batch", "ping", "done", "error", "other", "odd_body"),
+)
+STREAM_HEADERS_DROPPED: Final = _counter(
+    "bff_stream_headers_dropped",
+    "Headers of records in chat streams that browsers do not get, by name; other for every name "
+    "that the gateway does not know.",
+    "name",
+)
+MESSAGES: Final = _counter(
+    "bff_messages",
+    "Messages that browsers sent to chats, by kind (message, stop, other) and error code; an empty "
+    "code for messages that upstream accepted.",
+    "kind",
+    "code",
+)
+MESSAGE_FIELDS_DROPPED: Final = _counter(
+    "bff_message_fields_dropped", "Keys of messages that the policy did not send upstream."
+)

@@ -1,6 +1,7 @@
 """Reads JSON of which no two parsers can disagree: RFC 8259 without repeated keys and NaN."""
 
 import json
+from math import isfinite
 from typing import Any
 
 
@@ -12,7 +13,12 @@ def loads(text: str | bytes) -> Any:
             nested too deeply for the parser.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -23,6 +29,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError("repeated key")
     return members
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not isfinite(value):  # 1e999, which would be written as Infinity
+        raise ValueError(number)
+    return value
 
 
 def _refuse_constant(constant: str) -> None:
