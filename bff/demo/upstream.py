@@ -17,6 +17,9 @@ from urllib.parse import parse_qsl, unquote
 
 import jwt
 
+from bff.demo.chat_upstream import ROUTE as CHAT_ROUTE
+from bff.demo.chat_upstream import PretendChats
+
 Document = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -164,8 +167,9 @@ class PretendUpstream:
         self._clock = clock
         self._live = live
         self._public: dict[str, tuple[float, int]] = {}
+        self.chats = PretendChats(clock)
 
-    async def __call__(self, scope: Any, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
@@ -178,6 +182,14 @@ class PretendUpstream:
         )
         self.seen.append(seen)
         answer = await self.override(seen) if self.override else None
+        if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
+            credential = self._authenticate(seen, charged=False)
+            if not isinstance(credential, Answer):
+                await self.chats.serve(
+                    seen, receive, send, credential=credential[:2], allows=allows
+                )
+                return
+            answer = credential
         if answer is None:
             answer = self._answer(seen)
         body = answer.encoded()
@@ -259,7 +271,7 @@ class PretendUpstream:
         page = [self.document(document) for document in newest[:size]]
         return Answer(200, {"data": page, "pagination": {}}, headers)
 
-    def _authenticate(self, seen: Seen) -> _Credential | Answer:
+    def _authenticate(self, seen: Seen, *, charged: bool = True) -> _Credential | Answer:
         authorization = seen.header("authorization")
         if not authorization:
             text = "No authorization header provided"
@@ -267,10 +279,10 @@ class PretendUpstream:
             return Answer(401, body | {"detail": text, "error": text}, _PROBLEM)
         token = authorization.removeprefix("Bearer ")
         if token.startswith("tr_"):
-            return self._by_key(token, seen.header("x-trigger-branch"))
-        return self._by_token(token)
+            return self._by_key(token, seen.header("x-trigger-branch"), charged=charged)
+        return self._by_token(token, charged=charged)
 
-    def _by_key(self, key: str, branch: str | None) -> _Credential | Answer:
+    def _by_key(self, key: str, branch: str | None, *, charged: bool) -> _Credential | Answer:
         for environment in self.environments:
             if key != environment.root_key and key not in environment.additional_keys:
                 continue
@@ -278,14 +290,17 @@ class PretendUpstream:
                 return Answer(401, {"error": "x-trigger-branch header required for preview env"})
             if branch != environment.branch:
                 continue
+            scopes = environment.additional_keys.get(key) or None
+            if not charged:  # the chat routes have no limit, and so no headers
+                return environment, scopes, {}
             remaining = environment.bucket.take(self._clock())
             headers = environment.bucket.headers()
             if remaining < 0:
                 return self._limited(headers)
-            return environment, environment.additional_keys.get(key) or None, headers
+            return environment, scopes, headers
         return Answer(401, {"error": "Invalid API key"})
 
-    def _by_token(self, token: str) -> _Credential | Answer:
+    def _by_token(self, token: str, *, charged: bool) -> _Credential | Answer:
         for environment in self.environments:
             try:
                 claims = jwt.decode(
@@ -302,7 +317,7 @@ class PretendUpstream:
                 return Answer(401, {"error": "Public Access Token has expired"})
             if claims.get("sub") != environment.id or claims.get("pub") is not True:
                 continue
-            headers, exceeded = self._public_limit(token)
+            headers, exceeded = self._public_limit(token) if charged else ({}, False)
             if exceeded:
                 return self._limited(headers)
             scopes = claims.get("scopes")
@@ -351,13 +366,18 @@ _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
 def can_read(scopes: tuple[str, ...], document: Document) -> bool:
-    """Whether upstream lets *scopes* read *document*: any scope may cover either of its ids."""
+    """Whether upstream lets *scopes* read *document*."""
+    return allows(scopes, "read", document)
+
+
+def allows(scopes: tuple[str, ...], allowed: str, document: Mapping[str, Any]) -> bool:
+    """Whether *scopes* allow the action on *document*: any scope may cover either of its ids."""
     for scope in scopes:
         parts = scope.split(":") if isinstance(scope, str) else [""]
         action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
         if scope in ("admin", "admin:"):
             return True
-        if action not in ("read", "*"):
+        if action not in (allowed, "*"):
             continue
         if type_ == "all":
             return True

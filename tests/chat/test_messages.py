@@ -70,6 +70,27 @@ def test_messages_of_each_kind_are_allowed(changes: dict[str, Any]) -> None:
     assert sent(body(payload))["payload"] == payload
 
 
+CHANGES: list[dict[str, Any]] = [
+    {"trigger": "close"}, {"trigger": "handover-prepare"}, {"trigger": None}, {"trigger": []},
+    {"trigger": "Submit-Message"}, {"trigger": "preload"}, {"trigger": {}},
+    {"chatId": "chat-2"}, {"chatId": None}, {"chatId": ["chat-1"]}, {"chatId": "Chat-1"},
+    {"chatId": "chat-1 "}, {"chatId": ""}, {"chatId": 1},
+    {"metadata": None}, {"metadata": []}, {"metadata": "x"}, {"metadata": 1},
+    {"messageId": 1}, {"messageId": {}}, {"messageId": ["m"]},
+    {"message": None}, {"message": "hello"}, {"message": []}, {"message": {}},
+    {"message": [USER]},
+    *({"message": USER | {"role": role}} for role in (
+        "system", "assistant", "tool", "developer", "User", "USER", "", None, ["user"], 1,
+    )),
+    *({"message": USER | {"parts": parts}} for parts in (None, "x", {}, [1], ["text"], [[]])),
+    *({"message": {"role": "assistant", "parts": parts}} for parts in (
+        [], [TOOL, {"type": "text", "text": "I said"}], [TOOL | {"state": "input-available"}],
+        [TOOL | {"state": "input-streaming"}], [TOOL | {"state": "approval-requested"}],
+        [TOOL | {"state": None}], [TOOL | {"state": ["output-available"]}],
+        [TOOL | {"type": "tool"}], [TOOL | {"type": None}], [TOOL | {"type": "text"}],
+    )),
+    {"message": {"role": "assistant"}},
+]  # fmt: skip
 HOSTILE = [
     b"", b"null", b"[]", b"1", b'"stop"', b"not json", b"\xff", b"\xef\xbb\xbf{}", b"{}",
     '{"kind": "stop"}'.encode("utf-16"), b'{"kind":"stop"}{"kind":"stop"}', b'{"kind":"stop",}',
@@ -81,27 +102,7 @@ HOSTILE = [
     b'{"kind": "stop", "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}",
     b"[" * 1_000_000, b"]" * 1000 + b"[" * 1_000_000,
     *(body(payload) for payload in (None, [], "x", 1, {})),
-    *(body(PAYLOAD | dict(changes)) for changes in (
-        {"trigger": "close"}, {"trigger": "handover-prepare"}, {"trigger": None}, {"trigger": []},
-        {"trigger": "Submit-Message"}, {"trigger": "preload"}, {"trigger": {}},
-        {"chatId": "chat-2"}, {"chatId": None}, {"chatId": ["chat-1"]}, {"chatId": "Chat-1"},
-        {"chatId": "chat-1 "}, {"chatId": ""}, {"chatId": 1},
-        {"metadata": None}, {"metadata": []}, {"metadata": "x"}, {"metadata": 1},
-        {"messageId": 1}, {"messageId": {}}, {"messageId": ["m"]},
-        {"message": None}, {"message": "hello"}, {"message": []}, {"message": {}},
-        {"message": [USER]},
-        *({"message": USER | {"role": role}} for role in (
-            "system", "assistant", "tool", "developer", "User", "USER", "", None, ["user"], 1,
-        )),
-        *({"message": USER | {"parts": parts}} for parts in (None, "x", {}, [1], ["text"], [[]])),
-        *({"message": {"role": "assistant", "parts": parts}} for parts in (
-            [], [TOOL, {"type": "text", "text": "I said"}], [TOOL | {"state": "input-available"}],
-            [TOOL | {"state": "input-streaming"}], [TOOL | {"state": "approval-requested"}],
-            [TOOL | {"state": None}], [TOOL | {"state": ["output-available"]}],
-            [TOOL | {"type": "tool"}], [TOOL | {"type": None}], [TOOL | {"type": "text"}],
-        )),
-        {"message": {"role": "assistant"}},
-    )),
+    *(body(PAYLOAD | changes) for changes in CHANGES),
     *(body({key: value for key, value in PAYLOAD.items() if key != missing})
       for missing in ("message", "chatId", "trigger")),
 ]  # fmt: skip

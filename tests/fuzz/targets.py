@@ -332,7 +332,7 @@ SEEDS: dict[str, list[bytes]] = {
     "forwarded": [b"1.2.3.4, 10.0.0.2", b"[::1]:80,::ffff:10.1.1.1\n9.9.9.9"],
     "stream": [
         b"\x05\x10\nevent: batch\nid: 1,1\n" + _RECORDS % (_DELTA + b"," + _TURN) + b"\n\n",
-        b"\x09\n\xef\xbb\xbfevent: batch\r\n" + _RECORDS % _LEGACY + b"\r\n\r\nevent: ping\rdata\r\r",
+        b"\x09\n\xef\xbb\xbfevent: batch\r\n" + _RECORDS % _LEGACY + b"\r\n\r\nevent: ping\rdata\r",
         b"\nevent: error\ndata: $T\n\ndata: [DONE]\n\n: $T\n\nevent: batch\ndata: $T\n\n",
     ],
     "message": [

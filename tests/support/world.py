@@ -98,7 +98,9 @@ def environ(**changes: str | None) -> dict[str, str]:
 
 def pretend(wall: Any) -> PretendUpstream:
     """An upstream with a handful of sessions, and keys that these tests know."""
-    environment = Environment(ENVIRONMENT_ID, ROOT_KEY, {SECRET_KEY: ("read:sessions",)})
+    environment = Environment(
+        ENVIRONMENT_ID, ROOT_KEY, {SECRET_KEY: ("read:sessions", "write:sessions")}
+    )
     environment.bucket.limit = environment.bucket.remaining = 1_000_000
     environment.add(session(1, "chat-1"))
     environment.add(session(2, "chat-2"))
