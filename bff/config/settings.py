@@ -295,6 +295,13 @@ class Settings:
         default="1",
         reloadable=False,
     )
+    upstream_ca_file: str | None = setting(
+        "BFF_UPSTREAM_CA_FILE",
+        values.ca_file,
+        "a file with certificates (PEM) of authorities that the gateway trusts beside the "
+        "system's: for an upstream, or a server of keys, with a certificate of your own authority",
+        reloadable=False,
+    )
     upstream_timeout: float = setting(
         "BFF_UPSTREAM_TIMEOUT",
         values.timeout,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bff import metrics
 from bff.clock import Clock
@@ -24,7 +24,7 @@ from bff.sessions import fields, ids
 from bff.sessions.copy import Copy, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
-from bff.upstream.client import cause
+from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
@@ -32,6 +32,15 @@ READINESS_ID: Final = "session_readiness_probe"
 """The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
+
+
+class Get(Protocol):
+    """Gets a session from upstream: `Upstream.get`, or `Upstream.get_as` with a token."""
+
+    def __call__(
+        self, path: str, *, read: Callable[[bytes], dict[str, Any]]
+    ) -> Awaitable[dict[str, Any]]:
+        """GET *path* and read the body of a 200."""
 
 
 class Loader:
@@ -145,7 +154,7 @@ class Loader:
         return await self._sharing.spend(environment.name, environment.budget, timeout=timeout)
 
     async def fetch(
-        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
+        self, environment: Environment, id_: str, get: Get
     ) -> tuple[Copy | Refusal, str | None]:
         """Fetch a session with *get* and keep its copy. Never raises.
 
@@ -155,7 +164,7 @@ class Loader:
         started, _ = self._clock()
         generation = self._cache.purge_generation
         try:
-            document = parse_document(await get(ids.path(id_)), requested_id=id_)
+            document = await get(ids.path(id_), read=partial(parse_document, requested_id=id_))
             copy = self._project(environment.name, document, started)
         except UpstreamError as error:
             return Refusal(error.code, retry_after=error.retry_after), cause(error)

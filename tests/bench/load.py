@@ -85,7 +85,7 @@ async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict
             assert (await gateway.finish(answer)).status == 200
 
         took = await _in_turns({"bare client call": call, "load": load}, rounds)
-    await service._client.aclose()
+    await service.network.aclose()
     return took
 
 

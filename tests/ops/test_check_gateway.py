@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 from ops.test_check import check
-from support.world import Clock, Gateway, Through, World, environ
+from support.world import Clock, Gateway, World, environ
 
 from bff.config import reader
 from bff.demo.upstream import Answer
@@ -46,7 +46,7 @@ async def findings(
     world: World, proxy: ProxyTransport, session: str | None = "chat-1", **changes: str
 ) -> list[Finding]:
     settings = reader.load(environ(**changes))
-    checker = GatewayChecker(settings, world.clock, transport=Through(proxy))
+    checker = GatewayChecker(settings, world.clock, transport=proxy)
     (environment,) = settings.environments
     return [one async for one in checker.findings(environment, "http://gateway", session)]
 

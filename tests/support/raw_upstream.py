@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from support.world import SECRET_KEY
 
+from bff.clock import system_clock
 from bff.errors import UpstreamError
 from bff.upstream.api import Quota, Upstream
-from bff.upstream.client import Client
+from bff.upstream.pool import Pools
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 
@@ -55,9 +58,16 @@ async def upstream(url: str, **changes: Any) -> AsyncIterator[tuple[Upstream, li
         "timeout": 0.3,
         "user_agent": "bff/test",
         "observe": quotas.append,
+        "clock": system_clock,
     }
-    async with Client(connect_timeout=0.2) as client:
-        yield Upstream(client, **(arguments | changes)), quotas
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no certificate
+    async with aclosing(Pools(context=context, connect_timeout=0.2, clock=system_clock)) as pools:
+        yield Upstream(pools, **(arguments | changes)), quotas
+
+
+async def get(asked: Upstream, path: str) -> bytes:
+    """GET *path* and return the body of a 200 as it is."""
+    return await asked.get(path, read=bytes, again=spent)
 
 
 async def spent() -> None:
@@ -67,7 +77,7 @@ async def spent() -> None:
 async def refusal(answer: bytes | Handler) -> tuple[UpstreamError, list[bytes]]:
     async with server(answer) as (url, heads), upstream(url) as (asked, _):
         with pytest.raises(UpstreamError) as raised:
-            await asked.get("/api/v1/sessions/a", spent)
+            await get(asked, "/api/v1/sessions/a")
         return raised.value, heads
 
 

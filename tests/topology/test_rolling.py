@@ -24,7 +24,6 @@ from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
-import httpcore2
 import httpx2
 import pytest
 import yaml
@@ -337,7 +336,7 @@ async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> N
     url = f"http://127.0.0.1:{topology.upstream.port}"
     settings = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = settings.environments
-    trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
+    trusted = httpx2.AsyncHTTPTransport(verify=topology.caddy.trusted(), trust_env=False)
     async with aclosing(GatewayChecker(settings, system_clock, transport=trusted)) as checker:
         findings = [f async for f in checker.findings(environment, topology.caddy.url, "chat-1")]
 

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 
 import pytest
-from support.raw_upstream import http, refusal, server, spent, upstream
+from support.raw_upstream import get, http, refusal, server, upstream
 
 from bff.errors import UpstreamError
 
@@ -35,14 +35,14 @@ async def test_silent_upstream_times_out_at_every_stage() -> None:
 async def test_refused_connection_is_unavailable() -> None:
     async with upstream("http://127.0.0.1:1") as (asked, _):
         with pytest.raises(UpstreamError, match="upstream_unavailable"):
-            await asked.get("/x", spent)
+            await get(asked, "/x")
 
 
 async def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with server(http("200 OK", b"{}")) as (url, heads), upstream(url) as (asked, _):
-        assert await asked.get("/x", spent) == b"{}"
+        assert await get(asked, "/x") == b"{}"
 
     assert heads[0].startswith(b"GET /x HTTP/1.1")
 
@@ -68,6 +68,6 @@ async def test_certificates_are_verified(tmp_path) -> None:
         port = listening.sockets[0].getsockname()[1]
         async with upstream(f"https://127.0.0.1:{port}") as (asked, _):
             with pytest.raises(UpstreamError, match="upstream_unavailable"):
-                await asked.get("/x", spent)
+                await get(asked, "/x")
 
     assert reached == [], "the secret was never sent"
