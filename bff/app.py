@@ -1,6 +1,7 @@
 """The composition root: settings in, two ASGI applications out. Nothing is wired anywhere else."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from bff import __version__, metrics
+from bff.background import Background, Beat
 from bff.clock import Clock, system_clock
 from bff.config.builder import ConfigBuilder, ages, namespaces
 from bff.config.reload import Reload
@@ -21,7 +23,7 @@ from bff.copies.cache import Cache
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
-from bff.ops.admin import Ops
+from bff.ops.admin import Ops, ops_protocol
 from bff.ops.key_refresh import KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
@@ -30,7 +32,8 @@ from bff.replicas.store import Store
 from bff.replicas.valkey import StoreError
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
-from bff.server.connection import BoundedProtocol, Bounds, ConnectionLimiter
+from bff.server.bounds import Bounds, ConnectionLimiter
+from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import WorkerPeers
 from bff.sessions.copy import Copy, make_copy
 from bff.telemetry import Telemetry
@@ -57,6 +60,7 @@ class Service:
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
         peers: the other workers; None if this process is the only one.
+        max_connections: a bound in place of the setting's, for want of descriptors.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Service:
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
         peers: WorkerPeers | None = None,
+        max_connections: int | None = None,
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry
@@ -77,6 +82,7 @@ class Service:
         self._connected = False
         self._timeout = settings.upstream_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.background = Background(telemetry)
         self.reload = Reload(
             settings,
             read=reload or (lambda: settings),
@@ -99,7 +105,12 @@ class Service:
             trace=tracing.upstream if tracing else _untraced,
         )
         self.gateway = self._make_gateway(settings)
-        self._connections, self.bounded_protocol = _make_protocol(settings, self.gateway, telemetry)
+        self._connections, self.bounded_protocol = _make_protocol(
+            settings,
+            self.gateway,
+            telemetry,
+            max_connections=max_connections or settings.max_connections,
+        )
         """The second makes the protocol of a connection, without the fast path."""
         # A span is a task's and a route is Starlette's: the fast path has neither.
         fast = settings.fast_path and tracing is None and not routes
@@ -111,7 +122,7 @@ class Service:
         """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = partial(gauges, self)
         self.key_refresh = self._make_key_refresh()
-        self._key_refresh_task: asyncio.Task[None] | None = None
+        self._running = False
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -128,11 +139,14 @@ class Service:
             self.gateway,
             telemetry,
             sharing=shared,
+            background=self.background,
             peers=peers,
             names=settings.ops_names,
             clock=clock,
         )
         self.ops_app = self.ops.app
+        self.ops_protocol = ops_protocol()
+        """Makes the protocol of each connection on the ops port."""
 
     # -- the parts
 
@@ -170,6 +184,7 @@ class Service:
 
         store = Store(
             settings.store_url,
+            background=self.background,
             timeout=settings.store_timeout,
             name=os.urandom(8).hex(),
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
@@ -223,9 +238,8 @@ class Service:
         self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
-        if self._key_refresh_task is not None:
-            self._key_refresh_task.cancel()
-            self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
+        if self._running:
+            self._start_key_refresh()
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Use the id that upstream returned for *environment*."""
@@ -245,21 +259,22 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         await self.connect()
-        # Held by this frame, which outlives them.
-        beside = [
-            asyncio.create_task(self.reload.watch()),
-            asyncio.create_task(self._measure_lag()),
-        ]
-        self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
+        self._running = True
+        self._start_key_refresh()
+        self.reload.start()
+        self.background.start("settings_watch", self.reload.watch, deadline=30.0)
+        self.background.start("loop_lag", self._measure_lag, deadline=30.0)
         yield
-        for task in (*beside, self._key_refresh_task):
-            task.cancel()
+        self._running = False
+        self.reload.stop()
+        await self.background.stop("settings_watch", "loop_lag", "key_refresh")
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
         await self.sharing.stop()
         await self.network.aclose()
+        await self.background.stop()
         if self._tracing:
-            await asyncio.to_thread(self._tracing.close)
+            await self._tracing.close()
 
     async def connect(self) -> None:
         """Connect to the store, if there is one; once.
@@ -278,8 +293,12 @@ class Service:
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
 
-    async def _measure_lag(self) -> None:
+    def _start_key_refresh(self) -> None:
+        self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
+
+    async def _measure_lag(self, beat: Beat) -> None:
         while True:
+            beat()
             due = self._clock()[0] + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
             self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
@@ -289,6 +308,21 @@ class Service:
         """How many connections of browsers are open."""
         return self._connections.total
 
+    def note_short(self) -> None:
+        """Count and log that the system had no descriptor for a connection."""
+        self._telemetry.count(metrics.CLOSED_CONNECTIONS, "no_descriptor")
+        self._telemetry.often("no_descriptor", self.now, logging.ERROR)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes in memory of unanswered requests and unread answers."""
+        return self._connections.buffers.held
+
+    @property
+    def spans_lost(self) -> int:
+        """How many spans were not sent."""
+        return self._tracing.lost if self._tracing else 0
+
     @property
     def now(self) -> float:
         """Seconds on the clock that never jumps."""
@@ -296,15 +330,16 @@ class Service:
 
 
 def _make_protocol(
-    settings: Settings, gateway: Gateway, telemetry: Telemetry
+    settings: Settings, gateway: Gateway, telemetry: Telemetry, *, max_connections: int
 ) -> "tuple[ConnectionLimiter, partial[BoundedProtocol]]":
     bounds = Bounds(
         head_bytes=settings.max_head_bytes,
         headers=settings.max_headers,
         request_seconds=settings.request_timeout,
         idle_seconds=settings.idle_timeout,
-        connections=settings.max_connections,
+        connections=max_connections,
         connections_per_address=settings.max_connections_per_address,
+        buffered_bytes=settings.max_buffered_bytes,
     )
     connections = ConnectionLimiter(
         bounds,
@@ -328,6 +363,9 @@ def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
         metrics.SIGNING_KEY_USED: {
             (use.environment, str(use.number)): use.last for use in verifier.uses
         },
+        metrics.BACKGROUND_UP: {(t,): float(up) for t, up in service.background.up.items()},
+        metrics.BUFFERED_BYTES: {(): service.buffered_bytes},
+        metrics.SPANS_LOST: {(): service.spans_lost},
         metrics.CONNECTIONS: {(): service.connection_count},
         metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
         metrics.REPLICAS: {(): sharing.replicas} if shared else {},

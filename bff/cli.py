@@ -24,6 +24,7 @@ from bff.config import reader
 from bff.config.reload import WATCH_SECONDS
 from bff.config.settings import FIXED, SETTINGS, EnvironmentSettings, Settings, SettingsError
 from bff.demo import demo as demo_
+from bff.log_writer import LogWriter, standard_output
 from bff.ops import check as checks
 from bff.ops import revoke as revoke_
 from bff.ops.check_gateway import GatewayChecker
@@ -31,12 +32,22 @@ from bff.ops.check_upstream import UpstreamChecker
 from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
-from bff.server.hardening import harden
+from bff.server.hardening import (
+    RESERVED_DESCRIPTORS,
+    connections_within,
+    harden,
+    open_files,
+)
 from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.sessions.ids import is_id
-from bff.telemetry import Telemetry
+from bff.telemetry import ServerLog, Telemetry
 from bff.tokens.mint import mint
+
+ONE_ADDRESS = (
+    "the browser socket is a Unix socket, so all browsers have the proxy's address, 127.0.0.1: "
+    "add it to BFF_TRUSTED_PROXIES, and let the proxy append to X-Forwarded-For"
+)
 
 
 @click.group()
@@ -116,11 +127,17 @@ def _current_settings(environ: dict[str, str], started: Settings, telemetry: Tel
 
 
 async def _serve(
-    service: Service, telemetry: Telemetry, browser: Any, ops: Any, *more: Any
+    service: Service, browser: Any, ops: Any, *more: Any, worker: Worker | None = None
 ) -> None:
     browser_config = server.config(service.browser_app, lifespan=True, protocol=service.protocol)
-    ops_config = server.config(service.ops_app, lifespan=False)
-    await server.run([*more, (browser_config, browser), (ops_config, ops)], telemetry)
+    ops_config = server.config(service.ops_app, lifespan=False, protocol=service.ops_protocol)
+    await server.run(
+        [*more, (browser_config, browser)],
+        (ops_config, ops),
+        worker=worker,
+        on_stop=service.ops.drain,
+        on_short=service.note_short,
+    )
 
 
 def _run(main_: Any) -> None:
@@ -140,13 +157,16 @@ def _run(main_: Any) -> None:
 )
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
-    harden()
+    refused = harden()
     # SIGHUP must not end the process before the loop handles it. No change is lost meanwhile: the
     # service watches the files of the settings.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     environ = _environ(BFF_HOST=host, BFF_PORT=port)
     settings = _load(environ)
-    telemetry = Telemetry()
+    telemetry = Telemetry(LogWriter(standard_output()))
+    ServerLog(telemetry).install()
+    if refused:
+        telemetry.log.warning("not_hardened", refused=refused)
     sockets = server.inherited(environ)
     browser = sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT")
     ops = sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT")
@@ -160,13 +180,37 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         tracing = Tracing() if settings.tracing else None  # after the fork: it starts a thread
     except TracingError as exc:
         _exit(str(exc))
+    files = open_files()
+    connections = connections_within(files, settings.max_connections)
     telemetry.log.info(
-        "listening", browser=_address(browser), ops=_address(ops), version=__version__
+        "listening",
+        browser=server.address(browser),
+        ops=server.address(ops),
+        version=__version__,
+        open_files=files,
     )
+    if connections < settings.max_connections:
+        telemetry.log.warning(
+            "few_open_files",
+            limit=files,
+            needed=settings.max_connections + RESERVED_DESCRIPTORS,
+            connections=connections,
+            remedy="raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
+            "BFF_MAX_CONNECTIONS",
+        )
+    if server.is_behind_unknown_proxy(browser, settings.trusted_proxies):
+        telemetry.log.warning("one_address_for_all", remedy=ONE_ADDRESS)
 
     async def run() -> None:
         reload = partial(reader.load, environ)
-        service = Service(settings, telemetry, tracing=tracing, peers=peers, reload=reload)
+        service = Service(
+            settings,
+            telemetry,
+            tracing=tracing,
+            peers=peers,
+            reload=reload,
+            max_connections=connections,
+        )
         try:
             await service.connect()
         except StoreError as exc:
@@ -180,7 +224,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
         await service.ops.join()
         worker.start_heartbeat()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
-        await _serve(service, telemetry, browser, ops)
+        await _serve(service, browser, ops, worker=worker if workers > 1 else None)
 
     _run(run())
 
@@ -199,9 +243,9 @@ def demo(port: int) -> None:
 
         async def run() -> None:
             service = Service(settings, telemetry, routes=stage.routes())
-            click.echo(stage.lines(f"http://{_address(browser)}"))
+            click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
-            await _serve(service, telemetry, browser, ops, (pretend, upstream))
+            await _serve(service, browser, ops, (pretend, upstream))
 
         _run(run())
 
@@ -392,8 +436,3 @@ def _ops_address(environ: dict[str, str]) -> str:
         environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
     )
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

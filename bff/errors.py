@@ -51,6 +51,7 @@ ErrorCode = Literal[
     "upstream_invalid",
     "upstream_timeout",
     "over_budget",
+    "overloaded",
     "not_ready",
     "internal",
 ]
@@ -120,6 +121,9 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
     "over_budget": Row(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The gateway has spent its upstream budget; retry shortly",
+    ),
+    "overloaded": Row(
+        HTTPStatus.SERVICE_UNAVAILABLE, "The gateway holds too much unread data; retry shortly"
     ),
     "not_ready": Row(HTTPStatus.SERVICE_UNAVAILABLE, "The gateway is not ready"),
     "internal": Row(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),

@@ -28,6 +28,16 @@ class Metric:
     initial: tuple[str, ...] = ()
 
 
+BACKGROUND_TASKS: Final = (
+    "settings_watch",
+    "loop_lag",
+    "key_refresh",
+    "store_batches",
+    "store_heartbeats",
+    "store_listener",
+)
+"""The loops that run beside requests."""
+
 METRICS: Final[dict[str, Metric]] = {}
 
 
@@ -144,6 +154,26 @@ LOG_LINES_DROPPED: Final = _counter(
     "Log lines dropped because their event was logged too often in one second.",
     "event",
 )
+LOG_LINES_LOST: Final = _counter(
+    "bff_log_lines_lost",
+    "Log lines that were not written, by reason: full (the reader is too slow or stopped), failed "
+    "(no space, or no reader).",
+    "reason",
+    initial=("full", "failed"),
+)
+SPANS_LOST: Final = _counter(
+    "bff_spans_lost",
+    "Spans that were not sent, because the queue was full or their export failed.",
+)
+BACKGROUND_RESTARTS: Final = _counter(
+    "bff_background_restarts",
+    "Restarts of a loop that runs beside requests and ended or hung, by loop.",
+    "task",
+    initial=BACKGROUND_TASKS,
+)
+BACKGROUND_UP: Final = _gauge(
+    "bff_background_up", "1 while the loop runs, 0 while it waits for its restart.", "task"
+)
 LOOP_LAG_SECONDS: Final = _histogram(
     "bff_loop_lag_seconds",
     "Delay of the event loop's wake-up after a sleep; above 0.1 the process is overloaded.",
@@ -176,11 +206,16 @@ SIGNING_KEY_USED: Final = _gauge(
 CLOSED_CONNECTIONS: Final = _counter(
     "bff_closed_connections",
     "Connections that the gateway closed, by reason: bad_request, head_too_large, "
-    "incomplete_request, unread_answer, too_many, too_many_of_address.",
+    "incomplete_request, unread_answer, too_many, too_many_of_address; because of "
+    "BFF_MAX_BUFFERED_BYTES: overloaded (a request is refused), buffers_full (an answer is refused "
+    "or cut off); no_descriptor (the system had none, so the connection waits).",
     "reason",
-    initial=("too_many", "too_many_of_address"),
+    initial=("too_many", "too_many_of_address", "overloaded", "buffers_full", "no_descriptor"),
 )
 CONNECTIONS: Final = _gauge("bff_connections", "Open connections of browsers.")
+BUFFERED_BYTES: Final = _gauge(
+    "bff_buffered_bytes", "Bytes in memory of unanswered requests and unread answers."
+)
 COPIES: Final = _gauge("bff_copies", "Copies and negative entries in memory.")
 COPY_BYTES: Final = _gauge("bff_copy_bytes", "Approximate size of the copies in memory, in bytes.")
 LOADS_IN_FLIGHT: Final = _gauge("bff_loads_in_flight", "Loads in flight.")
@@ -216,9 +251,8 @@ STREAM_FIRST_SECONDS: Final = _histogram(
 )
 STREAM_EVENTS: Final = _counter(
     "bff_stream_events",
-    "Events of chat streams that upstream sent, by kind: batch, ping, done, error, other (dropped); "
-    "odd_body counts records whose body was left out, because two parsers could read it "
-    "differently.",
+    "Events of chat streams that upstream sent, by kind: batch, ping, done, error, other (dropped), "
+    "odd_body (a record whose body is left out, because two parsers could read it differently).",
     "event",
     initial=("batch", "ping", "done", "error", "other", "odd_body"),
 )

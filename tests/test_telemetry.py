@@ -251,5 +251,5 @@ async def test_loop_lag_is_observed(world: World) -> None:
 
 
 def test_counters_without_labels_start_at_zero() -> None:
-    assert b"bff_purges_total 0.0" in Telemetry().metrics()
-    assert OWN_KEY.encode() not in Telemetry().metrics()
+    assert b"bff_purges_total 0.0" in Telemetry(io.StringIO()).metrics()
+    assert OWN_KEY.encode() not in Telemetry(io.StringIO()).metrics()

@@ -259,6 +259,14 @@ class Settings:
         default="1000",
         reloadable=False,
     )
+    max_buffered_bytes: int = setting(
+        "BFF_MAX_BUFFERED_BYTES",
+        values.count,
+        "bytes in memory of each worker for unanswered requests and unread responses; one address "
+        "may hold a quarter, and more gets 503",
+        default="67108864",
+        reloadable=False,
+    )
     max_head_bytes: int = setting(
         "BFF_MAX_HEAD_BYTES",
         values.count,

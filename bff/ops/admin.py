@@ -7,6 +7,7 @@ If another worker or replica does not confirm an order, the answer says so.
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
@@ -19,11 +20,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bff import metrics, strict_json
+from bff.background import Background
 from bff.clock import Clock
 from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
+from bff.response import Response as BoundedResponse
+from bff.server.bounds import Bounds, ConnectionLimiter
+from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import CALL_SECONDS, WorkerPeers
 from bff.sessions import ids
 from bff.telemetry import Telemetry, merge
@@ -32,6 +37,12 @@ from bff.tokens.revocations import Revocation, RevocationError, parse
 LEARN_SECONDS: Final = 10.0
 """A new worker waits this long for its peers' revocations, which may be many: it must not accept a
 revoked token."""
+_MAX_CONNECTIONS: Final = 128
+"""Connections on the ops port; the descriptors for them are kept free."""
+_MAX_HEAD: Final = 16384
+"""Bytes of a request's line and headers."""
+_MAX_BUFFERED: Final = 16 * 1024 * 1024
+"""Bytes in memory of unread answers; the metrics of 64 workers take less."""
 _MAX_BODY: Final = 8192
 """Bytes of a request's body; a revocation has a few hundred."""
 
@@ -43,6 +54,7 @@ class Ops:
         gateway: the gateway of this worker.
         telemetry: its metrics and log.
         sharing: the other replicas; None without a store.
+        background: the loops beside requests.
         peers: the other workers; None if this process is the only one.
         names: host names of the ops port, beside addresses and localhost.
         clock: the two times.
@@ -54,6 +66,7 @@ class Ops:
         telemetry: Telemetry,
         *,
         sharing: Sharing | None,
+        background: Background,
         peers: WorkerPeers | None,
         names: tuple[str, ...],
         clock: Clock,
@@ -61,8 +74,10 @@ class Ops:
         self._gateway = gateway
         self._telemetry = telemetry
         self._sharing = sharing
+        self._background = background
         self._peers = peers
         self._clock = clock
+        self._draining = False
         self.app = Starlette(
             middleware=[Middleware(BrowserFilter, names=names)],
             routes=[
@@ -73,6 +88,10 @@ class Ops:
                 Route("/revocations", self._revoke, methods=["POST"]),
             ],
         )
+
+    def drain(self) -> None:
+        """Say from now on that this gateway is not ready: it finishes its requests and ends."""
+        self._draining = True
 
     # -- workers
 
@@ -145,11 +164,15 @@ class Ops:
                 for name, (ready, reason) in environments.items()
             }
         }
+        if stopped := sorted(task for task, up in self._background.up.items() if not up):
+            body["background"] = {"restarting": stopped}
         if answers:
             # A silent worker accepts no connections, so the others are ready without it.
             silent = _silent(answers)
             body["workers"] = {"answering": 1 + len(answers) - len(silent), "silent": silent}
         # One environment that is not ready must not take the others out of service.
+        if self._draining:
+            return _refusal(Refusal("not_ready", "The gateway is shutting down"), **body)
         if any(ready for ready, _ in environments.values()):
             return JSONResponse({"status": "ready", **body, **self._store_state()})
         return _refusal(Refusal("not_ready"), **body)
@@ -209,6 +232,27 @@ class Ops:
         if self._peers is not None:
             text = merge({**await self._peers.call("metrics"), self._peers.number: text})
         return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def ops_protocol() -> "partial[BoundedProtocol]":
+    """Return what makes the protocol of a connection on the ops port: few, small and short."""
+    bounds = Bounds(
+        head_bytes=_MAX_HEAD,
+        headers=100,
+        request_seconds=10.0,
+        idle_seconds=75.0,
+        connections=_MAX_CONNECTIONS,
+        connections_per_address=_MAX_CONNECTIONS,
+        buffered_bytes=_MAX_BUFFERED,
+    )
+    connections = ConnectionLimiter(bounds, trusted=(), count=lambda _: None)
+    return partial(BoundedProtocol, bounds=bounds, connections=connections, refuse=_render)
+
+
+def _render(refusal: Refusal, _peer: str, _origin: bytes | None) -> BoundedResponse:
+    response = _refusal(refusal)
+    head = b"".join(b"%b: %b\r\n" % line for line in response.raw_headers)
+    return BoundedResponse(response.status_code, head, bytes(response.body))
 
 
 class BrowserFilter:

@@ -1,5 +1,6 @@
 """Tests the upstream API with the secret key, and the store (`bff check --probe`)."""
 
+import io
 import json
 import secrets
 from collections.abc import AsyncIterator
@@ -7,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from bff import __version__
+from bff.background import Background
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
@@ -14,6 +16,7 @@ from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreError
 from bff.sessions import ids
+from bff.telemetry import Telemetry
 from bff.upstream.api import CLAIMS_PATH, Quota, Upstream, read_quota
 from bff.upstream.connection import Answer
 from bff.upstream.identity import api_error
@@ -93,6 +96,7 @@ class UpstreamChecker(Checker):
             return
         store = Store(
             address,
+            background=Background(Telemetry(io.StringIO())),
             timeout=self._settings.store_timeout,
             name=f"bff-check-{secrets.token_hex(4)}",
             count=lambda *_: None,

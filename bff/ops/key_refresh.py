@@ -6,9 +6,11 @@ trusted.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from bff import metrics
+from bff.background import DONE, Beat, Run
 from bff.clock import Clock
 from bff.errors import UpstreamError
 from bff.telemetry import Telemetry
@@ -20,6 +22,9 @@ RETRY_SECONDS: Final = 2.0
 REJECTED_SECONDS: Final = 60.0
 """Between two requests for an environment's id after upstream refused it to the secret key, which
 only a change of the key or of its permissions can mend."""
+
+MAX_WAIT_SECONDS: Final = 60.0
+"""Between two rounds of a loop, so that one that hangs can be told from one that waits."""
 
 
 class KeyRefresh:
@@ -48,17 +53,17 @@ class KeyRefresh:
         self._clock = clock
         self._telemetry = telemetry
 
-    async def run(self) -> None:
-        """Run until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for source in self._sources:
-                tasks.create_task(self._refresh_forever(source))
-            for name, (get_id, on_id) in self._unknown.items():
-                tasks.create_task(self._learn(name, get_id, on_id))
+    def loops(self) -> list[Run]:
+        """Return what has to run beside requests: a loop for each key set and for each id."""
+        return [
+            *(partial(self._refresh_forever, source) for source in self._sources),
+            *(partial(self._learn, name, *one) for name, one in self._unknown.items()),
+        ]
 
-    async def _refresh_forever(self, source: Source) -> None:
+    async def _refresh_forever(self, source: Source, beat: Beat) -> None:
         while True:
-            wait = source.keys.wait(self._clock()[0])
+            beat()
+            wait = min(MAX_WAIT_SECONDS, source.keys.wait(self._clock()[0]))
             if wait <= 0:
                 await self.refresh(source)
             elif source.keys.unknown_kid.is_set():
@@ -99,10 +104,15 @@ class KeyRefresh:
         self._telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
 
     async def _learn(
-        self, name: str, get_id: Callable[[], Awaitable[str]], on_id: Callable[[str], None]
-    ) -> None:
+        self,
+        name: str,
+        get_id: Callable[[], Awaitable[str]],
+        on_id: Callable[[str], None],
+        beat: Beat,
+    ) -> bool:
         log = self._telemetry.log
         while True:
+            beat()
             wait = RETRY_SECONDS
             try:
                 id_ = await get_id()
@@ -118,5 +128,5 @@ class KeyRefresh:
             else:
                 log.info("environment_id_learned", environment=name)
                 on_id(id_)
-                return
+                return DONE
             await asyncio.sleep(wait)

@@ -7,11 +7,13 @@ was announced meanwhile, and one that starts reads the revocations that are kept
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
+from bff.background import Background, Beat
 from bff.replicas import keys
-from bff.replicas.connection import RETRY_SECONDS, Connection
-from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory, cancel
+from bff.replicas.connection import HUNG_SECONDS, RETRY_SECONDS, Connection
+from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory
 
 _BLOCK_MILLISECONDS: Final = 1000
 """Milliseconds that the server blocks a read while no message arrives."""
@@ -54,17 +56,22 @@ class Listener:
     Args:
         clients: makes its client.
         connection: counts outages, and deletes foreign values.
+        background: runs its loop.
         count: counts foreign messages.
     """
 
     def __init__(
-        self, clients: ClientFactory, connection: Connection, count: Callable[[str, int], None]
+        self,
+        clients: ClientFactory,
+        connection: Connection,
+        background: Background,
+        count: Callable[[str, int], None],
     ) -> None:
         self._clients = clients
+        self._background = background
         self._client = clients.connect(_LISTEN_SECONDS)
         self._connection = connection
         self._count = count
-        self._tasks: list[asyncio.Task[None]] = []
         self._caught_up = asyncio.Event()
         self._positions: dict[str, Any] = {}
         """By key of a stream: the number of the last message read."""
@@ -73,7 +80,8 @@ class Listener:
 
     def start(self, received: Callable[[dict[str, str]], None]) -> None:
         """Call *received* with each announcement, this replica's own included, until `close`."""
-        self._tasks.append(asyncio.create_task(self._listen(received)))
+        listen = partial(self._listen, received)
+        self._background.start("store_listener", listen, deadline=HUNG_SECONDS)
 
     async def caught_up(self) -> None:
         """Wait until the kept messages are read, so that no revoked token is accepted at start.
@@ -88,12 +96,13 @@ class Listener:
             raise self._clients.error("is too slow to send the revocations") from None
 
     async def close(self) -> None:
-        await cancel(self._tasks)
+        await self._background.stop("store_listener")
         await self._clients.close(self._client)
 
-    async def _listen(self, received: Callable[[dict[str, str]], None]) -> None:
+    async def _listen(self, received: Callable[[dict[str, str]], None], beat: Beat) -> None:
         outages: int | None = None
         while True:
+            beat()
             try:
                 if outages != self._connection.outages:
                     outages = self._connection.outages

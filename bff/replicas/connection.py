@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from bff.background import Background, Beat
 from bff.replicas import keys, scripts
 from bff.replicas.valkey import (
     SOCKET_SECONDS,
     ClientFactory,
     StoreUnavailable,
-    cancel,
     if_available,
 )
 
@@ -43,6 +43,10 @@ STABLE_HEARTBEATS: Final = 5
 """Heartbeats after which a store that came back counts as stable."""
 
 
+HUNG_SECONDS: Final = 30.0
+"""Seconds without a round after which a loop is started again: no wait in it takes as long."""
+
+
 _OPEN_SECONDS: Final = 3.0
 """Seconds that connecting may take at start, when no request waits."""
 
@@ -64,6 +68,7 @@ class Connection:
 
     Args:
         clients: makes its client.
+        background: runs its two loops.
         timeout: seconds that a request may wait for the store.
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
@@ -80,6 +85,7 @@ class Connection:
         self,
         clients: ClientFactory,
         *,
+        background: Background,
         timeout: float,
         name: str,
         count: Callable[[str, int], None],
@@ -91,6 +97,7 @@ class Connection:
         self.reason: str | None = "not connected yet"
         self.timeout = timeout
         self._clients = clients
+        self._background = background
         self._client = clients.connect(SOCKET_SECONDS)
         self._name = name
         self._count = count
@@ -98,7 +105,6 @@ class Connection:
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
         self._queued = asyncio.Event()
         self._unawaited: set[asyncio.Task[Any]] = set()
-        self._tasks: list[asyncio.Task[None]] = []
         self._must_reconnect = False
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
@@ -110,10 +116,8 @@ class Connection:
         Raises:
             StoreError: the store cannot be used now.
         """
-        self._tasks += [
-            asyncio.create_task(self._send_batches()),
-            asyncio.create_task(self._send_heartbeats()),
-        ]
+        self._background.start("store_batches", self._send_batches)
+        self._background.start("store_heartbeats", self._send_heartbeats, deadline=HUNG_SECONDS)
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._client.ping()
@@ -129,7 +133,7 @@ class Connection:
         """Send what is queued, within `timeout`, and disconnect."""
         if self._unawaited:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
-        await cancel(self._tasks)
+        await self._background.stop("store_batches", "store_heartbeats")
         await self._clients.close(self._client)
 
     # -- commands
@@ -192,7 +196,7 @@ class Connection:
             for name in names:
                 self.execute_nowait(("UNLINK", name))
 
-    async def _send_batches(self) -> None:
+    async def _send_batches(self, _: Beat) -> None:
         """Send what is queued, batch after batch, in a task that no caller can cancel."""
         while True:
             await self._queued.wait()
@@ -257,8 +261,9 @@ class Connection:
             self.up = True
             self._changed(None)
 
-    async def _send_heartbeats(self) -> None:
+    async def _send_heartbeats(self, beat: Beat) -> None:
         while True:
+            beat()
             await asyncio.sleep(HEARTBEAT_SECONDS if self.up else self._retry_seconds)
             # A store comes up only if it answers as quickly as a request needs it.
             await if_available(self.heartbeat(self.timeout if self.up else self.timeout / 4))

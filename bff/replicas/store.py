@@ -7,6 +7,7 @@ Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from bff.background import Background
 from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
@@ -26,6 +27,7 @@ class Store:
 
     Args:
         address: where it is.
+        background: runs its loops.
         timeout: seconds that a request may wait for it.
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
@@ -36,6 +38,7 @@ class Store:
         self,
         address: StoreAddress,
         *,
+        background: Background,
         timeout: float,
         name: str,
         count: Callable[[str, int], None],
@@ -44,9 +47,14 @@ class Store:
         self.timeout = timeout
         clients = ClientFactory(address)
         self.connection = Connection(
-            clients, timeout=timeout, name=name, count=count, changed=changed
+            clients,
+            background=background,
+            timeout=timeout,
+            name=name,
+            count=count,
+            changed=changed,
         )
-        self.listener = Listener(clients, self.connection, count)
+        self.listener = Listener(clients, self.connection, background, count)
 
     async def open(self, received: Callable[[dict[str, str]], None]) -> None:
         """Connect, call *received* with each announcement, and read those that are kept.

@@ -1,9 +1,8 @@
 """How a gateway reaches Valkey, and what its errors mean. The only user of the Valkey client."""
 
-import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -160,15 +159,3 @@ class ClientFactory:
     def error(self, reason: str) -> StoreError:
         """Make the error of this address."""
         return StoreError(f"the store at {self._address.host}:{self._address.port} {reason}")
-
-
-async def cancel(tasks: Collection["asyncio.Task[None]"]) -> None:
-    """Cancel tasks that use a client, until all of them end.
-
-    The client may mistake a cancellation for its timeout, so one may not be enough.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=SOCKET_SECONDS / 4)

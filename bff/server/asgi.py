@@ -6,9 +6,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bff.clock import Clock
 from bff.gateway.decide import Gateway
-from bff.request import RequestHead
+from bff.request import HeaderFields, RequestHead
 from bff.response import Response
+from bff.server.uvicorn_adapter import LOCAL_PEER
 
+ADMIT: Final = "bff.admit"
+"""The extension that returns a response if there is room for it in memory, else a refusal."""
 PENDING: Final = "bff.pending"
 """The extension of an ASGI scope that holds the decision of the fast path on this request."""
 
@@ -27,7 +30,7 @@ class Endpoint:
         if answer is None:
             answer = self._gateway.decide(read_head(scope), *self._clock())
         response = await self._gateway.finish(answer)
-        await send_response(response, send)
+        await send_response(admitted(scope, response), send)
 
 
 class ErrorBoundary:
@@ -62,9 +65,18 @@ class ErrorBoundary:
 
 def read_head(scope: Scope) -> RequestHead:
     """Read the request head from an ASGI *scope*."""
-    peer = scope["client"][0] if scope.get("client") else "local"
+    peer = scope["client"][0] if scope.get("client") else LOCAL_PEER
     method, path, query = scope["method"], scope["raw_path"], scope.get("query_string", b"")
     return RequestHead.read(method, path, query, scope["headers"], peer)
+
+
+def admitted(scope: Scope, response: Response) -> Response:
+    """Return *response*, or a refusal if the connection has no room for it in memory."""
+    admit = scope.get("extensions", {}).get(ADMIT)
+    if admit is None:
+        return response
+    admitted: Response = admit(response, HeaderFields.read(scope["headers"]))
+    return admitted
 
 
 async def send_response(response: Response, send: Send) -> None:

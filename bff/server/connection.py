@@ -6,17 +6,19 @@ is not plain HTTP/1.1 (RFC 9112) is refused and ends its connection; the bytes a
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
 
 from bff.errors import Refusal, Refused
-from bff.limits.client_address import Network, address_key, is_trusted
+from bff.limits.client_address import browser_address
+from bff.request import HeaderFields
 from bff.response import Response
+from bff.server.asgi import ADMIT
+from bff.server.bounds import Bounds, ConnectionLimiter
+from bff.server.buffers import Holding
 from bff.server.uvicorn_adapter import UvicornProtocol
 
 LINGER_SECONDS: Final = 2.0
@@ -24,64 +26,14 @@ LINGER_SECONDS: Final = 2.0
 unread bytes resets the connection, and the browser may never see the refusal."""
 MAX_PIPELINED: Final = 32
 """Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
+LARGE_ANSWER: Final = 32 * 1024
+"""Bytes of an answer's body from which on it needs room before it is written. What a browser leaves
+unread of a smaller one is counted as soon as it stays in the buffer."""
+_UNREAD_BYTES: Final = 8192
+"""Bytes that a browser may leave unread before they count."""
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """Limits for one connection, and for all of them."""
-
-    head_bytes: int
-    headers: int
-    request_seconds: float
-    """From a request's first byte, or from the start of the connection, to its last byte."""
-    idle_seconds: float
-    """Without a request; and until the browser has read an answer."""
-    connections: int
-    connections_per_address: int
-
-
-class ConnectionLimiter:
-    """Counts open connections in all and by address.
-
-    Args:
-        trusted: proxies. They bring many browsers' connections, so only the total bounds them.
-        count: called with the reason of each connection that the gateway ends.
-    """
-
-    def __init__(
-        self, bounds: Bounds, *, trusted: Sequence[Network], count: Callable[[str], None]
-    ) -> None:
-        self.total = 0
-        self.count = count
-        self._bounds = bounds
-        self.trusted = trusted
-        self._by_address: Counter[str] = Counter()
-
-    def enter(self, peer: str) -> bool:
-        """Count a connection; tell whether it may stay. Call `leave` in both cases."""
-        self.total += 1
-        address = address_key(peer)
-        self._by_address[address] += 1
-        if self.total > self._bounds.connections:
-            self.count("too_many")
-            return False
-        if self._by_address[address] > self._bounds.connections_per_address and not is_trusted(
-            peer, self.trusted
-        ):
-            self.count("too_many_of_address")
-            return False
-        return True
-
-    def leave(self, peer: str) -> None:
-        """Count a connection that ended."""
-        self.total -= 1
-        address = address_key(peer)
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
 
 
 def _last_answer(response: Response) -> bytes:
@@ -127,12 +79,17 @@ class BoundedProtocol(UvicornProtocol):
         self._unread_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
+        self._waiting_bytes = 0
+        """Bytes of complete requests that wait for their answers."""
+        self._holding = Holding(connections.buffers, self.peer)
 
     # -- callbacks of the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or close it if there are too many."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(_UNREAD_BYTES)
+        self._holding = Holding(self._connections.buffers, self.peer)
         if self._connections.enter(self.peer):
             self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
         else:
@@ -142,6 +99,7 @@ class BoundedProtocol(UvicornProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
+        self._holding.close()
         for timer in (self._deadline, self._unread_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
@@ -174,15 +132,31 @@ class BoundedProtocol(UvicornProtocol):
         elif self._deadline is None or self._request_bytes == self._read_bytes:
             # The request began in this read.
             self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
+        if not self._hold_requests() and not self._refused:
+            self._refuse(Refusal("overloaded", retry_after=1.0))
+
+    def _hold_requests(self) -> bool:
+        """Count the bytes of requests that are read and not answered; False if there is no room."""
+        if not self.unanswered():
+            self._waiting_bytes = 0
+        size = self._waiting_bytes + self.body_bytes()
+        if self._incomplete and self._in_head:
+            size += self._request_bytes
+        return self._holding.requests(size)
 
     def pause_writing(self) -> None:
         """Give the browser a bounded time to read the answers."""
         super().pause_writing()
+        if not self._holding.unread(self.transport.get_write_buffer_size()):
+            self._connections.count("buffers_full")
+            self.transport.abort()
+            return
         self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
 
     def resume_writing(self) -> None:
         """Stop that time: the browser reads."""
         super().resume_writing()
+        self._holding.unread(0)
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
@@ -224,8 +198,20 @@ class BoundedProtocol(UvicornProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        super().hand_over(extensions)
+        self._waiting_bytes += len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
+        super().hand_over({ADMIT: self.admit} | (extensions or {}))
         self._in_head = False
+
+    def admit(self, response: Response, fields: HeaderFields) -> Response:
+        """Return *response* if there is room for it in memory, else a refusal."""
+        size = len(response.body)
+        if size < LARGE_ANSWER:
+            return response
+        address = browser_address(self.peer, fields.forwarded, self._connections.trusted)
+        if self._holding.answer(size, address):
+            return response
+        self._connections.count("buffers_full")
+        return self._render(Refusal("overloaded", retry_after=1.0), self.peer, fields.origin)
 
     def _check_head(self) -> str:
         """Refuse a head that exceeds a bound or is ambiguous; return its version of HTTP."""
@@ -269,6 +255,8 @@ class BoundedProtocol(UvicornProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request or, after the last answer, until the browser has read it."""
         super().on_response_complete()
+        self._holding.answered()
+        self._hold_requests()
         if self.transport.is_closing():
             self._set_deadline(self._bounds.idle_seconds, self._close_unread)
         elif not self.is_answering():

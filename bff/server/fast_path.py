@@ -26,7 +26,7 @@ from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.server.asgi import PENDING
-from bff.server.connection import MAX_PIPELINED, BoundedProtocol
+from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
 from bff.server.uvicorn_adapter import why_unusable
 from bff.sessions.ids import PLAIN_PATH
 
@@ -167,6 +167,8 @@ class FastPathProtocol(BoundedProtocol):
         response = None if head is None or self.must_queue() else self._decide(head)
         if response is not None:
             self.transport.write(b"".join(self._parts(response)))
+            if len(response.body) >= LARGE_ANSWER:
+                self._holding.answered()
             self._start_idle()
         else:
             head = self._parse(data)
@@ -180,6 +182,7 @@ class FastPathProtocol(BoundedProtocol):
         self._pending = None  # the request that it belonged to has it
         if self._answers:
             self.transport.write(b"".join(self._answers))
+            self._holding.answered()
             self._answers.clear()
             self._unsent = 0
             if self._refused:
@@ -206,6 +209,7 @@ class FastPathProtocol(BoundedProtocol):
         version = self._check_head()
         self._eligible = not (
             self._framed
+            or self.draining
             or version != "1.1"
             or self.url[:1] != b"/"
             or self.url.translate(None, _PATH_CHARACTERS)
@@ -241,7 +245,9 @@ class FastPathProtocol(BoundedProtocol):
 
     def _read_kept(self, data: bytes) -> RequestHead | None:
         """Read a request without the parser; None if the parser has to read *data*."""
-        if self._incomplete or self._refused or len(data) > self._bounds.head_bytes:
+        if self._incomplete or self._refused or self.draining:
+            return None
+        if len(data) > self._bounds.head_bytes:
             return None
         return self._shared.headers.read(data, self.peer)
 
@@ -255,7 +261,9 @@ class FastPathProtocol(BoundedProtocol):
         except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if isinstance(answer, Response):
-            return answer
+            if len(answer.body) < LARGE_ANSWER:
+                return answer
+            return self.admit(answer, head.fields)
         head.served_by = "asgi"
         self._pending = answer
         return None
@@ -263,6 +271,11 @@ class FastPathProtocol(BoundedProtocol):
     def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
         start = self._shared.start(response.status, self.server_headers())
         return start, response.head, b"\r\n", response.body
+
+    def drain(self) -> None:
+        """Answer the next request as the last: not by what is kept of the one before."""
+        super().drain()
+        self._repeated = b""
 
     def _requests_ahead(self) -> int:
         return len(self._answers) // 4 + super()._requests_ahead()

@@ -5,17 +5,40 @@ import resource
 from typing import Final
 
 _PR_SET_DUMPABLE: Final = 4
+RESERVED_DESCRIPTORS: Final = 512
+"""Descriptors that browsers' connections leave free: for upstream, the store, the ops port, the
+other workers, files, and connections that are accepted in order to be refused."""
 
 
-def harden() -> None:
+def harden() -> list[str]:
     """Keep keys out of core dumps, and `/proc/<pid>/environ` and `mem` from other processes.
 
-    Raises the soft limit of open files to the hard limit: each connection takes a file.
+    Raises the soft limit of open files to the hard limit: each connection takes a file. Returns
+    what the system refused, as macOS does with some of it; the gateway runs without that.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    refused = []
+    for name, limit, values in (
+        ("core dumps", resource.RLIMIT_CORE, (0, 0)),
+        ("open files", resource.RLIMIT_NOFILE, (hard, hard)),
+    ):
+        try:
+            resource.setrlimit(limit, values)
+        except (OSError, ValueError):
+            refused.append(name)
     try:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     except (AttributeError, OSError):  # only Linux has prctl
-        return
+        refused.append("access to memory")
+    return refused
+
+
+def open_files() -> int:
+    """Return how many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_within(files: int, wanted: int) -> int:
+    """Return how many connections, of those *wanted*, a limit of open *files* leaves room for."""
+    return max(1, min(wanted, files - min(RESERVED_DESCRIPTORS, files // 2)))

@@ -14,6 +14,8 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http import flow_control, httptools_impl
 
+LOCAL_PEER: Final = "127.0.0.1"
+"""The address of the other end of a Unix socket: only this machine can reach it."""
 _SUPPORTED: Final = frozenset(
     ("ea814cf42e50628dba76b72e12900943da6801b4bcf097f11dff4ea2cdc99455",)  # 0.54.0
 )
@@ -59,12 +61,14 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     url: bytes
     headers: list[tuple[bytes, bytes]]
     """The headers of the newest request; names are in lower case."""
-    peer = "local"
+    peer = LOCAL_PEER
     """The address at the other end."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.headers = []
+        self.draining = False
+        """The process ends: the next answer is the last of this connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the connection."""
@@ -86,10 +90,39 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
             self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
         self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
-        if self.parser.should_upgrade():
+        if self.draining or self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
+    # -- the end of a connection
+
+    def drain(self) -> None:
+        """End the connection with its next answer: closing it now could lose a request."""
+        self.draining = True
+        if self.is_answering():
+            self.close_after_answer()
+
+    def shutdown(self) -> None:
+        """End the connection now if no answer is due."""
+        if self.is_answering():
+            self.close_after_answer()
+        else:
+            self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for the answers that are due: the browser may wait for them.
+
+        Whether it has left altogether shows when the answer is written.
+        """
+        if not self.is_answering():
+            return False
+        self.close_after_answer()
+        return True
+
     # -- the requests that the application answers
+
+    def body_bytes(self) -> int:
+        """Count the bytes of the newest request's body that the application has not read."""
+        return len(self.cycle.body) if self.is_answering() else 0
 
     def is_answering(self) -> bool:
         """Tell whether an answer of the application is not complete yet."""

@@ -315,7 +315,8 @@ async def test_unknown_keys_cause_a_bounded_rate_of_fetches(
 
     clock = system_clock
     work = KeyRefresh(fetch, [source], {}, clock=clock, telemetry=Telemetry(io.StringIO()))
-    task = asyncio.create_task(work.run())
+    (run,) = work.loops()
+    task = asyncio.create_task(run(lambda: None))
     while not keys:
         await asyncio.sleep(0.001)
     began, number = clock()[0], 0

@@ -43,9 +43,10 @@ from bff.demo.upstream import Seen
 WORKERS = """
 import asyncio, sys, time
 from bff.server.supervisor import supervise
+from bff.log_writer import LogWriter
 from bff.telemetry import Telemetry
 
-telemetry = Telemetry()
+telemetry = Telemetry(LogWriter(1))
 worker = supervise(2, telemetry.log, hung_seconds=3)
 before, after, times = map(float, sys.argv[1:])
 if worker.number or worker.replaces:

@@ -1,6 +1,7 @@
 """The stand-in answers as the real store does."""
 
 import asyncio
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,10 @@ from support.engines import Engine
 from support.standin import Shared, StandIn
 from support.world import environ
 
+from bff.background import Background
 from bff.config.reader import load
 from bff.replicas.store import Store
+from bff.telemetry import Telemetry
 
 _IDS = st.sampled_from(["a", "b"])
 _TOKENS = st.sampled_from(["one", "two"])
@@ -102,7 +105,14 @@ def test_stand_in_answers_as_the_real_store(
         admin.flushall()
     address = load(environ(BFF_STORE_URL=engine.url)).store_url
     assert address is not None
-    real = Store(address, timeout=2, name="r", count=lambda *_: None, changed=lambda _: None)
+    real = Store(
+        address,
+        background=Background(Telemetry(io.StringIO())),
+        timeout=2,
+        name="r",
+        count=lambda *_: None,
+        changed=lambda _: None,
+    )
     # Each reading of the clock is a microsecond later, so no two commands have the same time.
     ticks = iter(range(10**6))
     stand_in = StandIn(Shared(lambda: next(ticks) * 1e-6), timeout=2)
