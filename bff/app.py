@@ -15,6 +15,8 @@ from starlette.routing import BaseRoute
 
 from bff import __version__, metrics
 from bff.background import Background, Beat
+from bff.chat.appends import Appends
+from bff.chat.streams import CHECK_SECONDS, Streams
 from bff.clock import Clock, system_clock
 from bff.config.builder import ConfigBuilder, ages, namespaces
 from bff.config.reload import Reload
@@ -168,6 +170,9 @@ class Service:
             clock=self._clock,
             request_ids=_request_ids(),
             sharing=self.sharing,
+            streams=Streams(telemetry, lambda: self.now),
+            appends=Appends(lambda: self.now),
+            part_ids=lambda: os.urandom(16).hex(),
         )
 
     def _make_sharing(self, settings: Settings) -> Sharing:
@@ -264,10 +269,11 @@ class Service:
         self.reload.start()
         self.background.start("settings_watch", self.reload.watch, deadline=30.0)
         self.background.start("loop_lag", self._measure_lag, deadline=30.0)
+        self.background.start("streams", self._check_streams, deadline=30.0)
         yield
         self._running = False
         self.reload.stop()
-        await self.background.stop("settings_watch", "loop_lag", "key_refresh")
+        await self.background.stop("settings_watch", "loop_lag", "streams", "key_refresh")
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
         await self.sharing.stop()
@@ -302,6 +308,18 @@ class Service:
             due = self._clock()[0] + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
             self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
+
+    async def _check_streams(self, beat: Beat) -> None:
+        while True:
+            for _ in self.gateway.check_streams():
+                await asyncio.sleep(0)
+            beat()
+            await asyncio.sleep(CHECK_SECONDS)
+
+    def drain(self) -> None:
+        """End the open streams, spread over the time that the settings give."""
+        self.ops.drain()
+        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))
 
     @property
     def connection_count(self) -> int:
@@ -367,6 +385,7 @@ def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
         metrics.BUFFERED_BYTES: {(): service.buffered_bytes},
         metrics.SPANS_LOST: {(): service.spans_lost},
         metrics.CONNECTIONS: {(): service.connection_count},
+        metrics.STREAMS: {(): len(gateway.streams)},
         metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
         metrics.REPLICAS: {(): sharing.replicas} if shared else {},
         metrics.COPIES: {(): len(gateway.cache)},

@@ -7,6 +7,7 @@
         ├── UpstreamUnavailable
         ├── UpstreamTimeout
         ├── UpstreamInvalid
+        ├── StreamVersionUnknown
         ├── UpstreamRateLimited
         ├── CredentialsRejected
         ├── SessionNotFound
@@ -44,7 +45,6 @@ ErrorCode = Literal[
     "stream_unreadable",
     "stream_version",
     "too_many_streams",
-    "too_busy",
     "rate_limited",
     "upstream_rejected_credentials",
     "upstream_unavailable",
@@ -108,9 +108,6 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
         HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"
     ),
     "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many chats are open at once"),
-    "too_busy": Row(
-        HTTPStatus.SERVICE_UNAVAILABLE, "The gateway has no room for this request; retry shortly"
-    ),
     "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
     "upstream_rejected_credentials": Row(
         HTTPStatus.BAD_GATEWAY, "The upstream rejected the gateway's credentials"
@@ -177,9 +174,11 @@ class UpstreamError(Exception):
     Attributes:
         code: the code of the refusal that a browser gets for it.
         retry_after: seconds after which upstream accepts calls again.
+        sent: the request has left, so it may have had its effect.
     """
 
     code: ClassVar[ErrorCode] = "internal"
+    sent = False
 
     def __init__(self, retry_after: float | None = None) -> None:
         super().__init__(self.code)
@@ -202,6 +201,12 @@ class UpstreamInvalid(UpstreamError):
     """Upstream's answer is not a valid answer of the API."""
 
     code = "upstream_invalid"
+
+
+class StreamVersionUnknown(UpstreamError):
+    """Upstream's stream has another version than the gateway can filter."""
+
+    code = "stream_version"
 
 
 class UpstreamRateLimited(UpstreamError):

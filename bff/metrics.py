@@ -235,11 +235,12 @@ READY: Final = _gauge("bff_ready", "1 if the environment is ready, else 0.", "en
 STREAMS: Final = _gauge("bff_streams", "Chat streams that are open.")
 STREAM_ENDS: Final = _counter(
     "bff_stream_ends",
-    "Chat streams that ended, by reason: upstream (ended or cut by upstream), browser (left), "
-    "unread (the browser read too slowly), expired, revoked, key (a key was removed), policy (the "
-    "settings no longer allow it), shutdown, unreadable (an event of upstream could not be read), "
-    "failed (an error of the gateway).",
+    "Chat streams that ended, by reason: upstream (it ended or was cut), browser (left), expired, "
+    "revoked, key (its key was removed), policy (the settings no longer allow it), shutdown, "
+    "unreadable (an event of upstream could not be read), overloaded (no memory for an event), "
+    "refused (after upstream had answered), failed.",
     "reason",
+    initial=("upstream", "browser", "expired", "revoked", "key", "policy", "unreadable"),
 )
 STREAM_SECONDS: Final = _histogram(
     "bff_stream_seconds", "Duration of chat streams.", (1.0, 10.0, 60.0, 120.0, 300.0, 600.0)
@@ -251,7 +252,7 @@ STREAM_FIRST_SECONDS: Final = _histogram(
 )
 STREAM_EVENTS: Final = _counter(
     "bff_stream_events",
-    "Events of chat streams that upstream sent, by kind: batch, ping, done, error, other (dropped), "
+    "Events of chat streams from upstream, by kind: batch, ping, done, error, other (dropped), "
     "odd_body (a record whose body is left out, because two parsers could read it differently).",
     "event",
     initial=("batch", "ping", "done", "error", "other", "odd_body"),

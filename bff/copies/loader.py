@@ -16,6 +16,7 @@ from bff import metrics
 from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
+from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
@@ -66,9 +67,13 @@ class Loader:
         self._telemetry = telemetry
         self._clock = clock
         self._sharing = sharing
+        self.pairs = Pairs()
+        """The ids of the sessions that loads brought."""
 
     def apply(self, config: RuntimeConfig) -> None:
         """Use *config* from now on: a load in flight is projected by its policy."""
+        if config.origins != self.config.origins:
+            self.pairs.forget()
         self.config = config
 
     def delay(self, budget: Budget, now: float) -> float:
@@ -110,7 +115,7 @@ class Loader:
                 return outcome
             if config is self.config:
                 if isinstance(outcome, Copy):
-                    self._cache.put(outcome, generation)
+                    self._keep(outcome, generation)
                 return outcome
             # The other replica projected by the former policy, so look again by the new one.
 
@@ -175,8 +180,12 @@ class Loader:
             return Refusal("internal"), None
         entry = self._cache.find(environment.name, id_, started)
         if not (isinstance(entry, Copy) and entry.loaded > started):  # a later load was faster
-            self._cache.put(copy, generation)
+            self._keep(copy, generation)
         return copy, None
+
+    def _keep(self, copy: Copy, generation: int) -> None:
+        self.pairs.learn(copy.environment, copy.id, copy.external_id)
+        self._cache.put(copy, generation)
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""

@@ -6,8 +6,10 @@ decides again, on the copy that the load brought. `answers` is the only way out:
 whether this caller may read the session.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from bff.chat.appends import Appends
+from bff.chat.streams import Streams
 from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -18,12 +20,15 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.aliases import AliasGuess
 from bff.gateway.answers import Answers
+from bff.gateway.chat_messages import decide_message
+from bff.gateway.chat_streams import decide_stream
+from bff.gateway.chats import Chats, Grounds
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, Outcome
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
 from bff.gateway.pending import Pending, PendingLease, PendingLoad
-from bff.gateway.routes import LIST, SESSION, Routes
+from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
 from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
@@ -46,6 +51,9 @@ class Gateway:
         clock: reads the two clocks, after a wait.
         request_ids: makes the id of an answer.
         sharing: the other replicas.
+        streams: the open streams of chats.
+        appends: the messages under way.
+        part_ids: makes an id for a message that has none.
     """
 
     def __init__(
@@ -60,6 +68,9 @@ class Gateway:
         clock: Clock,
         request_ids: Callable[[], bytes],
         sharing: AnySharing,
+        streams: Streams,
+        appends: Appends,
+        part_ids: Callable[[], str],
     ) -> None:
         self.cache = cache
         self.introspections = introspections
@@ -67,6 +78,10 @@ class Gateway:
         self.telemetry = telemetry
         self.sharing = sharing
         self.clock = clock
+        self.streams = streams
+        self._appends = appends
+        self._part_ids = part_ids
+        self._pauses: dict[str, float] = {}
         self._request_ids = request_ids
         self.loader = Loader(config, cache=cache, telemetry=telemetry, clock=clock, sharing=sharing)
         self.readiness = Readiness(self.loader, cache=cache, clock=clock)
@@ -98,7 +113,7 @@ class Gateway:
         self.config = config
         self.cache.ages, self.cache.max_bytes = config.ages, config.max_bytes
         self.loader.apply(config)
-        self._routes = Routes(config.pages)
+        self._routes = Routes(config.pages, chat=config.chat.enabled)
         self.admission = admission = Admission(
             config, revocations=self.revocations, telemetry=self.telemetry
         )
@@ -110,6 +125,18 @@ class Gateway:
             cache=self.cache,
             loader=self.loader,
             telemetry=self.telemetry,
+        )
+        self.chats = Chats(
+            config,
+            admission=admission,
+            revocations=self.revocations,
+            lookup=self._lookup,
+            pairs=self.loader.pairs,
+            counts=self.telemetry.counts,
+            streams=self.streams,
+            appends=self._appends,
+            part_ids=self._part_ids,
+            pauses=self._pauses,
         )
         self._lists = Lists(
             config,
@@ -141,13 +168,17 @@ class Gateway:
         admission.charge_address(request)  # 429
         # Nearly every request has a plain id, so its route needs no call.
         request.route = route = SESSION if head.id else self._routes.match(head)  # 404 410
-        if head.method not in ("GET", "HEAD"):
+        if head.method not in route.methods:
             raise Refused("method_not_allowed", route.instead)  # 405
         if route.page is not None:
             return self.answers.public_page(request, route.page)  # 200
         caller = admission.authenticate(request)  # 400 401 429
         if route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
+        if route is CHAT_OUT:
+            return decide_stream(self.chats, request, caller)  # 200 400 403 404 410 429 5xx
+        if route is CHAT_IN:
+            return decide_message(self.chats, request, caller)  # 200 400 403 404 409 413 429 5xx
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])  # 400
         if not caller.granted.covers(session_id):
             if not ids.may_be_alias(session_id, caller.granted):
@@ -181,6 +212,13 @@ class Gateway:
             except LeasePending as pending:
                 answer = self._wait_for_lease(request, pending)
         return answer
+
+    def check_streams(self) -> Iterator[None]:
+        """End each stream that is not allowed any more; yields between parts of the work."""
+        return self.streams.check(self._why_ended)
+
+    def _why_ended(self, grounds: Grounds) -> str | None:
+        return self.chats.why_ended(grounds, self.clock()[1])
 
     # -- beside the story
 

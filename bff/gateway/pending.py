@@ -64,6 +64,32 @@ class Pending(Protocol):
         """
 
 
+class Abandonable(Pending, Protocol):
+    """A pending answer that decides apart from its wait."""
+
+    @property
+    def config(self) -> RuntimeConfig | None:
+        """The configuration by which the gateway decided to wait; None to conclude in any case."""
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide after the wait, for a request that was admitted again."""
+
+
+def resume_admitted(gateway: Resumable, pending: Abandonable) -> "Response | Pending":
+    """Admit a request again after a wait, then decide.
+
+    Meanwhile the token may have expired or been revoked, its key removed, the settings changed.
+    """
+    request = pending.request
+    request.now, request.wall = gateway.clock()
+    if pending.config is None:
+        return pending.conclude(gateway)
+    if pending.config is not gateway.config:
+        return gateway.decide(request.head, request.now, request.wall)
+    gateway.admission.authenticate(request)
+    return pending.conclude(gateway)
+
+
 class PendingMember(Protocol):
     """A wait for one session: alone, or as a member of a list."""
 

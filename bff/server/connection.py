@@ -15,8 +15,8 @@ import httptools
 from bff.errors import Refusal, Refused
 from bff.limits.client_address import browser_address
 from bff.request import HeaderFields
-from bff.response import Response
-from bff.server.asgi import ADMIT
+from bff.response import EventStream, Response
+from bff.server.asgi import ADMIT, HOLD, STREAM
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.buffers import Holding
 from bff.server.uvicorn_adapter import UvicornProtocol
@@ -82,6 +82,7 @@ class BoundedProtocol(UvicornProtocol):
         self._waiting_bytes = 0
         """Bytes of complete requests that wait for their answers."""
         self._holding = Holding(connections.buffers, self.peer)
+        self._stream: EventStream | None = None
 
     # -- callbacks of the transport
 
@@ -100,6 +101,8 @@ class BoundedProtocol(UvicornProtocol):
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
         self._holding.close()
+        if self._stream is not None:
+            self._stream.release("browser")
         for timer in (self._deadline, self._unread_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
@@ -199,8 +202,30 @@ class BoundedProtocol(UvicornProtocol):
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
         self._waiting_bytes += len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
-        super().hand_over({ADMIT: self.admit} | (extensions or {}))
+        common: dict[str, object] = {ADMIT: self.admit, HOLD: self._hold, STREAM: self.begin_stream}
+        super().hand_over(common | (extensions or {}))
         self._in_head = False
+
+    def begin_stream(self, stream: EventStream) -> None:
+        """Let the answer be a stream: the last one, which ends when the browser leaves."""
+        self._stream = stream
+        self._refused = True  # whatever comes after the request is ignored
+        self.begin_last_answer()
+
+    def close_answered(self) -> None:
+        """Close after the last answer; if the body was not read, so that the answer arrives."""
+        if self._incomplete:
+            self._refused = True
+            self._close_lingering()
+        else:
+            super().close_answered()
+
+    def _hold(self, size: int) -> bool:
+        return self._holding.answer(size, self.peer)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """End a stream: a browser that ended its side does not wait for more events."""
+        return False if self._stream is not None else super().eof_received()
 
     def admit(self, response: Response, fields: HeaderFields) -> Response:
         """Return *response* if there is room for it in memory, else a refusal."""

@@ -13,6 +13,7 @@ last of these answers says that the connection ends, as without the fast path. A
 
 import contextlib
 import re
+from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
 from operator import itemgetter
@@ -24,8 +25,8 @@ from bff.clock import Clock
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
-from bff.response import Response
-from bff.server.asgi import PENDING
+from bff.response import Response, StreamResponse
+from bff.server.asgi import PENDING, RELAY
 from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
 from bff.server.uvicorn_adapter import why_unusable
 from bff.sessions.ids import PLAIN_PATH
@@ -240,6 +241,19 @@ class FastPathProtocol(BoundedProtocol):
             pending, self._pending = self._pending, None
             self.hand_over({PENDING: pending})
         super().on_message_complete()
+
+    def hand_over(self, extensions: dict[str, object] | None = None) -> None:
+        """Give the request to the application, whose streams are joined to this connection."""
+        if self.parser.get_http_version() == "1.1":
+            extensions = {RELAY: self._relay} | (extensions or {})
+        super().hand_over(extensions)
+
+    async def _relay(self, response: StreamResponse) -> None:
+        start = self._shared.start(response.status, self.server_headers())
+        head = b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head)
+        async with aclosing(response.stream.events()) as events:
+            await self.relay(head, events)
+        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
 
     # -- decisions and answers
 

@@ -6,6 +6,7 @@ path is used only with the sources that it was tested with.
 """
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -38,9 +39,9 @@ class ClosedSafeTransport:
 
     __slots__ = ("_write", "close", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._write = transport.write
-        self.close, self.is_closing = transport.close, transport.is_closing
+        self.close, self.is_closing = close, transport.is_closing
 
     def write(self, data: bytes) -> None:
         """Write, unless the connection is closing."""
@@ -89,11 +90,36 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         if extensions is not None:
             self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
-        self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
+        self.cycle.transport = ClosedSafeTransport(self.transport, self.close_answered)  # type: ignore[assignment]
         if self.draining or self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
+    async def relay(self, start: bytes, parts: AsyncIterator[bytes]) -> None:
+        """Write an answer past uvicorn's cycle: *start* of its bytes, then *parts* as they come.
+
+        The answer is the last of the connection. It waits for a browser that reads slowly.
+        """
+        cycle, transport, flow = self.cycle, self.cycle.transport, self.flow
+        cycle.response_started, cycle.keep_alive = True, False
+        transport.write(start)
+        async for part in parts:
+            transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+            if flow.write_paused:
+                await flow.drain()
+        cycle.response_complete = True
+        transport.write(b"0\r\n\r\n")
+        transport.close()
+
+    def begin_last_answer(self) -> None:
+        """Read on, so that it shows when the browser leaves during a long answer."""
+        self.cycle.keep_alive = False
+        self.flow.resume_reading()
+
     # -- the end of a connection
+
+    def close_answered(self) -> None:
+        """Close the connection after its last answer."""
+        self.transport.close()
 
     def drain(self) -> None:
         """End the connection with its next answer: closing it now could lose a request."""

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
 from bff.errors import Refused
@@ -22,8 +23,11 @@ _INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def grant(token_scopes: Iterable[object]) -> scopes.Grant:
-    """The sessions that a token with these scopes may read."""
-    return scopes.grant(token_scopes, action="read", type_="sessions")
+    """The sessions that a token with these scopes may read, and those that it may write to."""
+    listed = list(token_scopes)
+    writes = scopes.grant(listed, action="write", type_="sessions")
+    read = scopes.grant(listed, action="read", type_="sessions")
+    return replace(read, writes=writes if writes.every or writes.ids else None)
 
 
 def parse_id(segment: bytes) -> str:

@@ -1,0 +1,54 @@
+"""The two ids of sessions, remembered longer than their copies: ids never change."""
+
+from typing import Final
+
+from cachetools import LRUCache
+
+SESSION: Final = "session"
+"""The kind of resource; another kind may use the same ids."""
+MAX_BYTES: Final = 8 * 1024 * 1024
+"""Bytes. Bounds the memory of pairs: those of about 15,000 sessions with usual ids."""
+_OVERHEAD: Final = 200
+"""Bytes of memory that one direction of a pair takes beside its ids; a test measures it."""
+
+_Key = tuple[str, str, str]
+
+
+class Pairs:
+    """Pairs of ids, by environment, kind of resource and either id.
+
+    Args:
+        max_bytes: bound on the memory; beyond it, pairs that were not used lately are dropped.
+    """
+
+    def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
+        self._other: LRUCache[_Key, tuple[str, str | None]] = LRUCache(
+            max_bytes, getsizeof=lambda pair: _OVERHEAD + 2 * sum(len(id_ or "") for id_ in pair)
+        )
+
+    def __len__(self) -> int:
+        return len(self._other)
+
+    def learn(self, environment: str, id_: str, external_id: str | None) -> None:
+        """Remember the two ids of a session."""
+        self._keep(environment, id_, external_id)
+        if external_id is not None:
+            self._keep(environment, external_id, id_)
+
+    def _keep(self, environment: str, id_: str, other: str | None) -> None:
+        self._other[environment, SESSION, id_] = id_, other
+
+    def known(self, environment: str, id_: str) -> bool:
+        """Whether the other id of a session is known, or that it has none."""
+        return (environment, SESSION, id_) in self._other
+
+    def other(self, environment: str, id_: str) -> str | None:
+        """Return the other id of a session; None if it has none, or none is known."""
+        try:
+            return self._other[environment, SESSION, id_][1]
+        except KeyError:
+            return None
+
+    def forget(self) -> None:
+        """Drop everything: the environments have moved to another upstream."""
+        self._other.clear()
