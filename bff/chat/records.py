@@ -50,7 +50,7 @@ _MAX_SEQUENCE: Final = 10**16
 
 
 class Unreadable(Exception):
-    """An event cannot be read, so nothing after it can be passed on."""
+    """A record cannot be read, so nothing after it can be passed on."""
 
 
 class _Odd(ValueError):
@@ -64,6 +64,7 @@ class RecordFilter:
         counts: what to count in; see `Telemetry.counts`.
         shows_reason: whether the policy shows why a session was closed.
         max_event_bytes: bound on one event.
+        cursor: the sequence number of the last record that the browser has.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class RecordFilter:
         *,
         shows_reason: bool = False,
         max_event_bytes: int = MAX_EVENT_BYTES,
+        cursor: int = -1,
     ) -> None:
         self.failed = False
         """An event could not be read: the stream has ended with `UNREADABLE`."""
-        self.cursor: int | None = None
-        """The sequence number of the last record that was passed on."""
+        self.cursor = cursor
+        """The sequence number of the last record that the browser has; -1 for none."""
         self.records = 0
         """Data records that were passed on."""
         self._counts = counts
@@ -106,17 +108,14 @@ class RecordFilter:
             rest[:] = rest.removeprefix(_BOM)
         written = []
         begin = 0
-        try:
-            while (end := rest.find(b"\n\n", searched)) >= 0:
-                if end - begin > self._max:
-                    raise Unreadable  # noqa: TRY301  one end for all that is unreadable
-                if end > begin:
-                    written.append(self._event(rest[begin:end].decode(errors="replace")))
-                begin = searched = end + 2
-            del rest[:begin]
-            if len(rest) > self._max + 1:  # its last byte may end a line, and so an event
-                raise Unreadable  # noqa: TRY301
-        except Unreadable:
+        while not self.failed and (end := rest.find(b"\n\n", searched)) >= 0:
+            self.failed = end - begin > self._max
+            if end > begin and not self.failed:
+                written.append(self._event(rest[begin:end].decode(errors="replace")))
+            begin = searched = end + 2
+        del rest[:begin]
+        # The last byte of the rest may end a line, and so an event.
+        if self.failed or len(rest) > self._max + 1:
             self.failed = True
             self._rest = bytearray()
             written.append(UNREADABLE)
@@ -167,11 +166,12 @@ class RecordFilter:
         self._counts[metrics.STREAM_EVENTS, event] += 1
 
     def _batch(self, data: str) -> bytes:
+        passed: list[dict[str, Any]] = []
         try:
-            batch = json.loads(data)
-            passed = [self._record(record) for record in batch["records"]]
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            raise Unreadable from None
+            for record in json.loads(data)["records"]:
+                passed.append(self._record(record))  # noqa: PERF401  those before a failure count
+        except (Unreadable, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            self.failed = True
         if not passed:
             return b""
         text = _dumps({"records": passed})

@@ -212,9 +212,7 @@ class Streams:
 
     def note_unreadable(self, stream: OpenStream) -> None:
         """Remember the place where a stream could not be read further."""
-        cursor = stream.records.cursor
-        if cursor is not None:
-            self._unreadable[*stream.session, cursor] = None
+        self._unreadable[*stream.session, stream.records.cursor] = None
 
     def check(self, allowed: Callable[[Any], str | None]) -> Iterator[None]:
         """End the streams for which *allowed* returns a reason; yields between parts of the work.

@@ -38,6 +38,8 @@ class Channel:
     parts: set[str] = field(default_factory=set)
     stopped: bool = False
     """The browser stopped the turn."""
+    turns: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """An agent answers one message after the other."""
     _readers: dict[asyncio.Event, asyncio.AbstractEventLoop] = field(default_factory=dict)
 
     def write(self, **record: Any) -> None:
@@ -173,7 +175,6 @@ class PretendChats:
         if kind == "stop":
             channel.stopped = True
             return
-        channel.stopped = False
         turn = asyncio.create_task(self._turn(environment, document, channel, seq, payload))
         self._turns.add(turn)
         turn.add_done_callback(self._turns.discard)
@@ -181,6 +182,12 @@ class PretendChats:
     async def _turn(
         self, environment: Any, document: Any, channel: Channel, seq: int, payload: Any
     ) -> None:
+        async with channel.turns:
+            channel.stopped = False
+            await self._answer_turn(channel, seq, payload)
+            self._complete(environment, document, channel, seq)
+
+    async def _answer_turn(self, channel: Channel, seq: int, payload: Any) -> None:
         """Answer one message, as an agent streams the answer of its model."""
         numbers = itertools.count()
 
@@ -190,12 +197,22 @@ class PretendChats:
             headers: dict[str, Any] = {} if number % 2 else {"headers": []}  # both occur
             channel.write(timestamp=round(self._clock() * 1000), body=body, **headers)
 
-        if payload.get("trigger") != "action":
+        said = _said(payload)
+        message = payload.get("message") or {}
+        if payload.get("trigger") == "action":
+            pass
+        elif "tool" in said:
+            for data in _tool_call(seq):
+                chunk(**data)
+        else:
             id_ = f"text-{seq}"
             chunk(type="start", messageId=f"answer-{seq}")
+            for part in message.get("parts") or ():
+                if part.get("state") == "approval-responded":
+                    chunk(type="tool-output-available", toolCallId=part["toolCallId"], output=21)
             chunk(type="start-step")
             chunk(type="text-start", id=id_)
-            for word in re.findall(r"\S+\s*", f"{_said(payload)} — answered, üñí 😀 done."):
+            for word in re.findall(r"\S+\s*", f"{said} — answered, üñí 😀 done."):
                 if channel.stopped:
                     chunk(type="abort")
                     break
@@ -205,7 +222,6 @@ class PretendChats:
                 chunk(type="text-end", id=id_)
                 chunk(type="finish-step")
                 chunk(type="finish")
-        self._complete(environment, document, channel, seq)
 
     def _complete(self, environment: Any, document: Any, channel: Channel, seq: int) -> None:
         token = self._wide_token(environment, document)
@@ -277,6 +293,24 @@ def _event(records: list[Record]) -> bytes:
     data = json.dumps({"records": records}, ensure_ascii=False, separators=(",", ":"))
     last = records[-1]["seq_num"]
     return f"event: batch\nid: {last},{len(records)},{len(data)}\ndata: {data}\n\n".encode()
+
+
+def _tool_call(seq: int) -> list[dict[str, Any]]:
+    """The chunks of an answer that asks for the approval of a tool call."""
+    call = f"call-{seq}"
+    return [
+        {"type": "start", "messageId": f"answer-{seq}"},
+        {"type": "start-step"},
+        {
+            "type": "tool-input-available",
+            "toolCallId": call,
+            "toolName": "weather",
+            "input": {"city": "Kyiv"},
+        },
+        {"type": "tool-approval-request", "toolCallId": call, "approvalId": f"approval-{seq}"},
+        {"type": "finish-step"},
+        {"type": "finish"},
+    ]
 
 
 def _said(payload: Mapping[str, Any]) -> str:

@@ -156,7 +156,7 @@ class PendingMessage:
 
     # -- the limits
 
-    def _charge(self, gateway: Resumable) -> Response | Pending:
+    def _charge(self, _: Resumable) -> Response | Pending:
         message = self._message
         if message is None or message.kind != "stop":
             try:

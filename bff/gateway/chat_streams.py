@@ -23,8 +23,8 @@ def decide_stream(chats: Chats, request: RequestContext, caller: Caller[Grant]) 
     """
     session_id = chats.named_id(request, caller)
     options = chats.admit_stream(request, caller)
-    if options.cursor is not None:
-        chats.streams.refuse_unreadable((caller.environment, session_id), int(options.cursor))
+    if options.cursor is not None or not options.latest:
+        chats.streams.refuse_unreadable((caller.environment, session_id), _cursor(options))
     return PendingStream(request, caller, session_id, options, chats, chats.config)
 
 
@@ -63,7 +63,9 @@ class PendingStream:
             address=request.address,
             session=(caller.environment, self.session_id),
             grounds=chats.grounds(request, caller, self.session_id),
-            records=RecordFilter(chats.counts, shows_reason=chats.chat.shows_reason),
+            records=RecordFilter(
+                chats.counts, shows_reason=chats.chat.shows_reason, cursor=_cursor(self.options)
+            ),
             began=request.now,
         )
         chats.streams.add(stream)
@@ -102,3 +104,7 @@ class PendingStream:
             return resume_admitted(gateway, self)
         finally:
             self.abandon()
+
+
+def _cursor(options: StreamOptions) -> int:
+    return -1 if options.cursor is None else int(options.cursor)
