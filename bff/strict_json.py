@@ -2,23 +2,18 @@
 
 import json
 from math import isfinite
-from typing import Any
+from typing import Any, Final
 
 
 def loads(text: str | bytes) -> Any:
     """Read *text*.
 
     Raises:
-        ValueError: it is not JSON, an object repeats a key, a number is NaN or infinite, or it is
-            nested too deeply for the parser.
+        ValueError: it is not JSON, an object repeats a key, a number is NaN or infinite, it is not
+            UTF-8, or it is nested too deeply for the parser.
     """
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        return _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -40,3 +35,9 @@ def _finite(number: str) -> float:
 
 def _refuse_constant(constant: str) -> None:
     raise ValueError(constant)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+)
+"""Made once: `json.loads` makes one for each call with arguments."""

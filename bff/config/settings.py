@@ -240,8 +240,8 @@ class Settings:
     fast_path: bool = setting(
         "BFF_FAST_PATH",
         values.flag,
-        "`true` serves hits without ASGI, at several times the requests a second; `false` serves "
-        "every request through ASGI",
+        "`true` serves sessions without ASGI, hits at several times the requests a second; "
+        "`false` serves every request through ASGI",
         default="true",
         reloadable=False,
     )

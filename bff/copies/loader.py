@@ -35,6 +35,10 @@ REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview enviro
 """The remedy when upstream rejects the secret key."""
 
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+"""Made once: `json.dumps` makes one for each call with arguments."""
+
+
 class Get(Protocol):
     """Gets a session from upstream: `Upstream.get`, or `Upstream.get_as` with a token."""
 
@@ -193,8 +197,7 @@ class Loader:
         self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
         shown = policy.project(document)
         try:
-            text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            body = text.encode()
+            body = _ENCODER.encode(shown).encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
         return make_copy(

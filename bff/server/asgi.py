@@ -20,8 +20,6 @@ HOLD: Final = "bff.hold"
 """The extension that counts bytes that a request holds in memory; False if there is no room."""
 STREAM: Final = "bff.stream"
 """The extension that tells a connection that its answer is a stream, which ends it."""
-RELAY: Final = "bff.relay"
-"""The extension that writes a stream without ASGI messages, where the fast path is on."""
 ADMIT: Final = "bff.admit"
 """The extension that returns a response if there is room for it in memory, else a refusal."""
 PENDING: Final = "bff.pending"
@@ -138,9 +136,6 @@ async def _write_stream(
         stream.bound(extensions[HOLD])
     if STREAM in extensions:
         extensions[STREAM](stream)
-    if RELAY in extensions:
-        await extensions[RELAY](response)
-        return
     leaving = asyncio.create_task(_browser_leaves(receive, stream))
     try:
         start = {"type": "http.response.start", "status": response.status}

@@ -210,7 +210,13 @@ class BoundedProtocol(UvicornProtocol):
         """Let the answer be a stream: the last one, which ends when the browser leaves."""
         self._stream = stream
         self._refused = True  # whatever comes after the request is ignored
-        self.begin_last_answer()
+        self.read_on()
+        self.transport.resume_reading()
+
+    def shutdown(self) -> None:
+        """End the connection, unless its answer is a stream, which the gateway ends."""
+        if self._stream is None:
+            super().shutdown()
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""

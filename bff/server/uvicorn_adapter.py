@@ -6,7 +6,7 @@ path is used only with the sources that it was tested with.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -94,26 +94,20 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         if self.draining or self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
-    async def relay(self, start: bytes, parts: AsyncIterator[bytes]) -> None:
-        """Write an answer past uvicorn's cycle: *start* of its bytes, then *parts* as they come.
+    def start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work*; the server waits for it when it stops."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
-        The answer is the last of the connection. It waits for a browser that reads slowly.
-        """
-        cycle, transport, flow = self.cycle, self.cycle.transport, self.flow
-        cycle.response_started, cycle.keep_alive = True, False
-        transport.write(start)
-        async for part in parts:
-            transport.write(b"%x\r\n%b\r\n" % (len(part), part))
-            if flow.write_paused:
-                await flow.drain()
-        cycle.response_complete = True
-        transport.write(b"0\r\n\r\n")
-        transport.close()
-
-    def begin_last_answer(self) -> None:
+    def read_on(self) -> None:
         """Read on, so that it shows when the browser leaves during a long answer."""
-        self.cycle.keep_alive = False
         self.flow.resume_reading()
+
+    async def drained(self) -> None:
+        """Wait until the browser has read most of what was written."""
+        if self.flow.write_paused:
+            await self.flow.drain()
 
     # -- the end of a connection
 

@@ -10,12 +10,11 @@ else is upstream's trouble, whatever its status says.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bff.clock import Clock
 from bff.errors import (
@@ -113,20 +112,24 @@ class Upstream:
                 ``retry_after``; or another of upstream's troubles.
             Exception: whatever *again* raises.
         """
-        async with _bounded(self._timeout):
-            used = self._current
-            answer = await self._send("GET", path, self._signed[used])
-            rejected = _is_rejection(answer)
-            if rejected and len(self._signed) > 1:
-                if self._current == used:  # otherwise another load has switched keys
-                    self._current = (used + 1) % len(self._signed)
-                # While all keys are rejected, a load makes one call only.
-                if self._accepted:
-                    await again()
-                    answer = await self._send("GET", path, self._signed[self._current])
-                    rejected = _is_rejection(answer)
-            self._accepted = not rejected
-            return self._read(answer, read, self._observe)
+        return await self._bounded(self._get(path, read, again))
+
+    async def _get(
+        self, path: str, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
+    ) -> T:
+        used = self._current
+        answer = await self._send("GET", path, self._signed[used])
+        rejected = _is_rejection(answer)
+        if rejected and len(self._signed) > 1:
+            if self._current == used:  # otherwise another load has switched keys
+                self._current = (used + 1) % len(self._signed)
+            # While all keys are rejected, a load makes one call only.
+            if self._accepted:
+                await again()
+                answer = await self._send("GET", path, self._signed[self._current])
+                rejected = _is_rejection(answer)
+        self._accepted = not rejected
+        return self._read(answer, read, self._observe)
 
     async def get_as(self, token: bytes, path: str, *, read: Callable[[bytes], T]) -> T:
         """GET *path* with a browser's *token* in place of the secret key; read the body of a 200.
@@ -138,8 +141,7 @@ class Upstream:
                 about the token; the last holds until the token's quota is reset.
         """
         lines = self._common + header_lines((b"authorization", b"Bearer " + token))
-        async with _bounded(self._timeout):
-            answer = await self._send("GET", path, lines)
+        answer = await self._bounded(self._send("GET", path, lines))
         error = None if answer.status == HTTPStatus.OK else api_error(answer)
         if error is not None:
             if answer.status == _REJECTED:
@@ -167,8 +169,15 @@ class Upstream:
         Raises:
             UpstreamError: the request failed.
         """
-        async with _bounded(self._timeout):
-            return await self._send(method, path, self._signed[self._current])
+        return await self._bounded(self._send(method, path, self._signed[self._current]))
+
+    async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do *work* within the timeout."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await work
+        except TimeoutError:
+            raise UpstreamTimeout from None
 
     async def _send(self, method: str, path: str, lines: bytes) -> Answer:
         target = self._address.target + path.encode() or b"/"
@@ -218,16 +227,6 @@ def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
 
 def _is_rejection(answer: Answer) -> bool:
     return answer.status == _REJECTED and api_error(answer) is not None
-
-
-@asynccontextmanager
-async def _bounded(seconds: float) -> AsyncIterator[None]:
-    """Time out after *seconds*."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise UpstreamTimeout from None
 
 
 def _read_subject(body: bytes) -> str:

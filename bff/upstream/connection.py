@@ -8,6 +8,7 @@ arrives without a request ends the connection, so it is never taken for an answe
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,9 +27,12 @@ MAX_UNREAD_BYTES: Final = 64 * 1024
 """Bytes of a streamed body that wait for their reader; beyond them the connection is not read."""
 _ONCE: Final = frozenset(("content-length", "transfer-encoding", "content-encoding"))
 """Headers that say how a body is read; repeated, they could be read in two ways."""
+_TARGET: Final = re.compile(rb"[!-~]+")
 _WITHOUT_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-_INTERIM: Final = range(100, 200)
-_STATUSES: Final = range(100, 600)
+_STATUSES: Final = range(200, 600)
+"""Statuses of an answer; that of an interim answer is 1xx."""
+_INTERIM: Final = b"HTTP/1.1 1"
+_END: Final = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ class Request:
 
     def encoded(self) -> bytes:
         """Return the bytes of the request."""
-        if not self.target.isascii() or len(self.target.split()) != 1 or b"\0" in self.target:
-            raise ValueError("the target of a request has a space, a line end or a byte over 127")
+        if _TARGET.fullmatch(self.target) is None:
+            raise ValueError("the target of a request has a byte that would end it")
         framing = b"" if self.method == b"GET" else b"content-length: %d\r\n" % len(self.body)
         return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (
             self.method,
@@ -154,6 +158,10 @@ class Connection(asyncio.Protocol):
         """What the request waits for; None between requests."""
         self._streamed = False
         self._stream: Stream | None = None
+        self._started = False
+        """The head of the answer has begun."""
+        self._start = b""
+        """The begin of an interim answer."""
         self._complete = False
         self._in_head = True
         self._overhead = 0
@@ -169,7 +177,7 @@ class Connection(asyncio.Protocol):
         """Send a request; the future gets the whole answer, or an `UpstreamError`."""
         loop = asyncio.get_running_loop()
         self._answer = future = loop.create_future()
-        self.silent, self._overhead = True, 0
+        self.silent, self._started, self._overhead = True, False, 0
         if self.usable and self._transport is not None:
             self._transport.write(data)
         else:
@@ -210,14 +218,14 @@ class Connection(asyncio.Protocol):
         if answer is None or self._parser is None or not self.usable:
             self.abort()
             return
-        if self.silent and data[:1] != b"H":  # the parser skips empty lines, and knows RTSP
-            self._fail(UpstreamInvalid())
-            return
         self.silent = False
         self._overhead += len(data)
         try:
+            if not self._started:
+                data = self._after_interim(data)
+                self._started = bool(data)
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, UpstreamInvalid):
             if not self._complete:
                 self._fail(UpstreamInvalid())
                 return
@@ -239,10 +247,28 @@ class Connection(asyncio.Protocol):
         self._parser = self._transport = None  # both refer to this object
         self._on_end(self)
 
+    def _after_interim(self, data: bytes) -> bytes:
+        """Return the bytes of the answer: what follows interim answers; empty if not known yet.
+
+        The parser alone would accept empty lines between them, and RTSP.
+        """
+        data, self._start = self._start + data, b""
+        at = 0
+        while _INTERIM.startswith(data[at : at + len(_INTERIM)]):
+            end = data.find(_END, at)
+            if end < 0:
+                self._start = data[at:]
+                return b""
+            _check_interim(data[at : end + len(_END)])
+            at = end + len(_END)
+        if data[at : at + 1] != b"H":
+            raise UpstreamInvalid
+        return data[at:]
+
     # -- callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """Start a head: that of the answer, or of an interim answer before it."""
+        """Start the head of the answer."""
         if self._complete:
             raise UpstreamInvalid
         self._in_head = True
@@ -255,7 +281,7 @@ class Connection(asyncio.Protocol):
         key = name.decode("latin-1").lower()
         if key in _ONCE and key in self._headers:
             raise UpstreamInvalid
-        self._headers[key] = value.decode("latin-1")
+        self._headers[key] = value.decode("latin-1").rstrip(" \t")
 
     def on_headers_complete(self) -> None:
         """Check how the body is framed."""
@@ -264,10 +290,6 @@ class Connection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0") or self._status not in _STATUSES:
             raise UpstreamInvalid
-        if self._status in _INTERIM:
-            if self._status == HTTPStatus.SWITCHING_PROTOCOLS:
-                raise UpstreamInvalid
-            return
         headers = self._headers
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if coding is not None and (coding.lower() != "chunked" or version == "1.0"):
@@ -297,8 +319,6 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note that the answer is complete; whether the connection goes on is known only now."""
-        if self._status in _INTERIM:
-            return
         assert self._parser is not None  # noqa: S101  it calls this method
         self._complete = True
         if self._streamed or not self._parser.should_keep_alive():
@@ -326,3 +346,15 @@ class Connection(asyncio.Protocol):
         elif future is not None and not future.done():
             future.set_exception(error)
         self.abort()
+
+
+class _Interim:
+    """Callbacks of a parser of interim answers, which are read and ignored."""
+
+
+def _check_interim(head: bytes) -> None:
+    """Refuse an interim answer that is malformed, or that switches protocols."""
+    parser = httptools.HttpResponseParser(_Interim())
+    parser.feed_data(head)
+    if parser.get_status_code() == HTTPStatus.SWITCHING_PROTOCOLS:
+        raise UpstreamInvalid

@@ -21,6 +21,8 @@ _PROBLEM: Final = frozenset(("title", "status", "type", "detail", "error"))
 _LIMITED: Final = frozenset(("reset", "limit", "remaining", "secondsUntilReset"))
 _MISSING: Final = ("Not found", "Resource not found")
 """The API's texts for what does not exist."""
+_NAMES: Final = frozenset(("", *(status.phrase.casefold() for status in HTTPStatus)))
+"""Texts that frameworks send for want of a better one; the API says more."""
 
 
 def is_json(headers: Mapping[str, str]) -> bool:
@@ -49,17 +51,9 @@ def _is_plain(error: dict[str, Any], status: int, headers: Mapping[str, str]) ->
     text = error["error"]
     if status == HTTPStatus.NOT_FOUND:
         return text in _MISSING or headers.get("x-should-retry") == "false"
-    # Frameworks send the status's own name; the API never does.
-    return bool(text) and text.casefold() != _phrase(status)
+    return len(error) > 1 or text.casefold() not in _NAMES
 
 
 def _is_problem(error: dict[str, Any], status: int) -> bool:
     keys = error.keys()
     return _PROBLEM <= keys <= _PROBLEM | _LIMITED and error["status"] == status
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase.casefold()
-    except ValueError:
-        return ""
