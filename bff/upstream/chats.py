@@ -116,7 +116,11 @@ class ChatUpstream:
         finally:
             if stream is not None:
                 stream.abort()
-        return self._checked(answer, used)
+        try:
+            return self._checked(answer, used)
+        except (UpstreamUnavailable, UpstreamInvalid) as error:
+            error.sent = True  # something answered, and what it did with the message is not known
+            raise
 
     async def open(self, session_id: str, options: StreamOptions) -> Stream:
         """Open the stream of a session; the caller aborts it.
