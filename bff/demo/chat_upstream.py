@@ -133,7 +133,15 @@ class PretendChats:
         elif append:
             await self._append(request, receive, send, environment, document)
         else:
-            await self._stream(request, send, self.channel(environment, id_))
+            streaming = asyncio.ensure_future(
+                self._stream(request, send, self.channel(environment, id_))
+            )
+            leaving = asyncio.ensure_future(_left(receive))
+            await asyncio.wait((streaming, leaving), return_when=asyncio.FIRST_COMPLETED)
+            leaving.cancel()
+            if streaming.done():
+                await streaming
+            streaming.cancel()
 
     # -- messages
 
@@ -285,6 +293,11 @@ class PretendChats:
         if not self.cut_after:
             return [records]
         return [records[i : i + 1] for i in range(len(records))] or [[]]
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _event(records: list[Record]) -> bytes:

@@ -1,13 +1,19 @@
 """What tests of chats share: settings, requests, and streams as upstream sends them."""
 
+import asyncio
 import json
-from typing import Any
+from contextlib import aclosing
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx2
 from support.world import OFF, ORIGIN, World
 
 from bff.demo.upstream import Answer, Seen
+from bff.errors import UpstreamUnavailable
+from bff.request import RequestHead
+from bff.response import Response, StreamResponse
+from bff.upstream.connection import Stream
 
 AGENT_KEY = "agent-key-sentinel-0123456789abcdef"
 ROUTE = "/realtime/v1/sessions/"
@@ -83,3 +89,66 @@ def sent(world: World) -> list[tuple[str, str]]:
 
 def code(response: httpx2.Response) -> tuple[int, str]:
     return response.status_code, response.json().get("code", "")
+
+
+class Live:
+    """A stream whose parts the test sends, read as a page reads it.
+
+    It replaces upstream's side of the next stream that the gateway opens.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.closed = False
+        """The gateway closed upstream's side."""
+        self.upstream = Stream(200, EVENTS, cast("Any", self))
+        self.received = b""
+
+    async def open(self, token: str, **headers: str) -> Response:
+        """Open the stream; reads it in a task if it is one."""
+        gateway, clock = self._world.service.gateway, self._world.clock
+        api = self._world.service.network.api
+        before, api.stream = api.stream, self._stream  # type: ignore[method-assign]
+        lines = [(b"authorization", f"Bearer {token}".encode())]
+        lines += [(n.replace("_", "-").encode(), v.encode()) for n, v in headers.items()]
+        head = RequestHead.read("GET", f"{ROUTE}chat-1/out".encode(), b"", lines, "192.0.2.1")
+        response = await gateway.finish(gateway.decide(head, *clock()))
+        api.stream = before  # type: ignore[method-assign]
+        if isinstance(response, StreamResponse):
+            self.reading = asyncio.create_task(self._read(response))
+            await asyncio.sleep(0)
+        return response
+
+    async def _stream(self, *_: object) -> Stream:
+        return self.upstream
+
+    async def _read(self, response: StreamResponse) -> None:
+        async with aclosing(response.stream.events()) as events:
+            async for event in events:
+                self.received += event
+
+    async def send(self, data: bytes) -> None:
+        """Let upstream send *data*."""
+        self.upstream.feed(data)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def ended(self) -> bool:
+        """Let the gateway check its streams once; tell whether this one has ended."""
+        for _ in self._world.service.gateway.check_streams():
+            pass
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return self.reading.done()
+
+    # -- the connection of `Stream`
+
+    def abort(self) -> None:
+        self.closed = True
+        self.upstream.end(UpstreamUnavailable())
+
+    def resume_reading(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
