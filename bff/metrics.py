@@ -112,7 +112,8 @@ BAD_TOKENS: Final = _counter(
 )
 LIMITED: Final = _counter(
     "bff_limited",
-    "Requests refused by a rate limit, by limit: address, bad-token, caller.",
+    "Requests refused by a rate limit, by limit: address, bad-token, caller, stream-open, message, "
+    "message-daily, message-total.",
     "limit",
     initial=("address", "bad-token", "caller"),
 )

@@ -98,21 +98,24 @@ class Message:
         """The id by which the message names its session; a stop names none."""
         return None if self.payload is None else self.payload["chatId"]
 
-    def encode(self, session_id: str, ids: Container[str], sign: Callable[[], str]) -> bytes:
-        """Write the message for the session *session_id*.
+    def check_chat(self, ids: Container[str]) -> None:
+        """Refuse a message that names none of *ids*, those of its session.
+
+        Raises:
+            Refused: ``foreign_chat``.
+        """
+        if self.chat_id is not None and self.chat_id not in ids:
+            raise Refused("foreign_chat")
+
+    def encode(self, session_id: str, sign: Callable[[], str]) -> bytes:
+        """Write the message for the session *session_id*, which `check_chat` has checked.
 
         Args:
             session_id: the id of the path.
-            ids: both ids of the session, as far as they are known.
             sign: makes the signed identity; called only if the policy names a field for it.
-
-        Raises:
-            Refused: ``foreign_chat``: the message names another session.
         """
         if self.payload is None:
             return b'{"kind":"stop"}'
-        if self.chat_id != session_id and self.chat_id not in ids:
-            raise Refused("foreign_chat")
         payload = dict(self.payload) | {"chatId": session_id}
         if self.identity_field is not None:
             metadata = payload.get("metadata", {})

@@ -37,22 +37,28 @@ from bff.upstream.pool import Transport
 
 MAX_DRAIN_SECONDS = 8.0
 """Seconds over which the ends of streams are spread at most: a stop takes at most ten."""
-_PAGES = {
-    b"/": json.dumps(
-        {
-            "name": "bff",
-            "version": __version__,
-            "description": "The browser-facing gateway of Trigger.dev sessions",
-            "routes": [
-                "GET /api/v1/sessions",
-                "GET /api/v1/sessions/{session}",
-                "GET /openapi.json",
-                "GET /healthz",
-            ],
-        }
-    ).encode(),
-    b"/healthz": b'{"status": "ok"}',
-}
+
+
+def _pages(settings: Settings, description: object) -> dict[bytes, bytes]:
+    """Make the public JSON by path."""
+    chats = [f"POST {openapi.CHAT_IN}", f"GET {openapi.CHAT_OUT}"] if settings.chat.enabled else []
+    about = {
+        "name": "bff",
+        "version": __version__,
+        "description": "The browser-facing gateway of Trigger.dev sessions",
+        "routes": [
+            "GET /api/v1/sessions",
+            "GET /api/v1/sessions/{session}",
+            *chats,
+            "GET /openapi.json",
+            "GET /healthz",
+        ],
+    }
+    return {
+        b"/": json.dumps(about).encode(),
+        b"/healthz": b'{"status": "ok"}',
+        b"/openapi.json": json.dumps(description).encode(),
+    }
 
 
 class ConfigBuilder:
@@ -139,7 +145,11 @@ class ConfigBuilder:
         limiter = partial(_limiter, provider=self._provider)
         exact = partial(limiter, exact=True)
         description = openapi.document(
-            settings.default_policy, settings.policies, __version__, cookie=settings.token_cookie
+            settings.default_policy,
+            settings.policies,
+            __version__,
+            cookie=settings.token_cookie,
+            chat=settings.chat.enabled,
         )
         return RuntimeConfig(
             environments={
@@ -172,7 +182,7 @@ class ConfigBuilder:
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             chat=_chat_config(settings),
-            pages=_PAGES | {b"/openapi.json": json.dumps(description).encode()},
+            pages=_pages(settings, description),
         )
 
     def _environment(

@@ -150,8 +150,8 @@ class PendingMessage:
 
     def _check_session(self, gateway: Resumable) -> Response | Pending:
         self.chats.refuse_revoked_session(self.request, self.caller, self.session_id)
-        if not self._names_session():
-            raise Refused("foreign_chat")
+        if self._message is not None:
+            self._message.check_chat(self.chats.ids_of(self.caller, self.session_id))
         return self._charge(gateway)
 
     # -- the limits
@@ -181,8 +181,7 @@ class PendingMessage:
         chats, caller = self.chats, self.caller
         _, wall = gateway.clock()
         if self._message is not None:
-            ids = chats.ids_of(caller, self.session_id)
-            self._body = self._message.encode(self.session_id, ids, lambda: self._sign(wall))
+            self._body = self._message.encode(self.session_id, lambda: self._sign(wall))
         self._sent = True
         try:
             environment = chats.environment(caller)

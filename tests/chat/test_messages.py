@@ -27,12 +27,14 @@ def body(payload: object = PAYLOAD, **others: Any) -> bytes:
 
 
 def sent(raw: bytes, policy: MessagePolicy = POLICY, ids: tuple[str, ...] = ()) -> Any:
-    return json.loads(policy.read(raw).encode("chat-1", ids, lambda: "signed"))
+    message = policy.read(raw)
+    message.check_chat(("chat-1", *ids))
+    return json.loads(message.encode("chat-1", lambda: "signed"))
 
 
 def code(raw: bytes, policy: MessagePolicy = POLICY) -> str:
     with pytest.raises(Refused) as caught:
-        policy.read(raw).encode("chat-1", (), lambda: "signed")
+        policy.read(raw).check_chat(("chat-1",))
     return caught.value.refusal.code
 
 
@@ -45,7 +47,7 @@ def test_official_transports_message_is_sent_as_it_is() -> None:
 def test_stop_is_written_anew_without_a_payload() -> None:
     message = POLICY.read(b'{"kind": "stop", "payload": {"trigger": "close"}, "x": 1}')
 
-    assert message.encode("chat-1", (), lambda: "signed") == b'{"kind":"stop"}'
+    assert message.encode("chat-1", lambda: "signed") == b'{"kind":"stop"}'
     assert message.dropped == 2
     assert message.chat_id is None
 
@@ -117,7 +119,7 @@ def test_hostile_bodies_are_refused_with_a_text(number: int) -> None:
 def test_other_keys_of_a_payload_are_dropped_and_counted(key: str) -> None:
     message = POLICY.read(body(PAYLOAD | {key: "forged"}, sessionId="forged", runId=1))
 
-    assert json.loads(message.encode("chat-1", (), lambda: ""))["payload"] == PAYLOAD
+    assert json.loads(message.encode("chat-1", lambda: ""))["payload"] == PAYLOAD
     assert message.dropped == 3
 
 
@@ -157,7 +159,7 @@ def test_identity_is_not_signed_if_the_policy_names_no_field() -> None:
     def sign() -> str:
         raise AssertionError
 
-    assert b"metadata" not in POLICY.read(body()).encode("chat-1", (), sign)
+    assert b"metadata" not in POLICY.read(body()).encode("chat-1", sign)
 
 
 def test_half_a_surrogate_pair_and_other_texts_arrive_unchanged() -> None:
@@ -166,7 +168,7 @@ def test_half_a_surrogate_pair_and_other_texts_arrive_unchanged() -> None:
 
     assert sent(body(payload))["payload"]["action"] == text
     raw = body(payload).decode().encode()
-    assert POLICY.read(raw).encode("chat-1", (), lambda: "").decode(), "valid UTF-8"
+    assert POLICY.read(raw).encode("chat-1", lambda: "").decode(), "valid UTF-8"
 
 
 def test_depth_counts_no_brackets_within_strings() -> None:
@@ -210,7 +212,8 @@ def test_only_allowed_keys_are_sent_of_any_payload(changes: dict[str, Any]) -> N
     policy = MessagePolicy(identity_field="__bff")
     try:
         message = policy.read(body(PAYLOAD | changes))
-        payload = json.loads(message.encode("chat-1", (), lambda: "signed"))["payload"]
+        message.check_chat(("chat-1",))
+        payload = json.loads(message.encode("chat-1", lambda: "signed"))["payload"]
     except Refused:
         return
 

@@ -281,10 +281,12 @@ def message(data: bytes) -> None:
     """A body is refused, or written anew with allowed keys and the gateway's identity."""
     policy = MessagePolicy(identity_field="__bff")
     try:
-        written = json.loads(policy.read(data).encode("chat-1", ("s",), lambda: "signed"))
+        read = policy.read(data)
+        read.check_chat(("chat-1", "s"))
     except Refused as refused:
         assert refused.refusal.code in ("invalid_message", "foreign_chat")
         return
+    written = json.loads(read.encode("chat-1", lambda: "signed"))
     if written["kind"] == "stop":
         assert written == {"kind": "stop"}
         return
