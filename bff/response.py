@@ -51,7 +51,7 @@ _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n
 _SESSION_BODY: Final = (
     _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
 )
-# A stored stream would be a recording. nginx and others collect a body unless they are told not to.
+# A stored stream would be a recording. nginx and others collect a body unless a header forbids it.
 _STREAM: Final = (
     b"cache-control: no-store, no-transform\r\nx-accel-buffering: no\r\n"
     b"content-type: text/event-stream; charset=utf-8\r\nx-stream-version: v2\r\n"
@@ -208,7 +208,7 @@ class ResponseBuilder:
         stream: EventStream,
         lines: bytes,
         *,
-        settled: bool,
+        idle: bool,
         origin: bytes | None,
         request_id: bytes,
     ) -> StreamResponse:
@@ -216,7 +216,7 @@ class ResponseBuilder:
         head = b"%b%b%b%b" % (
             self._common(origin, request_id),
             _STREAM,
-            b"x-session-settled: true\r\n" if settled else b"",
+            b"x-session-settled: true\r\n" if idle else b"",
             lines,
         )
         return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)

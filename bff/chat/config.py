@@ -1,4 +1,4 @@
-"""What the settings decide about chats, in the form that running objects use."""
+"""The settings of chats in the form that running objects use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ _LEVELS: Final = {ord(bracket): 1 if bracket in "[{" else -1 for bracket in "[]{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagePolicy:
-    """What browsers may append.
+    """An allow-list of what browsers may append.
 
     Attributes:
         fields: further keys of a payload that are kept.
@@ -142,7 +142,7 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _depth_exceeds(body: bytes, bound: int) -> bool:
-    """Whether brackets are nested deeper than *bound*, told without a recursion."""
+    """Whether brackets are nested deeper than *bound*, without a recursion."""
     brackets = body.translate(None, _OTHERS)
     if len(brackets) <= bound:
         return False
@@ -165,7 +165,7 @@ def _check_payload(payload: Mapping[str, Any]) -> None:
 
 
 def _check_message(message: object) -> None:
-    """Let browsers speak as the user, and resolve tool calls; no other role is theirs to take."""
+    """Refuse every role but the user's, and the assistant's where it only resolves tool calls."""
     parts = message.get("parts", []) if isinstance(message, dict) else None
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise _refused("message must be an object, and its parts a list of objects")

@@ -1,4 +1,4 @@
-"""What browsers may see of a chat's stream. Pure, and the same for any cut of the bytes.
+"""Passes on what browsers may see of a chat's stream. Pure, and the same for any cut of the bytes.
 
 Upstream sends server-sent events. They are parsed by the rules of WHATWG, and what is allowed is
 written anew. A finished turn brings a token of Trigger.dev, in the headers of a control record or,
@@ -237,7 +237,7 @@ class RecordFilter:
             raise Unreadable
         try:
             envelope = _loads(body)
-            own = _own_type(envelope)  # of a chunk without an envelope
+            own = _own_type(envelope)  # a chunk without an envelope
             if own is None and isinstance(envelope, dict):
                 return _passed_envelope(body, envelope)
         except json.JSONDecodeError:
@@ -265,13 +265,13 @@ def _passed_envelope(body: str, envelope: dict[str, Any]) -> str:
 
 
 def _name(header: object) -> str | None:
-    """The name of a record's header; None for what is no header."""
+    """The name of a record's header; None if it is malformed."""
     name = header[0] if isinstance(header, list) and header else None
     return name if isinstance(name, str) else None
 
 
 def _own_type(chunk: object) -> str | None:
-    """The type of a chunk that is one of Trigger.dev's own; JSON in a string is looked into.
+    """The type of a chunk of Trigger.dev's own format; a string is searched for JSON.
 
     Raises:
         ValueError: two parsers could read it differently.

@@ -1,6 +1,6 @@
 """The open chat streams of one process: how many there may be, and what ends them.
 
-An `OpenStream` stands between upstream's connection and the browser's. Its reader, the server,
+An `ChatStream` stands between upstream's connection and the browser's. Its reader, the server,
 iterates over it, and gets the events that the browser may see as they come. The stream ends cleanly
 when `end` is called, whatever it waits for: at expiry, revocation, a removed key, a stricter policy
 and at the end of the process. A clean end loses nothing, because browsers resume after the last
@@ -52,7 +52,7 @@ class Bounds:
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
-class OpenStream:
+class ChatStream:
     """One stream, from its reservation to its end.
 
     Attributes:
@@ -143,10 +143,10 @@ class Streams:
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
         self._telemetry = telemetry
         self._clock = clock
-        self._open: dict[OpenStream, None] = {}
+        self._open: dict[ChatStream, None] = {}
         self._by_caller: Counter[Hashable] = Counter()
         self._by_address: Counter[str] = Counter()
-        self._waiting_first: set[OpenStream] = set()
+        self._waiting_first: set[ChatStream] = set()
         self._unreadable: TTLCache[tuple[str, str, int], None] = TTLCache(
             _MAX_UNREADABLE, UNREADABLE_SECONDS, timer=clock
         )
@@ -183,25 +183,25 @@ class Streams:
         if (*session, cursor) in self._unreadable:
             raise Refused("stream_unreadable")
 
-    def add(self, stream: OpenStream) -> None:
+    def add(self, stream: ChatStream) -> None:
         """Count a stream; its `release` counts its end."""
         self._open[stream] = None
         self._by_caller[stream.caller] += 1
         self._by_address[stream.address] += 1
         self._waiting_first.add(stream)
 
-    def is_first(self, stream: OpenStream) -> bool:
+    def is_first(self, stream: ChatStream) -> bool:
         """Whether the first record of a stream has just been passed on."""
         return stream.records.records > 0 and stream in self._waiting_first
 
-    def observe_first(self, stream: OpenStream) -> None:
+    def observe_first(self, stream: ChatStream) -> None:
         """Measure the time to the first record."""
         self._waiting_first.discard(stream)
         self._telemetry.observe(metrics.STREAM_FIRST_SECONDS, self._clock() - stream.began)
 
     # -- the end
 
-    def remove(self, stream: OpenStream, reason: str) -> None:
+    def remove(self, stream: ChatStream, reason: str) -> None:
         """Count the end of a stream."""
         del self._open[stream]
         self._waiting_first.discard(stream)
@@ -210,7 +210,7 @@ class Streams:
         self._telemetry.count(metrics.STREAM_ENDS, reason)
         self._telemetry.observe(metrics.STREAM_SECONDS, self._clock() - stream.began)
 
-    def note_unreadable(self, stream: OpenStream) -> None:
+    def note_unreadable(self, stream: ChatStream) -> None:
         """Remember the place where a stream could not be read further."""
         self._unreadable[*stream.session, stream.records.cursor] = None
 

@@ -107,7 +107,7 @@ class ConfigBuilder:
             address=Unlimited("address"),
             bad_token=Unlimited("bad-token"),
             caller=Unlimited("caller"),
-            stream_open=Unlimited("stream-open"),
+            stream=Unlimited("stream-open"),
             message=Unlimited("message"),
             message_daily=Unlimited("message-daily"),
             message_total=Unlimited("message-total"),
@@ -163,9 +163,7 @@ class ConfigBuilder:
                 address=limiter("address", settings.ip_rate_limit, limits.address),
                 bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
                 caller=limiter("caller", settings.rate_limit, limits.caller),
-                stream_open=limiter(
-                    "stream-open", settings.chat.stream_open_limit, limits.stream_open
-                ),
+                stream=limiter("stream-open", settings.chat.stream_limit, limits.stream),
                 message=exact("message", settings.chat.message_limit, limits.message),
                 message_daily=exact(
                     "message-daily", settings.chat.message_daily_limit, limits.message_daily

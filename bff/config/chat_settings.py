@@ -70,7 +70,7 @@ class ChatSettings:
         "BFF_INPUT",
         _input_policy,
         "`chat` lets only messages of the official transport pass; `any` sends every body as it "
-        "comes, for sessions that are no chats",
+        "comes, for sessions other than chats",
         default="chat",
     )
     input_fields: tuple[str, ...] = setting(
@@ -116,7 +116,7 @@ class ChatSettings:
         "messages of all callers of an environment together, such as `5000/day`; `off`",
         default="off",
     )
-    stream_open_limit: Rate | None = setting(
+    stream_limit: Rate | None = setting(
         "BFF_STREAM_OPEN_LIMIT",
         values.rate,
         "streams that a caller opens; the official transport opens one for each message, and again "
@@ -161,9 +161,9 @@ def problems(
         keys: every key that verifies tokens or goes upstream.
         has_proxies: whether proxies are trusted.
     """
-    found = []
+    mistakes = []
     if chat.enabled and not chat.trigger_tokens:
-        found += [
+        mistakes += [
             f"BFF_CHAT of environment {name!r} would hide nothing: a browser's token is accepted "
             "by Trigger.dev too, so it can read past the gateway; set BFF_SIGNING_KEYS to a key of "
             "your own (openssl rand -hex 32) and BFF_VERIFY=local, or write "
@@ -172,29 +172,29 @@ def problems(
         ]
     believed = sorted(set(chat.input_fields) & (BELIEVED | KEPT))
     if believed:
-        found.append(
+        mistakes.append(
             f"BFF_INPUT_FIELDS contains {', '.join(believed)}, which the agent believes or the "
             "gateway handles; remove it"
         )
     field, key = chat.identity_field, chat.identity_key
     if (field is None) != (key is None):
         missing = "BFF_IDENTITY_FIELD" if field is None else "BFF_IDENTITY_KEY"
-        found.append(f"{missing} is not set, but the other half of the identity is; set both")
+        mistakes.append(f"{missing} is not set, but the other half of the identity is; set both")
     if field is not None and chat.input == "any":
-        found.append(
+        mistakes.append(
             "BFF_IDENTITY_FIELD has no effect with BFF_INPUT=any, which sends bodies as they come; "
             "remove one of them"
         )
     if key is not None and key in set(keys):
-        found.append(
+        mistakes.append(
             "BFF_IDENTITY_KEY is also a signing key or a secret key; the agent holds it, so make "
             "one of its own: openssl rand -hex 32"
         )
     if chat.identity_headers and field is None:
-        found.append("BFF_IDENTITY_HEADERS has no effect without BFF_IDENTITY_FIELD; set it")
+        mistakes.append("BFF_IDENTITY_HEADERS has no effect without BFF_IDENTITY_FIELD; set it")
     elif chat.identity_headers and not has_proxies:
-        found.append(
+        mistakes.append(
             "BFF_IDENTITY_HEADERS has no effect without BFF_TRUSTED_PROXIES: any browser could "
             "send these headers; set it"
         )
-    return found
+    return mistakes

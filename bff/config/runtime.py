@@ -43,7 +43,7 @@ class Limits:
     address: Limiter
     bad_token: Limiter
     caller: Limiter
-    stream_open: Limiter
+    stream: Limiter
     message: Limiter
     message_daily: Limiter
     message_total: Limiter

@@ -49,7 +49,7 @@ class Channel:
             loop.call_soon_threadsafe(event.set)
 
     @property
-    def settled(self) -> bool:
+    def idle(self) -> bool:
         """Whether the last turn is complete."""
         headers = (name for record in self.out[-2:] for name in record.get("headers") or ())
         return ["trigger-control", "turn-complete"] in headers
@@ -267,9 +267,9 @@ class PretendChats:
         start = int(request.header("last-event-id") or "-1") + 1
         if start == 0 and request.header("x-trigger-stream-start") == "latest":
             start = len(channel.out)
-        asked = int(request.header("timeout-seconds") or DEFAULT_SECONDS)
-        seconds = min(max(asked, 1), MAX_SECONDS)
-        settled = request.header("x-peek-settled") == "1" and channel.settled
+        wish = int(request.header("timeout-seconds") or DEFAULT_SECONDS)
+        seconds = min(max(wish, 1), MAX_SECONDS)
+        idle = request.header("x-peek-settled") == "1" and channel.idle
         lines = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
@@ -277,11 +277,11 @@ class PretendChats:
             (b"access-control-expose-headers", b"*, x-stream-version, x-session-settled"),
             (b"x-stream-version", self.version.encode()),
         ]
-        if settled:
+        if idle:
             lines.append((b"x-session-settled", b"true"))
         await send({"type": "http.response.start", "status": 200, "headers": lines})
         passed = 0
-        async for records in channel.read(start, 0 if settled else seconds, self.ping):
+        async for records in channel.read(start, 0 if idle else seconds, self.ping):
             for part in self._parts(records):
                 await send({"type": "http.response.body", "body": _event(part), "more_body": True})
                 passed += len(part)

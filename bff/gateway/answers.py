@@ -135,13 +135,13 @@ class Answers:
         lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
         return self._representation(request, page, cache_status, lines)
 
-    def stream(self, request: RequestContext, stream: EventStream, *, settled: bool) -> Response:
+    def stream(self, request: RequestContext, stream: EventStream, *, idle: bool) -> Response:
         """Answer with the stream of a chat, whose caller was admitted just now."""
         head = request.head
         response = self._responses.stream(
             stream,
             rate_lines(request.window, request.now, request.wall),
-            settled=settled,
+            idle=idle,
             origin=head.fields.origin,
             request_id=request.request_id,
         )

@@ -64,7 +64,7 @@ class PendingMessage:
 
     @property
     def config(self) -> RuntimeConfig | None:
-        """None once the message was sent: its answer is told, whatever happened meanwhile."""
+        """None once the message was sent: the browser gets its answer in any case."""
         return None if self._sent else self.chats.config
 
     async def wait(self, gateway: Resumable) -> None:
@@ -132,8 +132,8 @@ class PendingMessage:
             self._message = message = policy.read(self._body)
             self._kind = message.kind
             chats.counts[metrics.MESSAGE_FIELDS_DROPPED,] += message.dropped
-        is_known = chats.pairs.known(caller.environment, self.session_id)
-        if chats.must_load(caller, self.session_id) or not (is_known or self._names_session()):
+        has_pair = chats.pairs.known(caller.environment, self.session_id)
+        if chats.must_load(caller, self.session_id) or not (has_pair or self._names_session()):
             return self._next(self._load_pair, self._check_session)
         return self._check_session(gateway)
 
@@ -167,7 +167,7 @@ class PendingMessage:
                 self._lease = pending.lease
                 return self._next(self._wait_for_lease, self._charge)
         self.chats.refuse_paused(self.request, self.caller)
-        return self._next(self._send, self._tell)
+        return self._next(self._send, self._finish)
 
     async def _wait_for_lease(self, gateway: Resumable) -> None:
         assert self._lease is not None  # noqa: S101  `_charge` set it
@@ -214,15 +214,15 @@ class PendingMessage:
         )
         return signer.sign(speaker, wall)
 
-    def _tell(self, gateway: Resumable) -> Response:
+    def _finish(self, gateway: Resumable) -> Response:
         assert self._answer is not None  # noqa: S101  `_send` set it
-        told = read_answer(self._answer, shows_reason=self.chats.chat.shows_reason)
-        self._count(told.code)
-        if not told.code:
+        answer = read_answer(self._answer, shows_reason=self.chats.chat.shows_reason)
+        self._count(answer.code)
+        if not answer.code:
             gateway.answers.log_message(
-                self.request, self.caller, self.session_id, self._kind, told.body.get("seq")
+                self.request, self.caller, self.session_id, self._kind, answer.body.get("seq")
             )
-        return gateway.answers.message(self.request, told.status, told.body, told.code)
+        return gateway.answers.message(self.request, answer.status, answer.body, answer.code)
 
     def _next(
         self,
@@ -234,8 +234,8 @@ class PendingMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a browser is told about its message."""
+class MessageAnswer:
+    """The answer to a message, for the browser."""
 
     status: int
     body: dict[str, Any]
@@ -243,7 +243,7 @@ class Told:
     """Empty if the message was accepted."""
 
 
-def read_answer(answer: Answer, *, shows_reason: bool) -> Told:
+def read_answer(answer: Answer, *, shows_reason: bool) -> MessageAnswer:
     """Read upstream's answer to a message.
 
     Raises:
@@ -256,7 +256,7 @@ def read_answer(answer: Answer, *, shows_reason: bool) -> Told:
     if not isinstance(body, dict):
         raise Refused("message_unconfirmed")
     if answer.status == HTTPStatus.OK and body.get("ok") is True:
-        return Told(HTTPStatus.OK, _accepted(body), "")
+        return MessageAnswer(HTTPStatus.OK, _accepted(body), "")
     if isinstance(body.get("error"), str):
         if answer.status == HTTPStatus.BAD_REQUEST:
             closed = body["error"] == _CLOSED
@@ -270,16 +270,16 @@ def read_answer(answer: Answer, *, shows_reason: bool) -> Told:
 
 
 def _accepted(body: dict[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {"ok": True}
+    accepted: dict[str, Any] = {"ok": True}
     if type(body.get("seq")) is int:
-        told["seq"] = body["seq"]
+        accepted["seq"] = body["seq"]
     if isinstance(body.get("pendingVersion"), bool):
-        told["pendingVersion"] = body["pendingVersion"]
-    return told
+        accepted["pendingVersion"] = body["pendingVersion"]
+    return accepted
 
 
-def _refused(status: int, code: ErrorCode, reason: object = None) -> Told:
+def _refused(status: int, code: ErrorCode, reason: object = None) -> MessageAnswer:
     body: dict[str, Any] = {"ok": False, "error": REFUSALS[code].text, "code": code}
     if isinstance(reason, str):
         body["closedReason"] = reason
-    return Told(status, body, code)
+    return MessageAnswer(status, body, code)

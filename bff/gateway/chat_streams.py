@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bff.chat.records import RecordFilter
-from bff.chat.streams import OpenStream
+from bff.chat.streams import ChatStream
 from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused, UpstreamError
 from bff.gateway.chats import Chats
@@ -38,8 +38,8 @@ class PendingStream:
     options: StreamOptions
     chats: Chats
     config: RuntimeConfig
-    _stream: OpenStream | None = None
-    _settled: bool = False
+    _stream: ChatStream | None = None
+    _idle: bool = False
     _refusal: Refusal | None = None
 
     async def wait(self, gateway: Resumable) -> None:
@@ -57,7 +57,7 @@ class PendingStream:
             await chats.load_pair(gateway, request, caller, self.session_id)
             chats.refuse_revoked_session(request, caller, self.session_id)
         chats.refuse_stream(request, caller)
-        self._stream = stream = OpenStream(
+        self._stream = stream = ChatStream(
             streams=chats.streams,
             caller=chats.key(request, caller),
             address=request.address,
@@ -75,7 +75,7 @@ class PendingStream:
             stream.release("failed")
             self._stream = None
             raise
-        self._settled = upstream.headers.get("x-session-settled") == "true"
+        self._idle = upstream.headers.get("x-session-settled") == "true"
         stream.connect(upstream)
 
     def conclude(self, gateway: Resumable) -> Response | Pending:
@@ -89,7 +89,7 @@ class PendingStream:
         assert self._stream is not None  # noqa: S101  `wait` opened it
         self.chats.refuse_revoked_session(self.request, self.caller, self.session_id)
         stream, self._stream = self._stream, None
-        return gateway.answers.stream(self.request, stream, settled=self._settled)
+        return gateway.answers.stream(self.request, stream, idle=self._idle)
 
     def abandon(self) -> None:
         """Release what `conclude` did not hand over."""

@@ -47,7 +47,7 @@ _PART_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """What a stream was allowed by; the gateway checks every moment whether it still holds."""
+    """The facts that allowed a stream; the gateway checks every moment whether they still hold."""
 
     caller: Caller[Grant]
     token: bytes
@@ -149,7 +149,7 @@ class Chats:
         caller: Caller[Grant],
         session_id: str,
     ) -> None:
-        """Load a session, so that both its ids are known; what does not exist has only one.
+        """Load a session, so that both its ids are known; a session that is not made yet has one.
 
         Raises:
             Refused: the load failed.
@@ -157,14 +157,14 @@ class Chats:
         granted = caller.granted.writes if request.route is CHAT_IN else caller.granted
         assert granted is not None  # noqa: S101  `named_id` has refused it
         try:
-            found = self._lookup.find(request, replace(caller, granted=granted), session_id)
+            lookup = self._lookup.find(request, replace(caller, granted=granted), session_id)
         except Refused as refused:
             if refused.refusal.code != "not_found":
                 raise
             return
-        if isinstance(found, PendingLoad):
-            await wait_for(gateway, request, [found])
-            served = found.result(gateway)
+        if isinstance(lookup, PendingLoad):
+            await wait_for(gateway, request, [lookup])
+            served = lookup.result(gateway)
             if isinstance(served, Refusal) and served.code != "not_found":
                 raise Refused.of(served)
 
@@ -202,7 +202,7 @@ class Chats:
         return caller.environment, caller.limit_key(request.address)
 
     def grounds(self, request: RequestContext, caller: Caller[Grant], session_id: str) -> Grounds:
-        """What a stream is allowed by."""
+        """The facts that allow a stream."""
         return Grounds(
             caller,
             request.token,
@@ -237,8 +237,8 @@ class Chats:
         caller, revocations = grounds.caller, self._revocations
         if revocations.token(caller.jti, caller.subjects, caller.issued, wall):
             return True
-        known = self.pairs.known(caller.environment, grounds.session_id)
-        if not known and revocations.session_changes > grounds.session_changes:
+        has_pair = self.pairs.known(caller.environment, grounds.session_id)
+        if not has_pair and revocations.session_changes > grounds.session_changes:
             return True  # its other id may be revoked: the browser comes back and is decided anew
         other = self.pairs.other(caller.environment, grounds.session_id)
         return revocations.session(grounds.session_id, other, caller.issued, wall)
@@ -326,10 +326,10 @@ def _options(fields: Mapping[bytes, bytes], rest: float) -> StreamOptions:
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise Refused("bad_request", "Last-Event-ID must have 1 to 16 digits")
     seconds = fields.get(b"timeout-seconds", b"")
-    asked = int(seconds) if _SECONDS.fullmatch(seconds) else 0
+    wish = int(seconds) if _SECONDS.fullmatch(seconds) else 0
     return StreamOptions(
         cursor=cursor,
-        seconds=max(1, min(asked or DEFAULT_SECONDS, MAX_SECONDS, floor(rest))),
+        seconds=max(1, min(wish or DEFAULT_SECONDS, MAX_SECONDS, floor(rest))),
         peek=fields.get(b"x-peek-settled") == b"1",
         latest=fields.get(b"x-trigger-stream-start") == b"latest",
     )

@@ -20,7 +20,7 @@ class Grant:
     named: tuple[str, ...] = field(default=(), compare=False)
     """The same ids in the order of the token."""
     writes: "Grant | None" = field(default=None, compare=False)
-    """What the token allows for ``write``; None for nothing."""
+    """The resources that the token allows for ``write``; None for none."""
 
     def covers(self, id_: str, other: str | None = None) -> bool:
         """Whether the resource with these ids is granted by one of them."""

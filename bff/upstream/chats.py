@@ -35,7 +35,7 @@ _EVENTS: Final = "text/event-stream"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOptions:
-    """What a browser may choose of a stream.
+    """The options of a stream, which a browser may choose.
 
     Attributes:
         cursor: the number of the last record that the browser has; digits.

@@ -1,4 +1,4 @@
-"""What browsers may see of a chat's stream, for every cut of its bytes."""
+"""The filter of a chat's stream, for every cut of its bytes."""
 
 import json
 import re
@@ -277,7 +277,7 @@ def test_unfinished_event_is_bounded() -> None:
     assert filtered.filter.failed
 
 
-def test_reason_of_a_closed_session_passes_if_the_policy_shows_it() -> None:
+def test_reason_of_a_closed_session_passes_by_the_policy() -> None:
     stream = batch(control(["session-closed", "true"], ["session-closed-reason", "spam: ü"]))
 
     shown = Filtered(shows_reason=True).feed(stream)

@@ -11,7 +11,7 @@ from support.world import Clock
 
 from bff import metrics
 from bff.chat.records import RecordFilter
-from bff.chat.streams import Bounds, OpenStream, Streams
+from bff.chat.streams import Bounds, ChatStream, Streams
 from bff.errors import Refused, UpstreamUnavailable
 from bff.telemetry import Telemetry
 
@@ -44,8 +44,8 @@ class Registry:
         self.telemetry = Telemetry(io.StringIO())
         self.streams = Streams(self.telemetry, lambda: clock.now)
 
-    def open(self, caller: str = "ann", address: str = "192.0.2.1", **more: Any) -> OpenStream:
-        stream = OpenStream(
+    def open(self, caller: str = "ann", address: str = "192.0.2.1", **more: Any) -> ChatStream:
+        stream = ChatStream(
             streams=self.streams,
             caller=caller,
             address=address,
@@ -67,13 +67,13 @@ def registry(clock: Clock) -> Registry:
     return Registry(clock)
 
 
-def connected(stream: OpenStream) -> Upstream:
+def connected(stream: ChatStream) -> Upstream:
     upstream = Upstream()
     stream.connect(upstream)
     return upstream
 
 
-async def read(stream: OpenStream) -> bytes:
+async def read(stream: ChatStream) -> bytes:
     async with aclosing(stream.events()) as events:
         return b"".join([event async for event in events])
 

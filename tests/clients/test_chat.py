@@ -130,7 +130,7 @@ def test_old_agents_turn_ends_without_its_token(both: Callable[..., dict[str, An
     assert both(conversation)["status"] == "ready"
 
 
-def test_stop_ends_the_answer_and_the_chat_goes_on(both: Callable[..., dict[str, Any]]) -> None:
+def test_stop_ends_the_answer_and_not_the_chat(both: Callable[..., dict[str, Any]]) -> None:
     def conversation(side: Side) -> dict[str, Any]:
         side.upstream.app.chats.pace = 0.3
         side.open()

@@ -30,7 +30,7 @@ def test_chat_is_off_by_default_with_limits_for_when_it_is_on() -> None:
     assert settings.input == "chat"
     assert settings.message_limit == Rate(20, 60)
     assert settings.message_daily_limit is settings.message_total_limit is None
-    assert settings.stream_open_limit == Rate(30, 60)
+    assert settings.stream_limit == Rate(30, 60)
     assert (settings.max_streams, settings.max_streams_per_caller) == (2000, 10)
     assert settings.max_message_bytes == 1024 * 1024
 

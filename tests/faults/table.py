@@ -1329,6 +1329,6 @@ FAULTS = [
         "bff/chat/streams.py",
         "if (*session, cursor) in self._unreadable:",
         "if False:",
-        "tests/gateway/test_chat_streams.py::test_stream_that_cannot_be_read_ends_for_good_and_is_not_resumed",
+        "tests/gateway/test_chat_streams.py::test_unreadable_stream_ends_and_is_not_resumed",
     ),
 ]

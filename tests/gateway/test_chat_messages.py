@@ -1,4 +1,4 @@
-"""A message on its way: the policy, the limits, upstream's answer, and what the browser is told."""
+"""A message on its way: the policy, the limits, and the answers of both sides."""
 
 import json
 from typing import Any
@@ -301,7 +301,7 @@ async def test_reason_of_a_closed_session_is_shown_by_the_policy(chats: World) -
         (Answer(429, {"error": "slow down"}, {"retry-after": "7"}), (503, "over_budget")),
     ],
 )
-async def test_answers_of_upstream_become_ours(
+async def test_each_answer_of_upstream_is_written_anew(
     chats: World, answer: Answer, told: tuple[int, str] | None
 ) -> None:
     response = await answered(chats, answer)

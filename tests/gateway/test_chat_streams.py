@@ -81,7 +81,7 @@ async def test_stream_passes_events_that_browsers_may_see(chats: World) -> None:
         (Answer(200, b"x", EVENTS | {"x-stream-version": "v3"}), (502, "stream_version")),
     ],
 )
-async def test_other_answers_of_upstream_are_no_stream(
+async def test_other_answer_of_upstream_opens_nothing(
     chats: World, answer: Answer, told: tuple[int, str]
 ) -> None:
     async def override(_: Seen) -> Answer:
@@ -95,7 +95,7 @@ async def test_other_answers_of_upstream_are_no_stream(
     assert len(chats.service.gateway.streams) == 0
 
 
-async def test_stream_that_cannot_be_read_ends_for_good_and_is_not_resumed(chats: World) -> None:
+async def test_unreadable_stream_ends_and_is_not_resumed(chats: World) -> None:
     streams(chats, batch({"type": "start"}, first=7) + b"event: batch\ndata: no\n\n")
 
     assert (await out(chats)).content.endswith(UNREADABLE)
@@ -106,7 +106,7 @@ async def test_stream_that_cannot_be_read_ends_for_good_and_is_not_resumed(chats
     assert chats.telemetry.counts[metrics.STREAM_ENDS, "unreadable"] == 3
 
 
-async def test_stream_without_a_record_that_can_be_read_is_not_opened_again(chats: World) -> None:
+async def test_unreadable_first_record_is_not_opened_again(chats: World) -> None:
     streams(chats, b"event: batch\ndata: no\n\n")
 
     await out(chats)
@@ -135,7 +135,7 @@ async def test_stream_ends_are_counted(chats: World) -> None:
     assert len(chats.service.gateway.streams) == 0
 
 
-async def test_token_that_is_revoked_while_upstream_answers_gets_no_stream(chats: World) -> None:
+async def test_token_revoked_while_upstream_answers_gets_401(chats: World) -> None:
     async def override(_: Seen) -> Answer:
         await chats.ops.post("/revocations", json={"jti": "j1"})
         return Answer(200, batch({"type": "start"}), EVENTS)
@@ -147,7 +147,7 @@ async def test_token_that_is_revoked_while_upstream_answers_gets_no_stream(chats
     assert len(chats.service.gateway.streams) == 0
 
 
-async def test_settings_that_change_while_upstream_answers_decide_again(chats: World) -> None:
+async def test_settings_changed_while_upstream_answers_decide(chats: World) -> None:
     async def override(_: Seen) -> Answer:
         chats.reload(BFF_CHAT="false")
         return Answer(200, batch({"type": "start"}), EVENTS)

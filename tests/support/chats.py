@@ -1,4 +1,4 @@
-"""What tests of chats share: settings, requests, and streams as upstream sends them."""
+"""The parts that tests of chats share: settings, requests, and streams as upstream sends them."""
 
 import asyncio
 import json
