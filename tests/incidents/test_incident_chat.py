@@ -206,8 +206,9 @@ def test_58_streams_that_browsers_leave_leave_nothing(
     upstream, gateway = live
     channel = upstream.app.chats.channel(upstream.app.environments[0], "chat-1")
     token = gateway.token(*BOTH)
+    upstream.app.chats.ping = 600.0  # no event shows that the browser has left
     for number in range(60):
-        page = Page(gateway, token)
+        page = Page(gateway, token, seconds=600)
         if number % 2:  # the browser ends its side only
             page.socket.shutdown(socket.SHUT_WR)
         page.socket.close()
