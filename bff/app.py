@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import count
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
@@ -18,7 +17,7 @@ from bff.background import Background, Beat
 from bff.chat.appends import Appends
 from bff.chat.streams import CHECK_SECONDS, Streams
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages, namespaces
+from bff.config.builder import ConfigBuilder, ages
 from bff.config.reload import Reload
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.copies.cache import Cache
@@ -46,6 +45,10 @@ from bff.upstream.client import Network
 
 T = TypeVar("T")
 
+_ID_BYTES: Final = 8
+"""Random bytes of a request id: too many for two requests of one log to share an id."""
+_IDS_DRAWN: Final = 512
+"""Request ids for which random bytes are drawn at once."""
 LAG_SECONDS: Final = 0.5
 """Seconds between two measurements of how late the event loop is."""
 
@@ -80,7 +83,7 @@ class Service:
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry
-        self._tracing = tracing
+        self.tracing = tracing
         self._connected = False
         self._timeout = settings.upstream_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -106,8 +109,9 @@ class Service:
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
         )
+        self._share(settings)
         self.gateway = self._make_gateway(settings)
-        self._connections, self.bounded_protocol = _make_protocol(
+        self.connections, self.bounded_protocol = _make_protocol(
             settings,
             self.gateway,
             telemetry,
@@ -124,7 +128,6 @@ class Service:
         """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = partial(gauges, self)
         self.key_refresh = self._make_key_refresh()
-        self._running = False
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -182,42 +185,45 @@ class Service:
         def changed(reason: str | None) -> None:
             if reason is None:
                 telemetry.log.info("store_there", replicas=store.replicas)
-                revocations = [r.encode() for r in self.gateway.revocations.all()]
-                self._spawn(sharing.republish(revocations))
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
+
+        def token() -> str:
+            return os.urandom(8).hex()
 
         store = Store(
             settings.store_url,
             background=self.background,
             timeout=settings.store_timeout,
-            name=os.urandom(8).hex(),
+            name=token(),
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
+            revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
+            tokens=token,
+            random=os.urandom,
         )
-        sharing = Sharing(
+        return Sharing(
             store,
-            namespaces=namespaces(settings),
             make=make_copy,
-            negative_ttl=settings.cache_negative_ttl,
             deadline=self._timeout,
             clock=self._clock,
             spawn=self._spawn,
-            tokens=lambda: os.urandom(8).hex(),
+            tokens=token,
             count=telemetry.count,
             on_purge=self._purge,
-            on_revocation=self._revoke,
+            on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
         )
-        return sharing
+
+    def _share(self, settings: Settings) -> None:
+        """Tell the sharing what the settings, and the ids learned until now, decide."""
+        secrets = [key.reveal().encode() for e in settings.environments for key in e.secret_keys]
+        self.sharing.apply(self._builder.namespaces(settings), settings.cache_negative_ttl, secrets)
 
     def _purge(self, environment: str, id_: str) -> None:
         self.gateway.cache.purge(environment, id_)
 
-    def _revoke(self, text: str) -> None:
-        self.ops.apply_revocation(text)
-
     def _make_key_refresh(self) -> KeyRefresh:
-        config, builder = self.gateway.config, self._builder
+        config, builder, settings = self.gateway.config, self._builder, self.reload.settings
         return KeyRefresh(
             lambda url: self.network.others.fetch(url, timeout=self._timeout),
             config.verifier.sources,
@@ -226,8 +232,8 @@ class Service:
                     config.environments[e.name].upstream.environment_id,
                     partial(self._learn, e),
                 )
-                for e in self.reload.settings.environments
-                if e.learn and builder.id_of(e) is None
+                for e in settings.environments
+                if (e.learn or settings.store_url) and builder.id_of(e) is None
             },
             clock=self._clock,
             telemetry=self._telemetry,
@@ -239,18 +245,18 @@ class Service:
         """Use new settings: all of them, or none if they cannot be built."""
         config = self._builder.next(settings, self.gateway.config, self.reload.settings)
         self.gateway.apply(config)
-        self._connections.trusted = config.trusted_proxies
-        self.sharing.apply(namespaces(settings), settings.cache_negative_ttl)
+        self.connections.trusted = config.trusted_proxies
+        self._share(settings)
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
-        if self._running:
-            self._start_key_refresh()
+        self._start_key_refresh()
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Use the id that upstream returned for *environment*."""
         self._builder.learn(environment, id_)
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
+        self._share(settings)
 
     # -- its life
 
@@ -264,14 +270,13 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         await self.connect()
-        self._running = True
         self._start_key_refresh()
         self.reload.start()
         self.background.start("settings_watch", self.reload.watch, deadline=30.0)
-        self.background.start("loop_lag", self._measure_lag, deadline=30.0)
+        lag = partial(measure_lag, self._telemetry, self._clock)
+        self.background.start("loop_lag", lag, deadline=30.0)
         self.background.start("streams", self._check_streams, deadline=30.0)
         yield
-        self._running = False
         self.reload.stop()
         await self.background.stop("settings_watch", "loop_lag", "streams", "key_refresh")
         if self._tasks:
@@ -279,8 +284,8 @@ class Service:
         await self.sharing.stop()
         await self.network.aclose()
         await self.background.stop()
-        if self._tracing:
-            await self._tracing.close()
+        if self.tracing:
+            await self.tracing.close()
 
     async def connect(self) -> None:
         """Connect to the store, if there is one; once.
@@ -302,13 +307,6 @@ class Service:
     def _start_key_refresh(self) -> None:
         self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
 
-    async def _measure_lag(self, beat: Beat) -> None:
-        while True:
-            beat()
-            due = self._clock()[0] + LAG_SECONDS
-            await asyncio.sleep(LAG_SECONDS)
-            self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
-
     async def _check_streams(self, beat: Beat) -> None:
         while True:
             for _ in self.gateway.check_streams():
@@ -321,30 +319,24 @@ class Service:
         self.ops.drain()
         self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))
 
-    @property
-    def connection_count(self) -> int:
-        """How many connections of browsers are open."""
-        return self._connections.total
-
     def note_short(self) -> None:
         """Count and log that the system had no descriptor for a connection."""
         self._telemetry.count(metrics.CLOSED_CONNECTIONS, "no_descriptor")
         self._telemetry.often("no_descriptor", self.now, logging.ERROR)
 
     @property
-    def buffered_bytes(self) -> int:
-        """Bytes in memory of unanswered requests and unread answers."""
-        return self._connections.buffers.held
-
-    @property
-    def spans_lost(self) -> int:
-        """How many spans were not sent."""
-        return self._tracing.lost if self._tracing else 0
-
-    @property
     def now(self) -> float:
         """Seconds on the clock that never jumps."""
         return self._clock()[0]
+
+
+async def measure_lag(telemetry: Telemetry, clock: Clock, beat: Beat) -> None:
+    """Measure how late the event loop is, without end."""
+    while True:
+        beat()
+        due = clock()[0] + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, clock()[0] - due))
 
 
 def _make_protocol(
@@ -382,9 +374,9 @@ def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
             (use.environment, str(use.number)): use.last for use in verifier.uses
         },
         metrics.BACKGROUND_UP: {(t,): float(up) for t, up in service.background.up.items()},
-        metrics.BUFFERED_BYTES: {(): service.buffered_bytes},
-        metrics.SPANS_LOST: {(): service.spans_lost},
-        metrics.CONNECTIONS: {(): service.connection_count},
+        metrics.BUFFERED_BYTES: {(): service.connections.buffers.held},
+        metrics.SPANS_LOST: {(): service.tracing.lost if service.tracing else 0},
+        metrics.CONNECTIONS: {(): service.connections.total},
         metrics.STREAMS: {(): len(gateway.streams)},
         metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
         metrics.REPLICAS: {(): sharing.replicas} if shared else {},
@@ -411,6 +403,15 @@ def _untraced(upstream: Upstream) -> Upstream:
 
 
 def _request_ids() -> Callable[[], bytes]:
-    """Make ids that no other process makes: a random prefix and a count, at no cost to a hit."""
-    prefix, numbers = os.urandom(6).hex().encode(), count()
-    return lambda: b"%b-%x" % (prefix, next(numbers))
+    """Make ids of random bytes: a count would tell every browser how many requests there are.
+
+    The bytes are drawn for many ids at once, so an id costs a hit no more than a count would.
+    """
+
+    def ids() -> Iterator[bytes]:
+        while True:
+            digits = os.urandom(_ID_BYTES * _IDS_DRAWN).hex().encode()
+            for start in range(0, len(digits), 2 * _ID_BYTES):
+                yield digits[start : start + 2 * _ID_BYTES]
+
+    return ids().__next__

@@ -165,5 +165,5 @@ async def _guarded(run: Run, beat: Beat) -> bool | None:
         return await run(beat)
     except (asyncio.CancelledError, Exception):
         raise
-    except BaseException as exc:  # whatever it is, it ends this loop only
+    except BaseException as exc:  # it ends this loop only, not the event loop
         raise _LoopError from exc

@@ -7,10 +7,8 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -21,8 +19,8 @@ from bff import __version__
 from bff.app import Service
 from bff.clock import system_clock
 from bff.config import reader
-from bff.config.reload import WATCH_SECONDS
-from bff.config.settings import FIXED, SETTINGS, EnvironmentSettings, Settings, SettingsError
+from bff.config.reload import wait_for_settings
+from bff.config.settings import EnvironmentSettings, Settings, SettingsError
 from bff.demo import demo as demo_
 from bff.log_writer import LogWriter, standard_output
 from bff.ops import check as checks
@@ -33,21 +31,16 @@ from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
 from bff.server.hardening import (
-    RESERVED_DESCRIPTORS,
-    connections_within,
+    bounded_connections,
     harden,
-    open_files,
+    max_files,
+    warn_of_few_files,
 )
 from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.sessions.ids import is_id
 from bff.telemetry import ServerLog, Telemetry
 from bff.tokens.mint import mint
-
-ONE_ADDRESS = (
-    "the browser socket is a Unix socket, so all browsers have the proxy's address, 127.0.0.1: "
-    "add it to BFF_TRUSTED_PROXIES, and let the proxy append to X-Forwarded-For"
-)
 
 
 @click.group()
@@ -108,24 +101,6 @@ def _fork(
     return WorkerPeers(sockets, worker.number), worker
 
 
-def _current_settings(environ: dict[str, str], started: Settings, telemetry: Telemetry) -> Settings:
-    """Read the current settings for a worker that replaces another; wait until they are valid.
-
-    The settings that the supervisor *started* with may hold a signing key that was removed since.
-    Settings that need a restart keep their old values. While the worker waits, the others serve.
-    """
-    problems: list[str] = []
-    while True:
-        try:
-            current = reader.load(environ)
-            return replace(current, **{name: getattr(started, name) for name in FIXED})
-        except SettingsError as exc:
-            if exc.problems != problems:
-                telemetry.log.error("settings_not_reloaded", problems=exc.problems)
-            problems = list(exc.problems)
-            time.sleep(WATCH_SECONDS)
-
-
 async def _serve(
     service: Service, browser: Any, ops: Any, *more: Any, worker: Worker | None = None
 ) -> None:
@@ -175,31 +150,23 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     gc.freeze()
     peers, worker = _fork(workers, settings, telemetry)
     if worker.replaces:
-        settings = _current_settings(environ, settings, telemetry)
+        settings = wait_for_settings(partial(reader.load, environ), settings, telemetry)
     try:
         tracing = Tracing() if settings.tracing else None  # after the fork: it starts a thread
     except TracingError as exc:
         _exit(str(exc))
-    files = open_files()
-    connections = connections_within(files, settings.max_connections)
     telemetry.log.info(
         "listening",
         browser=server.address(browser),
         ops=server.address(ops),
         version=__version__,
-        open_files=files,
+        open_files=max_files(),
     )
+    connections = bounded_connections(max_files(), settings.max_connections)
     if connections < settings.max_connections:
-        telemetry.log.warning(
-            "few_open_files",
-            limit=files,
-            needed=settings.max_connections + RESERVED_DESCRIPTORS,
-            connections=connections,
-            remedy="raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
-            "BFF_MAX_CONNECTIONS",
-        )
+        warn_of_few_files(telemetry.log, max_files(), settings.max_connections, connections)
     if server.is_behind_unknown_proxy(browser, settings.trusted_proxies):
-        telemetry.log.warning("one_address_for_all", remedy=ONE_ADDRESS)
+        telemetry.log.warning("one_address_for_all", remedy=server.ONE_ADDRESS)
 
     async def run() -> None:
         reload = partial(reader.load, environ)
@@ -385,15 +352,15 @@ def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
 @main.command()
 @click.option("--session", "sessions", multiple=True, help="Session, by either id; repeatable.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
-@click.option("--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub.")
-@click.option("--jti", metavar="ID", help="The one token with this id.")
-@click.option(
+@revoke_.option_once("--actor", "subject", metavar="SUBJECT", help="Tokens of this subject.")
+@revoke_.option_once("--jti", metavar="ID", help="The one token with this id.")
+@revoke_.option_once(
     "--issued-before",
     type=float,
     metavar="SECONDS",
     help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all of them.",
 )
-@click.option(
+@revoke_.option_once(
     "--ttl",
     type=float,
     metavar="SECONDS",
@@ -419,7 +386,7 @@ def revoke(
             "Name what to revoke: one of --session, --actor and --jti, or --issued-before"
         )
     try:
-        address = revoke_.parse_address(ops or _ops_address(_environ()))
+        address = revoke_.parse_address(ops or revoke_.ops_address(_environ()))
         for one in [body | {"session": id_} for id_ in ids] or [body]:
             click.echo(revoke_.revoke(*address, one))
     except ValueError:
@@ -429,10 +396,3 @@ def revoke(
         ) from None
     except revoke_.RevokeError as exc:
         _exit(str(exc), 1)
-
-
-def _ops_address(environ: dict[str, str]) -> str:
-    host, port = (
-        environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
-    )
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

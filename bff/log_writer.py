@@ -1,4 +1,4 @@
-"""Writes log lines in a thread of its own, so that nothing waits for whoever reads them.
+"""Writes log lines in a thread of its own, so that no request waits for their reader.
 
 A reader may be slow, stopped or gone, and a disk may be full. The lines then wait in a bounded
 queue; those that do not fit, or cannot be written, are dropped and counted.
@@ -83,11 +83,14 @@ class LogWriter:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
                 line = self._lines.popleft()
-            written = self._write(line)
-            with self._changed:
-                self._bytes -= len(line)  # only now, so that `close` waits for it
-                self.lost["failed"] += not written
-                self._changed.notify_all()
+            written = False
+            try:
+                written = self._write(line)
+            finally:
+                with self._changed:
+                    self._bytes -= len(line)  # only now, so that `close` waits for it
+                    self.lost["failed"] += not written
+                    self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
         """Write *line*, in one call unless the system takes only a part of it."""

@@ -112,10 +112,10 @@ BAD_TOKENS: Final = _counter(
 )
 LIMITED: Final = _counter(
     "bff_limited",
-    "Requests refused by a rate limit, by limit: address, bad-token, caller, stream-open, message, "
-    "message-daily, message-total.",
+    "Requests refused by a rate limit, by limit: address, page, bad-token, caller, stream-open, "
+    "message, message-daily, message-total.",
     "limit",
-    initial=("address", "bad-token", "caller"),
+    initial=("address", "page", "bad-token", "caller"),
 )
 DROPPED_FIELDS: Final = _counter(
     "bff_dropped_fields",
@@ -136,8 +136,8 @@ LEASES: Final = _counter(
 )
 SHARED_COPIES: Final = _counter(
     "bff_shared_copies",
-    "Copies in the store, by result: used, kept, purged (during their load), superseded (by a "
-    "later load, or the replica lost its claim), dropped (foreign or corrupt).",
+    "Copies in the store, by result: used, kept, purged (after their load had begun), superseded "
+    "(by a later load, or the replica lost its claim), dropped (foreign or corrupt).",
     "result",
 )
 SHARED_INTROSPECTIONS: Final = _counter(
@@ -168,7 +168,8 @@ SPANS_LOST: Final = _counter(
 )
 BACKGROUND_RESTARTS: Final = _counter(
     "bff_background_restarts",
-    "Restarts of a loop that runs beside requests and ended or hung, by loop.",
+    "Restarts of a loop that runs beside requests and ended or hung: settings_watch, loop_lag, "
+    "key_refresh, store_batches, store_heartbeats, store_listener.",
     "task",
     initial=BACKGROUND_TASKS,
 )

@@ -67,8 +67,7 @@ def engine(
 @pytest.fixture
 async def replicas(engine: Engine) -> AsyncIterator[Replicas]:
     """Replicas at a store that is empty to begin with."""
-    with engine.client() as client:
-        client.flushall()
+    engine.empty()
     async with AsyncExitStack() as stack:
         yield Replicas(engine, stack)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from support.world import OFF, OWN_KEY, PATH, Gateway, World, http, read, running_upstream
 
+from bff.app import measure_lag
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
 from bff.gateway.answers import SAMPLE
@@ -239,7 +240,7 @@ async def test_rejected_key_is_logged_once_and_counted(world: World) -> None:
 
 
 async def test_loop_lag_is_observed(world: World) -> None:
-    task = asyncio.create_task(world.service._measure_lag())
+    task = asyncio.create_task(measure_lag(world.telemetry, world.clock, lambda: None))
     await asyncio.sleep(0)
     world.clock.advance(3.0)
     while not sum(world.telemetry.observed["bff_loop_lag_seconds"][1]):

@@ -101,10 +101,33 @@ class ConfigBuilder:
         depends_on, id_ = self._learned.get(environment.name, (None, None))
         return environment.id or (id_ if depends_on == _depends_on(environment) else None)
 
+    def _verified_id(self, environment: EnvironmentSettings) -> str | None:
+        """The id that tokens must have; one that only the store needs changes no decision."""
+        return self.id_of(environment) if environment.learn else environment.id
+
+    def namespaces(self, settings: Settings) -> dict[str, Namespace]:
+        """Where each environment's entries are in the store: apart from whatever differs.
+
+        An environment whose id is not known yet has none. Its secret key could not stand in: while
+        the key is rotated, replicas would share neither purges nor a budget.
+        """
+        policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
+        projection = fingerprint(
+            __version__, settings.default_policy.fingerprint, sorted(policies.items())
+        )
+        return {
+            e.name: Namespace(
+                fingerprint(e.name, e.api_url, e.branch, id_), projection, _seal(e, id_)
+            )
+            for e in settings.environments
+            if (id_ := self.id_of(e)) is not None
+        }
+
     def first(self, settings: Settings) -> RuntimeConfig:
         """Build the configuration that the gateway starts with."""
         limits = Limits(
             address=Unlimited("address"),
+            page=Unlimited("page"),
             bad_token=Unlimited("bad-token"),
             caller=Unlimited("caller"),
             stream=Unlimited("stream-open"),
@@ -133,7 +156,7 @@ class ConfigBuilder:
         issuers = tuple(
             Issuer(
                 e.name,
-                self.id_of(e),
+                self._verified_id(e),
                 tuple(key.reveal() for key in e.signing_keys),
                 upstream="upstream" in e.verify,
                 pending=e.learn and self.id_of(e) is None,
@@ -161,6 +184,7 @@ class ConfigBuilder:
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
                 address=limiter("address", settings.ip_rate_limit, limits.address),
+                page=limiter("page", settings.ip_rate_limit, limits.page),
                 bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
                 caller=limiter("caller", settings.rate_limit, limits.caller),
                 stream=limiter("stream-open", settings.chat.stream_limit, limits.stream),
@@ -187,7 +211,7 @@ class ConfigBuilder:
         self, environment: EnvironmentSettings, before: Environment | None
     ) -> Environment:
         rate = environment.upstream_budget
-        origin = (environment.api_url, self.id_of(environment), environment.branch)
+        origin = (environment.api_url, self._verified_id(environment), environment.branch)
         limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
         budget = Budget(limit, seconds)
         if before is not None and before.origin == origin:
@@ -265,28 +289,11 @@ def ages(settings: Settings) -> Ages:
     )
 
 
-def namespaces(settings: Settings) -> dict[str, Namespace]:
-    """Where each environment's entries are in the store: apart from whatever differs."""
-    policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
-    projection = fingerprint(
-        __version__, settings.default_policy.fingerprint, sorted(policies.items())
-    )
-    return {
-        # Without an id, the key alone says which environment it is.
-        e.name: Namespace(
-            fingerprint(e.name, e.api_url, e.branch, e.id or e.secret_keys[0].reveal()),
-            projection,
-            _seal(e),
-        )
-        for e in settings.environments
-    }
-
-
-def _seal(environment: EnvironmentSettings) -> bytes:
+def _seal(environment: EnvironmentSettings, id_: str) -> bytes:
     """Make the key that seals introspections; it differs between upstreams and sets of keys."""
     e = environment
     signing_keys = [key.reveal() for key in e.signing_keys]
-    parts = [__version__, e.name, e.api_url, e.branch, e.id, e.verify, signing_keys]
+    parts = [__version__, e.name, e.api_url, e.branch, id_, e.verify, signing_keys]
     key = b"bff verdicts " + e.secret_keys[0].reveal().encode()
     return hmac.digest(key, json.dumps(parts).encode(), "sha256")
 

@@ -6,7 +6,9 @@ their times every second, and a timer reads all settings again twice a minute.
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from bff import metrics
@@ -97,8 +99,8 @@ class Reload:
             self._apply(settings)
         except BaseException as exc:  # noqa: BLE001  the gateway goes on with the former settings
             problems = exc.problems if isinstance(exc, SettingsError) else [type(exc).__name__]
-            known, self._problems = problems == self._problems, problems
-            if known and not unchanged_too:
+            repeated, self._problems = problems == self._problems, problems
+            if repeated and not unchanged_too:
                 return
             self._telemetry.count(metrics.RELOADS, "failed")
             if isinstance(exc, SettingsError):
@@ -119,6 +121,25 @@ class Reload:
         ]
         if changed:
             log.warning("settings_need_restart", settings=changed)
+
+
+def wait_for_settings(
+    read: Callable[[], Settings], started: Settings, telemetry: Telemetry
+) -> Settings:
+    """Read the current settings for a worker that replaces another; wait until they are valid.
+
+    The settings that the supervisor *started* with may hold a signing key that was removed since.
+    Settings that need a restart keep their old values. While the worker waits, the others serve.
+    """
+    problems: list[str] = []
+    while True:
+        try:
+            return replace(read(), **{name: getattr(started, name) for name in FIXED})
+        except SettingsError as exc:
+            if exc.problems != problems:
+                telemetry.log.error("settings_not_reloaded", problems=exc.problems)
+            problems = list(exc.problems)
+            time.sleep(WATCH_SECONDS)
 
 
 class Watch:

@@ -41,6 +41,8 @@ class Limits:
     """The limiters; `Unlimited` is off."""
 
     address: Limiter
+    page: Limiter
+    """For pages that say nothing of sessions, by address."""
     bad_token: Limiter
     caller: Limiter
     stream: Limiter

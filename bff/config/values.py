@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import nan
+from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bff.replicas.valkey import StoreAddress
@@ -218,7 +219,9 @@ def _is_origin(text: str) -> bool:
     match = re.fullmatch(
         r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?", text
     )
-    return bool(match) and {"http": "80", "https": "443"}.get(match[1]) != match[3]  # type: ignore[index]
+    if match is None:  # the ids of extensions and apps may have capitals
+        return re.fullmatch(r"(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+", text) is not None
+    return match[3] is None or {"http": "80", "https": "443"}.get(match[1]) != match[3]
 
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -247,8 +250,19 @@ def host_names(text: str) -> tuple[str, ...]:
     return names
 
 
+_WIDEST: Final = {4: 8, 6: 7}
+"""The shortest prefix of a proxy's network; 10.0.0.0/8 and fc00::/7 are the largest private."""
+
+
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(map(_network, texts(text)))
+    networks = tuple(map(_network, texts(text)))
+    for network in networks:
+        if network.prefixlen < _WIDEST[network.version]:
+            raise InvalidValue(
+                f"contains {str(network)!r}, so nearly any browser could choose its address by "
+                "X-Forwarded-For; write the networks of your proxies only"
+            )
+    return networks
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

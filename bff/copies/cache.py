@@ -4,8 +4,9 @@ The cache knows neither HTTP nor tokens: an entry is some bytes under two ids. T
 clock that never jumps.
 
 Mutable state: `_entries` by id and `_ring` by age, changed by `_insert` and `_remove` only;
-`loads`, the load in flight for each id; and `_purged`, what loads in flight must not bring back,
-changed by `purge` and `clear`, and emptied when no load is in flight.
+`loads`, the load in flight for each id; and `_purged`, the last purges, changed by `purge` and
+`clear`. Purges are remembered whatever is in flight: a load, an introspection, a copy that another
+replica stored, a request that holds an older copy while it waits.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from bff.copies.single_flight import SingleFlight
 from bff.sessions.copy import Ages, Copy, Key, NegativeEntry, State
 
 _MAX_PURGED: Final = 10_000
-"""Purged keys that are remembered while loads are in flight. Beyond it, the copies of all these
-loads are discarded: purging too much is safe."""
+"""Purged keys that are remembered. Beyond it, every copy that is older than a forgotten purge
+counts as purged: purging too much is safe."""
 
 OutcomeT = TypeVar("OutcomeT")
 
@@ -52,7 +53,7 @@ class Cache(Generic[OutcomeT]):
         self._purged: dict[Key, int] = {}
         self._generation = 0
         self._cleared = 0
-        self.loads: SingleFlight[Key, OutcomeT] = SingleFlight(spawn, on_idle=self._purged.clear)
+        self.loads: SingleFlight[Key, OutcomeT] = SingleFlight(spawn)
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -78,13 +79,18 @@ class Cache(Generic[OutcomeT]):
         """Purge counter. A load reads it before the fetch; `put` discards what was purged since."""
         return self._generation
 
+    def is_purged(self, copy: Copy) -> bool:
+        """Whether the session was purged since the load of *copy* began; ask after every wait."""
+        return self._is_purged(copy.keys, copy.generation)
+
     def put(self, copy: Copy, purge_generation: int | None = None) -> None:
         """Keep *copy* under both its ids, in place of what stands there.
 
         A copy is discarded if one of its ids was purged after *purge_generation*: the purge is
         meant for it. Without a generation, the copy is as of now.
         """
-        if self._is_purged(copy.keys, purge_generation):
+        copy.generation = self._generation if purge_generation is None else purge_generation
+        if self.is_purged(copy):
             return
         before = self._entries.get(copy.keys[0])
         if isinstance(before, Copy):
@@ -97,7 +103,8 @@ class Cache(Generic[OutcomeT]):
         """Remember that there is no such session, and drop its entry."""
         self.drop(environment, id_)
         entry = NegativeEntry(environment=environment, id=id_, until=now + self.ages.negative_ttl)
-        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, purge_generation):
+        generation = self._generation if purge_generation is None else purge_generation
+        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, generation):
             self._insert(entry)
 
     def purge(self, environment: str, id_: str) -> None:
@@ -106,12 +113,13 @@ class Cache(Generic[OutcomeT]):
         self._generation += 1
         for key in entry.keys if entry else ((environment, id_),):
             self.loads.forget(key)
+            self._purged.pop(key, None)  # so that it becomes the last one
             self._purged[key] = self._generation
         if entry:
             self._remove(entry)
-        if len(self._purged) > _MAX_PURGED:
-            self._purged.clear()
-            self._cleared = self._generation
+        while len(self._purged) > _MAX_PURGED:
+            first = next(iter(self._purged))
+            self._cleared = max(self._cleared, self._purged.pop(first))
 
     def clear(self, *, loads: bool) -> None:
         """Drop every entry and, if *loads*, what loads in flight bring."""
@@ -123,9 +131,7 @@ class Cache(Generic[OutcomeT]):
             self._cleared = self._generation
             self.loads.forget_all()
 
-    def _is_purged(self, keys: tuple[Key, ...], generation: int | None) -> bool:
-        if generation is None:
-            return False
+    def _is_purged(self, keys: tuple[Key, ...], generation: int) -> bool:
         return self._cleared > generation or any(
             self._purged.get(key, 0) > generation for key in keys
         )

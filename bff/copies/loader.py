@@ -175,6 +175,7 @@ class Loader:
         try:
             document = await get(ids.path(id_), read=partial(parse_document, requested_id=id_))
             copy = self._project(environment.name, document, started)
+            copy.generation = generation
         except UpstreamError as error:
             return Refusal(error.code, retry_after=error.retry_after), cause(error)
         except Refused as refused:  # the budget, for a second call
@@ -205,7 +206,8 @@ class Loader:
             str(document["id"]),
             document["externalId"],  # type: ignore[arg-type]  # validated
             body,
-            document["closedAt"] is not None,
+            # If the policy hides that a session is closed, the age of its answers must not tell it.
+            document["closedAt"] is not None and "closedAt" in policy.fields,
             loaded,
         )
 

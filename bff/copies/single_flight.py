@@ -13,17 +13,10 @@ class SingleFlight(Generic[K, T]):
 
     Args:
         spawn: runs work to its end, also when those who wait for it leave.
-        on_idle: called when nothing is in flight any more.
     """
 
-    def __init__(
-        self,
-        spawn: Callable[[Coroutine[Any, Any, T]], "asyncio.Task[T]"],
-        *,
-        on_idle: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, spawn: Callable[[Coroutine[Any, Any, T]], "asyncio.Task[T]"]) -> None:
         self._spawn = spawn
-        self._on_idle = on_idle
         self._tasks: dict[K, asyncio.Task[T]] = {}
         self._in_flight = 0
 
@@ -54,5 +47,3 @@ class SingleFlight(Generic[K, T]):
         if self._tasks.get(key) is task:  # otherwise it was forgotten, and other work may run
             del self._tasks[key]
         self._in_flight -= 1
-        if not self._in_flight:
-            self._on_idle()

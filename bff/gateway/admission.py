@@ -43,8 +43,8 @@ class Admission:
 
     # -- the address
 
-    def charge_address(self, request: RequestContext) -> None:
-        """Charge the browser's address, before any cryptography.
+    def charge_address(self, request: RequestContext, *, page: bool = False) -> None:
+        """Charge the browser's address, before any cryptography; requests for pages apart.
 
         Raises:
             Refused: ``rate_limited``.
@@ -54,7 +54,8 @@ class Admission:
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
         request.address = address = address_key(address)
-        window = self._limits.address.charge(address, request.now)
+        limiter = self._limits.page if page else self._limits.address
+        window = limiter.charge(address, request.now)
         if window.used > window.granted:  # written out, because every hit asks it twice
             request.window = window
             raise Refused("rate_limited")
@@ -204,6 +205,17 @@ class Admission:
             or not caller.granted.covers(copy.id, copy.external_id)
             or (self._revocations.any and self.is_session_revoked(request, caller, copy))
         ):
+            raise Refused("unauthorized")
+
+    def refuse_revoked_session(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str
+    ) -> None:
+        """Refuse a session that is revoked by the requested id, before there is a copy of it.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        if self._revocations.session(session_id, None, caller.issued, request.wall):
             raise Refused("unauthorized")
 
     def is_session_revoked(

@@ -7,7 +7,7 @@ limits, and for upstream. After each wait but the last the gateway admits the re
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from bff.config.runtime import RuntimeConfig
 from bff.errors import REFUSALS, ErrorCode, Refusal, Refused, UpstreamError, UpstreamRateLimited
 from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, resume_admitted
+from bff.gateway.pending import Pending, Resumable
 from bff.limits.rate import LeasePending
 from bff.response import Response
 from bff.tokens.caller import Caller
@@ -60,7 +60,7 @@ class PendingMessage:
     _sent: bool = False
     _counted: bool = False
     _refusal: Refusal | None = None
-    _lease: "asyncio.Task[None] | None" = field(default=None)
+    _lease: LeasePending | None = None
 
     @property
     def config(self) -> RuntimeConfig | None:
@@ -94,17 +94,6 @@ class PendingMessage:
         if self._counted:
             self.chats.appends.end(self._key)
             self._counted = False
-
-    async def resume(self, gateway: Resumable) -> Response | Pending:
-        """Wait, and decide again."""
-        answer: Response | Pending | None = None
-        try:
-            await self.wait(gateway)
-            answer = resume_admitted(gateway, self)
-            return answer
-        finally:
-            if answer is not self:
-                self.abandon()
 
     @property
     def _key(self) -> Hashable:
@@ -164,16 +153,17 @@ class PendingMessage:
                     self.request, self.caller, (self.session_id, self.part_id), self._body
                 )
             except LeasePending as pending:
-                self._lease = pending.lease
+                self._lease = pending
                 return self._next(self._wait_for_lease, self._charge)
         self.chats.refuse_paused(self.request, self.caller)
         return self._next(self._send, self._finish)
 
     async def _wait_for_lease(self, gateway: Resumable) -> None:
         assert self._lease is not None  # noqa: S101  `_charge` set it
-        await asyncio.wait([self._lease], timeout=gateway.sharing.timeout)
-        if not self._lease.done():
-            gateway.sharing.mark_down()
+        await asyncio.wait([self._lease.lease], timeout=gateway.sharing.timeout)
+        if not self._lease.lease.done():
+            self._lease.window.count_alone(gateway.clock()[0])
+            gateway.sharing.check()
 
     # -- upstream
 

@@ -8,7 +8,7 @@ from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused, UpstreamError
 from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, resume_admitted
+from bff.gateway.pending import Pending, Resumable
 from bff.response import Response
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
@@ -96,14 +96,6 @@ class PendingStream:
         if self._stream is not None:
             self._stream.release("refused")
             self._stream = None
-
-    async def resume(self, gateway: Resumable) -> Response | Pending:
-        """Wait, and decide again."""
-        try:
-            await self.wait(gateway)
-            return resume_admitted(gateway, self)
-        finally:
-            self.abandon()
 
 
 def _cursor(options: StreamOptions) -> int:

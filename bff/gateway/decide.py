@@ -1,12 +1,13 @@
 """The path of one request, from its head to the answer: START WITH THIS FILE.
 
 `Gateway.decide` answers from memory and does no I/O. If the request has to wait, it returns a
-`Pending`, and `Gateway.finish` resumes that until there is a response. After every wait the gateway
-decides again, on the copy that the load brought. `answers` is the only way out: it checks first
-whether this caller may read the session.
+`Pending`, and `Gateway.finish` waits until there is a response. After every wait the gateway admits
+the request again, and decides on the copy that the load brought. `answers` is the only way out: it
+checks first whether this caller may read the session.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from bff.chat.appends import Appends
 from bff.chat.streams import Streams
@@ -20,8 +21,8 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.aliases import AliasGuess
 from bff.gateway.answers import Answers
-from bff.gateway.chat_messages import decide_message
-from bff.gateway.chat_streams import decide_stream
+from bff.gateway.chat_messages import PendingMessage, decide_message
+from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.chats import Chats, Grounds
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, Outcome
@@ -34,12 +35,16 @@ from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
-from bff.sessions.copy import Copy
+from bff.sessions.copy import Copy, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
+
+
+HOLDERS: Final = (PendingStream, PendingMessage)
+"""Pending answers that hold what they must release, whatever the decision is."""
 
 
 class Gateway:
@@ -165,7 +170,9 @@ class Gateway:
     def _decide(self, request: RequestContext) -> Response | Pending:
         """Make the checks in their order; the comment tells how each can end."""
         head, admission = request.head, self.admission
-        admission.charge_address(request)  # 429
+        # A proxy's health check must not count with the browsers that it brings.
+        page = not head.id and self._routes.is_page(head)
+        admission.charge_address(request, page=page)  # 429
         # Nearly every request has a plain id, so its route needs no call.
         request.route = route = SESSION if head.id else self._routes.match(head)  # 404 410
         if head.method not in route.methods:
@@ -202,16 +209,26 @@ class Gateway:
         return self.answers.session(request, caller, copy, outcome)  # 200 304 403
 
     async def finish(self, answer: Response | Pending) -> Response:
-        """Resume what is pending until there is a response; a load goes on if this is cancelled."""
+        """Wait until there is a response; a load goes on if this is cancelled."""
         while not isinstance(answer, Response):
-            request = answer.request
+            pending, following = answer, None
             try:
-                answer = await answer.resume(self)
-            except Refused as refused:
-                answer = self.answers.refusal(request, refused.refusal)
-            except LeasePending as pending:
-                answer = self._wait_for_lease(request, pending)
+                await pending.wait(self)
+                following = self._decide_again(pending)
+            finally:
+                if pending is not following and isinstance(pending, HOLDERS):
+                    pending.abandon()
+            answer = following
         return answer
+
+    def _decide_again(self, pending: Pending) -> Response | Pending:
+        """Decide after a wait, or refuse."""
+        try:
+            return self._admit_again(pending)
+        except Refused as refused:
+            return self.answers.refusal(pending.request, refused.refusal)
+        except LeasePending as lease:
+            return self._wait_for_lease(pending.request, lease)
 
     def check_streams(self) -> Iterator[None]:
         """End each stream that is not allowed any more; yields between parts of the work."""
@@ -220,14 +237,38 @@ class Gateway:
     def _why_ended(self, grounds: Grounds) -> str | None:
         return self.chats.why_ended(grounds, self.clock()[1])
 
+    def _admit_again(self, pending: Pending) -> Response | Pending:
+        """Decide after a wait. This is the one way on: whatever the wait brought, a refusal too.
+
+        Meanwhile the token may have expired or been revoked, or its key removed.
+        """
+        request = pending.request
+        request.now, request.wall = self.clock()
+        if pending.config is None:
+            return pending.conclude(self)
+        if pending.config is not self.config:
+            # The cache keeps a loaded copy unless the new configuration forbids it, so upstream is
+            # not called twice.
+            return self.decide(request.head, request.now, request.wall)
+        self.admission.authenticate(request)  # 401 429
+        return pending.conclude(self)  # as in `_decide`
+
     # -- beside the story
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Undo what was charged: after the wait the decision starts again."""
-        if pending.limiter is not self.config.limits.address:
+        limits = self.config.limits
+        if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
         request.guess.refund()
-        return PendingLease(request, pending.lease, self.clock()[0] + self.sharing.timeout)
+        deadline = self.clock()[0] + self.sharing.timeout
+        return PendingLease(request, pending.window, pending.lease, deadline)
+
+    def is_usable(self, copy: Copy, now: float) -> bool:
+        """Whether a copy that was found before a wait may still be served after it."""
+        budget = self.config.environments[copy.environment].budget
+        state = self.cache.ages.state(copy, now, budget.stretched)
+        return state is not State.EXPIRED and not self.cache.is_purged(copy)
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
         """Answer a request that failed unexpectedly, and log where."""

@@ -19,7 +19,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import NAMED
 from bff.gateway.answers import loaded
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, Served, resume_member
+from bff.gateway.pending import Pending, Resumable, Served, conclude_member, wait_for
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy
@@ -75,15 +75,21 @@ class PendingIntrospection:
     introspector: "Introspector"
     fallback: None = None
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for upstream's answer, then decide."""
-        return await resume_member(gateway, self, self.caller)
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for upstream's answer."""
+        await wait_for(gateway, self.request, [self])
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide by upstream's answer."""
+        return conclude_member(gateway, self, self.caller)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
         """Return the outcome for this caller, and charge it: its token is verified only now."""
         outcome = self.introspector.conclude(self, self.task.result())
         if not isinstance(outcome, Copy):
             return outcome
+        if gateway.cache.is_purged(outcome):
+            return None
         if gateway.admission.is_session_revoked(self.request, self.caller, outcome):
             return Refusal("unauthorized")
         return outcome, loaded(stale=False, collapsed=self.collapsed)

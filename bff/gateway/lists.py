@@ -10,7 +10,7 @@ from bff import metrics
 from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.answers import Answers
+from bff.gateway.answers import STALE_IF_ERROR, Answers
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, PendingIntrospection
 from bff.gateway.lookup import Lookup
@@ -20,7 +20,7 @@ from bff.gateway.pending import (
     PendingMember,
     Resumable,
     Served,
-    decide_again,
+    outcome,
     wait_for,
 )
 from bff.response import Response
@@ -44,20 +44,30 @@ class PendingList:
     listing: Listing
     members: list[PendingMember]
     lists: "Lists"
+    config: RuntimeConfig
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for the members; more of them may follow, where some are missing or filtered out."""
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for the members."""
+        await wait_for(gateway, self.request, self.members)
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Make the page; more members may follow, where some are missing or filtered out."""
         request, caller = self.request, self.caller
-        await wait_for(gateway, request, self.members)
+        self.listing.forget(
+            unless=lambda copy: gateway.is_usable(copy, request.now),
+            purged=gateway.cache.is_purged,
+        )
         for member in self.members:
-            served = member.result(gateway)
-            if member.config is not gateway.config:
-                return decide_again(gateway, request, served)
+            try:
+                served = outcome(gateway, member, caller)
+            except Refused as refused:
+                served = refused.refusal
             if isinstance(served, Refusal) and self.lists.ends_with(served, caller, request.now):
                 return gateway.answers.refusal(request, served)
             if served is not None:
                 self.listing.outcomes[member.session_id] = self.lists.count(served)
-        gateway.admission.refuse_revoked_token(request, caller)
+            if isinstance(served, tuple) and served[1] is STALE_IF_ERROR:
+                self.listing.in_memory.add(member.session_id)
         return self.lists.answer(request, caller, self.listing, b"fwd=miss")
 
 
@@ -74,6 +84,7 @@ class Lists:
         introspector: Introspector,
         telemetry: Telemetry,
     ) -> None:
+        self._config = config
         self._visible = config.visible
         self._admission = admission
         self._answers = answers
@@ -117,11 +128,12 @@ class Lists:
                     members.append(served)
                     return None
                 outcome = listing.outcomes[session_id] = self.count(served)
+                listing.in_memory.add(session_id)
             return outcome
 
         page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, members, self)
+            return PendingList(request, caller, listing, members, self, self._config)
         return self._answers.list_page(request, caller, page, cache_status)
 
     def _find(

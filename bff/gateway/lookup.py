@@ -46,8 +46,10 @@ class Lookup:
         now, environment = request.now, self._environments[caller.environment]
         entry = self._cache.find(environment.name, session_id, now)
         if entry is None:
+            self._admission.refuse_revoked_session(request, caller, session_id)
             return self._load(request, caller, session_id, environment, None)
         if isinstance(entry, NegativeEntry):
+            self._admission.refuse_revoked_session(request, caller, session_id)
             self._telemetry.count(metrics.CACHE, "negative")
             raise Refused("not_found")
         # The ids of a session never change, so those of an old copy still hold.

@@ -1,25 +1,32 @@
 """The things that an answer may have to wait for.
 
-`Gateway.decide` returns a `Pending` where the answer is not in memory. `Gateway.finish` resumes it
-until there is a response. `resume` does the waiting; the decision after the wait is the gateway's.
+`Gateway.decide` returns a `Pending` where the answer is not in memory. `Gateway.finish` awaits its
+`wait`, admits the request again, and asks `conclude` for the answer, until there is a response.
+Nothing is decided in `wait`. So no outcome of a wait, a refusal included, reaches a browser whose
+token expired, lost its key or was revoked meanwhile.
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from bff.config.runtime import RuntimeConfig
+from bff.copies.cache import Cache
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, loaded
 from bff.gateway.context import RequestContext
+from bff.limits.rate import Window
 from bff.replicas.alone import AnySharing
 from bff.request import RequestHead
 from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
+
+_UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 
 FALLBACK_SECONDS: Final = 1.0
 """Seconds that a request waits for a newer copy while an older, usable one is at hand."""
@@ -34,6 +41,7 @@ class Resumable(Protocol):
     config: RuntimeConfig
     admission: Admission
     answers: Answers
+    cache: "Cache[Copy | Refusal]"
     sharing: AnySharing
 
     def clock(self) -> tuple[float, float]:
@@ -47,6 +55,9 @@ class Resumable(Protocol):
     ) -> "Response | Pending":
         """Answer from the shared copy, or wait for its load."""
 
+    def is_usable(self, copy: Copy, now: float) -> bool:
+        """Whether a copy that was found before a wait may still be served after it."""
+
 
 class Pending(Protocol):
     """An answer that has to be waited for."""
@@ -55,39 +66,23 @@ class Pending(Protocol):
     def request(self) -> RequestContext:
         """The request that it is for."""
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait, then decide.
+    @property
+    def config(self) -> RuntimeConfig | None:
+        """The configuration by which the gateway decided to wait.
+
+        If it has changed, the request is decided from its start. None if `conclude` always does so.
+        """
+
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait. Decides nothing and raises nothing."""
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide after the wait, for a request that was admitted again.
 
         Raises:
             Refused: the wait ended in a refusal.
             LeasePending: a limit has to be leased before it can be charged.
         """
-
-
-class Abandonable(Pending, Protocol):
-    """A pending answer that decides apart from its wait."""
-
-    @property
-    def config(self) -> RuntimeConfig | None:
-        """The configuration by which the gateway decided to wait; None to conclude in any case."""
-
-    def conclude(self, gateway: Resumable) -> "Response | Pending":
-        """Decide after the wait, for a request that was admitted again."""
-
-
-def resume_admitted(gateway: Resumable, pending: Abandonable) -> "Response | Pending":
-    """Admit a request again after a wait, then decide.
-
-    Meanwhile the token may have expired or been revoked, its key removed, the settings changed.
-    """
-    request = pending.request
-    request.now, request.wall = gateway.clock()
-    if pending.config is None:
-        return pending.conclude(gateway)
-    if pending.config is not gateway.config:
-        return gateway.decide(request.head, request.now, request.wall)
-    gateway.admission.authenticate(request)
-    return pending.conclude(gateway)
 
 
 class PendingMember(Protocol):
@@ -100,10 +95,6 @@ class PendingMember(Protocol):
     @property
     def session_id(self) -> str:
         """The id of the request."""
-
-    @property
-    def config(self) -> RuntimeConfig:
-        """The configuration by which the gateway decided to wait."""
 
     @property
     def task(self) -> "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
@@ -130,40 +121,59 @@ class PendingLoad:
     """Another request started the load."""
     config: RuntimeConfig
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for the load; then decide on the copy's own ids."""
-        return await resume_member(gateway, self, self.caller)
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for the load."""
+        await wait_for(gateway, self.request, [self])
 
-    def result(self, gateway: Resumable) -> Served | Refusal:
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide on the copy's own ids."""
+        if not self.task.done() and not self._fallback(gateway):
+            return replace(self, fallback=None, collapsed=True)  # it is too old by now
+        return conclude_member(gateway, self, self.caller)
+
+    def result(self, gateway: Resumable) -> Served | Refusal | None:
         """The new copy; failing that the fallback; failing that the reason."""
         brought = self.task.result() if self.task.done() else Refusal("upstream_timeout")
+        fallback = self._fallback(gateway)
         served: Served
         if isinstance(brought, Copy):
             served = brought, loaded(stale=self.fallback is not None, collapsed=self.collapsed)
-        elif self.fallback and brought.code != "not_found":
-            served = self.fallback, STALE_IF_ERROR
+        elif fallback and brought.code != "not_found":
+            served = fallback, STALE_IF_ERROR
         else:
             return brought
+        if gateway.cache.is_purged(served[0]):
+            return None
         if gateway.admission.is_session_revoked(self.request, self.caller, served[0]):
             return Refusal("unauthorized")
         return served
 
+    def _fallback(self, gateway: Resumable) -> Copy | None:
+        copy = self.fallback
+        return copy if copy is not None and gateway.is_usable(copy, self.request.now) else None
 
-async def resume_member(
+
+def conclude_member(
     gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
 ) -> "Response | Pending":
-    """Wait for one session, then decide again: the token, its key and the policy may be gone."""
+    """Answer with what the wait for one session brought; look it up again if that is purged."""
     request = pending.request
-    await wait_for(gateway, request, [pending])
-    served = pending.result(gateway)
-    if pending.config is not gateway.config:
-        return decide_again(gateway, request, served)
-    gateway.admission.refuse_revoked_token(request, caller)
+    served = outcome(gateway, pending, caller)
     if served is None:
         return gateway.answer(request, caller, pending.session_id)
     if isinstance(served, Refusal):
         return gateway.answers.refusal(request, served)
     return gateway.answers.session(request, caller, *served)
+
+
+def outcome(
+    gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
+) -> Served | Refusal | None:
+    """Take the result of a wait for one session; a revoked one gets no other refusal."""
+    served = pending.result(gateway)
+    if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
+        gateway.admission.refuse_revoked_session(pending.request, caller, pending.session_id)
+    return served
 
 
 async def wait_for(
@@ -176,8 +186,7 @@ async def wait_for(
         await _ended(members[0].task)
     else:
         await asyncio.wait([member.task for member in members], timeout=timeout)
-    request.now, request.wall = gateway.clock()
-    request.waited = (request.waited or 0.0) + request.now - began
+    request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
 
 async def _ended(task: "asyncio.Task[Any]") -> None:
@@ -200,35 +209,29 @@ async def _ended(task: "asyncio.Task[Any]") -> None:
         task.remove_done_callback(wake)
 
 
-def decide_again(
-    gateway: Resumable, request: RequestContext, served: Served | Refusal | None
-) -> "Response | Pending":
-    """Decide from the start, because the configuration changed during the wait.
-
-    The cache keeps the loaded copy unless the new configuration forbids it, so upstream is not
-    called twice.
-    """
-    if isinstance(served, Refusal):
-        return gateway.answers.refusal(request, served)
-    return gateway.decide(request.head, *gateway.clock())
-
-
 @dataclass(frozen=True, slots=True)
 class PendingLease:
     """Waits until replicas have granted a part of a limit; nothing is charged yet."""
 
     request: RequestContext
+    window: Window
     lease: "asyncio.Task[None]"
     deadline: float
-    """When the store counts as unavailable, on the clock that never jumps."""
+    """Until when the request may wait for leases, on the clock that never jumps."""
+    config: None = None
 
-    async def resume(self, gateway: Resumable) -> "Response | Pending":
-        """Wait for the lease, and decide from the start."""
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for the lease, as long as a request may."""
         left = self.deadline - gateway.clock()[0]
         await asyncio.wait([self.lease], timeout=max(0.0, left))
-        if left <= 0 or not self.lease.done():
-            gateway.sharing.mark_down()
-        answer = gateway.decide(self.request.head, *gateway.clock())
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide from the start, without the lease if that is late."""
+        now, wall = gateway.clock()
+        if now >= self.deadline or not self.lease.done():
+            self.window.count_alone(now)
+            gateway.sharing.check()
+        answer = gateway.decide(self.request.head, now, wall)
         if isinstance(answer, PendingLease):
             return replace(answer, deadline=self.deadline)
         return answer

@@ -51,6 +51,10 @@ class Routes:
         self._chat = chat
         self._pages = {path: Route("page", page) for path, page in pages.items()}
 
+    def is_page(self, head: RequestHead) -> bool:
+        """Whether a request is for a page that says nothing of sessions."""
+        return head.path in self._pages
+
     def match(self, head: RequestHead) -> Route:
         """Match a request by its path.
 

@@ -16,6 +16,9 @@ MAX_RESET: Final = 60.0
 SDK waits for it however late."""
 LEASE_DIVISOR: Final = 4
 """Replicas together hold at most this part (a quarter) of a window's remaining quota unused."""
+ALONE_SECONDS: Final = 1.0
+"""Seconds after a lease that failed or came too late in which a window is counted by this process
+alone. Its next requests do not wait for another lease, and the one that waited is decided."""
 _NEVER: Final = sys.maxsize
 
 
@@ -35,26 +38,34 @@ class QuotaProvider(Protocol):
 
 
 class LeasePending(Exception):
-    """Nothing was counted, because quota is not leased yet: await *lease*, then decide again."""
+    """Nothing was counted, because quota is not leased yet: await *lease*, then decide again.
 
-    def __init__(self, limiter: "Limiter", lease: "asyncio.Task[None]") -> None:
-        super().__init__(limiter.name)
-        self.limiter = limiter
+    If that takes too long, call the window's `count_alone` first.
+    """
+
+    def __init__(self, window: "Window", lease: "asyncio.Task[None]") -> None:
+        super().__init__(window.limiter.name)
+        self.window = window
         self.lease = lease
+
+    @property
+    def limiter(self) -> "Limiter":
+        """The limiter whose quota it is."""
+        return self.window.limiter
 
 
 class Window:
     """The use of a limit by one key.
 
     `granted` is what the key may use in this process: without a provider the whole limit; with
-    one the quota leased until now, or this replica's share while the provider is down.
+    one the quota leased until now, or this replica's share while the provider is down or late.
     """
 
     headers = True
     """Whether answers carry header lines about this window."""
 
     __slots__ = (
-        "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter",
+        "_alone_until", "_borrowed", "_leased", "ends", "granted", "key", "leasing", "limiter",
         "remaining_elsewhere", "renew_at", "used", "waiting",
     )  # fmt: skip
 
@@ -72,8 +83,9 @@ class Window:
         self.waiting = 0
         """Requests that wait for the current lease."""
         self._leased = False
+        self._alone_until = -inf
         self._borrowed = 0
-        """The part of `granted` that was used without a lease while the provider was down."""
+        """The part of `granted` that was used without a lease."""
 
     def charge(self) -> None:
         """Count one more request."""
@@ -98,13 +110,13 @@ class Window:
         """Whether the next request exceeds the limit."""
         return self.used >= self.granted
 
-    def renew_lease(self, provider: QuotaProvider) -> None:
+    def renew_lease(self, provider: QuotaProvider, now: float) -> None:
         """Lease more quota in the background, or wait for it if none is left.
 
         Raises:
             LeasePending: nothing is left before the lease ends.
         """
-        if not provider.up:
+        if not provider.up or now < self._alone_until:
             share = max(1, self.limiter.limit // provider.replicas)
             if self.granted < share:
                 self._borrowed += share - self.granted
@@ -123,7 +135,7 @@ class Window:
             self.leasing = provider.lease(self, want)
         if self.used >= self.granted:
             self.waiting += 1
-            raise LeasePending(self.limiter, self.leasing)
+            raise LeasePending(self, self.leasing)
 
     def _share(self, provider: QuotaProvider) -> int:
         if self.limiter.exact:
@@ -145,9 +157,14 @@ class Window:
         self.ends = ends
         self.renew_at = _NEVER if given < want else self.granted - self._share(provider) // 2
 
-    def lease_failed(self) -> None:
+    def lease_failed(self, now: float) -> None:
         """End the current lease without a grant."""
         self.leasing = None
+        self.count_alone(now)
+
+    def count_alone(self, now: float) -> None:
+        """Count without a lease for a while: requests waited for one as long as they may."""
+        self._alone_until = now + ALONE_SECONDS
 
     @property
     def remaining(self) -> int:
@@ -213,7 +230,7 @@ class Limiter:
         if window.ends <= now:
             window = self._begin(key, now)
         if window.used >= window.renew_at and self._provider is not None:
-            window.renew_lease(self._provider)
+            window.renew_lease(self._provider, now)
         # `Window.charge`, written out: each hit charges two windows.
         window.used += 1
         return window

@@ -13,8 +13,8 @@ from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
-from bff.replicas.store import Store
-from bff.replicas.valkey import StoreError
+from bff.replicas.connection import Connection
+from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.telemetry import Telemetry
 from bff.upstream.api import CLAIMS_PATH, Quota, Upstream, read_quota
@@ -94,25 +94,26 @@ class UpstreamChecker(Checker):
         address = self._settings.store_url
         if address is None:
             return
-        store = Store(
-            address,
+        connection = Connection(
+            ClientFactory(address),
             background=Background(Telemetry(io.StringIO())),
             timeout=self._settings.store_timeout,
             name=f"bff-check-{secrets.token_hex(4)}",
             count=lambda *_: None,
             changed=lambda _: None,
+            on_marker=lambda _: None,
         )
         try:
-            await store.open(lambda _: None)
+            await connection.open()
         except StoreError as exc:
             text = f"{exc}: check BFF_STORE_URL and the network between"
             yield Finding(Result.PROBLEM, text)
         else:
-            others = store.replicas - 1  # this command counts as one
+            others = connection.replicas - 1  # this command counts as one
             text = f"the store accepts the name and the password; connected replicas: {others}"
             yield Finding(Result.OK, text)
         finally:
-            await store.close()
+            await connection.close()
 
 
 def _key_finding(answer: Answer, session: str | None) -> Finding:

@@ -24,7 +24,7 @@ REJECTED_SECONDS: Final = 60.0
 only a change of the key or of its permissions can mend."""
 
 MAX_WAIT_SECONDS: Final = 60.0
-"""Between two rounds of a loop, so that one that hangs can be told from one that waits."""
+"""Between two rounds of a loop, so that a loop that waits does not count as one that hangs."""
 
 
 class KeyRefresh:

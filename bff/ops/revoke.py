@@ -1,11 +1,29 @@
 """Sends a revocation to the ops port of a running gateway (`bff revoke`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
+
+import click
+
+from bff.config.settings import SETTINGS
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
+    """Declare an option that is refused if given twice: only one of the two would be revoked."""
+
+    def once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> Any:
+        if len(values) > 1:
+            raise click.UsageError(f"Give {parameter.opts[0]} once; repeat the command for another")
+        return values[0] if values else None
+
+    return click.option(*names, multiple=True, callback=once, **settings)
+
 
 _TIMEOUT: Final = 5.0
 """Seconds for each read and write; the gateway waits up to a second for its workers and store."""
@@ -13,6 +31,14 @@ _TIMEOUT: Final = 5.0
 
 class RevokeError(Exception):
     """The gateway did not confirm the revocation; the text is its answer or the remedy."""
+
+
+def ops_address(environ: Mapping[str, str]) -> str:
+    """Return the address of the ops port that the settings in *environ* give."""
+    host, port = (
+        environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
+    )
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def parse_address(text: str) -> tuple[str, int]:

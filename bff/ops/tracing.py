@@ -85,7 +85,9 @@ class Tracing:
         """Spans that were not sent."""
         exporter = exporter or OTLPSpanExporter()
         self._count_exports(exporter)
-        batches = BatchSpanProcessor(exporter, max_queue_size=MAX_SPANS)
+        batches = BatchSpanProcessor(
+            exporter, max_queue_size=MAX_SPANS, max_export_batch_size=min(MAX_SPANS, 512)
+        )
         self._count_ends(batches)
         self._provider.add_span_processor(batches)
         self._tracer = self._provider.get_tracer("bff", __version__)
@@ -95,7 +97,7 @@ class Tracing:
     async def close(self) -> None:
         """Send the remaining spans, within `CLOSE_SECONDS`.
 
-        The thread is not one of the event loop's own: those are waited for without end.
+        It takes a daemon thread, because the event loop waits for its executor without a bound.
         """
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
 

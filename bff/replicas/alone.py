@@ -1,6 +1,6 @@
 """A gateway without a store: the methods of `sharing.Sharing`, which share nothing."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from bff.clock import Clock
 from bff.errors import Refusal
@@ -50,13 +50,15 @@ class Alone:
     def pause(self, environment: str, seconds: float) -> None:
         """Share nothing about upstream's 429."""
 
-    def mark_down(self) -> None:
+    def check(self) -> None:
         """Do nothing: there is no store that could be down."""
 
     async def start(self) -> None:
         """Connect to nothing."""
 
-    def apply(self, namespaces: Mapping[str, Namespace], negative_ttl: float) -> None:
+    def apply(
+        self, namespaces: Mapping[str, Namespace], negative_ttl: float, secrets: Sequence[bytes]
+    ) -> None:
         """Change nothing."""
 
     async def stop(self) -> None:

@@ -5,7 +5,7 @@ was announced meanwhile, and one that starts reads the revocations that are kept
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -24,7 +24,7 @@ _LISTEN_SECONDS: Final = 2 * SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
 
 
 _CATCH_UP_SECONDS: Final = 30.0
-"""Seconds that a replica may read kept messages before it starts."""
+"""Seconds that a replica may take to read kept messages."""
 
 
 _MAX_MESSAGES: Final = 500
@@ -36,18 +36,23 @@ class Stream:
     """One kind of announcement.
 
     Attributes:
-        kept: about how many messages the store keeps.
-        from_the_first: whether a replica that starts reads the kept messages, or only new ones.
+        kept: about how many messages the store keeps; a replica that starts reads them.
     """
 
     kept: int
-    from_the_first: bool
 
 
-STREAMS: Final = {
-    "purges": Stream(10_000, from_the_first=False),
-    "revocations": Stream(100_000, from_the_first=True),
-}
+STREAMS: Final = {"purges": Stream(10_000), "revocations": Stream(100_000)}
+
+
+Message = tuple[bytes, list[tuple[bytes, bytes]]]
+"""The number of a message, and its fields in order."""
+
+
+def messages(answer: Any) -> Iterator[Message]:
+    """Read the messages of a stream from an answer of the store."""
+    for number, parts in answer or ():
+        yield number, list(zip(parts[::2], parts[1::2], strict=True))
 
 
 class Listener:
@@ -55,8 +60,10 @@ class Listener:
 
     Args:
         clients: makes its client.
-        connection: counts outages, and deletes foreign values.
+        connection: deletes foreign values.
         background: runs its loop.
+        source: tells apart the stores that the address may lead to: after an outage, or when the
+            data of the store was replaced, it is another one.
         count: counts foreign messages.
     """
 
@@ -64,31 +71,39 @@ class Listener:
         self,
         clients: ClientFactory,
         connection: Connection,
+        *,
         background: Background,
+        source: Callable[[], object],
         count: Callable[[str, int], None],
     ) -> None:
         self._clients = clients
         self._background = background
         self._client = clients.connect(_LISTEN_SECONDS)
         self._connection = connection
+        self._source = source
         self._count = count
+        self._started = False
         self._caught_up = asyncio.Event()
         self._positions: dict[str, Any] = {}
         """By key of a stream: the number of the last message read."""
-        self._failed = False
-        """Whether a read failed: streams that appear later are read from their first message."""
 
-    def start(self, received: Callable[[dict[str, str]], None]) -> None:
-        """Call *received* with each announcement, this replica's own included, until `close`."""
-        listen = partial(self._listen, received)
-        self._background.start("store_listener", listen, deadline=HUNG_SECONDS)
+    def start(self, received: Callable[[str, dict[str, str]], None]) -> None:
+        """Call *received* with the number and fields of each announcement, until `close`.
 
-    async def caught_up(self) -> None:
-        """Wait until the kept messages are read, so that no revoked token is accepted at start.
+        This replica's own announcements are included.
+        """
+        if not self._started:
+            self._started = True
+            listen = partial(self._listen, received)
+            self._background.start("store_listener", listen, deadline=HUNG_SECONDS)
+
+    async def catch_up(self) -> None:
+        """Wait until all messages of this moment are read: no revoked token may be accepted.
 
         Raises:
             StoreError: that takes too long.
         """
+        self._caught_up.clear()
         try:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self._caught_up.wait()
@@ -99,31 +114,30 @@ class Listener:
         await self._background.stop("store_listener")
         await self._clients.close(self._client)
 
-    async def _listen(self, received: Callable[[dict[str, str]], None], beat: Beat) -> None:
-        outages: int | None = None
+    async def _listen(self, received: Callable[[str, dict[str, str]], None], beat: Beat) -> None:
+        source: object = None
         while True:
             beat()
             try:
-                if outages != self._connection.outages:
-                    outages = self._connection.outages
-                    # After an outage the address may lead to another server.
+                if source != self._source():
+                    source = self._source()
                     self._client = await self._clients.reconnect(self._client, _LISTEN_SECONDS)
                     await self._find_positions()
                 await self._read(received)
             except Exception as exc:  # noqa: BLE001  the listener has to survive any answer
                 if self._clients.is_foreign(exc):
                     await self._delete_foreign()
-                outages, self._failed = None, True
+                source = None
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _read(self, received: Callable[[dict[str, str]], None]) -> None:
+    async def _read(self, received: Callable[[str, dict[str, str]], None]) -> None:
         block = _BLOCK_MILLISECONDS if self._caught_up.is_set() else None
         streams = await self._client.xread(self._positions, count=_MAX_MESSAGES, block=block)
-        for key, messages in streams or ():
-            for number, fields in messages:
+        for key, answer in streams or ():
+            for number, fields in messages(answer):
                 self._positions[key.decode()] = number
                 try:
-                    received({_text(name): _text(field) for name, field in fields.items()})
+                    received(number.decode(), _unique(fields))
                 except Exception:  # noqa: BLE001  a foreign message must not stop the listener
                     self._count("foreign", 1)
         if not streams:
@@ -131,14 +145,13 @@ class Listener:
 
     async def _find_positions(self) -> None:
         """Continue after the last message, or from the first if the stream was replaced."""
-        for name, stream in STREAMS.items():
+        for name in STREAMS:
             key = keys.stream(name)
-            newest = await self._client.xrevrange(key, count=1)
-            if key not in self._positions:
-                from_the_first = self._failed or stream.from_the_first or not newest
-                self._positions[key] = "0-0" if from_the_first else newest[0][0]
-            elif not newest or _numbers(newest[0][0]) < _numbers(self._positions[key]):
-                self._positions[key] = "0-0"
+            newest = list(messages(await self._client.xrevrange(key, count=1)))
+            position = self._positions.get(key, b"0-0")
+            if not newest or _numbers(newest[0][0]) < _numbers(position):
+                position = b"0-0"
+            self._positions[key] = position
 
     async def _delete_foreign(self) -> None:
         for key in map(keys.stream, STREAMS):
@@ -154,6 +167,13 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _numbers(number: bytes | str) -> tuple[int, ...]:
-    text = number if isinstance(number, str) else number.decode()
-    return tuple(map(int, text.split("-")))
+def _unique(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Raises ValueError if a field is repeated: no reader may choose one of the two."""
+    message = {_text(name): _text(value) for name, value in fields}
+    if len(message) != len(fields):
+        raise ValueError("repeated field")
+    return message
+
+
+def _numbers(number: bytes) -> tuple[int, ...]:
+    return tuple(map(int, number.decode().split("-")))

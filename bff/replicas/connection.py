@@ -2,11 +2,15 @@
 
 Commands wait in a queue, and each answer goes to the command at its position. A caller that leaves
 cancels neither the batch nor its answers, so no answer can reach another caller. No caller waits
-longer than its timeout: when an answer is late, an error or impossible, the store counts as down,
-this replica decides every request alone, and a heartbeat notices when the store is back.
+longer than its timeout.
+
+Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
+requests do not delay them. A late answer or an error ends one caller's wait and causes a heartbeat
+at once. While the store is down, this replica decides every request alone.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -16,6 +20,7 @@ from bff.replicas.valkey import (
     SOCKET_SECONDS,
     ClientFactory,
     StoreUnavailable,
+    cancel,
     if_available,
 )
 
@@ -55,16 +60,68 @@ _MAX_BATCH: Final = 500
 """Commands in one batch; bounds the memory of its answers."""
 
 
+_MAX_TURNS: Final = 32
+"""Loads that wait for an answer at once; the others wait for their turn, and their time begins
+then. Without the bound, a page that starts a hundred loads would make each of its loads late."""
+
+
 _GRACE_SECONDS: Final = 0.001
 """Seconds to read answers that arrived while this process was busy; those are not late."""
+
+
+_BUSY_SECONDS: Final = 0.005
+"""Seconds: the event loop is busy if it wakes up later from the shortest sleep."""
+
+
+_IDLE_WAKE_UPS: Final = 3
+"""A heartbeat is late only if the event loop then wakes up in time as often as this, in a row: an
+answer may wait to be read in a process that is busy."""
+
+
+_MAX_WAKE_UPS: Final = 500
+"""Bounds those: in a process that is busy for longer, a heartbeat is late all the same."""
+
+
+_PAUSE_SECONDS: Final = 0.05
+"""Seconds between two heartbeats at least, however many callers cause them."""
+
+
+_LATE_HEARTBEATS: Final = 2
+"""Late heartbeats in a row after which the store is down: one may be a pause of the store."""
 
 
 Command = tuple[Any, ...]
 """A command: its name, then its arguments. An EVAL: script, number of keys, keys, arguments."""
 
 
+class _Link:
+    """A connection that sends one batch after another."""
+
+    def __init__(self, clients: ClientFactory) -> None:
+        self.client = clients.connect(SOCKET_SECONDS)
+        self.must_reconnect = False
+        """Whether the connection may lead to a former server of the address."""
+        self._clients = clients
+
+    async def send(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
+        results: list[Any]
+        try:
+            if self.must_reconnect:
+                self.must_reconnect = False
+                self.client = await self._clients.reconnect(self.client, SOCKET_SECONDS)
+            pipeline = self.client.pipeline(transaction=False)
+            for command, _ in batch:
+                pipeline.execute_command(*command)
+            results = await pipeline.execute(raise_on_error=False)
+        except Exception as exc:  # noqa: BLE001  each caller of the batch gets the error
+            results = [exc] * len(batch)
+        for (_, answer), result in zip(batch, results, strict=True):
+            if not answer.done():
+                answer.set_result(result)
+
+
 class Connection:
-    """One replica's connection to the store.
+    """One replica's connections to the store.
 
     Args:
         clients: makes its client.
@@ -73,12 +130,14 @@ class Connection:
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
+        on_marker: called with the marker of the revocations that each heartbeat reads.
 
     Attributes:
         up: whether the store is up.
         outages: how often the store went down.
         replicas: how many replicas ran when the store was last up.
         reason: why the store is down.
+        turns: the loads that may wait for an answer now.
     """
 
     def __init__(
@@ -90,6 +149,7 @@ class Connection:
         name: str,
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
+        on_marker: Callable[[bytes | None], None],
     ) -> None:
         self.up = False
         self.outages = 0
@@ -98,14 +158,17 @@ class Connection:
         self.timeout = timeout
         self._clients = clients
         self._background = background
-        self._client = clients.connect(SOCKET_SECONDS)
+        self._requests, self._heart = _Link(clients), _Link(clients)
         self._name = name
         self._count = count
         self._changed = changed
+        self._on_marker = on_marker
+        self.turns = asyncio.Semaphore(_MAX_TURNS)
+        self._heartbeat_due = asyncio.Event()
+        self._beating: asyncio.Task[None] | None = None
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
         self._queued = asyncio.Event()
         self._unawaited: set[asyncio.Task[Any]] = set()
-        self._must_reconnect = False
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
         self._error: Exception | None = None
@@ -120,8 +183,8 @@ class Connection:
         self._background.start("store_heartbeats", self._send_heartbeats, deadline=HUNG_SECONDS)
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await self._client.ping()
-                await self.heartbeat(_OPEN_SECONDS)
+                await self._heart.client.ping()
+                await self.heartbeat(_OPEN_SECONDS / _LATE_HEARTBEATS)
         except StoreUnavailable:
             if self._error is None:
                 raise self._clients.error("does not answer in time") from None
@@ -134,7 +197,9 @@ class Connection:
         if self._unawaited:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
         await self._background.stop("store_batches", "store_heartbeats")
-        await self._clients.close(self._client)
+        await cancel([self._beating] if self._beating else [])
+        for link in (self._requests, self._heart):
+            await self._clients.close(link.client)
 
     # -- commands
 
@@ -157,8 +222,7 @@ class Connection:
             task.add_done_callback(self._unawaited.discard)
 
     def _enqueue(self, commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
-        loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        answers = _futures(commands)
         self._queue.extend(zip(commands, answers, strict=True))
         self._queued.set()
         return answers
@@ -174,16 +238,17 @@ class Connection:
             for answer in late:
                 answer.cancel()  # a command that is still queued is never sent
             self._count("late", len(commands))
-            self.mark_down("slow")
+            self.check()
             raise StoreUnavailable
         results = [answer.result() for answer in answers]
-        errors = [result for result in results if isinstance(result, Exception)]
-        if errors:
+        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
+        if failed:
             self._count("error", len(commands))
-            if all(map(self._clients.is_foreign, errors)):
-                self._delete_foreign(commands)
+            if all(self._clients.is_foreign(error) for _, error in failed):
+                self._delete_foreign([command for command, _ in failed])
             else:
-                self._fail(errors[0])
+                self._requests.must_reconnect = True
+                self.check()
             raise StoreUnavailable
         self._count("ok", len(commands))
         return results
@@ -205,25 +270,13 @@ class Connection:
                 self._queued.clear()
             batch = [(command, answer) for command, answer in batch if not answer.done()]
             if batch:
-                await self._send(batch)
-
-    async def _send(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
-        results: list[Any]
-        try:
-            if self._must_reconnect:
-                self._must_reconnect = False
-                self._client = await self._clients.reconnect(self._client, SOCKET_SECONDS)
-            pipeline = self._client.pipeline(transaction=False)
-            for command, _ in batch:
-                pipeline.execute_command(*command)
-            results = await pipeline.execute(raise_on_error=False)
-        except Exception as exc:  # noqa: BLE001  each caller of the batch gets the error
-            results = [exc] * len(batch)
-        for (_, answer), result in zip(batch, results, strict=True):
-            if not answer.done():
-                answer.set_result(result)
+                await self._requests.send(batch)
 
     # -- down and up
+
+    def check(self) -> None:
+        """Send a heartbeat now: a caller waited too long for the store, or got an error."""
+        self._heartbeat_due.set()
 
     def mark_down(self, reason: str) -> None:
         """Count the store as down, until a heartbeat succeeds."""
@@ -239,7 +292,8 @@ class Connection:
             self._changed(reason)
 
     def _fail(self, error: Exception) -> None:
-        self._must_reconnect, self._error = True, error
+        self._requests.must_reconnect = self._heart.must_reconnect = True
+        self._error = error
         self.mark_down(type(error).__name__)  # not its text, which the server chooses
 
     async def heartbeat(self, timeout: float) -> None:
@@ -249,21 +303,81 @@ class Connection:
             StoreUnavailable: the store is still down, or down from now on.
         """
         milliseconds = round(REPLICA_SECONDS * 1000)
-        command = ("EVAL", scripts.HEARTBEAT, 1, keys.REPLICAS, self._name, milliseconds)
-        (replicas,) = await self._answers([command], self._enqueue([command]), timeout)
+        commands: list[Command] = [
+            ("EVAL", scripts.HEARTBEAT, 1, keys.REPLICAS, self._name, milliseconds),
+            ("GET", keys.MARKER),
+        ]
+        for _ in range(_LATE_HEARTBEATS):
+            results = await self._beat(commands, timeout)
+            if results is not None:
+                break
+            self._count("late", len(commands))
+        else:
+            self.mark_down("slow")
+            raise StoreUnavailable
+        replicas, marker = results
+        if errors := list(filter(_is_error, results)):
+            self._count("error", len(commands))
+            if not all(map(self._clients.is_foreign, errors)):
+                self._fail(errors[0])
+            else:
+                self._count("foreign", 1)
+                await self._beat([("UNLINK", keys.REPLICAS), ("UNLINK", keys.MARKER)], timeout)
+            raise StoreUnavailable
         if not isinstance(replicas, int):  # a server that is not Valkey
             self._fail(self._clients.not_valkey())
             raise StoreUnavailable
+        self._count("ok", len(commands))
         self.replicas = max(1, replicas)
         self.reason = None
         self._heartbeats += 1
         if not self.up:
             self.up = True
             self._changed(None)
+        self._on_marker(marker)
+
+    async def _beat(self, commands: list[Command], timeout: float) -> list[Any] | None:
+        """Send a heartbeat past the queue; None if the store does not answer in time.
+
+        A process that is busy reads answers late, so the time counts only while it is not.
+        """
+        if self._beating is not None:  # the former heartbeat still waits: the store is silent
+            await asyncio.wait([self._beating], timeout=timeout)
+            if not self._beating.done():
+                return None
+        answers = _futures(commands)
+        self._beating = asyncio.create_task(
+            self._heart.send(list(zip(commands, answers, strict=True)))
+        )
+        await asyncio.wait([self._beating], timeout=timeout)
+        loop, idle, wake_ups = asyncio.get_running_loop(), 0, 0
+        while not self._beating.done() and idle < _IDLE_WAKE_UPS and wake_ups < _MAX_WAKE_UPS:
+            began = loop.time()
+            await asyncio.sleep(_GRACE_SECONDS)
+            idle = idle + 1 if loop.time() - began < _BUSY_SECONDS else 0
+            wake_ups += 1
+        if not self._beating.done():
+            return None
+        return [answer.result() for answer in answers]
 
     async def _send_heartbeats(self, beat: Beat) -> None:
         while True:
             beat()
-            await asyncio.sleep(HEARTBEAT_SECONDS if self.up else self._retry_seconds)
-            # A store comes up only if it answers as quickly as a request needs it.
-            await if_available(self.heartbeat(self.timeout if self.up else self.timeout / 4))
+            await asyncio.sleep(_PAUSE_SECONDS)
+            pause = (HEARTBEAT_SECONDS if self.up else self._retry_seconds) - _PAUSE_SECONDS
+            with contextlib.suppress(TimeoutError):
+                # While the store is down, no caller waits for it and none causes a heartbeat.
+                await asyncio.wait_for(self._heartbeat_due.wait(), pause)
+            self._heartbeat_due.clear()
+            # A store stays up only if it answers as quickly as a request needs it, and comes up
+            # only if it does so with time to spare.
+            await if_available(self.heartbeat(self.timeout / 2 if self.up else self.timeout / 4))
+
+
+def _futures(commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
+    loop = asyncio.get_running_loop()
+    return [loop.create_future() for _ in commands]
+
+
+def _is_error(result: object) -> bool:
+    return isinstance(result, Exception)

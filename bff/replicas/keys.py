@@ -42,11 +42,19 @@ def claim(prefix: str, id_: str) -> str:
     return f"{value(prefix, id_)}:load"
 
 
-def purged(prefix: str, id_: str) -> str:
-    """The time of the last purge of a copy."""
-    return f"{value(prefix, id_)}:purged"
-
-
 def stream(name: str) -> str:
     """Announcements of one kind."""
     return f"{_PREFIX}:{{told}}:{name}"
+
+
+MARKER: Final = stream("marker")
+"""Says which data the store has, and whether it has every revocation."""
+
+
+REPUBLISHER: Final = stream("republisher")
+"""The name of the replica that republishes revocations."""
+
+
+def sealed(name: str) -> str:
+    """The store key, sealed with a secret key; *name* tells which one."""
+    return f"{stream('sealed')}:{name}"

@@ -1,11 +1,12 @@
 """The two lookups that replicas share: copies of sessions, and introspections of tokens.
 
-A copy holds what a browser may see and nothing else: it is projected before it is stored.
+A copy holds what a browser may see: it is projected before it is stored. Its ids are concealed, and
+its name is made with the key that the store does not know.
 An introspection grants access, so it carries an HMAC that only gateways with the same secret key
 can make, and its id is made with that key too: the store cannot reveal a token or grant access.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from bff.errors import Refusal
 from bff.replicas.codec import (
     ForeignError,
     Namespace,
+    copy_name,
     decode_copy,
     decode_introspection,
     encode_copy,
@@ -22,7 +24,7 @@ from bff.replicas.codec import (
     encode_missing,
     introspection_id,
 )
-from bff.replicas.shared_loads import Moment, Value
+from bff.replicas.shared_loads import Moment, PurgedError, Value
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import UNDECIDED, Introspection
 
@@ -51,17 +53,21 @@ class CopyLookup:
     """A lookup of a session's copy, or of its absence.
 
     Attributes:
+        key: the store key.
         make: makes a copy: environment, id, external id, body, closed, loaded.
         negative_ttl: seconds that an absence is kept.
+        is_purged: whether a session with these ids was purged since its load was claimed.
         is_current: whether the settings still give the environment this namespace.
     """
 
     metric: ClassVar = metrics.SHARED_COPIES
 
     namespace: Namespace
+    key: bytes
     request: LoadRequest
     make: Callable[[str, str, str | None, bytes, bool, float], Copy]
     negative_ttl: float
+    is_purged: Callable[[Iterable[str], int], bool]
     clock: Clock
     is_current: Callable[[], bool]
 
@@ -71,12 +77,14 @@ class CopyLookup:
 
     @property
     def id(self) -> str:
-        return self.request.id
+        return copy_name(self.key, self.request.id)
 
     def decode(self, value: bytes, moment: Moment) -> Outcome | None:
-        stored = decode_copy(self.prefix, self.id, value)
+        stored = decode_copy(self.prefix, self.request.id, value, key=self.key)
         if stored is None:
             raise ForeignError
+        if self.is_purged(filter(None, (stored.id, stored.external_id)), stored.claimed):
+            raise PurgedError
         loaded = moment(stored.loaded, stored.lifetime)
         if stored.missing:
             recent = self.clock()[0] - loaded < self.negative_ttl
@@ -98,16 +106,18 @@ class CopyLookup:
         if isinstance(outcome, Copy):
             lifetime = self.request.lifetime(outcome)
             loaded = wall - (now - outcome.loaded)
-            data = encode_copy(self.prefix, outcome, lifetime, loaded, claimed)
+            data = encode_copy(self.prefix, outcome, lifetime, loaded, claimed, key=self.key)
             return Value(data, self._other_ids(outcome), outcome.loaded + lifetime)
         if outcome.code != "not_found":
             return None
-        data = encode_missing(self.prefix, self.id, self.negative_ttl, claimed)
+        data = encode_missing(
+            self.prefix, self.request.id, self.negative_ttl, claimed, key=self.key
+        )
         obsolete = self._other_ids(previous) if isinstance(previous, Copy) else set()
         return Value(data, set(), now + self.negative_ttl, obsolete)
 
     def _other_ids(self, copy: Copy) -> set[str]:
-        return {id_ for _, id_ in copy.keys} - {self.id}
+        return {copy_name(self.key, id_) for _, id_ in copy.keys} - {self.id}
 
 
 @dataclass(frozen=True, slots=True)

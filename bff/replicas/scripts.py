@@ -16,12 +16,12 @@ def _read(name: str) -> str:
     return "\n".join(line for line in lines if not line.startswith("--"))
 
 
+AGREE: Final = _read("agree")
 ALLOW: Final = _read("allow")
 CLAIM: Final = _read("claim")
 HEARTBEAT: Final = _read("heartbeat")
 KEEP: Final = _read("keep")
-PURGE: Final = _read("purge")
-PURGED: Final = _read("purged")
 RENEW: Final = _read("renew")
+REPUBLISH: Final = _read("republish")
 SPEND: Final = _read("spend")
 TAKE: Final = _read("take")

@@ -19,10 +19,6 @@ CLAIM_SECONDS: Final = 1.0
 """Seconds: if a replica dies during a load, the others load that session after this time."""
 
 
-PURGE_MEMORY_SECONDS: Final = 60.0
-"""Seconds that the store remembers a purge; the result of a longer load is not stored."""
-
-
 _POLL_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)
 """Seconds between two polls for another replica's load; the last repeats."""
 
@@ -33,6 +29,10 @@ T = TypeVar("T")
 Moment = Callable[[float, float], float]
 """Converts the time at which a value was made (Unix seconds) to the clock that never jumps. The
 second argument is the value's lifetime. Raises `ForeignError` for a value that never expires."""
+
+
+class PurgedError(Exception):
+    """A stored value was purged after its load had been claimed."""
 
 
 class SharedLookup(Protocol[T]):
@@ -55,6 +55,7 @@ class SharedLookup(Protocol[T]):
 
         Raises:
             ForeignError: it does not match this lookup.
+            PurgedError: it was purged.
         """
 
     def is_answer(self, entry: T) -> bool:
@@ -184,10 +185,11 @@ class SharedLoads:
     async def _find(
         self, lookup: SharedLookup[T], token: str, deadline: Deadline
     ) -> tuple[Claim | None, T | None]:
-        sent, _ = self._clock()
-        value, seconds = await deadline.wait(
-            self._store.read(lookup.prefix, lookup.id, timeout=deadline.left)
-        )
+        async with self._store.turns:
+            sent, _ = self._clock()
+            value, seconds = await deadline.wait(
+                self._store.read(lookup.prefix, lookup.id, timeout=deadline.left)
+            )
         entry = self._decode(lookup, value, seconds, sent)
         if entry is not None and lookup.is_answer(entry):
             return None, entry
@@ -200,10 +202,11 @@ class SharedLoads:
         (began, _), polls, left = self._clock(), 0, deadline.left
         while True:
             # We wait for another replica's load, so only the last poll counts against the timeout.
-            deadline.left, (sent, _) = left, self._clock()
-            claimed, value, seconds, time = await deadline.wait(
-                self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
-            )
+            async with self._store.turns:
+                deadline.left, (sent, _) = left, self._clock()
+                claimed, value, seconds, time = await deadline.wait(
+                    self._store.claim(lookup.prefix, lookup.id, token, CLAIM_SECONDS, timeout=left)
+                )
             entry = self._decode(lookup, value, seconds, sent)
             if claimed:
                 return Claim(token, time, self._clock()[0]), entry
@@ -224,14 +227,12 @@ class SharedLoads:
     ) -> None:
         """Store the outcome of a load, then let other replicas claim the next."""
         now, _ = self._clock()
-        # After a reload the value may belong to the earlier settings. After a very long load the
-        # store no longer remembers whether the session was purged during it.
-        recent = now - claim.received <= PURGE_MEMORY_SECONDS
-        valid = recent and lookup.is_current()
-        value = lookup.encode(outcome, previous, claim.time) if valid else None
+        # After a reload the value may belong to the earlier settings.
+        value = lookup.encode(outcome, previous, claim.time) if lookup.is_current() else None
         try:
             if value is not None:
-                await if_available(self._write(lookup, claim, value, now))
+                async with self._store.turns:
+                    await if_available(self._write(lookup, claim, value, now))
         finally:
             self._store.release(lookup.prefix, lookup.id, claim.token)
 
@@ -268,7 +269,8 @@ class SharedLoads:
 
         try:
             return lookup.decode(value, moment)
-        except ForeignError:
-            self._count(lookup.metric, "dropped")
+        except (ForeignError, PurgedError) as exc:
+            result = "purged" if isinstance(exc, PurgedError) else "dropped"
+            self._count(lookup.metric, result)
             self._store.drop(lookup.prefix, lookup.id)
             return None

@@ -5,8 +5,9 @@ limits and budget by the number of replicas that ran when the store was last up.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from math import inf
 from typing import Any, Final
 
 from bff import metrics
@@ -14,11 +15,13 @@ from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.limits.rate import Window
-from bff.replicas.codec import Namespace, decode_copy
+from bff.replicas.announcements import STREAMS
+from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, limit_name, reveal
 from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome
-from bff.replicas.shared_loads import PURGE_MEMORY_SECONDS, SharedLoads
+from bff.replicas.purge_log import PurgeLog
+from bff.replicas.shared_loads import SharedLoads
 from bff.replicas.store import Store
-from bff.replicas.valkey import if_available
+from bff.replicas.valkey import StoreUnavailable, if_available
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
@@ -26,14 +29,17 @@ _RETRY_SECONDS: Final = 1.0
 """Seconds that a stale copy is answered after a failed load, before the next load."""
 
 
+_BUDGET_SECONDS: Final = 1.0
+"""Seconds for which this replica remembers that the budget is spent, without asking the store for
+each load. No longer: upstream may report a new period of its bucket to another replica."""
+
+
 class Sharing:
     """Shares copies, limits, budget, purges and revocations with the other replicas.
 
     Args:
         store: where they share it; `start` opens it.
-        namespaces: by environment name.
         make: makes a copy: environment, id, external id, body, closed, loaded.
-        negative_ttl: seconds that an absence is kept.
         deadline: seconds to wait for another replica's load.
         clock: the two times.
         spawn: runs a coroutine to its end in a task of its own.
@@ -43,6 +49,9 @@ class Sharing:
         on_revocation: applies a revocation that this or another replica announced.
 
     Attributes:
+        namespaces: by environment name; without those whose id is not known yet. Nothing is
+            shared for them, because replicas with other secret keys could not tell the same names.
+        negative_ttl: seconds that an absence is kept.
         timeout: seconds; a request may wait this long for leases, and as long again for a load.
     """
 
@@ -50,20 +59,18 @@ class Sharing:
         self,
         store: Store,
         *,
-        namespaces: Mapping[str, Namespace],
         make: Callable[[str, str, str | None, bytes, bool, float], Copy],
-        negative_ttl: float,
         deadline: float,
         clock: Clock,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
         tokens: Callable[[], str],
         count: Callable[..., None],
         on_purge: Callable[[str, str], None],
-        on_revocation: Callable[[str], None],
+        on_revocation: Callable[[str], object],
     ) -> None:
         self.store = store
-        self.namespaces = namespaces
-        self.negative_ttl = negative_ttl
+        self.namespaces: Mapping[str, Namespace] = {}
+        self.negative_ttl = 0.0
         self.timeout = store.timeout / 2
         self._make = make
         self._clock = clock
@@ -71,6 +78,10 @@ class Sharing:
         self._count = count
         self._on_purge = on_purge
         self._on_revocation = on_revocation
+        self._purges = PurgeLog(STREAMS["purges"].kept - 1)
+        self._waits: dict[tuple[str, int | None], tuple[float, float]] = {}
+        """By origin and limit of a budget that is spent: until when this replica remembers that,
+        and when the next load may start."""
         self._loads = SharedLoads(
             store,
             timeout=self.timeout,
@@ -99,17 +110,25 @@ class Sharing:
         """
         await self.store.open(self._receive)
 
-    def apply(self, namespaces: Mapping[str, Namespace], negative_ttl: float) -> None:
-        """Change settings; loads in flight are not stored for other replicas."""
+    def apply(
+        self, namespaces: Mapping[str, Namespace], negative_ttl: float, secrets: Sequence[bytes]
+    ) -> None:
+        """Change settings; loads in flight are not stored for other replicas.
+
+        *secrets* are the secret keys of all environments.
+        """
         self.namespaces, self.negative_ttl = namespaces, negative_ttl
+        changed, self.store.key.secrets = self.store.key.secrets != secrets, secrets
+        if changed and self.store.up:
+            self._spawn(if_available(self.store.key.agree()))
 
     async def stop(self) -> None:
         """Disconnect."""
         await self.store.close()
 
-    def mark_down(self) -> None:
-        """Count the store as down: a request waited for it as long as a request may."""
-        self.store.mark_down()
+    def check(self) -> None:
+        """Check the store now: a request waited for it as long as a request may."""
+        self.store.check()
 
     # -- limits
 
@@ -119,7 +138,7 @@ class Sharing:
 
     async def _lease(self, window: Window, want: int) -> None:
         limiter, (sent, _) = window.limiter, self._clock()
-        digest = hashlib.sha256(repr(window.key).encode()).hexdigest()[:32]
+        digest = limit_name(self._key, window.key)
         lease = await if_available(
             self.store.take(
                 f"{limiter.name}:{limiter.limit}/{limiter.seconds}:{digest}",
@@ -130,7 +149,7 @@ class Sharing:
             )
         )
         if lease is None:
-            window.lease_failed()
+            window.lease_failed(self._clock()[0])
             return
         granted, rest, seconds = lease
         self._count(metrics.LEASES, limiter.name)
@@ -147,11 +166,18 @@ class Sharing:
         """
         namespace, wait = self.namespaces.get(environment), None
         if namespace is not None:
-            wait = await if_available(
-                self.store.spend(
-                    namespace.origin, limit=budget.limit, seconds=budget.seconds, timeout=timeout
-                )
+            spent = (namespace.origin, budget.limit)
+            now, (remembered, next_) = self._clock()[0], self._waits.get(spent, (-inf, -inf))
+            if self.up and now < min(remembered, next_):
+                return next_ - now
+            spend = self.store.spend(
+                namespace.origin, limit=budget.limit, seconds=budget.seconds, timeout=timeout
             )
+            async with self.store.turns:
+                wait = await if_available(spend)
+            if wait is not None and wait > 0:
+                now, _ = self._clock()
+                self._waits[spent] = now + _BUDGET_SECONDS, now + wait
         if wait is None:
             budget.replicas = self.replicas
             wait = budget.wait(self._clock()[0])
@@ -178,13 +204,15 @@ class Sharing:
             The outcome, and whether this replica fetched it from upstream.
         """
         namespace = self.namespaces.get(request.environment)
-        if namespace is None:  # a reload removed the environment
+        if namespace is None or not self.up:
             return await request.ask(self.timeout), True
         lookup = CopyLookup(
             namespace=namespace,
+            key=self._key,
             request=request,
             make=self._make,
             negative_ttl=self.negative_ttl,
+            is_purged=partial(self._purges.is_purged, namespace.origin),
             clock=self._clock,
             is_current=lambda: self.namespaces.get(request.environment) is namespace,
         )
@@ -219,7 +247,7 @@ class Sharing:
             ask: asks upstream.
         """
         namespace = self.namespaces.get(environment)
-        if namespace is None:  # a reload removed the environment
+        if namespace is None:
             return await ask()
         lookup = IntrospectionLookup(
             namespace=namespace,
@@ -236,14 +264,26 @@ class Sharing:
     async def purge(self, environment: str, id_: str) -> None:
         """Delete a session in the store and in every replica, under both its ids.
 
+        The announcement alone ends the use of its copies, of every policy and version; those that
+        this replica can name are deleted besides.
+
         Raises:
             StoreUnavailable: other replicas may keep their copies.
         """
-        namespace = self.namespaces[environment]
-        await _purge(self.store, namespace.copies, id_)
-        await self.store.publish(
-            "purges", place=namespace.origin, rules=namespace.projection, id=id_
+        namespace = self.namespaces.get(environment)
+        if namespace is None or not self.up:
+            raise StoreUnavailable
+        key = self._key
+        number = await self.store.publish(
+            "purges", place=namespace.origin, id=conceal(key, id_).decode()
         )
+        self._apply_purge(namespace.origin, id_, number)
+        name = copy_name(key, id_)
+        value, _ = await self.store.read(namespace.copies, name, timeout=self.store.timeout)
+        stored = decode_copy(namespace.copies, id_, value, key=key) if value is not None else None
+        ids = {id_} if stored is None else {id_, stored.id, stored.external_id or id_}
+        for one in ids:
+            self.store.drop(namespace.copies, copy_name(key, one))
 
     async def revoke(self, revocation: str) -> None:
         """Announce a revocation to every replica, including those that start later.
@@ -253,37 +293,21 @@ class Sharing:
         """
         await self.store.publish("revocations", revocation=revocation)
 
-    async def republish(self, revocations: Sequence[str]) -> None:
-        """Announce *revocations* to a store that lost its data."""
-        await if_available(self._republish(revocations))
-
-    async def _republish(self, revocations: Sequence[str]) -> None:
-        if revocations and await self.store.is_empty("revocations"):
-            for revocation in revocations:
-                await self.revoke(revocation)
-
-    def _receive(self, message: dict[str, str]) -> None:
+    def _receive(self, number: str, message: dict[str, str]) -> None:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
+        elif "place" in message:
+            id_ = reveal(self._key, message["id"].encode())
+            self._apply_purge(message["place"], id_, number)
+
+    def _apply_purge(self, origin: str, id_: str, number: str) -> None:
+        if not self._purges.add(origin, id_, number):
+            return  # this replica's own announcement returns
         for environment, namespace in self.namespaces.items():
-            if message.get("place") == namespace.origin and "id" in message:
-                self._on_purge(environment, message["id"])
-                if message.get("rules") != namespace.projection:
-                    # The sender has another policy or version, and deleted other copies.
-                    purge = _purge(self.store, namespace.copies, message["id"])
-                    self._spawn(if_available(purge))
+            if namespace.origin == origin:
+                self._on_purge(environment, id_)
 
-
-async def _purge(store: Store, prefix: str, id_: str) -> None:
-    """Delete a stored copy under all its ids."""
-    for other in await _purge_id(store, prefix, id_):
-        await _purge_id(store, prefix, other)
-
-
-async def _purge_id(store: Store, prefix: str, id_: str) -> list[str]:
-    """Delete the stored copy under one id; returns its other ids."""
-    value = await store.purge(prefix, id_, remembered=PURGE_MEMORY_SECONDS)
-    stored = decode_copy(prefix, id_, value) if value is not None else None
-    if stored is None or stored.missing:
-        return []
-    return [other for other in (stored.id, stored.external_id) if other and other != id_]
+    @property
+    def _key(self) -> bytes:
+        assert self.store.key.value is not None  # noqa: S101  the store is up
+        return self.store.key.value

@@ -4,6 +4,7 @@ Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `
 `release`, `drop`) send without waiting; while the store is down they do nothing.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -12,14 +13,16 @@ from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
 from bff.replicas.connection import Connection
+from bff.replicas.republisher import Encodable, Republisher
+from bff.replicas.store_key import StoreKey
 from bff.replicas.valkey import ClientFactory, StoreAddress
 
 _NO_KEY: Final = -2
 """PTTL's answer for a key that does not exist."""
 
 
-_STORED, _PURGED = 1, 0
-"""Results of `keep.lua`; the third means superseded."""
+_READY_SECONDS: Final = 30.0
+"""Seconds that a replica may wait at start until the store has every revocation."""
 
 
 class Store:
@@ -32,6 +35,12 @@ class Store:
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
+        revocations: lists those that this replica knows.
+        tokens: makes tokens that no other replica makes.
+        random: makes random bytes.
+
+    Attributes:
+        key: the key that the replicas share and the store does not know.
     """
 
     def __init__(
@@ -43,42 +52,82 @@ class Store:
         name: str,
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
+        revocations: Callable[[], Sequence[Encodable]],
+        tokens: Callable[[], str],
+        random: Callable[[int], bytes],
     ) -> None:
         self.timeout = timeout
-        clients = ClientFactory(address)
-        self.connection = Connection(
+        self._clients = clients = ClientFactory(address)
+        self.connection = connection = Connection(
             clients,
             background=background,
             timeout=timeout,
             name=name,
             count=count,
             changed=changed,
+            on_marker=self._look_at,
         )
-        self.listener = Listener(clients, self.connection, background, count)
+        self.key = StoreKey(connection, random)
+        self._received: Callable[[str, dict[str, str]], None] = lambda _, __: None
+        self.listener = Listener(
+            clients,
+            connection,
+            background=background,
+            source=lambda: (connection.outages, self.republisher.data),
+            count=count,
+        )
+        self.republisher = Republisher(
+            connection,
+            name=name,
+            revocations=revocations,
+            join=self._join,
+            catch_up=self.listener.catch_up,
+            tokens=tokens,
+        )
 
-    async def open(self, received: Callable[[dict[str, str]], None]) -> None:
+    async def open(self, received: Callable[[str, dict[str, str]], None]) -> None:
         """Connect, call *received* with each announcement, and read those that are kept.
 
         Raises:
             StoreError: the store cannot be used now; the connection keeps trying until `close`.
         """
-        self.listener.start(received)
+        self._received = received
         await self.connection.open()
-        await self.listener.caught_up()
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await self.republisher.ready()
+        except TimeoutError:
+            raise self._clients.error("is too slow to send the revocations") from None
+
+    def _look_at(self, marker: bytes | None) -> None:
+        self.republisher.on_marker(marker)
+
+    @property
+    def turns(self) -> asyncio.Semaphore:
+        """The loads that may wait for an answer now."""
+        return self.connection.turns
+
+    async def _join(self) -> None:
+        """Agree on the store key, and listen: announcements are concealed with it."""
+        await self.key.agree()
+        self.listener.start(self._received)
 
     async def close(self) -> None:
         """Send what is queued, within `timeout`, and disconnect."""
+        self.republisher.close()
         await self.listener.close()
         await self.connection.close()
 
     @property
     def up(self) -> bool:
-        """Whether the store is up."""
-        return self.connection.up
+        """Whether the store is up, and this replica knows the key of its data."""
+        return self.connection.up and self.key.value is not None
 
     @property
     def reason(self) -> str | None:
         """Why the store is down."""
+        if self.connection.up and self.key.value is None:
+            return "joining"
         return self.connection.reason
 
     @property
@@ -86,9 +135,9 @@ class Store:
         """How many replicas ran when the store was last up."""
         return self.connection.replicas
 
-    def mark_down(self) -> None:
-        """Count the store as down: a request waited for it as long as a request may."""
-        self.connection.mark_down("slow")
+    def check(self) -> None:
+        """Send a heartbeat now: a request waited for the store as long as a request may."""
+        self.connection.check()
 
     # -- limits and budget
 
@@ -178,39 +227,27 @@ class Store:
         """Store a value under each of its *ids*, the claimed one first, *until* the store's time.
 
         Only while *token* holds the claim: without it another replica loads, or the store has lost
-        its data, the purges included. Never over a value whose load was claimed later.
+        its data. Never over a value whose load was claimed later.
 
         Returns:
-            kept, purged (since *claimed*) or superseded.
+            kept or superseded.
         """
         execute, timeout = self.connection.execute, self.timeout
         names = [keys.value(prefix, id_) for id_ in ids]
-        purges = [keys.purged(prefix, id_) for id_ in ids]
-        # All ids are checked first: in a cluster one script may not use the keys of two nodes.
-        purged = [("EVAL", scripts.PURGED, 1, purge, claimed) for purge in purges]
-        if any(await execute(*purged, timeout=timeout)):
-            return "purged"
         arguments = (value, _milliseconds(until), claimed)
-        first = (names[0], purges[0], keys.claim(prefix, ids[0]))
-        others = zip(names[1:], purges[1:], strict=True)
+        claim = keys.claim(prefix, ids[0])
+        # In a cluster one script may not use the keys of two nodes.
         results = await execute(
-            ("EVAL", scripts.KEEP, 3, *first, *arguments, token),
-            *(("EVAL", scripts.KEEP, 2, *pair, *arguments) for pair in others),
+            ("EVAL", scripts.KEEP, 2, names[0], claim, *arguments, token),
+            *(("EVAL", scripts.KEEP, 1, name, *arguments) for name in names[1:]),
             timeout=timeout,
         )
-        stored = [name for name, result in zip(names, results, strict=True) if result == _STORED]
-        if len(stored) == len(names):
+        if all(results):
             return "kept"
-        if stored:  # under all of its ids, or under none
+        if any(results):  # under all of its ids, or under none
+            stored = [name for name, result in zip(names, results, strict=True) if result]
             await execute(*(("UNLINK", name) for name in stored), timeout=timeout)
-        return "purged" if _PURGED in results else "superseded"
-
-    async def purge(self, prefix: str, id_: str, *, remembered: float) -> bytes | None:
-        """Delete a copy and return it; for *remembered* seconds no load begun before is stored."""
-        names = keys.value(prefix, id_), keys.purged(prefix, id_)
-        command = ("EVAL", scripts.PURGE, 2, *names, _milliseconds(remembered))
-        (value,) = await self.connection.execute(command, timeout=self.timeout)
-        return value  # type: ignore[no-any-return]
+        return "superseded"
 
     def drop(self, prefix: str, id_: str) -> None:
         """Delete a value."""
@@ -218,18 +255,17 @@ class Store:
 
     # -- announcements
 
-    async def publish(self, stream: str, **fields: str) -> None:
-        """Announce *fields* to all replicas, this one included, on one of `STREAMS`."""
+    async def publish(self, stream: str, **fields: str) -> str:
+        """Announce *fields* to all replicas, this one included, on one of `STREAMS`.
+
+        Returns:
+            The number of the announcement.
+        """
         pairs = [part for pair in fields.items() for part in pair]
         kept = ("MAXLEN", "~", STREAMS[stream].kept)
         command = ("XADD", keys.stream(stream), *kept, "*", *pairs)
-        await self.connection.execute(command, timeout=self.timeout)
-
-    async def is_empty(self, stream: str) -> bool:
-        """Whether the store keeps no announcement on *stream*."""
-        command = ("XREVRANGE", keys.stream(stream), "+", "-", "COUNT", 1)
-        (newest,) = await self.connection.execute(command, timeout=self.timeout)
-        return not newest
+        (number,) = await self.connection.execute(command, timeout=self.timeout)
+        return number.decode()  # type: ignore[no-any-return]
 
 
 def _milliseconds(seconds: float) -> int:

@@ -1,8 +1,9 @@
 """How a gateway reaches Valkey, and what its errors mean. The only user of the Valkey client."""
 
+import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -96,18 +97,24 @@ class ClientFactory:
                 "ssl_ca_certs": address.ca_file,
                 "ssl_min_version": ssl.TLSVersion.TLSv1_2,
             }
+        client: Any
         if address.cluster:
-            return ValkeyCluster(
+            client = ValkeyCluster(
                 address.host, address.port, connection_error_retry_attempts=0, **options
             )
-        return Valkey(
-            host=address.host,
-            port=address.port,
-            db=address.database,
-            max_connections=2,
-            retry=Retry(NoBackoff(), 0),
-            **options,
-        )
+        else:
+            client = Valkey(
+                host=address.host,
+                port=address.port,
+                db=address.database,
+                max_connections=2,  # for commands, and for heartbeats
+                retry=Retry(NoBackoff(), 0),
+                **options,
+            )
+        # The client's own reading drops all but the last of the fields that a message repeats.
+        for command in ("XREAD", "XREVRANGE"):
+            client.set_response_callback(command, _unread)
+        return client
 
     async def reconnect(self, client: Any, socket_timeout: float) -> Any:
         """Replace a client: its connections may lead to a former server of the address."""
@@ -159,3 +166,19 @@ class ClientFactory:
     def error(self, reason: str) -> StoreError:
         """Make the error of this address."""
         return StoreError(f"the store at {self._address.host}:{self._address.port} {reason}")
+
+
+def _unread(answer: Any, **_: Any) -> Any:
+    return answer
+
+
+async def cancel(tasks: Collection["asyncio.Task[None]"]) -> None:
+    """Cancel tasks that use a client, until all of them end.
+
+    The client may mistake a cancellation for its timeout, so one may not be enough.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=SOCKET_SECONDS / 4)

@@ -27,8 +27,8 @@ unread bytes resets the connection, and the browser may never see the refusal.""
 MAX_PIPELINED: Final = 32
 """Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
 LARGE_ANSWER: Final = 32 * 1024
-"""Bytes of an answer's body from which on it needs room before it is written. What a browser leaves
-unread of a smaller one is counted as soon as it stays in the buffer."""
+"""An answer with a body of this many bytes needs room before it is written. A smaller one counts
+only if it stays in the buffer of the connection."""
 _UNREAD_BYTES: Final = 8192
 """Bytes that a browser may leave unread before they count."""
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
@@ -43,7 +43,94 @@ def _last_answer(response: Response) -> bytes:
     return start + response.head + b"connection: close\r\n\r\n" + response.body
 
 
-class BoundedProtocol(UvicornProtocol):
+class HeldProtocol(UvicornProtocol):
+    """One connection whose bytes in memory are counted, and bounded together with all others'.
+
+    Args:
+        bounds: the bounds.
+        connections: the limiter that all connections share.
+        refuse: renders the answer to a refused request.
+        arguments: those of uvicorn.
+    """
+
+    def __init__(
+        self, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self._bounds = bounds
+        self._connections = connections
+        self._render = refuse
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._waiting_bytes = 0
+        """Bytes of complete requests that wait for their answers."""
+        self._holding = Holding(connections.buffers, self.peer)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to count."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(_UNREAD_BYTES)
+        self._holding = Holding(self._connections.buffers, self.peer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release all bytes."""
+        self._holding.close()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the browser a bounded time to read the answers."""
+        super().pause_writing()
+        if not self._holding.unread(self.transport.get_write_buffer_size()):
+            self._connections.count("buffers_full")
+            self.transport.abort()
+            return
+        self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
+
+    def resume_writing(self) -> None:
+        """Stop that time: the browser reads."""
+        super().resume_writing()
+        self._holding.unread(0)
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def hand_over(self, extensions: dict[str, object] | None = None) -> None:
+        """Give the request to the application, and count it until it is answered."""
+        self._waiting_bytes += len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
+        super().hand_over({ADMIT: self.admit} | (extensions or {}))
+
+    def on_response_complete(self) -> None:
+        """Release the answer: it is written."""
+        super().on_response_complete()
+        self._holding.answered()
+
+    def hold_requests(self, head: int) -> bool:
+        """Count what is read and not answered; False if there is no room.
+
+        *head* is the number of bytes of an incomplete head.
+        """
+        if not self.unanswered():
+            self._waiting_bytes = 0
+        return self._holding.requests(self._waiting_bytes + self.body_bytes() + head)
+
+    def admit(self, response: Response, fields: HeaderFields) -> Response:
+        """Return *response* if there is room for it in memory, else a refusal."""
+        size = len(response.body)
+        if size < LARGE_ANSWER:
+            return response
+        address = browser_address(self.peer, fields.forwarded, self._connections.trusted)
+        if self._holding.answer(size, address):
+            return response
+        self._connections.count("buffers_full")
+        return self._render(Refusal("overloaded", retry_after=1.0), self.peer, fields.origin)
+
+    def _close_unread(self) -> None:
+        self._connections.count("unread_answer")
+        self.transport.abort()
+
+
+class BoundedProtocol(HeldProtocol):
     """One connection within bounds. A complete request on a kept connection starts no timer.
 
     Args:
@@ -56,10 +143,7 @@ class BoundedProtocol(UvicornProtocol):
     def __init__(
         self, *, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
     ) -> None:
-        super().__init__(**arguments)
-        self._bounds = bounds
-        self._connections = connections
-        self._render = refuse
+        super().__init__(bounds, connections, refuse, **arguments)
         self._refused = False
         self._incomplete = True
         """The last byte of the request has not arrived; or the first request has not begun."""
@@ -76,12 +160,8 @@ class BoundedProtocol(UvicornProtocol):
         self._body_bytes = 0
         """Size of the request's body without its framing."""
         self._deadline: asyncio.TimerHandle | None = None
-        self._unread_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
-        self._waiting_bytes = 0
-        """Bytes of complete requests that wait for their answers."""
-        self._holding = Holding(connections.buffers, self.peer)
         self._stream: EventStream | None = None
 
     # -- callbacks of the transport
@@ -89,8 +169,6 @@ class BoundedProtocol(UvicornProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or close it if there are too many."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(_UNREAD_BYTES)
-        self._holding = Holding(self._connections.buffers, self.peer)
         if self._connections.enter(self.peer):
             self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
         else:
@@ -100,10 +178,9 @@ class BoundedProtocol(UvicornProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
-        self._holding.close()
         if self._stream is not None:
             self._stream.release("browser")
-        for timer in (self._deadline, self._unread_timer, self._idle_timer):
+        for timer in (self._deadline, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -135,34 +212,8 @@ class BoundedProtocol(UvicornProtocol):
         elif self._deadline is None or self._request_bytes == self._read_bytes:
             # The request began in this read.
             self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
-        if not self._hold_requests() and not self._refused:
+        if not self.hold_requests(self._head_bytes()) and not self._refused:
             self._refuse(Refusal("overloaded", retry_after=1.0))
-
-    def _hold_requests(self) -> bool:
-        """Count the bytes of requests that are read and not answered; False if there is no room."""
-        if not self.unanswered():
-            self._waiting_bytes = 0
-        size = self._waiting_bytes + self.body_bytes()
-        if self._incomplete and self._in_head:
-            size += self._request_bytes
-        return self._holding.requests(size)
-
-    def pause_writing(self) -> None:
-        """Give the browser a bounded time to read the answers."""
-        super().pause_writing()
-        if not self._holding.unread(self.transport.get_write_buffer_size()):
-            self._connections.count("buffers_full")
-            self.transport.abort()
-            return
-        self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
-
-    def resume_writing(self) -> None:
-        """Stop that time: the browser reads."""
-        super().resume_writing()
-        self._holding.unread(0)
-        if self._unread_timer is not None:
-            self._unread_timer.cancel()
-            self._unread_timer = None
 
     # -- callbacks of the parser
 
@@ -201,8 +252,7 @@ class BoundedProtocol(UvicornProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        self._waiting_bytes += len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
-        common: dict[str, object] = {ADMIT: self.admit, HOLD: self._hold, STREAM: self.begin_stream}
+        common: dict[str, object] = {HOLD: self._hold, STREAM: self.begin_stream}
         super().hand_over(common | (extensions or {}))
         self._in_head = False
 
@@ -233,17 +283,6 @@ class BoundedProtocol(UvicornProtocol):
         """End a stream: a browser that ended its side does not wait for more events."""
         return False if self._stream is not None else super().eof_received()
 
-    def admit(self, response: Response, fields: HeaderFields) -> Response:
-        """Return *response* if there is room for it in memory, else a refusal."""
-        size = len(response.body)
-        if size < LARGE_ANSWER:
-            return response
-        address = browser_address(self.peer, fields.forwarded, self._connections.trusted)
-        if self._holding.answer(size, address):
-            return response
-        self._connections.count("buffers_full")
-        return self._render(Refusal("overloaded", retry_after=1.0), self.peer, fields.origin)
-
     def _check_head(self) -> str:
         """Refuse a head that exceeds a bound or is ambiguous; return its version of HTTP."""
         bounds = self._bounds
@@ -271,6 +310,10 @@ class BoundedProtocol(UvicornProtocol):
         """Count the requests that must be answered before the newest."""
         return self.unanswered()
 
+    def _head_bytes(self) -> int:
+        """Count the bytes of a head that is not complete."""
+        return self._request_bytes if self._incomplete and self._in_head else 0
+
     def on_body(self, body: bytes) -> None:
         """Count the body's bytes: only its framing is bounded, as a head is."""
         self._body_bytes += len(body)
@@ -286,8 +329,7 @@ class BoundedProtocol(UvicornProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request or, after the last answer, until the browser has read it."""
         super().on_response_complete()
-        self._holding.answered()
-        self._hold_requests()
+        self.hold_requests(self._head_bytes())
         if self.transport.is_closing():
             self._set_deadline(self._bounds.idle_seconds, self._close_unread)
         elif not self.is_answering():
@@ -324,10 +366,6 @@ class BoundedProtocol(UvicornProtocol):
     def _close_incomplete(self) -> None:
         # No answer: a browser that opens a connection ahead would read it as that of a request.
         self._connections.count("incomplete_request")
-        self.transport.abort()
-
-    def _close_unread(self) -> None:
-        self._connections.count("unread_answer")
         self.transport.abort()
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -182,8 +182,6 @@ class FastPathProtocol(BoundedProtocol):
         response = None if head is None or self.must_queue() else self._decide(head)
         if response is not None:
             self.transport.write(b"".join(self._parts(response)))
-            if len(response.body) >= LARGE_ANSWER:
-                self._holding.answered()
             self._start_idle()
         elif head is not None and self._pending is not None:
             self._wait(head, b"")
@@ -199,7 +197,6 @@ class FastPathProtocol(BoundedProtocol):
         super().data_received(data)
         if self._answers:
             self.transport.write(b"".join(self._answers))
-            self._holding.answered()
             self._answers.clear()
             self._unsent = 0
             if self._refused:
@@ -286,7 +283,10 @@ class FastPathProtocol(BoundedProtocol):
         if isinstance(answer, Response):
             if len(answer.body) < LARGE_ANSWER:
                 return answer
-            return self.admit(answer, head.fields)
+            # It is written at the end of this read, and `pause_writing` counts what is left.
+            admitted = self.admit(answer, head.fields)
+            self._holding.answered()
+            return admitted
         self._pending = answer
         return None
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import resource
-from typing import Final
+from typing import Any, Final
 
 _PR_SET_DUMPABLE: Final = 4
 RESERVED_DESCRIPTORS: Final = 512
@@ -33,12 +33,24 @@ def harden() -> list[str]:
     return refused
 
 
-def open_files() -> int:
+def max_files() -> int:
     """Return how many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
-def connections_within(files: int, wanted: int) -> int:
-    """Return how many connections, of those *wanted*, a limit of open *files* leaves room for."""
-    return max(1, min(wanted, files - min(RESERVED_DESCRIPTORS, files // 2)))
+def bounded_connections(files: int, setting: int) -> int:
+    """Return how many connections a limit of open *files* allows, at most the *setting*."""
+    return max(1, min(setting, files - min(RESERVED_DESCRIPTORS, files // 2)))
+
+
+def warn_of_few_files(log: Any, files: int, setting: int, bound: int) -> None:
+    """Log that the limit of open *files* allows *bound* connections, fewer than the setting."""
+    log.warning(
+        "few_open_files",
+        limit=files,
+        needed=setting + RESERVED_DESCRIPTORS,
+        connections=bound,
+        remedy="raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
+        "BFF_MAX_CONNECTIONS",
+    )

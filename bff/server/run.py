@@ -20,10 +20,15 @@ from bff.server.uvicorn_adapter import LOCAL_PEER, UvicornProtocol
 SHUTDOWN_SECONDS: Final = 10.0
 """For requests in flight to finish; by default a load may take less."""
 DRAIN_SECONDS: Final = 5.0
-"""Of these seconds, those in which a connection without a request stays open. A proxy may send a
-request on it at any moment; the answer tells the proxy that the connection ends."""
+"""A connection without a request stays open for this part of the shutdown. A proxy may send a
+request on it at any moment, and the answer tells the proxy that the connection ends."""
 _TICK_SECONDS: Final = 0.05
 """Between two looks whether connections have ended."""
+ONE_ADDRESS: Final = (
+    "the browser socket is a Unix socket, so all browsers have the proxy's address, 127.0.0.1: "
+    "add it to BFF_TRUSTED_PROXIES, and let the proxy append to X-Forwarded-For"
+)
+"""The remedy if all browsers would count as one address."""
 _FIRST_FD: Final = 3
 """The number of the first socket that systemd passes."""
 

@@ -147,7 +147,7 @@ class _Supervisor:
         return None
 
     def _reap(self) -> tuple[int, int]:
-        """Return a child that ended, and its status; 0 if there is none."""
+        """Return a child that ended, and its status; 0 without one."""
         try:
             return os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:  # all workers ended, and none could be started yet

@@ -45,6 +45,8 @@ class Copy:
     """The period in which `limits.budget.Budget` last counted the session as hot."""
     touched: bool = False
     """Whether a request read it after it was last considered for eviction."""
+    generation: int = 0
+    """The purge generation when its load began."""
 
     @property
     def keys(self) -> tuple[Key, ...]:

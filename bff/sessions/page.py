@@ -68,6 +68,8 @@ class Listing:
         caller: the caller's key.
         wall: Unix seconds.
         outcomes: by named id. The gateway adds to it after each wait.
+        in_memory: the ids whose copies were not loaded for this request. Their age is checked
+            again after each wait.
     """
 
     query: Query
@@ -75,6 +77,7 @@ class Listing:
     caller: bytes
     wall: float
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    in_memory: set[str] = field(default_factory=set)
     _positions: dict[str, int] = field(init=False)
     _start: int = field(init=False, default=0)
     _step: int = field(init=False, default=1)
@@ -90,6 +93,15 @@ class Listing:
 
     def _find(self, text: str, parameter: str) -> int:
         return find_cursor(text, parameter, self.named, self.caller)
+
+    def forget(self, *, unless: Callable[[Copy], bool], purged: Callable[[Copy], bool]) -> None:
+        """Forget *purged* copies, and those in memory *unless* they may still be served."""
+        for id_, outcome in list(self.outcomes.items()):
+            if isinstance(outcome, Copy) and (
+                purged(outcome) or (id_ in self.in_memory and not unless(outcome))
+            ):
+                del self.outcomes[id_]
+                self.in_memory.discard(id_)
 
     def page(self, find: Callable[[str], Outcome | None]) -> Page | None:
         """Make the page; return None if a session has to be waited for.

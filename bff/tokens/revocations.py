@@ -132,8 +132,12 @@ class Revocations:
         return len(self._kept)
 
     def all(self) -> tuple[Revocation, ...]:
-        """List them, for a store that has lost them."""
+        """List them."""
         return tuple(self._kept.values())
+
+    def in_force(self, wall: float) -> tuple[Revocation, ...]:
+        """List those that still revoke something, for a store that has lost them."""
+        return tuple(kept for kept in self._kept.values() if wall < kept.until)
 
     def add(self, new: Revocation, wall: float) -> None:
         """Add a revocation, or extend the one that names the same.

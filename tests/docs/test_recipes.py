@@ -28,6 +28,7 @@ LOG_FIELDS = {
     *("workers", "each", "environment", "outcome", "seconds", "source", "keys", "kind", "replicas"),
     *("subject", "session", "seq"),
     *("field", "exception", "frames", "problems", "settings"),
+    *("message", "open_files", "limit", "needed", "connections", "refused", "task"),
 }
 """Every field of a log line. None holds a token, a key, an address of a browser, an id or a part of
 a document, except the name of a field that the gateway does not know."""

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from programs import capacity
 
-from bff.limits.rate import LeasePending, Limiter, Window
+from bff.limits.rate import ALONE_SECONDS, LeasePending, Limiter, Window
 
 
 @dataclass
@@ -185,6 +186,24 @@ def test_replica_uses_its_share_while_the_store_is_down() -> None:
     used = counter.used
     assert spend(limiter, provider, clock, 200) == 50
     assert counter.used - used == 100 - used, "the store counted what was used without it"
+
+
+def test_late_lease_is_not_waited_for_again() -> None:
+    """The request that waited in vain is decided, and so are the next ones for a second."""
+    limiter, provider, counter, clock = one_replica(100)
+    with pytest.raises(LeasePending) as caught:
+        limiter.charge("key", clock.now)
+    caught.value.window.count_alone(clock.now)
+
+    charged = [limiter.charge("key", clock.now).exceeded for _ in range(60)]
+    assert charged == [False] * 50 + [True] * 10, "its share: half of the limit"
+
+    clock.now += ALONE_SECONDS
+    (lease,) = provider.under_way
+    lease.window.lease_failed(clock.now - ALONE_SECONDS)
+    provider.under_way.clear()
+    assert spend(limiter, provider, clock, 100) == 50
+    assert counter.used == 100, "the store counted what was used without it"
 
 
 def test_window_has_the_whole_limit_without_a_provider() -> None:

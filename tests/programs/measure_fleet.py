@@ -59,7 +59,7 @@ async def costs(engine: Engine) -> None:
 
 def loads_of_processes(engine: Engine, number: int, sessions: int, budget: str, ttl: float) -> None:
     """Print how often gateway processes together load a session."""
-    engine.execute("FLUSHALL")
+    engine.empty()
     changes = OFF | {
         "BFF_STORE_URL": engine.url,
         "BFF_STORE_TIMEOUT": "2",

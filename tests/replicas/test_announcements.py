@@ -10,6 +10,8 @@ from support.replicas import RealClock, Relay, Replicas, heartbeat, purge, until
 from support.world import OFF, World, read
 
 from bff.replicas import keys
+from bff.replicas.codec import conceal
+from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreError
 from bff.tokens.revocations import parse
 
@@ -37,7 +39,7 @@ async def test_revocation_reaches_replicas_that_start_later(replicas: Replicas) 
 
 async def test_replica_reads_revocations_before_it_serves(engine: Engine) -> None:
     with engine.client() as store:
-        store.flushall()
+        engine.empty()
         pipeline = store.pipeline()
         for number in range(5_000):
             revocation = parse({"jti": f"token-{number}"}, time.time()).encode()
@@ -76,11 +78,11 @@ async def test_listener_reads_a_restarted_store_from_the_start(own_replicas: Rep
     own_replicas.engine.start()
     namespace = one.service.sharing.namespaces["default"]
     with own_replicas.engine.client() as client:
-        client.xadd(
-            PURGES,
-            {"place": namespace.origin, "rules": namespace.projection, "id": "chat-1"},
-            id="1-1",
-        )
+        sharing = one.service.sharing
+        assert isinstance(sharing, Sharing)
+        assert sharing.store.key.value is not None
+        id_ = conceal(sharing.store.key.value, "chat-1")
+        client.xadd(PURGES, {"place": namespace.origin, "id": id_}, id="1-1")
     await until(lambda: one.service.sharing.up and two.service.sharing.up)
 
     await until(lambda: cache.find("default", "chat-1", 0) is not earlier)

@@ -1,19 +1,26 @@
 """A stored value is read back only by a gateway that may use it, of this version or the last."""
 
+import re
+
 import pytest
 
 from bff.replicas.codec import (
     Namespace,
     StoredCopy,
+    conceal,
+    copy_name,
     decode_copy,
     decode_introspection,
     encode_copy,
     encode_introspection,
     encode_missing,
+    limit_name,
+    reveal,
 )
 from bff.sessions.copy import make_copy
 from bff.tokens.introspected import Introspection
 
+KEY = b"store key"
 COPY = make_copy("default", "session_1", "chat-1", b'{"id":"session_1"}', loaded=7.0, closed=False)
 
 
@@ -21,44 +28,55 @@ def test_stored_bytes_stay_the_same() -> None:
     """Replicas of two versions run side by side during a rollout."""
     introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
 
-    assert encode_copy("origin:projection", COPY, 65, 1700000000, 99) == (
-        b"bff1 99 d77181a1156e2a6cf7c9bba6f9d785698c7e1142b7639099f6dbe44e730eb47c\n"
-        b'["origin:projection", "session_1", "chat-1", false, false, 1700000000.0, 65.0]\n'
+    assert encode_copy("origin:projection", COPY, 65, 1700000000, 99, key=KEY) == (
+        b"bff1 99 5ac9322a94ceae4a724dfc3396fc47ca1bd6448ca1fb99da38f4f476c4df1b17\n"
+        b"YpohRM6hBIShU76nqD8xc-YG4JU9YDA_Ng-zjum1U7yKEFHr-zqS0t6wxQnn8mmxMQNyywBBravLH2vEaq488O"
+        b"Nowuqn0-R3rE_jaJsUtVw_TDGRDXuDgboq2kjmsg==\n"
         b'{"id":"session_1"}'
     )
-    assert encode_missing("origin:projection", "chat-9", 1.0, 99) == (
-        b"bff1 99 53676ee56c6b86a593a226703d0eb555f430241e7781cf6c055de601c6e9dae0\n"
-        b'["origin:projection", "chat-9", null, false, true, Infinity, 1.0]\n'
+    assert encode_missing("origin:projection", "chat-9", 1.0, 99, key=KEY) == (
+        b"bff1 99 f186345dd8fae7a0afc07d5226d0a760dd3d85c4bbe40b3184876309a620ce86\n"
+        b"OZHn-6kt1jXZtuqlb38mJxY_K7bwBudM-neVSqEPVvjuOIhxC2SL-1kngdFtZkSlennRa69TXyXj39Cuq7CLEi"
+        b"ZRTgca7DjaiBFTu5MbRqkD\n"
     )
     assert encode_introspection(
         Namespace("o", "p", b"key"), b"digest", introspection, 17.5, 99
     ) == (
-        b"bff1 99 cdbbdb17ae1fb9f9cbc40d69f2502563e6f0c33a55eeddaeb5870dff7c775821\n"
-        b'["ok", ["a", "b"], 17.5, 60.0]'
+        b"bff1 99 3931bbb8f7a23e74de0ef4cdad81fbce0feee26781658cef75fa1fe6635429bb\n"
+        b"wCZ3Rl9e8Gbm5N4xSeEX2Gfkio1MmneZpqY7leR-cp3E3Nj10j8ovu_ulYfwiQ=="
     )
 
 
 @pytest.mark.parametrize("id_", ["session_1", "chat-1"])
 def test_copy_is_read_under_both_of_its_ids(id_: str) -> None:
-    value = encode_copy("s", COPY, 65.0, 1700000000.0, 99)
+    value = encode_copy("s", COPY, 65.0, 1700000000.0, 99, key=KEY)
 
-    assert decode_copy("s", id_, value) == StoredCopy(
-        COPY.body, COPY.id, COPY.external_id, closed=False, missing=False, loaded=1.7e9, lifetime=65
+    assert decode_copy("s", id_, value, key=KEY) == StoredCopy(
+        COPY.body,
+        99,
+        COPY.id,
+        COPY.external_id,
+        closed=False,
+        missing=False,
+        loaded=1.7e9,
+        lifetime=65,
     )
-    assert decode_copy("another", id_, value) is None
-    assert decode_copy("s", "chat-2", value) is None
+    assert decode_copy("another", id_, value, key=KEY) is None
+    assert decode_copy("s", "chat-2", value, key=KEY) is None
+    assert decode_copy("s", id_, value, key=b"another") is None
 
 
 def test_changed_copy_is_not_read() -> None:
-    value = encode_copy("s", COPY, 65.0, 1700000000.0, 99)
+    value = encode_copy("s", COPY, 65.0, 1700000000.0, 99, key=KEY)
     for position in range(len(value)):
         changed = bytearray(value)
         changed[position] ^= 1
-        assert decode_copy("s", "chat-1", bytes(changed)) is None
+        assert decode_copy("s", "chat-1", bytes(changed), key=KEY) is None
 
 
 def test_absence_is_read_under_its_id() -> None:
-    stored = decode_copy("s", "chat-9", encode_missing("s", "chat-9", 1.0, 99))
+    value = encode_missing("s", "chat-9", 1.0, 99, key=KEY)
+    stored = decode_copy("s", "chat-9", value, key=KEY)
 
     assert stored is not None
     assert stored.missing
@@ -80,3 +98,23 @@ def test_introspection_is_read_only_with_its_key_and_id() -> None:
         changed = bytearray(value)
         changed[position] ^= 1
         assert decode_introspection(one, b"digest", "a", bytes(changed)) is None
+
+
+def test_concealed_text_is_read_with_its_key_only() -> None:
+    for text in ("", "a", "é" * 100, '["chat-1", null, true]'):
+        concealed = conceal(KEY, text)
+        assert reveal(KEY, concealed) == text
+        assert text.encode() not in concealed or not text
+        for wrong in (concealed[:-4], b"AAAA" + concealed, b"", b"%%", "é".encode()):
+            with pytest.raises(ValueError, match=r".*"):
+                reveal(KEY, wrong)
+        with pytest.raises(ValueError, match="another key"):
+            reveal(b"another", concealed)
+    assert conceal(KEY, "a")[:8] != conceal(KEY, "b")[:8], "no two texts share a pad"
+
+
+def test_names_do_not_tell_what_they_name() -> None:
+    names = {make(key, "a") for make in (copy_name, limit_name) for key in (b"one", b"two")}
+
+    assert len(names) == 4
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in names)

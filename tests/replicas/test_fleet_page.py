@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from programs import capacity
 from support.engines import Engine
-from support.replicas import Replicas, until
+from support.replicas import Replicas, copy_key, until
 from support.world import FRIENDLY, OFF, ROOT_KEY, World, claims, environ, read, sign
 
 from bff.config import reader
@@ -173,7 +173,7 @@ async def test_memory_of_copies_windows_and_introspections(replicas: Replicas) -
         def kib(pattern: str) -> list[float]:
             return [client.memory_usage(key) / 1024 for key in client.keys(pattern)]
 
-        copies = kib(f"bff1:*:{FRIENDLY['chat-1']}}}") + kib("bff1:*:chat-1}")
+        copies = kib(copy_key(one, FRIENDLY["chat-1"])) + kib(copy_key(one, "chat-1"))
         windows = kib("bff1:w:*")
         introspections = kib("bff1:*:verdicts:*}")
 

@@ -14,9 +14,11 @@ def test_keys_stay_the_same() -> None:
         keys.pause("origin"),
         keys.value("origin:projection", "chat-1"),
         keys.claim("origin:projection", "chat-1"),
-        keys.purged("origin:projection", "chat-1"),
         keys.stream("purges"),
         keys.stream("revocations"),
+        keys.MARKER,
+        keys.REPUBLISHER,
+        keys.sealed("name"),
     ] == [
         "bff1:replicas",
         "bff1:w:caller:300/60:digest",
@@ -25,16 +27,19 @@ def test_keys_stay_the_same() -> None:
         "bff1:{origin}:pause",
         "bff1:{origin:projection:chat-1}",
         "bff1:{origin:projection:chat-1}:load",
-        "bff1:{origin:projection:chat-1}:purged",
         "bff1:{told}:purges",
         "bff1:{told}:revocations",
+        "bff1:{told}:marker",
+        "bff1:{told}:republisher",
+        "bff1:{told}:sealed:name",
     ]
 
 
 def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
     for names in (
         [keys.spent("o"), keys.allowance("o"), keys.pause("o")],
-        [keys.value("o:p", "chat-1"), keys.claim("o:p", "chat-1"), keys.purged("o:p", "chat-1")],
-        [keys.stream("purges"), keys.stream("revocations")],
+        [keys.value("o:p", "chat-1"), keys.claim("o:p", "chat-1")],
+        [keys.stream("revocations"), keys.MARKER, keys.REPUBLISHER],
+        [keys.sealed("one"), keys.sealed("two")],
     ):
         assert len({re.search(r"\{(.+)\}", name)[1] for name in names}) == 1

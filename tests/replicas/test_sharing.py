@@ -144,7 +144,7 @@ async def test_replica_alone_takes_its_share_of_a_limit(own_replicas: Replicas) 
 
     assert statuses == [200] * 50 + [429] * 70, "half of the limit: two replicas ran"
     assert (await one.get("chat-1")).status_code == 200
-    assert len(events(two, "store_away")) == 1
+    await until(lambda: len(events(two, "store_away")) == 1)
     metrics = (await two.ops.get("/metrics")).text
     assert "bff_store_up 0.0" in metrics
     readiness = await two.ops.get("/readyz")

@@ -41,7 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture
 async def opaque(engine: Engine) -> AsyncIterator[World]:
     """A replica whose tokens upstream verifies and whose limits are leased from a real store."""
-    engine.execute("FLUSHALL")
+    engine.empty()
     changes = {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "2", "BFF_RATE_LIMIT": "3/minute"}
     async with World(RealClock(), **OPAQUE, **changes) as world:
         yield world
@@ -68,7 +68,7 @@ async def test_caller_is_counted_after_its_introspection(opaque: World) -> None:
 
 
 def test_processes_and_workers_introspect_a_token_once(engine: Engine) -> None:
-    engine.execute("FLUSHALL")
+    engine.empty()
     token = minted(*read("chat-1"))
     changes = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
     with running_upstream() as upstream, ExitStack() as stack:
@@ -136,7 +136,7 @@ def soon(gateway: Gateway, token: str, expected: int, id_: str = "chat-1") -> bo
 def test_every_kind_of_revocation_holds_in_every_process(
     engine: Engine,
 ) -> None:
-    engine.execute("FLUSHALL")
+    engine.empty()
     both, began = read("chat-1", "chat-2"), int(time.time())
     tokens = {
         kind: minted(*both, key=key, act={"sub": f"{kind}-holder"}, jti=f"{kind}-1", iat=iat)

@@ -217,7 +217,11 @@ async def test_documented_permissions_are_enough_and_all_needed(tmp_path: Path, 
             assert "db0" not in operator.info("keyspace")
             for world in worlds:
                 store = world.service.sharing.store
-                clients = [store.connection._client, store.listener._client]
+                clients = [
+                    store.connection._requests.client,
+                    store.connection._heart.client,
+                    store.listener._client,
+                ]
                 shown = (
                     world.log.getvalue()
                     + (await world.ops.get("/readyz")).text

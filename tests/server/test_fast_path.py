@@ -39,6 +39,7 @@ from bff.server import fast_path
 from bff.server import run as server_run
 from bff.server.connection import BoundedProtocol
 from bff.server.fast_path import FastPathProtocol
+from bff.telemetry import ServerLog
 
 pytestmark = pytest.mark.anyio
 
@@ -437,15 +438,16 @@ def test_setting_turns_the_fast_path_off(
 ) -> None:
     protocols: list[Any] = []
 
-    async def run(servers: Any, _: Any) -> None:
-        protocols.extend(config.http for config, sock in servers if not sock.close())
+    async def run(browsers: Any, ops: Any, **_: Any) -> None:
+        protocols.extend(config.http for config, sock in (*browsers, ops) if not sock.close())
         assert gc.get_freeze_count() > 10_000, "imported objects are no work for the collector"
         gc.unfreeze()
 
     monkeypatch.setattr(server_run, "run", run)
+    monkeypatch.setattr(ServerLog, "install", lambda _: None)
     env = environ(BFF_FAST_PATH=setting, BFF_PORT="0", BFF_OPS_PORT="0")
     result = CliRunner().invoke(main, ["serve"], env=env, catch_exceptions=False)
     assert result.exit_code == 0
     browser, ops = protocols
     assert browser.func is expected
-    assert ops == "httptools"
+    assert ops.func is BoundedProtocol

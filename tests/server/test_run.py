@@ -1,6 +1,7 @@
 """`bff serve` as a process, with real sockets on both sides."""
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ os.execv(sys.executable, [sys.executable, "-m", "bff", "serve"])
 
 def start(*sockets: socket.socket) -> subprocess.Popen[str]:
     # Numbers beyond 3 and 4, or one socket could take the place of the other.
-    numbers = [os.dup2(sock.fileno(), 20 + n) for n, sock in enumerate(sockets)]
+    numbers = [fcntl.fcntl(sock, fcntl.F_DUPFD, 20) for sock in sockets]
     process = subprocess.Popen(
         [sys.executable, "-c", ACTIVATE, *map(str, numbers)],
         env=KEPT | environ(),

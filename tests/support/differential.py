@@ -56,6 +56,9 @@ class FakeTransport(asyncio.Transport):
     def abort(self) -> None:
         self.close()
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Ignore the limits: a test calls `pause_writing`."""
+
     def get_write_buffer_size(self) -> int:
         return 0
 

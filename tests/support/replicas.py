@@ -14,6 +14,8 @@ from support.engines import Engine
 from support.world import Clock, World
 
 from bff.demo.upstream import PretendUpstream
+from bff.replicas import keys
+from bff.replicas.codec import copy_name
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
 
@@ -133,6 +135,15 @@ def contents(engine: Engine) -> dict[bytes, bytes]:
             else:
                 raise AssertionError(f"{key!r} is a {kind!r}")
     return values
+
+
+def copy_key(world: World, id_: str) -> str:
+    """The key under which this replica stores the copy of a session."""
+    sharing = world.service.sharing
+    assert isinstance(sharing, Sharing)
+    key = sharing.store.key.value
+    assert key is not None
+    return keys.value(sharing.namespaces["default"].copies, copy_name(key, id_))
 
 
 def events(world: World, name: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ in a step. So it uses this in place of `bff.replicas.store.Store`; no other test
 `test_standin.py` compares it with the real store, command by command.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ class Shared:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.stores: list[StandIn] = []
-        self.announcements: list[dict[str, str]] = []
+        self.announcements: list[tuple[str, dict[str, str]]] = []
+        """Numbers and fields."""
         self._values: dict[str, tuple[Any, float]] = {}
 
     def microseconds(self) -> int:
@@ -54,6 +56,16 @@ class Shared:
         return value
 
 
+class Key:
+    """The store key that all replicas have agreed on."""
+
+    value: bytes | None = b"the store key of the stand-in"
+    secrets: Sequence[bytes] = ()
+
+    async def agree(self) -> None:
+        pass
+
+
 class StandIn:
     """One replica's store; while `link` is false the replica cannot reach what is shared."""
 
@@ -62,7 +74,9 @@ class StandIn:
         self.timeout = timeout
         self.link = True
         self.reason: str | None = None
-        self._received: Callable[[dict[str, str]], None] | None = None
+        self.key = Key()
+        self.turns = asyncio.Semaphore(32)
+        self._received: Callable[[str, dict[str, str]], None] | None = None
         self._position = len(shared.announcements)
 
     @property
@@ -73,13 +87,11 @@ class StandIn:
     def replicas(self) -> int:
         return max(1, len(self.shared.stores))
 
-    async def open(self, received: Callable[[dict[str, str]], None]) -> None:
+    async def open(self, received: Callable[[str, dict[str, str]], None]) -> None:
         self._received = received
         self.shared.stores.append(self)
-        for message in self.shared.announcements:  # all revocations, but no earlier purge
-            if "revocation" in message:
-                received(message)
-        self._position = len(self.shared.announcements)
+        self._position = 0
+        self.catch_up()
 
     async def close(self) -> None:
         self._received = None
@@ -90,9 +102,9 @@ class StandIn:
         while self.up and self._position < len(self.shared.announcements):
             self._position += 1
             assert self._received is not None
-            self._received(self.shared.announcements[self._position - 1])
+            self._received(*self.shared.announcements[self._position - 1])
 
-    def mark_down(self) -> None:
+    def check(self) -> None:
         pass
 
     def _reach(self) -> Shared:
@@ -171,9 +183,6 @@ class StandIn:
         until: float,
     ) -> str:
         shared, keys = self._reach(), [f"{prefix}:{id_}" for id_ in ids]
-        purges = [shared.get(f"{key}:purged") for key in keys]
-        if any(purged is not None and purged >= claimed for purged in purges):
-            return "purged"
         stored = []
         for key in keys:
             earlier = re.match(rb"bff1 (\d+) ", shared.get(key) or b"")
@@ -187,17 +196,14 @@ class StandIn:
             shared.drop(key)
         return "superseded"
 
-    async def purge(self, prefix: str, id_: str, *, remembered: float) -> bytes | None:
-        shared, key = self._reach(), f"{prefix}:{id_}"
-        shared.set(f"{key}:purged", shared.microseconds(), remembered)
-        dropped: bytes | None = shared.drop(key)
-        return dropped
-
     def drop(self, prefix: str, id_: str) -> None:
         if self.up:
             self.shared.drop(f"{prefix}:{id_}")
 
-    async def publish(self, _: str, **fields: str) -> None:
-        self._reach().announcements.append(fields)
+    async def publish(self, _: str, **fields: str) -> str:
+        shared = self._reach()
+        number = f"{shared.microseconds() // 1000}-{len(shared.announcements)}"
+        shared.announcements.append((number, fields))
         for store in self.shared.stores:
             store.catch_up()
+        return number

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,6 @@ _COMMANDS = st.one_of(
     st.tuples(
         st.just("keep"), st.lists(_IDS, min_size=1, unique=True), _TOKENS, st.sampled_from(_VALUES)
     ),
-    st.tuples(st.just("purge"), _IDS),
     st.tuples(st.just("drop"), _IDS),
 )
 
@@ -49,7 +49,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 async def _run(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
     """Give the answers of *store*; for seconds, whether there are any."""
-    await store.open(lambda _: None)
+    await store.open(lambda *_: None)
     try:
         return await _answers(store, commands)
     finally:
@@ -89,8 +89,6 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
                 answers.append(
                     await store.keep("s", key, value, token=token, claimed=claimed, until=until)
                 )
-            case "purge":
-                answers.append(await store.purge("s", key, remembered=_LONG))
             case "drop":
                 store.drop("s", key)
     return answers
@@ -101,8 +99,7 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
 def test_stand_in_answers_as_the_real_store(
     engine: Engine, commands: list[tuple[Any, ...]]
 ) -> None:
-    with engine.client() as admin:
-        admin.flushall()
+    engine.empty()
     address = load(environ(BFF_STORE_URL=engine.url)).store_url
     assert address is not None
     real = Store(
@@ -112,7 +109,11 @@ def test_stand_in_answers_as_the_real_store(
         name="r",
         count=lambda *_: None,
         changed=lambda _: None,
+        revocations=lambda: (),
+        tokens=lambda: "0",
+        random=os.urandom,
     )
+    real.key.secrets = [b"secret"]
     # Each reading of the clock is a microsecond later, so no two commands have the same time.
     ticks = iter(range(10**6))
     stand_in = StandIn(Shared(lambda: next(ticks) * 1e-6), timeout=2)

@@ -1,0 +1,189 @@
+"""Keeps every revocation in the store, also when the store loses its data.
+
+A marker in the store names its data and says whether that has every revocation. A store that was
+flushed or restarted has no marker, or one with another name. Each heartbeat reads the marker. A
+replica that finds another one announces all revocations that it knows and the store lacks, and then
+marks the data as complete. A replica that starts waits until the data is complete; if no other
+replica completes it, that replica does so itself.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from bff.replicas import keys, scripts
+from bff.replicas.announcements import STREAMS, messages
+from bff.replicas.connection import Connection
+from bff.replicas.valkey import StoreError, StoreUnavailable
+
+OTHERS_SECONDS: Final = 10.0
+"""Seconds that a replica which may lack revocations waits for others to complete the data: longer
+than a replica needs to notice that the store is back."""
+
+
+_POLL_SECONDS: Final = 0.25
+"""Seconds between two looks at the marker while another replica completes the data."""
+
+
+_EXCHANGE_SECONDS: Final = 5.0
+"""Seconds to wait for an answer of the store; no request waits for it."""
+
+
+_MAX_MESSAGES: Final = 200
+"""Revocations in one command; bounds the time for which it holds the store and this process."""
+
+
+_MARKER = re.compile(rb"(partial|complete) ([0-9a-f]+)")
+_COMPLETE: Final = b"complete"
+
+
+class Encodable(Protocol):
+    """A revocation."""
+
+    def encode(self) -> str:
+        """Write it as an announcement."""
+
+
+class Republisher:
+    """Completes the data of the store.
+
+    Args:
+        connection: to the store.
+        name: of this replica.
+        revocations: lists what this replica knows.
+        join: makes this replica able to read and write what the others do.
+        catch_up: reads the announcements that are kept.
+        tokens: makes names of data.
+
+    Attributes:
+        data: the name of the store's data, as far as this replica knows.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        name: str,
+        revocations: Callable[[], Sequence[Encodable]],
+        join: Callable[[], Awaitable[None]],
+        catch_up: Callable[[], Awaitable[None]],
+        tokens: Callable[[], str],
+    ) -> None:
+        self.data: bytes | None = None
+        self._connection = connection
+        self._name = name
+        self._revocations = revocations
+        self._join = join
+        self._catch_up = catch_up
+        self._tokens = tokens
+        self._confirmed: bytes | None = None
+        """The marker of the data that this replica has completed or found complete."""
+        self._knows_all = False
+        """Whether this replica has read complete data, so that it may call other data complete."""
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    def on_marker(self, marker: bytes | None) -> None:
+        """Look at the marker that a heartbeat read."""
+        if marker is not None and marker == self._confirmed:
+            return
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(marker))
+
+    async def ready(self) -> None:
+        """Wait until this replica has found the data complete once."""
+        await self._ready.wait()
+
+    def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, marker: bytes | None) -> None:
+        try:
+            await self._join()
+            complete = await self._complete(marker)
+            if not self._knows_all:
+                await self._catch_up()
+        except (StoreUnavailable, StoreError):
+            return  # the next heartbeat that succeeds tries again
+        self._confirmed, self._knows_all = complete, True
+        self._ready.set()
+
+    async def _complete(self, marker: bytes | None) -> bytes:
+        """Bring the data to completeness; returns its marker."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + OTHERS_SECONDS
+        while True:
+            state, self.data = _parse(marker)
+            if state != _COMPLETE and not self._knows_all and loop.time() < ends:
+                await asyncio.sleep(_POLL_SECONDS)
+                (marker,) = await self._connection.execute(
+                    ("GET", keys.MARKER), timeout=_EXCHANGE_SECONDS
+                )
+                continue
+            if self.data is None:
+                # The data gets its name before the first look at it: if it is lost after that, the
+                # name is lost too.
+                marker, _ = await self._announce(self._tokens().encode(), "name")
+                continue
+            revocations = self._revocations()
+            if state == _COMPLETE and not revocations:
+                assert marker is not None  # noqa: S101  `_parse` read its state
+                return marker
+            marker, announced = await self._announce(self.data, "part")
+            if announced:
+                # No other replica announces now, so none announces the same.
+                kept = await self._kept() if revocations else set()
+                marker, announced = await self._publish(self.data, revocations, kept)
+                if announced:
+                    return marker
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _kept(self) -> set[bytes]:
+        """Read the revocations that the store keeps."""
+        kept: set[bytes] = set()
+        last = "+"
+        while True:
+            command = ("XREVRANGE", keys.stream("revocations"), last, "-", "COUNT", _MAX_MESSAGES)
+            (page,) = await self._connection.execute(command, timeout=_EXCHANGE_SECONDS)
+            for number, fields in messages(page):
+                kept.update(text for name, text in fields if name == b"revocation")
+                last = f"({number.decode()}"
+            if not page:
+                return kept
+
+    async def _publish(
+        self, data: bytes, revocations: Sequence[Encodable], kept: set[bytes]
+    ) -> tuple[bytes, bool]:
+        """Announce the revocations that are not *kept*, and mark the data as complete.
+
+        Returns:
+            The marker, and whether that was done: if not, another replica is at it, or the store
+            has lost its data again.
+        """
+        parts = range(0, max(1, len(revocations)), _MAX_MESSAGES)
+        for start in parts:
+            part = revocations[start : start + _MAX_MESSAGES]
+            texts = [text for one in part if (text := one.encode().encode()) not in kept]
+            order = "last" if start == parts[-1] else "part"
+            marker, announced = await self._announce(data, order, *texts)
+            if not announced:
+                return marker, False
+        return marker, True
+
+    async def _announce(self, data: bytes, order: str, *texts: bytes) -> tuple[bytes, bool]:
+        command = (
+            *("EVAL", scripts.REPUBLISH, 3, keys.MARKER, keys.REPUBLISHER),
+            *(keys.stream("revocations"), data, self._name, round(1000 * _EXCHANGE_SECONDS)),
+            *(STREAMS["revocations"].kept, order, *texts),
+        )
+        ((marker, announced),) = await self._connection.execute(command, timeout=_EXCHANGE_SECONDS)
+        return marker, bool(announced)
+
+
+def _parse(marker: bytes | None) -> tuple[bytes | None, bytes | None]:
+    """Read the state and the name of the data; None for a marker that no gateway wrote."""
+    parsed = _MARKER.fullmatch(marker or b"")
+    return (parsed[1], parsed[2]) if parsed else (None, None)

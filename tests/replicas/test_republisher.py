@@ -1,0 +1,67 @@
+"""The marker of the store's data, and who may call the data complete."""
+
+import pytest
+from support.replicas import Replicas, heartbeat, until
+from support.world import OFF
+
+from bff.replicas import keys
+from bff.replicas.republisher import Republisher, _parse
+
+
+def marker(replicas: Replicas) -> str:
+    return replicas.engine.execute("GET", keys.MARKER)
+
+
+def test_marker_that_no_gateway_wrote_counts_as_absent() -> None:
+    assert _parse(b"complete 0af") == (b"complete", b"0af")
+    assert _parse(b"partial 1") == (b"partial", b"1")
+    for foreign in (None, b"", b"complete", b"complete ", b"complete X", b"\xff", b"7"):
+        assert _parse(foreign) == (None, None)
+
+
+async def test_complete_data_is_left_alone(replicas: Replicas) -> None:
+    before = marker(replicas)
+    worlds = await replicas.several(2, **OFF)
+    for _ in range(3):
+        await heartbeat(*worlds)
+
+    assert marker(replicas) == before
+
+
+@pytest.mark.parametrize("junk", ["", "foreign", "7", "complete", "complete X Y"])
+async def test_foreign_marker_is_replaced(replicas: Replicas, junk: str) -> None:
+    (world,) = await replicas.several(1, **OFF)
+    replicas.engine.execute("SET", keys.MARKER, junk)
+    await heartbeat(world)
+
+    await until(lambda: marker(replicas).startswith("complete "))
+
+
+async def test_marker_of_another_type_is_replaced(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1, **OFF)
+    replicas.engine.execute("DEL", keys.MARKER)
+    replicas.engine.execute("SADD", keys.MARKER, "foreign")
+    await heartbeat(world)
+    assert world.service.sharing.store.connection.up
+
+    await until(lambda: replicas.engine.execute("TYPE", keys.MARKER) == "string")
+    await until(lambda: marker(replicas).startswith("complete "))
+
+
+async def test_revocations_that_the_store_has_are_not_repeated(replicas: Replicas) -> None:
+    worlds = await replicas.several(3, **OFF)
+    for n in range(5):
+        await worlds[0].ops.post("/revocations", json={"jti": f"lost-{n}"})
+    for world in worlds:
+        revocations = world.service.gateway.revocations
+        await until(lambda revocations=revocations: len(revocations) == 5)
+    replicas.engine.empty()
+    replicas.engine.execute("DEL", keys.MARKER)
+    await heartbeat(*worlds)
+
+    def confirmed(republisher: Republisher) -> bool:
+        return republisher._confirmed == marker(replicas).encode()
+
+    for world in worlds:
+        await until(lambda world=world: confirmed(world.service.sharing.store.republisher))
+    assert replicas.engine.execute("XLEN", keys.stream("revocations")) == "5"
