@@ -12,12 +12,12 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from bff import __version__, metrics
+from bff import metrics
 from bff.background import Background, Beat
 from bff.chat.appends import Appends
 from bff.chat.streams import CHECK_SECONDS, Streams
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages
+from bff.config.builder import ConfigBuilder, ages, same_environment
 from bff.config.reload import Reload
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.copies.cache import Cache
@@ -25,7 +25,9 @@ from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.ops.admin import Ops, ops_protocol
-from bff.ops.key_refresh import KeyRefresh
+from bff.ops.environment_id import learn
+from bff.ops.gauges import read_gauges
+from bff.ops.key_refresh import IdRequest, KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
 from bff.replicas.sharing import Sharing
@@ -66,6 +68,7 @@ class Service:
         tracing: makes spans; None for none.
         peers: the other workers; None if this process is the only one.
         max_connections: a bound in place of the setting's, for want of descriptors.
+        unconfirmed: environments whose id is set, but was not compared with upstream's.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class Service:
         tracing: Tracing | None = None,
         peers: WorkerPeers | None = None,
         max_connections: int | None = None,
+        unconfirmed: frozenset[str] = frozenset(),
     ) -> None:
+        self._unconfirmed = set(unconfirmed)
+        telemetry.level = settings.log_level
         self._clock = clock
         self._telemetry = telemetry
         self.tracing = tracing
@@ -108,6 +114,7 @@ class Service:
             provider=shared,
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
+            on_key=self._use_key,
         )
         self._share(settings)
         self.gateway = self._make_gateway(settings)
@@ -126,7 +133,7 @@ class Service:
             else self.bounded_protocol
         )
         """Makes the protocol of each connection on the browser port."""
-        telemetry.gauges = partial(gauges, self)
+        telemetry.gauges = partial(read_gauges, self)
         self.key_refresh = self._make_key_refresh()
         self.browser_app = Starlette(
             routes=routes,
@@ -228,12 +235,14 @@ class Service:
             lambda url: self.network.others.fetch(url, timeout=self._timeout),
             config.verifier.sources,
             {
-                e.name: (
-                    config.environments[e.name].upstream.environment_id,
+                e.name: IdRequest(
+                    partial(learn, config.environments[e.name].upstream),
                     partial(self._learn, e),
+                    is_needed=e.learn,
                 )
                 for e in settings.environments
-                if (e.learn or settings.store_url) and builder.id_of(e) is None
+                if ((e.learn or settings.store_url) and builder.id_of(e) is None)
+                or e.name in self._unconfirmed
             },
             clock=self._clock,
             telemetry=self._telemetry,
@@ -245,18 +254,47 @@ class Service:
         """Use new settings: all of them, or none if they cannot be built."""
         config = self._builder.next(settings, self.gateway.config, self.reload.settings)
         self.gateway.apply(config)
+        self._telemetry.level = settings.log_level
         self.connections.trusted = config.trusted_proxies
         self._share(settings)
+        before = {e.name: e for e in self.reload.settings.environments}
+        self._unconfirmed |= {
+            e.name
+            for e in settings.environments
+            if e.id is not None
+            and (e.name not in before or not same_environment(e, before[e.name]))
+        }
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
         self._start_key_refresh()
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
-        """Use the id that upstream returned for *environment*."""
+        """Use the id that upstream returned for *environment*, or refuse tokens if it is wrong."""
+        self._unconfirmed.discard(environment.name)
         self._builder.learn(environment, id_)
+        if self._builder.differs(environment):
+            self._telemetry.log.error(
+                "environment_id_differs",
+                environment=environment.name,
+                remedy="no token is accepted: correct BFF_ENVIRONMENT_ID, BFF_BRANCH or "
+                "TRIGGER_SECRET_KEY; bff check --probe shows the id of the key",
+            )
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
         self._share(settings)
+
+    def _use_key(self, environment: str, number: int) -> None:
+        """Report that upstream rejected a secret key, so that the next one took over."""
+        self._telemetry.count(metrics.SECRET_KEY_CHANGES, environment)
+        self._telemetry.often(
+            "secret_key_rejected",
+            self.now,
+            logging.ERROR,
+            environment=environment,
+            now_used=number,
+            remedy="upstream rejects the key that was used before; if it is rotated out, remove it "
+            "from TRIGGER_SECRET_KEY",
+        )
 
     # -- its life
 
@@ -275,15 +313,18 @@ class Service:
         self.background.start("settings_watch", self.reload.watch, deadline=30.0)
         lag = partial(measure_lag, self._telemetry, self._clock)
         self.background.start("loop_lag", lag, deadline=30.0)
+        self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
         self.background.start("streams", self._check_streams, deadline=30.0)
         yield
         self.reload.stop()
-        await self.background.stop("settings_watch", "loop_lag", "streams", "key_refresh")
+        await self.background.stop(
+            "settings_watch", "loop_lag", "readiness", "streams", "key_refresh"
+        )
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
         await self.sharing.stop()
-        await self.network.aclose()
         await self.background.stop()
+        await self.network.aclose()
         if self.tracing:
             await self.tracing.close()
 
@@ -359,43 +400,6 @@ def _make_protocol(
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )
-
-
-def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
-    """Read every gauge of *service*, by its labels."""
-    gateway, sharing = service.gateway, service.sharing
-    environments, verifier = gateway.config.environments, gateway.config.verifier
-    left = {name: e.budget.left(service.now) for name, e in environments.items()}
-    shared = isinstance(sharing, Sharing)
-    return {
-        metrics.BUILD_INFO: {(__version__,): 1},
-        metrics.SETTINGS_CURRENT: {(): float(service.reload.current)},
-        metrics.SIGNING_KEY_USED: {
-            (use.environment, str(use.number)): use.last for use in verifier.uses
-        },
-        metrics.BACKGROUND_UP: {(t,): float(up) for t, up in service.background.up.items()},
-        metrics.BUFFERED_BYTES: {(): service.connections.buffers.held},
-        metrics.SPANS_LOST: {(): service.tracing.lost if service.tracing else 0},
-        metrics.CONNECTIONS: {(): service.connections.total},
-        metrics.STREAMS: {(): len(gateway.streams)},
-        metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
-        metrics.REPLICAS: {(): sharing.replicas} if shared else {},
-        metrics.COPIES: {(): len(gateway.cache)},
-        metrics.COPY_BYTES: {(): gateway.cache.bytes},
-        metrics.LOADS_IN_FLIGHT: {(): len(gateway.cache.loads)},
-        metrics.VERIFIED_TOKENS: {(): len(verifier)},
-        metrics.REVOCATIONS: {(): len(gateway.revocations)},
-        metrics.STRETCHED_TTL_SECONDS: {
-            (name,): e.budget.stretched for name, e in environments.items()
-        },
-        metrics.BUDGET_LEFT: {
-            (name,): float("inf") if n is None else n for name, n in left.items()
-        },
-        metrics.READY: {
-            (name,): float(gateway.readiness.state(environment)[0])
-            for name, environment in environments.items()
-        },
-    }
 
 
 def _untraced(upstream: Upstream) -> Upstream:

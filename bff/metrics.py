@@ -60,26 +60,41 @@ def _histogram(name: str, help_: str, buckets: tuple[float, ...]) -> str:
 
 REQUESTS: Final = _counter(
     "bff_requests",
-    "Answers to browsers, by route, status, error code, and the path that served them: fast, asgi, "
-    "or none for bytes that are not an HTTP request.",
+    "Answers to browsers, by route, status, error code, the path that served them (fast, asgi, or "
+    "none for bytes that are not an HTTP request) and the environment of the token (empty without "
+    "a good one).",
     "route",
     "status",
     "code",
     "served_by",
+    "environment",
+)
+ANSWER_SECONDS: Final = _histogram(
+    "bff_answer_seconds",
+    "Time from a request's head to its answer: for answers from memory below the first bound, for "
+    "the others the wait for loads, upstream or the store.",
+    (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
 CACHE: Final = _counter(
     "bff_cache",
     "Lookups of a session, by result: hit (fresh copy), stale (old copy, reloaded in the "
     "background), miss (loaded), joined (waited for a load in flight), negative (upstream has no "
-    "such session), last_resort (old copy, because a load failed or has to wait).",
+    "such session), last_resort (old copy, because a load failed or has to wait); and by "
+    "environment.",
+    "environment",
     "result",
-    initial=("hit", "stale", "miss", "joined", "negative", "last_resort"),
 )
+CACHE_RESULTS: Final = ("hit", "stale", "miss", "joined", "negative", "last_resort")
 LOADS: Final = _counter(
     "bff_loads",
-    "Loads of a session from upstream, by outcome: ok or an error code.",
+    "Loads of a session from upstream, by environment and outcome: ok or an error code.",
+    "environment",
     "outcome",
-    initial=("ok", *(code for code in REFUSALS if code.startswith("upstream_")), "internal"),
+)
+LOAD_OUTCOMES: Final = (
+    "ok",
+    *(code for code in REFUSALS if code.startswith("upstream_")),
+    "internal",
 )
 LOAD_SECONDS: Final = _histogram(
     "bff_load_seconds",
@@ -233,7 +248,33 @@ BUDGET_LEFT: Final = _gauge(
     "Loads that the upstream budget allows now; +Inf without a budget.",
     "environment",
 )
-READY: Final = _gauge("bff_ready", "1 if the environment is ready, else 0.", "environment")
+READY: Final = _gauge(
+    "bff_ready",
+    "1 if the gateway can verify the environment's tokens, else 0; upstream does not count.",
+    "environment",
+)
+UPSTREAM_UP: Final = _gauge(
+    "bff_upstream_up",
+    "1 if upstream answered the last readiness check and accepted the secret key, else 0.",
+    "environment",
+)
+UPSTREAM_CHECKS: Final = _counter(
+    "bff_upstream_checks",
+    "Readiness checks of upstream, by environment and outcome: ok or an error code.",
+    "environment",
+    "outcome",
+)
+SECRET_KEY_IN_USE: Final = _gauge(
+    "bff_secret_key_in_use",
+    "Position of the secret key that is sent upstream, from 1; above 1, upstream rejected the "
+    "first.",
+    "environment",
+)
+SECRET_KEY_CHANGES: Final = _counter(
+    "bff_secret_key_changes",
+    "Times that upstream rejected a secret key and the next one took over, by environment.",
+    "environment",
+)
 STREAMS: Final = _gauge("bff_streams", "Chat streams that are open.")
 STREAM_ENDS: Final = _counter(
     "bff_stream_ends",

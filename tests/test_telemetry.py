@@ -23,11 +23,11 @@ def test_log_says_why_upstream_fails_and_the_remedy(
     upstream: running_upstream,
 ) -> None:
     with Gateway(1) as gateway:  # no process listens on port 1
-        http.get(gateway.ops_url + "/readyz")
+        http.get(gateway.ops_url + "/readyz?verbose")
     assert '"why": "Connection refused"' in gateway.output
 
     with Gateway(upstream.port, TRIGGER_SECRET_KEY="tr_dev_sk_WRONG") as gateway:
-        http.get(gateway.ops_url + "/readyz")
+        http.get(gateway.ops_url + "/readyz?verbose")
     assert '"remedy": "check TRIGGER_SECRET_KEY' in gateway.output
 
 
@@ -130,7 +130,7 @@ async def test_counters_of_alerts_start_at_zero(world: World) -> None:
 
     for sample in (
         'bff_bad_tokens_total{"reason": "secret_key_sent"}',
-        'bff_loads_total{"outcome": "upstream_rejected_credentials"}',
+        'bff_loads_total{"environment": "default", "outcome": "upstream_rejected_credentials"}',
         'bff_closed_connections_total{"reason": "too_many"}',
         'bff_limited_total{"limit": "address"}',
         'bff_reloads_total{"outcome": "failed"}',
@@ -231,7 +231,9 @@ async def test_rejected_key_is_logged_once_and_counted(world: World) -> None:
         await world.get("chat-1")
     assert len(events(world, "upstream_rejects_our_key")) == 1
     assert events(world, "upstream_rejects_our_key")[0]["level"] == "error"
-    rejected = 'bff_loads_total{"outcome": "upstream_rejected_credentials"}'
+    rejected = (
+        'bff_loads_total{"environment": "default", "outcome": "upstream_rejected_credentials"}'
+    )
     assert (await metrics(world))[rejected] == 3.0
 
     world.answer(0)

@@ -17,6 +17,8 @@ from bff.errors import Refused
 
 MAX_DEPTH: Final = 64
 """Levels of nested objects and lists in one message."""
+MAX_STRUCTURE: Final = 65_536
+"""Brackets, braces and commas of one message: results of tools have more than a document."""
 KEPT: Final = frozenset(("message", "chatId", "trigger", "messageId", "metadata", "action"))
 """Keys of a payload that the official transport sends."""
 BELIEVED: Final = frozenset(
@@ -131,7 +133,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     try:
         if _depth_exceeds(body, MAX_DEPTH):
             raise _refused(f"it may be nested at most {MAX_DEPTH} levels deep")
-        value = strict_json.loads(body.decode())
+        value = strict_json.loads(body.decode(), most=MAX_STRUCTURE)
     except ValueError:
         raise _refused(
             "it must be one JSON object in UTF-8, without repeated keys and non-finite numbers"

@@ -71,6 +71,8 @@ class ConfigBuilder:
         provider: grants limits that replicas share; None if the process counts alone.
         clock: reads the two clocks.
         trace: wraps an environment's API to make spans of its calls.
+        on_key: called with an environment's name and the position of the secret key, from 1, that
+            took over because upstream rejected the one before.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class ConfigBuilder:
         provider: QuotaProvider | None,
         clock: Clock,
         trace: Callable[[Upstream], Upstream],
+        on_key: Callable[[str, int], None],
     ) -> None:
         self._transport = transport
         self._timeout = timeout
@@ -89,6 +92,7 @@ class ConfigBuilder:
         self._provider = provider
         self._clock = clock
         self._trace = trace
+        self._on_key = on_key
         self._learned: dict[str, tuple[object, str]] = {}
         """Environment ids that upstream returned: by name, with what the answer depends on."""
 
@@ -100,6 +104,11 @@ class ConfigBuilder:
         """The id in the settings, or the id that upstream returned for this key and address."""
         depends_on, id_ = self._learned.get(environment.name, (None, None))
         return environment.id or (id_ if depends_on == _depends_on(environment) else None)
+
+    def differs(self, environment: EnvironmentSettings) -> bool:
+        """Whether upstream returned another id for this key than the settings have."""
+        depends_on, id_ = self._learned.get(environment.name, (None, None))
+        return depends_on == _depends_on(environment) and environment.id not in (None, id_)
 
     def _verified_id(self, environment: EnvironmentSettings) -> str | None:
         """The id that tokens must have; one that only the store needs changes no decision."""
@@ -159,7 +168,7 @@ class ConfigBuilder:
                 self._verified_id(e),
                 tuple(key.reveal() for key in e.signing_keys),
                 upstream="upstream" in e.verify,
-                pending=e.learn and self.id_of(e) is None,
+                pending=(e.learn and self.id_of(e) is None) or self.differs(e),
             )
             for e in settings.environments
         )
@@ -225,6 +234,7 @@ class ConfigBuilder:
             timeout=self._timeout,
             user_agent=f"bff/{__version__}",
             observe=partial(self._observe, environment.name, budget),
+            on_key=partial(self._on_key, environment.name),
             clock=self._clock,
         )
         chat = ChatUpstream(
@@ -296,6 +306,11 @@ def _seal(environment: EnvironmentSettings, id_: str) -> bytes:
     parts = [__version__, e.name, e.api_url, e.branch, id_, e.verify, signing_keys]
     key = b"bff verdicts " + e.secret_keys[0].reveal().encode()
     return hmac.digest(key, json.dumps(parts).encode(), "sha256")
+
+
+def same_environment(one: EnvironmentSettings, other: EnvironmentSettings) -> bool:
+    """Whether the id of one, set or learned, holds for the other too."""
+    return (one.id, _depends_on(one)) == (other.id, _depends_on(other))
 
 
 def _depends_on(environment: EnvironmentSettings) -> object:

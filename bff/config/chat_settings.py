@@ -8,7 +8,8 @@ from typing import Final
 from bff.chat.messages import BELIEVED, KEPT
 from bff.config import values
 from bff.config.declaration import setting
-from bff.config.values import Rate, Secret
+from bff.config.typed import InvalidValue, Secret, texts
+from bff.config.values import Rate
 
 
 def _long_rate(text: str) -> Rate | None:
@@ -18,21 +19,21 @@ def _long_rate(text: str) -> Rate | None:
 
 def _input_policy(text: str) -> str:
     if text not in ("chat", "any"):
-        raise values.InvalidValue("is not chat or any; write one of them")
+        raise InvalidValue("is not chat or any; write one of them")
     return text
 
 
 def _identity_field(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", text) or text == "__proto__":
-        raise values.InvalidValue("is not the name of a field; write one like __bff")
+        raise InvalidValue("is not the name of a field; write one like __bff")
     return text
 
 
 def _header_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.lower() for name in values.texts(text))
+    names = tuple(name.lower() for name in texts(text))
     for name in names:
         if not re.fullmatch(r"[a-z0-9-]{1,64}", name) or name in _SENSITIVE_HEADERS:
-            raise values.InvalidValue(
+            raise InvalidValue(
                 f"contains {name!r}, which is not a header that a proxy sets for the application; "
                 "write names like x-forwarded-email"
             )
@@ -75,7 +76,7 @@ class ChatSettings:
     )
     input_fields: tuple[str, ...] = setting(
         "BFF_INPUT_FIELDS",
-        values.texts,
+        texts,
         "further keys of a message's payload that are sent upstream",
         default="",
     )

@@ -23,7 +23,8 @@ from bff.config.settings import (
 )
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.token_sources import SourceSettings, read_token_sources
-from bff.config.values import ROOT_KEY, Secret, is_loopback
+from bff.config.typed import Secret, is_loopback, mend
+from bff.config.values import ROOT_KEY
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}
@@ -43,7 +44,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     allowed |= keys_of(ChatSettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
     # Trigger.dev's tools read other TRIGGER_ variables, so an unknown one may be correct.
-    reader.unknown([n for n in variables if n.startswith("BFF_")], allowed | {"BFF_CONFIG"}, "")
+    variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
+    reader.unknown(variables_of_bff, allowed | {"BFF_CONFIG"}, "")
     reader.unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, does not replace the file's value.
     top = {key: value for key, value in file.items() if key not in SECTIONS}
@@ -63,7 +65,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     if not reader.problems:
         reader.problems += _chat_problems(chat, environments, sources, settings)
     if reader.problems or default_policy is None:
-        raise SettingsError(reader.problems, reader.reports)
+        raise SettingsError([reader.redact(text) for text in reader.problems], reader.reports)
     return Settings(
         **settings,
         chat=chat,
@@ -71,13 +73,13 @@ def load(environ: Mapping[str, str]) -> Settings:
         token_sources=tuple(sources),
         default_policy=default_policy,
         policies=policies,
-        reports=tuple(reader.reports),
+        reports=reader.reports,
         files=tuple(reader.files),
     )
 
 
 def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
-    text = reader.file("BFF_CONFIG", path) if path else None
+    text = reader.file("BFF_CONFIG", path) if mend(path) else None
     if text is None:
         return {}
     try:
@@ -87,7 +89,9 @@ def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
         position = re.search(r"line \d+, column \d+|end of document", str(exc))
         where = position[0] if position else "an unknown line"
         reader.problems.append(f"BFF_CONFIG is not valid TOML (at {where})")
-        return {}
+    except (ValueError, RecursionError):
+        reader.problems.append("BFF_CONFIG has too long a number or is nested too deeply")
+    return {}
 
 
 def _environments(
@@ -217,8 +221,12 @@ def _policies(
 
 
 def _policy(reader: TableReader, table: Mapping[str, object], prefix: str) -> Policy | None:
+    problems_before = len(reader.problems)
+    settings = reader.values(PolicySettings, table, prefix)
+    if len(reader.problems) > problems_before:
+        return None
     try:
-        return Policy(**reader.values(PolicySettings, table, prefix))
+        return Policy(**settings)
     except PolicyError as exc:
         reader.problems.append(f"{prefix}{declared(PolicySettings)[exc.parameter].name}: {exc}")
         return None

@@ -13,7 +13,7 @@ from typing import Final
 
 from bff import metrics
 from bff.background import Beat
-from bff.config.settings import FIXED, Settings, SettingsError
+from bff.config.settings import FIXED, Settings, SettingsError, changed
 from bff.telemetry import Telemetry
 
 WATCH_SECONDS: Final = 1.0
@@ -113,14 +113,14 @@ class Reload:
             self._files = Watch(settings.files)
             self._as_read = self._files.look()
         self._telemetry.count(metrics.RELOADS, "ok")
-        log.info("settings_reloaded")
-        changed = [
+        log.info("settings_reloaded", changed=changed(before, settings))
+        fixed = [
             name
             for field, name in FIXED.items()
             if getattr(settings, field) != getattr(before, field)
         ]
-        if changed:
-            log.warning("settings_need_restart", settings=changed)
+        if fixed:
+            log.warning("settings_need_restart", settings=fixed)
 
 
 def wait_for_settings(

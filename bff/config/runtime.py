@@ -23,8 +23,10 @@ class Environment:
 
     Attributes:
         origin: address, id and branch. Environments of one name with other origins share no copy.
-        health: "ok" or the error code of the last load; None before the first load.
+        health: "ok" or the error code of upstream's answer to the gateway's own last question; None
+            before the first. Loads do not move it, because a browser chooses their ids.
         checked: when `health` was learned, on the clock that never jumps.
+        last_load: "ok" or the error code of the last load, for the log; None before the first.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Environment:
     budget: Budget
     health: str | None = None
     checked: float = float("-inf")
+    last_load: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

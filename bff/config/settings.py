@@ -14,7 +14,8 @@ from bff.config import values
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import SettingReport, declared, setting
 from bff.config.token_sources import SourceSettings
-from bff.config.values import Rate, Secret
+from bff.config.typed import Secret
+from bff.config.values import Rate
 from bff.replicas.valkey import StoreAddress
 from bff.sessions.policy import DEFAULT_FIELDS, Policy
 
@@ -35,7 +36,7 @@ class EnvironmentSettings:
     )
     api_url: str = setting(
         "TRIGGER_API_URL",
-        values.url,
+        values.api_url,
         "the address of the Trigger.dev API; beyond loopback it must be https, unless "
         "`BFF_ALLOW_HTTP_API_URL` is `true`",
         default="https://api.trigger.dev",
@@ -49,9 +50,10 @@ class EnvironmentSettings:
     )
     id: str | None = setting(
         "BFF_ENVIRONMENT_ID",
-        values.text,
-        "the environment's id, which tokens must have as `sub`. If the gateway needs the id and it "
-        "is not set, it asks upstream, which refuses restricted keys",
+        values.environment_id,
+        "the environment's id, which tokens must have as `sub`. If it is set, the gateway compares "
+        "it with the id that upstream tells for the secret key, and does not start if they differ. "
+        "If the gateway needs the id and it is not set, it asks upstream",
     )
     verify: tuple[str, ...] = setting(
         "BFF_VERIFY",
@@ -62,7 +64,7 @@ class EnvironmentSettings:
     )
     branch: str | None = setting(
         "BFF_BRANCH",
-        values.text,
+        values.branch,
         "the branch of a preview environment, sent upstream as `x-trigger-branch`",
     )
     upstream_budget: Rate | None = setting(
@@ -82,19 +84,19 @@ class PolicySettings:
 
     fields: tuple[str, ...] = setting(
         "BFF_EXPOSE_FIELDS",
-        values.texts,
+        values.names,
         "top-level fields of a session that browsers see",
         default=",".join(DEFAULT_FIELDS),
     )
     metadata: tuple[str, ...] = setting(
         "BFF_EXPOSE_METADATA",
-        values.texts,
+        values.names,
         "paths below `metadata` that browsers see, such as `plan` or `steps.*.title`",
         default="",
     )
     tags: tuple[str, ...] = setting(
         "BFF_EXPOSE_TAGS",
-        values.texts,
+        values.names,
         "patterns of tags that browsers see, such as `public:*`",
         default="",
     )
@@ -158,6 +160,12 @@ class Settings:
         default="false",
         reloadable=False,
     )
+    log_level: int = setting(
+        "BFF_LOG_LEVEL",
+        values.log_level,
+        "the least severe lines of the log: `info`, `warning` or `error`",
+        default="info",
+    )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
         "BFF_TRUSTED_PROXIES",
         values.networks,
@@ -176,7 +184,7 @@ class Settings:
     bad_token_limit: Rate | None = setting(
         "BFF_BAD_TOKEN_LIMIT",
         values.rate,
-        "bad tokens and guessed ids per IPv4 address or IPv6 /64; `off`",
+        "bad tokens per IPv4 address or IPv6 /64; `off`",
         default="60/minute",
     )
     cache_ttl: float = setting(
@@ -353,3 +361,42 @@ class SettingsError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
         self.reports = tuple(reports)
+
+
+def changed(before: Settings, after: Settings) -> list[str]:
+    """Name the settings that differ, each with its section; no value is named."""
+    names = _differing(Settings, before, after)
+    old_policies = {**before.policies, "default": before.default_policy}
+    new_policies = {**after.policies, "default": after.default_policy}
+    sections: tuple[tuple[type, str, Mapping[str, object], Mapping[str, object]], ...] = (
+        (
+            EnvironmentSettings,
+            "environment",
+            _named(before.environments),
+            _named(after.environments),
+        ),
+        (
+            SourceSettings,
+            "token source",
+            _named(before.token_sources),
+            _named(after.token_sources),
+        ),
+        (PolicySettings, "policy", old_policies, new_policies),
+    )
+    for settings_class, kind, old, new in sections:
+        for name in sorted(old.keys() | new.keys()):
+            if name not in old or name not in new:
+                names.append(f"{kind} {name} ({'added' if name in new else 'removed'})")
+                continue
+            of = "" if name == "default" else f" of {kind} {name}"
+            names += [f"{n}{of}" for n in _differing(settings_class, old[name], new[name])]
+    return names
+
+
+def _differing(settings_class: type, before: object, after: object) -> list[str]:
+    rows = declared(settings_class).items()
+    return [row.name for field_, row in rows if getattr(before, field_) != getattr(after, field_)]
+
+
+def _named(sections: Iterable[EnvironmentSettings | SourceSettings]) -> dict[str, object]:
+    return {section.name: section for section in sections}

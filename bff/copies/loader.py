@@ -29,8 +29,6 @@ from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
-READINESS_ID: Final = "session_readiness_probe"
-"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
 
@@ -80,6 +78,15 @@ class Loader:
             self.pairs.forget()
         self.config = config
 
+    def in_flight(self, environment: str, id_: str) -> "asyncio.Task[Copy | Refusal] | None":
+        """Get the load in flight for a session, which may have begun under its other id."""
+        loads = self._cache.loads
+        task = loads.get((environment, id_))
+        if task is None and len(loads):
+            other = self.pairs.other(environment, id_)
+            task = None if other is None else loads.get((environment, other))
+        return task
+
     def delay(self, budget: Budget, now: float) -> float:
         """Seconds until a load may start; the load itself spends from a shared budget."""
         if self._sharing.up:
@@ -102,8 +109,6 @@ class Loader:
     ) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
         ask = partial(self._ask, environment, id_, copy, spent=spent)
-        if id_ == READINESS_ID:
-            return await ask(self._sharing.timeout)
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(
@@ -222,7 +227,7 @@ class Loader:
     ) -> Copy | Refusal:
         """Learn from a load for the next ones; returns the outcome for all who wait."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count(metrics.LOADS, code)
+        self._telemetry.count(metrics.LOADS, environment.name, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and copy is not None:
@@ -239,7 +244,7 @@ class Loader:
             "outcome": code,
             "seconds": round(seconds, 4),
         }
-        if health == environment.health or (healthy and environment.health is None):
+        if health == environment.last_load or (healthy and environment.last_load is None):
             self._telemetry.often("load_finished", now, **line)
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **line)
@@ -247,5 +252,5 @@ class Loader:
             self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
-        environment.health, environment.checked = health, now
+        environment.last_load = health
         return outcome

@@ -38,12 +38,12 @@ class Pairs:
     def _keep(self, environment: str, id_: str, other: str | None) -> None:
         self._other[environment, SESSION, id_] = id_, other
 
-    def known(self, environment: str, id_: str) -> bool:
-        """Whether the other id of a session is known, or that it has none."""
+    def has(self, environment: str, id_: str) -> bool:
+        """Whether a session's pair of ids is remembered."""
         return (environment, SESSION, id_) in self._other
 
     def other(self, environment: str, id_: str) -> str | None:
-        """Return the other id of a session; None if it has none, or none is known."""
+        """Return the other id of a session; None if it has none or is not remembered."""
         try:
             return self._other[environment, SESSION, id_][1]
         except KeyError:

@@ -25,6 +25,8 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 _CORS_METHODS = "GET,HEAD,PUT,PATCH,POST,DELETE"
+_ISSUER, _AUDIENCE = "https://id.trigger.dev", "https://api.trigger.dev"
+_CLAIMS, _PUBLIC_TOKENS = "/api/v1/auth/jwt/claims", "/api/v1/auth/public-tokens"
 _MDN = "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/"
 
 
@@ -190,6 +192,8 @@ class PretendUpstream:
                 )
                 return
             answer = credential
+        if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
+            answer = self._describe_environment(seen, await _read_body(receive))
         if answer is None:
             answer = self._answer(seen)
         body = answer.encoded()
@@ -224,8 +228,6 @@ class PretendUpstream:
                     "access-control-max-age": "300",
                 },
             )
-        if seen.raw_path == "/api/v1/auth/jwt/claims":
-            return self._claims(seen)
         if seen.raw_path == "/api/v1/sessions" and seen.method == "GET":
             return self._list(seen)
         match = re.fullmatch(r"/api/v1/sessions/([^/]+)(/?)", seen.raw_path, re.IGNORECASE)
@@ -239,24 +241,38 @@ class PretendUpstream:
         environment, scopes, headers = credential
         if seen.method not in ("GET", "HEAD"):
             return Answer(405, {"error": "Method not allowed"}, headers | {"allow": "PATCH"})
-        document = environment.find(unquote(match[1], errors="strict"))
+        # As measured, upstream decodes an encoded slash twice.
+        id_ = re.sub("%2F", "/", unquote(match[1], errors="strict"), flags=re.IGNORECASE)
+        document = environment.find(id_)
         if document is None:
             return Answer(404, {"error": "Not found"}, headers | {"x-should-retry": "false"})
         if scopes is not None and not can_read(scopes, document):
             return Answer(403, _UNAUTHORIZED, headers)
         return Answer(200, self.document(document), headers)
 
-    def _claims(self, seen: Seen) -> Answer:
-        """Answer with the environment of a root or unrestricted key; a restricted key gets 401."""
+    def _describe_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
+        """Answer with the environment of a key: as claims, or in a token for scopes that it has."""
         credential = self._authenticate(seen)
         if isinstance(credential, Answer):
             return credential
-        environment, scopes, headers = credential
+        environment, held, headers = credential
         if seen.method != "POST":
             return Answer(405, {"error": "Method not allowed"}, headers)
-        if scopes is not None:
-            return Answer(401, {"error": "Invalid API key"}, headers)
-        return Answer(200, {"sub": environment.id, "pub": True}, headers)
+        claims = {"sub": environment.id, "pub": True}
+        if seen.raw_path == _CLAIMS:
+            if held is not None:
+                return Answer(401, {"error": "Invalid API key"}, headers)
+            return Answer(200, claims, headers)
+        try:
+            scopes = json.loads(body)["scopes"]
+        except (ValueError, LookupError, TypeError):
+            return Answer(400, {"error": "Invalid request body"}, headers)
+        if held is not None and not all(scope.startswith(held) for scope in scopes):
+            text = "Requested scopes exceed the key's access"
+            return Answer(403, {"error": text, "code": "scopes_exceed_key_access"}, headers)
+        claims |= {"iss": _ISSUER, "aud": _AUDIENCE, "scopes": scopes, "exp": self._clock() + 60}
+        token = jwt.encode(claims, environment.root_key, algorithm="HS256")
+        return Answer(200, {"token": token}, headers)
 
     def _list(self, seen: Seen) -> Answer:
         """List all sessions, newest first, if the credential may read all of them."""
@@ -283,12 +299,14 @@ class PretendUpstream:
         return self._by_token(token, charged=charged)
 
     def _by_key(self, key: str, branch: str | None, *, charged: bool) -> _Credential | Answer:
+        text = "Invalid API key"
         for environment in self.environments:
             if key != environment.root_key and key not in environment.additional_keys:
                 continue
             if environment.branch is not None and branch is None:
                 return Answer(401, {"error": "x-trigger-branch header required for preview env"})
             if branch != environment.branch:
+                text = "No matching branch env"
                 continue
             scopes = environment.additional_keys.get(key) or None
             if not charged:  # the chat routes have no limit, and so no headers
@@ -298,7 +316,7 @@ class PretendUpstream:
             if remaining < 0:
                 return self._limited(headers)
             return environment, scopes, headers
-        return Answer(401, {"error": "Invalid API key"})
+        return Answer(401, {"error": text})
 
     def _by_token(self, token: str, *, charged: bool) -> _Credential | Answer:
         for environment in self.environments:
@@ -307,8 +325,8 @@ class PretendUpstream:
                     token,
                     environment.root_key,
                     algorithms=["HS256"],
-                    issuer="https://id.trigger.dev",
-                    audience="https://api.trigger.dev",
+                    issuer=_ISSUER,
+                    audience=_AUDIENCE,
                     options={"verify_exp": False, "verify_iat": False},  # `exp` is checked below
                 )
             except jwt.PyJWTError:
@@ -365,6 +383,15 @@ _UNAUTHORIZED = {
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
+async def _read_body(receive: Receive) -> bytes:
+    body = bytearray()
+    while (message := await receive()).get("body") or message.get("more_body"):
+        body += message["body"]
+        if not message.get("more_body"):
+            break
+    return bytes(body)
+
+
 def can_read(scopes: tuple[str, ...], document: Document) -> bool:
     """Whether upstream lets *scopes* read *document*."""
     return allows(scopes, "read", document)
@@ -375,7 +402,7 @@ def allows(scopes: tuple[str, ...], allowed: str, document: Mapping[str, Any]) -
     for scope in scopes:
         parts = scope.split(":") if isinstance(scope, str) else [""]
         action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
-        if scope in ("admin", "admin:"):
+        if action == "admin" and not type_:
             return True
         if action not in (allowed, "*"):
             continue

@@ -17,7 +17,8 @@ from bff.limits.rate import LeasePending, Window
 from bff.request import HeaderFields
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
-from bff.tokens.caller import Caller
+from bff.tokens import explain
+from bff.tokens.caller import Caller, Claimant, Holder
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
 
@@ -66,8 +67,8 @@ class Admission:
 
     # -- the token
 
-    def authenticate(self, request: RequestContext) -> Caller[Grant]:
-        """Verify the token of a request.
+    def authenticate(self, request: RequestContext) -> Caller[Grant] | Claimant[Grant]:
+        """Verify the token of a request; a claimant's is still to be verified by upstream.
 
         Raises:
             Refused: ``bad_request``, ``token_…``, ``secret_key_sent`` or, for an address with too
@@ -84,14 +85,35 @@ class Admission:
             raise Refused("token_missing")
         try:
             request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
-            caller = self._verifier.verify(request.token, request.wall)
+            holder = self._verifier.recall(request.token, request.wall)
+            if holder is None:
+                if request.waited is None:  # after a wait the token was read before
+                    self._refuse_flood(request)
+                holder = self._verifier.verify(request.token, request.wall)
             if self._revocations.any:
-                self.refuse_revoked_token(request, caller)
+                self.refuse_revoked_token(request, holder)
         except Refused as refused:
             if refused.refusal.status == _UNAUTHORIZED:
                 self.charge_bad_token(request, refused.refusal)
             raise
-        return caller
+        return holder
+
+    def _refuse_flood(self, request: RequestContext) -> None:
+        """Refuse an unknown token of an address with too many bad ones, before it is read.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        window = self._limits.bad_token.look(request.address, request.now)
+        if window.exhausted:
+            self._charge(request, window)
+
+    def why_invalid(self, request: RequestContext) -> str:
+        """Name the first check that the token fails, for the log."""
+        verifier = self._verifier
+        return explain.reason(
+            explain.explain(request.token, verifier.issuers, verifier.sources, request.wall)
+        )
 
     def _cookie_token(self, fields: HeaderFields) -> bytes | None:
         """Take the token from its cookie, if a page of the gateway's own origin asks to read.
@@ -115,13 +137,13 @@ class Admission:
             raise Refused("bad_request", "Send the token's cookie once")
         return tokens[0] if tokens else None
 
-    def refuse_revoked_token(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def refuse_revoked_token(self, request: RequestContext, holder: Holder[Grant]) -> None:
         """Refuse a token that is revoked for every session; checked again after every wait.
 
         Raises:
             Refused: ``token_revoked``.
         """
-        if self._revocations.token(caller.jti, caller.subjects, caller.issued, request.wall):
+        if self._revocations.token(holder.jti, holder.subjects, holder.issued, request.wall):
             raise Refused("token_revoked")
 
     def charge_bad_token(self, request: RequestContext, refusal: Refusal) -> None:
@@ -130,18 +152,27 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self.bad_token_window(request)
+        window = self._limits.bad_token.window(request.address, request.now)
         self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
         if refusal.code == "secret_key_sent":
             self._telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
+        self._charge(request, window)
+
+    def charge_unverified(self, request: RequestContext) -> Window:
+        """Charge a token that nobody has verified as a bad one; returns the window, for a refund.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        window = self._limits.bad_token.window(request.address, request.now)
+        self._charge(request, window)
+        return window
+
+    def _charge(self, request: RequestContext, window: Window) -> None:
         window.charge()
         if window.exceeded:
             request.window = window
             raise Refused("rate_limited") from None
-
-    def bad_token_window(self, request: RequestContext) -> Window:
-        """Look at the window of bad tokens of the request's address."""
-        return self._limits.bad_token.window(request.address, request.now)
 
     # -- the caller
 
@@ -208,21 +239,21 @@ class Admission:
             raise Refused("unauthorized")
 
     def refuse_revoked_session(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, holder: Holder[Grant], session_id: str
     ) -> None:
         """Refuse a session that is revoked by the requested id, before there is a copy of it.
 
         Raises:
             Refused: ``unauthorized``.
         """
-        if self._revocations.session(session_id, None, caller.issued, request.wall):
+        if self._revocations.session(session_id, None, holder.issued, request.wall):
             raise Refused("unauthorized")
 
     def is_session_revoked(
-        self, request: RequestContext, caller: Caller[Grant], copy: Copy
+        self, request: RequestContext, holder: Holder[Grant], copy: Copy
     ) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
-        return self._revocations.session(copy.id, copy.external_id, caller.issued, request.wall)
+        return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
 
 
 def _refund(windows: list[Window]) -> None:

@@ -1,86 +1,154 @@
-"""Ids in the other form: the browser asks by the friendly id, the token names the external id.
+"""Ids in the other form: the browser requests the friendly id, the token names the external id.
 
-Only the session's copy tells whether the two are one session. So the gateway looks the id up and
-hides the outcome: everything but an authorized 200 is answered 403. The load that a guess starts is
-charged to the bad-token limit of its address, and refunded when the answer is a 200.
+An id that the token does not name is looked up nowhere: not in the cache, not in the store, not
+upstream. The gateway looks up the sessions that the token names, and compares their two ids with
+the requested one. So a guess costs the same, and gets the same answer, whether or not the session
+exists. The browser learns of trouble in those lookups, as it does not depend on the requested id.
 """
 
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Final
 
+from bff.config.runtime import RuntimeConfig
+from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused
-from bff.limits.rate import Window
+from bff.gateway.context import RequestContext
+from bff.gateway.members import WHOLE_REQUEST, Members
+from bff.gateway.pending import Pending, PendingMember, Resumable, outcome, wait_for
+from bff.limits.rate import UNLIMITED_WINDOW
+from bff.response import Response
+from bff.sessions import ids
+from bff.sessions.copy import Copy
+from bff.tokens.caller import Caller, Holder
+from bff.tokens.scopes import Grant
+
+MAX_UNKNOWN: Final = 20
+"""Named sessions that are looked up for one request: as many as a page of a list has."""
+_NO_SESSION: Final = frozenset(("not_found", "unauthorized"))
+"""Codes of refusals that show that a named session is not the requested one."""
 
 
-class Guess(Protocol):
-    """Charges and hides, while an id is not known to be one that the token names."""
+@dataclass(frozen=True, slots=True)
+class PendingAlias:
+    """Waits for named sessions, one of which may be the requested one.
 
-    def charge(self) -> None:
-        """Charge the load that the request is about to start; a load in flight is free to join."""
-
-    def refund(self) -> None:
-        """Refund what was charged."""
-
-    @property
-    def charged(self) -> bool:
-        """Whether a load is charged and not refunded."""
-
-    def hide(self, refusal: Refusal) -> Refusal:
-        """Return the refusal that the browser may read in place of *refusal*."""
-
-
-class NamedId:
-    """The token names the id: nothing is charged, and nothing is hidden."""
-
-    charged = False
-
-    def charge(self) -> None:
-        """Charge nothing."""
-
-    def refund(self) -> None:
-        """Refund nothing."""
-
-    def hide(self, refusal: Refusal) -> Refusal:
-        """Hide nothing."""
-        return refusal
-
-
-NAMED: Final = NamedId()
-
-
-class AliasGuess:
-    """The id may be an alias of one that the token names.
-
-    Args:
-        window: the bad-token window of the request's address.
+    A request for a session that the token names is answered as soon as its ids are known. Every
+    other request waits for all of them, so its time reveals nothing about the requested id.
     """
 
-    __slots__ = ("_window", "charged")
+    request: RequestContext
+    caller: Caller[Grant]
+    session_id: str
+    outcomes: dict[str, Refusal]
+    """Why there is no answer with a named session, as far as is known."""
+    members: list[PendingMember]
+    aliases: "Aliases"
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
-        self.charged = False
+    config: RuntimeConfig
 
-    def charge(self) -> None:
-        """Charge one load.
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for the next of the named sessions."""
+        await wait_for(gateway, self.request, self.members, first=True)
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Answer with the requested session or, once all ids are known, with a refusal."""
+        request, caller = self.request, self.caller
+        for member in [member for member in self.members if member.task.done()]:
+            self.members.remove(member)
+            try:
+                served = outcome(gateway, member, caller)
+            except Refused as refused:
+                served = refused.refusal
+            if isinstance(served, Refusal):
+                if served.code in WHOLE_REQUEST:
+                    return gateway.answers.refusal(request, served)
+                self.outcomes[member.session_id] = served
+            elif served is None:  # the copy is still to be looked up
+                if self.aliases.look_up(self, member.session_id):
+                    return gateway.answer(request, caller, member.session_id)
+            elif has_id(served[0], self.session_id):
+                return gateway.answers.session(request, caller, *served)
+        return self if self.members else gateway.answers.refusal(request, self.refusal())
+
+    def refusal(self) -> Refusal:
+        """Return the refusal if no named session is the requested one: trouble, or 403.
+
+        It shows no limit, as where nothing had to be looked up.
+        """
+        self.request.window = UNLIMITED_WINDOW
+        for refusal in self.outcomes.values():
+            if refusal.code not in _NO_SESSION:
+                return refusal
+        return Refusal("unauthorized")
+
+
+class Aliases:
+    """Finds the named session that an id in the other form belongs to, by one configuration."""
+
+    def __init__(self, config: RuntimeConfig, *, pairs: Pairs, members: Members) -> None:
+        self._config = config
+        self._pairs = pairs
+        self._members = members
+
+    def candidates(self, holder: Holder[Grant], session_id: str) -> str | list[str]:
+        """Return the named id of the session with *session_id*, or those that may be it.
+
+        Only the pairs of named ids are looked at, so *session_id* changes nothing but the match.
 
         Raises:
-            Refused: ``unauthorized``, if the address has guessed too often.
+            Refused: ``unauthorized``: no named id, or too many of them, would have to be looked up.
         """
-        if self._window.exhausted:
+        unknown = []
+        for named in ids.named_in_other_form(holder.granted, session_id):
+            if self._pairs.other(holder.environment, named) == session_id:
+                return named
+            if not self._pairs.has(holder.environment, named):
+                unknown.append(named)
+        if len(unknown) > MAX_UNKNOWN:
+            raise Refused("unauthorized", "Ask by the id of the session that the token names")
+        if not unknown:
             raise Refused("unauthorized")
-        self._window.charge()
-        self.charged = True
+        return unknown
 
-    def refund(self) -> None:
-        """Refund what was charged."""
-        if self.charged:
-            self._window.refund()
-            self.charged = False
+    def find(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str
+    ) -> str | PendingAlias:
+        """Return the named id of the session with *session_id*, or wait until it is known.
 
-    def hide(self, refusal: Refusal) -> Refusal:
-        """Hide everything but the rate limit; a guess that cost no load is charged now."""
-        if refusal.code == "rate_limited":
-            return refusal
-        if not self.charged:
-            self._window.charge()
-        return Refusal("unauthorized")
+        Raises:
+            Refused: ``unauthorized``, or a refusal of the lookups.
+        """
+        request.window = UNLIMITED_WINDOW  # a 403 shows none, whatever was charged before
+        candidates = self.candidates(caller, session_id)
+        if isinstance(candidates, str):
+            return candidates
+        pending = PendingAlias(request, caller, session_id, {}, [], self, self._config)
+        for named in candidates:
+            if self.look_up(pending, named):
+                return named
+        if not pending.members:
+            raise Refused.of(pending.refusal())
+        return pending
+
+    def look_up(self, pending: PendingAlias, named: str) -> bool:
+        """Look up one named session, or wait for it; returns whether it is the requested one.
+
+        Raises:
+            Refused: a refusal that every other named session would meet as well.
+        """
+        member = self._members.find(pending.request, pending.caller, named)
+        if isinstance(member, Refusal):
+            pending.outcomes[named] = member
+            return False
+        # The ids of a session never change, so those of an older copy still hold.
+        if isinstance(member, tuple):
+            return has_id(member[0], pending.session_id)
+        if member.fallback is not None:
+            return has_id(member.fallback, pending.session_id)
+        pending.members.append(member)
+        return False
+
+
+def has_id(copy: Copy, id_: str) -> bool:
+    """Whether *id_* is one of the ids of the copy's session."""
+    return id_ in (copy.id, copy.external_id)

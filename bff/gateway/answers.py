@@ -11,9 +11,7 @@ from bff import metrics
 from bff.digests import fingerprint
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
-from bff.gateway.aliases import NAMED
 from bff.gateway.context import RequestContext
-from bff.limits.rate import UNLIMITED_WINDOW
 from bff.request import RequestHead
 from bff.response import (
     EventStream,
@@ -37,6 +35,10 @@ SLOW_SECONDS: Final = 1.0
 """Seconds; an answer that waited as long for loads is logged."""
 SAMPLE: Final = 1000
 """One of this many answers with a session is logged, so that the log shows usual answers too."""
+MAX_EXPLAINED: Final = 10
+"""Bad tokens that are examined in a second, so that the log says why they are refused."""
+MAX_EXPLAINED_BYTES: Final = 4096
+"""Bytes of a token that is examined; usual ones have a few hundred."""
 _MAX_TAGS: Final = 32
 """Entity tags of one If-None-Match that are compared. Without the bound one request could cost as
 much as 500 hits."""
@@ -84,11 +86,13 @@ class Answers:
         self._telemetry = telemetry
         self._counts = telemetry.counts
         self._served = 0
+        self._explained = (0, 0)
+        """The current second, and the bad tokens that were examined in it."""
 
     def preflight(self, head: RequestHead, request_id: bytes) -> Response:
         """Answer OPTIONS."""
         status = _NO_CONTENT
-        self._telemetry.count(metrics.REQUESTS, "preflight", status, "", head.served_by)
+        self._telemetry.count(metrics.REQUESTS, "preflight", status, "", head.served_by, "")
         return self._responses.preflight(head.fields.origin, request_id)
 
     def public_page(self, request: RequestContext, page: bytes) -> Response:
@@ -106,9 +110,7 @@ class Answers:
             Refused: ``unauthorized``.
         """
         self._admission.authorize(request, caller, copy)
-        if request.guess is not NAMED:
-            request.guess.refund()
-        self._counts[metrics.CACHE, outcome.label] += 1
+        self._counts[metrics.CACHE, caller.environment, outcome.label] += 1
         age = request.now - copy.loaded
         self._telemetry.observe(metrics.AGE_SERVED_SECONDS, age if age > 0 else 0.0)
         self._served += 1
@@ -181,8 +183,6 @@ class Answers:
 
     def refusal(self, request: RequestContext, refusal: Refusal) -> Response:
         """Answer with a refusal."""
-        if (hidden := request.guess.hide(refusal)) is not refusal:
-            refusal, request.window = hidden, UNLIMITED_WINDOW
         limited = refusal.code == "rate_limited"
         if limited:
             self._telemetry.count(metrics.LIMITED, request.window.limiter.name)
@@ -206,8 +206,19 @@ class Answers:
                 route=request.route.label,
                 status=response.status,
                 code=refusal.code,
+                **self._reason(request, refusal),
             )
         return self._finish(request, response, refusal.code)
+
+    def _reason(self, request: RequestContext, refusal: Refusal) -> dict[str, str]:
+        """Say for the log why a token is invalid; bounded, because a flood must not cost more."""
+        if refusal.code != "token_invalid":
+            return {}
+        second = int(request.now)
+        self._explained = (second, self._explained[1] + 1 if self._explained[0] == second else 1)
+        if self._explained[1] > MAX_EXPLAINED or len(request.token) > MAX_EXPLAINED_BYTES:
+            return {"reason": "not examined"}
+        return {"reason": self._admission.why_invalid(request)}
 
     def _representation(
         self,
@@ -246,7 +257,8 @@ class Answers:
 
     def _finish(self, request: RequestContext, response: Response, code: str) -> Response:
         head = request.head
-        key = (metrics.REQUESTS, request.route.label, response.status, code, head.served_by)
+        route, environment = request.route.label, request.environment
+        key = (metrics.REQUESTS, route, response.status, code, head.served_by, environment)
         self._counts[key] += 1
         return replace(response, body=b"") if head.method == "HEAD" else response
 

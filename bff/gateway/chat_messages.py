@@ -31,13 +31,14 @@ _CLOSED: Final = "Cannot append to a closed session"
 """The text by which servers before 4.8 tell that a session is closed."""
 
 
-def decide_message(chats: Chats, request: RequestContext, caller: Caller[Grant]) -> Pending:
+def decide_message(
+    chats: Chats, request: RequestContext, caller: Caller[Grant], session_id: str
+) -> Pending:
     """Decide a request to send a message, before its body is read.
 
     Raises:
-        Refused: 400 403 413 429 503.
+        Refused: 413 429 503.
     """
-    session_id = chats.named_id(request, caller)
     chats.admit_message(request, caller)
     return PendingMessage(request, caller, session_id, chats.part_id(request), chats)
 
@@ -121,7 +122,7 @@ class PendingMessage:
             self._message = message = policy.read(self._body)
             self._kind = message.kind
             chats.counts[metrics.MESSAGE_FIELDS_DROPPED,] += message.dropped
-        has_pair = chats.pairs.known(caller.environment, self.session_id)
+        has_pair = chats.pairs.has(caller.environment, self.session_id)
         if chats.must_load(caller, self.session_id) or not (has_pair or self._names_session()):
             return self._next(self._load_pair, self._check_session)
         return self._check_session(gateway)

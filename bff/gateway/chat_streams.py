@@ -15,13 +15,14 @@ from bff.tokens.scopes import Grant
 from bff.upstream.chats import StreamOptions
 
 
-def decide_stream(chats: Chats, request: RequestContext, caller: Caller[Grant]) -> Pending:
+def decide_stream(
+    chats: Chats, request: RequestContext, caller: Caller[Grant], session_id: str
+) -> Pending:
     """Decide a request for a stream.
 
     Raises:
-        Refused: 400 403 410 429 503.
+        Refused: 400 410 429 503.
     """
-    session_id = chats.named_id(request, caller)
     options = chats.admit_stream(request, caller)
     if options.cursor is not None or not options.latest:
         chats.streams.refuse_unreadable((caller.environment, session_id), _cursor(options))

@@ -25,7 +25,7 @@ from bff.gateway.routes import CHAT_IN, match_chat
 from bff.limits.client_address import browser_address, is_trusted
 from bff.request import RequestHead
 from bff.sessions import ids
-from bff.tokens.caller import Caller
+from bff.tokens.caller import Caller, Holder
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
 from bff.upstream.chats import StreamOptions
@@ -98,7 +98,7 @@ class Chats:
 
     # -- what both routes have in common
 
-    def named_id(self, request: RequestContext, caller: Caller[Grant]) -> str:
+    def named_id(self, request: RequestContext, caller: Holder[Grant]) -> str:
         """Read the id of the path, if the token allows the route for that session.
 
         Raises:
@@ -110,13 +110,13 @@ class Chats:
         session_id = ids.parse_id(segment)
         granted = caller.granted.writes if route is CHAT_IN else caller.granted
         other = self.pairs.other(caller.environment, session_id)
-        if granted is None or not granted.covers(session_id, other) or ":channels:" in session_id:
+        if granted is None or not granted.covers(session_id, other) or ids.CHANNELS in session_id:
             raise Refused("unauthorized")
         self.refuse_revoked_session(request, caller, session_id)
         return session_id
 
     def refuse_revoked_session(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Holder[Grant], session_id: str
     ) -> None:
         """Refuse a session that is revoked by either of its ids.
 
@@ -129,9 +129,7 @@ class Chats:
 
     def must_load(self, caller: Caller[Grant], session_id: str) -> bool:
         """Whether both ids have to be known first."""
-        return self._revocations.any_session and not self.pairs.known(
-            caller.environment, session_id
-        )
+        return self._revocations.any_session and not self.pairs.has(caller.environment, session_id)
 
     def ids_of(self, caller: Caller[Grant], session_id: str) -> tuple[str, ...]:
         """Both ids of a session, as far as they are known."""
@@ -237,7 +235,7 @@ class Chats:
         caller, revocations = grounds.caller, self._revocations
         if revocations.token(caller.jti, caller.subjects, caller.issued, wall):
             return True
-        has_pair = self.pairs.known(caller.environment, grounds.session_id)
+        has_pair = self.pairs.has(caller.environment, grounds.session_id)
         if not has_pair and revocations.session_changes > grounds.session_changes:
             return True  # its other id may be revoked: the browser comes back and is decided anew
         other = self.pairs.other(caller.environment, grounds.session_id)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from bff.gateway.aliases import NAMED, Guess
 from bff.gateway.routes import OTHER, Route
 from bff.limits.rate import UNLIMITED_WINDOW, Window
 from bff.request import RequestHead
@@ -17,7 +16,7 @@ class RequestContext:
         wall: Unix seconds.
         address: the key under which the browser's address is counted.
         window: the limit that was charged last; the answer's headers tell its state.
-        guess: whether the id is only guessed to be one that the token names.
+        environment: the environment of the verified token; empty without one.
         waited: seconds that the request waited for loads; None if it did not wait.
         caller_charged: a request is charged to its caller once, and not before the token is
             verified.
@@ -31,6 +30,6 @@ class RequestContext:
     address: str = ""
     token: bytes = b""
     window: Window = UNLIMITED_WINDOW
-    guess: Guess = NAMED
+    environment: str = ""
     waited: float | None = None
     caller_charged: bool = False

@@ -9,6 +9,7 @@ checks first whether this caller may read the session.
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from bff import metrics
 from bff.chat.appends import Appends
 from bff.chat.streams import Streams
 from bff.clock import Clock
@@ -19,15 +20,16 @@ from bff.copies.readiness import Readiness
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.aliases import AliasGuess
+from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
 from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.chats import Chats, Grounds
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, Outcome
+from bff.gateway.introspection import Introspector, Outcome, PendingCaller
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
+from bff.gateway.members import Members
 from bff.gateway.pending import Pending, PendingLease, PendingLoad
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
@@ -37,11 +39,10 @@ from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy, State
 from bff.telemetry import Telemetry
-from bff.tokens.caller import Caller
+from bff.tokens.caller import Caller, Claimant
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
-
 
 HOLDERS: Final = (PendingStream, PendingMessage)
 """Pending answers that hold what they must release, whatever the decision is."""
@@ -89,7 +90,9 @@ class Gateway:
         self._pauses: dict[str, float] = {}
         self._request_ids = request_ids
         self.loader = Loader(config, cache=cache, telemetry=telemetry, clock=clock, sharing=sharing)
-        self.readiness = Readiness(self.loader, cache=cache, clock=clock)
+        self.readiness = Readiness(
+            self.loader, cache=cache, sharing=sharing, telemetry=telemetry, clock=clock
+        )
         self._introspector = Introspector(
             introspections,
             in_flight=in_flight,
@@ -143,12 +146,13 @@ class Gateway:
             part_ids=self._part_ids,
             pauses=self._pauses,
         )
+        members = Members(admission=admission, introspector=self._introspector, lookup=self._lookup)
+        self._aliases = Aliases(config, pairs=self.loader.pairs, members=members)
         self._lists = Lists(
             config,
             admission=admission,
             answers=self.answers,
-            lookup=self._lookup,
-            introspector=self._introspector,
+            members=members,
             telemetry=self.telemetry,
         )
 
@@ -179,24 +183,45 @@ class Gateway:
             raise Refused("method_not_allowed", route.instead)  # 405
         if route.page is not None:
             return self.answers.public_page(request, route.page)  # 200
-        caller = admission.authenticate(request)  # 400 401 429
-        if route is LIST:
+        holder = admission.authenticate(request)  # 400 401 429
+        if isinstance(holder, Claimant):
+            return self._admit(request, holder)
+        return self.serve(request, holder)
+
+    def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+        """Decide a request whose token is verified; used again once upstream has verified it."""
+        request.environment = caller.environment
+        if request.route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
-        if route is CHAT_OUT:
-            return decide_stream(self.chats, request, caller)  # 200 400 403 404 410 429 5xx
-        if route is CHAT_IN:
-            return decide_message(self.chats, request, caller)  # 200 400 403 404 409 413 429 5xx
+        if request.route in (CHAT_IN, CHAT_OUT):
+            return self._serve_chat(request, caller)  # 200 400 403 404 409 410 413 429 5xx
+        head, granted = request.head, caller.granted
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])  # 400
-        if not caller.granted.covers(session_id):
-            if not ids.may_be_alias(session_id, caller.granted):
-                raise Refused("unauthorized")  # 403
-            request.guess = AliasGuess(admission.bad_token_window(request))
-        if caller.unverified and not self._introspector.is_accepted(
+        if session_id not in granted.ids and not ids.covers(granted, session_id):
+            named = self._aliases.find(request, caller, session_id)  # 403 429 5xx
+            if not isinstance(named, str):
+                return named
+            session_id = named  # the same session, by the id that the token names
+        if head.id is None and not ids.is_reachable(session_id):
+            self.admission.charge_caller(request, caller)  # 429
+            raise Refused("not_found")  # 404
+        if caller.digest is not None and not self._introspector.is_accepted(
             caller, session_id, request.now
         ):
             return self._introspector.start(request, caller, session_id)  # 401 403 429 5xx
-        admission.charge_caller(request, caller)  # 429
+        self.admission.charge_caller(request, caller)  # 429
         return self.answer(request, caller, session_id)
+
+    def _serve_chat(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+        """Decide a request for a chat, once its token is verified for that session."""
+        session_id = self.chats.named_id(request, caller)  # 400 403
+        if caller.digest is not None and not self._introspector.is_accepted(
+            caller, session_id, request.now
+        ):
+            # Upstream's answer is about the session; the chat is decided after it.
+            return PendingCaller(self._introspector.start(request, caller, session_id))
+        decide = decide_stream if request.route is CHAT_OUT else decide_message
+        return decide(self.chats, request, caller, session_id)
 
     def answer(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
@@ -210,6 +235,9 @@ class Gateway:
 
     async def finish(self, answer: Response | Pending) -> Response:
         """Wait until there is a response; a load goes on if this is cancelled."""
+        if isinstance(answer, Response):
+            return answer
+        began, _ = self.clock()
         while not isinstance(answer, Response):
             pending, following = answer, None
             try:
@@ -219,6 +247,7 @@ class Gateway:
                 if pending is not following and isinstance(pending, HOLDERS):
                     pending.abandon()
             answer = following
+        self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
         return answer
 
     def _decide_again(self, pending: Pending) -> Response | Pending:
@@ -255,12 +284,47 @@ class Gateway:
 
     # -- beside the story
 
+    def _admit(self, request: RequestContext, claimant: Claimant[Grant]) -> Response | Pending:
+        """Let upstream verify a token, about a session that it names, before anything is shown."""
+        introspector = self._introspector
+        caller = introspector.caller(claimant, request.now)
+        if caller is not None:
+            return self.serve(request, caller)
+        try:
+            session_id, requested = self._named_by(request, claimant)
+        except Refused:
+            introspector.count_refused(request, claimant)  # 429
+            raise
+        pending = introspector.start(request, claimant, session_id)  # 401 429 5xx
+        return pending if requested else PendingCaller(pending)
+
+    def _named_by(self, request: RequestContext, claimant: Claimant[Grant]) -> tuple[str, bool]:
+        """Return an id that the token names, and whether it is the requested session's.
+
+        Raises:
+            Refused: ``unauthorized`` or ``invalid_session_id``.
+        """
+        granted, head = claimant.granted, request.head
+        if request.route in (CHAT_IN, CHAT_OUT):
+            return self.chats.named_id(request, claimant), False
+        if request.route is LIST:
+            named = ids.named(granted)
+            if not named:
+                raise Refused("unauthorized")
+            return named[0], False
+        session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
+        if not ids.covers(granted, session_id):
+            candidates = self._aliases.candidates(claimant, session_id)
+            return (candidates, True) if isinstance(candidates, str) else (candidates[0], False)
+        if not ids.is_reachable(session_id):
+            raise Refused("unauthorized")
+        return session_id, True
+
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Undo what was charged: after the wait the decision starts again."""
         limits = self.config.limits
         if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
-        request.guess.refund()
         deadline = self.clock()[0] + self.sharing.timeout
         return PendingLease(request, pending.window, pending.lease, deadline)
 

@@ -1,7 +1,8 @@
 """Tokens that only upstream can verify: the gateway calls it with the token itself.
 
-Until upstream has answered, a token counts as bad: an address that invents tokens meets its limit
-before upstream meets the tokens. The gateway uses the claims of such a token only to refuse it.
+Until upstream has answered, there is a claimant and no caller: its claims can only refuse it, and
+each request with its token counts as one with a bad token. So an address that invents tokens meets
+its limit before upstream meets the tokens. Only this module makes a caller of a claimant.
 """
 
 import asyncio
@@ -16,20 +17,18 @@ from bff.copies.loader import Loader
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.aliases import NAMED
 from bff.gateway.answers import loaded
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, Served, conclude_member, wait_for
+from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
-from bff.tokens.caller import Caller
+from bff.tokens.caller import Caller, Claimant, accepted
 from bff.tokens.introspected import (
     ACCEPTED_SECONDS,
     AUTHENTIC,
     OK,
-    UNDECIDED,
     Introspection,
     Introspections,
     refusal_seconds,
@@ -58,6 +57,8 @@ class _NoCharge:
 
 
 NO_CHARGE: Final[Charge] = _NoCharge()
+Subject = Caller[Grant] | Claimant[Grant]
+"""The holder of a token that upstream verifies, once for each session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class PendingIntrospection:
     """Waits for what upstream says of a token and a session."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    subject: Subject
     session_id: str
     task: "asyncio.Task[Outcome]"
     collapsed: bool
@@ -80,19 +81,63 @@ class PendingIntrospection:
         await wait_for(gateway, self.request, [self])
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
-        """Decide by upstream's answer."""
-        return conclude_member(gateway, self, self.caller)
+        """Decide by upstream's answer; only an accepted token has a caller."""
+        served = outcome(gateway, self, self.subject)
+        if isinstance(served, Refusal):
+            return gateway.answers.refusal(self.request, served)
+        caller = verified(self.subject)
+        self.request.environment = caller.environment
+        if served is None:
+            return gateway.answer(self.request, caller, self.session_id)
+        return gateway.answers.session(self.request, caller, *served)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
-        """Return the outcome for this caller, and charge it: its token is verified only now."""
-        outcome = self.introspector.conclude(self, self.task.result())
-        if not isinstance(outcome, Copy):
-            return outcome
-        if gateway.cache.is_purged(outcome):
+        """Return the outcome, and charge it: the token is verified only now."""
+        brought = self.introspector.conclude(self, self.task.result())
+        if not isinstance(brought, Copy):
+            return brought
+        if gateway.cache.is_purged(brought):
             return None
-        if gateway.admission.is_session_revoked(self.request, self.caller, outcome):
+        if gateway.admission.is_session_revoked(self.request, self.subject, brought):
             return Refusal("unauthorized")
-        return outcome, loaded(stale=False, collapsed=self.collapsed)
+        return brought, loaded(stale=False, collapsed=self.collapsed)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCaller:
+    """Waits until upstream has verified a token; then the request is decided for its caller.
+
+    Its introspection is about a session that the token names. Which answer the request gets, is
+    decided when there is a caller.
+    """
+
+    introspection: PendingIntrospection
+
+    @property
+    def request(self) -> RequestContext:
+        """The request that it is for."""
+        return self.introspection.request
+
+    @property
+    def config(self) -> RuntimeConfig:
+        """The configuration by which the gateway decided to wait."""
+        return self.introspection.config
+
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for upstream's answer."""
+        await self.introspection.wait(gateway)
+
+    def conclude(self, gateway: Resumable) -> "Response | Pending":
+        """Decide the request for its caller, if there is one now."""
+        result = self.introspection.result(gateway)
+        if isinstance(result, Refusal) and result.code not in AUTHENTIC:
+            return gateway.answers.refusal(self.request, result)
+        return gateway.serve(self.request, verified(self.introspection.subject))
+
+
+def verified(subject: Subject) -> Caller[Grant]:
+    """Return the caller; only for a token that upstream has just verified."""
+    return subject if isinstance(subject, Caller) else accepted(subject)
 
 
 class Introspector:
@@ -121,18 +166,31 @@ class Introspector:
         """Use *config* from now on."""
         self._config, self._admission = config, admission
 
+    def caller(self, claimant: Claimant[Grant], now: float) -> Caller[Grant] | None:
+        """Return the caller, if upstream verified the token in the last minute."""
+        return accepted(claimant) if self._introspections.verified(claimant.digest, now) else None
+
     def is_accepted(self, caller: Caller[Grant], session_id: str, now: float) -> bool:
         """Whether the caller's token is verified for this session."""
         digest = caller.digest
         return digest is None or self._introspections.accepted(digest, session_id, now)
 
-    def is_authentic(self, caller: Caller[Grant], now: float) -> bool:
-        """Whether the caller's token is verified to be one of upstream's, for any session."""
-        digest = caller.digest
+    def count_refused(self, request: RequestContext, subject: Subject) -> None:
+        """Count a request that was refused before anyone verified its token.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        if not self._is_authentic(subject, request.now):
+            self._admission.charge_unverified(request)
+
+    def _is_authentic(self, subject: Subject, now: float) -> bool:
+        """Whether the token was verified lately: it is not counted as a bad one."""
+        digest = subject.digest
         return digest is None or self._introspections.authentic(digest, now)
 
     def start(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, subject: Subject, session_id: str
     ) -> PendingIntrospection:
         """Introspect a token, or join the introspection in flight.
 
@@ -140,39 +198,33 @@ class Introspector:
             Refused: upstream refused it lately, or too many are in flight, or the address has too
                 many bad tokens.
         """
-        digest, now = caller.digest or b"", request.now
+        digest, now = subject.digest or b"", request.now
         refused = self._introspections.refused(digest, session_id, now)
         if refused is not None:
             code, seconds = refused
             retry_after = seconds if code == "over_budget" else None
             refusal = Refusal(code, retry_after=retry_after)
-            raise Refused.of(self._refused(request, caller, refusal, NO_CHARGE))
+            raise Refused.of(self._refused(request, subject, refusal, NO_CHARGE))
         task, charge = self._in_flight.get((digest, session_id)), NO_CHARGE
         collapsed = task is not None
         if task is None:
-            charge = self._charge(request, caller)
-            work = self._introspect(caller, session_id, request.token, charge)
+            charge = self._charge(request, subject)
+            work = self._introspect(subject, session_id, request.token, charge)
             task = self._in_flight.start((digest, session_id), work)
         return PendingIntrospection(
-            request, caller, session_id, task, collapsed, charge, self._config, self
+            request, subject, session_id, task, collapsed, charge, self._config, self
         )
 
-    def _charge(self, request: RequestContext, caller: Caller[Grant]) -> Charge:
+    def _charge(self, request: RequestContext, subject: Subject) -> Charge:
         """Charge an introspection that is about to start."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             raise Refused("over_budget", retry_after=1)
-        request.guess.charge()
-        if request.guess.charged or self.is_authentic(caller, request.now):
+        if self._is_authentic(subject, request.now):
             return NO_CHARGE
-        window = self._admission.bad_token_window(request)
-        if window.exhausted:
-            request.window = window
-            raise Refused("rate_limited")
-        window.charge()
-        return window
+        return self._admission.charge_unverified(request)
 
     async def _introspect(
-        self, caller: Caller[Grant], session_id: str, token: bytes, charge: Charge
+        self, subject: Subject, session_id: str, token: bytes, charge: Charge
     ) -> Outcome:
         """Load the session with the browser's token, or take another replica's introspection.
 
@@ -183,8 +235,8 @@ class Introspector:
         Returns:
             None if another replica made the call: it shares the result, not the session.
         """
-        digest, config = caller.digest or b"", self._config
-        environment = config.environments[caller.environment]
+        digest, config = subject.digest or b"", self._config
+        environment = config.environments[subject.environment]
         outcome: Outcome = None
 
         async def ask() -> Introspection:
@@ -197,7 +249,7 @@ class Introspector:
                 introspection = Introspection(outcome.code, (session_id,), now, seconds)
             else:
                 names = dict.fromkeys((session_id, outcome.id, outcome.external_id or outcome.id))
-                seconds = min(caller.expires - wall, ACCEPTED_SECONDS)
+                seconds = min(subject.expires - wall, ACCEPTED_SECONDS)
                 introspection = Introspection(OK, tuple(names), now, seconds)
             self._telemetry.count(metrics.TOKEN_TESTS, introspection.code)
             return introspection
@@ -211,56 +263,53 @@ class Introspector:
         if introspection.code in (OK, *AUTHENTIC):
             charge.refund()
         if (self._config.verifier, self._config.origins) == (config.verifier, config.origins):
-            self._keep(introspection, caller, session_id, token, now, wall)
+            self._keep(introspection, subject, session_id, token, now, wall)
         return outcome
 
     def _keep(
         self,
         introspection: Introspection,
-        caller: Caller[Grant],
+        subject: Subject,
         session_id: str,
         token: bytes,
         now: float,
         wall: float,
     ) -> None:
-        digest, since = caller.digest or b"", introspection.answered_at
+        digest, since = subject.digest or b"", introspection.answered_at
         if introspection.code == OK:
-            seconds = caller.expires - wall + now - since
+            seconds = subject.expires - wall + now - since
             self._introspections.accept(digest, introspection.ids, since, seconds)
-            self._config.verifier.remember(token, caller)
         else:
             self._introspections.refuse(
                 digest, session_id, since, introspection.code, introspection.seconds
             )
+        if introspection.code in (OK, *AUTHENTIC) and isinstance(subject, Claimant):
+            self._config.verifier.remember(token, subject)
 
     def conclude(self, pending: PendingIntrospection, outcome: Outcome) -> Outcome:
         """Charge the caller, or the address, for one request that waited."""
         request = pending.request
         if isinstance(outcome, Refusal):
-            return self._refused(request, pending.caller, outcome, pending.charge)
+            return self._refused(request, pending.subject, outcome, pending.charge)
         try:
-            self._admission.charge_caller(request, pending.caller)
+            self._admission.charge_caller(request, verified(pending.subject))
         except Refused as limited:
             return limited.refusal
-        if outcome is None:
-            request.guess.refund()  # no load was made for it, and the next one may be
         return outcome
 
     def _refused(
-        self, request: RequestContext, caller: Caller[Grant], refusal: Refusal, charge: Charge
+        self, request: RequestContext, subject: Subject, refusal: Refusal, charge: Charge
     ) -> Refusal:
         """Charge for upstream's refusal; returns the refusal for the browser."""
         try:
-            if refusal.code == "token_invalid":
-                # Upstream looks at the token first, so this tells nothing about the session.
-                charged = charge is not NO_CHARGE or request.guess.charged
-                request.guess = NAMED
-                if charged:
-                    self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
-                else:
-                    self._admission.charge_bad_token(request, refusal)
-            elif refusal.code not in UNDECIDED:
-                self._admission.charge_caller(request, caller)
+            if refusal.code in AUTHENTIC:
+                self._admission.charge_caller(request, verified(subject))
+            elif charge is NO_CHARGE and refusal.code == "token_invalid":
+                self._admission.charge_bad_token(request, refusal)
+            elif charge is NO_CHARGE:
+                self.count_refused(request, subject)
+            elif refusal.code == "token_invalid":
+                self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
         except Refused as limited:
             return limited.refusal
         return refusal

@@ -12,8 +12,8 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import STALE_IF_ERROR, Answers
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, PendingIntrospection
-from bff.gateway.lookup import Lookup
+from bff.gateway.introspection import PendingIntrospection
+from bff.gateway.members import WHOLE_REQUEST, Members
 from bff.gateway.pending import (
     Pending,
     PendingLoad,
@@ -30,9 +30,6 @@ from bff.sessions.page import Listing
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
-
-_WHOLE_LIST = frozenset(("token_invalid", "token_revoked", "rate_limited"))
-"""Codes of refusals that every other member of the list would meet as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class PendingList:
                 served = outcome(gateway, member, caller)
             except Refused as refused:
                 served = refused.refusal
-            if isinstance(served, Refusal) and self.lists.ends_with(served, caller, request.now):
+            if isinstance(served, Refusal) and served.code in WHOLE_REQUEST:
                 return gateway.answers.refusal(request, served)
             if served is not None:
                 self.listing.outcomes[member.session_id] = self.lists.count(served)
@@ -80,16 +77,14 @@ class Lists:
         *,
         admission: Admission,
         answers: Answers,
-        lookup: Lookup,
-        introspector: Introspector,
+        members: Members,
         telemetry: Telemetry,
     ) -> None:
         self._config = config
         self._visible = config.visible
         self._admission = admission
         self._answers = answers
-        self._lookup = lookup
-        self._introspector = introspector
+        self._members = members
         self._telemetry = telemetry
 
     def decide(self, request: RequestContext, caller: Caller[Grant]) -> Response | PendingList:
@@ -108,8 +103,7 @@ class Lists:
         named = ids.named(caller.granted)
         if not named:
             raise Refused("unauthorized")
-        if not caller.unverified:
-            self._admission.charge_caller(request, caller)
+        self._admission.charge_caller(request, caller)
         return self.answer(request, caller, Listing(query, named, caller.key, request.wall), b"hit")
 
     def answer(
@@ -121,9 +115,7 @@ class Lists:
         def find(session_id: str) -> Copy | Refusal | None:
             outcome = listing.outcomes.get(session_id)
             if outcome is None:
-                if members and not self._introspector.is_authentic(caller, request.now):
-                    return None  # whether the token is one comes first
-                served = self._find(request, caller, session_id)
+                served = self._members.find(request, caller, session_id)
                 if isinstance(served, PendingLoad | PendingIntrospection):
                     members.append(served)
                     return None
@@ -136,28 +128,10 @@ class Lists:
             return PendingList(request, caller, listing, members, self, self._config)
         return self._answers.list_page(request, caller, page, cache_status)
 
-    def _find(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
-    ) -> Served | PendingLoad | PendingIntrospection | Refusal:
-        """Find one member; its refusal is the member's, unless the whole list would meet it."""
-        try:
-            if not self._introspector.is_accepted(caller, session_id, request.now):
-                return self._introspector.start(request, caller, session_id)
-            self._admission.charge_caller(request, caller)
-            return self._lookup.find(request, caller, session_id)
-        except Refused as refused:
-            if refused.refusal.code in _WHOLE_LIST:
-                raise
-            return refused.refusal
-
-    def ends_with(self, refusal: Refusal, caller: Caller[Grant], now: float) -> bool:
-        """Whether a member's refusal is the answer to the whole list."""
-        return refusal.code in _WHOLE_LIST or not self._introspector.is_authentic(caller, now)
-
     def count(self, served: Served | Refusal) -> Copy | Refusal:
         """Count what the cache did for a member."""
         if isinstance(served, Refusal):
             return served
         copy, outcome = served
-        self._telemetry.count(metrics.CACHE, outcome.label)
+        self._telemetry.count(metrics.CACHE, copy.environment, outcome.label)
         return copy

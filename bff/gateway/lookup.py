@@ -6,7 +6,6 @@ from bff.copies.cache import Cache
 from bff.copies.loader import Loader
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.aliases import NAMED
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR
 from bff.gateway.context import RequestContext
 from bff.gateway.pending import PendingLoad, Served
@@ -50,11 +49,10 @@ class Lookup:
             return self._load(request, caller, session_id, environment, None)
         if isinstance(entry, NegativeEntry):
             self._admission.refuse_revoked_session(request, caller, session_id)
-            self._telemetry.count(metrics.CACHE, "negative")
+            self._telemetry.count(metrics.CACHE, environment.name, "negative")
             raise Refused("not_found")
         # The ids of a session never change, so those of an old copy still hold.
         self._admission.authorize(request, caller, entry)
-        request.guess = NAMED
         budget = environment.budget
         entry.epoch = budget.count_hot(entry.epoch, now)
         if self._cache.ages.fresh(entry, now, budget.stretched):
@@ -72,7 +70,7 @@ class Lookup:
         """Use a copy that is not fresh as far as its age allows, and load a new one."""
         now, budget = request.now, environment.budget
         state = self._cache.ages.state(copy, now, budget.stretched)
-        in_flight = self._cache.loads.get((environment.name, session_id)) is not None
+        in_flight = self._loader.in_flight(environment.name, session_id) is not None
         delay = max(self._loader.delay(budget, now), copy.retry - now)
         if state is State.STALE:
             if not in_flight and delay <= 0:
@@ -93,12 +91,11 @@ class Lookup:
         fallback: Copy | None,
     ) -> PendingLoad:
         """Join the load in flight, or start it."""
-        task = self._cache.loads.get((environment.name, session_id))
+        task = self._loader.in_flight(environment.name, session_id)
         collapsed = task is not None
         if task is None:
             delay = self._loader.delay(environment.budget, request.now)
             if delay > 0:
                 raise Refused("over_budget", retry_after=delay)
-            request.guess.charge()
             task = self._loader.start(environment, session_id, fallback, request.now)
         return PendingLoad(request, caller, session_id, task, fallback, collapsed, self._config)

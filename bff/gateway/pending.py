@@ -23,7 +23,7 @@ from bff.replicas.alone import AnySharing
 from bff.request import RequestHead
 from bff.response import Response
 from bff.sessions.copy import Copy
-from bff.tokens.caller import Caller
+from bff.tokens.caller import Caller, Holder
 from bff.tokens.scopes import Grant
 
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
@@ -49,6 +49,9 @@ class Resumable(Protocol):
 
     def decide(self, head: RequestHead, now: float, wall: float) -> "Response | Pending":
         """Decide a request from its start."""
+
+    def serve(self, request: RequestContext, caller: Caller[Grant]) -> "Response | Pending":
+        """Decide a request of a caller whose token is verified."""
 
     def answer(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
@@ -167,25 +170,31 @@ def conclude_member(
 
 
 def outcome(
-    gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
+    gateway: Resumable, pending: PendingMember, holder: Holder[Grant]
 ) -> Served | Refusal | None:
     """Take the result of a wait for one session; a revoked one gets no other refusal."""
     served = pending.result(gateway)
     if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
-        gateway.admission.refuse_revoked_session(pending.request, caller, pending.session_id)
+        gateway.admission.refuse_revoked_session(pending.request, holder, pending.session_id)
     return served
 
 
 async def wait_for(
-    gateway: Resumable, request: RequestContext, members: Sequence[PendingMember]
+    gateway: Resumable,
+    request: RequestContext,
+    members: Sequence[PendingMember],
+    *,
+    first: bool = False,
 ) -> None:
-    """Wait until all loads have ended, or shortly if each of them has a fallback."""
+    """Wait until all loads (or the first) have ended, or shortly if each of them has a fallback."""
     began, _ = gateway.clock()
     timeout = FALLBACK_SECONDS if all(member.fallback for member in members) else None
     if timeout is None and len(members) == 1:
         await _ended(members[0].task)
     else:
-        await asyncio.wait([member.task for member in members], timeout=timeout)
+        until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
+        tasks = [member.task for member in members]
+        await asyncio.wait(tasks, timeout=timeout, return_when=until)
     request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
 

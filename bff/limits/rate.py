@@ -217,6 +217,19 @@ class Limiter:
         window.refund()
         return window
 
+    def look(self, key: Hashable, now: float) -> Window:
+        """Return the window of *key* and begin none: without one, nothing was counted yet.
+
+        Raises:
+            LeasePending: quota has to be leased first.
+        """
+        window = self._windows.get(key)
+        if window is None or window.ends <= now:
+            return UNLIMITED_WINDOW
+        if window.used >= window.renew_at and self._provider is not None:
+            window.renew_lease(self._provider, now)
+        return window
+
     def charge(self, key: Hashable, now: float) -> Window:
         """Count one request of *key*.
 
@@ -287,7 +300,7 @@ class Unlimited(Limiter):
         """Return `UNLIMITED_WINDOW`."""
         return UNLIMITED_WINDOW
 
-    charge = window
+    charge = look = window
 
     def refund(self, key: Hashable) -> None:
         """Take nothing back."""

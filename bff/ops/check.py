@@ -169,7 +169,7 @@ async def until_unreachable(findings: AsyncIterator[Finding], url: str) -> Async
             remedy = "check the address and the network between"
             if is_untrusted(error):
                 remedy = (
-                    "if its authority is your own, set BFF_UPSTREAM_CA_FILE to the authority's "
-                    "certificate; otherwise check the address"
+                    "if you run its certificate authority, set BFF_UPSTREAM_CA_FILE to that "
+                    "authority's certificate; otherwise check the address"
                 )
             yield Finding(Result.PROBLEM, f"{url} does not answer ({': '.join(reasons)}): {remedy}")

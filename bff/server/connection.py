@@ -252,7 +252,7 @@ class BoundedProtocol(HeldProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        common: dict[str, object] = {HOLD: self._hold, STREAM: self.begin_stream}
+        common: dict[str, object] = {HOLD: self.hold_body, STREAM: self.begin_stream}
         super().hand_over(common | (extensions or {}))
         self._in_head = False
 
@@ -276,7 +276,8 @@ class BoundedProtocol(HeldProtocol):
         else:
             super().close_answered()
 
-    def _hold(self, size: int) -> bool:
+    def hold_body(self, size: int) -> bool:
+        """Count *size* bytes for the request that is answered; False if there is no room."""
         return self._holding.answer(size, self.peer)
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -371,15 +372,21 @@ class BoundedProtocol(HeldProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with the refusal and end the connection; only end it if an answer is due."""
         self._refused = True
-        self._connections.count(refusal.code)
         if self._close_after_due_answers():
+            self._connections.count(refusal.code)
             return
         if self.is_answering():
             self.discard_answer()  # the body of this request is malformed
         elif self._incomplete and not self._in_head:
+            self._connections.count(refusal.code)
             self._close_lingering()  # it is answered already
             return
-        origin = next((v for n, v in self.headers if n == b"origin"), None)
+        self._end_with(refusal, next((v for n, v in self.headers if n == b"origin"), None))
+
+    def _end_with(self, refusal: Refusal, origin: bytes | None) -> None:
+        """Write the refusal as the last answer."""
+        self._refused = True
+        self._connections.count(refusal.code)
         response = self._render(refusal, self.peer, origin)
         self.transport.write(_last_answer(response))
         self._close_lingering()

@@ -22,6 +22,7 @@ from typing import Any, Final
 from cachetools import FIFOCache
 
 from bff.clock import Clock
+from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
@@ -160,8 +161,8 @@ class FastPathProtocol(BoundedProtocol):
         """Bytes in `_answers`."""
         self._read = b""
         """The current read."""
-        self._waiting = False
-        """A task of the fast path waits for an answer."""
+        self._waiting: RequestHead | None = None
+        """The request for whose answer a task waits."""
         self._held: list[bytes] = []
         """Reads that arrived meanwhile."""
         self._closing = False
@@ -174,9 +175,11 @@ class FastPathProtocol(BoundedProtocol):
         session, whichever connection a proxy takes. The parser keeps nothing between two requests,
         so equal bytes would give an equal head: only new bytes are parsed.
         """
-        if self._waiting:
-            self._held.append(data)
-            self.transport.pause_reading()  # browsers do not pipeline
+        if self._waiting is not None:
+            if not self._refused:
+                self._held.append(data)
+                self.transport.pause_reading()  # browsers do not pipeline
+                self._hold(len(data), self._waiting)
             return
         head = self._head if data == self._repeated else self._read_kept(data)
         response = None if head is None or self.must_queue() else self._decide(head)
@@ -184,7 +187,7 @@ class FastPathProtocol(BoundedProtocol):
             self.transport.write(b"".join(self._parts(response)))
             self._start_idle()
         elif head is not None and self._pending is not None:
-            self._wait(head, b"")
+            self._wait(head, data, keep=False)
         else:
             head = self._parse(data)
         self._head = head
@@ -208,7 +211,7 @@ class FastPathProtocol(BoundedProtocol):
         alone = between_requests and self._requests == 1 and not self._refused
         head = self._head if alone else None
         if self._pending is not None and self._head is not None:
-            self._wait(self._head, data if alone else b"")
+            self._wait(self._head, data, keep=alone)
         elif head is not None and self._accepted:
             self._shared.headers.keep(data, head.fields)
         return head
@@ -281,21 +284,27 @@ class FastPathProtocol(BoundedProtocol):
         except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if isinstance(answer, Response):
-            if len(answer.body) < LARGE_ANSWER:
-                return answer
             # It is written at the end of this read, and `pause_writing` counts what is left.
-            admitted = self.admit(answer, head.fields)
-            self._holding.answered()
-            return admitted
+            return answer if len(answer.body) < LARGE_ANSWER else self._admit_large(answer, head)
         self._pending = answer
         return None
 
-    def _wait(self, head: RequestHead, data: bytes) -> None:
-        """Let a task wait for the answer to *head*; *data* is the read if that is the request."""
+    def _wait(self, head: RequestHead, data: bytes, *, keep: bool) -> None:
+        """Let a task wait for the answer to *head*; *keep* its header lines if *data* is all."""
         pending, self._pending = self._pending, None
         assert pending is not None  # noqa: S101  the caller checks it
-        self._idle_since, self._waiting = None, True
-        self.start_task(self._finish(head, pending, data))
+        self._idle_since, self._waiting = None, head
+        self.start_task(self._finish(head, pending, data if keep else b""))
+        self._hold(len(data), head)
+
+    def _hold(self, size: int, head: RequestHead) -> None:
+        """Count the bytes that wait with the request of *head*; without room it is refused."""
+        self._waiting_bytes += size
+        if not self.hold_requests(0):
+            if self._held:
+                self._held.clear()
+                self.transport.resume_reading()
+            self._end_with(Refusal("overloaded", retry_after=1.0), head.fields.origin)
 
     async def _finish(self, head: RequestHead, pending: Pending, data: bytes) -> None:
         gateway = self._shared.gateway
@@ -303,20 +312,23 @@ class FastPathProtocol(BoundedProtocol):
             response = await gateway.finish(pending)
         except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
             response = gateway.failed(head, exc)
-        self._waiting = False
+        self._waiting = None
         if isinstance(response, StreamResponse):
             await self._relay(response)
             return
-        if self.transport.is_closing():
+        self.hold_requests(0)
+        if self.transport.is_closing() or self._refused:
             return
-        response = self.admit(response, head.fields)
+        if len(response.body) >= LARGE_ANSWER:
+            response = self._admit_large(response, head)
         start, lines, blank, body = self._parts(response)
-        if self._closing:
+        last = self._closing and not self._held
+        if last:
             blank = b"connection: close\r\n\r\n"
         self.transport.write(b"".join((start, lines, blank, body)))
-        self._holding.answered()
-        if self._closing:
+        if last:
             self.transport.close()
+            self._set_deadline(self._bounds.idle_seconds, self._close_unread)
             return
         self._start_idle()
         if data and response.status < _BAD_REQUEST:
@@ -325,17 +337,22 @@ class FastPathProtocol(BoundedProtocol):
             held, self._held = b"".join(self._held), []
             self.transport.resume_reading()
             self.data_received(held)
+            if self._closing:
+                self.shutdown()
 
     async def _relay(self, response: StreamResponse) -> None:
         """Join a stream to this connection, as its last answer."""
         transport, stream = self.transport, response.stream
         start = self._shared.start(response.status, self.server_headers())
+        if transport.is_closing() or self._refused:
+            stream.release("browser")
+            return
         self._held, self._repeated = [], b""
+        self.hold_requests(0)
         self.begin_stream(stream)
-        stream.bound(self._hold)
+        stream.bound(self.hold_body)
         try:
-            if not transport.is_closing():
-                transport.write(b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head))
+            transport.write(b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head))
             async with aclosing(stream.events()) as events:
                 async for event in events:
                     if transport.is_closing():
@@ -353,17 +370,38 @@ class FastPathProtocol(BoundedProtocol):
         start = self._shared.start(response.status, self.server_headers())
         return start, response.head, b"\r\n", response.body
 
+    def _admit_large(self, response: Response, head: RequestHead) -> Response:
+        """Return *response* if there is room for it; it is written before the next read."""
+        admitted = self.admit(response, head.fields)
+        self._holding.answered()
+        return admitted
+
+    # -- the end of the connection
+
     def drain(self) -> None:
         """Answer the next request as the last: not by what is kept of the one before."""
         super().drain()
         self._repeated = b""
+        if self._waiting is not None:
+            self._closing = True
 
     def shutdown(self) -> None:
         """Close the connection, or let the answer that is waited for be its last."""
-        if self._waiting:
+        if self._waiting is not None:
             self._closing = True
         else:
             super().shutdown()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for the answer that is waited for, as for the application's."""
+        if self._waiting is not None:
+            self._closing = True
+            return True
+        return super().eof_received()
+
+    def unanswered(self) -> int:
+        """Count the requests that wait, here too."""
+        return super().unanswered() + (self._waiting is not None)
 
     def _requests_ahead(self) -> int:
         return len(self._answers) // 4 + super()._requests_ahead()

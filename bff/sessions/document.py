@@ -3,9 +3,9 @@
 from typing import Any
 
 from bff import strict_json
-from bff.errors import UpstreamInvalid
+from bff.errors import SessionNotFound, UpstreamInvalid
 from bff.sessions.fields import FIELDS
-from bff.sessions.ids import is_friendly
+from bff.sessions.ids import has_escape, is_friendly
 
 MAX_DEPTH = 64
 """Levels of nesting in a document. Measured documents have five."""
@@ -20,6 +20,7 @@ def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
 
     Raises:
         UpstreamInvalid: the body is not a valid document.
+        SessionNotFound: upstream took the requested id for the id of another session.
     """
     try:
         document = strict_json.loads(body)
@@ -34,9 +35,10 @@ def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
         )
         or not is_friendly(document["id"])
         or is_friendly(document["externalId"] or "")
-        or requested_id not in (document["id"], document["externalId"])
     ):
         raise UpstreamInvalid
+    if requested_id not in (document["id"], document["externalId"]):
+        raise SessionNotFound if has_escape(requested_id) else UpstreamInvalid
     return document
 
 

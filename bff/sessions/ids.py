@@ -18,16 +18,32 @@ PLAIN_PATH = rb"%b([A-Za-z0-9_~:-]{1,%d})" % (ROUTE, MAX_ID_CHARACTERS)
 """Pattern of a raw path whose id needs no decoding. Nearly every path matches it."""
 _FRIENDLY = "session_"
 """Prefix of the ids that upstream makes; an external id cannot have it."""
+CHANNELS = ":channels:"
+"""Part of a scope that names a channel of a session. An id that contains it names no session."""
 _PLAIN_PATH = re.compile(PLAIN_PATH)
 _INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 
 
 def grant(token_scopes: Iterable[object]) -> scopes.Grant:
     """The sessions that a token with these scopes may read, and those that it may write to."""
     listed = list(token_scopes)
-    writes = scopes.grant(listed, action="write", type_="sessions")
-    read = scopes.grant(listed, action="read", type_="sessions")
-    return replace(read, writes=writes if writes.every or writes.ids else None)
+    writes = _sessions(listed, "write")
+    return replace(_sessions(listed, "read"), writes=writes if writes.every or writes.ids else None)
+
+
+def _sessions(token_scopes: Iterable[object], action: str) -> scopes.Grant:
+    """The sessions of one action; a channel is not a session."""
+    granted = scopes.grant(token_scopes, action=action, type_="sessions")
+    if not any(CHANNELS in id_ for id_ in granted.named):
+        return granted
+    named = tuple(id_ for id_ in granted.named if CHANNELS not in id_)
+    return scopes.Grant(every=granted.every, ids=frozenset(named), named=named)
+
+
+def covers(granted: scopes.Grant, id_: str) -> bool:
+    """Whether *granted* covers *id_* itself, before the session's other id is known."""
+    return id_ in granted.ids or (granted.every and CHANNELS not in id_)
 
 
 def parse_id(segment: bytes) -> str:
@@ -62,13 +78,43 @@ def is_id(text: str) -> bool:
     """Whether *text* can be a session's id; `path` accepts no other text."""
     if not 1 <= len(text) <= MAX_ID_CHARACTERS or text in (".", ".."):
         return False
-    # A path holds no control characters and no lone surrogates, which a token may contain.
-    return text.isprintable() or not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    # Upstream's ids may hold a tab, but no other control character. A path holds no lone
+    # surrogates, which a token may contain.
+    return text.isprintable() or not any(
+        character != "\t" and unicodedata.category(character) in ("Cc", "Cs") for character in text
+    )
+
+
+def is_reachable(id_: str) -> bool:
+    """Whether upstream can find a session by *id_*.
+
+    Upstream decodes an encoded slash twice, so it looks for another session than ``a%2Fb``.
+    """
+    return "%2f" not in id_.lower()
+
+
+def has_escape(id_: str) -> bool:
+    """Whether *id_* looks percent-encoded: upstream may then read it as the id of another session.
+
+    That upstream answers with another session is then no failure of upstream.
+    """
+    return _ESCAPE.search(id_) is not None
 
 
 def named(granted: scopes.Grant) -> tuple[str, ...]:
     """The ids that the token names one by one, in its order, without impossible ones."""
-    return tuple(id_ for id_ in granted.named if is_id(id_))
+    return tuple(id_ for id_ in granted.named if is_id(id_) and is_reachable(id_))
+
+
+def named_in_other_form(granted: scopes.Grant, id_: str) -> tuple[str, ...]:
+    """The named ids one of which may be the other id of *id_*'s session."""
+    friendly = is_friendly(id_)
+    # The form is the cheapest to check, so it comes first.
+    return tuple(
+        one
+        for one in granted.named
+        if is_friendly(one) is not friendly and is_id(one) and is_reachable(one)
+    )
 
 
 def path(id_: str) -> str:
@@ -79,9 +125,3 @@ def path(id_: str) -> str:
 def is_friendly(id_: str) -> bool:
     """Whether *id_* is a friendly id. As upstream does, it looks at the prefix alone."""
     return id_.startswith(_FRIENDLY)
-
-
-def may_be_alias(id_: str, granted: scopes.Grant) -> bool:
-    """Whether *id_* may be the other form of a granted id. Only the copy has both forms."""
-    friendly = is_friendly(id_)
-    return any(is_friendly(named) is not friendly for named in granted.ids)

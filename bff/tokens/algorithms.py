@@ -4,6 +4,7 @@ Every algorithm has an engine of its own that knows no other algorithm. A key is
 algorithm, so what a token says of its algorithm cannot turn a public key into an HMAC key.
 """
 
+import base64
 from typing import Any, Final
 
 import jwt
@@ -17,6 +18,12 @@ if tuple(int(part) for part in jwt.__version__.split(".")[:2]) < (2, 12):
     raise ImportError(
         f"PyJWT {jwt.__version__} accepts unknown 'crit' headers; install 2.12 or later"
     )
+
+
+_MAX_MEMBERS: Final = 2048
+"""Brackets, braces and commas of verified claims; a token that names 200 sessions has 210."""
+_MAX_SIGNATURE_BYTES: Final = 1400
+"""Bytes of an encoded signature; one of the longest RSA key has 1366."""
 
 
 class WrongKey(Refused):
@@ -54,14 +61,26 @@ class Algorithm:
         except Exception as exc:
             raise ValueError(f"not a key for {self.name}") from exc
 
+    def is_signature(self, signature: bytes, signed: bytes, key: Any) -> bool:
+        """Whether *key* made the encoded *signature*; nothing of the token is parsed for it."""
+        if len(signature) > _MAX_SIGNATURE_BYTES:
+            return False
+        try:
+            made = base64.urlsafe_b64decode(signature + b"==")
+            return self._implementation.verify(signed, self._implementation.prepare_key(key), made)
+        # Signatures of the wrong form raise more than PyJWT's own errors.
+        except Exception:  # noqa: BLE001
+            return False
+
     def verify(self, token: bytes, key: Any) -> dict[str, Any]:
-        """Verify *token* with *key*, and read its claims.
+        """Verify *token* with *key*, and read its claims; `is_signature` comes first.
 
         Raises:
             Refused: ``token_invalid``; a `WrongKey` if another key may verify the token.
         """
         try:
-            claims = strict_json.loads(self._engine.decode(token, key, algorithms=[self.name]))
+            payload = self._engine.decode(token, key, algorithms=[self.name])
+            claims = strict_json.loads(payload, most=_MAX_MEMBERS)
         except jwt.InvalidSignatureError:
             raise WrongKey("token_invalid") from None
         # Malformed tokens raise ValueError, TypeError and RecursionError too.

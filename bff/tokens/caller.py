@@ -1,11 +1,16 @@
-"""Callers: reads them from the claims of tokens, and decides which tokens are one caller's."""
+"""Callers and claimants: reads them from claims, and decides which tokens are one caller's.
+
+A `Claimant` holds a token that nobody has verified: it can only be refused. A `Caller` comes out of
+verification alone: `read_caller` for a signature that a key verified, and `accepted` for a token
+that upstream accepted. All code that shows anything, or counts a person, takes a `Caller`.
+"""
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from bff.errors import Refused
 from bff.tokens.issuers import Source
@@ -18,7 +23,7 @@ SKEW_SECONDS: Final = 60.0
 clock. A token that is issued later would escape all revocations until then."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class KeyUse:
     """The last use of a signing key."""
 
@@ -34,8 +39,8 @@ OTHER_KEY: Final = KeyUse("", 0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Caller(Generic[GrantT]):
-    """A subject and what it may read."""
+class Holder(Generic[GrantT]):
+    """The subject of a token and what it may read, verified or not."""
 
     environment: str
     granted: GrantT
@@ -54,18 +59,21 @@ class Caller(Generic[GrantT]):
     """The subjects by which it can be revoked: ``act.sub`` and ``sub``."""
     issued: float
     """Unix seconds; minus infinity if the token does not say."""
-    signed_by: KeyUse
+
+
+@dataclass(frozen=True, slots=True)
+class Caller(Holder[GrantT]):
+    """A verified subject and what it may read."""
+
+    unverified: ClassVar = False
+
+    signed_by: KeyUse = OTHER_KEY
     keys: KeySet | None = None
     """The keys of the source that verified the token."""
     generation: int = 0
     """The generation of `keys` that verified it."""
     digest: bytes | None = None
-    """The SHA-256 of a token that only upstream can verify, once for each session."""
-
-    @property
-    def unverified(self) -> bool:
-        """Whether only upstream can verify the token: until then it can only be refused."""
-        return self.digest is not None
+    """The SHA-256 of a token that upstream verifies, once for each session; None for others."""
 
     def limit_key(self, address: str) -> Hashable:
         """Return the key under which requests from *address* are charged.
@@ -80,6 +88,25 @@ class Caller(Generic[GrantT]):
         return keys is None or (keys.generation == self.generation and keys.trusted(wall))
 
 
+@dataclass(frozen=True, slots=True)
+class Claimant(Holder[GrantT]):
+    """The holder of a token that only upstream can verify. It can be refused, and nothing else."""
+
+    unverified: ClassVar = True
+    keys: ClassVar = None
+    """No key of the gateway verified the token."""
+    signed_by: ClassVar = OTHER_KEY
+
+    digest: bytes
+    """The SHA-256 of the token."""
+    _caller: Caller[GrantT] = field(repr=False)
+    """The caller that `accepted` returns, made once; nothing else reads it."""
+
+    def keys_trusted(self, wall: float) -> bool:  # noqa: ARG002
+        """No key of the gateway verified the token, so none can be gone."""
+        return True
+
+
 def read_caller(
     claims: Mapping[str, Any],
     environment: str,
@@ -88,22 +115,58 @@ def read_caller(
     size: int,
     signed_by: KeyUse = OTHER_KEY,
     source: Source | None = None,
-    digest: bytes | None = None,
 ) -> Caller[GrantT]:
-    """Read the caller out of the claims of a token.
+    """Read the caller out of the claims of a verified token.
 
     Args:
         claims: the claims, of any type.
         environment: the environment that the token is for.
         grant: reads the scopes, of any type.
-        size: see `Caller`.
+        size: see `Holder`.
         signed_by: see `Caller`.
         source: the source that verified the token; None for Trigger.dev's own tokens.
-        digest: see `Caller`.
 
     Raises:
         Refused: ``token_invalid``.
     """
+    return Caller(
+        **_read(claims, environment, grant, size, source),
+        signed_by=signed_by,
+        keys=None if source is None else source.keys,
+        generation=0 if source is None else source.keys.generation,
+    )
+
+
+def read_claimant(
+    claims: Mapping[str, Any],
+    environment: str,
+    grant: Callable[[Iterable[object]], GrantT],
+    *,
+    size: int,
+    digest: bytes,
+) -> Claimant[GrantT]:
+    """Read what one of Trigger.dev's tokens says, which only upstream can verify.
+
+    Raises:
+        Refused: ``token_invalid``.
+    """
+    holder = _read(claims, environment, grant, size, None)
+    return Claimant(**holder, digest=digest, _caller=Caller(**holder, digest=digest))
+
+
+def accepted(claimant: Claimant[GrantT]) -> Caller[GrantT]:
+    """Return the caller of a token; only for a token that upstream has verified."""
+    return claimant._caller  # noqa: SLF001  the only way from one to the other
+
+
+def _read(
+    claims: Mapping[str, Any],
+    environment: str,
+    grant: Callable[[Iterable[object]], GrantT],
+    size: int,
+    source: Source | None,
+) -> dict[str, Any]:
+    """Read the fields of a `Holder`."""
     subject, jti = claims.get("sub"), claims.get("jti")
     expires, not_before = _date(claims.get("exp")), _date(claims.get("nbf", 0))
     if not isinstance(subject, str) or not subject or expires is None or not_before is None:
@@ -118,23 +181,19 @@ def read_caller(
     identity: list[Any] = [environment, subject, texts, actor]
     if source is not None:
         identity.append(source.name)
-    return Caller(
-        environment=environment,
-        granted=grant(scopes),
-        key=hashlib.sha256(json.dumps(identity).encode()).digest(),
+    return {
+        "environment": environment,
+        "granted": grant(scopes),
+        "key": hashlib.sha256(json.dumps(identity).encode()).digest(),
         # The subject of an identity provider is a person; Trigger.dev's is an environment.
-        has_actor=actor is not None or source is not None,
-        expires=expires,
-        not_before=not_before,
-        size=size,
-        jti=jti if isinstance(jti, str) else None,
-        subjects=(subject,) if actor is None else (actor, subject),
-        issued=-math.inf if issued is None else issued,
-        signed_by=signed_by,
-        keys=None if source is None else source.keys,
-        generation=0 if source is None else source.keys.generation,
-        digest=digest,
-    )
+        "has_actor": actor is not None or source is not None,
+        "expires": expires,
+        "not_before": not_before,
+        "size": size,
+        "jti": jti if isinstance(jti, str) else None,
+        "subjects": (subject,) if actor is None else (actor, subject),
+        "issued": -math.inf if issued is None else issued,
+    }
 
 
 def _scopes(claims: Mapping[str, Any]) -> Sequence[object]:

@@ -81,6 +81,7 @@ class Introspections:
         self._accepted: FIFOCache[_Key, float] = FIFOCache(max_kept)
         self._refused: FIFOCache[_Key, tuple[float, ErrorCode]] = FIFOCache(max_refused)
         self._authentic: FIFOCache[bytes, float] = FIFOCache(max_kept)
+        self._verified: FIFOCache[bytes, float] = FIFOCache(max_kept)
 
     def __len__(self) -> int:
         return len(self._accepted)
@@ -89,8 +90,15 @@ class Introspections:
         """Whether upstream recently accepted this token for this session."""
         return self._accepted.get((digest, id_), 0.0) > now
 
+    def verified(self, digest: bytes, now: float) -> bool:
+        """Whether upstream verified the token in the last minute, for any session.
+
+        Then the holder is a caller; which sessions it may read, `accepted` tells.
+        """
+        return self._verified.get(digest, 0.0) > now
+
     def authentic(self, digest: bytes, now: float) -> bool:
-        """Whether upstream recently verified the token, for any session; this grants nothing."""
+        """Whether upstream verified the token in the last 15 minutes: it is not counted as bad."""
         return self._authentic.get(digest, 0.0) > now
 
     def refused(self, digest: bytes, id_: str, now: float) -> tuple[ErrorCode, float] | None:
@@ -105,6 +113,7 @@ class Introspections:
         """Keep that upstream accepted the token for the session with these *ids*."""
         self._authentic[digest] = answered_at + min(seconds, AUTHENTIC_SECONDS)
         until = answered_at + min(seconds, ACCEPTED_SECONDS)
+        self._verify(digest, until)
         for id_ in ids:
             self._accepted[digest, id_] = until
 
@@ -113,14 +122,19 @@ class Introspections:
     ) -> None:
         """Keep a refusal for *seconds*."""
         if code in AUTHENTIC:
+            self._verify(digest, answered_at + ACCEPTED_SECONDS)
             if not self.authentic(digest, answered_at):
                 self._authentic[digest] = answered_at + ACCEPTED_SECONDS
         elif code == "token_invalid":
             self._authentic.pop(digest, None)
+            self._verified.pop(digest, None)
         whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
         self._refused[digest, _ANY if whole else id_] = (answered_at + seconds, code)
 
+    def _verify(self, digest: bytes, until: float) -> None:
+        self._verified[digest] = max(until, self._verified.get(digest, 0.0))
+
     def forget(self) -> None:
         """Drop everything."""
-        for kept in (self._accepted, self._refused, self._authentic):
+        for kept in (self._accepted, self._refused, self._authentic, self._verified):
             kept.clear()

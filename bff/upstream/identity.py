@@ -8,13 +8,15 @@ The API's errors, as measured: an object whose `error` is a text, with `code`, `
 most; or a problem document (RFC 9457) that has `error` as well.
 """
 
-import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from bff import strict_json
 from bff.upstream.connection import Answer
 
+MAX_MEMBERS: Final = 256
+"""Brackets, braces and commas of an answer that is not a document; usual ones have ten."""
 _JSON: Final = ("application/json", "application/problem+json")
 _PLAIN: Final = frozenset(("error", "code", "param", "type"))
 _PROBLEM: Final = frozenset(("title", "status", "type", "detail", "error"))
@@ -37,8 +39,8 @@ def api_error(answer: Answer) -> dict[str, Any] | None:
     if not is_json(headers) or "www-authenticate" in headers:
         return None
     try:
-        error = json.loads(answer.body)
-    except (ValueError, RecursionError):
+        error = strict_json.loads(answer.body, most=MAX_MEMBERS)
+    except ValueError:
         return None
     if not isinstance(error, dict) or not isinstance(error.get("error"), str):
         return None

@@ -298,10 +298,10 @@ class Pool:
         connection = Connection(ends_at=now + life, on_end=self._drop)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                found = self._addresses or await loop.getaddrinfo(
+                addresses = self._addresses or await loop.getaddrinfo(
                     self._host, self._port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
                 )
-                connected = await start_connection(found, happy_eyeballs_delay=_FAMILY_DELAY)
+                connected = await start_connection(addresses, happy_eyeballs_delay=_FAMILY_DELAY)
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await loop.create_connection(
                     lambda: connection,

@@ -86,8 +86,9 @@ def _best(table: dict[str, Any], name: str) -> float:
 
 
 def _later(results: dict[str, Any]) -> list[str]:
-    """Say which workloads were measured in another run, whose rates compare only among them."""
-    return [f"Apart: {workload}. {text}" for workload, text in results.get("later", {}).items()]
+    """Name the workloads of other runs; rates of two runs do not compare."""
+    later = results.get("later", {}).items()
+    return [f"In a run of its own, on a busy machine: {name}. {text}" for name, text in later]
 
 
 def added(table: dict[str, Any]) -> list[str]:

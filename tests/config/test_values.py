@@ -5,8 +5,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from bff.config import values
-from bff.config.values import InvalidValue, Rate, Secret
+from bff.config import typed, values
+from bff.config.typed import InvalidValue, Secret
+from bff.config.values import Rate
 
 
 def name(parameter: object) -> str:
@@ -16,7 +17,7 @@ def name(parameter: object) -> str:
 @pytest.mark.parametrize(
     ("read", "text", "value"),
     [
-        (values.texts, "a, b\nc,,", ("a", "b", "c")),
+        (typed.texts, "a, b\nc,,", ("a", "b", "c")),
         (values.flag, "true", True),
         (values.flag, "false", False),
         (values.port, "0", 0),

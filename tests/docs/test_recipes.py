@@ -27,7 +27,7 @@ LOG_FIELDS = {
     *("request_id", "route", "code", "result", "waited", "of"),
     *("workers", "each", "environment", "outcome", "seconds", "source", "keys", "kind", "replicas"),
     *("subject", "session", "seq"),
-    *("field", "exception", "frames", "problems", "settings"),
+    *("field", "exception", "frames", "problems", "settings", "changed", "now_used"),
     *("message", "open_files", "limit", "needed", "connections", "refused", "task"),
 }
 """Every field of a log line. None holds a token, a key, an address of a browser, an id or a part of

@@ -334,12 +334,18 @@ async def test_callers_differ_by_actor_scopes_and_address(world: World) -> None:
 
 async def test_bad_tokens_have_a_tighter_limit_of_their_own(world: World) -> None:
     headers = {"authorization": "Bearer bad", "origin": ORIGIN}
+    known = world.token(*read("chat-1"))
+    await world.get("chat-1", token=known)
 
     responses = [await world.browser.get(PATH + "chat-1", headers=headers) for _ in range(61)]
 
     assert [r.status_code for r in responses] == [401] * 60 + [429]
     assert responses[-1].headers["ratelimit-policy"] == '"bad-token";q=60;w=60'
-    assert (await world.get("chat-1")).status_code == 200
+    assert (await world.get("chat-1", token=known)).status_code == 200, "it was verified before"
+    new = world.token(*read("chat-1"), jti="new")
+    assert (await world.get("chat-1", token=new)).status_code == 429, "it is not even read"
+    world.clock.advance(60)
+    assert (await world.get("chat-1", token=new)).status_code == 200
 
 
 async def test_address_is_limited_before_the_token_is_read(world: World) -> None:

@@ -105,7 +105,7 @@ async def test_refused_message_is_not_charged(chats: World) -> None:
 @pytest.mark.parametrize("part", ["", "a b", "x" * 65, "ü", "a,b", 'a"'])
 async def test_odd_part_id_is_replaced(chats: World, part: str) -> None:
     headers = {"authorization": f"Bearer {chats.token(*BOTH)}"}
-    lines = [*headers.items(), ("x-part-id", part.encode())]
+    lines: Any = [*headers.items(), ("x-part-id", part.encode())]
     await chats.browser.post(f"{ROUTE}chat-1/in/append", headers=lines, json=message())
 
     sent_ = chats.upstream.seen[-1].header("x-part-id")

@@ -1,5 +1,7 @@
 """The two routes of a chat: who may use them, and what the browser may choose."""
 
+from typing import Any
+
 import pytest
 from support.chats import BOTH, CHAT, ROUTE, append, code, message, out, sent, streams
 from support.world import FRIENDLY, World, read
@@ -154,7 +156,7 @@ async def test_cookie_reads_a_stream_and_never_sends_a_message(chats: World) -> 
 @pytest.mark.parametrize("cursor", ["", "x", "-1", "1,2,3", "1" * 17, " ", "1e3", "٣", "0x1"])
 async def test_cursor_without_a_number_is_400(chats: World, cursor: str) -> None:
     headers = {"authorization": f"Bearer {chats.token(*BOTH)}"}
-    lines = [*headers.items(), ("last-event-id", cursor.encode("utf-8"))]
+    lines: Any = [*headers.items(), ("last-event-id", cursor.encode("utf-8"))]
 
     response = await chats.browser.get(f"{ROUTE}chat-1/out", headers=lines)
 

@@ -74,3 +74,14 @@ def test_window_of_a_key_counts_nothing() -> None:
     assert limiter.window("a", 0).exhausted
     limiter.refund("a")
     assert limiter.window("a", 0).used == 1
+
+
+def test_look_begins_no_window_and_counts_nothing() -> None:
+    limiter = Limiter("bad-token", 1, 60.0)
+
+    assert not limiter.look("a", 0.0).exhausted
+    assert len(limiter._windows) == 0
+    limiter.charge("a", 0.0)
+    assert limiter.look("a", 59.0).exhausted
+    assert not limiter.look("a", 60.0).exhausted, "the window has ended"
+    assert not Unlimited("off").look("a", 0.0).exhausted

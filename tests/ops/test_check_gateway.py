@@ -13,6 +13,7 @@ from bff.config import reader
 from bff.demo.upstream import Answer
 from bff.ops.check import Finding, Result
 from bff.ops.check_gateway import GatewayChecker
+from bff.upstream.client import Client
 
 
 class Body(httpx2.AsyncByteStream):
@@ -46,7 +47,7 @@ async def findings(
     world: World, proxy: ProxyTransport, session: str | None = "chat-1", **changes: str
 ) -> list[Finding]:
     settings = reader.load(environ(**changes))
-    checker = GatewayChecker(settings, world.clock, transport=proxy)
+    checker = GatewayChecker(settings, world.clock, client=Client(proxy, connect_timeout=1))
     (environment,) = settings.environments
     return [one async for one in checker.findings(environment, "http://gateway", session)]
 

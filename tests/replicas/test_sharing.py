@@ -3,9 +3,10 @@
 import asyncio
 import time
 from itertools import pairwise
+from typing import Any
 
 from support.replicas import Replicas, events, heartbeat, purge, until
-from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, World, claims, read, sign
+from support.world import FRIENDLY, OFF, OWN_KEY, PATH, ROOT_KEY, World, claims, read, sign
 
 from bff.demo.upstream import session
 from bff.limits.budget import Budget
@@ -99,7 +100,7 @@ async def test_bad_token_that_waits_for_a_lease_counts_once(replicas: Replicas) 
     assert world.telemetry.counts["bff_bad_tokens", "token_invalid"] == 1
 
 
-async def test_alias_guesses_are_bounded_for_all_replicas(replicas: Replicas) -> None:
+async def test_guessed_ids_cost_no_replica_a_load(replicas: Replicas) -> None:
     worlds = await replicas.several(2, BFF_BAD_TOKEN_LIMIT="10/minute", BFF_UPSTREAM_BUDGET="off")
     token = worlds[0].token(*read(FRIENDLY["chat-1"]))
 
@@ -108,8 +109,47 @@ async def test_alias_guesses_are_bounded_for_all_replicas(replicas: Replicas) ->
     }
 
     assert statuses == {403}
-    assert len(replicas.upstream.seen) == 10
+    assert {seen.raw_path for seen in replicas.upstream.seen} == {PATH + FRIENDLY["chat-1"]}
+    assert len(replicas.upstream.seen) <= 2, "the named session, once or while it is shared"
     assert (await worlds[0].get(FRIENDLY["chat-1"], token=token)).status_code == 200
+
+
+async def test_flood_is_not_read_with_or_without_the_store(own_replicas: Replicas) -> None:
+    one, two = await own_replicas.several(2, BFF_BAD_TOKEN_LIMIT="10/minute")
+    checks: list[bytes] = []
+
+    def count(verifier: Any) -> None:
+        original = verifier._check
+
+        def counted(token: bytes, wall: float) -> Any:
+            checks.append(token)
+            return original(token, wall)
+
+        verifier._check = counted
+
+    for world in (one, two):
+        count(world.service.gateway.config.verifier)
+
+    async def flood() -> list[int]:
+        checks.clear()
+        return [(await w.get("chat-1", token="bad.bad.bad")).status_code for w in (one, two) * 30]
+
+    statuses = await flood()
+    assert statuses[20:] == [429] * 40
+    assert len(checks) <= 30, "the limit, and what waited for a lease"
+
+    own_replicas.engine.kill()
+    statuses = await flood()
+    assert statuses[20:] == [429] * 40
+    assert len(checks) <= 30
+
+
+async def test_good_new_token_needs_no_lease_of_bad_ones(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1)
+    assert (await world.get("chat-1")).status_code == 200
+
+    windows = world.service.gateway.config.limits.bad_token._windows
+    assert not len(windows)
 
 
 async def test_replicas_count_tokens_that_upstream_verifies(replicas: Replicas) -> None:

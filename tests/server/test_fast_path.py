@@ -451,3 +451,17 @@ def test_setting_turns_the_fast_path_off(
     browser, ops = protocols
     assert browser.func is expected
     assert ops.func is BoundedProtocol
+
+
+async def test_request_that_arrives_during_a_wait_is_answered_after_it(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        answers = []
+        for side in sides:
+            transport = side.connect()
+            transport.protocol.data_received(request(GOOD))
+            for data in (request(target="/healthz")[:9], request(target="/healthz")[9:]):
+                transport.protocol.data_received(data)
+            await side.settle()
+            answers.append(transport.sent.count(b"HTTP/1.1 200"))
+            assert transport.sent.index(b"session_") < transport.sent.index(b'"status": "ok"')
+    assert answers == [2, 2]

@@ -42,7 +42,7 @@ def test_parse_id_accepts_or_refuses_any_segment(segment: bytes) -> None:
     else:
         assert 1 <= len(id_) <= 256
         assert id_ not in (".", "..")
-        assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in id_)
+        assert not any(c != "\t" and (ord(c) < 32 or 127 <= ord(c) < 160) for c in id_)
         return
     assert code == "invalid_session_id"
 
@@ -94,18 +94,37 @@ def test_parse_id_does_not_decode_a_too_long_segment(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("id_", "named", "expected"),
     [
-        ("chat-1", ["session_1"], True),
-        ("session_1", ["chat-1"], True),
-        ("chat-1", ["chat-2"], False),
-        ("session_1", ["session_2"], False),
-        ("session_1", [], False),
-        ("chat-1", ["chat-2", "session_2"], True),
+        ("chat-1", ["session_1"], ("session_1",)),
+        ("session_1", ["chat-1", "chat-2"], ("chat-1", "chat-2")),
+        ("chat-1", ["chat-2"], ()),
+        ("session_1", ["session_2"], ()),
+        ("session_1", [], ()),
+        ("chat-1", ["chat-2", "session_2"], ("session_2",)),
+        ("session_1", ["a%2Fb", "a%2fb", ".", "x" * 257, "a\0b", "good"], ("good",)),
     ],
 )
-def test_only_the_other_form_may_be_an_alias(id_: str, named: list[str], expected: bool) -> None:
+def test_only_ids_of_the_other_form_may_be_an_alias(
+    id_: str, named: list[str], expected: tuple[str, ...]
+) -> None:
     granted = ids.grant([f"read:sessions:{name}" for name in named])
 
-    assert ids.may_be_alias(id_, granted) is expected
+    assert ids.named_in_other_form(granted, id_) == expected
+
+
+def test_channel_is_granted_and_covered_by_nothing() -> None:
+    granted = ids.grant(["read:sessions:a:channels:b", "read:sessions:a", "*:sessions::channels:"])
+
+    assert granted.ids == {"a"}
+    assert granted.named == ("a",)
+    assert not ids.covers(granted, "a:channels:b")
+    assert not ids.covers(ids.grant(["read:sessions"]), "a:channels:b")
+    assert ids.covers(ids.grant(["read:sessions"]), "a:channel:b")
+
+
+def test_tab_is_the_only_control_character_of_ids() -> None:
+    assert ids.parse_id(b"a%09b") == "a\tb"
+    legal = [chr(n) for n in (*range(32), *range(127, 160)) if ids.is_id(chr(n))]
+    assert legal == ["\t"]
 
 
 @given(st.text())

@@ -107,13 +107,13 @@ class Live:
     async def open(self, token: str, **headers: str) -> Response:
         """Open the stream; reads it in a task if it is one."""
         gateway, clock = self._world.service.gateway, self._world.clock
-        api = self._world.service.network.api
-        before, api.stream = api.stream, self._stream  # type: ignore[method-assign]
+        api: Any = self._world.service.network.api
+        before, api.stream = api.stream, self._stream
         lines = [(b"authorization", f"Bearer {token}".encode())]
         lines += [(n.replace("_", "-").encode(), v.encode()) for n, v in headers.items()]
         head = RequestHead.read("GET", f"{ROUTE}chat-1/out".encode(), b"", lines, "192.0.2.1")
         response = await gateway.finish(gateway.decide(head, *clock()))
-        api.stream = before  # type: ignore[method-assign]
+        api.stream = before
         if isinstance(response, StreamResponse):
             self.reading = asyncio.create_task(self._read(response))
             await asyncio.sleep(0)

@@ -61,7 +61,7 @@ def connected() -> tuple[Connection, MemoryTransport]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a client makes of the bytes of one connection; no status if it refuses them."""
+    """A client's reading of the bytes of one connection; no status if it refuses them."""
 
     status: int | None = None
     headers: tuple[tuple[str, str], ...] = ()
@@ -87,7 +87,7 @@ async def ours(reads: Sequence[bytes]) -> Outcome:
 
 
 def _normal(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Sort *headers*; of a repeated one the last counts. httpx2 writes codings in lower case."""
+    """Sort *headers* and keep the last of a name. httpx2 writes codings in lower case."""
     lower = ((n, v.lower() if n == "transfer-encoding" else v) for n, v in headers)
     return tuple(sorted(dict(lower).items()))
 

@@ -24,7 +24,7 @@ def can_read(scopes: list[object], *ids: str) -> bool:
         if not isinstance(text, str):
             continue
         action, type_, id_ = (*text.split(":", 2), "", "")[:3]
-        if text in ("admin", "admin:"):
+        if action == "admin" and type_ == "":
             return True
         if action not in ("read", "*"):
             continue
@@ -42,6 +42,7 @@ def can_read(scopes: list[object], *ids: str) -> bool:
 @example(["read:sessions:"], "chat-1")
 @example(["read:all:whatever"], "chat-1")
 @example(["read:sessions:a:b"], "a:b")
+@example(["admin::whatever"], "chat-1")
 def test_grant_follows_the_grammar_of_upstream(scopes: list[object], id_: str) -> None:
     other = "session_x"
     granted = ids.grant(scopes)
@@ -75,7 +76,17 @@ def test_scope_grants_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["admin", "admin:", "read:all", "*:all:x", "read:sessions", "*:sessions:"]
+    "text",
+    [
+        "admin",
+        "admin:",
+        "admin::",
+        "admin::x",
+        "read:all",
+        "*:all:x",
+        "read:sessions",
+        "*:sessions:",
+    ],
 )
 def test_scope_grants_every_session(text: str) -> None:
     assert ids.grant([text]) == Grant(every=True, ids=frozenset())

@@ -202,3 +202,15 @@ def test_check_before_pyjwt_changes_no_answer(
 def test_unreadable_token_is_refused_before_it_is_verified(token: bytes) -> None:
     with pytest.raises(Refused, match="token_invalid"):
         read_unverified(token)
+
+
+def test_unverified_claims_have_few_members() -> None:
+    head = b64(b'{"alg":"HS256"}')
+
+    def token(number: int) -> bytes:
+        payload = b'{"x":[' + b",".join([b"1"] * number) + b"]}"
+        return f"{head}.{b64(payload)}.x".encode()
+
+    assert len(read_unverified(token(500))[1]["x"]) == 500
+    with pytest.raises(Refused, match="token_invalid"):
+        read_unverified(token(600))

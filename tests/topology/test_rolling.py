@@ -48,6 +48,7 @@ from bff.clock import system_clock
 from bff.config import reader
 from bff.ops.check import Result
 from bff.ops.check_gateway import GatewayChecker
+from bff.upstream.client import Client
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -337,7 +338,8 @@ async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> N
     settings = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = settings.environments
     trusted = httpx2.AsyncHTTPTransport(verify=topology.caddy.trusted(), trust_env=False)
-    async with aclosing(GatewayChecker(settings, system_clock, transport=trusted)) as checker:
+    client = Client(trusted, connect_timeout=5)
+    async with aclosing(GatewayChecker(settings, system_clock, client=client)) as checker:
         findings = [f async for f in checker.findings(environment, topology.caddy.url, "chat-1")]
 
     assert {finding.result for finding in findings} == {Result.OK}, findings

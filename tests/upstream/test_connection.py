@@ -79,6 +79,7 @@ async def test_answer_is_the_same_however_it_is_split() -> None:
         b"HTTP/1.1 999 OK\r\ncontent-length: 0\r\n\r\n",
         b"HTTP/1.1  200 OK\r\ncontent-length: 0\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n" + GOOD,
+        b"HTTP/1.1 101 Switching\r\n\r\n" + GOOD,
         OK + b"\r\n{}",
         OK + b"connection: close\r\n\r\n{}",
         OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
@@ -106,12 +107,18 @@ async def test_answer_is_the_same_however_it_is_split() -> None:
         CHUNKED + b"2\r\n{}xx0\r\n\r\n",
         CHUNKED + b"FFFFFFFFFFFFFFFFF\r\n{}\r\n0\r\n\r\n",
     ],
-    ids=range(37),
+    ids=range(38),
 )
 async def test_answer_with_unsafe_framing_is_refused(data: bytes) -> None:
     """One that ends with the connection too: a cut answer would look complete."""
     assert await ask(data, ends=True) == "upstream_invalid"
     assert await ask(*[data[n : n + 1] for n in range(len(data))], ends=True) == "upstream_invalid"
+
+
+@pytest.mark.parametrize("line", [b"", b"connection: close\r\n"])
+async def test_answer_that_would_end_with_the_connection_is_refused(line: bytes) -> None:
+    """It is refused at its head; nobody waits for the end."""
+    assert await ask(OK + line + b"\r\n") == "upstream_invalid"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Our connection against httpx2's engine: the same outcome, or ours refuses.
+"""Our connection against httpx2's engine: the same outcome, or our connection refuses.
 
     DIFFERENTIAL=200000 pytest tests/upstream/test_differential.py
 

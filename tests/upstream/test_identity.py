@@ -127,7 +127,7 @@ def test_challenge_for_a_password_is_not_the_apis() -> None:
 
 @pytest.mark.parametrize("status", [200, 401, 403, 404])
 async def test_page_of_a_cdn_counts_against_no_token(clock: Clock, status: int) -> None:
-    """The browser gets 502 each time, is told nothing of its token, and is never limited."""
+    """The browser gets 502 each time, learns nothing of its token, and is never limited."""
     settings = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
     limits = OFF | {"BFF_BAD_TOKEN_LIMIT": "3/minute"}
     async with World(clock, **settings, **limits) as world:

@@ -295,7 +295,7 @@ async def test_request_is_sent_again_once_and_on_a_new_connection(origin: Origin
 
 
 @pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{"])
-async def test_begun_answer_is_not_asked_for_again(origin: Origin, begun: bytes) -> None:
+async def test_request_with_a_begun_answer_is_not_sent_again(origin: Origin, begun: bytes) -> None:
     def behave(writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(begun if number else OK)
         if number:

@@ -1,0 +1,45 @@
+"""Several sessions for one request: the members of a list, or sessions whose ids are compared.
+
+Each member has the same copy, load and decision as a session alone.
+"""
+
+from typing import Final
+
+from bff.errors import Refusal, Refused
+from bff.gateway.admission import Admission
+from bff.gateway.context import RequestContext
+from bff.gateway.introspection import Introspector, PendingIntrospection
+from bff.gateway.lookup import Lookup
+from bff.gateway.pending import PendingLoad, Served
+from bff.tokens.caller import Caller
+from bff.tokens.scopes import Grant
+
+WHOLE_REQUEST: Final = frozenset(("token_invalid", "token_revoked", "rate_limited"))
+"""Codes of refusals that every other member would meet as well."""
+
+
+class Members:
+    """Finds members by one configuration."""
+
+    def __init__(self, *, admission: Admission, introspector: Introspector, lookup: Lookup) -> None:
+        self._admission = admission
+        self._introspector = introspector
+        self._lookup = lookup
+
+    def find(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str
+    ) -> Served | PendingLoad | PendingIntrospection | Refusal:
+        """Find one member.
+
+        Raises:
+            Refused: one of `WHOLE_REQUEST`; every other refusal is the member's, and returned.
+        """
+        try:
+            if not self._introspector.is_accepted(caller, session_id, request.now):
+                return self._introspector.start(request, caller, session_id)
+            self._admission.charge_caller(request, caller)
+            return self._lookup.find(request, caller, session_id)
+        except Refused as refused:
+            if refused.refusal.code in WHOLE_REQUEST:
+                raise
+            return refused.refusal
