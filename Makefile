@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo setup test test-python test-programs coverage faults mutants soak soak-faults fuzz \
+.PHONY: help demo setup test test-python test-programs coverage faults histories mutants soak soak-faults fuzz twins \
   bench simulate audit lint format docs programs lock clean
 
 help: ## Show this
@@ -53,6 +53,13 @@ soak-faults: $(VENV)/dev ## Plant a fault for each promise of the soak and see i
 
 fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ=60 seconds for each target
 	$(VENV)-fuzz/bin/python tests/fuzz $(FUZZ)
+
+HISTORIES ?=
+histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls and check each answer
+	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) tests/properties/test_property_histories.py
+
+twins: $(VENV)/dev ## Let HISTORIES=10000 random histories pass in twin worlds, and print what observers see of secrets
+	$(BIN)/python tests/twins $(or $(HISTORIES),10000)
 
 SAMPLE ?= 20
 SEED   ?=

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 from bff import metrics
 from bff.background import Background, Beat
 from bff.chat.appends import Appends
-from bff.chat.streams import CHECK_SECONDS, Streams
+from bff.chat.streams import Streams
 from bff.clock import Clock, system_clock
 from bff.config.builder import ConfigBuilder, ages, same_environment
 from bff.config.reload import Reload
@@ -314,12 +314,13 @@ class Service:
         lag = partial(measure_lag, self._telemetry, self._clock)
         self.background.start("loop_lag", lag, deadline=30.0)
         self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
-        self.background.start("streams", self._check_streams, deadline=30.0)
+        self.background.start("streams", self.gateway.watch_streams, deadline=30.0)
         yield
         self.reload.stop()
         await self.background.stop(
             "settings_watch", "loop_lag", "readiness", "streams", "key_refresh"
         )
+        self.gateway.loader.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
         await self.sharing.stop()
@@ -347,13 +348,6 @@ class Service:
 
     def _start_key_refresh(self) -> None:
         self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
-
-    async def _check_streams(self, beat: Beat) -> None:
-        while True:
-            for _ in self.gateway.check_streams():
-                await asyncio.sleep(0)
-            beat()
-            await asyncio.sleep(CHECK_SECONDS)
 
     def drain(self) -> None:
         """End the open streams, spread over the time that the settings give."""

@@ -77,14 +77,25 @@ ANSWER_SECONDS: Final = _histogram(
 )
 CACHE: Final = _counter(
     "bff_cache",
-    "Lookups of a session, by result: hit (fresh copy), stale (old copy, reloaded in the "
-    "background), miss (loaded), joined (waited for a load in flight), negative (upstream has no "
-    "such session), last_resort (old copy, because a load failed or has to wait); and by "
+    "Lookups of a session, alone or as a member of a list, by result: hit (fresh copy), stale (old "
+    "copy, reloaded in the background), miss (loaded), joined (waited for the load of another "
+    "request), negative (upstream has no such session), last_resort (old copy, because a load "
+    "failed or has to wait), late (no copy, and the load has to wait for the budget), unavailable "
+    "(a member of a list that could not be loaded for another reason); and by "
     "environment.",
     "environment",
     "result",
 )
-CACHE_RESULTS: Final = ("hit", "stale", "miss", "joined", "negative", "last_resort")
+CACHE_RESULTS: Final = (
+    "hit",
+    "stale",
+    "miss",
+    "joined",
+    "negative",
+    "last_resort",
+    "late",
+    "unavailable",
+)
 LOADS: Final = _counter(
     "bff_loads",
     "Loads of a session from upstream, by environment and outcome: ok or an error code.",
@@ -236,11 +247,14 @@ BUFFERED_BYTES: Final = _gauge(
 COPIES: Final = _gauge("bff_copies", "Copies and negative entries in memory.")
 COPY_BYTES: Final = _gauge("bff_copy_bytes", "Approximate size of the copies in memory, in bytes.")
 LOADS_IN_FLIGHT: Final = _gauge("bff_loads_in_flight", "Loads in flight.")
+LOADS_QUEUED: Final = _gauge(
+    "bff_loads_queued", "Loads that wait for the upstream budget.", "environment"
+)
 VERIFIED_TOKENS: Final = _gauge("bff_verified_tokens", "Verified tokens in memory.")
 REVOCATIONS: Final = _gauge("bff_revocations", "Revocations in force.")
 STRETCHED_TTL_SECONDS: Final = _gauge(
     "bff_stretched_ttl_seconds",
-    "Shortest freshness of a copy that keeps the loads of all hot sessions within the budget.",
+    "Longest freshness of a copy: of the caller whose sessions need most of the budget.",
     "environment",
 )
 BUDGET_LEFT: Final = _gauge(

@@ -296,6 +296,7 @@ def ages(settings: Settings) -> Ages:
         stale_while_revalidate=settings.cache_stale_while_revalidate,
         stale_if_error=settings.cache_stale_if_error,
         negative_ttl=settings.cache_negative_ttl,
+        max_stretch=settings.cache_max_stretch,
     )
 
 

@@ -8,8 +8,17 @@ from typing import Final
 from bff.chat.messages import BELIEVED, KEPT
 from bff.config import values
 from bff.config.declaration import setting
-from bff.config.typed import InvalidValue, Secret, texts
+from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, texts
 from bff.config.values import Rate
+
+
+def _own_key(text: str) -> Secret:
+    if len(text) < MIN_KEY_BYTES or text.startswith("tr_"):
+        raise InvalidValue(
+            f"is not a key of your own of at least {MIN_KEY_BYTES} bytes: openssl rand -hex "
+            f"{MIN_KEY_BYTES}"
+        )
+    return values.secret(text)
 
 
 def _long_rate(text: str) -> Rate | None:
@@ -88,7 +97,7 @@ class ChatSettings:
     )
     identity_key: Secret | None = setting(
         "BFF_IDENTITY_KEY",
-        values.own_key,
+        _own_key,
         "the key that signs identities; the agent verifies with it",
         secret=True,
     )

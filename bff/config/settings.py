@@ -218,6 +218,13 @@ class Settings:
         "seconds for which a 404 is cached; other errors are never cached",
         default="1",
     )
+    cache_max_stretch: float = setting(
+        "BFF_CACHE_MAX_STRETCH",
+        values.seconds,
+        "seconds for which a copy counts as fresh at most, while a caller requests more sessions "
+        "than its part of the upstream budget can load",
+        default="60",
+    )
     cache_max_bytes: int = setting(
         "BFF_CACHE_MAX_BYTES",
         values.size,

@@ -390,15 +390,6 @@ def shared_keys(text: str) -> tuple[Secret, ...]:
     return tuple(map(Secret, keys))
 
 
-def own_key(text: str) -> Secret:
-    if len(text) < MIN_KEY_BYTES or text.startswith("tr_"):
-        raise InvalidValue(
-            f"is not a key of your own of at least {MIN_KEY_BYTES} bytes: openssl rand -hex "
-            f"{MIN_KEY_BYTES}"
-        )
-    return secret(text)
-
-
 def claim_path(text: str) -> tuple[str, ...]:
     path = texts(text)
     if not path:

@@ -94,7 +94,8 @@ class Cache(Generic[OutcomeT]):
             return
         before = self._entries.get(copy.keys[0])
         if isinstance(before, Copy):
-            copy.epoch = before.epoch  # a session is hot once, however often it is loaded
+            # A session is hot once in an epoch, however often it is loaded.
+            copy.share, copy.hot_until = before.share, before.hot_until
         self._insert(copy)
 
     def put_negative(

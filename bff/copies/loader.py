@@ -7,7 +7,7 @@ never raises, because many may wait for it.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
@@ -16,13 +16,14 @@ from bff import metrics
 from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
+from bff.copies.load_queue import TURN_SECONDS, LoadQueue, QueuedLoad
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
 from bff.sessions import fields, ids
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import Copy, NegativeEntry, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
 from bff.upstream.pool import cause
@@ -71,52 +72,88 @@ class Loader:
         self._sharing = sharing
         self.pairs = Pairs()
         """The ids of the sessions that loads brought."""
+        self._queues: dict[str, LoadQueue] = {}
 
     def apply(self, config: RuntimeConfig) -> None:
         """Use *config* from now on: a load in flight is projected by its policy."""
         if config.origins != self.config.origins:
             self.pairs.forget()
         self.config = config
+        for name in self._queues.keys() - config.environments.keys():
+            self._queues.pop(name).stop()
 
-    def in_flight(self, environment: str, id_: str) -> "asyncio.Task[Copy | Refusal] | None":
-        """Get the load in flight for a session, which may have begun under its other id."""
-        loads = self._cache.loads
-        task = loads.get((environment, id_))
-        if task is None and len(loads):
+    def queued(self, environment: str, id_: str) -> QueuedLoad | None:
+        """Get the load of a session that can be joined; it may have begun under its other id."""
+        queue = self.queue(environment)
+        load = queue.get(id_)
+        if load is None and queue.busy:
             other = self.pairs.other(environment, id_)
-            task = None if other is None else loads.get((environment, other))
-        return task
+            load = None if other is None else queue.get(other)
+        return load
 
-    def delay(self, budget: Budget, now: float) -> float:
-        """Seconds until a load may start; the load itself spends from a shared budget."""
-        if self._sharing.up:
-            return 0.0
-        budget.replicas = self._sharing.replicas
-        return budget.wait(now)
+    def stop(self) -> None:
+        """Start no load any more."""
+        for queue in self._queues.values():
+            queue.stop()
 
-    def start(
-        self, environment: Environment, id_: str, copy: Copy | None, now: float
-    ) -> "asyncio.Task[Copy | Refusal]":
-        """Start the load of a session, after `delay`; *copy* is the one that it replaces."""
-        spent = not self._sharing.up
-        if spent:
-            environment.budget.spend(now)
-        load = self._load(environment, id_, copy, spent=spent)
-        return self._cache.loads.start((environment.name, id_), load)
+    def queue(self, environment: str) -> LoadQueue:
+        """The queue in which loads of *environment* wait for their turn."""
+        queue = self._queues.get(environment)
+        if queue is None:
+            queue = self._queues[environment] = LoadQueue(
+                clock=self._clock,
+                sharing=self._sharing,
+                budget=lambda: self.config.environments[environment].budget,
+                load=partial(self._start, environment),
+                recent=partial(self._recent, environment),
+                in_flight=lambda id_: self._cache.loads.get((environment, id_)),
+            )
+        return queue
 
-    async def _load(
-        self, environment: Environment, id_: str, copy: Copy | None, *, spent: bool
-    ) -> Copy | Refusal:
+    def request(
+        self, environment: Environment, id_: str, copy: Copy | None, caller: Hashable, now: float
+    ) -> QueuedLoad | None:
+        """Join or queue the load that *caller* waits for; None if the queue is full."""
+        stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
+        load = self.queued(environment.name, id_)
+        queue, key = self.queue(environment.name), id_ if load is None else load.id
+        return queue.request(key, copy, caller, now, stretch=stretch)
+
+    def refresh(
+        self, environment: Environment, id_: str, copy: Copy, caller: Hashable, now: float
+    ) -> None:
+        """Queue the load that replaces *copy*; nobody waits for it."""
+        load = self.queued(environment.name, id_)
+        queue, key = self.queue(environment.name), id_ if load is None else load.id
+        queue.refresh(key, copy, caller, now, stretch=copy.share.stretch)
+
+    def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
+        """Find what makes a load needless that waited for its turn."""
+        entry = self._cache.find(environment, load.id, now)
+        if isinstance(entry, Copy):
+            return entry if self._cache.ages.fresh(entry, now, load.stretch) else None
+        return Refusal("not_found") if isinstance(entry, NegativeEntry) else None
+
+    def _start(self, environment: str, load: QueuedLoad) -> "asyncio.Task[Copy | Refusal]":
+        work = self._load(self.config.environments[environment], load)
+        return self._cache.loads.start((environment, load.id), work)
+
+    async def _load(self, environment: Environment, load: QueuedLoad) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
-        ask = partial(self._ask, environment, id_, copy, spent=spent)
+
+        async def ask(timeout: float) -> Copy | Refusal:
+            return await self._ask(
+                environment, load.id, load.copy, timeout, spent=load.spent, load=load
+            )
+
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(
                 LoadRequest(
                     environment=environment.name,
-                    id=id_,
+                    id=load.id,
                     ask=ask,
-                    fresh=partial(self._is_fresh, environment.budget),
+                    fresh=lambda copy, now: self._cache.ages.fresh(copy, now, load.stretch),
                     lifetime=partial(self._lifetime, environment.budget),
                 )
             )
@@ -128,20 +165,27 @@ class Loader:
                 return outcome
             # The other replica projected by the former policy, so look again by the new one.
 
-    def _is_fresh(self, budget: Budget, copy: Copy, now: float) -> bool:
-        return self._cache.ages.fresh(copy, now, budget.stretched)
-
     def _lifetime(self, budget: Budget, copy: Copy) -> float:
         """Seconds after its load for which a copy may be of use to any replica."""
-        ages = self._cache.ages
-        fresh = max(ages.closed_ttl if copy.closed else ages.ttl, budget.stretched)
-        return fresh + max(ages.stale_while_revalidate, ages.stale_if_error)
+        return self._cache.ages.lifetime(copy, budget.hot.stretch)
 
     async def _ask(
-        self, environment: Environment, id_: str, copy: Copy | None, timeout: float, *, spent: bool
+        self,
+        environment: Environment,
+        id_: str,
+        copy: Copy | None,
+        timeout: float,
+        *,
+        spent: bool,
+        load: QueuedLoad | None = None,
     ) -> Copy | Refusal:
         """Spend one call and ask upstream; *timeout* bounds the wait for the store, in seconds."""
         wait = 0.0 if spent else await self._spend(environment, timeout)
+        if load is not None and not spent:
+            if wait <= 0:
+                load.queue.paid(load)
+            else:
+                load.queue.deny(wait)
 
         async def spend_again() -> None:
             nonlocal wait
@@ -155,8 +199,8 @@ class Loader:
             get = partial(environment.upstream.get, again=spend_again)
             outcome, why = await self.fetch(environment, id_, get)
         if wait > 0:
-            if copy is not None:
-                copy.retry = self._clock()[0] + min(wait, RETRY_SECONDS)
+            if copy is not None and wait > TURN_SECONDS:
+                copy.retry = self._clock()[0] + RETRY_SECONDS
             return Refusal("over_budget", retry_after=wait)
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":

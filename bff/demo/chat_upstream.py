@@ -112,7 +112,6 @@ class PretendChats:
         send: Send,
         *,
         credential: tuple[Any, tuple[str, ...] | None],
-        allows: Callable[[tuple[str, ...], str, Mapping[str, Any]], bool],
     ) -> None:
         """Answer a request of one of the two routes, whose *credential* is known."""
         match = ROUTE.fullmatch(request.raw_path)
@@ -293,6 +292,31 @@ class PretendChats:
         if not self.cut_after:
             return [records]
         return [records[i : i + 1] for i in range(len(records))] or [[]]
+
+
+async def read_body(receive: Receive) -> bytes:
+    body = bytearray()
+    while (message := await receive()).get("body") or message.get("more_body"):
+        body += message["body"]
+        if not message.get("more_body"):
+            break
+    return bytes(body)
+
+
+def allows(scopes: tuple[str, ...], allowed: str, document: Mapping[str, Any]) -> bool:
+    """Whether *scopes* allow the action on *document*: any scope may cover either of its ids."""
+    for scope in scopes:
+        parts = scope.split(":") if isinstance(scope, str) else [""]
+        action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
+        if action == "admin" and not type_:
+            return True
+        if action not in (allowed, "*"):
+            continue
+        if type_ == "all":
+            return True
+        if type_ == "sessions" and id_ in ("", document["id"], document["externalId"]):
+            return True
+    return False
 
 
 async def _left(receive: Receive) -> None:

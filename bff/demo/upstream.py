@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote
 import jwt
 
 from bff.demo.chat_upstream import ROUTE as CHAT_ROUTE
-from bff.demo.chat_upstream import PretendChats
+from bff.demo.chat_upstream import PretendChats, allows, read_body
 
 Document = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -187,13 +187,11 @@ class PretendUpstream:
         if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
             credential = self._authenticate(seen, charged=False)
             if not isinstance(credential, Answer):
-                await self.chats.serve(
-                    seen, receive, send, credential=credential[:2], allows=allows
-                )
+                await self.chats.serve(seen, receive, send, credential=credential[:2])
                 return
             answer = credential
         if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
-            answer = self._describe_environment(seen, await _read_body(receive))
+            answer = self._describe_environment(seen, await read_body(receive))
         if answer is None:
             answer = self._answer(seen)
         body = answer.encoded()
@@ -383,34 +381,9 @@ _UNAUTHORIZED = {
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
-async def _read_body(receive: Receive) -> bytes:
-    body = bytearray()
-    while (message := await receive()).get("body") or message.get("more_body"):
-        body += message["body"]
-        if not message.get("more_body"):
-            break
-    return bytes(body)
-
-
 def can_read(scopes: tuple[str, ...], document: Document) -> bool:
     """Whether upstream lets *scopes* read *document*."""
     return allows(scopes, "read", document)
-
-
-def allows(scopes: tuple[str, ...], allowed: str, document: Mapping[str, Any]) -> bool:
-    """Whether *scopes* allow the action on *document*: any scope may cover either of its ids."""
-    for scope in scopes:
-        parts = scope.split(":") if isinstance(scope, str) else [""]
-        action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
-        if action == "admin" and not type_:
-            return True
-        if action not in (allowed, "*"):
-            continue
-        if type_ == "all":
-            return True
-        if type_ == "sessions" and id_ in ("", document["id"], document["externalId"]):
-            return True
-    return False
 
 
 def iso(unix: float) -> str:

@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from bff.config.runtime import RuntimeConfig
+from bff.copies.load_queue import TURN_SECONDS
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
 from bff.gateway.members import WHOLE_REQUEST, Members
-from bff.gateway.pending import Pending, PendingMember, Resumable, outcome, wait_for
+from bff.gateway.pending import (
+    Pending,
+    PendingMember,
+    Resumable,
+    outcome,
+    wait_for,
+    wait_on,
+)
 from bff.limits.rate import UNLIMITED_WINDOW
 from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy
-from bff.tokens.caller import Caller, Holder
+from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 MAX_UNKNOWN: Final = 20
@@ -47,13 +55,16 @@ class PendingAlias:
     config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the next of the named sessions."""
-        await wait_for(gateway, self.request, self.members, first=True)
+        """Wait for the next of the named sessions, for all turns as long as for one."""
+        left = max(0.0, TURN_SECONDS - (self.request.waited or 0.0))
+        await wait_for(gateway, self.request, self.members, left, first=True)
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Answer with the requested session or, once all ids are known, with a refusal."""
         request, caller = self.request, self.caller
-        for member in [member for member in self.members if member.task.done()]:
+        # If none has ended, their turns come too late.
+        ended = [member for member in self.members if member.task.done()] or [*self.members]
+        for member in ended:
             self.members.remove(member)
             try:
                 served = outcome(gateway, member, caller)
@@ -68,7 +79,10 @@ class PendingAlias:
                     return gateway.answer(request, caller, member.session_id)
             elif has_id(served[0], self.session_id):
                 return gateway.answers.session(request, caller, *served)
-        return self if self.members else gateway.answers.refusal(request, self.refusal())
+        if not self.members:
+            return gateway.answers.refusal(request, self.refusal())
+        wait_on(self.members)
+        return self
 
     def refusal(self) -> Refusal:
         """Return the refusal if no named session is the requested one: trouble, or 403.
@@ -90,7 +104,7 @@ class Aliases:
         self._pairs = pairs
         self._members = members
 
-    def candidates(self, holder: Holder[Grant], session_id: str) -> str | list[str]:
+    def candidates(self, caller: Caller[Grant], session_id: str) -> str | list[str]:
         """Return the named id of the session with *session_id*, or those that may be it.
 
         Only the pairs of named ids are looked at, so *session_id* changes nothing but the match.
@@ -99,10 +113,10 @@ class Aliases:
             Refused: ``unauthorized``: no named id, or too many of them, would have to be looked up.
         """
         unknown = []
-        for named in ids.named_in_other_form(holder.granted, session_id):
-            if self._pairs.other(holder.environment, named) == session_id:
+        for named in ids.named_in_other_form(caller.granted, session_id):
+            if self._pairs.other(caller.environment, named) == session_id:
                 return named
-            if not self._pairs.has(holder.environment, named):
+            if not self._pairs.has(caller.environment, named):
                 unknown.append(named)
         if len(unknown) > MAX_UNKNOWN:
             raise Refused("unauthorized", "Ask by the id of the session that the token names")
@@ -123,9 +137,10 @@ class Aliases:
         if isinstance(candidates, str):
             return candidates
         pending = PendingAlias(request, caller, session_id, {}, [], self, self._config)
-        for named in candidates:
-            if self.look_up(pending, named):
-                return named
+        with self._members.hold(caller):
+            for named in candidates:
+                if self.look_up(pending, named):
+                    return named
         if not pending.members:
             raise Refused.of(pending.refusal())
         return pending

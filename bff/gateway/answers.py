@@ -12,6 +12,7 @@ from bff.digests import fingerprint
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
+from bff.gateway.routes import SESSION
 from bff.request import RequestHead
 from bff.response import (
     EventStream,
@@ -128,9 +129,10 @@ class Answers:
         """
         for copy in page.copies:
             self._admission.authorize(request, caller, copy)
-        if page.unavailable and not page.copies:
-            # An empty list would say that there are no sessions.
-            return self.refusal(request, next(iter(page.unavailable.values())))
+        if page.refusal is not None:
+            return self.refusal(request, page.refusal)
+        for copy in page.copies:
+            self._telemetry.observe(metrics.AGE_SERVED_SECONDS, max(0.0, request.now - copy.loaded))
         if (request.waited or 0.0) >= SLOW_SECONDS:
             self._log_answer(request, "list")
         unavailable = len(page.unavailable)
@@ -186,6 +188,8 @@ class Answers:
         limited = refusal.code == "rate_limited"
         if limited:
             self._telemetry.count(metrics.LIMITED, request.window.limiter.name)
+        if refusal.code == "over_budget" and request.route is SESSION:
+            self._telemetry.count(metrics.CACHE, request.environment, "late")
         response = self._responses.refusal(
             refusal,
             window=request.window,

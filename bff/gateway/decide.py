@@ -6,12 +6,13 @@ the request again, and decides on the copy that the load brought. `answers` is t
 checks first whether this caller may read the session.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from bff import metrics
 from bff.chat.appends import Appends
-from bff.chat.streams import Streams
+from bff.chat.streams import CHECK_SECONDS, Streams
 from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -259,6 +260,14 @@ class Gateway:
         except LeasePending as lease:
             return self._wait_for_lease(pending.request, lease)
 
+    async def watch_streams(self, beat: Callable[[], None]) -> None:
+        """Check all streams again and again."""
+        while True:
+            for _ in self.check_streams():
+                await asyncio.sleep(0)
+            beat()
+            await asyncio.sleep(CHECK_SECONDS)
+
     def check_streams(self) -> Iterator[None]:
         """End each stream that is not allowed any more; yields between parts of the work."""
         return self.streams.check(self._why_ended)
@@ -314,8 +323,10 @@ class Gateway:
             return named[0], False
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not ids.covers(granted, session_id):
-            candidates = self._aliases.candidates(claimant, session_id)
-            return (candidates, True) if isinstance(candidates, str) else (candidates[0], False)
+            # What the gateway knows of the named sessions is not for a token that may be forged.
+            for named_id in ids.named_in_other_form(granted, session_id):
+                return named_id, False
+            raise Refused("unauthorized")
         if not ids.is_reachable(session_id):
             raise Refused("unauthorized")
         return session_id, True
@@ -330,8 +341,7 @@ class Gateway:
 
     def is_usable(self, copy: Copy, now: float) -> bool:
         """Whether a copy that was found before a wait may still be served after it."""
-        budget = self.config.environments[copy.environment].budget
-        state = self.cache.ages.state(copy, now, budget.stretched)
+        state = self.cache.ages.state(copy, now, copy.share.stretch)
         return state is not State.EXPIRED and not self.cache.is_purged(copy)
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:

@@ -75,6 +75,7 @@ class PendingIntrospection:
     config: RuntimeConfig
     introspector: "Introspector"
     fallback: None = None
+    load: None = None
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for upstream's answer."""

@@ -5,16 +5,18 @@ token names in place of the check of scopes; each member then has the same copy,
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from bff import metrics
 from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.answers import STALE_IF_ERROR, Answers
+from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR, Answers, CacheOutcome
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import PendingIntrospection
 from bff.gateway.members import WHOLE_REQUEST, Members
 from bff.gateway.pending import (
+    FALLBACK_SECONDS,
     Pending,
     PendingLoad,
     PendingMember,
@@ -26,10 +28,16 @@ from bff.gateway.pending import (
 from bff.response import Response
 from bff.sessions import ids, list_query
 from bff.sessions.copy import Copy
-from bff.sessions.page import Listing
+from bff.sessions.page import Listing, is_late
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
+
+LATE_SECONDS: Final = 3.0
+"""Seconds that a page waits for the turns of loads if it only tries late sessions again: a
+client that follows the pages to their end wants all of them."""
+Sources = dict[str, CacheOutcome]
+"""Where the copies of a list come from, by named id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +47,16 @@ class PendingList:
     request: RequestContext
     caller: Caller[Grant]
     listing: Listing
+    sources: "Sources"
     members: list[PendingMember]
     lists: "Lists"
     config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the members."""
-        await wait_for(gateway, self.request, self.members)
+        """Wait for the members, all rounds together as long as a page may."""
+        bound = LATE_SECONDS if self.listing.only_late else FALLBACK_SECONDS
+        left = bound - (self.request.waited or 0.0)
+        await wait_for(gateway, self.request, self.members, max(0.0, left))
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Make the page; more members may follow, where some are missing or filtered out."""
@@ -62,10 +73,10 @@ class PendingList:
             if isinstance(served, Refusal) and served.code in WHOLE_REQUEST:
                 return gateway.answers.refusal(request, served)
             if served is not None:
-                self.listing.outcomes[member.session_id] = self.lists.count(served)
+                self.lists.keep(self.request, self.listing, self.sources, member.session_id, served)
             if isinstance(served, tuple) and served[1] is STALE_IF_ERROR:
                 self.listing.in_memory.add(member.session_id)
-        return self.lists.answer(request, caller, self.listing, b"fwd=miss")
+        return self.lists.answer(request, caller, self.listing, self.sources)
 
 
 class Lists:
@@ -101,13 +112,11 @@ class Lists:
                 "read:sessions:<id> for each of them",
             )
         named = ids.named(caller.granted)
-        if not named:
-            raise Refused("unauthorized")
         self._admission.charge_caller(request, caller)
-        return self.answer(request, caller, Listing(query, named, caller.key, request.wall), b"hit")
+        return self.answer(request, caller, Listing(query, named, caller.key, request.wall), {})
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], listing: Listing, cache_status: bytes
+        self, request: RequestContext, caller: Caller[Grant], listing: Listing, sources: Sources
     ) -> Response | PendingList:
         """Answer with a page from memory, or say which members have to be waited for."""
         members: list[PendingMember] = []
@@ -119,19 +128,48 @@ class Lists:
                 if isinstance(served, PendingLoad | PendingIntrospection):
                     members.append(served)
                     return None
-                outcome = listing.outcomes[session_id] = self.count(served)
+                outcome = self.keep(request, listing, sources, session_id, served)
                 listing.in_memory.add(session_id)
             return outcome
 
-        page = listing.page(find)
+        # The members without a copy start first, wherever they stand in the list.
+        with self._members.hold(caller):
+            page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, members, self, self._config)
+            return PendingList(request, caller, listing, sources, members, self, self._config)
+        cache_status = _summarize([sources[id_] for id_ in page.shown])
         return self._answers.list_page(request, caller, page, cache_status)
 
-    def count(self, served: Served | Refusal) -> Copy | Refusal:
-        """Count what the cache did for a member."""
+    def keep(
+        self,
+        request: RequestContext,
+        listing: Listing,
+        sources: Sources,
+        session_id: str,
+        served: Served | Refusal,
+    ) -> Copy | Refusal:
+        """Keep the outcome of one member, and count what the cache did for it."""
         if isinstance(served, Refusal):
-            return served
-        copy, outcome = served
-        self._telemetry.count(metrics.CACHE, copy.environment, outcome.label)
-        return copy
+            outcome: Copy | Refusal = served
+            if served.code != "not_found":
+                label = "late" if is_late(served) else "unavailable"
+                self._telemetry.count(metrics.CACHE, request.environment, label)
+        else:
+            outcome, source = served
+            sources[session_id] = source
+            self._telemetry.count(metrics.CACHE, request.environment, source.label)
+        listing.outcomes[session_id] = outcome
+        return outcome
+
+
+def _summarize(sources: list[CacheOutcome]) -> bytes:
+    """Write the Cache-Status of a page (RFC 9211): what was loaded, and how old the rest is."""
+    loaded = [one.cache_status for one in sources if one not in (HIT, STALE, STALE_IF_ERROR)]
+    status, detail = b"hit", b""
+    if loaded:
+        status = b"fwd=miss" if any(b"miss" in one for one in loaded) else b"fwd=stale"
+    for one in (STALE_IF_ERROR, STALE):
+        if one in sources:
+            detail = one.cache_status.removeprefix(HIT.cache_status)
+            break
+    return status + detail

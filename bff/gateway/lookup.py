@@ -1,14 +1,17 @@
 """The shared copy of a session: fresh, stale, or to be loaded."""
 
+from contextlib import AbstractContextManager
+
 from bff import metrics
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
+from bff.copies.load_queue import TURN_SECONDS
 from bff.copies.loader import Loader
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import PendingLoad, Served
+from bff.gateway.pending import FALLBACK_SECONDS, PendingLoad, Served
 from bff.sessions.copy import Copy, NegativeEntry, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
@@ -34,6 +37,10 @@ class Lookup:
         self._loader = loader
         self._telemetry = telemetry
 
+    def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
+        """Start no load meanwhile, so that of those of a list the most urgent one starts first."""
+        return self._loader.queue(caller.environment).hold()
+
     def find(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
     ) -> Served | PendingLoad:
@@ -53,11 +60,24 @@ class Lookup:
             raise Refused("not_found")
         # The ids of a session never change, so those of an old copy still hold.
         self._admission.authorize(request, caller, entry)
-        budget = environment.budget
-        entry.epoch = budget.count_hot(entry.epoch, now)
-        if self._cache.ages.fresh(entry, now, budget.stretched):
+        if now >= entry.hot_until:
+            self._count_hot(request, caller, environment, entry)
+        ages = self._cache.ages
+        if ages.fresh(entry, now, 0.0):
+            return entry, HIT
+        hot, key = environment.budget.hot, caller.limit_key(request.address)
+        entry.share = hot.take_over(entry.share, key, now, ages.ttl)
+        if ages.fresh(entry, now, entry.share.stretch):
             return entry, HIT
         return self._refresh(request, caller, session_id, environment, entry)
+
+    def _count_hot(
+        self, request: RequestContext, caller: Caller[Grant], environment: Environment, copy: Copy
+    ) -> None:
+        """Count the session as hot, once in an epoch."""
+        hot, key = environment.budget.hot, caller.limit_key(request.address)
+        copy.share = hot.count(copy.share, key, request.now, self._cache.ages.ttl)
+        copy.hot_until = hot.epoch_ends
 
     def _refresh(
         self,
@@ -67,20 +87,19 @@ class Lookup:
         environment: Environment,
         copy: Copy,
     ) -> Served | PendingLoad:
-        """Use a copy that is not fresh as far as its age allows, and load a new one."""
-        now, budget = request.now, environment.budget
-        state = self._cache.ages.state(copy, now, budget.stretched)
-        in_flight = self._loader.in_flight(environment.name, session_id) is not None
-        delay = max(self._loader.delay(budget, now), copy.retry - now)
+        """Use a copy that is not fresh as far as its age allows, and queue the load of another."""
+        now = request.now
+        state = self._cache.ages.state(copy, now, copy.share.stretch)
         if state is State.STALE:
-            if not in_flight and delay <= 0:
-                self._loader.start(environment, session_id, copy, now)
+            if now >= copy.retry:
+                key = caller.limit_key(request.address)
+                self._loader.refresh(environment, session_id, copy, key, now)
             return copy, STALE
-        if state is State.STALE_IF_ERROR:
-            if not in_flight and delay > 0:
-                return copy, STALE_IF_ERROR
-            return self._load(request, caller, session_id, environment, copy)
-        return self._load(request, caller, session_id, environment, None)
+        if state is State.EXPIRED:
+            return self._load(request, caller, session_id, environment, None)
+        if now < copy.retry:
+            return copy, STALE_IF_ERROR
+        return self._load(request, caller, session_id, environment, copy)
 
     def _load(
         self,
@@ -89,13 +108,21 @@ class Lookup:
         session_id: str,
         environment: Environment,
         fallback: Copy | None,
-    ) -> PendingLoad:
-        """Join the load in flight, or start it."""
-        task = self._loader.in_flight(environment.name, session_id)
-        collapsed = task is not None
-        if task is None:
-            delay = self._loader.delay(environment.budget, request.now)
-            if delay > 0:
-                raise Refused("over_budget", retry_after=delay)
-            task = self._loader.start(environment, session_id, fallback, request.now)
-        return PendingLoad(request, caller, session_id, task, fallback, collapsed, self._config)
+    ) -> Served | PendingLoad:
+        """Wait for the load in flight, or for the turn of a new one if that is near."""
+        now = request.now
+        collapsed = self._loader.queued(environment.name, session_id) is not None
+        key = caller.limit_key(request.address)
+        load = self._loader.request(environment, session_id, fallback, key, now)
+        if load is None:
+            expected = environment.budget.wait(now, len(self._loader.queue(environment.name)))
+        else:
+            expected = load.expected(now)
+            if expected <= (TURN_SECONDS if fallback is None else FALLBACK_SECONDS):
+                return PendingLoad(
+                    request, caller, session_id, load, fallback, collapsed, self._config
+                )
+            load.leave(again=True)
+        if fallback is not None:
+            return fallback, STALE_IF_ERROR
+        raise Refused("over_budget", retry_after=expected)

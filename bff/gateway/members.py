@@ -3,6 +3,7 @@
 Each member has the same copy, load and decision as a session alone.
 """
 
+from contextlib import AbstractContextManager
 from typing import Final
 
 from bff.errors import Refusal, Refused
@@ -25,6 +26,10 @@ class Members:
         self._admission = admission
         self._introspector = introspector
         self._lookup = lookup
+
+    def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
+        """Start no load meanwhile, so that sessions without a copy start first."""
+        return self._lookup.hold(caller)
 
     def find(
         self, request: RequestContext, caller: Caller[Grant], session_id: str

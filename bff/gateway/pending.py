@@ -10,10 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
+from bff.copies.load_queue import TURN_SECONDS, QueuedLoad
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, loaded
@@ -29,7 +30,8 @@ from bff.tokens.scopes import Grant
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 
 FALLBACK_SECONDS: Final = 1.0
-"""Seconds that a request waits for a newer copy while an older, usable one is at hand."""
+"""Seconds that a request waits for a newer copy while an older, usable one is at hand, and that a
+page of a list waits for the turns of loads."""
 
 Served = tuple[Copy, CacheOutcome]
 """A copy to answer with, and where it comes from."""
@@ -100,8 +102,12 @@ class PendingMember(Protocol):
         """The id of the request."""
 
     @property
-    def task(self) -> "asyncio.Task[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
+    def task(self) -> "asyncio.Future[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
         """The work that is waited for; it goes on when the browser leaves."""
+
+    @property
+    def load(self) -> QueuedLoad | None:
+        """The load that is waited for, which may have to wait for its turn."""
 
     @property
     def fallback(self) -> Copy | None:
@@ -118,11 +124,16 @@ class PendingLoad:
     request: RequestContext
     caller: Caller[Grant]
     session_id: str
-    task: "asyncio.Task[Copy | Refusal]"
+    load: QueuedLoad
     fallback: Copy | None
     collapsed: bool
     """Another request started the load."""
     config: RuntimeConfig
+
+    @property
+    def task(self) -> "asyncio.Future[Copy | Refusal]":
+        """Ends with the load."""
+        return self.load.outcome
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the load."""
@@ -130,13 +141,18 @@ class PendingLoad:
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""
-        if not self.task.done() and not self._fallback(gateway):
+        if self.fallback is not None and not self.task.done() and not self._fallback(gateway):
+            wait_on([self])
             return replace(self, fallback=None, collapsed=True)  # it is too old by now
         return conclude_member(gateway, self, self.caller)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
         """The new copy; failing that the fallback; failing that the reason."""
-        brought = self.task.result() if self.task.done() else Refusal("upstream_timeout")
+        brought: Copy | Refusal
+        if self.task.done():
+            brought = self.task.result()
+        else:  # its turn came too late, or not yet
+            brought = Refusal("over_budget", retry_after=self.load.expected(self.request.now))
         fallback = self._fallback(gateway)
         served: Served
         if isinstance(brought, Copy):
@@ -183,39 +199,49 @@ async def wait_for(
     gateway: Resumable,
     request: RequestContext,
     members: Sequence[PendingMember],
+    timeout: float = TURN_SECONDS,
     *,
     first: bool = False,
 ) -> None:
-    """Wait until all loads (or the first) have ended, or shortly if each of them has a fallback."""
+    """Wait for all loads (or the first): *timeout* seconds at most for those without their turn.
+
+    If each load has a fallback, all of them are waited for shortly.
+    """
     began, _ = gateway.clock()
-    timeout = FALLBACK_SECONDS if all(member.fallback for member in members) else None
-    if timeout is None and len(members) == 1:
-        await _ended(members[0].task)
-    else:
-        until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
-        tasks = [member.task for member in members]
-        await asyncio.wait(tasks, timeout=timeout, return_when=until)
+    until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
+    again = False
+    try:
+        await _wait_for_loads(members, timeout, began, until)
+        again = True
+    finally:  # also when the browser has left
+        for member in members:
+            if member.load is not None:
+                member.load.leave(again=again)
     request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
 
-async def _ended(task: "asyncio.Task[Any]") -> None:
-    """Wait until *task* has ended; a cancelled waiter does not cancel it.
+def wait_on(members: Sequence[PendingMember]) -> None:
+    """Count the request again, which left these loads and goes on waiting for them."""
+    for member in members:
+        if member.load is not None:
+            member.load.waiting += 1
 
-    This costs a quarter of `asyncio.wait`, and nearly every miss waits for one task.
-    """
-    if task.done():
-        return
-    waiter = asyncio.get_running_loop().create_future()
 
-    def wake(_: object) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    task.add_done_callback(wake)
-    try:
-        await waiter
-    finally:
-        task.remove_done_callback(wake)
+async def _wait_for_loads(
+    members: Sequence[PendingMember], seconds: float, now: float, until: str
+) -> None:
+    if all(member.fallback for member in members):
+        seconds = min(seconds, FALLBACK_SECONDS)
+    near = [m.task for m in members if m.load is None or m.load.expected(now) <= seconds]
+    if near:
+        done, _ = await asyncio.wait(near, timeout=seconds, return_when=until)
+        if done and until == asyncio.FIRST_COMPLETED:
+            return
+    in_flight = [
+        m.task for m in members if not m.fallback and not (m.load is not None and m.load.queued)
+    ]
+    if in_flight:
+        await asyncio.wait(in_flight, return_when=until)
 
 
 @dataclass(frozen=True, slots=True)

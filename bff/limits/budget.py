@@ -7,6 +7,7 @@ from collections import deque
 from math import inf
 from typing import Final
 
+from bff.limits.hot_sessions import HotSessions
 from bff.limits.rate import MAX_RESET
 
 _SAME_SECONDS: Final = 1.0
@@ -23,9 +24,6 @@ class Budget:
         limit: None for no limit of the gateway; upstream's limit counts all the same.
     """
 
-    EPOCH = 30.0
-    """Seconds. A session requested within an epoch is hot: twice a usual poll interval."""
-
     def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
         self.limit = limit
         self.seconds = seconds
@@ -35,23 +33,21 @@ class Budget:
         self._allowance = inf
         self._allowance_ends = -inf
         self._paused = -inf
-        self._epoch = 0
-        self._hot = 0
-        self._hot_before = 0
-        self.stretched = 0.0
-        """Seconds for which copies count as fresh, so that loads of all hot sessions fit."""
+        self.hot = HotSessions(inf if limit is None else limit / seconds)
 
-    def wait(self, now: float) -> float:
-        """Return the seconds until one more load may start; 0 if it may start now."""
-        if now < self._paused:
-            return self._paused - now
-        if self._allowance < 1 and now < self._allowance_ends:
-            return self._allowance_ends - now
+    def wait(self, now: float, ahead: int = 0) -> float:
+        """Return the seconds until one more load may start, after *ahead* others; 0 for now."""
+        start = max(now, self._paused)
+        if self._allowance < 1 + ahead and start < self._allowance_ends:
+            start = self._allowance_ends
         if self.limit is not None:
             share = max(1, self.limit // self.replicas)
-            if len(self._spent) >= share:
-                return max(0.0, self._spent[-share] + self.seconds - now)
-        return 0.0
+            periods, position = divmod(ahead, share)
+            position += len(self._spent) - share
+            if position >= 0:
+                start = max(start, self._spent[position] + self.seconds)
+            start += periods * self.seconds
+        return start - now
 
     def spend(self, now: float) -> None:
         """Count one load; call `wait` first."""
@@ -77,19 +73,6 @@ class Budget:
             or (later > -_SAME_SECONDS and allowance < self._allowance)
         ):
             self._allowance, self._allowance_ends = allowance, ends
-
-    def count_hot(self, epoch: int, now: float) -> int:
-        """Count a hot session once an epoch: *epoch* is its last one, the current is returned."""
-        current = int(now / self.EPOCH)
-        if current != self._epoch:
-            self._hot_before = self._hot if current == self._epoch + 1 else 0
-            self._hot = 0
-            self._epoch = current
-        if epoch != current:
-            self._hot += 1
-            if self.limit is not None:
-                self.stretched = max(self._hot, self._hot_before) * self.seconds / self.limit
-        return current
 
     def left(self, now: float) -> int | None:
         """Return how many loads may start now; None if nothing bounds them."""

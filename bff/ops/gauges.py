@@ -52,10 +52,12 @@ def read_gauges(service: Gauged) -> dict[str, dict[tuple[str, ...], float]]:
         metrics.COPIES: {(): len(gateway.cache)},
         metrics.COPY_BYTES: {(): gateway.cache.bytes},
         metrics.LOADS_IN_FLIGHT: {(): len(gateway.cache.loads)},
+        metrics.LOADS_QUEUED: {(name,): len(gateway.loader.queue(name)) for name in environments},
         metrics.VERIFIED_TOKENS: {(): len(verifier)},
         metrics.REVOCATIONS: {(): len(gateway.revocations)},
         metrics.STRETCHED_TTL_SECONDS: {
-            (name,): e.budget.stretched for name, e in environments.items()
+            (name,): min(e.budget.hot.stretch, gateway.config.ages.max_stretch)
+            for name, e in environments.items()
         },
         metrics.BUDGET_LEFT: {
             (name,): float("inf") if n is None else n for name, n in left.items()

@@ -86,8 +86,11 @@ def _date(seconds: float) -> str:
 def _send(host: str, port: int, method: str, body: Mapping[str, Any]) -> str:
     connection = HTTPConnection(host, port, timeout=_TIMEOUT)
     try:
-        headers = {"content-type": "application/json"}
-        connection.request(method, "/revocations", json.dumps(body), headers)
+        if body:
+            headers = {"content-type": "application/json"}
+            connection.request(method, "/revocations", json.dumps(body), headers)
+        else:
+            connection.request(method, "/revocations")
         response = connection.getresponse()
         text = response.read().decode(errors="replace")
     except (OSError, HTTPException) as exc:

@@ -162,7 +162,6 @@ class BoundedProtocol(HeldProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
-        self._stream: EventStream | None = None
 
     # -- callbacks of the transport
 
@@ -178,8 +177,6 @@ class BoundedProtocol(HeldProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
-        if self._stream is not None:
-            self._stream.release("browser")
         for timer in (self._deadline, self._idle_timer):
             if timer is not None:
                 timer.cancel()
@@ -257,16 +254,9 @@ class BoundedProtocol(HeldProtocol):
         self._in_head = False
 
     def begin_stream(self, stream: EventStream) -> None:
-        """Let the answer be a stream: the last one, which ends when the browser leaves."""
-        self._stream = stream
-        self._refused = True  # whatever comes after the request is ignored
-        self.read_on()
-        self.transport.resume_reading()
-
-    def shutdown(self) -> None:
-        """End the connection, unless its answer is a stream, which the gateway ends."""
-        if self._stream is None:
-            super().shutdown()
+        """Let the answer be a stream; the gateway ignores what comes after its request."""
+        self._refused = True
+        super().begin_stream(stream)
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""
@@ -279,10 +269,6 @@ class BoundedProtocol(HeldProtocol):
     def hold_body(self, size: int) -> bool:
         """Count *size* bytes for the request that is answered; False if there is no room."""
         return self._holding.answer(size, self.peer)
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """End a stream: a browser that ended its side does not wait for more events."""
-        return False if self._stream is not None else super().eof_received()
 
     def _check_head(self) -> str:
         """Refuse a head that exceeds a bound or is ambiguous; return its version of HTTP."""

@@ -13,7 +13,6 @@ last of these answers says that the connection ends, as without the fast path. A
 
 import contextlib
 import re
-from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
 from operator import itemgetter
@@ -314,7 +313,7 @@ class FastPathProtocol(BoundedProtocol):
             response = gateway.failed(head, exc)
         self._waiting = None
         if isinstance(response, StreamResponse):
-            await self._relay(response)
+            await self._join(response)
             return
         self.hold_requests(0)
         if self.transport.is_closing() or self._refused:
@@ -340,31 +339,19 @@ class FastPathProtocol(BoundedProtocol):
             if self._closing:
                 self.shutdown()
 
-    async def _relay(self, response: StreamResponse) -> None:
+    async def _join(self, response: StreamResponse) -> None:
         """Join a stream to this connection, as its last answer."""
-        transport, stream = self.transport, response.stream
-        start = self._shared.start(response.status, self.server_headers())
-        if transport.is_closing() or self._refused:
-            stream.release("browser")
+        if self.transport.is_closing() or self._refused:
+            response.stream.release("browser")
             return
+        start = self._shared.start(response.status, self.server_headers())
         self._held, self._repeated = [], b""
         self.hold_requests(0)
-        self.begin_stream(stream)
-        stream.bound(self.hold_body)
-        try:
-            transport.write(b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head))
-            async with aclosing(stream.events()) as events:
-                async for event in events:
-                    if transport.is_closing():
-                        break
-                    transport.write(b"%x\r\n%b\r\n" % (len(event), event))
-                    await self.drained()
-        finally:
-            stream.release("browser")
-        if not transport.is_closing():
-            transport.write(b"0\r\n\r\n")
-            transport.close()
-            self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+        self.begin_stream(response.stream)
+        response.stream.bound(self.hold_body)
+        head = b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head)
+        await self.relay(head, response.stream)
+        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
 
     def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
         start = self._shared.start(response.status, self.server_headers())

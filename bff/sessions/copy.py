@@ -5,6 +5,7 @@ from enum import Enum, auto
 from math import inf
 
 from bff.digests import etag
+from bff.limits.hot_sessions import NO_SHARE, Share
 from bff.response import copy_head
 
 _OVERHEAD = 500
@@ -41,8 +42,10 @@ class Copy:
     """Seconds on the clock that never jumps, as all times of this module."""
     retry: float = -inf
     """The last load failed; the next one starts at this time or later."""
-    epoch: int = -1
-    """The period in which `limits.budget.Budget` last counted the session as hot."""
+    share: Share = NO_SHARE
+    """The caller's share that the session was last counted in as a hot one."""
+    hot_until: float = -inf
+    """When it has to be counted again."""
     touched: bool = False
     """Whether a request read it after it was last considered for eviction."""
     generation: int = 0
@@ -87,7 +90,8 @@ class NegativeEntry:
 class Ages:
     """Seconds that bound each use of a copy: `closed_ttl` is the `ttl` of a closed session.
 
-    The time of stale use begins when the copy is no longer fresh.
+    The time of stale use begins when the copy is no longer fresh. At most `max_stretch` seconds of
+    a stretch count.
     """
 
     ttl: float
@@ -95,20 +99,32 @@ class Ages:
     stale_while_revalidate: float
     stale_if_error: float
     negative_ttl: float
+    max_stretch: float = inf
 
     def fresh(self, copy: Copy, now: float, stretched: float) -> bool:
         """Whether *copy* is `State.FRESH`; cheaper than `state`."""
         age = now - copy.loaded
-        return age < stretched or age < (self.closed_ttl if copy.closed else self.ttl)
+        return age < (self.closed_ttl if copy.closed else self.ttl) or (
+            age < stretched and age < self.max_stretch
+        )
 
     def state(self, copy: Copy, now: float, stretched: float) -> State:
         """Return the permitted use of *copy*. It is fresh for at least *stretched* seconds."""
-        age = now - copy.loaded - max(self.closed_ttl if copy.closed else self.ttl, stretched)
+        age = now - copy.loaded - self._fresh_for(copy, stretched)
         if age < 0:
             return State.FRESH
         if age < self.stale_while_revalidate:
             return State.STALE
         return State.STALE_IF_ERROR if age < self.stale_if_error else State.EXPIRED
+
+    def lifetime(self, copy: Copy, stretched: float) -> float:
+        """Seconds after its load for which *copy* may be of use."""
+        stale = max(self.stale_while_revalidate, self.stale_if_error)
+        return self._fresh_for(copy, stretched) + stale
+
+    def _fresh_for(self, copy: Copy, stretched: float) -> float:
+        ttl = self.closed_ttl if copy.closed else self.ttl
+        return max(ttl, min(stretched, self.max_stretch))
 
 
 def make_copy(

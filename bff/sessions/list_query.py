@@ -192,7 +192,7 @@ _CREATED = frozenset({"createdAt"})
 
 
 def _cursor(member: str) -> Parameter:
-    schema = {"type": "string", "pattern": "^[A-Za-z0-9_-]{24}$"}
+    schema = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{24,{MAX_TEXT}}}$"}
     return Parameter(member, _text, "a cursor from an answer to this caller", schema)
 
 

@@ -3,12 +3,13 @@
 The sessions have the order in which the token names them, so the backend that mints the token
 decides the order. A page has one entry for each session that exists and passes the filters, and one
 for each session that the gateway cannot load now: no session is missing without notice. Filters
-read only what the browser may see. A cursor is the position of one named id; another caller cannot
-use it.
+read only what the browser may see.
+
+A session is late if its load has to wait for the budget. The page reports it, and its cursor
+carries it: a client that follows `pagination.next` gets it at the end of the list, where it is
+tried again, at most twice.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,31 +19,18 @@ from typing import Any
 from bff.digests import etag
 from bff.errors import Refusal, Refused
 from bff.response import copy_head
+from bff.sessions import cursor
 from bff.sessions.copy import Copy
+from bff.sessions.cursor import MAX_LATE, Cursor, CursorError
 from bff.sessions.list_query import PARAMETERS, Query
 
 Outcome = Copy | Refusal
 """The copy of a session, or the reason why the gateway has none."""
-_DIGEST_BYTES = 18
-"""Bytes of a cursor: too many to guess, and 24 characters in base64 without padding."""
 
 
-def cursor(id_: str, caller: bytes) -> str:
-    """Write the position of *id_* as 24 characters, which only the caller with this key can use."""
-    digest = hashlib.sha256(caller + id_.encode()).digest()
-    return base64.urlsafe_b64encode(digest[:_DIGEST_BYTES]).decode()
-
-
-def find_cursor(text: str, parameter: str, named: Sequence[str], caller: bytes) -> int:
-    """Find the position in *named* that the cursor *text* of this query *parameter* stands for.
-
-    Raises:
-        Refused: ``bad_request``. The text is the same for nonsense and for another caller's cursor.
-    """
-    for position, id_ in enumerate(named):
-        if cursor(id_, caller) == text:
-            return position
-    raise Refused("bad_request", f"{parameter} must be {PARAMETERS[parameter].expected}")
+def is_late(outcome: Outcome | None) -> bool:
+    """Whether a session could only not be loaded yet."""
+    return isinstance(outcome, Refusal) and outcome.code == "over_budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +38,14 @@ class Page:
     """A page of a list, as it goes to the browser."""
 
     copies: list[Copy]
+    shown: list[str]
+    """The named ids of the copies."""
     loaded: float
     """When the oldest copy was loaded; infinite without copies."""
     unavailable: dict[str, Refusal]
     """Named ids whose sessions may exist, but cannot be loaded now."""
+    refusal: Refusal | None
+    """The answer in place of the page, if it holds no session and would seem to be the end."""
     etag: bytes
     head: bytes
     body: bytes
@@ -79,20 +71,31 @@ class Listing:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     in_memory: set[str] = field(default_factory=set)
     _positions: dict[str, int] = field(init=False)
-    _start: int = field(init=False, default=0)
-    _step: int = field(init=False, default=1)
+    _begin: Cursor | None = field(init=False, default=None)
+    """The cursor of the request; None for the first page."""
+    _forward: bool = field(init=False, default=True)
     _round: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._positions = {id_: position for position, id_ in enumerate(self.named)}
         if self.query.after is not None:
-            self._start = self._find(self.query.after, "page[after]") + 1
+            self._begin = self._read(self.query.after, "page[after]")
         elif self.query.before is not None:
-            self._start = self._find(self.query.before, "page[before]") - 1
-            self._step = -1
+            self._begin = self._read(self.query.before, "page[before]")
+            self._forward = self._begin is None
 
-    def _find(self, text: str, parameter: str) -> int:
-        return find_cursor(text, parameter, self.named, self.caller)
+    def _read(self, text: str, parameter: str) -> Cursor | None:
+        """Read a cursor. The cursor of another list leads to the first page: nothing is skipped."""
+        try:
+            return cursor.read(text, self.named, self.caller)
+        except CursorError:
+            expected = PARAMETERS[parameter].expected
+            raise Refused("bad_request", f"{parameter} must be {expected}") from None
+
+    @property
+    def only_late(self) -> bool:
+        """Whether the page only tries late sessions again: the rest of the list was shown."""
+        return self._begin is not None and self._begin.position == len(self.named)
 
     def forget(self, *, unless: Callable[[Copy], bool], purged: Callable[[Copy], bool]) -> None:
         """Forget *purged* copies, and those in memory *unless* they may still be served."""
@@ -111,23 +114,36 @@ class Listing:
         a next page. If too few of them exist or match, the next round waits for twice as many, and
         so on: the number of rounds stays small even if few sessions match.
         """
-        end = len(self.named) if self._step > 0 else -1
+        order, regular = self._order()
         entries: list[tuple[int, Outcome]] = []
         waiting = 0
-        for position in range(self._start, end, self._step):
+        for index, position in enumerate(order):
             outcome = find(self.named[position])
             if outcome is None:
                 waiting += 1
             elif self._has_entry(position, outcome):
-                entries.append((position, outcome))
+                entries.append((index, outcome))
             if len(entries) + (waiting >> self._round) > self.query.size:
                 break
         if waiting:
             self._round += 1
             return None
         more = len(entries) > self.query.size
-        entries = entries[: self.query.size][:: self._step]
-        return self._write(entries, more=more)
+        entries = entries[: self.query.size]
+        used = entries[-1][0] + 1 if more else len(order)
+        pagination = self._pagination(order, regular, used, entries, more=more)
+        shown = [(self.named[order[index]], outcome) for index, outcome in entries]
+        return self._write(shown if self._forward else shown[::-1], pagination)
+
+    def _order(self) -> tuple[Sequence[int], int]:
+        """The positions in the order of the page, late sessions last; and how many are not late."""
+        begin, end = self._begin, len(self.named)
+        if begin is None:
+            return range(end), end
+        if not self._forward:
+            return range(begin.position - 1, -1, -1), begin.position
+        regular = range(begin.position, end)
+        return [*regular, *begin.late, *begin.again], len(regular)
 
     def _has_entry(self, position: int, outcome: Outcome) -> bool:
         if isinstance(outcome, Refusal):
@@ -140,20 +156,57 @@ class Listing:
             return False
         return not self.query.filters or self.query.matches(json.loads(outcome.body), self.wall)
 
-    def _write(self, entries: list[tuple[int, Outcome]], *, more: bool) -> Page:
+    def _pagination(
+        self,
+        order: Sequence[int],
+        regular: int,
+        used: int,
+        entries: Sequence[tuple[int, Outcome]],
+        *,
+        more: bool,
+    ) -> dict[str, str]:
+        """Write the cursors. The page has used the first *used* positions of the *order*."""
+        begin, end = self._begin or Cursor(0), len(self.named)
+        late, again = set(begin.late), set(begin.again)
+        positions = [order[index] for index, _ in entries]
+        for index, outcome in entries:
+            if index < regular and is_late(outcome):
+                late.add(order[index])
+            elif index < regular:
+                late.discard(order[index])  # a page that is read again, backwards
+                again.discard(order[index])
+        for position in order[regular:used]:
+            if position in late and is_late(self.outcomes.get(self.named[position])):
+                again.add(position)
+            else:
+                again.discard(position)
+            late.discard(position)
         pagination = {}
-        if entries:
-            forward = self._step > 0
-            if more or not forward:
-                pagination["next"] = cursor(self.named[entries[-1][0]], self.caller)
-            if self.query.after is not None if forward else more:
-                pagination["previous"] = cursor(self.named[entries[0][0]], self.caller)
-        copies = [outcome for _, outcome in entries if isinstance(outcome, Copy)]
-        unavailable = {
-            self.named[position]: outcome
-            for position, outcome in entries
-            if isinstance(outcome, Refusal)
-        }
+        following: int | None
+        previous: int | None
+        if self._forward:
+            first = positions[0] if entries and entries[0][0] < regular else begin.position
+            previous = first if self._begin is not None and (entries or late or again) else None
+            following = order[used - 1] + 1 if used < regular else end
+        else:
+            previous = positions[-1] if more else None
+            following = positions[0] + 1 if positions else None
+        if following is not None and (more or not self._forward or late or again):
+            pagination["next"] = self._cursor(following, late, again)
+        if previous is not None:
+            pagination["previous"] = self._cursor(previous, set(begin.late), set(begin.again))
+        return pagination
+
+    def _cursor(self, position: int, late: set[int], again: set[int]) -> str:
+        """Write a cursor with what was late before its position."""
+        last_try = [p for p in sorted(again) if p < position][:MAX_LATE]
+        first_try = [p for p in sorted(late) if p < position][: MAX_LATE - len(last_try)]
+        made = Cursor(position, tuple(first_try), tuple(last_try))
+        return made.write(self.named, self.caller)
+
+    def _write(self, entries: Sequence[tuple[str, Outcome]], pagination: dict[str, str]) -> Page:
+        shown = {id_: outcome for id_, outcome in entries if isinstance(outcome, Copy)}
+        unavailable = {id_: outcome for id_, outcome in entries if isinstance(outcome, Refusal)}
         # The members beside `data`. The SDK's parser drops the ones that it does not define.
         members: dict[str, Any] = {"pagination": pagination}
         if unavailable:
@@ -162,8 +215,31 @@ class Listing:
                 for id_, refusal in unavailable.items()
             ]
         tail = json.dumps(members, separators=(",", ":"))[1:].encode()
+        copies = list(shown.values())
         # The tags of the copies are hashes of their bodies, so equal tags mean equal bytes.
         tag = etag(*(copy.etag for copy in copies), tail)
-        body = b'{"data":[%b],%b' % (b",".join(copy.body for copy in copies), tail)
-        loaded = min((copy.loaded for copy in copies), default=inf)
-        return Page(copies, loaded, unavailable, tag, copy_head(tag), body)
+        return Page(
+            copies=copies,
+            shown=list(shown),
+            loaded=min((copy.loaded for copy in copies), default=inf),
+            unavailable=unavailable,
+            refusal=None if copies else self._refusal(unavailable, pagination),
+            etag=tag,
+            head=copy_head(tag),
+            body=b'{"data":[%b],%b' % (b",".join(copy.body for copy in copies), tail),
+        )
+
+    def _refusal(
+        self, unavailable: dict[str, Refusal], pagination: dict[str, str]
+    ) -> Refusal | None:
+        """The answer if no session can be shown: an empty page would say that none exists.
+
+        If more pages follow, the page is shown nevertheless, so that a broken session is passed
+        over. But a poll of the first page has to learn that its sessions are only late.
+        """
+        late = [refusal for refusal in unavailable.values() if is_late(refusal)]
+        if "next" in pagination and not (late and self._begin is None):
+            return None
+        if late:
+            return min(late, key=lambda refusal: refusal.retry_after or 0.0)
+        return next(iter(unavailable.values()), None)

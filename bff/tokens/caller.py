@@ -45,7 +45,8 @@ class Holder(Generic[GrantT]):
     environment: str
     granted: GrantT
     key: bytes
-    """Equal for all tokens of one subject with the same scopes: a new token is the same caller."""
+    """Equal for all tokens of one person, whatever their scopes. Tokens that name no person have
+    equal keys if their scopes are equal."""
     has_actor: bool
     """Whether the token names a person; otherwise its subject is the whole environment."""
     expires: float
@@ -177,15 +178,18 @@ def _read(
     actor = act.get("sub") if isinstance(act, dict) else None
     actor = actor if isinstance(actor, str) and actor else None
     scopes = _scopes(claims) if source is None else source.scopes(claims)
-    texts = sorted({scope for scope in scopes if isinstance(scope, str)})
-    identity: list[Any] = [environment, subject, texts, actor]
+    # The subject of an identity provider is a person; Trigger.dev's is an environment.
+    identity: list[Any] = [environment, subject]
     if source is not None:
         identity.append(source.name)
+    elif actor is not None:
+        identity.append({"actor": actor})
+    else:
+        identity.append(sorted({scope for scope in scopes if isinstance(scope, str)}))
     return {
         "environment": environment,
         "granted": grant(scopes),
         "key": hashlib.sha256(json.dumps(identity).encode()).digest(),
-        # The subject of an identity provider is a person; Trigger.dev's is an environment.
         "has_actor": actor is not None or source is not None,
         "expires": expires,
         "not_before": not_before,

@@ -352,5 +352,5 @@ def test_flapping_upstream_spends_at_most_the_budget(lane_settings: dict[str, st
             statuses.add(_ask(gateway, f"flap-{number}").status)
         seconds = time.monotonic() - began
         assert statuses <= {200, 502, 503}
-        assert number > 30
+        assert number > 12, "those over the budget waited for their turn"
         assert len(up.seen) <= 10 * (seconds + 1)

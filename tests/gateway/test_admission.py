@@ -314,7 +314,7 @@ async def test_new_token_does_not_reset_the_caller_limit(world: World) -> None:
     assert (await world.get("chat-1", token=token)).status_code == 200
 
 
-async def test_callers_differ_by_actor_scopes_and_address(world: World) -> None:
+async def test_callers_differ_by_person_or_scopes_and_address(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="1/minute", BFF_TRUSTED_PROXIES="127.0.0.0/8")
 
     async def status(scopes: list[str], actor: str | None, address: str) -> int:
@@ -326,9 +326,10 @@ async def test_callers_differ_by_actor_scopes_and_address(world: World) -> None:
     assert await status(mine, "ann", "192.0.2.1") == 200
     assert await status(mine, "ann", "192.0.2.2") == 429, "an actor is one caller anywhere"
     assert await status(mine, "bob", "192.0.2.1") == 200
-    assert await status(more, "ann", "192.0.2.1") == 200
+    assert await status(more, "ann", "192.0.2.1") == 429, "whatever the scopes of the token"
     assert await status(mine, None, "192.0.2.1") == 200
     assert await status(mine, None, "192.0.2.1") == 429
+    assert await status(more, None, "192.0.2.1") == 200, "without an actor the scopes tell"
     assert await status(mine, None, "192.0.2.2") == 200, "without an actor the address tells"
 
 

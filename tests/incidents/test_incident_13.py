@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.hostile import ask, idle, told
 from support.kinds import Kind
 from support.standin import Shared, StandIn
+from support.virtual_time import VirtualLoop
 from support.world import FRIENDLY, OWN_KEY, PATH, SECRET_KEY, Clock, World, sign
 
 from bff.demo.upstream import Answer, Seen, can_read, session
@@ -95,7 +96,8 @@ class Machine(RuleBasedStateMachine):
     def begin(self, number: int, alone: bool) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.tokens_of = Kind(self.kind, Path(self.folder.name))
-        self.runner = asyncio.Runner()
+        # Requests wait for turns of the budget, which come while the test's clock stands still.
+        self.runner = asyncio.Runner(loop_factory=VirtualLoop)
         self.clock = Clock()
         self.shared = None if alone and number == 1 else Shared(lambda: self.clock.now)
         self.worlds = [World(self.clock) for _ in range(number)]

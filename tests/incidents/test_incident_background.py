@@ -63,7 +63,7 @@ async def begin(world: World, keys: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("end", ENDS)
-async def test_71_loop_that_ends_is_started_again(
+async def test_38_loop_that_ends_is_started_again(
     world: World, keys: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.setattr("bff.background.CHECK_SECONDS", 0.05)
@@ -97,7 +97,7 @@ async def test_71_loop_that_ends_is_started_again(
     assert len(failed) == 1, "one line, however often it ended"
 
 
-async def test_71_stopped_loop_shows_in_readiness(
+async def test_38_stopped_loop_shows_in_readiness(
     world: World, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await begin(world, keys, monkeypatch)
@@ -113,7 +113,7 @@ async def test_71_stopped_loop_shows_in_readiness(
     assert 'bff_background_up{task="settings_watch"} 0.0' in text
 
 
-async def test_72_removed_key_is_noticed_without_the_watch(
+async def test_80_removed_key_is_noticed_without_the_watch(
     world: World, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loop has ended for good, and the owner of loops with it."""
@@ -129,7 +129,7 @@ async def test_72_removed_key_is_noticed_without_the_watch(
     assert reload.REREAD_SECONDS <= 30
 
 
-async def test_72_key_removed_during_the_start_is_noticed(
+async def test_80_key_removed_during_the_start_is_noticed(
     world: World, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the reading of the settings and the first look at their files."""
@@ -147,7 +147,7 @@ async def test_72_key_removed_during_the_start_is_noticed(
     assert (await world.get("chat-1", token=old)).status_code == 401
 
 
-def test_72_busy_file_does_not_delay_the_change_of_another(tmp_path: Path) -> None:
+def test_80_busy_file_does_not_delay_the_change_of_another(tmp_path: Path) -> None:
     """A soak found this: a removed key was accepted as long as another file kept changing."""
     keys, busy = tmp_path / "keys", tmp_path / "busy"
     keys.write_text("one")
@@ -162,7 +162,7 @@ def test_72_busy_file_does_not_delay_the_change_of_another(tmp_path: Path) -> No
     assert looks == 3
 
 
-async def test_72_gauge_shows_a_change_that_is_not_in_force(
+async def test_80_gauge_shows_a_change_that_is_not_in_force(
     world: World, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await begin(world, keys, monkeypatch)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.hostile import metric, resident
 from support.rawsockets import request
-from support.workers import by_worker, running_workers
+from support.workers import by_worker, child_pids, kill_worker, running_workers, up
 from support.world import (
     KEPT,
     OFF,
@@ -37,10 +37,22 @@ from bff.server.hardening import bounded_connections
 PATHS = pytest.mark.parametrize("fast", ["true", "false"], ids=["fast", "asgi"])
 
 
-# -- 73: many processes
+# -- 39: the supervisor
 
 
-def test_73_long_connections_are_shared_by_all_workers(upstream: running_upstream) -> None:
+def test_39_unknown_child_does_not_end_the_supervisor(upstream: running_upstream) -> None:
+    """PID 1 of a container adopts the orphans of other processes."""
+    gateway = Gateway(upstream.port, "--workers", "2", **OFF)
+    gateway._command = ["sh", "-c", 'sleep 3 & exec "$0" "$@"', *gateway._command]
+    with gateway:
+        until(lambda: len(child_pids(gateway)) == 2 and up(gateway) == [1, 1])
+        kill_worker(gateway, child_pids(gateway)[1])
+
+
+# -- 81: many processes
+
+
+def test_81_long_connections_are_shared_by_all_workers(upstream: running_upstream) -> None:
     with running_workers(upstream, 4) as gateway:
         opened = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(64)]
         try:
@@ -52,7 +64,7 @@ def test_73_long_connections_are_shared_by_all_workers(upstream: running_upstrea
                 connection.close()
 
 
-# -- 74: few descriptors
+# -- 82: few descriptors
 
 
 class Limited(Gateway):
@@ -67,7 +79,7 @@ class Limited(Gateway):
         return self
 
 
-def test_74_ops_port_and_log_work_without_descriptors(upstream: running_upstream) -> None:
+def test_82_ops_port_and_log_work_without_descriptors(upstream: running_upstream) -> None:
     with Limited(upstream.port, **OFF) as gateway:
         opened = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(300)]
         try:
@@ -91,11 +103,11 @@ def test_74_ops_port_and_log_work_without_descriptors(upstream: running_upstream
 
 
 @pytest.mark.parametrize(("files", "expected"), [(1_000_000, 10_000), (1024, 512), (4096, 3584)])
-def test_74_browsers_leave_descriptors_free(files: int, expected: int) -> None:
+def test_82_browsers_leave_descriptors_free(files: int, expected: int) -> None:
     assert bounded_connections(files, 10_000) == expected
 
 
-# -- 75: the end of a process
+# -- 83: the end of a process
 
 
 class Kept:
@@ -124,7 +136,7 @@ class Kept:
 
 
 @PATHS
-def test_75_busy_connections_lose_no_request_at_the_end(
+def test_83_busy_connections_lose_no_request_at_the_end(
     upstream: running_upstream, fast: str
 ) -> None:
     with Gateway(upstream.port, BFF_FAST_PATH=fast, BFF_CACHE_TTL="60", **OFF) as gateway:
@@ -144,7 +156,7 @@ def test_75_busy_connections_lose_no_request_at_the_end(
         assert gateway.process.wait(10) == 0
 
 
-def test_75_ops_port_says_not_ready_while_requests_finish(upstream: running_upstream) -> None:
+def test_83_ops_port_says_not_ready_while_requests_finish(upstream: running_upstream) -> None:
     with Gateway(upstream.port, **OFF) as gateway:
         with socket.create_connection(("127.0.0.1", gateway.port)) as idle:
             idle.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -161,11 +173,11 @@ def test_75_ops_port_says_not_ready_while_requests_finish(upstream: running_upst
         assert gateway.process.wait(10) == 0
 
 
-# -- 76: a browser that ends its side
+# -- 84: a browser that ends its side
 
 
 @PATHS
-def test_76_half_closed_connection_gets_its_answer(upstream: running_upstream, fast: str) -> None:
+def test_84_half_closed_connection_gets_its_answer(upstream: running_upstream, fast: str) -> None:
     async def slow(_: object) -> Answer | None:
         await asyncio.sleep(0.3)
         return None
@@ -190,10 +202,10 @@ def test_76_half_closed_connection_gets_its_answer(upstream: running_upstream, f
         until(lambda: metric(gateway, "bff_connections") == 0)
 
 
-# -- 77: addresses
+# -- 44, 48, 85, 86: addresses and clocks
 
 
-async def test_77_health_check_is_not_limited_with_browsers(world: World) -> None:
+async def test_44_health_check_is_not_limited_with_browsers(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="3/minute")
     statuses = [(await world.get("chat-1")).status_code for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
@@ -201,14 +213,14 @@ async def test_77_health_check_is_not_limited_with_browsers(world: World) -> Non
     assert health == [200, 200, 200, 429, 429]
 
 
-async def test_77_pages_do_not_use_up_the_limit_of_browsers(world: World) -> None:
+async def test_44_pages_do_not_use_up_the_limit_of_browsers(world: World) -> None:
     await world.start(BFF_IP_RATE_LIMIT="3/minute")
     for _ in range(9):
         await world.browser.get("/openapi.json")
     assert (await world.get("chat-1")).status_code == 200
 
 
-def test_77_ipv6_wildcard_takes_ipv4_too() -> None:
+def test_85_ipv6_wildcard_takes_ipv4_too() -> None:
     with run.listen("::", 0) as sock:
         port = sock.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
@@ -226,7 +238,7 @@ os.execv(sys.executable, [sys.executable, "-m", "bff", "serve"])
 
 
 @pytest.mark.parametrize("trusted", ["127.0.0.1", ""])
-def test_77_browsers_behind_a_unix_socket_have_addresses(tmp_path: Path, trusted: str) -> None:
+def test_48_browsers_behind_a_unix_socket_have_addresses(tmp_path: Path, trusted: str) -> None:
     path = str(tmp_path / "bff.sock")
     with socket.socket(socket.AF_UNIX) as browser, socket.create_server(("127.0.0.1", 0)) as ops:
         browser.bind(path)
@@ -264,14 +276,14 @@ def test_77_browsers_behind_a_unix_socket_have_addresses(tmp_path: Path, trusted
     assert (other, len(warned)) == ((401, 0) if trusted else (429, 1))
 
 
-async def test_77_token_of_a_clock_that_is_ahead_is_accepted(world: World, clock: Clock) -> None:
+async def test_86_token_of_a_clock_that_is_ahead_is_accepted(world: World, clock: Clock) -> None:
     for ahead, status in ((50, 200), (70, 401)):
         for claim in ("nbf", "iat"):
             token = world.token(*read("chat-1"), **{claim: int(clock.wall) + ahead})
             assert (await world.get("chat-1", token=token)).status_code == status, (claim, ahead)
 
 
-# -- 78: memory
+# -- 87: memory
 
 
 def connect(gateway: Gateway, source: str = "127.0.0.1") -> socket.socket:
@@ -288,7 +300,7 @@ MEMORY = 100 * 1024 * 1024
 
 
 @PATHS
-def test_78_unread_pages_take_bounded_memory(upstream: running_upstream, fast: str) -> None:
+def test_87_unread_pages_take_bounded_memory(upstream: running_upstream, fast: str) -> None:
     environment = upstream.app.environments[0]
     ids = [f"large-{number}" for number in range(50)]
     for number, id_ in enumerate(ids):
@@ -326,7 +338,7 @@ def test_78_unread_pages_take_bounded_memory(upstream: running_upstream, fast: s
 
 
 @PATHS
-def test_78_unfinished_requests_take_bounded_memory(upstream: running_upstream, fast: str) -> None:
+def test_87_unfinished_requests_take_bounded_memory(upstream: running_upstream, fast: str) -> None:
     changes = {"BFF_FAST_PATH": fast, "BFF_REQUEST_TIMEOUT": "60"}
     with Gateway(upstream.port, **OFF | changes) as gateway:
         before = resident(gateway.process.pid)
@@ -354,7 +366,7 @@ def test_78_unfinished_requests_take_bounded_memory(upstream: running_upstream, 
         until(lambda: metric(gateway, "bff_buffered_bytes") == 0)
 
 
-def test_78_refused_request_gets_a_503(upstream: running_upstream) -> None:
+def test_87_refused_request_gets_a_503(upstream: running_upstream) -> None:
     head = b"GET / HTTP/1.1\r\norigin: " + ORIGIN.encode() + b"\r\nx: " + b"y" * 40_000
     with (
         Gateway(upstream.port, BFF_MAX_BUFFERED_BYTES="50000", **OFF) as gateway,

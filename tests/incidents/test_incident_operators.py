@@ -7,9 +7,11 @@ import pytest
 from support.world import (
     KEPT,
     NEW_KEY,
+    ORIGIN,
     OWN_KEY,
     ROOT_KEY,
     SECRET_KEY,
+    Clock,
     World,
     environ,
     running_upstream,
@@ -19,8 +21,25 @@ from bff.config import reader
 from bff.config.settings import SettingsError
 from bff.demo.upstream import Environment, session
 
+APPS = ("capacitor://localhost", "chrome-extension://abcdefghijklmnop", "app://Obsidian.md")
 BRANCH_KEY = "tr_preview_BRANCHsentinel00000001"
 NEXT_KEY = "tr_dev_sk_NEXTsentinel00000000001"
+
+
+@pytest.mark.parametrize("origin", APPS)
+async def test_40_origins_of_apps_and_extensions_work_when_named(clock: Clock, origin: str) -> None:
+    async with World(clock, BFF_ALLOWED_ORIGINS=f"{ORIGIN},{origin}") as world:
+        good = await world.get("chat-1", origin=origin)
+        null = await world.get("chat-1", origin="null")
+    assert good.headers["access-control-allow-origin"] == origin
+    assert "access-control-allow-origin" not in null.headers
+
+
+@pytest.mark.parametrize("networks", ["0.0.0.0/0", "10.0.0.0/8,::/0", "0.0.0.0/1,128.0.0.0/1"])
+def test_46_network_of_everybody_is_no_proxy(networks: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        reader.load(environ(BFF_TRUSTED_PROXIES=networks))
+    assert "BFF_TRUSTED_PROXIES contains" in str(raised.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +55,7 @@ NEXT_KEY = "tr_dev_sk_NEXTsentinel00000000001"
         ("BFF_ALLOWED_ORIGINS", '"https://app.example.com"'),
     ],
 )
-def test_71_traces_of_tools_in_a_value_are_refused(name: str, text: str) -> None:
+def test_45_traces_of_tools_in_a_value_are_refused(name: str, text: str) -> None:
     with pytest.raises(SettingsError) as raised:
         reader.load(environ(**{name: text}))
 
@@ -46,7 +65,7 @@ def test_71_traces_of_tools_in_a_value_are_refused(name: str, text: str) -> None
     assert SECRET_KEY not in problem
 
 
-def test_71_key_in_place_of_a_path_is_never_printed() -> None:
+def test_45_key_in_place_of_a_path_is_never_printed() -> None:
     for name in ("BFF_SIGNING_KEYS_FILE", "TRIGGER_SECRET_KEY_FILE", "BFF_CONFIG"):
         for key in (ROOT_KEY, NEW_KEY):
             changes = environ(**{name.removesuffix("_FILE"): None}) | {name: key}
@@ -74,7 +93,7 @@ def serve(**changes: str | None) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("key", [SECRET_KEY, ROOT_KEY])
-def test_72_gateway_with_the_id_of_another_branch_does_not_start(key: str) -> None:
+def test_88_gateway_with_the_id_of_another_branch_does_not_start(key: str) -> None:
     with running_upstream() as upstream:
         done = serve(
             TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}",
@@ -88,7 +107,7 @@ def test_72_gateway_with_the_id_of_another_branch_does_not_start(key: str) -> No
     assert key not in done.stderr
 
 
-def test_72_branch_with_the_parents_id_does_not_start() -> None:
+def test_88_branch_with_the_parents_id_does_not_start() -> None:
     branch = Environment("env_branch", BRANCH_KEY, branch="feat/one")
     branch.add(session(7, "chat-1"))
     with running_upstream() as upstream:
@@ -106,7 +125,7 @@ def test_72_branch_with_the_parents_id_does_not_start() -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
-async def test_73_upstream_outage_does_not_empty_the_service(world: World, status: int) -> None:
+async def test_89_upstream_outage_does_not_empty_the_service(world: World, status: int) -> None:
     world.answer(status, {"error": "x"})
     assert (await world.get("chat-1")).status_code >= 500
     await world.ops.get("/readyz?verbose")
@@ -119,7 +138,7 @@ async def test_73_upstream_outage_does_not_empty_the_service(world: World, statu
     assert refused.headers["access-control-allow-origin"], "browsers can read why"
 
 
-async def test_74_id_that_upstream_forbids_moves_no_health(world: World) -> None:
+async def test_90_id_that_upstream_forbids_moves_no_health(world: World) -> None:
     await world.ops.get("/readyz?verbose")
     world.answer(403, {"error": "Unauthorized"})
     for number in range(6):
@@ -133,7 +152,7 @@ async def test_74_id_that_upstream_forbids_moves_no_health(world: World) -> None
     assert 'bff_ready{environment="default"} 1.0' in metrics
 
 
-async def test_75_next_secret_key_is_not_used_silently(world: World) -> None:
+async def test_91_next_secret_key_is_not_used_silently(world: World) -> None:
     world.upstream.environments[0].additional_keys = {NEXT_KEY: ("read:sessions",)}
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}")
 
@@ -148,7 +167,7 @@ async def test_75_next_secret_key_is_not_used_silently(world: World) -> None:
     assert NEXT_KEY not in world.log.getvalue()
 
 
-def test_75_check_tests_every_secret_key() -> None:
+def test_91_check_tests_every_secret_key() -> None:
     with running_upstream() as upstream:
         other = Environment("env_other", f"{ROOT_KEY}2")
         upstream.app.environments = (*upstream.app.environments, other)

@@ -100,7 +100,7 @@ def lost(gateway: Gateway) -> float:
 
 
 @pytest.mark.parametrize("shell", SHELL)
-def test_70_output_that_fails_changes_no_answer(upstream: running_upstream, shell: str) -> None:
+def test_37_output_that_fails_changes_no_answer(upstream: running_upstream, shell: str) -> None:
     with Piped(upstream.port, SHELL[shell]) as gateway:
         refuse(gateway, 100)
         if "stops" not in shell:  # there the lines wait
@@ -112,7 +112,7 @@ def test_70_output_that_fails_changes_no_answer(upstream: running_upstream, shel
 
 
 @pytest.mark.parametrize("shell", ["all output to a reader that stops", "all closed"])
-def test_70_output_that_fails_stops_no_worker(upstream: running_upstream, shell: str) -> None:
+def test_37_output_that_fails_stops_no_worker(upstream: running_upstream, shell: str) -> None:
     with Piped(upstream.port, SHELL[shell], "--workers", "2") as gateway:
         refuse(gateway, 100)
         assert http.get(gateway.ops_url + "/metrics").text.count("bff_worker_up{") == 2

@@ -56,25 +56,35 @@ def test_pause_has_a_lower_and_an_upper_bound(seconds: float, paused: float) -> 
     assert budget.wait(100) == paused
 
 
-def test_freshness_stretches_with_hot_sessions() -> None:
-    budget = Budget(10, 1.0)
-    epochs = [-1] * 500
-    for index in range(500):
-        epochs[index] = budget.count_hot(epochs[index], 0)
-    for index in range(500):  # the same sessions again
-        epochs[index] = budget.count_hot(epochs[index], 1)
+def test_wait_counts_the_loads_ahead() -> None:
+    budget = Budget(2, 1.0)
+    assert [budget.wait(10.0, ahead) for ahead in range(5)] == [0, 0, 1, 1, 2]
+    budget.spend(10.0)
+    budget.spend(10.25)
 
-    assert budget.stretched == 50
-    budget.count_hot(-1, 30)
-    assert budget.stretched == 50, "the previous epoch still counts"
-    budget.count_hot(-1, 60)
-    budget.count_hot(-1, 90)
-    assert budget.stretched == 0.1
+    assert [budget.wait(10.5, ahead) for ahead in range(5)] == [0.5, 0.75, 1.5, 1.75, 2.5]
+    budget.pause(10.5, 5)
+    assert [budget.wait(10.5, ahead) for ahead in range(3)] == [5, 5, 6]
+
+
+@given(st.lists(st.floats(0, 1.5), max_size=20), st.integers(1, 5), st.integers(0, 12))
+def test_expected_wait_is_what_loads_then_wait(pauses, limit, ahead) -> None:
+    budget, now = Budget(limit, 1.0), 1000.0
+    for pause in pauses:
+        now += pause
+        if budget.wait(now) == 0:
+            budget.spend(now)
+    expected, began = budget.wait(now, ahead), now
+
+    for _ in range(ahead):
+        now += budget.wait(now)
+        budget.spend(now)
+
+    assert now + budget.wait(now) - began == pytest.approx(expected, abs=1e-6)
 
 
 def test_freshness_does_not_stretch_without_a_budget() -> None:
     budget = Budget(None)
-    budget.count_hot(-1, 0)
 
-    assert budget.stretched == 0
+    assert budget.hot.stretch == 0
     assert budget.left(0) is None

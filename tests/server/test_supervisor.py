@@ -122,15 +122,6 @@ def test_gateway_replaces_a_hung_worker(upstream: running_upstream) -> None:
         assert reach_all(gateway, gateway.token(*read("chat-1"))) == {200}
 
 
-def test_unknown_child_does_not_end_the_supervisor(upstream: running_upstream) -> None:
-    """PID 1 of a container adopts the orphans of other processes."""
-    gateway = Gateway(upstream.port, "--workers", "2", **OFF)
-    gateway._command = ["sh", "-c", 'sleep 3 & exec "$0" "$@"', *gateway._command]
-    with gateway:
-        until(lambda: len(child_pids(gateway)) == 2 and up(gateway) == [1, 1])
-        kill_worker(gateway, child_pids(gateway)[1])
-
-
 REFUSED_FORKS = """
 import asyncio, errno, os, signal
 from bff.log_writer import LogWriter

@@ -1,5 +1,7 @@
 """Copies of sessions: their keys, and their use by age."""
 
+from dataclasses import replace
+
 import pytest
 
 from bff.sessions.copy import Ages, Copy, NegativeEntry, State, make_copy
@@ -35,6 +37,16 @@ def test_age_of_a_copy_decides_its_use(
 
     assert AGES.state(one, age, stretched) is state
     assert AGES.fresh(one, age, stretched) is (state is State.FRESH)
+
+
+def test_stretch_is_bounded() -> None:
+    ages = replace(AGES, max_stretch=10.0)
+
+    assert ages.fresh(copy(), 9.9, 300.0)
+    assert not ages.fresh(copy(), 10.0, 300.0)
+    assert ages.state(copy(), 10.0, 300.0) is State.STALE
+    assert ages.fresh(copy(closed=True), 29.9, 300.0), "it bounds no TTL"
+    assert ages.lifetime(copy(), 300.0) == 70.0
 
 
 def test_copy_has_a_key_for_each_id() -> None:

@@ -41,8 +41,8 @@ PLANTED = [
     Planted(
         "an answer beyond the age bounds",
         "bff/sessions/copy.py",
-        "return age < stretched or age <",
-        "return age < 90 or age <",
+        "return age < (self.closed_ttl",
+        "return age < 90 or age < (self.closed_ttl",
         seconds=60,
     ),
     Planted(

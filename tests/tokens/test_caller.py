@@ -81,6 +81,14 @@ def test_same_subject_and_scopes_are_the_same_caller() -> None:
     assert key("read:sessions:a", "read:sessions:b", act={"sub": ["ann"]}) == one
 
 
+def test_person_is_one_caller_whatever_the_scopes() -> None:
+    ann, chat = caller(*read("a", "b"), act={"sub": "ann"}), caller(*read("c"), act={"sub": "ann"})
+
+    assert chat.key == ann.key
+    assert caller(*read("a", "b"), act={"sub": "bob"}).key != ann.key
+    assert caller(*read("a", "b"), act={"sub": "ann"}, sub="env_other").key != ann.key
+
+
 def test_address_tells_callers_apart_only_without_an_actor() -> None:
     environment, person = caller(), caller(act={"sub": "ann"})
 

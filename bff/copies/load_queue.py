@@ -1,0 +1,324 @@
+"""Starts the loads of one environment in their turn, as the budget allows.
+
+Every load but a readiness check waits in this queue, if only for a moment: it starts at once while
+the budget has room. `limits.queue` decides about the order. Without a store the queue spends from
+the budget before it starts a load. With one the load itself spends, because another replica may
+have the copy; if the store denies it, the load comes back into the queue.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import inf
+from typing import Final
+
+from bff.clock import Clock
+from bff.errors import Refusal
+from bff.limits.budget import Budget
+from bff.limits.queue import FairQueue, Turn
+from bff.replicas.alone import AnySharing
+from bff.sessions.copy import Copy
+
+TURN_SECONDS: Final = 1.25
+"""Seconds that a request without any copy waits for the turn of its load: longer than until the
+next turn of a budget per second."""
+MAX_IN_FLIGHT: Final = 100
+"""Loads in flight of one environment: as many as connections upstream."""
+_MAX_OF_CALLER: Final = 80
+"""Loads in flight that one caller's turns started, so that others find room if upstream is slow."""
+MAX_UNSPENT: Final = 16
+"""Loads that ask the store at once, so that a large page does not make the store late."""
+
+Outcome = Copy | Refusal
+
+
+class QueuedLoad(Turn):
+    """A load of a session, which any number of requests may wait for.
+
+    Args:
+        id_: the id by which the session was requested.
+        copy: the copy that the load replaces.
+        stretch: seconds for which a copy of another replica counts as fresh.
+        queue: where it waits.
+    """
+
+    __slots__ = (
+        "copy", "id", "kept", "outcome", "queue", "since", "spent", "stretch", "task", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, id_: str, copy: Copy | None, stretch: float, now: float, queue: "LoadQueue"
+    ) -> None:
+        super().__init__(id_, -inf if copy is None else copy.loaded)
+        self.id = id_
+        self.copy = copy
+        self.stretch = stretch
+        self.since = now
+        self.queue = queue
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[Outcome] | None = None
+        """The load in flight."""
+        self.spent = False
+        """The budget has paid for it."""
+        self.waiting = 0
+        """Requests that wait for it."""
+        self.kept = False
+        """It is needed even if nobody waits: a copy needs a refresh, or a request was refused and
+        may come again."""
+
+    @property
+    def queued(self) -> bool:
+        """Whether it still waits for its turn."""
+        return self.task is None and not self.outcome.done()
+
+    def leave(self, *, again: bool) -> None:
+        """One request less waits; *again* says that it may come again."""
+        self.queue.leave(self, again=again)
+
+    def expected(self, now: float) -> float:
+        """Seconds until its turn, if no more loads come."""
+        return self.queue.expected(self, now)
+
+
+class LoadQueue:
+    """The loads of one environment.
+
+    Args:
+        budget: the environment's, as the settings are now.
+        load: starts a load.
+        recent: what the cache has by now, if that makes a load needless.
+        in_flight: the load that may be joined under an id.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        sharing: AnySharing,
+        budget: Callable[[], Budget],
+        load: Callable[[QueuedLoad], "asyncio.Task[Outcome]"],
+        recent: Callable[[QueuedLoad, float], Outcome | None],
+        in_flight: Callable[[str], "asyncio.Task[Outcome] | None"],
+    ) -> None:
+        self._clock = clock
+        self._sharing = sharing
+        self._budget = budget
+        self._load = load
+        self._recent = recent
+        self._in_flight = in_flight
+        self._queue: FairQueue[QueuedLoad] = FairQueue()
+        self._loads: dict[str, QueuedLoad] = {}
+        """Queued or in flight, by id."""
+        self._running: Counter[Hashable] = Counter()
+        """Loads in flight, by the caller whose turn started them."""
+        self._total = 0
+        self._unspent = 0
+        self._denied_until = -inf
+        """The store allows no load before this time."""
+        self._holds = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any load is queued or in flight."""
+        return bool(self._loads)
+
+    def get(self, id_: str) -> QueuedLoad | None:
+        """Get the load that a request may join."""
+        load = self._loads.get(id_)
+        if load is None or load.outcome.done():
+            return None
+        if load.task is not None and self._in_flight(id_) is not load.task:
+            return None  # the session was purged since the load started
+        return load
+
+    def request(
+        self, id_: str, copy: Copy | None, caller: Hashable, now: float, *, stretch: float
+    ) -> QueuedLoad | None:
+        """Join or queue a load that *caller* waits for; None if the queue is full."""
+        load = self.get(id_)
+        if load is None:
+            load = QueuedLoad(id_, copy, stretch, now, self)
+            if not self._add(load, caller, awaited=True):
+                self._start_turns()  # in spite of a hold: a large page fills the queue
+                if not self._add(load, caller, awaited=True):
+                    return None
+        elif load.queued:
+            self._add(load, caller, awaited=True)
+        load.waiting += 1
+        self.start_loads()
+        return load
+
+    def refresh(
+        self, id_: str, copy: Copy, caller: Hashable, now: float, *, stretch: float
+    ) -> None:
+        """Queue a load in the background, unless one exists; nobody waits for it."""
+        load = self.get(id_)
+        if load is None:
+            load = QueuedLoad(id_, copy, stretch, now, self)
+        elif not load.queued or caller in load.callers:
+            return
+        load.kept = True
+        self._add(load, caller, awaited=False)
+        self.start_loads()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Start nothing meanwhile, so that of several loads the most urgent one starts first."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self.start_loads()
+
+    def leave(self, load: QueuedLoad, *, again: bool) -> None:
+        """See `QueuedLoad.leave`: a queued load that nobody needs leaves the queue."""
+        load.waiting -= 1
+        load.kept |= again
+        if load.queued and not load.waiting and not load.kept:
+            self._queue.remove(load)
+            self._forget(load)
+
+    def expected(self, load: QueuedLoad, now: float) -> float:
+        """See `QueuedLoad.expected`."""
+        if not load.queued or self._holds:
+            return 0.0
+        budget, ahead = self._budget(), self._queue.ahead(load)
+        if not self._sharing.up:
+            return budget.wait(now, ahead)
+        pace = budget.seconds / budget.limit if budget.limit else 0.0
+        return max(0.0, self._denied_until - now) + ahead * pace
+
+    def paid(self, load: QueuedLoad) -> None:
+        """The store has allowed the call of *load*."""
+        load.spent = True
+        self._unspent -= 1
+        self.start_loads()
+
+    def deny(self, seconds: float) -> None:
+        """The store allows no call for *seconds*."""
+        self._denied_until = max(self._denied_until, self._clock()[0] + seconds)
+
+    def stop(self) -> None:
+        """Start no more loads, and refuse those that wait."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for load in self._queue.clear():
+            self._refuse(load, None)
+
+    def start_loads(self) -> None:
+        """Start the loads whose turn it is."""
+        if not self._holds:
+            self._start_turns()
+
+    def _start_turns(self) -> None:
+        if self._stopped or not len(self._queue):
+            return
+        now, up = self._clock()[0], self._sharing.up
+        wait = 0.0
+        while len(self._queue) and self._total < MAX_IN_FLIGHT:
+            wait = self._denied_until - now if up else self._wait(now)
+            if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):
+                break
+            # While the store denies, only loads start that another replica may have a copy for.
+            turn = self._queue.pop(self._may_start, new=wait > 0)
+            if turn is None:
+                break
+            self._start(*turn, now, up=up)
+        if wait > 0 and len(self._queue):
+            self._wake_after(wait)
+
+    def _wait(self, now: float) -> float:
+        budget = self._budget()
+        budget.replicas = self._sharing.replicas
+        return budget.wait(now)
+
+    def _may_start(self, caller: Hashable) -> bool:
+        return self._running[caller] < _MAX_OF_CALLER
+
+    def _start(self, caller: Hashable, load: QueuedLoad, now: float, *, up: bool) -> None:
+        if now > load.since and (outcome := self._recent(load, now)) is not None:
+            self._end_with(load, outcome)
+            return
+        load.spent = not up
+        if up:
+            self._unspent += 1
+        else:
+            self._budget().spend(now)
+        self._running[caller] += 1
+        self._total += 1
+        load.task = self._load(load)
+        load.task.add_done_callback(partial(self._ended, load, caller))
+
+    def _ended(self, load: QueuedLoad, caller: Hashable, task: "asyncio.Task[Outcome]") -> None:
+        self._total -= 1
+        self._running[caller] -= 1
+        if not self._running[caller]:
+            del self._running[caller]
+        if not load.spent:
+            self._unspent -= 1
+        outcome = Refusal("internal") if task.cancelled() else task.result()
+        if not (self._is_denied(load, outcome) and self._again(load, caller)):
+            self._end_with(load, outcome)
+        self.start_loads()
+
+    def _is_denied(self, load: QueuedLoad, outcome: Outcome) -> bool:
+        """Whether the store denied the call for a short time, and the load is still needed."""
+        return (
+            not load.spent
+            and isinstance(outcome, Refusal)
+            and outcome.code == "over_budget"
+            and (outcome.retry_after or 0.0) <= TURN_SECONDS
+            and (load.waiting > 0 or load.kept)
+            and self._loads.get(load.id) is load
+        )
+
+    def _again(self, load: QueuedLoad, caller: Hashable) -> bool:
+        load.task, load.denied = None, True
+        return self._add(load, caller, awaited=load.waiting > 0, first=True)
+
+    def _add(
+        self, load: QueuedLoad, caller: Hashable, *, awaited: bool, first: bool = False
+    ) -> bool:
+        """Queue *load*, or not; another load may have to leave for it."""
+        loser = self._queue.add(load, caller, awaited=awaited, first=first)
+        if loser is load:
+            return False
+        if load in self._queue:
+            self._loads[load.id] = load
+        if loser is not None:
+            self._refuse(loser, self._budget().wait(self._clock()[0], len(self._queue)))
+        return True
+
+    def _refuse(self, load: QueuedLoad, seconds: float | None) -> None:
+        self._end_with(load, Refusal("over_budget", retry_after=seconds))
+
+    def _end_with(self, load: QueuedLoad, outcome: Outcome) -> None:
+        self._forget(load)
+        if not load.outcome.done():
+            load.outcome.set_result(outcome)
+
+    def _forget(self, load: QueuedLoad) -> None:
+        if self._loads.get(load.id) is load:
+            del self._loads[load.id]
+
+    def _wake_after(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None  # it may fire a little early, and then it is set again
+        self.start_loads()

@@ -1,0 +1,273 @@
+"""Loads that wait for their turn, and requests that wait for loads; in virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.polls import PolledWorld, every, polled_world
+from support.replicas import Replicas, until
+from support.virtual_time import run
+from support.world import OFF, read
+
+from bff.copies.load_queue import MAX_IN_FLIGHT, MAX_UNSPENT, TURN_SECONDS, LoadQueue
+from bff.demo.upstream import session
+
+
+def played(history: Callable[[PolledWorld], Awaitable[None]], **changes: str) -> None:
+    """Play *history* in a world of virtual time."""
+
+    async def whole() -> None:
+        async with polled_world(**changes) as it:
+            await history(it)
+
+    run(whole)
+
+
+def queue(it: PolledWorld) -> LoadQueue:
+    return it.world.service.gateway.loader.queue("default")
+
+
+def test_retrieve_waits_for_its_turn() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add("a", "b", "c")
+        token = it.token("ann", names)
+        for name in names[:2]:
+            await it.get(token, name)
+
+        answer = await it.get(token, "c")
+
+        assert answer.status == 200
+        assert 0.8 < answer.took < TURN_SECONDS
+
+    played(history, BFF_UPSTREAM_BUDGET="2/second")
+
+
+@pytest.mark.parametrize("budget", ["1/second", "2/second", "4/second", "6/minute"])
+def test_retry_after_of_a_late_retrieve_is_true(budget: str) -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add(*(f"chat-{n}" for n in range(9)))
+        token = it.token("ann", names)
+
+        async def retry(name: str) -> list[int]:
+            statuses = []
+            while (answer := await it.get(token, name)).status != 200:
+                statuses.append(answer.status)
+                await asyncio.sleep(int(answer.headers["retry-after"]))
+            return statuses
+
+        refused = await asyncio.gather(*map(retry, names))
+
+        assert set(map(tuple, refused)) <= {(), (503,)}, "the second request finds the session"
+        assert (503,) in map(tuple, refused)
+
+    played(history, BFF_UPSTREAM_BUDGET=budget)
+
+
+def test_load_that_nobody_waits_for_leaves_the_queue() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add(*(f"chat-{n}" for n in range(4)))
+        token, other = it.token("ann", names), it.token("bob", names)
+        for name in names[:2]:
+            await it.get(token, name)
+        leavers = [asyncio.create_task(it.get(token, name)) for name in names[2:]]
+        stayer = asyncio.create_task(it.get(other, names[2]))
+        await asyncio.sleep(0.1)
+        assert len(queue(it)) == 2
+
+        for leaver in leavers:
+            leaver.cancel()
+        await asyncio.wait(leavers)
+
+        assert len(queue(it)) == 1, "the other browser still waits for one of them"
+        assert (await stayer).status == 200
+        await asyncio.sleep(5)
+        assert [id_ for _, id_ in it.reads] == names[:3]
+
+    played(history, BFF_UPSTREAM_BUDGET="2/second")
+
+
+def test_load_of_a_refused_request_is_made_in_its_turn() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add(*(f"chat-{n}" for n in range(7)))
+        token = it.token("ann", names)
+        for name in names[:6]:
+            await it.get(token, name)
+
+        refused = await it.get(token, names[6])
+        await asyncio.sleep(int(refused.headers["retry-after"]))
+        again = await it.get(token, names[6])
+
+        assert (refused.status, refused.took) == (503, 0.0), "its turn is not near"
+        assert int(refused.headers["retry-after"]) == 60
+        assert again.status == 200
+        await asyncio.sleep(60)
+        assert [id_ for _, id_ in it.reads] == names, "its load was made once"
+
+    played(history, BFF_UPSTREAM_BUDGET="6/minute", BFF_CACHE_TTL="60")
+
+
+def test_refreshes_go_on_while_others_wait() -> None:
+    async def history(it: PolledWorld) -> None:
+        cold = it.add(*(f"cold-{n:03}" for n in range(150)))
+        hot = it.add("hot")
+        busy, token = it.token("busy", cold), it.token("ann", hot)
+        await it.get(token, "hot")
+        flood = [asyncio.create_task(it.page(busy, page_size=100)) for _ in range(2)]
+
+        answers = await every(1.0, 25, lambda: it.get(token, "hot"))
+
+        assert max(answer.ages["hot"] for answer in answers) <= 7.0
+        assert max(answer.took for answer in answers) <= 0.1, "a stale copy needs no wait"
+        await asyncio.gather(*flood)
+
+    played(history, BFF_UPSTREAM_BUDGET="4/second", BFF_CACHE_STALE_WHILE_REVALIDATE="30")
+
+
+def test_slow_loads_of_one_caller_leave_room_for_others() -> None:
+    async def history(it: PolledWorld) -> None:
+        slow, quick = it.add(*(f"slow-{n:03}" for n in range(200))), it.add("quick")
+        it.delays = lambda: 3.0
+        token = it.token("busy", slow)
+        pages = [asyncio.create_task(it.page(token, page_size=100)) for _ in range(2)]
+        pages.append(asyncio.create_task(it.page(it.token("busy", slow[100:]), page_size=100)))
+        await asyncio.sleep(0.1)
+        it.delays = lambda: 0.01
+
+        single = await it.get(it.token("ann", quick), "quick")
+
+        assert (single.status, single.took < 0.1) == (200, True)
+        assert len(it.world.service.gateway.cache.loads) <= MAX_IN_FLIGHT
+        await asyncio.gather(*pages)
+
+    played(history, BFF_UPSTREAM_BUDGET="off")
+
+
+def test_load_is_not_made_if_the_copy_came_meanwhile() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add("a", "b")
+        token = it.token("ann", names)
+        await it.get(token, "a")
+        waiting = asyncio.create_task(it.get(token, "b"))
+        await asyncio.sleep(0.5)
+        gateway = it.world.service.gateway
+        document = it.world.upstream.environments[0].find("b") or {}
+        document["currentRunId"] = "run_0.5"
+        gateway.cache.put(gateway.loader._project("default", document, it.world.clock.now))
+
+        assert (await waiting).status == 200
+        assert [id_ for _, id_ in it.reads] == ["a"]
+
+    played(history, BFF_UPSTREAM_BUDGET="1/second")
+
+
+def test_purge_of_a_queued_session_leaves_one_load() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add("a", "b")
+        token = it.token("ann", names)
+        await it.get(token, "a")
+        waiting = asyncio.create_task(it.get(token, "b"))
+        await asyncio.sleep(0.5)
+        it.world.service.gateway.cache.purge("default", "b")
+
+        assert (await it.get(token, "b")).status == (await waiting).status == 200
+        assert [id_ for _, id_ in it.reads] == names
+
+    played(history, BFF_UPSTREAM_BUDGET="1/second")
+
+
+def test_stopping_gateway_refuses_those_who_wait() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add("a", "b")
+        token = it.token("ann", names)
+        await it.get(token, "a")
+        waiting = asyncio.create_task(it.get(token, "b"))
+        await asyncio.sleep(0.1)
+
+        it.world.service.gateway.loader.stop()
+
+        assert (await waiting).status == 503
+        assert len(queue(it)) == 0
+
+    played(history, BFF_UPSTREAM_BUDGET="1/second")
+
+
+def test_full_queue_refuses_and_tells_when_to_come_again() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add(*(f"chat-{n}" for n in range(6)))
+        queue(it)._queue._max_of_caller = 2
+        token = it.token("ann", names)
+
+        page = await it.page(token)
+
+        assert len(page.shown) == 5, "three started at once, and two found room in the queue"
+        assert len(page.late) == 1
+        assert page.next is not None
+
+    played(history, BFF_UPSTREAM_BUDGET="3/second")
+
+
+# -- replicas
+
+
+async def test_denied_loads_get_their_turn_at_a_store(replicas: Replicas) -> None:
+    """Each replica waits as long as the store says, and refuses nobody for it."""
+    worlds = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "6/second"})
+    ids = [f"many-{n}" for n in range(12)]
+    for number, id_ in enumerate(ids, start=100):
+        replicas.upstream.environments[0].add(session(number, id_))
+
+    answers = await asyncio.gather(
+        *(worlds[n % 2].get(id_, *read(id_)) for n, id_ in enumerate(ids))
+    )
+
+    assert [answer.status_code for answer in answers] == [200] * 12
+    assert len(replicas.upstream.seen) == 12
+    for world in worlds:
+        loads = world.service.gateway.loader.queue("default")
+        assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+
+
+async def test_copy_of_another_replica_needs_no_turn(replicas: Replicas) -> None:
+    one, two = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "3/minute"})
+    for id_ in ("chat-1", "chat-2", "chat-closed"):
+        await one.get(id_)
+    late = await two.get("a/b: c%?#ü")
+    await until(lambda: one.telemetry.counts["bff_shared_copies", "kept"] == 3)
+
+    found = [await two.get(id_) for id_ in ("chat-1", "chat-2")]
+
+    assert (late.status_code, late.json()["code"]) == (503, "over_budget")
+    assert [answer.status_code for answer in found] == [200, 200]
+
+
+async def test_page_asks_the_store_for_few_loads_at_once(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1, **OFF)
+    ids = [f"many-{n}" for n in range(100)]
+    for number, id_ in enumerate(ids, start=100):
+        replicas.upstream.environments[0].add(session(number, id_))
+    sharing, most, now = world.service.sharing, 0, 0
+    load = sharing.load
+
+    async def counted(request: Any) -> Any:
+        nonlocal most, now
+        ask = request.ask
+        now += 1
+        most = max(most, now)
+
+        async def pay_and_ask(timeout: float) -> Any:
+            nonlocal now
+            now -= 1
+            return await ask(timeout)
+
+        return await load(replace(request, ask=pay_and_ask))
+
+    sharing.load = counted
+    token = world.token(*read(*ids))
+    sent = {"authorization": f"Bearer {token}"}
+    response = await world.browser.get("/api/v1/sessions?page[size]=100", headers=sent)
+
+    shown, late = response.json()["data"], response.json().get("unavailable", [])
+    assert len(shown) + len(late) == 100, "on a busy machine some may be late"
+    assert most <= 2 * MAX_UNSPENT, "some of them have paid meanwhile"

@@ -1,0 +1,152 @@
+"""The queue of loads: the order, the bounds, and what each caller gets."""
+
+from math import inf
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bff.limits.queue import REFRESH_EVERY, FairQueue, Turn
+
+
+def filled(**callers: int) -> FairQueue[Turn]:
+    """A queue with this number of awaited loads of each caller."""
+    queue: FairQueue[Turn] = FairQueue()
+    for caller, number in callers.items():
+        for n in range(number):
+            queue.add(Turn(f"{caller}{n}", -inf), caller, awaited=True)
+    return queue
+
+
+def drain(queue: FairQueue[Turn], number: int = 1000) -> list[str]:
+    """Take turns; returns the callers' names."""
+    taken = []
+    while len(taken) < number and (turn := queue.pop()) is not None:
+        taken.append(str(turn[0]))
+    return taken
+
+
+def test_callers_take_turns_whatever_they_queued_first() -> None:
+    assert drain(filled(a=5, b=2, c=1)) == list("abcabaaa")
+
+
+def test_never_loaded_comes_first_then_the_oldest_copy() -> None:
+    queue: FairQueue[Turn] = FairQueue()
+    for key, loaded in (("young", 9.0), ("first", -inf), ("old", 3.0), ("second", -inf)):
+        queue.add(Turn(key, loaded), "a", awaited=True)
+
+    keys = [turn[1].key for turn in iter(queue.pop, None)]
+
+    assert keys == ["first", "second", "old", "young"]
+
+
+def test_refreshes_come_last_and_never_starve() -> None:
+    queue = filled(a=10)
+    for n in range(3):
+        queue.add(Turn(f"refresh{n}", 1.0), "b", awaited=False)
+
+    taken = drain(queue)
+
+    assert taken[:REFRESH_EVERY] == ["a"] * (REFRESH_EVERY - 1) + ["b"]
+    assert taken.count("b") == 3
+    assert taken[-1] == "a"
+
+
+def test_refresh_becomes_awaited_when_a_request_waits() -> None:
+    queue = filled(a=2)
+    turn = Turn("b", 1.0)
+    queue.add(turn, "b", awaited=False)
+    queue.add(turn, "b", awaited=True)
+
+    assert drain(queue) == ["a", "b", "a"]
+    assert len(queue) == 0
+
+
+def test_load_of_two_callers_goes_in_the_first_turn_of_either() -> None:
+    queue = filled(a=9)
+    shared = Turn("shared", 5.0)
+    queue.add(shared, "a", awaited=True)
+    queue.add(shared, "b", awaited=True)
+
+    assert queue.ahead(shared) == 1
+    assert drain(queue, 3) == ["a", "b", "a"]
+    assert shared not in queue
+
+
+def test_turns_of_one_caller_are_bounded() -> None:
+    queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
+    refresh, first, second, third = (Turn(n, 0.0) for n in range(4))
+
+    assert queue.add(refresh, "a", awaited=False) is None
+    assert queue.add(first, "a", awaited=True) is None
+    assert queue.add(second, "a", awaited=True) is refresh, "a refresh leaves first"
+    assert queue.add(third, "a", awaited=True) is third
+    assert queue.add(Turn("b", 0.0), "b", awaited=True) is None
+
+
+def test_full_queue_takes_from_the_caller_with_most() -> None:
+    queue: FairQueue[Turn] = FairQueue(max_turns=4)
+    turns = [Turn(n, float(n)) for n in range(4)]
+    for turn in turns:
+        queue.add(turn, "a", awaited=True)
+
+    newcomer, other = Turn("b", 0.0), Turn("more", 0.0)
+    assert queue.add(newcomer, "b", awaited=True) is turns[-1]
+    assert newcomer in queue
+    assert queue.add(other, "a", awaited=True) is other, "the caller with most gets no more"
+    assert len(queue) == 4
+
+
+def test_caller_that_may_not_start_is_passed_over() -> None:
+    queue = filled(a=2, b=1)
+
+    assert queue.pop(lambda caller: caller != "a") is not None
+    assert queue.pop(lambda caller: caller != "a") is None
+    assert drain(queue) == ["a", "a"]
+
+
+def test_denied_turn_is_the_next_one_again() -> None:
+    queue = filled(a=2, b=2)
+    taken = queue.pop()
+    assert taken is not None
+    caller, turn = taken
+    turn.denied = True
+    queue.add(turn, caller, awaited=True, first=True)
+
+    assert queue.pop() == (caller, turn)
+    queue.add(turn, caller, awaited=True, first=True)
+    new = queue.pop(new=True)
+    assert new is not None
+    assert new[1] is not turn, "another replica may have the copy of one that was not denied"
+
+
+def test_removed_turn_leaves_all_its_callers() -> None:
+    queue = filled(a=1)
+    shared = Turn("shared", 0.0)
+    for caller in ("a", "b"):
+        queue.add(shared, caller, awaited=True)
+
+    queue.remove(shared)
+
+    assert drain(queue) == ["a"]
+    assert queue.clear() == []
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=2))
+def test_no_caller_takes_more_than_half_while_others_wait(callers: dict[str, int]) -> None:
+    queue, left = filled(**callers), dict(callers)
+    taken: dict[str, int] = dict.fromkeys(callers, 0)
+    while sum(number > 0 for number in left.values()) > 1:
+        (caller,) = drain(queue, 1)
+        taken[caller] += 1
+        left[caller] -= 1
+        assert taken[caller] <= sum(taken.values()) / 2 + 1
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1))
+def test_expected_turn_is_the_real_one_or_later(callers: dict[str, int]) -> None:
+    queue = filled(**callers)
+    turns = list(queue._turns.values())
+    ahead = {turn.key: queue.ahead(turn) for turn in turns}
+
+    for number, (_, turn) in enumerate(iter(queue.pop, None)):
+        assert number <= ahead[turn.key] <= number + len(callers)
