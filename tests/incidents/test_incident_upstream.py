@@ -427,7 +427,7 @@ def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
         if len(up.seen) == 1:
             lines = (
                 *("x-ratelimit-limit: 750", "x-ratelimit-remaining: 0"),
-                f"x-ratelimit-reset: {int((time.time() + 1.2) * 1000)}",
+                f"x-ratelimit-reset: {int((time.time() + 3) * 1000)}",
             )
             connection.sendall(answer_bytes(limited, "429 Too Many Requests", *lines))
         else:
@@ -436,8 +436,8 @@ def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
     with RawUpstream(behave) as up, Gateway(up.port, **lane) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
         (response,) = talk(gateway.port, data, timeout=5).responses
-        assert (response.status, response.headers["retry-after"] in "12") == (503, True)
+        assert (response.status, response.headers["retry-after"] in "23") == (503, True)
         for _ in range(5):
             assert talk(gateway.port, data).statuses == [503]
         assert len(up.seen) == 1
-        assert eventually(lambda: talk(gateway.port, data).statuses == [200], 4)
+        assert eventually(lambda: talk(gateway.port, data, timeout=5).statuses == [200], 8)
