@@ -167,7 +167,7 @@ def _check_payload(payload: Mapping[str, Any]) -> None:
 
 
 def _check_message(message: object) -> None:
-    """Refuse every role but the user's, and the assistant's where it only resolves tool calls."""
+    """Refuse every role but ``user``, and ``assistant`` where it only resolves tool calls."""
     parts = message.get("parts", []) if isinstance(message, dict) else None
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise _refused("message must be an object, and its parts a list of objects")

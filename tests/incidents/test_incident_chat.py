@@ -114,7 +114,7 @@ async def test_57_cursor_goes_below_the_sessions_own_path(chats: World, cursor: 
     assert code(refused) == (400, "bad_request")
 
 
-async def test_82_foreign_chat_id_is_refused(chats: World) -> None:
+async def test_94_foreign_chat_id_is_refused(chats: World) -> None:
     await chats.get("chat-1")
 
     for foreign in ("chat-2", FRIENDLY["chat-2"], "", "CHAT-1"):
@@ -126,7 +126,7 @@ async def test_82_foreign_chat_id_is_refused(chats: World) -> None:
 SENTINEL = "eyJhbGciOiJIUzI1NiJ9.c2VudGluZWw.token-of-upstream"
 
 
-async def test_83_token_of_a_finished_turn_stays_here(chats: World) -> None:
+async def test_95_token_of_a_finished_turn_never_passes(chats: World) -> None:
     legacy = {"type": "trigger:turn-complete", "publicAccessToken": SENTINEL}
     control = {
         "seq_num": 9, "body": SENTINEL, "token": SENTINEL,
@@ -245,7 +245,7 @@ def test_59_ends_of_a_shutdown_are_spread_and_lose_nothing(
     assert max(ends) - min(ends) > 0.3, "spread over four seconds"
 
 
-def test_80_shutdown_does_not_wait_for_endless_streams(
+def test_92_shutdown_does_not_wait_for_endless_streams(
     live: tuple[running_upstream, Gateway],
 ) -> None:
     _, gateway = live
@@ -260,7 +260,7 @@ def test_80_shutdown_does_not_wait_for_endless_streams(
     assert MAX_DRAIN_SECONDS < 10
 
 
-def test_81_stream_is_not_stored_and_not_collected(live: tuple[running_upstream, Gateway]) -> None:
+def test_93_stream_is_not_stored_and_not_collected(live: tuple[running_upstream, Gateway]) -> None:
     upstream, gateway = live
     channel = upstream.app.chats.channel(upstream.app.environments[0], "chat-1")
     page = Page(gateway, gateway.token(*BOTH), seconds=3)
