@@ -32,9 +32,11 @@ BACKGROUND_TASKS: Final = (
     "settings_watch",
     "loop_lag",
     "key_refresh",
+    "readiness",
     "store_batches",
     "store_heartbeats",
     "store_listener",
+    "store_revocations",
 )
 """The loops that run beside requests."""
 
@@ -194,8 +196,7 @@ SPANS_LOST: Final = _counter(
 )
 BACKGROUND_RESTARTS: Final = _counter(
     "bff_background_restarts",
-    "Restarts of a loop that runs beside requests and ended or hung: settings_watch, loop_lag, "
-    "key_refresh, store_batches, store_heartbeats, store_listener.",
+    f"Restarts of a loop that runs beside requests and ended or hung: {', '.join(BACKGROUND_TASKS)}.",
     "task",
     initial=BACKGROUND_TASKS,
 )

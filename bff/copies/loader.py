@@ -140,12 +140,7 @@ class Loader:
 
     async def _load(self, environment: Environment, load: QueuedLoad) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
-
-        async def ask(timeout: float) -> Copy | Refusal:
-            return await self._ask(
-                environment, load.id, load.copy, timeout, spent=load.spent, load=load
-            )
-
+        ask = partial(self._ask, environment, load.id, load.copy, spent=load.spent, load=load)
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(

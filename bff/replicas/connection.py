@@ -156,8 +156,7 @@ class Connection:
         self.replicas = UNKNOWN_REPLICAS
         self.reason: str | None = "not connected yet"
         self.timeout = timeout
-        self._clients = clients
-        self._background = background
+        self._clients, self._background = clients, background
         self._requests, self._heart = _Link(clients), _Link(clients)
         self._name = name
         self._count = count
@@ -257,8 +256,7 @@ class Connection:
         """Delete the keys of *commands*: no gateway wrote what one of them holds."""
         self._count("foreign", 1)
         for command in commands:
-            names = command[3 : 3 + command[2]] if command[0] == "EVAL" else command[1:2]
-            for name in names:
+            for name in _keys_of(command):
                 self.execute_nowait(("UNLINK", name))
 
     async def _send_batches(self, _: Beat) -> None:
@@ -381,3 +379,8 @@ def _futures(commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
 
 def _is_error(result: object) -> bool:
     return isinstance(result, Exception)
+
+
+def _keys_of(command: Command) -> Command:
+    """Return the keys that *command* uses."""
+    return command[3 : 3 + command[2]] if command[0] == "EVAL" else command[1:2]

@@ -78,6 +78,7 @@ class Store:
         )
         self.republisher = Republisher(
             connection,
+            background=background,
             name=name,
             revocations=revocations,
             join=self._join,
@@ -114,7 +115,7 @@ class Store:
 
     async def close(self) -> None:
         """Send what is queued, within `timeout`, and disconnect."""
-        self.republisher.close()
+        await self.republisher.close()
         await self.listener.close()
         await self.connection.close()
 

@@ -387,7 +387,7 @@ class FastPathProtocol(BoundedProtocol):
         return super().eof_received()
 
     def unanswered(self) -> int:
-        """Count the requests that wait, here too."""
+        """Count the requests that wait, with that of the fast path."""
         return super().unanswered() + (self._waiting is not None)
 
     def _requests_ahead(self) -> int:

@@ -81,7 +81,7 @@ def _of_source(
     accepted = bool(set(map(_short, named)) & set(source.audiences)) or not source.audiences
     yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
     if not source.keys.trusted(wall):
-        yield Check("signature", None, "the source's keys are not known here")
+        yield Check("signature", None, "the source's keys are not known")
         return
     try:
         source.verify(token, header, wall)

@@ -1651,7 +1651,7 @@ FAULTS = [
         "bff/config/values.py",
         "if network.prefixlen < _WIDEST[network.version]:",
         "if False:",
-        f"{_OPERATORS}::test_46_network_of_everybody_is_no_proxy",
+        f"{_OPERATORS}::test_46_network_of_everybody_is_refused_as_a_proxy",
     ),
     Fault(
         87,

@@ -36,7 +36,7 @@ async def test_40_origins_of_apps_and_extensions_work_when_named(clock: Clock, o
 
 
 @pytest.mark.parametrize("networks", ["0.0.0.0/0", "10.0.0.0/8,::/0", "0.0.0.0/1,128.0.0.0/1"])
-def test_46_network_of_everybody_is_no_proxy(networks: str) -> None:
+def test_46_network_of_everybody_is_refused_as_a_proxy(networks: str) -> None:
     with pytest.raises(SettingsError) as raised:
         reader.load(environ(BFF_TRUSTED_PROXIES=networks))
     assert "BFF_TRUSTED_PROXIES contains" in str(raised.value.problems)
