@@ -33,6 +33,7 @@ BACKGROUND_TASKS: Final = (
     "loop_lag",
     "key_refresh",
     "readiness",
+    "streams",
     "store_batches",
     "store_heartbeats",
     "store_listener",
@@ -143,7 +144,10 @@ LIMITED: Final = _counter(
     "Requests refused by a rate limit, by limit: address, page, bad-token, caller, stream-open, "
     "message, message-daily, message-total.",
     "limit",
-    initial=("address", "page", "bad-token", "caller"),
+    initial=(
+        *("address", "page", "bad-token", "caller"),
+        *("stream-open", "message", "message-daily", "message-total"),
+    ),
 )
 DROPPED_FIELDS: Final = _counter(
     "bff_dropped_fields",
@@ -196,7 +200,8 @@ SPANS_LOST: Final = _counter(
 )
 BACKGROUND_RESTARTS: Final = _counter(
     "bff_background_restarts",
-    f"Restarts of a loop that runs beside requests and ended or hung: {', '.join(BACKGROUND_TASKS)}.",
+    "Restarts of a loop that runs beside requests and ended or hung: "
+    f"{', '.join(BACKGROUND_TASKS)}.",
     "task",
     initial=BACKGROUND_TASKS,
 )

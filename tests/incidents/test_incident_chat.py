@@ -197,6 +197,7 @@ def live(request: pytest.FixtureRequest) -> Iterator[tuple[running_upstream, Gat
 
 def gauge(gateway: Gateway, name: str) -> float:
     text = http.get(gateway.ops_url + "/metrics").text
+    assert f"\n{name.rstrip()}" in text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
