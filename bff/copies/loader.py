@@ -30,8 +30,6 @@ from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
-READINESS_ID: Final = "session_readiness_probe"
-"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
 
@@ -129,19 +127,6 @@ class Loader:
         load = self.queued(environment.name, id_)
         queue, key = self.queue(environment.name), id_ if load is None else load.id
         queue.refresh(key, copy, caller, now, stretch=copy.share.stretch)
-
-    def check(self, environment: Environment, now: float) -> "asyncio.Task[Copy | Refusal]":
-        """Start a readiness check, or join the one in flight; call `Budget.wait` first."""
-        key = environment.name, READINESS_ID
-        task = self._cache.loads.get(key)
-        if task is None:
-            spent = not self._sharing.up
-            if spent:
-                environment.budget.spend(now)
-            wait = 0.0 if spent else None
-            ask = self._ask(environment, READINESS_ID, None, self._sharing.timeout, wait=wait)
-            task = self._cache.loads.start(key, ask)
-        return task
 
     def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
         """Find what makes a load needless that waited for its turn."""
@@ -289,7 +274,7 @@ class Loader:
     ) -> Copy | Refusal:
         """Learn from a load for the next ones; returns the outcome for all who wait."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count(metrics.LOADS, code)
+        self._telemetry.count(metrics.LOADS, environment.name, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and copy is not None:
@@ -306,7 +291,7 @@ class Loader:
             "outcome": code,
             "seconds": round(seconds, 4),
         }
-        if health == environment.health or (healthy and environment.health is None):
+        if health == environment.last_load or (healthy and environment.last_load is None):
             self._telemetry.often("load_finished", now, **line)
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **line)
@@ -314,5 +299,5 @@ class Loader:
             self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
-        environment.health, environment.checked = health, now
+        environment.last_load = health
         return outcome

@@ -26,6 +26,7 @@ from support.world import (
 )
 
 from bff.cli import main
+from bff.copies import load_queue
 from bff.demo.upstream import Answer, session
 from bff.replicas import keys, republisher
 from bff.replicas.valkey import StoreUnavailable
