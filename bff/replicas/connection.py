@@ -93,14 +93,14 @@ class _Exchange:
         future: gets the answers; None if they are late or errors.
     """
 
-    __slots__ = ("commands", "future", "late", "results", "settle", "timer")
+    __slots__ = ("commands", "future", "late", "results", "accept", "timer")
 
     def __init__(
-        self, commands: Sequence[Command], settle: "Callable[[_Exchange], list[Any] | None]"
+        self, commands: Sequence[Command], accept: "Callable[[_Exchange], list[Any] | None]"
     ) -> None:
         self.commands = commands
         self.results: list[Any] = []
-        self.settle = settle
+        self.accept = accept
         self.future: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
         self.timer: asyncio.TimerHandle | None = None
         self.late = False
@@ -109,7 +109,7 @@ class _Exchange:
         """Take the answer of the next command."""
         self.results.append(result)
         if len(self.results) == len(self.commands) and not self.late:
-            self.end(self.settle(self))
+            self.end(self.accept(self))
 
     def end(self, results: list[Any] | None) -> None:
         if self.timer is not None:
@@ -234,7 +234,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         if not self._queue:
             loop.call_soon(self._send_batch)
-        exchange = _Exchange(commands, self._settle)
+        exchange = _Exchange(commands, self._accept)
         exchange.timer = loop.call_later(timeout, self._expire, exchange)
         self._queue.append(exchange)
         return exchange
@@ -256,7 +256,7 @@ class Connection:
         self._count("late", len(exchange.commands))
         self.check()
 
-    def _settle(self, exchange: _Exchange) -> list[Any] | None:
+    def _accept(self, exchange: _Exchange) -> list[Any] | None:
         """Look for errors among the answers; None if there are any."""
         commands, results = exchange.commands, exchange.results
         failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]

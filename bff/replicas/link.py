@@ -2,7 +2,7 @@
 
 Both send batches in order and give each answer to the command at its position. A batch whose
 connection ends gets an error as the answer of each command. The protocol is here because it makes
-a command five times cheaper (docs/FLEET.md); what is rare stays with the client.
+a command cheaper; heartbeats, announcements and clusters stay with the client.
 """
 
 import asyncio
@@ -187,7 +187,7 @@ class _Wire(asyncio.Protocol):
             reader.feed(data)
             while (answer := reader.gets()) is not False:
                 waiting.popleft()(answer)
-        except Exception as exc:  # noqa: BLE001  what no Valkey server sends, or nobody asked for
+        except Exception as exc:  # noqa: BLE001  no Valkey server, or more answers than commands
             self.end(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -80,7 +80,7 @@ async def test_link_ends_a_silent_connection(own_engine: Engine) -> None:
     await one.close()
 
 
-async def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
+async def test_answer_without_a_command_ends_the_connection() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"+PONG\r\n+MORE\r\n")
