@@ -93,7 +93,7 @@ class _Exchange:
         future: gets the answers; None if they are late or errors.
     """
 
-    __slots__ = ("commands", "future", "late", "results", "accept", "timer")
+    __slots__ = ("accept", "commands", "future", "late", "results", "timer")
 
     def __init__(
         self, commands: Sequence[Command], accept: "Callable[[_Exchange], list[Any] | None]"

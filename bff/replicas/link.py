@@ -1,8 +1,8 @@
 """Two ways to send the commands of requests: a protocol for one server, the client for a cluster.
 
 Both send batches in order and give each answer to the command at its position. A batch whose
-connection ends gets an error as the answer of each command. The protocol is here because it makes
-a command cheaper; heartbeats, announcements and clusters stay with the client.
+connection ends gets an error as the answer of each command. The protocol makes a command
+cheaper; heartbeats, announcements and clusters stay with the client.
 """
 
 import asyncio

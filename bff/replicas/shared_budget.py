@@ -30,7 +30,7 @@ class Denials:
         """Until when this replica remembers it, and when the next load may start."""
 
     def wait(self, budget: SharedBudget, now: float) -> float:
-        """Return the seconds until the store allows the next load; 0 if it has to be asked."""
+        """Return the seconds until the store allows the next load; 0 if only the store can tell."""
         remembered, next_ = self._waits.get(budget, (-inf, -inf))
         return next_ - now if now < min(remembered, next_) else 0.0
 

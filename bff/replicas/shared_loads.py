@@ -235,12 +235,12 @@ class SharedLoads:
             # We wait for another replica's load, so only the last poll counts against the timeout.
             async with self._store.turns:
                 deadline.left, (sent, _) = left, self._clock()
-                known = self._denials.wait(budget, sent)
+                remembered = self._denials.wait(budget, sent)
                 found = await deadline.wait(
                     self._store.load(
                         lookup.prefix,
                         lookup.id,
-                        "" if known else token,
+                        "" if remembered else token,
                         CLAIM_SECONDS,
                         fresh=fresh,
                         budget=budget,
@@ -253,9 +253,9 @@ class SharedLoads:
             if entry is not None and lookup.is_answer(entry):
                 return _Search(entry=entry)
             if found.denied:
-                if not known:
+                if not remembered:
                     self._denials.record(budget, self._clock()[0], found.denied)
-                return _Search(entry=entry, wait=known or found.denied)
+                return _Search(entry=entry, wait=remembered or found.denied)
             if sent - began > self._deadline:
                 return _Search(entry=entry)
             if found.value is not None and found.age <= fresh:

@@ -154,7 +154,7 @@ class Sharing:
     def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:
         """Return the seconds until one more load may start, after *ahead* others; 0 for now.
 
-        While the store is up, only it can say: 0 if it has to be asked.
+        While the store is up, only it can say. Then this is 0 unless it lately denied a load.
         """
         shared = self._budget(environment, budget)
         if shared is None or not self.up:
@@ -171,8 +171,8 @@ class Sharing:
         """
         shared, wait = self._budget(environment, budget), None
         if shared is not None and self.up:
-            if known := self._denials.wait(shared, self._clock()[0]):
-                return known
+            if remembered := self._denials.wait(shared, self._clock()[0]):
+                return remembered
             async with self.store.turns:
                 wait = await if_available(self.store.spend(shared, timeout=timeout))
             if wait:
