@@ -144,7 +144,7 @@ class IntrospectionLookup:
 
     metric: ClassVar = metrics.SHARED_INTROSPECTIONS
     fresh_for: ClassVar = inf
-    """A stored introspection expires when it is no answer any more."""
+    """The expiry of a stored introspection is the end of its use."""
 
     namespace: Namespace
     digest: bytes

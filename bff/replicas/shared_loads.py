@@ -54,7 +54,7 @@ class SharedLookup(Protocol[T]):
 
     @property
     def budget(self) -> SharedBudget:
-        """What the load spends from."""
+        """The budget that pays for the load."""
 
     @property
     def metric(self) -> str:
@@ -154,7 +154,7 @@ class _Renewal:
 
 @dataclass(frozen=True, slots=True)
 class _Search(Generic[T]):
-    """What a search in the store came to: a claim, an entry, a denial, or nothing."""
+    """The result of a search in the store: a claim, an entry, a time to wait, or none of them."""
 
     claim: Claim | None = None
     entry: T | None = None
@@ -236,7 +236,7 @@ class SharedLoads:
             async with self._store.turns:
                 deadline.left, (sent, _) = left, self._clock()
                 remembered = self._denials.wait(budget, sent)
-                found = await deadline.wait(
+                looked_up = await deadline.wait(
                     self._store.load(
                         lookup.prefix,
                         lookup.id,
@@ -247,20 +247,20 @@ class SharedLoads:
                         timeout=left,
                     )
                 )
-            entry = self._decode(lookup, found.value, found.left, sent)
-            if found.claimed:
-                return _Search(Claim(token, found.time, self._clock()[0]), entry, 0.0)
+            entry = self._decode(lookup, looked_up.value, looked_up.left, sent)
+            if looked_up.claimed:
+                return _Search(Claim(token, looked_up.time, self._clock()[0]), entry, 0.0)
             if entry is not None and lookup.is_answer(entry):
                 return _Search(entry=entry)
-            if found.denied:
+            if looked_up.denied:
                 if not remembered:
-                    self._denials.record(budget, self._clock()[0], found.denied)
-                return _Search(entry=entry, wait=remembered or found.denied)
+                    self._denials.record(budget, self._clock()[0], looked_up.denied)
+                return _Search(entry=entry, wait=remembered or looked_up.denied)
             if sent - began > self._deadline:
                 return _Search(entry=entry)
-            if found.value is not None and found.age <= fresh:
-                # It might have been an answer, and is none: claim unless there is a later one.
-                fresh, left = found.age, deadline.left
+            if looked_up.value is not None and looked_up.age <= fresh:
+                # It is too old for this lookup: claim the load unless there is a later value.
+                fresh, left = looked_up.age, deadline.left
                 continue
             await asyncio.sleep(_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)])
             polls += 1

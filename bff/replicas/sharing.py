@@ -215,7 +215,7 @@ class Sharing:
 
         async def ask(wait: float | None, timeout: float) -> Outcome:
             if wait == 0.0:
-                budget.spend(self._clock()[0])  # it counts here too: the store may go down
+                budget.spend(self._clock()[0])  # this replica counts it too: the store may go down
             return await request.ask(wait, timeout)
 
         lookup = CopyLookup(

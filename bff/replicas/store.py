@@ -32,12 +32,12 @@ _READY_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What `Store.load` found.
+class StoredLoad:
+    """The result of `Store.load`.
 
     Attributes:
         claimed: whether the load is claimed and spent.
-        denied: seconds until the budget may allow the load; 0 if it was not asked, or allowed it.
+        denied: seconds until the budget may allow the load; 0 if it allowed the load, or nothing was spent.
         value: what is stored, answer or not.
         left: seconds until the value expires.
         time: microseconds of the store's clock, which tell purges before the load from purges
@@ -223,11 +223,11 @@ class Store:
         fresh: float,
         budget: SharedBudget,
         timeout: float,
-    ) -> Found:
-        """Read a value; if it is no answer, claim its one load for *seconds*, and spend it.
+    ) -> StoredLoad:
+        """Read a value; if it is too old, claim its one load for *seconds*, and spend it.
 
         All of it is one command. A value whose load was claimed longer than *fresh* seconds ago is
-        no answer. Without a *token* nothing is claimed, and a load that could be is denied.
+        too old. Without a *token* nothing is claimed, and a load that could be is denied.
         """
         names = (
             *_budget_keys(budget.origin), keys.value(prefix, id_), keys.claim(prefix, id_),
@@ -238,7 +238,7 @@ class Store:
         )  # fmt: skip
         command = ("EVAL", scripts.LOAD, len(names), *names, *arguments)
         ((state, value, left, time, age),) = await self.connection.execute(command, timeout=timeout)
-        return Found(
+        return StoredLoad(
             claimed=state == 0,
             denied=max(0, state) / 1000,
             value=value,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bff.replicas.shared_budget import SharedBudget
-from bff.replicas.store import Found
+from bff.replicas.store import StoredLoad
 from bff.replicas.valkey import StoreUnavailable
 
 
@@ -172,23 +172,23 @@ class StandIn:
         fresh: float,
         budget: SharedBudget,
         timeout: float,
-    ) -> Found:
+    ) -> StoredLoad:
         shared, key = self._reach(), f"{prefix}:{id_}"
         value, left, time = shared.get(key), shared.left(key), shared.microseconds()
         claim = re.match(rb"bff1 (\d+) ", value or b"")
         age = (time - int(claim[1])) / 1e6 if claim else 0.0
 
-        def found(*, claimed: bool = False, denied: float = 0.0) -> Found:
-            return Found(claimed, denied, value, left, time, age)
+        def result(*, claimed: bool = False, denied: float = 0.0) -> StoredLoad:
+            return StoredLoad(claimed, denied, value, left, time, age)
 
         if (claim and age <= fresh) or shared.get(f"{key}:load") is not None:
-            return found()
+            return result()
         if not token:
-            return found(denied=0.001)
+            return result(denied=0.001)
         if wait := self._spend(budget):
-            return found(denied=wait)
+            return result(denied=wait)
         shared.set(f"{key}:load", token, seconds)
-        return found(claimed=True)
+        return result(claimed=True)
 
     def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
         key = f"{prefix}:{id_}:load"

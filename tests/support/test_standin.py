@@ -89,11 +89,11 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
             case "load":
                 token, fresh, limit = rest
                 budget = SharedBudget(key, limit, _LONG)
-                found = await store.load(
+                result = await store.load(
                     "s", key, token, _LONG, fresh=fresh, budget=budget, timeout=2
                 )
-                claimed = found.time
-                answers.append((found.claimed, found.denied > 0, found.value, found.left > 0))
+                claimed = result.time
+                answers.append((result.claimed, result.denied > 0, result.value, result.left > 0))
             case "renew":
                 store.renew("s", key, rest[0], _LONG)
             case "release":

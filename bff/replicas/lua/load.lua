@@ -1,4 +1,4 @@
--- Starts a load: reads the stored value and, if it is no answer, claims the one load and spends it.
+-- Starts a load: reads the stored value; unless that is an answer, claims the load and spends it.
 -- The three are one step: a load is claimed only if the budget allows it, and spent only if claimed.
 -- The window of the budget slides: at most ARGV[1] loads in any ARGV[2] milliseconds.
 -- A time or a claim that lies too far ahead (the store's clock was set back) is deleted or cut.
@@ -13,7 +13,7 @@
 -- ARGV[3]  milliseconds: the longest that KEYS[2] and KEYS[3] may last
 -- ARGV[4]  token of this replica; empty to claim nothing, for the budget is known to be spent
 -- ARGV[5]  milliseconds that a claim lasts
--- ARGV[6]  microseconds: a value whose load was claimed longer ago is no answer
+-- ARGV[6]  microseconds: a value whose load was claimed longer ago is too old
 -- Result   {0 if claimed or spent; -1 if not, because there may be an answer now or soon; otherwise
 --          milliseconds to wait, stored value or nil, its PTTL, the store's time in microseconds,
 --          microseconds since the claim of the value}
