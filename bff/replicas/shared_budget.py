@@ -11,7 +11,7 @@ each load. No longer: upstream may report a new period of its bucket to another 
 
 @dataclass(frozen=True, slots=True)
 class SharedBudget:
-    """The loads that all replicas may start for an environment: at most *limit* loads in any *seconds*.
+    """The loads that all replicas may start for an environment: *limit* in any *seconds*.
 
     Attributes:
         limit: None for no limit of the gateway; 0 for loads that spend nothing.

@@ -37,7 +37,7 @@ class StoredLoad:
 
     Attributes:
         claimed: whether the load is claimed and spent.
-        denied: seconds until the budget may allow the load; 0 if it allowed the load, or nothing was spent.
+        denied: seconds until the budget may allow the load; 0 if it did not deny it.
         value: what is stored, answer or not.
         left: seconds until the value expires.
         time: microseconds of the store's clock, which tell purges before the load from purges
