@@ -242,7 +242,7 @@ async def test_miss_waits_for_one_round_trip_to_the_store(replicas: Replicas) ->
 
 
 async def test_fresh_copy_of_another_replica_spends_nothing(replicas: Replicas) -> None:
-    one, two = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "1/minute"})
+    one, two = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "5/minute"})
     await one.get("chat-1")
     await until(lambda: one.telemetry.counts["bff_shared_copies", "kept"] == 1)
 
