@@ -242,7 +242,7 @@ class Gateway:
             return named[0], False
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not ids.covers(granted, session_id):
-            # What the gateway knows of the named sessions is not for a token that may be forged.
+            # The token may be forged, so it is not compared with the pairs that are remembered.
             for named_id in ids.named_in_other_form(granted, session_id):
                 return named_id, False
             raise Refused("unauthorized")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-NUMBERS = {*range(1, 37), 49, 50, 51, *range(60, 68), 71, 72}
+NUMBERS = {*range(1, 37), *range(49, 55), *range(64, 70)}
 
 
 def _table() -> dict[int, tuple[str, str]]:
