@@ -36,7 +36,7 @@ from bff.telemetry import Telemetry
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.upstream.api import Upstream
-from bff.upstream.client import Client, Transport
+from bff.upstream.client import Network
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Service:
         telemetry: where it counts and logs.
         reload: reads the settings again; raises `SettingsError`.
         clock: reads the two clocks.
-        transport: how upstream is reached; for tests.
+        network: how other servers are reached, if not on sockets; for tests.
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
         peers: the other workers; None if this process is the only one.
@@ -69,7 +69,7 @@ class Service:
         *,
         reload: Callable[[], Settings] | None = None,
         clock: Clock = system_clock,
-        transport: Transport | None = None,
+        network: Network | None = None,
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
         peers: WorkerPeers | None = None,
@@ -86,13 +86,15 @@ class Service:
             apply=self._apply,
             telemetry=telemetry,
         )
-        self._client = Client(
-            connect_timeout=settings.upstream_connect_timeout, transport=transport
+        self.network = network or Network.open(
+            ca_file=settings.upstream_ca_file,
+            connect_timeout=settings.upstream_connect_timeout,
+            clock=clock,
         )
         shared = self._make_sharing(settings) if settings.store_url else None
         self.sharing: AnySharing = shared or Alone(clock)
         self._builder = ConfigBuilder(
-            self._client,
+            self.network.api,
             timeout=self._timeout,
             sharing=self.sharing,
             provider=shared,
@@ -207,7 +209,7 @@ class Service:
     def _make_key_refresh(self) -> KeyRefresh:
         config, builder, settings = self.gateway.config, self._builder, self.reload.settings
         return KeyRefresh(
-            lambda url: self._client.fetch(url, timeout=self._timeout),
+            lambda url: self.network.others.fetch(url, timeout=self._timeout),
             config.verifier.sources,
             {
                 e.name: (
@@ -253,23 +255,23 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        async with self._client:
-            await self.connect()
-            # Held by this frame, which outlives them.
-            beside = [
-                asyncio.create_task(self.reload.watch()),
-                asyncio.create_task(self._measure_lag()),
-            ]
-            self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
-            yield
-            for task in (*beside, self._key_refresh_task):
-                task.cancel()
-            self.gateway.loader.stop()
-            if self._tasks:
-                await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
-            await self.sharing.stop()
-            if self._tracing:
-                await asyncio.to_thread(self._tracing.close)
+        await self.connect()
+        # Held by this frame, which outlives them.
+        beside = [
+            asyncio.create_task(self.reload.watch()),
+            asyncio.create_task(self._measure_lag()),
+        ]
+        self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
+        yield
+        for task in (*beside, self._key_refresh_task):
+            task.cancel()
+        self.gateway.loader.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
+        await self.sharing.stop()
+        await self.network.aclose()
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
 
     async def connect(self) -> None:
         """Connect to the store, if there is one; once.

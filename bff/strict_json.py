@@ -33,9 +33,7 @@ def loads(text: str | bytes, *, most: int = MAX_STRUCTURE) -> Any:
     ):
         raise ValueError("too many members")
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse
-        )
+        return _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -101,3 +99,9 @@ def _integer(digits: str) -> int:
 
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse
+)
+"""Made once: `json.loads` makes one for each call with arguments."""

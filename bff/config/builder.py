@@ -28,7 +28,7 @@ from bff.tokens.jwks import KeySet, read_jwks, shared_key
 from bff.tokens.scopes import Grant
 from bff.tokens.verify import Issuer, Verifier
 from bff.upstream.api import Quota, Upstream
-from bff.upstream.client import Client
+from bff.upstream.pool import Transport
 
 _PAGES = {
     b"/": json.dumps(
@@ -52,7 +52,7 @@ class ConfigBuilder:
     """Builds configurations for one gateway.
 
     Args:
-        client: sends requests upstream.
+        transport: sends requests upstream.
         timeout: seconds for a whole answer of upstream.
         sharing: the other replicas, which share what upstream's bucket holds.
         provider: grants limits that replicas share; None if the process counts alone.
@@ -62,7 +62,7 @@ class ConfigBuilder:
 
     def __init__(
         self,
-        client: Client,
+        transport: Transport,
         *,
         timeout: float,
         sharing: AnySharing,
@@ -70,7 +70,7 @@ class ConfigBuilder:
         clock: Clock,
         trace: Callable[[Upstream], Upstream],
     ) -> None:
-        self._client = client
+        self._transport = transport
         self._timeout = timeout
         self._sharing = sharing
         self._provider = provider
@@ -185,13 +185,14 @@ class ConfigBuilder:
             kept = before.budget
             budget = kept if (kept.limit, kept.seconds) == (limit, seconds) else budget
         upstream = Upstream(
-            self._client,
+            self._transport,
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=self._timeout,
             user_agent=f"bff/{__version__}",
             observe=partial(self._observe, environment.name, budget),
+            clock=self._clock,
         )
         return Environment(environment.name, origin, self._trace(upstream), budget)
 

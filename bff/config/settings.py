@@ -246,8 +246,8 @@ class Settings:
     fast_path: bool = setting(
         "BFF_FAST_PATH",
         values.flag,
-        "`true` serves hits without ASGI, at several times the requests a second; `false` serves "
-        "every request through ASGI",
+        "`true` serves sessions without ASGI, hits at several times the requests a second; "
+        "`false` serves every request through ASGI",
         default="true",
         reloadable=False,
     )
@@ -299,6 +299,13 @@ class Settings:
         values.timeout,
         "seconds to connect to upstream",
         default="1",
+        reloadable=False,
+    )
+    upstream_ca_file: str | None = setting(
+        "BFF_UPSTREAM_CA_FILE",
+        values.ca_file,
+        "a file with certificates (PEM) of authorities that the gateway trusts beside the "
+        "system's: for an upstream, or a server of keys, with a certificate of your own authority",
         reloadable=False,
     )
     upstream_timeout: float = setting(

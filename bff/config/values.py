@@ -5,6 +5,7 @@ A problem quotes only settings that hold no secret.
 
 import os
 import re
+import ssl
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import nan
@@ -154,6 +155,17 @@ def url(text: str) -> str:
 
 _STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
 _STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md)"
+
+
+def ca_file(text: str) -> str:
+    """Parse the path of a file with certificates of authorities."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
+    except ssl.SSLError:
+        raise InvalidValue("has no certificate in PEM form") from None
+    except OSError as exc:
+        raise InvalidValue(f"cannot be read: {os.strerror(exc.errno or 0)}") from None
+    return text
 
 
 def store(text: str) -> StoreAddress:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bff import metrics
 from bff.clock import Clock
@@ -26,7 +26,7 @@ from bff.sessions import fields, ids
 from bff.sessions.copy import Copy, NegativeEntry, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
-from bff.upstream.client import cause
+from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
@@ -34,6 +34,19 @@ READINESS_ID: Final = "session_readiness_probe"
 """The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
+
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+"""Made once: `json.dumps` makes one for each call with arguments."""
+
+
+class Get(Protocol):
+    """Gets a session from upstream: `Upstream.get`, or `Upstream.get_as` with a token."""
+
+    def __call__(
+        self, path: str, *, read: Callable[[bytes], dict[str, Any]]
+    ) -> Awaitable[dict[str, Any]]:
+        """GET *path* and read the body of a 200."""
 
 
 class Loader:
@@ -213,7 +226,7 @@ class Loader:
         return await self._sharing.spend(environment.name, environment.budget, timeout=timeout)
 
     async def fetch(
-        self, environment: Environment, id_: str, get: Callable[[str], Awaitable[bytes]]
+        self, environment: Environment, id_: str, get: Get
     ) -> tuple[Copy | Refusal, str | None]:
         """Fetch a session with *get* and keep its copy. Never raises.
 
@@ -223,7 +236,7 @@ class Loader:
         started, _ = self._clock()
         generation = self._cache.purge_generation
         try:
-            document = parse_document(await get(ids.path(id_)), requested_id=id_)
+            document = await get(ids.path(id_), read=partial(parse_document, requested_id=id_))
             copy = self._project(environment.name, document, started)
             copy.generation = generation
         except UpstreamError as error:
@@ -248,8 +261,7 @@ class Loader:
         self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
         shown = policy.project(document)
         try:
-            text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            body = text.encode()
+            body = _ENCODER.encode(shown).encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
         return make_copy(

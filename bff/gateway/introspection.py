@@ -7,6 +7,7 @@ its limit before upstream meets the tokens. Only this module makes a caller of a
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from bff import metrics
@@ -240,10 +241,8 @@ class Introspector:
 
         async def ask() -> Introspection:
             nonlocal outcome
-            _, wall = self._clock()
-            outcome, _ = await self._loader.fetch(
-                environment, session_id, lambda path: environment.upstream.get_as(token, path, wall)
-            )
+            get = partial(environment.upstream.get_as, token)
+            outcome, _ = await self._loader.fetch(environment, session_id, get)
             now, wall = self._clock()
             if isinstance(outcome, Refusal):
                 seconds = refusal_seconds(outcome.code, outcome.retry_after)

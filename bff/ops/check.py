@@ -17,7 +17,8 @@ from bff.config.declaration import DEFAULT, SettingReport
 from bff.config.settings import Settings
 from bff.errors import UpstreamError
 from bff.server import fast_path
-from bff.upstream.client import Answer, Client, Transport, cause
+from bff.upstream.connection import Answer
+from bff.upstream.pool import cause, is_untrusted
 
 MAX_SKEW: Final = 5.0
 """Seconds that two clocks may differ. The gateway compares a token's times with its own clock, the
@@ -137,21 +138,11 @@ class Checker:
     Args:
         settings: those of the gateway.
         clock: the two times.
-        transport: replaces the network in tests.
     """
 
-    def __init__(
-        self, settings: Settings, clock: Clock, *, transport: Transport | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._client = Client(
-            connect_timeout=settings.upstream_connect_timeout, transport=transport
-        )
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
 
     def _compare_clocks(self, name: str, answer: Answer) -> Finding:
         try:
@@ -175,8 +166,10 @@ async def until_unreachable(findings: AsyncIterator[Finding], url: str) -> Async
                 yield finding
         except UpstreamError as error:
             reasons = filter(None, (error.code.removeprefix("upstream_"), cause(error)))
-            yield Finding(
-                Result.PROBLEM,
-                f"{url} does not answer ({': '.join(reasons)}): check the address and the network "
-                "between",
-            )
+            remedy = "check the address and the network between"
+            if is_untrusted(error):
+                remedy = (
+                    "if you run its certificate authority, set BFF_UPSTREAM_CA_FILE to that "
+                    "authority's certificate; otherwise check the address"
+                )
+            yield Finding(Result.PROBLEM, f"{url} does not answer ({': '.join(reasons)}): {remedy}")

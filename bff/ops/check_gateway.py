@@ -11,13 +11,16 @@ from http import HTTPStatus
 from typing import Final
 
 from bff import __version__
-from bff.config.settings import EnvironmentSettings
+from bff.clock import Clock
+from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import REFUSALS
 from bff.metrics import REQUESTS
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
 from bff.sessions import ids
 from bff.tokens.mint import mint
-from bff.upstream.client import Answer
+from bff.upstream.client import Client, sockets
+from bff.upstream.connection import Answer
+from bff.upstream.pool import trusted
 
 _TOKEN_SECONDS: Final = 120
 """Lifetime of the minted tokens; a check takes a few seconds."""
@@ -25,7 +28,30 @@ _FOREIGN_ORIGIN: Final = "https://bff-check.invalid"
 
 
 class GatewayChecker(Checker):
-    """Sends requests to a gateway as browsers do."""
+    """Sends requests to a gateway as browsers do.
+
+    Args:
+        settings: those of the gateway.
+        clock: the two times.
+        client: replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        *,
+        client: Client | None = None,
+    ) -> None:
+        super().__init__(settings, clock)
+        self._client = client or Client(
+            sockets(trusted(settings.upstream_ca_file)),
+            connect_timeout=settings.upstream_connect_timeout,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
 
     def findings(
         self, environment: EnvironmentSettings, url: str, session: str | None

@@ -7,21 +7,44 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from bff import __version__
-from bff.config.settings import EnvironmentSettings
+from bff.clock import Clock
+from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
 from bff.replicas.connection import Connection
 from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.upstream.api import CLAIMS_PATH, Quota, Upstream, read_quota
-from bff.upstream.client import Answer
+from bff.upstream.connection import Answer
+from bff.upstream.identity import api_error
+from bff.upstream.pool import Pools, Transport, trusted
 
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
 """Lists the newest session, if the secret key may list sessions."""
 
 
 class UpstreamChecker(Checker):
-    """Sends requests to upstream and to the store as a gateway does."""
+    """Sends requests to upstream and to the store as a gateway does.
+
+    Args:
+        settings: those of the gateway.
+        clock: the two times.
+        transport: replaces the network in tests.
+    """
+
+    def __init__(
+        self, settings: Settings, clock: Clock, *, transport: Transport | None = None
+    ) -> None:
+        super().__init__(settings, clock)
+        self._transport = transport or Pools(
+            context=trusted(settings.upstream_ca_file),
+            connect_timeout=settings.upstream_connect_timeout,
+            clock=clock,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
 
     def findings(
         self, environment: EnvironmentSettings, session: str | None
@@ -34,14 +57,13 @@ class UpstreamChecker(Checker):
     ) -> AsyncIterator[Finding]:
         upstream = self._upstream(environment)
         answer = await upstream.probe("GET", _NEWEST if session is None else ids.path(session))
-        quota = read_quota(answer.headers)
         yield _key_finding(answer, session)
         if answer.status != HTTPStatus.UNAUTHORIZED:
             claims = await upstream.probe("POST", CLAIMS_PATH)
             yield _environment_finding(claims, environment)
             yield _verify_finding(claims, environment)
-            quota = read_quota(claims.headers) or quota
-        yield _quota_finding(quota)
+            # A 401 shows the bucket of unknown keys.
+            yield _quota_finding(read_quota(answer.headers))
         yield self._compare_clocks("upstream", answer)
 
     async def first_session(self, environment: EnvironmentSettings) -> str | None:
@@ -54,13 +76,14 @@ class UpstreamChecker(Checker):
 
     def _upstream(self, environment: EnvironmentSettings) -> Upstream:
         return Upstream(
-            self._client,
+            self._transport,
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             timeout=self._settings.upstream_timeout,
             user_agent=f"bff/{__version__}",
             observe=lambda _: None,
+            clock=self._clock,
         )
 
     async def store(self) -> AsyncIterator[Finding]:
@@ -90,7 +113,8 @@ class UpstreamChecker(Checker):
 
 
 def _key_finding(answer: Answer, session: str | None) -> Finding:
-    match answer.status:
+    from_api = answer.status == HTTPStatus.OK or api_error(answer) is not None
+    match answer.status if from_api else None:
         case HTTPStatus.OK:
             return Finding(Result.OK, "the key is accepted and may read sessions")
         case HTTPStatus.UNAUTHORIZED:
@@ -115,7 +139,11 @@ def _key_finding(answer: Answer, session: str | None) -> Finding:
             return Finding(
                 Result.UNSURE, "upstream limits the environment's rate (429): wait a minute"
             )
-    return Finding(Result.PROBLEM, f"upstream answers {answer.status}: check TRIGGER_API_URL")
+    return Finding(
+        Result.PROBLEM,
+        f"something that is not the API answers {answer.status}, or the API refuses the request: "
+        "check TRIGGER_API_URL, and the proxies between",
+    )
 
 
 def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:

@@ -8,7 +8,7 @@ standard ``OTEL_*`` variables set the exporter and the sampler.
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _CONTINUED = (b"traceparent", b"tracestate")
 _P = ParamSpec("_P")
-_Answer = Coroutine[Any, Any, bytes]
+_T = TypeVar("_T")
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
 
@@ -102,13 +102,15 @@ class Tracing:
         upstream.get_as = self._spanned(upstream.get_as)  # type: ignore[method-assign]
         return upstream
 
-    def _spanned(self, get: Callable[_P, _Answer]) -> Callable[_P, _Answer]:
-        async def traced(*args: _P.args, **kwargs: _P.kwargs) -> bytes:
+    def _spanned(
+        self, get: Callable[_P, Coroutine[Any, Any, _T]]
+    ) -> Callable[_P, Coroutine[Any, Any, _T]]:
+        async def traced(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             with self._tracer.start_as_current_span(
                 "load", kind=self._kinds.CLIENT, record_exception=False
             ) as span:
                 try:
-                    body = await get(*args, **kwargs)
+                    answer = await get(*args, **kwargs)
                 except (UpstreamError, Refused) as error:
                     span.set_attribute(
                         "bff.outcome",
@@ -116,7 +118,7 @@ class Tracing:
                     )
                     raise
                 span.set_attribute("bff.outcome", "ok")
-                return body
+                return answer
 
         return traced
 

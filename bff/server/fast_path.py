@@ -1,10 +1,10 @@
 """The fast path: answers requests that need no I/O before an ASGI scope or a task exists.
 
 The scope, the task and the cycle are most of what an ASGI server costs. So `FastPathProtocol`
-decides a complete request without a body as soon as it is parsed. If the decision has to wait, the
-application gets the request together with that decision. The application also gets every request
-with unusual framing, undecided. Both ways write the same bytes
-(`tests/server/test_fast_path.py`), so the fast path is optional.
+decides a complete request without a body as soon as it is parsed. If the decision has to wait, one
+task waits and writes the answer. The application gets every request with unusual framing,
+undecided, and a request in a pipeline that has to wait, together with its decision. Both ways write
+the same bytes (`tests/server/test_fast_path.py`), so the fast path is optional.
 
 The answers to one read are written together when all of it is parsed. If a part is not HTTP, the
 last of these answers says that the connection ends, as without the fast path. All bounds of
@@ -33,6 +33,8 @@ from bff.sessions.ids import PLAIN_PATH
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
 
+_END: Final = b"\r\n\r\n"
+"""The end of a request without a body."""
 _MAX_REPEATED: Final = 4096
 """Bytes of a request that a connection keeps, to recognise the same request."""
 _MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
@@ -155,6 +157,14 @@ class FastPathProtocol(BoundedProtocol):
         """Answers of this read that are not written yet, each in four parts."""
         self._unsent = 0
         """Bytes in `_answers`."""
+        self._read = b""
+        """The current read."""
+        self._waiting = False
+        """A task of the fast path waits for an answer."""
+        self._held: list[bytes] = []
+        """Reads that arrived meanwhile."""
+        self._closing = False
+        """The server stops: that answer is the connection's last."""
 
     def data_received(self, data: bytes) -> None:
         """Answer the requests in *data*.
@@ -163,11 +173,17 @@ class FastPathProtocol(BoundedProtocol):
         session, whichever connection a proxy takes. The parser keeps nothing between two requests,
         so equal bytes would give an equal head: only new bytes are parsed.
         """
+        if self._waiting:
+            self._held.append(data)
+            self.transport.pause_reading()  # browsers do not pipeline
+            return
         head = self._head if data == self._repeated else self._read_kept(data)
         response = None if head is None or self.must_queue() else self._decide(head)
         if response is not None:
             self.transport.write(b"".join(self._parts(response)))
             self._start_idle()
+        elif head is not None and self._pending is not None:
+            self._wait(head, b"")
         else:
             head = self._parse(data)
         self._head = head
@@ -176,8 +192,8 @@ class FastPathProtocol(BoundedProtocol):
     def _parse(self, data: bytes) -> RequestHead | None:
         """Parse *data* and write the answers; return the head if *data* is one decided request."""
         between_requests, self._requests, self._head = not self._incomplete, 0, None
+        self._read = data
         super().data_received(data)
-        self._pending = None  # the request that it belonged to has it
         if self._answers:
             self.transport.write(b"".join(self._answers))
             self._answers.clear()
@@ -190,7 +206,9 @@ class FastPathProtocol(BoundedProtocol):
                 self._start_idle()
         alone = between_requests and self._requests == 1 and not self._refused
         head = self._head if alone else None
-        if head is not None and self._accepted:
+        if self._pending is not None and self._head is not None:
+            self._wait(self._head, data if alone else b"")
+        elif head is not None and self._accepted:
             self._shared.headers.keep(data, head.fields)
         return head
 
@@ -226,13 +244,17 @@ class FastPathProtocol(BoundedProtocol):
             method = self.parser.get_method().decode()
             self._head = head = RequestHead.read(method, self.url, b"", self.headers, self.peer)
             self._accepted = False
-            response = self._decide(head) if self._pending is None else None
+            response = self._decide(head)
             if response is not None:
                 parts = self._parts(response)
                 self._answers += parts
                 self._unsent += sum(map(len, parts))
                 self._accepted = response.status < _BAD_REQUEST
                 return
+            end = self._read.find(_END)
+            if not self._answers and 0 <= end == len(self._read) - len(_END):
+                return  # the read ends with this request, so `_parse` lets a task wait
+            head.served_by = "asgi"
             pending, self._pending = self._pending, None
             self.hand_over({PENDING: pending})
         super().on_message_complete()
@@ -256,13 +278,50 @@ class FastPathProtocol(BoundedProtocol):
             answer = shared.gateway.failed(head, exc)
         if isinstance(answer, Response):
             return answer
-        head.served_by = "asgi"
         self._pending = answer
         return None
+
+    def _wait(self, head: RequestHead, data: bytes) -> None:
+        """Let a task wait for the answer to *head*; *data* is the read if that is the request."""
+        pending, self._pending = self._pending, None
+        assert pending is not None  # noqa: S101  the caller checks it
+        self._idle_since, self._waiting = None, True
+        self.start_task(self._finish(head, pending, data))
+
+    async def _finish(self, head: RequestHead, pending: Pending, data: bytes) -> None:
+        gateway = self._shared.gateway
+        try:
+            response = await gateway.finish(pending)
+        except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
+            response = gateway.failed(head, exc)
+        self._waiting = False
+        if self.transport.is_closing():
+            return
+        start, lines, blank, body = self._parts(response)
+        if self._closing:
+            blank = b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((start, lines, blank, body)))
+        if self._closing:
+            self.transport.close()
+            return
+        self._start_idle()
+        if data and response.status < _BAD_REQUEST:
+            self._shared.headers.keep(data, head.fields)
+        if self._held:
+            held, self._held = b"".join(self._held), []
+            self.transport.resume_reading()
+            self.data_received(held)
 
     def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
         start = self._shared.start(response.status, self.server_headers())
         return start, response.head, b"\r\n", response.body
+
+    def shutdown(self) -> None:
+        """Close the connection, or let the answer that is waited for be its last."""
+        if self._waiting:
+            self._closing = True
+        else:
+            super().shutdown()
 
     def _requests_ahead(self) -> int:
         return len(self._answers) // 4 + super()._requests_ahead()

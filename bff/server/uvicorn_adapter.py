@@ -6,6 +6,7 @@ path is used only with the sources that it was tested with.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -88,6 +89,16 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
+
+    def start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run *work*; the server waits for it when it stops."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def shutdown(self) -> None:
+        """Close the connection, or let the answer of the application be its last."""
+        super().shutdown()
 
     # -- the requests that the application answers
 

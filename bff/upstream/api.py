@@ -1,18 +1,22 @@
 """Calls Trigger.dev's API and turns its troubles into `UpstreamError`.
 
 This module holds the secret key. It sends the key to one host, on requests that take only the
-session's id from the browser. The requests go to httpcore2, the engine below httpx2: it follows no
-redirect, keeps no cookie, resolves no dots in a path, and takes no credentials and no proxy from
-the environment. A load also costs a quarter less.
+session's id from the browser. `bff.upstream.pool` sends the requests: it follows no redirect, keeps
+no cookie, resolves no dots in a path, and takes no credentials and no proxy from the environment.
+
+An answer counts as the API's only if it looks like the API's (`bff.upstream.identity`). Anything
+else is upstream's trouble, whatever its status says.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-
-import httpcore2
+from typing import Any, TypeVar
 
 from bff import strict_json
+from bff.clock import Clock
 from bff.errors import (
     CredentialsRejected,
     SessionNotFound,
@@ -20,10 +24,15 @@ from bff.errors import (
     TokenRejected,
     UpstreamInvalid,
     UpstreamRateLimited,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from bff.limits.rate import MAX_RESET
-from bff.upstream.client import Address, Answer, Client, translated
+from bff.upstream.connection import Answer, Request, header_lines
+from bff.upstream.identity import MAX_MEMBERS, api_error, is_json
+from bff.upstream.pool import Address, Transport
+
+T = TypeVar("T")
 
 CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
@@ -45,17 +54,19 @@ class Upstream:
     """One environment's API.
 
     Args:
+        transport: sends the requests.
         url: base URL, without a slash at its end.
         secret_keys: the first is the bearer token. When upstream rejects it, the next takes its
             place, and the request is sent once more.
         branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
         timeout: seconds for a whole answer, connecting and retrying included.
-        observe: called with the quota of each answer that describes one.
+        observe: called with the quota of each accepted answer that describes one.
+        clock: reads the two clocks.
     """
 
     def __init__(
         self,
-        client: Client,
+        transport: Transport,
         *,
         url: str,
         secret_keys: Sequence[str],
@@ -63,26 +74,36 @@ class Upstream:
         timeout: float,
         user_agent: str,
         observe: Callable[[Quota], None],
+        clock: Clock,
     ) -> None:
-        self._client = client
+        self._transport = transport
         self._address = Address.read(url)
         self._timeout = timeout
         self._observe = observe
+        self._clock = clock
         self._current = 0
         self._accepted = True
-        self._agent = (b"user-agent", user_agent.encode())
+        self._common = header_lines(
+            (b"host", self._address.shown),
+            (b"accept", b"application/json"),
+            (b"accept-encoding", b"identity"),
+            (b"user-agent", user_agent.encode()),
+        )
         branches = () if branch is None else ((b"x-trigger-branch", branch.encode()),)
         self._signed = [
-            (self._agent, *branches, (b"authorization", b"Bearer " + key.encode()))
+            self._common + header_lines(*branches, (b"authorization", b"Bearer " + key.encode()))
             for key in secret_keys
         ]
-        """The headers of a request, one set a key."""
+        """The header lines of a request, one set a key."""
 
-    async def get(self, path: str, again: Callable[[], Awaitable[None]]) -> bytes:
-        """GET *path*: the body of a 200.
+    async def get(
+        self, path: str, *, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
+    ) -> T:
+        """GET *path* and read the body of a 200.
 
         Args:
             path: below the API's address.
+            read: reads the body; raises `UpstreamInvalid` if the API cannot have sent it.
             again: awaited before a second call, which follows when the key is rejected and there
                 is a next one. It spends that call from the budget, or raises.
 
@@ -91,40 +112,48 @@ class Upstream:
                 ``retry_after``; or another of upstream's troubles.
             Exception: whatever *again* raises.
         """
-        async with translated(self._timeout):
-            used = self._current
-            answer = await self._send(path)
-            if answer.status == _REJECTED and len(self._signed) > 1:
-                if self._current == used:  # otherwise another load has switched keys
-                    self._current = (used + 1) % len(self._signed)
-                # While all keys are rejected, a load makes one call only.
-                if self._accepted:
-                    await again()
-                    answer = await self._send(path)
-            self._accepted = answer.status != _REJECTED
-            return _body(answer)
+        return await self._bounded(self._get(path, read, again))
 
-    async def get_as(self, token: bytes, path: str, wall: float) -> bytes:
-        """GET *path* with a browser's *token* in place of the secret key: the body of a 200.
+    async def _get(
+        self, path: str, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
+    ) -> T:
+        used = self._current
+        answer = await self._send("GET", path, self._signed[used])
+        rejected = _rejects_key(answer)
+        if rejected and len(self._signed) > 1:
+            if self._current == used:  # otherwise another load has switched keys
+                self._current = (used + 1) % len(self._signed)
+            # While all keys are rejected, a load makes one call only.
+            if self._accepted:
+                await again()
+                answer = await self._send("GET", path, self._signed[self._current])
+                rejected = _rejects_key(answer)
+        self._accepted = not rejected
+        return self._read(answer, read, self._observe)
+
+    async def get_as(self, token: bytes, path: str, *, read: Callable[[bytes], T]) -> T:
+        """GET *path* with a browser's *token* in place of the secret key; read the body of a 200.
 
         The quota of the answer is the token's quota, so it is not observed.
-
-        *wall* is Unix seconds.
 
         Raises:
             UpstreamError: as `get`. `TokenRejected`, `TokenForbidden` and `UpstreamRateLimited` are
                 about the token; the last holds until the token's quota is reset.
         """
-        headers = (self._agent, (b"authorization", b"Bearer " + token))
-        async with translated(self._timeout):
-            answer = await self._client.send("GET", self._address, path.encode(), headers)
-        if answer.status in (_REJECTED, HTTPStatus.FORBIDDEN):
-            raise TokenRejected if answer.status == _REJECTED else TokenForbidden
-        quota = read_quota(answer.headers)
-        if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:
-            rest = min(max(quota.reset - wall, 0.0), MAX_RESET)
-            raise UpstreamRateLimited(retry_after=max(rest, _retry_after(answer.headers) or 0.0))
-        return _body(answer)
+        lines = self._common + header_lines((b"authorization", b"Bearer " + token))
+        answer = await self._bounded(self._send("GET", path, lines))
+        error = None if answer.status == HTTPStatus.OK else api_error(answer)
+        if error is not None:
+            if answer.status == _REJECTED:
+                raise TokenRejected
+            if answer.status == HTTPStatus.FORBIDDEN:
+                raise TokenForbidden
+            quota = read_quota(answer.headers)
+            if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:
+                rest = min(max(quota.reset - self._wall(), 0.0), MAX_RESET)
+                after = retry_after(answer.headers, self._wall()) or 0.0
+                raise UpstreamRateLimited(retry_after=max(rest, after))
+        return self._read(answer, read, _ignore)
 
     async def environment_id(self) -> str:
         """Ask for the id of the secret key's environment; a restricted key may not ask.
@@ -132,15 +161,7 @@ class Upstream:
         Raises:
             UpstreamError: as `get`.
         """
-        answer = await self.probe("POST", CLAIMS_PATH)
-        try:
-            claims = strict_json.loads(_body(answer), most=_MAX_MEMBERS)
-        except ValueError:
-            claims = None
-        subject = claims.get("sub") if isinstance(claims, dict) else None
-        if not isinstance(subject, str) or not subject:
-            raise UpstreamInvalid
-        return subject
+        return self._read(await self.probe("POST", CLAIMS_PATH), _read_subject, _ignore)
 
     async def probe(self, method: str, path: str) -> Answer:
         """Send one request with the current key, for `bff check`; returns an answer of any status.
@@ -148,54 +169,75 @@ class Upstream:
         Raises:
             UpstreamError: the request failed.
         """
-        async with translated(self._timeout):
-            return await self._client.send(
-                method, self._address, path.encode(), self._signed[self._current]
-            )
+        return await self._bounded(self._send(method, path, self._signed[self._current]))
 
-    async def _send(self, path: str) -> Answer:
+    async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do *work* within the timeout."""
         try:
-            return await self._send_once(path)
-        except httpcore2.ConnectError:
-            # No byte was sent, so a second try cannot repeat an effect.
-            return await self._send_once(path)
+            async with asyncio.timeout(self._timeout):
+                return await work
+        except TimeoutError:
+            raise UpstreamTimeout from None
 
-    async def _send_once(self, path: str) -> Answer:
-        headers = self._signed[self._current]
-        answer = await self._client.send("GET", self._address, path.encode(), headers)
-        quota = read_quota(answer.headers)
-        if quota is not None:
-            self._observe(quota)
-        return answer
+    async def _send(self, method: str, path: str, lines: bytes) -> Answer:
+        target = self._address.target + path.encode() or b"/"
+        return await self._transport.send(self._address, Request(method.encode(), target, lines))
+
+    def _read(
+        self, answer: Answer, read: Callable[[bytes], T], observe: Callable[[Quota], None]
+    ) -> T:
+        """Return what *read* makes of a 200; raise what any other answer means."""
+        status = answer.status
+        if status == HTTPStatus.OK:
+            if not is_json(answer.headers):
+                raise UpstreamInvalid
+            document = read(answer.body)
+            _observed(answer, observe)
+            return document
+        if status == HTTPStatus.TOO_MANY_REQUESTS:  # a CDN's too: fewer calls are right
+            if api_error(answer) is not None:
+                _observed(answer, observe)
+            raise UpstreamRateLimited(retry_after=retry_after(answer.headers, self._wall()))
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise UpstreamUnavailable
+        if api_error(answer) is not None:
+            if status == HTTPStatus.NOT_FOUND:
+                _observed(answer, observe)
+                raise SessionNotFound
+            if status in (_REJECTED, HTTPStatus.FORBIDDEN):
+                raise CredentialsRejected
+        raise UpstreamInvalid
+
+    def _wall(self) -> float:
+        return self._clock()[1]
 
 
 _REJECTED = HTTPStatus.UNAUTHORIZED
-_MAX_MEMBERS = 256
-"""Brackets, braces and commas of an answer that is not a document; usual ones have ten."""
 
 
-def _body(answer: Answer) -> bytes:
-    status = answer.status
-    if status == HTTPStatus.OK:
-        return answer.body
-    if status == HTTPStatus.NOT_FOUND and _is_api_error(answer.body):
-        # A wrong address answers 404 too, and the SDK starts a paid run on our 404.
-        raise SessionNotFound
-    if status in (_REJECTED, HTTPStatus.FORBIDDEN):
-        raise CredentialsRejected
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise UpstreamRateLimited(retry_after=_retry_after(answer.headers))
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise UpstreamUnavailable
-    raise UpstreamInvalid
+def _ignore(_: Quota) -> None:
+    """Observe nothing."""
 
 
-def _is_api_error(body: bytes) -> bool:
+def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
+    quota = read_quota(answer.headers)
+    if quota is not None:
+        observe(quota)
+
+
+def _rejects_key(answer: Answer) -> bool:
+    return answer.status == _REJECTED and api_error(answer) is not None
+
+
+def _read_subject(body: bytes) -> str:
     try:
-        document = strict_json.loads(body, most=_MAX_MEMBERS)
+        claims = strict_json.loads(body, most=MAX_MEMBERS)
     except ValueError:
-        return False
-    return isinstance(document, dict) and isinstance(document.get("error"), str)
+        claims = None
+    subject = claims.get("sub") if isinstance(claims, dict) else None
+    if not isinstance(subject, str) or not subject:
+        raise UpstreamInvalid
+    return subject
 
 
 _MAX_DIGITS = 15
@@ -219,6 +261,23 @@ def read_quota(headers: Mapping[str, str]) -> Quota | None:
     return Quota(limit, remaining, reset / 1000)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    seconds = _number(headers.get("retry-after"))
+def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
+    """Read ``Retry-After``: seconds, or a date, which is compared with upstream's own ``Date``.
+
+    *wall* is Unix seconds; it stands in for an absent ``Date``.
+    """
+    text = headers.get("retry-after")
+    seconds: float | None = _number(text)
+    if seconds is None and text is not None:
+        until = _date(text)
+        if until is not None:
+            seconds = until - (_date(headers.get("date", "")) or wall)
     return None if seconds is None else min(max(float(seconds), 0.0), MAX_RESET)
+
+
+def _date(text: str) -> float | None:
+    """Read an HTTP date; returns Unix seconds."""
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -36,6 +36,7 @@ ROOT = HERE.parent.parent
 SERVER_CORE, LOAD_CORE = "0", "1"
 BARE = "bare starlette"
 CALM = "hits at half the peak"
+MISSES, COLD, ONE_MISS = chart.MISSES, "cold, 1,000 at once", chart.ONE_MISS
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
@@ -55,8 +56,8 @@ class Contender:
     store: bool = False
     """Whether a Valkey server runs beside it."""
     cores: str = SERVER_CORE
-    only: str = ""
-    """The only workload that it runs, if not all."""
+    only: tuple[str, ...] = ()
+    """The only workloads that it runs, if not all."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,11 @@ def workloads(*, sessions: int, callers: int) -> list[Workload]:
         Workload("preflights", [line("OPTIONS", "chat-1", None, **asked)], status=204),
         Workload("401s", [line("GET", "chat-1", one[:-6] + "AAAAAA")], status=401),
         Workload("429s", [line("GET", "chat-1", one)], environ=tight, status=429),
-        Workload("cold, 1,000 at once", [line("GET", "cold", wide[0])], "unique", 1000, environ=off),
+        Workload(MISSES, [line("GET", "cold", wide[0])], "unique", environ=off),
+        Workload(COLD, [line("GET", "cold", wide[0])], "unique", 1000, environ=off),
         Workload("half hits, 20 ms upstream", [line("GET", "chat-1", wide[0])], "half", 256,
                  delay=0.02, environ=off),
-        Workload("one miss at a time", [line("GET", "cold", wide[0])], "unique", 1, environ=off),
+        Workload(ONE_MISS, [line("GET", "cold", wide[0])], "unique", 1, environ=off),
     ]  # fmt: skip
 
 
@@ -142,9 +144,11 @@ def contenders() -> tuple[list[Contender], list[str]]:
         Contender("bff, no fast path", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "false"}),
         Contender("bff, Valkey", lambda port, origin: _gateway(port), store=True),
         Contender("bff, Valkey, 2 workers", lambda port, origin: [*_gateway(port), "--workers", "2"],
-                  store=True, cores="0,1", only="hits"),
-        Contender("upstream, directly", lambda port, origin: [python, str(HERE / "origin.py"), str(port)],
-                  only="one miss at a time"),
+                  store=True, cores="0,1", only=("hits",)),
+        Contender(chart.DIRECTLY, lambda port, origin: [python, str(HERE / "origin.py"), str(port)],
+                  only=(ONE_MISS,)),
+        Contender(chart.FORWARDS, lambda port, origin: [python, str(HERE / "bare.py"), "forwards", str(port), str(origin)],
+                  job=False, only=(MISSES, COLD, ONE_MISS)),
         *(
             Contender(f"bare {kind}", lambda port, _, k=kind: [python, str(HERE / "bare.py"), k, str(port)], job=False)
             for kind in ("loop", "callable", "starlette")
@@ -386,7 +390,9 @@ def _medians(
     with ExitStack() as stack:
         running = []
         for contender in found:
-            if (workload.job and not contender.job) or contender.only not in ("", workload.name):
+            if workload.name not in contender.only and (
+                contender.only or (workload.job and not contender.job)
+            ):
                 continue
             if peaks is None or contender.name in peaks:
                 try:
@@ -466,7 +472,18 @@ def main() -> None:
     if told.publish:
         folder = ROOT / "docs/bench"
         folder.mkdir(exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        path = folder / "results.json"
+        if told.workload:
+            results = _merged(json.loads(path.read_text()), results)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _merged(published: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Put the workloads of a run of some into what a run of all has published."""
+    for workload, rows in results["table"].items():
+        published["table"][workload] = rows
+        published.setdefault("later", {})[workload] = chart.told(results)
+    return published
 
 
 if __name__ == "__main__":

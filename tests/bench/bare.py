@@ -1,6 +1,6 @@
-"""The floor: servers that answer with fixed bytes and do no part of the job.
+"""Servers that do no part of the job: the floor, and a route that forwards.
 
-An ASGI callable and a Starlette route on uvicorn show the cost of the framework. The loop alone,
+The first answer with fixed bytes. An ASGI callable and a Starlette route on uvicorn show the cost of the framework. The loop alone,
 which writes the same bytes for any input, shows the cost of the kernel and the loop.
 """
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
@@ -31,6 +32,21 @@ async def route(_: Request) -> Response:
 
 
 starlette = Starlette(routes=[Route("/api/v1/sessions/{session}", route)])
+
+
+def forwards(origin: str) -> Starlette:
+    """The route that one would write by hand: it asks upstream, once for each request."""
+    client = httpx2.AsyncClient(
+        base_url=f"http://127.0.0.1:{origin}",
+        headers={"authorization": "Bearer tr_dev_sk_bench"},
+        trust_env=False,
+    )
+
+    async def forward(request: Request) -> Response:
+        answer = await client.get(f"/api/v1/sessions/{request.path_params['session']}")
+        return Response(answer.content, answer.status_code, media_type="application/json")
+
+    return Starlette(routes=[Route("/api/v1/sessions/{session}", forward)])
 
 
 class Loop(asyncio.Protocol):
@@ -58,7 +74,10 @@ async def _loop(port: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "loop":
         uvloop.run(_loop(int(sys.argv[2])))
-    app: Any = {"callable": callable_, "starlette": starlette}[sys.argv[1]]
+    kind, *origin = sys.argv[1], *sys.argv[3:]
+    app: Any = (
+        forwards(*origin) if origin else {"callable": callable_, "starlette": starlette}[kind]
+    )
     uvicorn.run(
         app, port=int(sys.argv[2]), http="httptools", loop="uvloop", ws="none", lifespan="off",
         log_config=None, access_log=False, server_header=False, proxy_headers=False,

@@ -186,7 +186,7 @@ def measure(rounds: int) -> dict[str, float]:
             for name, run in runs.items():
                 took[name] = min(run.round(), took.get(name, float("inf")))
         for run in runs.values():
-            await run.service._client.aclose()
+            await run.service.network.aclose()
         return took
 
     os.sched_setaffinity(0, {0})

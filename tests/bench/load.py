@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 
 import httpx2
@@ -31,6 +32,8 @@ ORIGIN = Path(__file__).with_name("origin.py")
 KEY = "benchmark-signing-key-0123456789abcdef"
 LOADS = 100
 """Loads in a round."""
+IN_A_ROW = 10_000
+"""Sessions that are loaded one after another."""
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:
@@ -52,6 +55,23 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
 
 
 async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
+    service, load = _loading(url, telemetry)
+    numbers = count()
+    limits = httpx2.Limits(max_connections=100, max_keepalive_connections=10)
+    async with httpx2.AsyncClient(trust_env=False, limits=limits) as client:
+
+        async def call() -> None:
+            path = f"{url}/api/v1/sessions/call-{next(numbers)}"
+            answer = await client.get(path, headers={"authorization": f"Bearer {KEY}"})
+            assert answer.status_code == 200
+
+        took = await _in_turns({"bare client call": call, "load": load}, rounds)
+    await service.network.aclose()
+    return took | await in_a_row(url, telemetry)
+
+
+def _loading(url: str, telemetry: Telemetry) -> tuple[Service, Callable[[], Awaitable[None]]]:
+    """Make a service, and a function that lets it load another session each time."""
     told = reader.load(
         {
             "TRIGGER_SECRET_KEY": "tr_dev_sk_bench",
@@ -67,26 +87,17 @@ async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict
         actor="u",
     )  # fmt: skip
     service = Service(told, telemetry)
-    gateway, numbers = service.gateway, iter(range(10**9))
+    gateway, numbers = service.gateway, count()
     headers = [(b"authorization", b"Bearer " + bearer.encode())]
-    limits = httpx2.Limits(max_connections=100, max_keepalive_connections=10)
-    async with httpx2.AsyncClient(trust_env=False, limits=limits) as client:
 
-        async def call() -> None:
-            path = f"{url}/api/v1/sessions/call-{next(numbers)}"
-            answer = await client.get(path, headers={"authorization": f"Bearer {KEY}"})
-            assert answer.status_code == 200
+    async def load() -> None:
+        path = b"/api/v1/sessions/load-%d" % next(numbers)
+        head = RequestHead.read("GET", path, b"", headers, "127.0.0.1")
+        answer = gateway.decide(head, *system_clock())
+        assert not isinstance(answer, Response)
+        assert (await gateway.finish(answer)).status == 200
 
-        async def load() -> None:
-            path = b"/api/v1/sessions/load-%d" % next(numbers)
-            head = RequestHead.read("GET", path, b"", headers, "127.0.0.1")
-            answer = gateway.decide(head, *system_clock())
-            assert not isinstance(answer, Response)
-            assert (await gateway.finish(answer)).status == 200
-
-        took = await _in_turns({"bare client call": call, "load": load}, rounds)
-    await service._client.aclose()
-    return took
+    return service, load
 
 
 async def _in_turns(
@@ -103,6 +114,26 @@ async def _in_turns(
     return {
         name: {"least": min(times), "median": statistics.median(times)}
         for name, times in took.items()
+    }
+
+
+async def in_a_row(url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
+    """Load 10,000 sessions, one after another; the last must cost no more than the first."""
+    service, load = _loading(url, telemetry)
+    took = []
+    for _ in range(IN_A_ROW // LOADS):
+        began = time.process_time()
+        for _ in range(LOADS):
+            await load()
+        took.append((time.process_time() - began) / LOADS * 1e6)
+    await service.network.aclose()
+    parts = {"first": took[1:11], "last": took[-10:]}
+    return {
+        f"load, {which} thousand of {IN_A_ROW:,}": {
+            "least": min(times),
+            "median": statistics.median(times),
+        }
+        for which, times in parts.items()
     }
 
 

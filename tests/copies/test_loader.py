@@ -32,7 +32,12 @@ def reject_first_key(world: World) -> None:
     ("status", "body", "expected", "code"),
     [
         (401, {"error": "Invalid API key"}, 502, "upstream_rejected_credentials"),
-        (403, {"error": "Unauthorized"}, 502, "upstream_rejected_credentials"),
+        (
+            403,
+            {"error": "Unauthorized", "code": "unauthorized"},
+            502,
+            "upstream_rejected_credentials",
+        ),
         (404, b"<html>", 502, "upstream_invalid"),
         (404, [], 502, "upstream_invalid"),
         (500, b"oops", 502, "upstream_unavailable"),

@@ -65,7 +65,7 @@ def test_bff_imports_only_packages_that_pyproject_names() -> None:
         for module in imports(path.read_text())
         if module.partition(".")[0] not in sys.stdlib_module_names | {"bff"}
     }
-    assert {"httpcore2", "opentelemetry.trace"} <= {module for module, _ in imported}
+    assert {"httpx2", "opentelemetry.trace"} <= {module for module, _ in imported}
     for module, path in sorted(imported):
         assert distributions(module) & named, f"{path} imports {module}: pyproject must name it"
 

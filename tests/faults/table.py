@@ -23,6 +23,10 @@ _ADAPTER = "tests/server/test_uvicorn_adapter.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
+_API = "tests/upstream/test_api.py"
+_LEG = "tests/upstream/test_connection.py"
+_IDENTITY = "tests/upstream/test_identity.py"
+_POOL = "tests/upstream/test_pool.py"
 _VERDICTS = "tests/gateway/test_introspection.py"
 _SHARED = "tests/replicas/test_shared_introspection.py"
 _TOKEN_REPLICAS = "tests/replicas/test_token_replicas.py"
@@ -235,9 +239,9 @@ FAULTS = [
     ),
     Fault(
         18,
-        "bff/upstream/client.py",
-        "if len(body) > MAX_BODY_BYTES:",
-        "if False:",
+        "bff/upstream/connection.py",
+        "MAX_BODY_BYTES: Final = 1024 * 1024",
+        "MAX_BODY_BYTES: Final = 1024 * 1024 * 1024",
         f"{_COPIES}::test_18_a_bad_success_is_neither_kept_nor_passed_on",
     ),
     Fault(
@@ -308,9 +312,9 @@ FAULTS = [
     ),
     Fault(
         27,
-        "bff/upstream/client.py",
-        "httpx2.create_ssl_context(trust_env=False)",
-        "httpx2.create_ssl_context(verify=False, trust_env=False)",
+        "bff/upstream/pool.py",
+        "httpx2.create_ssl_context()",
+        "httpx2.create_ssl_context(verify=False)",
         f"{_UPSTREAM}::test_27_an_unverified_certificate_gets_no_request",
     ),
     Fault(
@@ -322,9 +326,14 @@ FAULTS = [
     ),
     Fault(
         28,
-        "bff/upstream/client.py",
-        "            return Answer(response.status, fields,",
-        '            if "location" in fields:\n                return await self.send(method, Address.read(fields["location"]), b"", headers)\n            return Answer(response.status, fields,',
+        "bff/upstream/api.py",
+        "        return await self._transport.send(self._address, Request(method.encode(), target, lines))",
+        "        request = Request(method.encode(), target, lines)\n"
+        "        answer = await self._transport.send(self._address, request)\n"
+        '        if "location" in answer.headers:\n'
+        '            address = Address.read(answer.headers["location"])\n'
+        "            answer = await self._transport.send(address, request)\n"
+        "        return answer",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
@@ -568,15 +577,15 @@ FAULTS = [
     Fault(
         35,
         "bff/upstream/api.py",
-        "                    await again()\n",
+        "                await again()\n",
         "",
         f"{_UPSTREAM}::test_35_the_call_with_the_next_key_is_spent_from_the_budget",
     ),
     Fault(
         35,
         "bff/upstream/api.py",
-        "    if status in (_REJECTED, HTTPStatus.FORBIDDEN):\n        raise CredentialsRejected",
-        "    if status in (_REJECTED, HTTPStatus.FORBIDDEN):\n        raise TokenRejected",
+        "raise CredentialsRejected",
+        "raise TokenRejected",
         f"{_UPSTREAM}::test_35_browsers_get_502_when_all_keys_are_rejected",
     ),
     Fault(
@@ -672,9 +681,9 @@ FAULTS = [
     ),
     Fault(
         51,
-        "bff/upstream/api.py",
-        "        document = strict_json.loads(body, most=_MAX_MEMBERS)",
-        "        document = __import__('json').loads(body)",
+        "bff/upstream/identity.py",
+        "        error = strict_json.loads(answer.body, most=MAX_MEMBERS)",
+        "        error = __import__('json').loads(answer.body)",
         f"{_WORK}::test_51_no_filling_of_other_answers_holds_the_loop",
     ),
     Fault(
@@ -1117,6 +1126,216 @@ FAULTS = [
         "e.verify, signing_keys]",
         "e.verify]",
         f"{_SHARED}::test_new_signing_keys_need_new_introspections",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "        if self._complete:\n            raise UpstreamInvalid\n        self._in_head",
+        "        self._in_head",
+        f"{_LEG}::test_bytes_behind_an_answer_end_the_connection",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "if answer is None or self._parser is None or not self.usable:",
+        "if self._parser is None or not self.usable:",
+        f"{_LEG}::test_byte_between_requests_ends_the_connection",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "if coding is None and length is None and self._status not in _WITHOUT_BODY:",
+        "if False:",
+        f"{_LEG}::test_answer_that_would_end_with_the_connection_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        'if coding is not None and (coding.lower() != "chunked" or version == "1.0"):',
+        "if False:",
+        f"{_LEG}::test_answer_with_unsafe_framing_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "if key in _ONCE and key in self._headers:",
+        "if False:",
+        f"{_LEG}::test_answer_with_unsafe_framing_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "elif self._overhead > MAX_HEAD_BYTES:",
+        "elif False:",
+        f"{_LEG}::test_answer_beyond_a_bound_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        'if headers.get("content-encoding", "identity").lower() != "identity":',
+        "if False:",
+        f"{_LEG}::test_answer_with_unsafe_framing_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        'if data[at : at + 1] != b"H":',
+        "if False:",
+        f"{_LEG}::test_answer_with_unsafe_framing_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "if self._unread > MAX_UNREAD_BYTES:",
+        "if False:",
+        f"{_POOL}::test_stream_holds_back_a_fast_upstream",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        "if _TARGET.fullmatch(self.target) is None:",
+        "if False:",
+        f"{_LEG}::test_target_that_would_end_its_line_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/connection.py",
+        '    if not ends == lines.count(b"\\r") == lines.count(b"\\n") == len(headers) or b"\\0" in lines:',
+        "    if False:",
+        f"{_LEG}::test_value_that_would_end_its_line_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        'if not connection.silent or request.method != b"GET":',
+        "if True:",
+        f"{_POOL}::test_connection_that_upstream_just_closed_costs_no_error",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        'if not connection.silent or request.method != b"GET":',
+        "if not connection.silent:",
+        f"{_POOL}::test_post_is_never_sent_again",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        'if not connection.silent or request.method != b"GET":',
+        'if request.method != b"GET":',
+        f"{_POOL}::test_request_with_a_begun_answer_is_not_sent_again",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "            connection = await self._open()\n            return await connection.send(data)",
+        "            connection = await self._take() or await self._open()\n            return await connection.send(data)",
+        f"{_POOL}::test_request_is_sent_again_once_and_on_a_new_connection",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "life = MAX_AGE_SECONDS * ",
+        "life = 1e9 * ",
+        f"{_POOL}::test_answer_of_the_resolver_is_followed",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "                connection.abort()  # its answer would be taken",
+        "                pass  # its answer would be taken",
+        f"{_POOL}::test_cancelled_request_leaves_no_answer_to_the_next",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "                self._give_back(turn.result())\n",
+        "                pass\n",
+        f"{_POOL}::test_leaving_request_gives_its_turn_on",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "if len(self._waiting) >= MAX_WAITING:",
+        "if False:",
+        f"{_POOL}::test_waiting_requests_are_bounded",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "if self._used < MAX_CONNECTIONS:",
+        "if True:",
+        f"{_POOL}::test_connections_are_bounded_and_requests_wait_in_order",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "happy_eyeballs_delay=_FAMILY_DELAY",
+        "happy_eyeballs_delay=None",
+        f"{_POOL}::test_dead_address_family_costs_a_quarter_of_a_second",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "        context.load_verify_locations(ca_file)\n",
+        "        pass\n",
+        f"{_POOL}::test_certificates_are_verified",
+    ),
+    Fault(
+        0,
+        "bff/upstream/api.py",
+        "return answer.status == _REJECTED and api_error(answer) is not None",
+        "return answer.status == _REJECTED",
+        f"{_IDENTITY}::test_page_of_a_cdn_raises_no_alarm_about_the_key",
+    ),
+    Fault(
+        0,
+        "bff/upstream/api.py",
+        "        if api_error(answer) is not None:\n            if status == HTTPStatus.NOT_FOUND:",
+        "        if True:\n            if status == HTTPStatus.NOT_FOUND:",
+        f"{_IDENTITY}::test_page_of_a_cdn_raises_no_alarm_about_the_key",
+    ),
+    Fault(
+        0,
+        "bff/upstream/api.py",
+        "error = None if answer.status == HTTPStatus.OK else api_error(answer)",
+        "error = answer",
+        f"{_IDENTITY}::test_page_of_a_cdn_counts_against_no_token",
+    ),
+    Fault(
+        0,
+        "bff/upstream/api.py",
+        "            if api_error(answer) is not None:\n                _observed(answer, observe)",
+        "            _observed(answer, observe)",
+        f"{_API}::test_quota_is_learned_from_accepted_answers_only",
+    ),
+    Fault(
+        0,
+        "bff/upstream/api.py",
+        'seconds = until - (_date(headers.get("date", "")) or wall)',
+        "seconds = until - wall",
+        f"{_API}::test_retry_after_may_be_a_date",
+    ),
+    Fault(
+        0,
+        "bff/server/fast_path.py",
+        "0 <= end == len(self._read) - len(_END)",
+        "end >= -1",
+        "tests/server/test_fast_path.py::test_answers_are_equal_for_pipelines_however_they_are_split",
+    ),
+    Fault(
+        0,
+        "bff/server/fast_path.py",
+        "            self._held.append(data)\n",
+        "            pass\n",
+        "tests/server/test_fast_path.py::test_request_that_arrives_during_a_wait_is_answered_after_it",
+    ),
+    Fault(
+        0,
+        "bff/server/fast_path.py",
+        "        if self._waiting:\n            self._closing = True",
+        "        if False:\n            self._closing = True",
+        "tests/server/test_uvicorn_adapter.py::test_shutdown_closes_idle_connections_and_finishes_loads",
     ),
     Fault(
         49,

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, ip_address
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from support import wire
 from support.world import OFF, Clock, World, claims, sign
 from uvicorn.server import ServerState
 
@@ -244,6 +245,17 @@ class Decision:
         assert b"\n\n" not in answer.head.replace(b"\r", b"")
 
 
+def answer(data: bytes) -> None:
+    """An answer of upstream is read as httpx2 reads it, or refused; two NULs part the reads."""
+    reads = data.split(b"\0\0")
+
+    async def both() -> None:
+        mine = await wire.ours(reads)
+        assert mine in (wire.REFUSED, await wire.theirs(reads))
+
+    asyncio.run(both())
+
+
 TARGETS: dict[str, Callable[[], Callable[[bytes], None]]] = {
     "segment": lambda: segment,
     "scopes": lambda: scopes,
@@ -253,6 +265,7 @@ TARGETS: dict[str, Callable[[], Callable[[bytes], None]]] = {
     "forwarded": lambda: forwarded,
     "decision": Decision,
     "wire": Wire,
+    "answer": lambda: answer,
 }
 
 _GOOD = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer $T\r\n\r\n"
@@ -283,6 +296,11 @@ SEEDS: dict[str, list[bytes]] = {
         _GOOD.replace(b"Host", b"Connection: close\r\nHost") + _GOOD,
         _GOOD.replace(b"chat-1", b"chat-2?a=b"),
         b"OPTIONS * HTTP/1.1\r\n\r\n" + _GOOD + b"GARBAGE\r\n\r\n",
+    ],
+    "answer": [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: y\r\n\r\n{}",
+        b"HTTP/1.1 200 x\r\ntransfer-encoding:chunked\r\n\r\n1;a\r\n{\r\n\0\x001\r\n}\r\n0\r\n\r\n",
+        b"HTTP/1.1 103 x\r\nlink: a\r\n\r\nHTTP/1.1 404 x\r\nconnection: close\r\n\r\n",
     ],
 }  # fmt: skip
 WORDS = [

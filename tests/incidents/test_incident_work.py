@@ -28,7 +28,8 @@ from bff.tokens.caller import Caller, Claimant
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet, read_jwks
 from bff.tokens.verify import Issuer, Verifier
-from bff.upstream.api import _is_api_error
+from bff.upstream.connection import Answer as UpstreamAnswer
+from bff.upstream.identity import api_error
 
 NOW = 1_800_000_000.0
 PAIR = KeyPair("EdDSA", "one")
@@ -232,7 +233,7 @@ def test_51_no_filling_of_other_answers_holds_the_loop(filling: str) -> None:
     body = ("{" + fillings(MEGABYTE)[filling] + "}").encode()
 
     def parse() -> None:
-        assert not _is_api_error(body)
+        assert api_error(UpstreamAnswer(404, {}, body)) is None
         with pytest.raises(ValueError, match="JWK set"):
             read_jwks(body, ("RS256",))
 

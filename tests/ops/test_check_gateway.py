@@ -7,12 +7,13 @@ from typing import Any
 import httpx2
 import pytest
 from ops.test_check import check
-from support.world import Clock, Gateway, Through, World, environ
+from support.world import Clock, Gateway, World, environ
 
 from bff.config import reader
 from bff.demo.upstream import Answer
 from bff.ops.check import Finding, Result
 from bff.ops.check_gateway import GatewayChecker
+from bff.upstream.client import Client
 
 
 class Body(httpx2.AsyncByteStream):
@@ -46,7 +47,7 @@ async def findings(
     world: World, proxy: ProxyTransport, session: str | None = "chat-1", **changes: str
 ) -> list[Finding]:
     settings = reader.load(environ(**changes))
-    checker = GatewayChecker(settings, world.clock, transport=Through(proxy))
+    checker = GatewayChecker(settings, world.clock, client=Client(proxy, connect_timeout=1))
     (environment,) = settings.environments
     return [one async for one in checker.findings(environment, "http://gateway", session)]
 

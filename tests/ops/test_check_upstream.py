@@ -1,11 +1,14 @@
 """`bff check --probe`: upstream, the secret key, and the store."""
 
+import asyncio
+from contextlib import aclosing
 from pathlib import Path
 
 import httpx2
 import pytest
 from ops.test_check import check
 from support.engines import Engine
+from support.raw_upstream import certificate
 from support.world import ENVIRONMENT_ID, FRIENDLY, ROOT_KEY, Through, World, environ
 
 from bff.config import reader
@@ -91,7 +94,7 @@ async def test_low_bucket_is_shown(world: World) -> None:
 
     results = await findings(world)
 
-    assert any(f.result is Result.UNSURE and "399998 of 1000000 left" in f.text for f in results), (
+    assert any(f.result is Result.UNSURE and "399999 of 1000000 left" in f.text for f in results), (
         results
     )
 
@@ -125,3 +128,25 @@ def test_report_explains_how_tokens_are_verified(
 
     assert text in done.stdout
     assert done.returncode == code, done.stdout
+
+
+async def test_check_tells_the_api_from_something_else(world: World) -> None:
+    for status in (401, 403, 404):
+        world.answer(status, b"<html>Log in</html>", content_type="text/html")
+        text = problems(await findings(world))
+        assert f"something that is not the API answers {status}" in text
+        assert "the key is rejected" not in text
+
+
+async def test_check_names_the_remedy_for_an_authority_of_ones_own(
+    world: World, tmp_path: Path
+) -> None:
+    context = certificate(tmp_path, "own")
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        settings = reader.load(environ(TRIGGER_API_URL=f"https://127.0.0.1:{port}"))
+        async with aclosing(UpstreamChecker(settings, world.clock)) as checker:
+            (finding,) = [f async for f in checker.findings(settings.environments[0], None)]
+    assert finding.result is Result.PROBLEM
+    assert "its certificate is not valid" in finding.text
+    assert "set BFF_UPSTREAM_CA_FILE" in finding.text

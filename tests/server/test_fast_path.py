@@ -359,7 +359,7 @@ async def test_unsent_answers_to_one_read_are_bounded(clock: Clock) -> None:
 
 
 async def test_counts_say_which_way_served_each_answer(clock: Clock) -> None:
-    """ASGI serves loads, the fast path serves hits; an invalid request counts as neither."""
+    """ASGI serves what waits in a pipeline; an invalid request counts as neither."""
     async with both_sides(clock) as sides:
         for data in (*[request(GOOD)] * 3, request(target="/healthz"), b"NOT HTTP\r\n\r\n"):
             await feed_both(sides, data)
@@ -368,16 +368,18 @@ async def test_counts_say_which_way_served_each_answer(clock: Clock) -> None:
         clock.advance(60)
         for _ in range(3):
             await feed_both(sides, request(GOOD), transports=transports)
+        clock.advance(60)
+        await feed_both(sides, request(GOOD) * 2, transports=transports)
         answers = [
             {k[1:]: n for k, n in side.world.telemetry.counts.items() if k[0] == "bff_requests"}
             for side in sides
         ]
     refused = {("other", 400, "bad_request", "none"): 1}
     assert answers == [
-        {("session", 200, "", "asgi"): 6, ("page", 200, "", "asgi"): 2} | refused,
+        {("session", 200, "", "asgi"): 8, ("page", 200, "", "asgi"): 2} | refused,
         {
             ("session", 200, "", "asgi"): 2,
-            ("session", 200, "", "fast"): 4,
+            ("session", 200, "", "fast"): 6,
             ("page", 200, "", "fast"): 2,
         }
         | refused,
@@ -447,3 +449,17 @@ def test_setting_turns_the_fast_path_off(
     browser, ops = protocols
     assert browser.func is expected
     assert ops == "httptools"
+
+
+async def test_request_that_arrives_during_a_wait_is_answered_after_it(clock: Clock) -> None:
+    async with both_sides(clock) as sides:
+        answers = []
+        for side in sides:
+            transport = side.connect()
+            transport.protocol.data_received(request(GOOD))
+            for data in (request(target="/healthz")[:9], request(target="/healthz")[9:]):
+                transport.protocol.data_received(data)
+            await side.settle()
+            answers.append(transport.sent.count(b"HTTP/1.1 200"))
+            assert transport.sent.index(b"session_") < transport.sent.index(b'"status": "ok"')
+    assert answers == [2, 2]

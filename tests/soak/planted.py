@@ -54,9 +54,9 @@ PLANTED = [
     Planted(
         "the budget was exceeded",
         "bff/upstream/api.py",
-        "            used = self._current\n            answer = await self._send(path)\n",
-        "            used = self._current\n            for _ in range(12):\n"
-        "                answer = await self._send(path)\n",
+        '        answer = await self._send("GET", path, self._signed[used])\n',
+        "        for _ in range(12):\n"
+        '            answer = await self._send("GET", path, self._signed[used])\n',
     ),
     Planted(
         "a limit was exceeded",

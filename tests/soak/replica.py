@@ -1,21 +1,27 @@
-"""`bff serve` with a wall clock that the soak sets; it also reports its number of tasks.
+"""`bff serve` with a wall clock and a resolver that the soak sets; it also reports its tasks.
 
     python tests/soak/replica.py FILE
 
 FILE holds two doubles: seconds to add to the wall clock, and the number of tasks in the event loop.
+The third byte of the file `upstream` beside it says to which loopback address a name leads.
 Otherwise this equals the real command, whose service takes the clock as an argument.
 """
 
 import asyncio
 import mmap
+import socket
 import struct
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import aiohappyeyeballs
 
 from bff import cli
 from bff.app import Service
+from bff.upstream import pool
 
 
 def main(file: str) -> None:
@@ -31,6 +37,16 @@ def main(file: str) -> None:
             struct.pack_into("d", shared, 8, len(asyncio.all_tasks()))
         return now, time.time() + struct.unpack_from("d", shared)[0]
 
+    with Path(file).with_name("upstream").open("r+b") as opened:
+        control = mmap.mmap(opened.fileno(), 3)
+    connect = aiohappyeyeballs.start_connection
+
+    async def connect_resolved(addresses: Any, **arguments: Any) -> socket.socket:
+        kind, (_, port) = addresses[0][:4], addresses[0][4][:2]
+        here = (socket.AF_INET, *kind[1:], (f"127.0.0.{control[2] + 1}", port))
+        return await connect([here], **arguments)
+
+    pool.start_connection = connect_resolved  # type: ignore[attr-defined]
     cli.system_clock = clock  # type: ignore[attr-defined]
     cli.Service = partial(Service, clock=clock)  # type: ignore[attr-defined]
     cli.main(["serve"])

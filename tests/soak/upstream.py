@@ -1,9 +1,10 @@
 """The pretend upstream as a process that the soak kills and freezes.
 
-    python tests/soak/upstream.py PORT SESSIONS FOLDER
+    python tests/soak/upstream.py HOST PORT SESSIONS FOLDER
 
-In FOLDER, the file `upstream` holds one byte of weather and one with a bit for each valid secret
-key. The file `calls` gets the monotonic time of each call, which a machine's processes share.
+In FOLDER, the file `upstream` holds one byte of weather, one with a bit for each valid secret key,
+and one of the address that is current. The file `calls` gets the monotonic time of each call, which
+a machine's processes share.
 """
 
 import asyncio
@@ -18,16 +19,17 @@ from pathlib import Path
 
 import uvicorn
 from support.world import ENVIRONMENT_ID, ROOT_KEY
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 
-WEATHER = ["fine", "500", "401", "HTML", "slow", "closes", "429", "wrong session"]
+WEATHER = ["fine", "500", "401", "HTML", "slow", "closes", "429", "wrong session", "half-closes"]
 SECRET_KEYS = [f"tr_dev_sk_SOAKsentinel000000000{number}" for number in range(3)]
 
 
-def main(port: int, sessions: int, folder: Path) -> None:  # noqa: C901  one story
+def main(host: str, port: int, sessions: int, folder: Path) -> None:  # noqa: C901  one story
     with (folder / "upstream").open("r+b") as opened:
-        control = mmap.mmap(opened.fileno(), 2)
+        control = mmap.mmap(opened.fileno(), 3)
     calls = os.open(folder / "calls", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     environment = Environment(ENVIRONMENT_ID, ROOT_KEY)
     environment.bucket.limit = environment.bucket.remaining = 10**9
@@ -63,14 +65,22 @@ def main(port: int, sessions: int, folder: Path) -> None:  # noqa: C901  one sto
                 await asyncio.sleep(0.3)
         return None
 
+    class Protocol(HttpToolsProtocol):
+        """In the weather for it, sends nothing more after an answer, and keeps reading."""
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if WEATHER[control[0]] == "half-closes" and not self.transport.is_closing():
+                self.transport.write_eof()
+
     # uvicorn logs the answers that this upstream cuts off; they are intended.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
     app = PretendUpstream(environment, clock=time.time)
     app.override = override
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
-    with socket.create_server(("127.0.0.1", port), backlog=512) as sock:
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http=Protocol)
+    with socket.create_server((host, port), backlog=512) as sock:
         asyncio.run(uvicorn.Server(config).serve(sockets=[sock]))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -14,6 +14,7 @@ import mmap
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -32,7 +33,7 @@ import httpx2
 from soak.upstream import SECRET_KEYS, WEATHER
 from support.engines import Engine, free_port
 from support.hostile import descriptors, metric, resident
-from support.world import ENVIRONMENT_ID, PATH, Gateway, claims, sign
+from support.world import ENVIRONMENT_ID, PATH, Gateway, claims, sign, until
 
 from bff.demo.upstream import session
 
@@ -116,6 +117,7 @@ class Replica(Gateway):
     def __init__(self, number: int, upstream_port: int, folder: Path, store: str) -> None:
         super().__init__(
             upstream_port,
+            TRIGGER_API_URL=f"http://localhost:{upstream_port}",
             TRIGGER_SECRET_KEY=None,
             TRIGGER_SECRET_KEY_FILE=str(folder / "secret_keys"),
             BFF_SIGNING_KEYS=None,
@@ -188,20 +190,33 @@ class Upstream:
         self.port = free_port()
         self.lock = asyncio.Lock()
         self._folder = folder
-        (folder / "upstream").write_bytes(bytes(2))
+        (folder / "upstream").write_bytes(bytes(3))
         with (folder / "upstream").open("r+b") as opened:
-            self._control = mmap.mmap(opened.fileno(), 2)
+            self._control = mmap.mmap(opened.fileno(), 3)
         self.keys({0})
+        self._address = 0
 
     def begin(self) -> None:
+        host, program = f"127.0.0.{self._address + 1}", HERE / "upstream.py"
         self.process = subprocess.Popen(
-            [sys.executable, HERE / "upstream.py", str(self.port), str(SESSIONS), self._folder],
+            [sys.executable, program, host, str(self.port), str(SESSIONS), self._folder],
             env=os.environ | {"PYTHONPATH": f"{HERE.parent.parent}:{HERE.parent}"},
         )
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    async def move(self, seconds: float) -> None:
+        """Start at another address, let names lead there, and end the old one *seconds* later."""
+        old = self.process
+        self._address = 1 - self._address
+        self.begin()
+        await asyncio.to_thread(_listens, f"127.0.0.{self._address + 1}", self.port)
+        self._control[2] = self._address
+        await asyncio.sleep(seconds)
+        old.kill()
+        old.wait()
 
     def weather(self, kind: str) -> None:
         self._control[0] = WEATHER.index(kind)
@@ -236,6 +251,16 @@ class Connection:
         if self._writer is not None:
             self._writer.transport.abort()
             self._writer = None
+
+
+def _listens(host: str, port: int) -> None:
+    """Wait until a server listens there."""
+
+    def connects() -> bool:
+        with socket.socket() as one:
+            return one.connect_ex((host, port)) == 0
+
+    until(connects)
 
 
 @dataclass
@@ -320,6 +345,7 @@ class Soak:
         deck: list[Callable[[], Awaitable[None]]] = []
         troubles = [
             *(self.kill_upstream, self.freeze_upstream, self.turn_weather, self.turn_weather),
+            self.move_upstream,
             *(self.kill_store, self.freeze_store, self.kill_replica, self.freeze_replica),
             *(self.jump, self.jump, self.purge, self.rotate_signing, self.rotate_secret),
         ]
@@ -340,6 +366,10 @@ class Soak:
         self.upstream.weather(self.dice.choice(WEATHER))
         await self.pause()
         self.upstream.weather("fine")
+
+    async def move_upstream(self) -> None:
+        async with self.upstream.lock:
+            await self.upstream.move(self.dice.random() * min(3.0, self.seconds / 60))
 
     async def kill_upstream(self) -> None:
         async with self.upstream.lock:
@@ -646,16 +676,16 @@ class Soak:
         a restarted store has lost its counts.
         """
         alone = sorted(
-            (since - 1, until + 1)
+            (since - 1, ended + 1)
             for replica in self.replicas
-            for since, until in replica.alone
-            if since - 1 < end and until + 1 > begin
+            for since, ended in replica.alone
+            if since - 1 < end and ended + 1 > begin
         )
         total, reached = 0.0, begin
-        for since, until in alone:
-            since, until = max(since, reached), min(until, end)  # noqa: PLW2901
-            total += max(0.0, until - since)
-            reached = max(reached, until)
+        for since, ended in alone:
+            since, ended = max(since, reached), min(ended, end)  # noqa: PLW2901
+            total += max(0.0, ended - since)
+            reached = max(reached, ended)
         return total + sum(begin - 1 < moment < end for moment in self.emptied)
 
     def noted_late(self, begin: float, end: float) -> float:

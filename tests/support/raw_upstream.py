@@ -2,15 +2,20 @@
 
 import asyncio
 import contextlib
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.world import SECRET_KEY
 
+from bff.clock import system_clock
 from bff.errors import UpstreamError
 from bff.upstream.api import Quota, Upstream
-from bff.upstream.client import Client
+from bff.upstream.pool import Pools
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 
@@ -55,9 +60,16 @@ async def upstream(url: str, **changes: Any) -> AsyncIterator[tuple[Upstream, li
         "timeout": 0.3,
         "user_agent": "bff/test",
         "observe": quotas.append,
+        "clock": system_clock,
     }
-    async with Client(connect_timeout=0.2) as client:
-        yield Upstream(client, **(arguments | changes)), quotas
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no certificate
+    async with aclosing(Pools(context=context, connect_timeout=0.2, clock=system_clock)) as pools:
+        yield Upstream(pools, **(arguments | changes)), quotas
+
+
+async def get(asked: Upstream, path: str) -> bytes:
+    """GET *path* and return the body of a 200 as it is."""
+    return await asked.get(path, read=bytes, again=spent)
 
 
 async def spent() -> None:
@@ -67,7 +79,7 @@ async def spent() -> None:
 async def refusal(answer: bytes | Handler) -> tuple[UpstreamError, list[bytes]]:
     async with server(answer) as (url, heads), upstream(url) as (asked, _):
         with pytest.raises(UpstreamError) as raised:
-            await asked.get("/api/v1/sessions/a", spent)
+            await get(asked, "/api/v1/sessions/a")
         return raised.value, heads
 
 
@@ -75,3 +87,15 @@ def http(status: str, body: bytes = b"", *lines: bytes, length: int | None = Non
     head = [b"HTTP/1.1 " + status.encode(), *lines]
     head.append(b"content-length: %d" % (len(body) if length is None else length))
     return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+def certificate(folder: Path, name: str) -> ssl.SSLContext:
+    """Make a certificate for the loopback address; returns the server's context."""
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        f"-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout {name}.key -out {name}.pem"
+    )
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context

@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
-import httpcore2
 import httpx2
 import jwt
 import uvicorn
@@ -25,6 +24,10 @@ from bff.config import reader
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 from bff.ops.tracing import Tracing
 from bff.telemetry import Telemetry
+from bff.upstream.client import Client, Network
+from bff.upstream.connection import Answer as UpstreamAnswer
+from bff.upstream.connection import Request
+from bff.upstream.pool import Address
 
 ROOT_KEY = "tr_prod_rootKEYsentinel000000001"
 SECRET_KEY = "tr_dev_sk_SECRETsentinel0000000001"
@@ -127,24 +130,25 @@ FRIENDLY = {"chat-1": session(1)["id"], "chat-2": session(2)["id"]}
 
 
 class Through:
-    """How `Client` reaches what an httpx2 transport reaches: an ASGI app, say."""
+    """Sends requests to what an httpx2 transport reaches: an ASGI app, say."""
 
     def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
         self._transport = transport
 
-    async def handle_async_request(self, request: httpcore2.Request) -> httpcore2.Response:
-        url = request.url
-        shown = httpx2.URL(
-            scheme=url.scheme.decode(), host=url.host.decode(), port=url.port, raw_path=url.target
+    async def send(self, address: Address, request: Request) -> UpstreamAnswer:
+        url = httpx2.URL(
+            scheme="https" if address.secure else "http",
+            host=address.host,
+            port=address.port,
+            raw_path=request.target,
         )
-        asked = httpx2.Request(
-            request.method.decode(), shown, headers=request.headers, extensions=request.extensions
-        )
+        lines = request.lines.split(b"\r\n")[:-1]
+        headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+        asked = httpx2.Request(request.method.decode(), url, headers=headers, content=request.body)
         answer = await self._transport.handle_async_request(asked)
-        assert isinstance(answer.stream, httpx2.AsyncByteStream)
-        return httpcore2.Response(
-            answer.status_code, headers=answer.headers.raw, content=answer.stream
-        )
+        body = await answer.aread()
+        fields = {name.lower(): value for name, value in answer.headers.items()}
+        return UpstreamAnswer(answer.status_code, fields, body)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -175,12 +179,13 @@ class World:
         """Start (again) with other settings, in front of the same upstream."""
         await self._stack.aclose()
         self.told = dict(changes)
+        transport = self.transport or httpx2.ASGITransport(self.upstream)
         self.service = Service(
             reader.load(environ(**changes)),
             self.telemetry,
             reload=lambda: reader.load(environ(**self.told)),
             clock=self.clock,
-            transport=Through(self.transport or httpx2.ASGITransport(self.upstream)),
+            network=Network(Through(transport), Client(transport, connect_timeout=1)),
             tracing=self.tracing,
         )
         app = self.service.browser_app

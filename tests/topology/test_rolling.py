@@ -24,7 +24,6 @@ from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
-import httpcore2
 import httpx2
 import pytest
 import yaml
@@ -49,6 +48,7 @@ from bff.clock import system_clock
 from bff.config import reader
 from bff.ops.check import Result
 from bff.ops.check_gateway import GatewayChecker
+from bff.upstream.client import Client
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -337,8 +337,9 @@ async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> N
     url = f"http://127.0.0.1:{topology.upstream.port}"
     settings = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = settings.environments
-    trusted = httpcore2.AsyncConnectionPool(ssl_context=topology.caddy.trusted())
-    async with aclosing(GatewayChecker(settings, system_clock, transport=trusted)) as checker:
+    trusted = httpx2.AsyncHTTPTransport(verify=topology.caddy.trusted(), trust_env=False)
+    client = Client(trusted, connect_timeout=5)
+    async with aclosing(GatewayChecker(settings, system_clock, client=client)) as checker:
         findings = [f async for f in checker.findings(environment, topology.caddy.url, "chat-1")]
 
     assert {finding.result for finding in findings} == {Result.OK}, findings

@@ -1,13 +1,13 @@
 """One client, one secret key, and upstream's troubles as errors; over real sockets."""
 
-import httpcore2
+import contextlib
+
 import pytest
-from support.raw_upstream import http, refusal, server, spent, upstream
+from support.raw_upstream import get, http, refusal, server, spent, upstream
 from support.world import SECRET_KEY
 
-from bff.errors import UpstreamError
-from bff.upstream.api import Quota, Upstream
-from bff.upstream.client import Client
+from bff.errors import UpstreamError, UpstreamInvalid
+from bff.upstream.api import Quota
 
 
 async def test_get_returns_the_body_and_observes_the_quota() -> None:
@@ -20,8 +20,8 @@ async def test_get_returns_the_body_and_observes_the_quota() -> None:
         b"set-cookie: a=b",
     )
     async with server(answer) as (url, heads), upstream(url, branch="feat/x") as (asked, quotas):
-        assert await asked.get("/api/v1/sessions/a%2Fb", spent) == b"{}"
-        assert await asked.get("/api/v1/sessions/a%2Fb", spent) == b"{}"
+        assert await get(asked, "/api/v1/sessions/a%2Fb") == b"{}"
+        assert await get(asked, "/api/v1/sessions/a%2Fb") == b"{}"
 
     assert quotas == [Quota(750, 749, 1795462431.273)] * 2
     lines = heads[1].split(b"\r\n")
@@ -46,11 +46,12 @@ async def test_get_returns_the_body_and_observes_the_quota() -> None:
         (http("404 Not Found", b'{"error":"Not found"}'), "not_found"),
         (http("404 Not Found", b"<html>no such page</html>"), "upstream_invalid"),
         (http("418 Teapot", b"{}"), "upstream_invalid"),
-        (http("401 Unauthorized", b"{}"), "upstream_rejected_credentials"),
+        (http("401 Unauthorized", b'{"error":"Invalid API key"}'), "upstream_rejected_credentials"),
+        (http("401 Unauthorized", b"{}"), "upstream_invalid"),
         (http("500 Oops", b"{}"), "upstream_unavailable"),
         (http("429 Slow down", b"{}"), "over_budget"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 async def test_answer_of_upstream_becomes_an_error(answer: bytes, code: str) -> None:
     raised, heads = await refusal(answer)
@@ -69,28 +70,117 @@ async def test_retry_after_is_taken_within_bounds(value: bytes, expected: float 
     assert raised.retry_after == expected
 
 
-async def test_only_a_connection_error_is_tried_again() -> None:
-    attempts = []
+DATE = b"date: Mon, 23 Nov 2026 17:33:41 GMT"
+QUOTA = (
+    b"x-ratelimit-limit: 750",
+    b"x-ratelimit-remaining: 1",
+    b"x-ratelimit-reset: 1795462431273",
+)
 
-    class Refusing:
-        async def aclose(self) -> None:
-            pass
 
-        async def handle_async_request(self, request):
-            attempts.append(request)
-            raise httpcore2.ConnectError("refused") if len(attempts) < 9 else AssertionError
+@pytest.mark.parametrize(
+    ("answer", "learns"),
+    [
+        (http("200 OK", b"{}", *QUOTA), True),
+        (http("404 Not Found", b'{"error":"Not found"}', *QUOTA), True),
+        (http("429 Slow", b'{"error":"Rate limit exceeded"}', *QUOTA), True),
+        (http("401 Unauthorized", b'{"error":"Invalid API key"}', *QUOTA), False),
+        (http("403 Forbidden", b'{"error":"No","code":"unauthorized"}', *QUOTA), False),
+        (http("404 Not Found", b"<html>", *QUOTA), False),
+        (http("429 Slow", b"<html>", *QUOTA), False),
+        (http("500 Oops", b"{}", *QUOTA), False),
+        (http("200 OK", b"<html>", b"content-type: text/html", *QUOTA), False),
+        (http("200 OK", b"[]", *QUOTA), False),
+    ],
+    ids=range(10),
+)
+async def test_quota_is_learned_from_accepted_answers_only(answer: bytes, learns: bool) -> None:
+    """A 401 shows the bucket of unknown keys, and another server's quota is not upstream's."""
 
-    async with Client(connect_timeout=1, transport=Refusing()) as client:
-        asked = Upstream(
-            client,
-            url="http://127.0.0.1:1",
-            secret_keys=["tr_dev_x"],
-            branch=None,
-            timeout=1,
-            user_agent="bff",
-            observe=lambda _: None,
-        )
-        with pytest.raises(UpstreamError, match="upstream_unavailable"):
-            await asked.get("/x", spent)
+    def read(body: bytes) -> bytes:
+        if body != b"{}":
+            raise UpstreamInvalid
+        return body
 
-    assert len(attempts) == 2
+    async with server(answer) as (url, _), upstream(url) as (asked, quotas):
+        with contextlib.suppress(UpstreamError):
+            await asked.get("/x", read=read, again=spent)
+    assert bool(quotas) is learns
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            (DATE, b"retry-after: Mon, 23 Nov 2026 17:33:48 GMT"),
+            7,
+        ),
+        (
+            (DATE, b"retry-after: Mon, 23 Nov 2026 17:33:40 GMT"),
+            0,
+        ),
+        (
+            (DATE, b"retry-after: Tue, 24 Nov 2026 19:33:40 GMT"),
+            60,
+        ),
+        ((b"retry-after: Mon, 23 Nov 2026 19:33:51 GMT",), 10),
+        ((b"retry-after: Monday, 23-Nov-26 19:33:51 GMT",), 10),
+        ((b"retry-after: Mon, 99 Nov 2026 19:33:51 GMT",), None),
+        ((b"retry-after: tomorrow",), None),
+        ((b"retry-after: ",), None),
+    ],
+)
+async def test_retry_after_may_be_a_date(lines: tuple[bytes, ...], expected: float | None) -> None:
+    """It is compared with upstream's own clock, which may differ from this machine's."""
+    wall = 1795462421.0  # Mon, 23 Nov 2026 19:33:41
+    async with (
+        server(http("429 Slow", b"{}", *lines)) as (url, _),
+        upstream(url, clock=lambda: (0.0, wall)) as (asked, _),
+    ):
+        with pytest.raises(UpstreamError, match="over_budget") as raised:
+            await get(asked, "/x")
+    assert raised.value.retry_after == expected
+
+
+FOREIGN = [
+    http(f"{status} x", body, b"content-type: " + kind, *lines)
+    for status in (401, 403, 404)
+    for body, kind, *lines in (
+        (b"<html>Access denied</html>", b"text/html"),
+        (b'{"message":"no","error":"Not Found","statusCode":404}', b"application/json"),
+        (b'{"detail":"Not Found"}', b"application/json"),
+        (b"", b"text/plain"),
+        (b'{"error":"Log in"}', b"application/json", b"www-authenticate: Basic"),
+    )
+]
+
+
+@pytest.mark.parametrize("answer", FOREIGN, ids=range(len(FOREIGN)))
+async def test_answer_of_something_else_is_upstream_trouble(answer: bytes) -> None:
+    """With the key and with a token; and it switches no key."""
+    keys = {"secret_keys": ["tr_dev_one", "tr_dev_two"]}
+    async with server(answer) as (url, heads), upstream(url, **keys) as (asked, _):
+        for _ in range(2):
+            with pytest.raises(UpstreamError, match="upstream_invalid"):
+                await get(asked, "/x")
+        with pytest.raises(UpstreamError, match="upstream_invalid"):
+            await asked.get_as(b"token", "/x", read=bytes)
+    assert len(heads) == 3
+    assert b"tr_dev_one" in heads[1], "no next key"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (http("401 x", b'{"error":"Public Access Token is invalid"}'), "token_invalid"),
+        (http("403 x", b'{"error":"Unauthorized","code":"unauthorized"}'), "unauthorized"),
+        (http("404 x", b'{"error":"Not found"}'), "not_found"),
+        (http("429 x", b"<html>", *QUOTA), "over_budget"),
+    ],
+    ids=range(4),
+)
+async def test_answer_about_a_token_is_believed_of_the_api(answer: bytes, code: str) -> None:
+    async with server(answer) as (url, _), upstream(url) as (asked, quotas):
+        with pytest.raises(UpstreamError, match=code):
+            await asked.get_as(b"token", "/x", read=bytes)
+    assert quotas == []

@@ -1,73 +1,67 @@
-"""Connections to upstream: timeouts, certificates, proxies."""
+"""The client for what is rare: key sets, and a gateway under a check."""
 
 import asyncio
-import contextlib
 import ssl
-import subprocess
+from contextlib import aclosing
 
 import pytest
-from support.raw_upstream import http, refusal, server, spent, upstream
+from support.raw_upstream import Handler, http, server
 
 from bff.errors import UpstreamError
+from bff.upstream.client import Client, sockets
+from bff.upstream.connection import MAX_BODY_BYTES
 
 
-async def test_silent_upstream_times_out_at_every_stage() -> None:
-    async def before_head(*_: object) -> None:
-        await asyncio.sleep(2)
-
-    async def before_body(_: object, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
-        await asyncio.sleep(2)
-
-    async def drops(_: object, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n")
-        for _ in range(50):
-            writer.write(b"x")
-            await asyncio.sleep(0.05)
-
-    for stage in (before_head, before_body, drops):
-        started = asyncio.get_running_loop().time()
-        raised, _ = await refusal(stage)
-        assert raised.code == "upstream_timeout"
-        assert asyncio.get_running_loop().time() - started < 1
+def client() -> Client:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return Client(sockets(context), connect_timeout=2)
 
 
-async def test_refused_connection_is_unavailable() -> None:
-    async with upstream("http://127.0.0.1:1") as (asked, _):
+async def fetch(answer: bytes | Handler) -> bytes | str:
+    """Fetch what a server answers; returns the body, or the code of the error."""
+    async with server(answer) as (url, heads), aclosing(client()) as asked:
+        try:
+            return await asked.fetch(url + "/keys", timeout=0.5)
+        except UpstreamError as error:
+            return error.code
+        finally:
+            assert len(heads) == 1
+            assert b"authorization" not in heads[0].lower()
+
+
+async def hang(*_: object) -> None:
+    await asyncio.sleep(2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (http("200 OK", b"{}"), b"{}"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{}", b"{}"),
+        (http("500 Oops", b"{}"), "upstream_unavailable"),
+        (http("404 Not Found", b"{}"), "upstream_invalid"),
+        (http("302 Found", b"", b"location: http://127.0.0.1:1/"), "upstream_invalid"),
+        (http("200 OK", b"\x1f\x8b", b"content-encoding: gzip"), "upstream_invalid"),
+        (http("200 OK", b"x" * (MAX_BODY_BYTES + 1)), "upstream_invalid"),
+        (http("200 OK", b"{", length=10), "upstream_invalid"),
+        (b"nonsense\r\n\r\n", "upstream_invalid"),
+        (hang, "upstream_timeout"),
+    ],
+    ids=range(10),
+)
+async def test_document_is_fetched_within_bounds(
+    answer: bytes | Handler, expected: bytes | str
+) -> None:
+    assert await fetch(answer) == expected
+
+
+async def test_unreachable_server_is_unavailable() -> None:
+    async with aclosing(client()) as asked:
         with pytest.raises(UpstreamError, match="upstream_unavailable"):
-            await asked.get("/x", spent)
+            await asked.fetch("http://127.0.0.1:1/keys", timeout=2)
 
 
 async def test_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with server(http("200 OK", b"{}")) as (url, heads), upstream(url) as (asked, _):
-        assert await asked.get("/x", spent) == b"{}"
-
-    assert heads[0].startswith(b"GET /x HTTP/1.1")
-
-
-async def test_certificates_are_verified(tmp_path) -> None:
-    command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        "-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout key -out cert"
-    )
-    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)  # noqa: ASYNC221
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
-    reached = []
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        reached.append(await reader.read(100))
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
-    async with listening:
-        port = listening.sockets[0].getsockname()[1]
-        async with upstream(f"https://127.0.0.1:{port}") as (asked, _):
-            with pytest.raises(UpstreamError, match="upstream_unavailable"):
-                await asked.get("/x", spent)
-
-    assert reached == [], "the secret was never sent"
+    assert await fetch(http("200 OK", b"{}")) == b"{}"

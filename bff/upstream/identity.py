@@ -1,0 +1,61 @@
+"""Tells the API's own errors from those of whatever else may answer at its address.
+
+A browser acts on 401, 403 and 404: it mints a token, or starts a paid run. So the gateway believes
+them only of an answer that looks like the API's. A CDN, a login page, a proxy, another service or
+a web framework answers with the same statuses, mostly in HTML, and often in JSON.
+
+The API's errors, as measured: an object whose `error` is a text, with `code`, `param` and `type` at
+most; or a problem document (RFC 9457) that has `error` as well.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from bff import strict_json
+from bff.upstream.connection import Answer
+
+MAX_MEMBERS: Final = 256
+"""Brackets, braces and commas of an answer that is not a document; usual ones have ten."""
+_JSON: Final = ("application/json", "application/problem+json")
+_PLAIN: Final = frozenset(("error", "code", "param", "type"))
+_PROBLEM: Final = frozenset(("title", "status", "type", "detail", "error"))
+_LIMITED: Final = frozenset(("reset", "limit", "remaining", "secondsUntilReset"))
+_MISSING: Final = ("Not found", "Resource not found")
+"""The API's texts for what does not exist."""
+_NAMES: Final = frozenset(("", *(status.phrase.casefold() for status in HTTPStatus)))
+"""Texts that frameworks send for want of a better one; the API says more."""
+
+
+def is_json(headers: Mapping[str, str]) -> bool:
+    """Tell whether the headers announce JSON, or nothing."""
+    kind = headers.get("content-type")
+    return kind is None or kind.partition(";")[0].strip().lower() in _JSON
+
+
+def api_error(answer: Answer) -> dict[str, Any] | None:
+    """Return the body of an error that the API sent; None if something else sent it."""
+    status, headers = answer.status, answer.headers
+    if not is_json(headers) or "www-authenticate" in headers:
+        return None
+    try:
+        error = strict_json.loads(answer.body, most=MAX_MEMBERS)
+    except ValueError:
+        return None
+    if not isinstance(error, dict) or not isinstance(error.get("error"), str):
+        return None
+    return error if _is_plain(error, status, headers) or _is_problem(error, status) else None
+
+
+def _is_plain(error: dict[str, Any], status: int, headers: Mapping[str, str]) -> bool:
+    if not error.keys() <= _PLAIN or not all(isinstance(value, str) for value in error.values()):
+        return False
+    text = error["error"]
+    if status == HTTPStatus.NOT_FOUND:
+        return text in _MISSING or headers.get("x-should-retry") == "false"
+    return len(error) > 1 or text.casefold() not in _NAMES
+
+
+def _is_problem(error: dict[str, Any], status: int) -> bool:
+    keys = error.keys()
+    return _PROBLEM <= keys <= _PROBLEM | _LIMITED and error["status"] == status
