@@ -40,7 +40,8 @@ class QueuedLoad(Turn):
     Args:
         id_: the id by which the session was requested.
         copy: the copy that the load replaces.
-        stretch: seconds for which a copy of another replica counts as fresh.
+        stretch: seconds for which a copy of another replica counts as fresh: the least of those
+            of the callers who want it.
         queue: where it waits.
     """
 
@@ -149,8 +150,10 @@ class LoadQueue:
                 self._start_turns()  # in spite of a hold: a large page fills the queue
                 if not self._add(load, caller, awaited=True):
                     return None
-        elif load.queued:
-            self._add(load, caller, awaited=True)
+        else:
+            load.stretch = min(load.stretch, stretch)
+            if load.queued:
+                self._add(load, caller, awaited=True)
         load.waiting += 1
         self.start_loads()
         return load
@@ -162,7 +165,8 @@ class LoadQueue:
         load = self.get(id_)
         if load is None:
             load = QueuedLoad(id_, copy, stretch, now, self)
-        elif not load.queued or caller in load.callers:
+        load.stretch = min(load.stretch, stretch)
+        if load.task is not None or caller in load.callers:
             return
         load.kept = True
         self._add(load, caller, awaited=False)

@@ -7,7 +7,8 @@ token expired, lost its key or was revoked meanwhile.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -214,9 +215,7 @@ async def wait_for(
         await _wait_for_loads(members, timeout, began, until)
         again = True
     finally:  # also when the browser has left
-        for member in members:
-            if member.load is not None:
-                member.load.leave(again=again)
+        leave(members, again=again)
     request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
 
@@ -225,6 +224,23 @@ def wait_on(members: Sequence[PendingMember]) -> None:
     for member in members:
         if member.load is not None:
             member.load.waiting += 1
+
+
+def leave(members: Sequence[PendingMember], *, again: bool) -> None:
+    """Count the request no longer; *again* says that it may come again for these loads."""
+    for member in members:
+        if member.load is not None:
+            member.load.leave(again=again)
+
+
+@contextmanager
+def leave_if_refused(members: Sequence[PendingMember]) -> Iterator[None]:
+    """Look up *members*; a request that is refused meanwhile waits for none of them."""
+    try:
+        yield
+    except BaseException:
+        leave(members, again=True)
+        raise
 
 
 async def _wait_for_loads(
