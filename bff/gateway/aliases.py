@@ -20,7 +20,6 @@ from bff.gateway.pending import (
     PendingMember,
     Resumable,
     leave,
-    leave_if_refused,
     outcome,
     wait_for,
     wait_on,
@@ -68,12 +67,11 @@ class PendingAlias:
         for member in ended:
             self.members.remove(member)
         wait_on(self.members)
-        with leave_if_refused(self.members):
-            for member in ended:
-                answer = self._conclude(gateway, member)
-                if answer is not None:
-                    leave(self.members, again=False)
-                    return answer
+        for member in ended:
+            answer = self._conclude(gateway, member)
+            if answer is not None:
+                leave(self.members, again=False)
+                return answer
         if not self.members:
             return gateway.answers.refusal(self.request, self.refusal())
         return self
@@ -149,7 +147,7 @@ class Aliases:
         if isinstance(candidates, str):
             return candidates
         pending = PendingAlias(request, caller, session_id, {}, [], self, self._config)
-        with self._members.hold(caller), leave_if_refused(pending.members):
+        with self._members.hold(caller):
             for named in candidates:
                 if self.look_up(pending, named):
                     leave(pending.members, again=False)

@@ -19,7 +19,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, Outcome, PendingCaller
+from bff.gateway.introspection import Introspector, Outcome
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
@@ -221,15 +221,18 @@ class Gateway:
         if caller is not None:
             return self.serve(request, caller)
         try:
-            session_id, requested = self._named_by(request, claimant)
+            named, requested = self._named_by(request, claimant)
         except Refused:
             introspector.count_refused(request, claimant)  # 429
             raise
-        pending = introspector.start(request, claimant, session_id)  # 401 429 5xx
-        return pending if requested else PendingCaller(pending)
+        if requested:
+            return introspector.start(request, claimant, named[0])  # 401 429 5xx
+        return introspector.verify(request, claimant, named)  # 401 429 5xx
 
-    def _named_by(self, request: RequestContext, claimant: Claimant[Grant]) -> tuple[str, bool]:
-        """Return an id that the token names, and whether it is the requested session's.
+    def _named_by(
+        self, request: RequestContext, claimant: Claimant[Grant]
+    ) -> tuple[tuple[str, ...], bool]:
+        """Return ids that the token names, and whether it is the requested session's.
 
         Raises:
             Refused: ``unauthorized`` or ``invalid_session_id``.
@@ -239,16 +242,17 @@ class Gateway:
             named = ids.named(granted)
             if not named:
                 raise Refused("unauthorized")
-            return named[0], False
+            return named, False
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not ids.covers(granted, session_id):
             # The token may be forged, so it is not compared with the pairs that are remembered.
-            for named_id in ids.named_in_other_form(granted, session_id):
-                return named_id, False
-            raise Refused("unauthorized")
+            named = ids.named_in_other_form(granted, session_id)
+            if not named:
+                raise Refused("unauthorized")
+            return named, False
         if not ids.is_reachable(session_id):
             raise Refused("unauthorized")
-        return session_id, True
+        return (session_id,), True
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Undo what was charged: after the wait the decision starts again."""

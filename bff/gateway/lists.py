@@ -22,7 +22,6 @@ from bff.gateway.pending import (
     PendingMember,
     Resumable,
     Served,
-    leave_if_refused,
     outcome,
     wait_for,
 )
@@ -134,7 +133,7 @@ class Lists:
             return outcome
 
         # The members without a copy start first, wherever they stand in the list.
-        with self._members.hold(caller), leave_if_refused(members):
+        with self._members.hold(caller):
             page = listing.page(find)
         if page is None:
             return PendingList(request, caller, listing, sources, members, self, self._config)

@@ -7,8 +7,7 @@ token expired, lost its key or was revoked meanwhile.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -231,16 +230,6 @@ def leave(members: Sequence[PendingMember], *, again: bool) -> None:
     for member in members:
         if member.load is not None:
             member.load.leave(again=again)
-
-
-@contextmanager
-def leave_if_refused(members: Sequence[PendingMember]) -> Iterator[None]:
-    """Look up *members*; a request that is refused meanwhile waits for none of them."""
-    try:
-        yield
-    except BaseException:
-        leave(members, again=True)
-        raise
 
 
 async def _wait_for_loads(

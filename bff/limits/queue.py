@@ -200,7 +200,9 @@ class FairQueue(Generic[TurnT]):
         if best == inf:
             return 0
         if self._refreshes.callers:
-            best += min(refreshes + 1, best // 2 + 2)  # a refresh of its caller is that caller's turn
+            best += min(
+                refreshes + 1, best // 2 + 2
+            )  # a refresh of its caller is that caller's turn
             best += max(best // (REFRESH_EVERY - 1), own_before) + 1
         return min(int(best), len(self._turns) - 1)
 

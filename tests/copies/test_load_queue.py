@@ -98,7 +98,7 @@ def test_load_that_nobody_waits_for_leaves_the_queue() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_no_request_is_counted_after_its_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random histories of lists, sessions and other ids; browsers leave, and sessions are purged."""
+    """Random histories of lists, sessions and other ids; browsers leave, sessions are purged."""
     chance, loads = random.Random(seed), list[QueuedLoad]()
     made = QueuedLoad.__init__
 
