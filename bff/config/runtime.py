@@ -21,8 +21,10 @@ class Environment:
 
     Attributes:
         origin: address, id and branch. Environments of one name with other origins share no copy.
-        health: "ok" or the error code of the last load; None before the first load.
-        checked: when `health` was learned, on the clock that never jumps.
+        health: "ok" or the error code of the last readiness check; None before the first answer.
+            A load can only make it "ok": upstream may fail for what one browser requests.
+        last_load: "ok" or the error code of the last call; another one than "ok" is checked.
+        checked: when `last_load` was learned by a readiness check, on the clock that never jumps.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Environment:
     upstream: Upstream
     budget: Budget
     health: str | None = None
+    last_load: str | None = None
     checked: float = float("-inf")
 
 

@@ -219,7 +219,10 @@ class Loader:
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self._cache.put_negative(environment.name, id_, ended, generation)
-        return self._learn(environment, outcome, why, copy, ended, ended - started)
+        learned = self._learn(environment, outcome, why, copy, ended, ended - started)
+        if load is None:  # a readiness check: what browsers request cannot make it fail
+            environment.health, environment.checked = environment.last_load, ended
+        return learned
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
@@ -302,7 +305,7 @@ class Loader:
             "outcome": code,
             "seconds": round(seconds, 4),
         }
-        if health == environment.health or (healthy and environment.health is None):
+        if health == environment.last_load or (healthy and environment.last_load is None):
             self._telemetry.often("load_finished", now, **line)
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **line)
@@ -310,5 +313,7 @@ class Loader:
             self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
-        environment.health, environment.checked = health, now
+        environment.last_load = health
+        if healthy:
+            environment.health = health
         return outcome

@@ -35,7 +35,8 @@ class Readiness:
         loads = [
             self._loader.check(environment, now)
             for environment in environments.values()
-            if environment.health != "ok" and now - environment.checked >= CHECK_SECONDS
+            if not environment.health == environment.last_load == "ok"
+            if now - environment.checked >= CHECK_SECONDS
             if environment.budget.wait(now) <= 0
         ]
         if loads:

@@ -39,7 +39,7 @@ MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
 
 _MAX_TRIES: Final = 3
-"""Named sessions about which upstream is asked in turn, while it answers with a failure."""
+"""Named sessions for which a request lets upstream verify its token, while upstream fails."""
 _OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
 """Codes of refusals that may concern one session alone."""
 

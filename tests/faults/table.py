@@ -219,8 +219,8 @@ FAULTS = [
     Fault(
         16,
         "bff/gateway/aliases.py",
-        "            elif has_id(served[0], self.session_id):",
-        "            else:",
+        "        elif has_id(served[0], self.session_id):",
+        "        else:",
         f"{_COPIES}::test_16_each_waiter_of_a_load_is_decided_on_individually",
     ),
     Fault(
@@ -1678,7 +1678,7 @@ FAULTS = [
         "bff/limits/queue.py",
         "        if awaited:\n            self._refreshes.remove(caller, turn)\n",
         "",
-        "tests/limits/test_queue.py::test_awaited_load_is_no_refresh_of_its_caller_any_more",
+        "tests/limits/test_queue.py::test_refresh_that_a_request_waits_for_counts_once",
     ),
     Fault(
         49,
@@ -1700,5 +1700,12 @@ FAULTS = [
         "                leave(self.members, again=False)\n                return answer",
         "                return answer",
         f"{_LOAD_QUEUE}::test_no_request_is_counted_after_its_end",
+    ),
+    Fault(
+        52,
+        "bff/copies/loader.py",
+        "        if healthy:\n            environment.health = health\n",
+        "        environment.health, environment.checked = health, now\n",
+        f"{_UPSTREAM}::test_52_id_that_upstream_refuses_leaves_it_ready",
     ),
 ]

@@ -326,6 +326,28 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     assert (await world.ops.get("/readyz")).status_code == 200
 
 
+@pytest.mark.parametrize("seconds", [0.5, 2.5])
+async def test_52_id_that_upstream_refuses_leaves_it_ready(world: World, seconds: float) -> None:
+    """One caller polls an id for which upstream, or a firewall before it, answers 403."""
+
+    async def override(seen: Seen) -> Answer | None:
+        refused = seen.raw_path.endswith("odd")
+        return Answer(403, {"error": "Unauthorized", "code": "unauthorized"}) if refused else None
+
+    world.upstream.override = override
+    assert (await world.ops.get("/readyz")).status_code == 200
+
+    for _ in range(10):
+        assert (await world.get("odd")).status_code == 502
+        assert (await world.ops.get("/readyz")).status_code == 200
+        world.clock.advance(seconds)
+
+    world.answer(401, {"error": "Invalid API key"})
+    await world.get("odd")
+    world.clock.advance(2)
+    assert (await world.ops.get("/readyz")).status_code == 503, "its own question is refused too"
+
+
 async def test_35_browsers_get_502_when_all_keys_are_rejected(world: World) -> None:
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}")
     fresh = await world.get("chat-1")

@@ -152,7 +152,7 @@ def test_no_caller_takes_more_than_half_while_others_wait(
         assert taken[caller] <= sum(taken.values()) / 2 + 1
 
 
-def test_awaited_load_is_no_refresh_of_its_caller_any_more() -> None:
+def test_refresh_that_a_request_waits_for_counts_once() -> None:
     queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
     turn, other = Turn("was-refresh", 1.0), Turn("other", 1.0)
     queue.add(turn, "a", awaited=False)
