@@ -1,6 +1,7 @@
 """The composition root: settings in, two ASGI applications out. Nothing is wired anywhere else."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -11,17 +12,22 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from bff import __version__, metrics
+from bff import metrics
+from bff.background import Background, Beat
+from bff.chat.appends import Appends
+from bff.chat.streams import Streams
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages
+from bff.config.builder import ConfigBuilder, ages, same_environment
 from bff.config.reload import Reload
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.copies.cache import Cache
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
-from bff.ops.admin import Ops
-from bff.ops.key_refresh import KeyRefresh
+from bff.ops.admin import Ops, ops_protocol
+from bff.ops.environment_id import learn
+from bff.ops.gauges import read_gauges
+from bff.ops.key_refresh import IdRequest, KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
 from bff.replicas.sharing import Sharing
@@ -29,7 +35,8 @@ from bff.replicas.store import Store
 from bff.replicas.valkey import StoreError
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
-from bff.server.connection import BoundedProtocol, Bounds, ConnectionLimiter
+from bff.server.bounds import Bounds, ConnectionLimiter
+from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import WorkerPeers
 from bff.sessions.copy import Copy, make_copy
 from bff.telemetry import Telemetry
@@ -60,6 +67,8 @@ class Service:
         routes: more routes for the browser port; for the demo.
         tracing: makes spans; None for none.
         peers: the other workers; None if this process is the only one.
+        max_connections: a bound in place of the setting's, for want of descriptors.
+        unconfirmed: environments whose id is set, but was not compared with upstream's.
     """
 
     def __init__(
@@ -73,13 +82,18 @@ class Service:
         routes: tuple[BaseRoute, ...] = (),
         tracing: Tracing | None = None,
         peers: WorkerPeers | None = None,
+        max_connections: int | None = None,
+        unconfirmed: frozenset[str] = frozenset(),
     ) -> None:
+        self._unconfirmed = set(unconfirmed)
+        telemetry.level = settings.log_level
         self._clock = clock
         self._telemetry = telemetry
-        self._tracing = tracing
+        self.tracing = tracing
         self._connected = False
         self._timeout = settings.upstream_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.background = Background(telemetry)
         self.reload = Reload(
             settings,
             read=reload or (lambda: settings),
@@ -100,10 +114,16 @@ class Service:
             provider=shared,
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
+            on_key=self._use_key,
         )
         self._share(settings)
         self.gateway = self._make_gateway(settings)
-        self._connections, self.bounded_protocol = _make_protocol(settings, self.gateway, telemetry)
+        self.connections, self.bounded_protocol = _make_protocol(
+            settings,
+            self.gateway,
+            telemetry,
+            max_connections=max_connections or settings.max_connections,
+        )
         """The second makes the protocol of a connection, without the fast path."""
         # A span is a task's and a route is Starlette's: the fast path has neither.
         fast = settings.fast_path and tracing is None and not routes
@@ -113,9 +133,8 @@ class Service:
             else self.bounded_protocol
         )
         """Makes the protocol of each connection on the browser port."""
-        telemetry.gauges = partial(gauges, self)
+        telemetry.gauges = partial(read_gauges, self)
         self.key_refresh = self._make_key_refresh()
-        self._key_refresh_task: asyncio.Task[None] | None = None
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -132,11 +151,14 @@ class Service:
             self.gateway,
             telemetry,
             sharing=shared,
+            background=self.background,
             peers=peers,
             names=settings.ops_names,
             clock=clock,
         )
         self.ops_app = self.ops.app
+        self.ops_protocol = ops_protocol()
+        """Makes the protocol of each connection on the ops port."""
 
     # -- the parts
 
@@ -158,6 +180,9 @@ class Service:
             clock=self._clock,
             request_ids=_request_ids(),
             sharing=self.sharing,
+            streams=Streams(telemetry, lambda: self.now),
+            appends=Appends(lambda: self.now),
+            part_ids=lambda: os.urandom(16).hex(),
         )
 
     def _make_sharing(self, settings: Settings) -> Sharing:
@@ -175,6 +200,7 @@ class Service:
 
         store = Store(
             settings.store_url,
+            background=self.background,
             timeout=settings.store_timeout,
             name=token(),
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
@@ -192,7 +218,7 @@ class Service:
             tokens=token,
             count=telemetry.count,
             on_purge=self._purge,
-            on_revocation=self._revoke,
+            on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
         )
 
     def _share(self, settings: Settings) -> None:
@@ -203,21 +229,20 @@ class Service:
     def _purge(self, environment: str, id_: str) -> None:
         self.gateway.cache.purge(environment, id_)
 
-    def _revoke(self, text: str) -> None:
-        self.ops.apply_revocation(text)
-
     def _make_key_refresh(self) -> KeyRefresh:
         config, builder, settings = self.gateway.config, self._builder, self.reload.settings
         return KeyRefresh(
             lambda url: self.network.others.fetch(url, timeout=self._timeout),
             config.verifier.sources,
             {
-                e.name: (
-                    config.environments[e.name].upstream.environment_id,
+                e.name: IdRequest(
+                    partial(learn, config.environments[e.name].upstream),
                     partial(self._learn, e),
+                    is_needed=e.learn,
                 )
                 for e in settings.environments
-                if (e.learn or settings.store_url) and builder.id_of(e) is None
+                if ((e.learn or settings.store_url) and builder.id_of(e) is None)
+                or e.name in self._unconfirmed
             },
             clock=self._clock,
             telemetry=self._telemetry,
@@ -229,20 +254,47 @@ class Service:
         """Use new settings: all of them, or none if they cannot be built."""
         config = self._builder.next(settings, self.gateway.config, self.reload.settings)
         self.gateway.apply(config)
-        self._connections.trusted = config.trusted_proxies
+        self._telemetry.level = settings.log_level
+        self.connections.trusted = config.trusted_proxies
         self._share(settings)
+        before = {e.name: e for e in self.reload.settings.environments}
+        self._unconfirmed |= {
+            e.name
+            for e in settings.environments
+            if e.id is not None
+            and (e.name not in before or not same_environment(e, before[e.name]))
+        }
         self.reload.settings = settings
         self.key_refresh = self._make_key_refresh()
-        if self._key_refresh_task is not None:
-            self._key_refresh_task.cancel()
-            self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
+        self._start_key_refresh()
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
-        """Use the id that upstream returned for *environment*."""
+        """Use the id that upstream returned for *environment*, or refuse tokens if it is wrong."""
+        self._unconfirmed.discard(environment.name)
         self._builder.learn(environment, id_)
+        if self._builder.differs(environment):
+            self._telemetry.log.error(
+                "environment_id_differs",
+                environment=environment.name,
+                remedy="no token is accepted: correct BFF_ENVIRONMENT_ID, BFF_BRANCH or "
+                "TRIGGER_SECRET_KEY; bff check --probe shows the id of the key",
+            )
         settings = self.reload.settings
         self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
         self._share(settings)
+
+    def _use_key(self, environment: str, number: int) -> None:
+        """Report that upstream rejected a secret key, so that the next one took over."""
+        self._telemetry.count(metrics.SECRET_KEY_CHANGES, environment)
+        self._telemetry.often(
+            "secret_key_rejected",
+            self.now,
+            logging.ERROR,
+            environment=environment,
+            now_used=number,
+            remedy="upstream rejects the key that was used before; if it is rotated out, remove it "
+            "from TRIGGER_SECRET_KEY",
+        )
 
     # -- its life
 
@@ -256,22 +308,26 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         await self.connect()
-        # Held by this frame, which outlives them.
-        beside = [
-            asyncio.create_task(self.reload.watch()),
-            asyncio.create_task(self._measure_lag()),
-        ]
-        self._key_refresh_task = asyncio.create_task(self.key_refresh.run())
+        self._start_key_refresh()
+        self.reload.start()
+        self.background.start("settings_watch", self.reload.watch, deadline=30.0)
+        lag = partial(measure_lag, self._telemetry, self._clock)
+        self.background.start("loop_lag", lag, deadline=30.0)
+        self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
+        self.background.start("streams", self.gateway.watch_streams, deadline=30.0)
         yield
-        for task in (*beside, self._key_refresh_task):
-            task.cancel()
+        self.reload.stop()
+        await self.background.stop(
+            "settings_watch", "loop_lag", "readiness", "streams", "key_refresh"
+        )
         self.gateway.loader.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
         await self.sharing.stop()
+        await self.background.stop()
         await self.network.aclose()
-        if self._tracing:
-            await asyncio.to_thread(self._tracing.close)
+        if self.tracing:
+            await self.tracing.close()
 
     async def connect(self) -> None:
         """Connect to the store, if there is one; once.
@@ -290,16 +346,18 @@ class Service:
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
 
-    async def _measure_lag(self) -> None:
-        while True:
-            due = self._clock()[0] + LAG_SECONDS
-            await asyncio.sleep(LAG_SECONDS)
-            self._telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, self._clock()[0] - due))
+    def _start_key_refresh(self) -> None:
+        self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
 
-    @property
-    def connection_count(self) -> int:
-        """How many connections of browsers are open."""
-        return self._connections.total
+    def drain(self) -> None:
+        """End the open streams, spread over the time that the settings give."""
+        self.ops.drain()
+        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))
+
+    def note_short(self) -> None:
+        """Count and log that the system had no descriptor for a connection."""
+        self._telemetry.count(metrics.CLOSED_CONNECTIONS, "no_descriptor")
+        self._telemetry.often("no_descriptor", self.now, logging.ERROR)
 
     @property
     def now(self) -> float:
@@ -307,16 +365,26 @@ class Service:
         return self._clock()[0]
 
 
+async def measure_lag(telemetry: Telemetry, clock: Clock, beat: Beat) -> None:
+    """Measure how late the event loop is, without end."""
+    while True:
+        beat()
+        due = clock()[0] + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        telemetry.observe(metrics.LOOP_LAG_SECONDS, max(0.0, clock()[0] - due))
+
+
 def _make_protocol(
-    settings: Settings, gateway: Gateway, telemetry: Telemetry
+    settings: Settings, gateway: Gateway, telemetry: Telemetry, *, max_connections: int
 ) -> "tuple[ConnectionLimiter, partial[BoundedProtocol]]":
     bounds = Bounds(
         head_bytes=settings.max_head_bytes,
         headers=settings.max_headers,
         request_seconds=settings.request_timeout,
         idle_seconds=settings.idle_timeout,
-        connections=settings.max_connections,
+        connections=max_connections,
         connections_per_address=settings.max_connections_per_address,
+        buffered_bytes=settings.max_buffered_bytes,
     )
     connections = ConnectionLimiter(
         bounds,
@@ -326,41 +394,6 @@ def _make_protocol(
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )
-
-
-def gauges(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
-    """Read every gauge of *service*, by its labels."""
-    gateway, sharing = service.gateway, service.sharing
-    environments, verifier = gateway.config.environments, gateway.config.verifier
-    left = {name: e.budget.left(service.now) for name, e in environments.items()}
-    shared = isinstance(sharing, Sharing)
-    return {
-        metrics.BUILD_INFO: {(__version__,): 1},
-        metrics.SETTINGS_CURRENT: {(): float(service.reload.current)},
-        metrics.SIGNING_KEY_USED: {
-            (use.environment, str(use.number)): use.last for use in verifier.uses
-        },
-        metrics.CONNECTIONS: {(): service.connection_count},
-        metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
-        metrics.REPLICAS: {(): sharing.replicas} if shared else {},
-        metrics.COPIES: {(): len(gateway.cache)},
-        metrics.COPY_BYTES: {(): gateway.cache.bytes},
-        metrics.LOADS_IN_FLIGHT: {(): len(gateway.cache.loads)},
-        metrics.LOADS_QUEUED: {(name,): len(gateway.loader.queue(name)) for name in environments},
-        metrics.VERIFIED_TOKENS: {(): len(verifier)},
-        metrics.REVOCATIONS: {(): len(gateway.revocations)},
-        metrics.STRETCHED_TTL_SECONDS: {
-            (name,): min(e.budget.hot.stretch, gateway.config.ages.max_stretch)
-            for name, e in environments.items()
-        },
-        metrics.BUDGET_LEFT: {
-            (name,): float("inf") if n is None else n for name, n in left.items()
-        },
-        metrics.READY: {
-            (name,): float(gateway.readiness.state(environment)[0])
-            for name, environment in environments.items()
-        },
-    }
 
 
 def _untraced(upstream: Upstream) -> Upstream:

@@ -1,4 +1,7 @@
-"""The command line: the only module that prints, exits or reads the environment."""
+"""The command line: what serves and checks; `bff.commands` has the other commands.
+
+These two modules alone print, exit or read the environment.
+"""
 
 import asyncio
 import errno
@@ -7,12 +10,10 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import uvloop
@@ -20,23 +21,27 @@ import uvloop
 from bff import __version__
 from bff.app import Service
 from bff.clock import system_clock
+from bff.commands import exit_with, load, read_environ, refuse, revoke, status, token
 from bff.config import reader
-from bff.config.reload import WATCH_SECONDS
-from bff.config.settings import FIXED, SETTINGS, EnvironmentSettings, Settings, SettingsError
+from bff.config.reload import wait_for_settings
+from bff.config.settings import Settings, SettingsError
 from bff.demo import demo as demo_
+from bff.log_writer import LogWriter, standard_output
 from bff.ops import check as checks
-from bff.ops import revoke as revoke_
 from bff.ops.check_gateway import GatewayChecker
 from bff.ops.check_upstream import UpstreamChecker
 from bff.ops.tracing import Tracing, TracingError
 from bff.replicas.valkey import StoreError
 from bff.server import run as server
-from bff.server.hardening import harden
+from bff.server.hardening import (
+    bounded_connections,
+    harden,
+    max_files,
+    warn_of_few_files,
+)
 from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
-from bff.sessions.ids import is_id
-from bff.telemetry import Telemetry
-from bff.tokens.mint import mint
+from bff.telemetry import ServerLog, Telemetry
 
 
 @click.group()
@@ -45,26 +50,21 @@ def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""
 
 
-def _environ(**overrides: Any) -> dict[str, str]:
-    environ = dict(os.environ)  # noqa: TID251  the one place
-    return environ | {name: str(v) for name, v in overrides.items() if v is not None}
+def _confirm_ids(settings: Settings) -> frozenset[str]:
+    """Compare each environment's id with upstream's; exit if one is wrong.
 
+    Returns the environments whose id upstream did not tell; the gateway asks again later. It is not
+    a reason to wait: an upstream outage must not keep a gateway from starting.
+    """
 
-def _load(environ: dict[str, str]) -> Settings:
-    try:
-        return reader.load(environ)
-    except SettingsError as exc:
-        _refuse(exc)
+    async def confirm() -> tuple[list[str], frozenset[str]]:
+        async with aclosing(UpstreamChecker(settings, system_clock)) as checker:
+            return await checker.confirm_ids()
 
-
-def _refuse(exc: SettingsError) -> NoReturn:
-    problems = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
-    _exit(f"These settings cannot be used:\n{problems}")
-
-
-def _exit(text: str, status: int = 2) -> NoReturn:
-    click.echo(text, err=True)
-    sys.exit(status)
+    problems, unconfirmed = asyncio.run(confirm())
+    if problems:
+        refuse(SettingsError(problems))
+    return unconfirmed
 
 
 def _listen(host: str, port: int, name: str) -> socket.socket:
@@ -75,7 +75,7 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else "no such host"
         if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
             name = name.replace("PORT", "HOST")
-        _exit(f"Cannot listen on {host}:{port} ({reason}); set {name}")
+        exit_with(f"Cannot listen on {host}:{port} ({reason}); set {name}")
 
 
 def _fork(
@@ -97,30 +97,18 @@ def _fork(
     return WorkerPeers(sockets, worker.number), worker
 
 
-def _current_settings(environ: dict[str, str], started: Settings, telemetry: Telemetry) -> Settings:
-    """Read the current settings for a worker that replaces another; wait until they are valid.
-
-    The settings that the supervisor *started* with may hold a signing key that was removed since.
-    Settings that need a restart keep their old values. While the worker waits, the others serve.
-    """
-    problems: list[str] = []
-    while True:
-        try:
-            current = reader.load(environ)
-            return replace(current, **{name: getattr(started, name) for name in FIXED})
-        except SettingsError as exc:
-            if exc.problems != problems:
-                telemetry.log.error("settings_not_reloaded", problems=exc.problems)
-            problems = list(exc.problems)
-            time.sleep(WATCH_SECONDS)
-
-
 async def _serve(
-    service: Service, telemetry: Telemetry, browser: Any, ops: Any, *more: Any
+    service: Service, browser: Any, ops: Any, *more: Any, worker: Worker | None = None
 ) -> None:
     browser_config = server.config(service.browser_app, lifespan=True, protocol=service.protocol)
-    ops_config = server.config(service.ops_app, lifespan=False)
-    await server.run([*more, (browser_config, browser), (ops_config, ops)], telemetry)
+    ops_config = server.config(service.ops_app, lifespan=False, protocol=service.ops_protocol)
+    await server.run(
+        [*more, (browser_config, browser)],
+        (ops_config, ops),
+        worker=worker,
+        on_stop=service.drain,
+        on_short=service.note_short,
+    )
 
 
 def _run(main_: Any) -> None:
@@ -140,13 +128,17 @@ def _run(main_: Any) -> None:
 )
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve browsers, and operators on the ops port, until SIGTERM."""
-    harden()
+    refused = harden()
     # SIGHUP must not end the process before the loop handles it. No change is lost meanwhile: the
     # service watches the files of the settings.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    environ = _environ(BFF_HOST=host, BFF_PORT=port)
-    settings = _load(environ)
-    telemetry = Telemetry()
+    environ = read_environ(BFF_HOST=host, BFF_PORT=port)
+    settings = load(environ)
+    telemetry = Telemetry(LogWriter(standard_output()))
+    ServerLog(telemetry).install()
+    if refused:
+        telemetry.log.warning("not_hardened", refused=refused)
+    unconfirmed = _confirm_ids(settings)
     sockets = server.inherited(environ)
     browser = sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT")
     ops = sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT")
@@ -155,32 +147,50 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     gc.freeze()
     peers, worker = _fork(workers, settings, telemetry)
     if worker.replaces:
-        settings = _current_settings(environ, settings, telemetry)
+        settings = wait_for_settings(partial(reader.load, environ), settings, telemetry)
+        unconfirmed = frozenset(e.name for e in settings.environments if e.id is not None)
     try:
         tracing = Tracing() if settings.tracing else None  # after the fork: it starts a thread
     except TracingError as exc:
-        _exit(str(exc))
+        exit_with(str(exc))
     telemetry.log.info(
-        "listening", browser=_address(browser), ops=_address(ops), version=__version__
+        "listening",
+        browser=server.address(browser),
+        ops=server.address(ops),
+        version=__version__,
+        open_files=max_files(),
     )
+    connections = bounded_connections(max_files(), settings.max_connections)
+    if connections < settings.max_connections:
+        warn_of_few_files(telemetry.log, max_files(), settings.max_connections, connections)
+    if server.is_behind_unknown_proxy(browser, settings.trusted_proxies):
+        telemetry.log.warning("one_address_for_all", remedy=server.ONE_ADDRESS)
 
     async def run() -> None:
         reload = partial(reader.load, environ)
-        service = Service(settings, telemetry, tracing=tracing, peers=peers, reload=reload)
+        service = Service(
+            settings,
+            telemetry,
+            tracing=tracing,
+            peers=peers,
+            reload=reload,
+            max_connections=connections,
+            unconfirmed=unconfirmed,
+        )
         try:
             await service.connect()
         except StoreError as exc:
             if worker.replaces:  # the other workers run without the store, too
                 telemetry.log.warning("store_away", reason=str(exc))
             else:
-                _exit(
+                exit_with(
                     f"BFF_STORE_URL: {exc}; correct it, or set BFF_STORE_OPTIONAL=true to start "
                     "without the store"
                 )
         await service.ops.join()
         worker.start_heartbeat()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
-        await _serve(service, telemetry, browser, ops)
+        await _serve(service, browser, ops, worker=worker if workers > 1 else None)
 
     _run(run())
 
@@ -199,9 +209,9 @@ def demo(port: int) -> None:
 
         async def run() -> None:
             service = Service(settings, telemetry, routes=stage.routes())
-            click.echo(stage.lines(f"http://{_address(browser)}"))
+            click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
-            await _serve(service, telemetry, browser, ops, (pretend, upstream))
+            await _serve(service, browser, ops, (pretend, upstream))
 
         _run(run())
 
@@ -220,10 +230,10 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     if url and not url.startswith(("https://", "http://")):
         raise click.UsageError("--url begins with https:// or http://")
     try:
-        settings = reader.load(_environ())
+        settings = reader.load(read_environ())
     except SettingsError as exc:
         click.echo(f"{checks.report(exc.reports)}\n", err=True)
-        _refuse(exc)
+        refuse(exc)
     click.echo(checks.report(settings.reports))
     click.echo("\n".join(("\nWhat browsers see", *checks.policy_lines(settings))))
     for note in checks.notes(settings):
@@ -249,9 +259,10 @@ async def _probe(settings: Settings, url: str | None, session: str | None) -> bo
     ):
         if settings.store_url is not None:
             await show("Store", upstream.store())
-        for environment in settings.environments:
+        for configured in settings.environments:
+            environment = await upstream.with_id(configured)
             title = f"Environment {environment.name}, "
-            findings = upstream.findings(environment, session)
+            findings = upstream.findings(configured, session)
             await show(f"{title}upstream at {environment.api_url}", findings)
             if url is not None:
                 id_ = session or await upstream.first_session(environment)
@@ -261,139 +272,5 @@ async def _probe(settings: Settings, url: str | None, session: str | None) -> bo
     return not problems
 
 
-def _session_ids(*ids: str) -> tuple[str, ...]:
-    if not all(map(is_id, ids)):  # an empty id would make a scope that covers every session
-        raise click.UsageError("A session's id has 1 to 256 characters and is neither . nor ..")
-    return ids
-
-
-def _renamed(_: click.Context, __: click.Parameter, used: bool) -> None:
-    if used:
-        raise click.UsageError("bff token --revoke is renamed to bff revoke")
-
-
-@main.command()
-@click.option("--session", "sessions", multiple=True, help="Id of a session to allow; repeatable.")
-@click.argument("more", nargs=-1, metavar="[ID]...")
-@click.option(
-    "--ttl",
-    type=click.IntRange(1, 86400 * 30),
-    default=900,
-    show_default=True,
-    help="Seconds until the token expires.",
-)
-@click.option("--actor", help="Holder of the token (act.sub); rate limits count per actor.")
-@click.option("--jti", help="Id of the token, which bff revoke --jti takes.")
-@click.option("--environment", "name", help="Environment of the token, if there are several.")
-@click.option(
-    "--revoke",
-    "--issued-before",
-    is_flag=True,
-    hidden=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_renamed,
-)
-def token(
-    sessions: tuple[str, ...],
-    more: tuple[str, ...],
-    ttl: int,
-    actor: str | None,
-    jti: str | None,
-    name: str | None,
-) -> None:
-    """Mint a token that can read the named sessions only."""
-    ids = _session_ids(*sessions, *more)
-    if not ids:
-        raise click.UsageError("Name a session: --session ID")
-    environment = _environment(_load(_environ()), name)
-    if not environment.signing_keys or environment.learn:
-        _exit(
-            "Minting needs "
-            + (
-                "BFF_ENVIRONMENT_ID, which is not set; bff check --probe shows it"
-                if environment.signing_keys
-                else "a signing key; set BFF_SIGNING_KEYS to a new one: openssl rand -hex 32"
-            )
-        )
-    click.echo(
-        mint(
-            environment.signing_keys[0].reveal(),
-            environment_id=environment.id or "bff",
-            scopes=[f"read:sessions:{id_}" for id_ in ids],
-            issued=int(system_clock()[1]),
-            ttl=ttl,
-            actor=actor,
-            jti=jti,
-        )
-    )
-
-
-def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
-    environments = {environment.name: environment for environment in settings.environments}
-    if name is None and len(environments) == 1:
-        return settings.environments[0]
-    if name not in environments:
-        _exit(f"Name the environment: --environment {'|'.join(environments)}")
-    return environments[name]
-
-
-@main.command()
-@click.option("--session", "sessions", multiple=True, help="Session, by either id; repeatable.")
-@click.argument("more", nargs=-1, metavar="[ID]...")
-@revoke_.option_once("--actor", "subject", metavar="SUBJECT", help="Tokens of this subject.")
-@revoke_.option_once("--jti", metavar="ID", help="The one token with this id.")
-@revoke_.option_once(
-    "--issued-before",
-    type=float,
-    metavar="SECONDS",
-    help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all of them.",
-)
-@revoke_.option_once(
-    "--ttl",
-    type=float,
-    metavar="SECONDS",
-    help="How long the revocation is kept (default: 30 days); longer than your tokens live.",
-)
-@click.option(
-    "--ops",
-    metavar="HOST:PORT",
-    help="Address of the gateway's ops port; default: BFF_OPS_HOST and BFF_OPS_PORT.",
-)
-def revoke(
-    sessions: tuple[str, ...], more: tuple[str, ...], ops: str | None, **members: str | float | None
-) -> None:
-    """Revoke tokens at a running gateway before they expire.
-
-    Name one of --session, --actor and --jti, or --issued-before alone.
-    """
-    ids = _session_ids(*sessions, *more)
-    body = {name: value for name, value in members.items() if value is not None}
-    kinds = bool(ids) + len(body.keys() & {"subject", "jti"})
-    if kinds > 1 or (not kinds and "issued_before" not in body):
-        raise click.UsageError(
-            "Name what to revoke: one of --session, --actor and --jti, or --issued-before"
-        )
-    try:
-        address = revoke_.parse_address(ops or _ops_address(_environ()))
-        for one in [body | {"session": id_} for id_ in ids] or [body]:
-            click.echo(revoke_.revoke(*address, one))
-    except ValueError:
-        raise click.UsageError(
-            "The ops port's address is HOST:PORT or http://HOST:PORT; it comes from --ops, or from "
-            "BFF_OPS_HOST and BFF_OPS_PORT"
-        ) from None
-    except revoke_.RevokeError as exc:
-        _exit(str(exc), 1)
-
-
-def _ops_address(environ: dict[str, str]) -> str:
-    host, port = (
-        environ.get(name, SETTINGS[name].default) for name in ("BFF_OPS_HOST", "BFF_OPS_PORT")
-    )
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+for _command in (token, revoke, status):
+    main.add_command(_command)

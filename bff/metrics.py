@@ -28,6 +28,19 @@ class Metric:
     initial: tuple[str, ...] = ()
 
 
+BACKGROUND_TASKS: Final = (
+    "settings_watch",
+    "loop_lag",
+    "key_refresh",
+    "readiness",
+    "streams",
+    "store_batches",
+    "store_heartbeats",
+    "store_listener",
+    "store_revocations",
+)
+"""The loops that run beside requests."""
+
 METRICS: Final[dict[str, Metric]] = {}
 
 
@@ -50,12 +63,20 @@ def _histogram(name: str, help_: str, buckets: tuple[float, ...]) -> str:
 
 REQUESTS: Final = _counter(
     "bff_requests",
-    "Answers to browsers, by route, status, error code, and the path that served them: fast, asgi, "
-    "or none for bytes that are not an HTTP request.",
+    "Answers to browsers, by route, status, error code, the path that served them (fast, asgi, or "
+    "none for bytes that are not an HTTP request) and the environment of the token (empty without "
+    "a good one).",
     "route",
     "status",
     "code",
     "served_by",
+    "environment",
+)
+ANSWER_SECONDS: Final = _histogram(
+    "bff_answer_seconds",
+    "Time from a request's head to its answer: for answers from memory below the first bound, for "
+    "the others the wait for loads, upstream or the store.",
+    (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
 CACHE: Final = _counter(
     "bff_cache",
@@ -63,24 +84,31 @@ CACHE: Final = _counter(
     "copy, reloaded in the background), miss (loaded), joined (waited for the load of another "
     "request), negative (upstream has no such session), last_resort (old copy, because a load "
     "failed or has to wait), late (no copy, and the load has to wait for the budget), unavailable "
-    "(a member of a list that could not be loaded for another reason).",
+    "(a member of a list that could not be loaded for another reason); and by "
+    "environment.",
+    "environment",
     "result",
-    initial=(
-        "hit",
-        "stale",
-        "miss",
-        "joined",
-        "negative",
-        "last_resort",
-        "late",
-        "unavailable",
-    ),
+)
+CACHE_RESULTS: Final = (
+    "hit",
+    "stale",
+    "miss",
+    "joined",
+    "negative",
+    "last_resort",
+    "late",
+    "unavailable",
 )
 LOADS: Final = _counter(
     "bff_loads",
-    "Loads of a session from upstream, by outcome: ok or an error code.",
+    "Loads of a session from upstream, by environment and outcome: ok or an error code.",
+    "environment",
     "outcome",
-    initial=("ok", *(code for code in REFUSALS if code.startswith("upstream_")), "internal"),
+)
+LOAD_OUTCOMES: Final = (
+    "ok",
+    *(code for code in REFUSALS if code.startswith("upstream_")),
+    "internal",
 )
 LOAD_SECONDS: Final = _histogram(
     "bff_load_seconds",
@@ -113,9 +141,13 @@ BAD_TOKENS: Final = _counter(
 )
 LIMITED: Final = _counter(
     "bff_limited",
-    "Requests refused by a rate limit, by limit: address, bad-token, caller.",
+    "Requests refused by a rate limit, by limit: address, page, bad-token, caller, stream-open, "
+    "message, message-daily, message-total.",
     "limit",
-    initial=("address", "bad-token", "caller"),
+    initial=(
+        *("address", "page", "bad-token", "caller"),
+        *("stream-open", "message", "message-daily", "message-total"),
+    ),
 )
 DROPPED_FIELDS: Final = _counter(
     "bff_dropped_fields",
@@ -155,6 +187,27 @@ LOG_LINES_DROPPED: Final = _counter(
     "Log lines dropped because their event was logged too often in one second.",
     "event",
 )
+LOG_LINES_LOST: Final = _counter(
+    "bff_log_lines_lost",
+    "Log lines that were not written, by reason: full (the reader is too slow or stopped), failed "
+    "(no space, or no reader).",
+    "reason",
+    initial=("full", "failed"),
+)
+SPANS_LOST: Final = _counter(
+    "bff_spans_lost",
+    "Spans that were not sent, because the queue was full or their export failed.",
+)
+BACKGROUND_RESTARTS: Final = _counter(
+    "bff_background_restarts",
+    "Restarts of a loop that runs beside requests and ended or hung: "
+    f"{', '.join(BACKGROUND_TASKS)}.",
+    "task",
+    initial=BACKGROUND_TASKS,
+)
+BACKGROUND_UP: Final = _gauge(
+    "bff_background_up", "1 while the loop runs, 0 while it waits for its restart.", "task"
+)
 LOOP_LAG_SECONDS: Final = _histogram(
     "bff_loop_lag_seconds",
     "Delay of the event loop's wake-up after a sleep; above 0.1 the process is overloaded.",
@@ -187,11 +240,16 @@ SIGNING_KEY_USED: Final = _gauge(
 CLOSED_CONNECTIONS: Final = _counter(
     "bff_closed_connections",
     "Connections that the gateway closed, by reason: bad_request, head_too_large, "
-    "incomplete_request, unread_answer, too_many, too_many_of_address.",
+    "incomplete_request, unread_answer, too_many, too_many_of_address; because of "
+    "BFF_MAX_BUFFERED_BYTES: overloaded (a request is refused), buffers_full (an answer is refused "
+    "or cut off); no_descriptor (the system had none, so the connection waits).",
     "reason",
-    initial=("too_many", "too_many_of_address"),
+    initial=("too_many", "too_many_of_address", "overloaded", "buffers_full", "no_descriptor"),
 )
 CONNECTIONS: Final = _gauge("bff_connections", "Open connections of browsers.")
+BUFFERED_BYTES: Final = _gauge(
+    "bff_buffered_bytes", "Bytes in memory of unanswered requests and unread answers."
+)
 COPIES: Final = _gauge("bff_copies", "Copies and negative entries in memory.")
 COPY_BYTES: Final = _gauge("bff_copy_bytes", "Approximate size of the copies in memory, in bytes.")
 LOADS_IN_FLIGHT: Final = _gauge("bff_loads_in_flight", "Loads in flight.")
@@ -210,4 +268,71 @@ BUDGET_LEFT: Final = _gauge(
     "Loads that the upstream budget allows now; +Inf without a budget.",
     "environment",
 )
-READY: Final = _gauge("bff_ready", "1 if the environment is ready, else 0.", "environment")
+READY: Final = _gauge(
+    "bff_ready",
+    "1 if the gateway can verify the environment's tokens, else 0; upstream does not count.",
+    "environment",
+)
+UPSTREAM_UP: Final = _gauge(
+    "bff_upstream_up",
+    "1 if upstream answered the last readiness check and accepted the secret key, else 0.",
+    "environment",
+)
+UPSTREAM_CHECKS: Final = _counter(
+    "bff_upstream_checks",
+    "Readiness checks of upstream, by environment and outcome: ok or an error code.",
+    "environment",
+    "outcome",
+)
+SECRET_KEY_IN_USE: Final = _gauge(
+    "bff_secret_key_in_use",
+    "Position of the secret key that is sent upstream, from 1; above 1, upstream rejected the "
+    "first.",
+    "environment",
+)
+SECRET_KEY_CHANGES: Final = _counter(
+    "bff_secret_key_changes",
+    "Times that upstream rejected a secret key and the next one took over, by environment.",
+    "environment",
+)
+STREAMS: Final = _gauge("bff_streams", "Chat streams that are open.")
+STREAM_ENDS: Final = _counter(
+    "bff_stream_ends",
+    "Chat streams that ended, by reason: upstream (it ended or was cut), browser (left), expired, "
+    "revoked, key (its key was removed), policy (the settings no longer allow it), shutdown, "
+    "unreadable (an event of upstream could not be read), overloaded (no memory for an event), "
+    "refused (after upstream had answered), failed.",
+    "reason",
+    initial=("upstream", "browser", "expired", "revoked", "key", "policy", "unreadable"),
+)
+STREAM_SECONDS: Final = _histogram(
+    "bff_stream_seconds", "Duration of chat streams.", (1.0, 10.0, 60.0, 120.0, 300.0, 600.0)
+)
+STREAM_FIRST_SECONDS: Final = _histogram(
+    "bff_stream_first_record_seconds",
+    "Time from a stream's request to its first record with data.",
+    (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+STREAM_EVENTS: Final = _counter(
+    "bff_stream_events",
+    "Events of chat streams from upstream, by kind: batch, ping, done, error, other (dropped), "
+    "odd_body (a record whose body is left out, because two parsers could read it differently).",
+    "event",
+    initial=("batch", "ping", "done", "error", "other", "odd_body"),
+)
+STREAM_HEADERS_DROPPED: Final = _counter(
+    "bff_stream_headers_dropped",
+    "Headers of records in chat streams that browsers do not get, by name; other for every name "
+    "that the gateway does not know.",
+    "name",
+)
+MESSAGES: Final = _counter(
+    "bff_messages",
+    "Messages that browsers sent to chats, by kind (message, stop, other) and error code; an empty "
+    "code for messages that upstream accepted.",
+    "kind",
+    "code",
+)
+MESSAGE_FIELDS_DROPPED: Final = _counter(
+    "bff_message_fields_dropped", "Keys of messages that the policy did not send upstream."
+)

@@ -7,12 +7,13 @@ name of a top-level field that the gateway does not know.
 import logging
 import re
 import sys
+import threading
 import traceback
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -25,6 +26,7 @@ from prometheus_client.core import (
 from prometheus_client.utils import floatToGoString
 
 from bff import metrics
+from bff.log_writer import LogWriter
 from bff.metrics import METRICS
 
 LINES_PER_SECOND: Final = 50
@@ -43,13 +45,16 @@ class Telemetry:
     the metrics are read.
 
     Args:
-        stream: where log lines go; standard output by default.
+        stream: where log lines go.
     """
 
     worker: int | None = None
     """Number of this worker: a label of all its metrics. None if the process is the only one."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: LogWriter | TextIO) -> None:
+        self._stream = stream
+        self.level = logging.INFO
+        """Lines below it are not written; `Service` sets it."""
         self.counts: defaultdict[tuple[str | int, ...], float] = defaultdict(int)
         self.observed: dict[str, tuple[tuple[float, ...], list[int], list[float]]] = {
             name: (metric.buckets, [0] * (len(metric.buckets) + 1), [0.0])
@@ -63,15 +68,21 @@ class Telemetry:
         self._lines: dict[str, tuple[int, int]] = {}
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             # Workers share the stream: a line is one write, so that lines do not mix.
-            structlog.WriteLogger(stream or sys.stdout),
+            structlog.WriteLogger(cast("TextIO", stream)),
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             processors=[
+                self._drop_below_level,
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.JSONRenderer(),
             ],
             cache_logger_on_first_use=True,
         )
+
+    def _drop_below_level(self, _: Any, method: str, line: Any) -> Any:
+        if getattr(logging, method.upper(), logging.CRITICAL) < self.level:
+            raise structlog.DropEvent
+        return line
 
     def count(self, *key: str | int, by: float = 1) -> None:
         """Add to a counter: *key* is its constant in `bff.metrics`, then its label values."""
@@ -129,13 +140,23 @@ class Telemetry:
         text = generate_latest(registry)
         return text if self.worker is None else _labelled(text, b'worker="%d"' % self.worker)
 
+    def _answers_at_once(self) -> int:
+        """Count the answers that waited for nothing: measuring each would slow down every hit."""
+        answers = sum(n for key, n in self.counts.items() if key[0] == metrics.REQUESTS)
+        return max(0, int(answers) - sum(self.observed[metrics.ANSWER_SECONDS][1]))
+
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, as `CollectorRegistry` requires of a collector."""
+        if isinstance(self._stream, LogWriter):
+            for reason, lines in self._stream.lost.items():
+                self.counts[metrics.LOG_LINES_LOST, reason] = lines
         gauges = self.gauges()
         for name, metric in METRICS.items():
             family: Metric
             if metric.kind == "histogram":
                 _, counts, total = self.observed[name]
+                if name == metrics.ANSWER_SECONDS:
+                    counts = [counts[0] + self._answers_at_once(), *counts[1:]]
                 bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
                 family = HistogramMetricFamily(name, metric.help)
                 buckets = list(zip(bounds, accumulate(counts), strict=True))
@@ -149,6 +170,7 @@ class Telemetry:
                 counted: dict[tuple[str | int, ...], float]
                 counted = {(value,): 0 for value in metric.initial}
                 counted |= {} if metric.labels else {(): 0}
+                counted.update((key, n) for key, n in gauges.get(name, {}).items())
                 counted |= {key[1:]: n for key, n in self.counts.items() if key[0] == name}
                 for key, n in counted.items():
                     family.add_metric([str(label) for label in key], n)
@@ -191,19 +213,52 @@ def _worker_up(head: str, texts: Mapping[int, str | None]) -> list[str]:
     ]
 
 
+_UVICORN: Final = "uvicorn"
+_WARNINGS: Final = "py.warnings"
+
+
 class ServerLog(logging.Handler):
-    """Writes uvicorn's log records as lines of the gateway's log, without texts of exceptions."""
+    """Writes the log records of libraries and of Python as lines of the gateway's log.
+
+    Texts of exceptions are left out. Of libraries other than uvicorn only the fixed part of a
+    message is kept. Standard error gets nothing: a write to it could block.
+    """
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__()
         self._telemetry = telemetry
+
+    def install(self) -> None:
+        """Take all log records, warnings and unhandled exceptions of this process."""
+        root = logging.getLogger()
+        root.handlers = [self]
+        root.setLevel(logging.WARNING)
+        logging.captureWarnings(capture=True)
+        exception = self._telemetry.exception
+        sys.excepthook = lambda _, exc, __: exception("server_error", exc)
+        sys.unraisablehook = lambda hooked: self._failed(hooked.exc_value)
+        threading.excepthook = lambda hooked: self._failed(hooked.exc_value)
+
+    def _failed(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            self._telemetry.exception("server_error", exc)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         if record.exc_info and record.exc_info[1]:
             self._telemetry.exception("server_error", record.exc_info[1])
         else:
-            # The last line of a traceback is "type: text"; the text may hold a secret.
-            *frames, message = record.getMessage().strip().split("\n")
-            message = message.partition(":")[0] if frames else message
-            getattr(self._telemetry.log, record.levelname.lower())("server", message=message)
+            seconds = record.relativeCreated / 1000
+            self._telemetry.often("server", seconds, record.levelno, message=_message(record))
+
+
+def _message(record: logging.LogRecord) -> str:
+    if record.name.partition(".")[0] == _UVICORN:
+        # The last line of a traceback is "type: text"; the text may hold a secret.
+        *frames, message = record.getMessage().strip().split("\n")
+        return message.partition(":")[0] if frames else message
+    text = record.getMessage() if record.name == _WARNINGS else str(record.msg)
+    if record.name == _WARNINGS:
+        category = re.search(r": (\w+): ", text)
+        text = category[1] if category else "warning"
+    return f"{record.name}: {text.partition(chr(10))[0]}"

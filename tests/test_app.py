@@ -11,7 +11,7 @@ async def test_new_trusted_proxies_count_for_connections(
     world: World,
 ) -> None:
     await world.start(BFF_MAX_CONNECTIONS_PER_ADDRESS="1")
-    doors = world.service._connections
+    doors = world.service.connections
     assert [doors.enter("192.0.2.9"), doors.enter("192.0.2.9")] == [True, False]
 
     world.reload(BFF_TRUSTED_PROXIES="192.0.2.0/24")

@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from support.world import OFF, OWN_KEY, PATH, Gateway, World, http, read, running_upstream
 
+from bff.app import measure_lag
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
 from bff.gateway.answers import SAMPLE
@@ -22,11 +23,11 @@ def test_log_says_why_upstream_fails_and_the_remedy(
     upstream: running_upstream,
 ) -> None:
     with Gateway(1) as gateway:  # no process listens on port 1
-        http.get(gateway.ops_url + "/readyz")
+        http.get(gateway.ops_url + "/readyz?verbose")
     assert '"why": "Connection refused"' in gateway.output
 
     with Gateway(upstream.port, TRIGGER_SECRET_KEY="tr_dev_sk_WRONG") as gateway:
-        http.get(gateway.ops_url + "/readyz")
+        http.get(gateway.ops_url + "/readyz?verbose")
     assert '"remedy": "check TRIGGER_SECRET_KEY' in gateway.output
 
 
@@ -129,7 +130,7 @@ async def test_counters_of_alerts_start_at_zero(world: World) -> None:
 
     for sample in (
         'bff_bad_tokens_total{"reason": "secret_key_sent"}',
-        'bff_loads_total{"outcome": "upstream_rejected_credentials"}',
+        'bff_loads_total{"environment": "default", "outcome": "upstream_rejected_credentials"}',
         'bff_closed_connections_total{"reason": "too_many"}',
         'bff_limited_total{"limit": "address"}',
         'bff_reloads_total{"outcome": "failed"}',
@@ -230,7 +231,9 @@ async def test_rejected_key_is_logged_once_and_counted(world: World) -> None:
         await world.get("chat-1")
     assert len(events(world, "upstream_rejects_our_key")) == 1
     assert events(world, "upstream_rejects_our_key")[0]["level"] == "error"
-    rejected = 'bff_loads_total{"outcome": "upstream_rejected_credentials"}'
+    rejected = (
+        'bff_loads_total{"environment": "default", "outcome": "upstream_rejected_credentials"}'
+    )
     assert (await metrics(world))[rejected] == 3.0
 
     world.answer(0)
@@ -239,7 +242,7 @@ async def test_rejected_key_is_logged_once_and_counted(world: World) -> None:
 
 
 async def test_loop_lag_is_observed(world: World) -> None:
-    task = asyncio.create_task(world.service._measure_lag())
+    task = asyncio.create_task(measure_lag(world.telemetry, world.clock, lambda: None))
     await asyncio.sleep(0)
     world.clock.advance(3.0)
     while not sum(world.telemetry.observed["bff_loop_lag_seconds"][1]):
@@ -251,5 +254,5 @@ async def test_loop_lag_is_observed(world: World) -> None:
 
 
 def test_counters_without_labels_start_at_zero() -> None:
-    assert b"bff_purges_total 0.0" in Telemetry().metrics()
-    assert OWN_KEY.encode() not in Telemetry().metrics()
+    assert b"bff_purges_total 0.0" in Telemetry(io.StringIO()).metrics()
+    assert OWN_KEY.encode() not in Telemetry(io.StringIO()).metrics()

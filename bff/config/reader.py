@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from bff.config import chat_settings
+from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
 from bff.config.settings import (
     RENAMED,
@@ -21,7 +23,8 @@ from bff.config.settings import (
 )
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.token_sources import SourceSettings, read_token_sources
-from bff.config.values import ROOT_KEY, Secret, is_loopback
+from bff.config.typed import Secret, is_loopback, mend
+from bff.config.values import ROOT_KEY
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}
@@ -38,14 +41,17 @@ def load(environ: Mapping[str, str]) -> Settings:
     reader = TableReader(environ, settings=SETTINGS, renamed=RENAMED)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
     allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
+    allowed |= keys_of(ChatSettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
     # Trigger.dev's tools read other TRIGGER_ variables, so an unknown one may be correct.
-    reader.unknown([n for n in variables if n.startswith("BFF_")], allowed | {"BFF_CONFIG"}, "")
+    variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
+    reader.unknown(variables_of_bff, allowed | {"BFF_CONFIG"}, "")
     reader.unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, does not replace the file's value.
     top = {key: value for key, value in file.items() if key not in SECTIONS}
     top |= {name: text for name, text in variables.items() if text}
     settings = reader.values(Settings, top, "")
+    chat = ChatSettings(**reader.values(ChatSettings, top, ""))
     environments = _environments(reader, file.get("environments", []), top)
     default_policy, policies = _policies(reader, file.get("policies", {}), top)
     sources = read_token_sources(
@@ -56,21 +62,24 @@ def load(environ: Mapping[str, str]) -> Settings:
     for environment in environments:
         _check_http(reader, environment, allowed=bool(settings["allow_http_api_url"]))
         _check_verify(reader, environment, sources)
+    if not reader.problems:
+        reader.problems += _chat_problems(chat, environments, sources, settings)
     if reader.problems or default_policy is None:
-        raise SettingsError(reader.problems, reader.reports)
+        raise SettingsError([reader.redact(text) for text in reader.problems], reader.reports)
     return Settings(
         **settings,
+        chat=chat,
         environments=tuple(environments),
         token_sources=tuple(sources),
         default_policy=default_policy,
         policies=policies,
-        reports=tuple(reader.reports),
+        reports=reader.reports,
         files=tuple(reader.files),
     )
 
 
 def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
-    text = reader.file("BFF_CONFIG", path) if path else None
+    text = reader.file("BFF_CONFIG", path) if mend(path) else None
     if text is None:
         return {}
     try:
@@ -80,7 +89,9 @@ def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
         position = re.search(r"line \d+, column \d+|end of document", str(exc))
         where = position[0] if position else "an unknown line"
         reader.problems.append(f"BFF_CONFIG is not valid TOML (at {where})")
-        return {}
+    except (ValueError, RecursionError):
+        reader.problems.append("BFF_CONFIG has too long a number or is nested too deeply")
+    return {}
 
 
 def _environments(
@@ -158,6 +169,25 @@ def _check_http(reader: TableReader, environment: EnvironmentSettings, *, allowe
         )
 
 
+def _chat_problems(
+    chat: ChatSettings,
+    environments: list[EnvironmentSettings],
+    sources: list[SourceSettings],
+    settings: Mapping[str, Any],
+) -> list[str]:
+    keys = [key for e in environments for key in (*e.signing_keys, *e.secret_keys)]
+    return chat_settings.problems(
+        chat,
+        trigger_tokens=[
+            e.name
+            for e in environments
+            if "upstream" in e.verify or any(k.reveal().startswith("tr_") for k in e.signing_keys)
+        ],
+        keys=[*keys, *(key for source in sources for key in source.shared_keys)],
+        has_proxies=bool(settings["trusted_proxies"]),
+    )
+
+
 def _check_ports(reader: TableReader, settings: Mapping[str, Any]) -> None:
     browser = settings["host"], settings["port"]
     if settings["port"] and browser == (settings["ops_host"], settings["ops_port"]):
@@ -191,8 +221,12 @@ def _policies(
 
 
 def _policy(reader: TableReader, table: Mapping[str, object], prefix: str) -> Policy | None:
+    problems_before = len(reader.problems)
+    settings = reader.values(PolicySettings, table, prefix)
+    if len(reader.problems) > problems_before:
+        return None
     try:
-        return Policy(**reader.values(PolicySettings, table, prefix))
+        return Policy(**settings)
     except PolicyError as exc:
         reader.problems.append(f"{prefix}{declared(PolicySettings)[exc.parameter].name}: {exc}")
         return None

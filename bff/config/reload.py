@@ -1,16 +1,28 @@
-"""Changes settings without a restart: on a signal, or when one of their files changes."""
+"""Changes settings without a restart: on a signal, or when one of their files changes.
+
+Two mechanisms look at the files, because a removed key must not depend on one: a loop looks at
+their times every second, and a timer reads all settings again twice a minute.
+"""
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from bff import metrics
-from bff.config.settings import FIXED, Settings, SettingsError
+from bff.background import Beat
+from bff.config.settings import FIXED, Settings, SettingsError, changed
 from bff.telemetry import Telemetry
 
 WATCH_SECONDS: Final = 1.0
 """Seconds between two looks at the files of the settings."""
+MAX_LOOKS: Final = 3
+"""Looks after which a change counts though a file still changes: a file that never comes to rest
+must not delay the removal of a key in another."""
+REREAD_SECONDS: Final = 30.0
+"""Seconds between two readings of all settings, whether or not a file seems to have changed."""
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -33,70 +45,129 @@ class Reload:
         telemetry: Telemetry,
     ) -> None:
         self.settings = settings
-        self.current = True
-        """Whether the settings that were read last are in force."""
         self._read = read
         self._apply = apply
         self._telemetry = telemetry
-        # The files are watched from now on: a key may be removed while the gateway starts.
+        self._problems: list[str] = []
+        """Those of the last reading."""
         self._files = Watch(settings.files)
+        self._as_read = self._files.look()
+        """How the files looked before the last reading."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
         """Read the settings again and use them; on trouble the former ones stay. Never raises."""
+        self._reload(unchanged_too=True)
+
+    @property
+    def current(self) -> bool:
+        """Whether the settings in force are what the files hold now."""
+        return not self._problems and self._files.look() == self._as_read
+
+    # -- the timer
+
+    def start(self) -> None:
+        """Read the settings again now, and then from time to time, until `stop`.
+
+        A file may have changed between the first reading and the start of the watch.
+        """
+        self._timer = asyncio.get_running_loop().call_later(REREAD_SECONDS, self.start)
+        self._reload(unchanged_too=False)
+
+    def stop(self) -> None:
+        """End the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # -- the loop
+
+    async def watch(self, beat: Beat) -> None:
+        """Reload when a file of the settings changes; goes on until it is cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            beat()
+            if self._files.changed():
+                self()
+
+    def _reload(self, *, unchanged_too: bool) -> None:
         log, before = self._telemetry.log, self.settings
+        self._as_read = self._files.look()
         try:
             settings = self._read()
+            if settings == before and not (unchanged_too or self._problems):
+                return
             self._apply(settings)
-        except Exception as exc:  # noqa: BLE001  the gateway goes on with the former settings
-            self.current = False
+        except BaseException as exc:  # noqa: BLE001  the gateway goes on with the former settings
+            problems = exc.problems if isinstance(exc, SettingsError) else [type(exc).__name__]
+            repeated, self._problems = problems == self._problems, problems
+            if repeated and not unchanged_too:
+                return
             self._telemetry.count(metrics.RELOADS, "failed")
             if isinstance(exc, SettingsError):
                 log.error("settings_not_reloaded", problems=exc.problems)
             else:
                 self._telemetry.exception("settings_not_reloaded", exc)
             return
-        self.settings, self.current = settings, True
+        self.settings, self._problems = settings, []
+        if self._files.files != settings.files:
+            self._files = Watch(settings.files)
+            self._as_read = self._files.look()
         self._telemetry.count(metrics.RELOADS, "ok")
-        log.info("settings_reloaded")
-        changed = [
+        log.info("settings_reloaded", changed=changed(before, settings))
+        fixed = [
             name
             for field, name in FIXED.items()
             if getattr(settings, field) != getattr(before, field)
         ]
-        if changed:
-            log.warning("settings_need_restart", settings=changed)
+        if fixed:
+            log.warning("settings_need_restart", settings=fixed)
 
-    async def watch(self) -> None:
-        """Reload when a file of the settings changes; goes on until it is cancelled."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if self._files.changed():
-                self()
-            if self._files.files != self.settings.files:
-                self._files = Watch(self.settings.files)
+
+def wait_for_settings(
+    read: Callable[[], Settings], started: Settings, telemetry: Telemetry
+) -> Settings:
+    """Read the current settings for a worker that replaces another; wait until they are valid.
+
+    The settings that the supervisor *started* with may hold a signing key that was removed since.
+    Settings that need a restart keep their old values. While the worker waits, the others serve.
+    """
+    problems: list[str] = []
+    while True:
+        try:
+            return replace(read(), **{name: getattr(started, name) for name in FIXED})
+        except SettingsError as exc:
+            if exc.problems != problems:
+                telemetry.log.error("settings_not_reloaded", problems=exc.problems)
+            problems = list(exc.problems)
+            time.sleep(WATCH_SECONDS)
 
 
 class Watch:
     """Looks at files from time to time.
 
     A change counts once the files have looked the same twice, so that the gateway does not read
-    half of a file that is being written. Symbolic links are followed: Kubernetes changes a mounted
-    secret by pointing a link elsewhere, and the system sends no notice of that.
+    half of a file that is being written, or after `MAX_LOOKS`. Symbolic links are followed:
+    Kubernetes changes a mounted secret by pointing a link elsewhere, and the system sends no notice
+    of that.
     """
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = tuple(files)
-        self._stable = self._last = self._look()
+        self._used = self._last = self.look()
+        self._looks = 0
+        """Looks since the files differ from those that were used last."""
 
     def changed(self) -> bool:
         """Whether the files have changed, and come to rest, since the last change."""
-        before, self._last = self._last, self._look()
-        if self._last != before or self._last == self._stable:
+        before, self._last = self._last, self.look()
+        self._looks = 0 if self._last == self._used else self._looks + 1
+        if not self._looks or (self._last != before and self._looks < MAX_LOOKS):
             return False
-        self._stable = self._last
+        self._used, self._looks = self._last, 0
         return True
 
-    def _look(self) -> Signature:
+    def look(self) -> Signature:
+        """Return what tells two contents of the files apart."""
         return tuple(map(_signature, self.files))
 
 

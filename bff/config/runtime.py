@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from bff.chat.config import ChatConfig
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
 from bff.limits.rate import Limiter
@@ -13,6 +14,7 @@ from bff.sessions.policy import Policy
 from bff.tokens.scopes import Grant
 from bff.tokens.verify import Verifier
 from bff.upstream.api import Upstream
+from bff.upstream.chats import ChatUpstream
 
 
 @dataclass(slots=True)
@@ -21,19 +23,20 @@ class Environment:
 
     Attributes:
         origin: address, id and branch. Environments of one name with other origins share no copy.
-        health: "ok" or the error code of the last readiness check; None before the first answer.
-            A load can only make it "ok": upstream may fail for what one browser requests.
-        last_load: "ok" or the error code of the last call; another one than "ok" is checked.
-        checked: when `last_load` was learned by a readiness check, on the clock that never jumps.
+        health: "ok" or the error code of upstream's answer to the gateway's own last question; None
+            before the first. Loads do not move it, because a browser chooses their ids.
+        checked: when `health` was learned, on the clock that never jumps.
+        last_load: "ok" or the error code of the last load, for the log; None before the first.
     """
 
     name: str
     origin: tuple[str | None, ...]
     upstream: Upstream
+    chat: ChatUpstream
     budget: Budget
     health: str | None = None
-    last_load: str | None = None
     checked: float = float("-inf")
+    last_load: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,14 @@ class Limits:
     """The limiters; `Unlimited` is off."""
 
     address: Limiter
+    page: Limiter
+    """For pages that say nothing of sessions, by address."""
     bad_token: Limiter
     caller: Limiter
+    stream: Limiter
+    message: Limiter
+    message_daily: Limiter
+    message_total: Limiter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,7 @@ class RuntimeConfig:
         policies: by session type; `default_policy` for every other.
         pages: public JSON by path.
         token_cookie: the name of a cookie that may hold the token.
+        chat: what the settings decide about chats.
     """
 
     environments: Mapping[str, Environment]
@@ -67,6 +77,7 @@ class RuntimeConfig:
     responses: ResponseBuilder
     pages: Mapping[bytes, bytes]
     token_cookie: bytes | None
+    chat: ChatConfig
 
     @cached_property
     def visible(self) -> frozenset[str]:

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from bff.config import values
+from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import SettingReport, declared, setting
 from bff.config.token_sources import SourceSettings
-from bff.config.values import Rate, Secret
+from bff.config.typed import Secret
+from bff.config.values import Rate
 from bff.replicas.valkey import StoreAddress
 from bff.sessions.policy import DEFAULT_FIELDS, Policy
 
@@ -34,7 +36,7 @@ class EnvironmentSettings:
     )
     api_url: str = setting(
         "TRIGGER_API_URL",
-        values.url,
+        values.api_url,
         "the address of the Trigger.dev API; beyond loopback it must be https, unless "
         "`BFF_ALLOW_HTTP_API_URL` is `true`",
         default="https://api.trigger.dev",
@@ -48,9 +50,10 @@ class EnvironmentSettings:
     )
     id: str | None = setting(
         "BFF_ENVIRONMENT_ID",
-        values.text,
-        "the environment's id, which tokens must have as `sub`. If the gateway needs the id and it "
-        "is not set, it asks upstream, which refuses restricted keys",
+        values.environment_id,
+        "the environment's id, which tokens must have as `sub`. If it is set, the gateway compares "
+        "it with the id that upstream tells for the secret key, and does not start if they differ. "
+        "If the gateway needs the id and it is not set, it asks upstream",
     )
     verify: tuple[str, ...] = setting(
         "BFF_VERIFY",
@@ -61,7 +64,7 @@ class EnvironmentSettings:
     )
     branch: str | None = setting(
         "BFF_BRANCH",
-        values.text,
+        values.branch,
         "the branch of a preview environment, sent upstream as `x-trigger-branch`",
     )
     upstream_budget: Rate | None = setting(
@@ -81,19 +84,19 @@ class PolicySettings:
 
     fields: tuple[str, ...] = setting(
         "BFF_EXPOSE_FIELDS",
-        values.texts,
+        values.names,
         "top-level fields of a session that browsers see",
         default=",".join(DEFAULT_FIELDS),
     )
     metadata: tuple[str, ...] = setting(
         "BFF_EXPOSE_METADATA",
-        values.texts,
+        values.names,
         "paths below `metadata` that browsers see, such as `plan` or `steps.*.title`",
         default="",
     )
     tags: tuple[str, ...] = setting(
         "BFF_EXPOSE_TAGS",
-        values.texts,
+        values.names,
         "patterns of tags that browsers see, such as `public:*`",
         default="",
     )
@@ -156,6 +159,12 @@ class Settings:
         "`true` exports OpenTelemetry spans; the standard `OTEL_*` variables say where",
         default="false",
         reloadable=False,
+    )
+    log_level: int = setting(
+        "BFF_LOG_LEVEL",
+        values.log_level,
+        "the least severe lines of the log: `info`, `warning` or `error`",
+        default="info",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
         "BFF_TRUSTED_PROXIES",
@@ -265,6 +274,14 @@ class Settings:
         default="1000",
         reloadable=False,
     )
+    max_buffered_bytes: int = setting(
+        "BFF_MAX_BUFFERED_BYTES",
+        values.count,
+        "bytes in memory of each worker for unanswered requests and unread responses; one address "
+        "may hold a quarter, and more gets 503",
+        default="67108864",
+        reloadable=False,
+    )
     max_head_bytes: int = setting(
         "BFF_MAX_HEAD_BYTES",
         values.count,
@@ -315,6 +332,7 @@ class Settings:
         default="5",
         reloadable=False,
     )
+    chat: ChatSettings
     environments: tuple[EnvironmentSettings, ...]
     token_sources: tuple[SourceSettings, ...]
     default_policy: Policy
@@ -327,7 +345,7 @@ class Settings:
 
 SETTINGS = {
     row.name: row
-    for settings_class in (EnvironmentSettings, Settings, PolicySettings)
+    for settings_class in (EnvironmentSettings, Settings, PolicySettings, ChatSettings)
     for row in declared(settings_class).values()
 }
 """Every environment variable but ``BFF_CONFIG``, by name."""
@@ -350,3 +368,42 @@ class SettingsError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
         self.reports = tuple(reports)
+
+
+def changed(before: Settings, after: Settings) -> list[str]:
+    """Name the settings that differ, each with its section; no value is named."""
+    names = _differing(Settings, before, after)
+    old_policies = {**before.policies, "default": before.default_policy}
+    new_policies = {**after.policies, "default": after.default_policy}
+    sections: tuple[tuple[type, str, Mapping[str, object], Mapping[str, object]], ...] = (
+        (
+            EnvironmentSettings,
+            "environment",
+            _named(before.environments),
+            _named(after.environments),
+        ),
+        (
+            SourceSettings,
+            "token source",
+            _named(before.token_sources),
+            _named(after.token_sources),
+        ),
+        (PolicySettings, "policy", old_policies, new_policies),
+    )
+    for settings_class, kind, old, new in sections:
+        for name in sorted(old.keys() | new.keys()):
+            if name not in old or name not in new:
+                names.append(f"{kind} {name} ({'added' if name in new else 'removed'})")
+                continue
+            of = "" if name == "default" else f" of {kind} {name}"
+            names += [f"{n}{of}" for n in _differing(settings_class, old[name], new[name])]
+    return names
+
+
+def _differing(settings_class: type, before: object, after: object) -> list[str]:
+    rows = declared(settings_class).items()
+    return [row.name for field_, row in rows if getattr(before, field_) != getattr(after, field_)]
+
+
+def _named(sections: Iterable[EnvironmentSettings | SourceSettings]) -> dict[str, object]:
+    return {section.name: section for section in sections}

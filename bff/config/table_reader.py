@@ -1,11 +1,14 @@
 """Reads the settings of one table: of the environment, or of a section of the file."""
 
+import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from bff.config import typed
 from bff.config.declaration import DEFAULT, Setting, SettingReport, declared
-from bff.config.values import InvalidValue, texts
+from bff.config.typed import InvalidValue, mend, texts
 
 CLOSE_MATCH = 0.8
 """Lowest similarity (0 to 1) of an unknown name and the setting that is suggested for it: about two
@@ -29,12 +32,25 @@ class TableReader:
         renamed: Mapping[str, str],
     ) -> None:
         self.problems: list[str] = []
-        self.reports: list[SettingReport] = []
+        self._reports: list[SettingReport] = []
         self.files: list[str] = []
         """Every file that was read."""
         self._environ = environ
         self._settings = settings
         self._renamed = renamed
+        self._secrets: set[str] = set()
+
+    def redact(self, text: str) -> str:
+        """Hide in *text* every secret that was read, and all that looks like one."""
+        return typed.redact(text, self._secrets)
+
+    @property
+    def reports(self) -> tuple[SettingReport, ...]:
+        """Every setting that was read; complete once all are, because all secrets are hidden."""
+        return tuple(
+            replace(one, section=self.redact(one.section), shown=self.redact(one.shown))
+            for one in self._reports
+        )
 
     def values(
         self, settings_class: type, table: Mapping[str, object], prefix: str
@@ -59,24 +75,36 @@ class TableReader:
             is_default = self._source(row, table) == DEFAULT
             shown = "not set (required)" if is_default else "(invalid)"
         section = prefix.removeprefix("BFF_CONFIG: ").removesuffix(": ")
-        self.reports.append(SettingReport(section, row.name, shown, self._source(row, table)))
+        self._reports.append(SettingReport(section, row.name, shown, self._source(row, table)))
         return value
 
     def _text(self, row: Setting, table: Mapping[str, object]) -> str | None:
         """Return the text of a setting, of its file, or of its default."""
-        text = _as_text(table.get(row.name))
-        path = _as_text(table.get(row.file_name)) if row.secret else ""
+        text = mend(_as_text(table.get(row.name)))
+        path = mend(_as_text(table.get(row.file_name))) if row.secret else ""
         if path:
             text_of_file = self._secret_file(row, path)
             if text:
                 raise InvalidValue(f"and {row.file_name} are both set; keep one")
-            text = text_of_file
-        if row.required and not text.strip():
+            text = mend(text_of_file)
+        if row.required and not text:
             either = f"{row.name} or {row.file_name}" if row.secret else row.name
             raise InvalidValue(f"is not set; set {either}: {row.meaning.partition('. ')[0]}")
-        return text.strip() or row.default
+        if not text:
+            return row.default
+        if row.secret:
+            self._secrets.update((text, *texts(text)))
+        typed.check(row.name, text, secret=row.secret)
+        return text
 
     def _secret_file(self, row: Setting, path: str) -> str:
+        try:
+            typed.check_path(row.name, path)
+        except InvalidValue as problem:
+            raise InvalidValue(
+                f"has a {row.file_name} that {problem}; set {row.file_name} to the path of a file "
+                "that holds it"
+            ) from None
         try:
             text = self._read(path)
         except OSError as exc:
@@ -85,42 +113,57 @@ class TableReader:
                 f"cannot be read from its file ({exc.strerror}); set {row.file_name} to the path "
                 "of a file that holds it"
             ) from None
-        if not text.strip():
+        if not mend(text):
             raise InvalidValue(f"is empty in the file that {row.file_name} names; write it there")
         return text
 
     def _source(self, row: Setting, table: Mapping[str, object]) -> str:
-        path = _as_text(table.get(row.file_name)) if row.secret else ""
-        if path:
-            return path if path in self.files else "(not a readable file)"
         value = table.get(row.name)
-        if not _as_text(value).strip():
-            return DEFAULT
+        try:
+            path = mend(_as_text(table.get(row.file_name))) if row.secret else ""
+            if path:
+                return self.redact(path) if path in self.files else "(not a readable file)"
+            if not mend(_as_text(value)):
+                return DEFAULT
+        except InvalidValue:
+            return "BFF_CONFIG"
         # By identity, because the file may hold an equal text: the variable wins over it.
         return "environment" if value is self._environ.get(row.name) else "BFF_CONFIG"
 
     def file(self, name: str, path: str) -> str | None:
         """Read the file that the setting *name* names; return None and report a problem if not."""
+        path = mend(path)
         try:
+            typed.check_path(name, path)
             return self._read(path)
+        except InvalidValue as problem:
+            self.problems.append(f"{name} {problem}")
         except OSError as exc:
+            # Without the path, which may be a key, put there by mistake.
             self.problems.append(
-                f"{name} names a file that cannot be read ({exc.strerror}); check the path: {path}"
+                f"{name} names a file that cannot be read ({exc.strerror}); check the path"
             )
-            return None
+        return None
 
     def _read(self, path: str) -> str:
+        """Read a text file; an editor may put a byte order mark in front."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except ValueError:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
             raise OSError(0, "not UTF-8 text") from None
+        except ValueError:  # a path with a NUL
+            raise OSError(0, "no such path") from None
         self.files.append(path)
         return text
 
     def unknown(self, names: Collection[str], allowed: Collection[str], prefix: str) -> None:
         """Report *names* that are not settings: a misspelt limit would not be in force."""
         for name in sorted(set(names) - set(allowed)):
-            if name in self._renamed:
+            if _SERVICE_LINK.fullmatch(name):
+                hint = (
+                    "comes from Kubernetes' service links; set enableServiceLinks: false in the pod"
+                )
+            elif name in self._renamed:
                 hint = f"is renamed to {self._renamed[name]}"
             elif name in self._settings:
                 hint = "is not a setting of this section; set it at the top level"
@@ -129,6 +172,10 @@ class TableReader:
             else:
                 hint = "is not a setting; docs/SETTINGS.md lists all settings"
             self.problems.append(f"{prefix}{name} {hint}")
+
+
+_SERVICE_LINK = re.compile(r"BFF_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
+"""Variables that Kubernetes sets in every pod beside a Service named bff."""
 
 
 def keys_of(settings_class: type) -> set[str]:
@@ -152,9 +199,23 @@ def _as_text(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict) or (isinstance(value, list) and any(map(_is_nested, value))):
+        raise InvalidValue("is a table; write a text, a number or a list of texts")
     if isinstance(value, list):
-        return ",".join(str(part) for part in value)
+        return ",".join(map(_as_text, value))
+    if isinstance(value, float):
+        return f"{value:.9f}".rstrip("0") if abs(value) < _LONG else repr(value)
+    if isinstance(value, int) and abs(value) >= _LONG:
+        raise InvalidValue("is too large a number; write a smaller one")
     return str(value)
+
+
+_LONG: Final = 10**15
+"""No setting is as large; Python may refuse to write larger numbers."""
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict | list)
 
 
 def _closest(name: str, allowed: Collection[str]) -> str | None:

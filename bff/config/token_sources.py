@@ -8,7 +8,7 @@ from typing import Any
 from bff.config import values
 from bff.config.declaration import setting
 from bff.config.table_reader import TableReader, keys_of
-from bff.config.values import Secret
+from bff.config.typed import Secret
 from bff.tokens.algorithms import SHARED_ALGORITHM
 from bff.tokens.jwks import read_jwks
 from bff.tokens.verify import ISSUER
@@ -24,7 +24,7 @@ class SourceSettings:
     )
     audiences: tuple[str, ...] = setting(
         "audience",
-        values.texts,
+        values.names,
         "accepted values of `aud`; without one, tokens must have no `aud`",
         default="",
     )

@@ -3,14 +3,26 @@
 A problem quotes only settings that hold no secret.
 """
 
+import logging
 import os
 import re
 import ssl
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from math import nan
+from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from bff.config.typed import (
+    HOST_NAME,
+    MIN_KEY_BYTES,
+    InvalidValue,
+    Secret,
+    is_host,
+    is_loopback,
+    split_keys,
+    texts,
+)
 from bff.replicas.valkey import StoreAddress
 from bff.tokens.algorithms import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 
@@ -19,30 +31,6 @@ MAX_TIMEOUT_SECONDS = 60
 MAX_SECONDS = 86400
 """Upper bound of every other duration: a day."""
 MAX_PORT = 65535
-MIN_KEY_BYTES = 32
-"""Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
-
-
-class Secret:
-    """A text that no log, message or repr shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Return the text, to send it or to verify with it."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +41,41 @@ class Rate:
     seconds: int
 
 
-class InvalidValue(ValueError):
-    """The text of a setting is invalid: the message has a remedy, and never quotes a secret."""
-
-
 def text(text: str) -> str:
     if not text.isprintable():
         raise InvalidValue("contains control characters; write plain text")
     return text
 
 
-def texts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
+def names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts(text)))  # a repeated part means the same as one
+
+
+_NAMES_OF_ENVIRONMENTS = ("dev", "development", "prod", "production", "preview", "stg", "staging")
+
+
+def environment_id(text: str) -> str:
+    if not re.fullmatch(r"(?!proj_)[A-Za-z0-9_-]{1,64}", text) or text in _NAMES_OF_ENVIRONMENTS:
+        raise InvalidValue(
+            "is not the id of an environment; write the id that bff check --probe shows, and not "
+            "a name or the reference of a project"
+        )
+    return text
+
+
+def branch(text: str) -> str:
+    if not text.isprintable() or " " in text:
+        raise InvalidValue("contains spaces or line breaks; write the name of the branch")
+    if text.startswith("refs/"):
+        raise InvalidValue("is a reference of git; write the name without refs/heads/")
+    return text
+
+
+def log_level(text: str) -> int:
+    levels = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+    if text not in levels:
+        raise InvalidValue("is not info, warning or error; write one of them")
+    return levels[text]
 
 
 def flag(text: str) -> bool:
@@ -74,19 +85,24 @@ def flag(text: str) -> bool:
 
 
 def port(text: str) -> int:
+    if text.startswith("tcp://"):
+        raise InvalidValue(
+            "comes from Kubernetes' service links; set enableServiceLinks: false in the pod"
+        )
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > MAX_PORT:
         raise InvalidValue(f"is not a port; write 0 (any free port) to {MAX_PORT}")
     return int(text)
 
 
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{0,12})?|\.[0-9]{1,12}")
+
+
 def seconds(text: str) -> float:
-    try:
-        duration = float(text)
-    except ValueError:
-        duration = nan
+    duration = float(text) if _NUMBER.fullmatch(text) else nan
     if not 0 <= duration <= MAX_SECONDS:
         raise InvalidValue(
-            f"is not a duration; write seconds from 0 to {MAX_SECONDS}, such as 2 or 0.5"
+            f"is not a duration; write seconds from 0 to {MAX_SECONDS}, such as 2 or 0.5, without "
+            "a unit"
         )
     return duration
 
@@ -133,24 +149,30 @@ def rate(text: str) -> Rate | None:
     return Rate(int(match[1]), _PERIODS[match[2]])
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def url(text: str) -> str:
+    hint = "write one like https://api.trigger.dev"
     try:
         parts = urlsplit(text)
-        _ = parts.port
+        port = parts.port
     except ValueError:
-        raise InvalidValue("is not an address; write one like https://api.trigger.dev") from None
-    if parts.scheme not in ("https", "http") or not parts.hostname or not text.isprintable():
-        raise InvalidValue("is not an address; write one like https://api.trigger.dev")
-    if parts.query or parts.fragment or "@" in parts.netloc or " " in text:
+        raise InvalidValue(f"is not an address; {hint}") from None
+    if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
+        raise InvalidValue(f"is not an address; {hint}")
+    if not (text.isascii() and text.isprintable()) or {" ", "\\"} & set(text):
+        raise InvalidValue(f"has characters that no address has; {hint}")
+    if parts.query or parts.fragment or "@" in parts.netloc:
         raise InvalidValue("may hold a host, a port and a path; remove the rest")
+    if not is_host(parts.hostname):
+        raise InvalidValue(f"names a host that cannot exist; {hint}")
+    if {"", ".", ".."} & set(parts.path.strip("/").split("/")) and parts.path.strip("/"):
+        raise InvalidValue("has an empty step, . or .. in its path; remove it")
     return text.rstrip("/")
+
+
+def api_url(text: str) -> str:
+    if re.search(r"/api(/v[0-9]+)?(/sessions)?/*$", text):
+        raise InvalidValue("ends with the path of a route; remove it, the gateway adds /api/v1/…")
+    return url(text)
 
 
 _STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
@@ -178,6 +200,8 @@ def store(text: str) -> StoreAddress:
     path = parts.path.strip("/")
     if not scheme or not parts.hostname or not text.isprintable() or parts.fragment:
         raise InvalidValue(f"is not an address; {_STORE_HINT}")
+    if not is_host(parts.hostname) or parts.port == 0:
+        raise InvalidValue(f"names a host that cannot exist; {_STORE_HINT}")
     if path and not re.fullmatch(r"[0-9]{1,3}", path):
         raise InvalidValue(f"names a database that is not a number; {_STORE_HINT}")
     if scheme[3] and path not in ("", "0"):
@@ -201,7 +225,7 @@ def store(text: str) -> StoreAddress:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    origins = texts(text)
+    origins = names(text)
     for origin in origins:
         if origin != "*" and not _is_origin(origin):
             raise InvalidValue(
@@ -218,37 +242,44 @@ def _is_origin(text: str) -> bool:
     match = re.fullmatch(
         r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?", text
     )
-    return bool(match) and {"http": "80", "https": "443"}.get(match[1]) != match[3]  # type: ignore[index]
-
-
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+    if match is None:  # the ids of extensions and apps may have capitals
+        return re.fullmatch(r"(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+", text) is not None
+    return (match[1], match[3]) not in (("http", "80"), ("https", "443"))
 
 
 def host(text: str) -> str:
-    try:
-        ip_address(text)
-    except ValueError:
-        if not _HOST_NAME.fullmatch(text):
-            raise InvalidValue(
-                "is not an address to listen on; write one like 127.0.0.1, 0.0.0.0 or ::, without "
-                "scheme and port"
-            ) from None
+    if not is_host(text):
+        raise InvalidValue(
+            "is not an address to listen on; write one like 127.0.0.1, 0.0.0.0 or ::, without "
+            "scheme and port"
+        )
     return text
 
 
 def host_names(text: str) -> tuple[str, ...]:
-    names = texts(text)
-    for name in names:
-        if not _HOST_NAME.fullmatch(name):
+    hosts = names(text)
+    for name in hosts:
+        if not HOST_NAME.fullmatch(name):
             raise InvalidValue(
                 f"contains {name!r}, which is not a host name; write it without scheme, port and "
                 "path"
             )
-    return names
+    return hosts
+
+
+_WIDEST: Final = {4: 8, 6: 7}
+"""The shortest prefix of a proxy's network; 10.0.0.0/8 and fc00::/7 are the largest private."""
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(map(_network, texts(text)))
+    networks = tuple(map(_network, names(text)))
+    for network in networks:
+        if network.prefixlen < _WIDEST[network.version]:
+            raise InvalidValue(
+                f"contains {str(network)!r}, so nearly any browser could choose its address by "
+                "X-Forwarded-For; write the networks of your proxies only"
+            )
+    return networks
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:
@@ -273,7 +304,7 @@ _SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_.")
 
 
 def secret_keys(text: str) -> tuple[Secret, ...]:
-    keys = texts(text)
+    keys = split_keys(text)
     if not keys or not all(map(_SECRET_KEY.match, keys)):
         raise InvalidValue(
             "is not a Trigger.dev secret key; copy one from API keys in the dashboard: they begin "
@@ -286,7 +317,7 @@ ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
 
 
 def signing_keys(text: str) -> tuple[Secret, ...]:
-    keys = texts(text)
+    keys = split_keys(text)
     for number, key in enumerate(keys, start=1):
         secret(key)
         if re.match(r"tr_[a-z]+_sk_", key):
@@ -305,7 +336,7 @@ def signing_keys(text: str) -> tuple[Secret, ...]:
 
 
 def verify(text: str) -> tuple[str, ...]:
-    order = texts(text)
+    order = names(text)
     if order not in (("local",), ("upstream",), ("local", "upstream")):
         raise InvalidValue(
             "is not local, upstream or local,upstream; write one of them (local comes first: it "
@@ -324,7 +355,7 @@ def cookie(text: str) -> str:
 
 
 def algorithms(text: str) -> tuple[str, ...]:
-    algorithms = texts(text)
+    algorithms = names(text)
     supported = tuple(one.name for one in (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM))
     if not algorithms or not set(algorithms) <= set(supported):
         raise InvalidValue(
@@ -348,7 +379,7 @@ def jwks_url(text: str) -> str:
 def shared_keys(text: str) -> tuple[Secret, ...]:
     if "-----" in text:
         raise InvalidValue("contains a PEM; for public keys use jwks_url or jwks_file")
-    keys = texts(text)
+    keys = split_keys(text)
     for number, key in enumerate(keys, start=1):
         secret(key)
         if len(key) < MIN_KEY_BYTES:

@@ -30,8 +30,6 @@ from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
-READINESS_ID: Final = "session_readiness_probe"
-"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
 
@@ -129,18 +127,6 @@ class Loader:
         queue, key = self.queue(environment.name), id_ if load is None else load.id
         queue.refresh(key, copy, caller, now, stretch=copy.share.stretch)
 
-    def check(self, environment: Environment, now: float) -> "asyncio.Task[Copy | Refusal]":
-        """Start a readiness check, or join the one in flight; call `Budget.wait` first."""
-        key = environment.name, READINESS_ID
-        task = self._cache.loads.get(key)
-        if task is None:
-            spent = not self._sharing.up
-            if spent:
-                environment.budget.spend(now)
-            ask = self._ask(environment, READINESS_ID, None, self._sharing.timeout, spent=spent)
-            task = self._cache.loads.start(key, ask)
-        return task
-
     def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
         """Find what makes a load needless that waited for its turn."""
         entry = self._cache.find(environment, load.id, now)
@@ -154,12 +140,7 @@ class Loader:
 
     async def _load(self, environment: Environment, load: QueuedLoad) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
-
-        async def ask(timeout: float) -> Copy | Refusal:
-            return await self._ask(
-                environment, load.id, load.copy, timeout, spent=load.spent, load=load
-            )
-
+        ask = partial(self._ask, environment, load.id, load.copy, spent=load.spent, load=load)
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(
@@ -219,10 +200,7 @@ class Loader:
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self._cache.put_negative(environment.name, id_, ended, generation)
-        learned = self._learn(environment, outcome, why, copy, ended, ended - started)
-        if load is None:  # a readiness check: what browsers request cannot make it fail
-            environment.health, environment.checked = environment.last_load, ended
-        return learned
+        return self._learn(environment, outcome, why, copy, ended, ended - started)
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
@@ -288,7 +266,7 @@ class Loader:
     ) -> Copy | Refusal:
         """Learn from a load for the next ones; returns the outcome for all who wait."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
-        self._telemetry.count(metrics.LOADS, code)
+        self._telemetry.count(metrics.LOADS, environment.name, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and copy is not None:
@@ -314,6 +292,4 @@ class Loader:
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
         environment.last_load = health
-        if healthy:
-            environment.health = health
         return outcome

@@ -1,66 +1,166 @@
-"""Whether the gateway can serve each environment, as far as it knows, and why."""
+"""Readiness: whether the gateway can decide requests, and what it knows about upstream.
+
+An upstream outage does not make a gateway unready: it still decides requests, serves copies and
+tells browsers what is wrong, where an empty load balancer would send errors without CORS headers.
+Only readiness checks tell how upstream is; a load does not, because a browser chooses its id.
+"""
 
 import asyncio
+from functools import partial
 from typing import Final
 
+from bff import metrics
+from bff.background import Beat
 from bff.clock import Clock
 from bff.config.runtime import Environment
 from bff.copies.cache import Cache
 from bff.copies.loader import REJECTED, Loader
-from bff.errors import Refusal
+from bff.errors import Refusal, Refused, UpstreamError
+from bff.replicas.alone import AnySharing
+from bff.sessions import ids
 from bff.sessions.copy import Copy
+from bff.telemetry import Telemetry
+from bff.upstream.pool import cause
 
+READINESS_ID: Final = "session_readiness_probe"
+"""The id of a readiness check: upstream answers 404 for it if it accepts the secret key."""
 CHECK_SECONDS: Final = 2.0
 """Seconds between two readiness checks of one environment, however often an operator asks."""
+WATCH_SECONDS: Final = 30.0
+"""Seconds between two readiness checks of the gateway's own accord. Ten replicas then send upstream
+one call in three seconds, of a budget of thirty."""
+TROUBLE_SECONDS: Final = 10.0
+"""The same while upstream fails, so that a recovery shows soon."""
 
 
 class Readiness:
-    """Tells an operator which environments can be served."""
+    """Tells an operator which environments can be served, and how upstream is.
+
+    Attributes:
+        is_stopping: the gateway shuts down.
+    """
 
     def __init__(
         self,
         loader: Loader,
         *,
         cache: "Cache[Copy | Refusal]",
+        sharing: AnySharing,
+        telemetry: Telemetry,
         clock: Clock,
     ) -> None:
+        self.is_stopping = False
         self._loader = loader
         self._cache = cache
+        self._sharing = sharing
+        self._telemetry = telemetry
         self._clock = clock
 
-    async def check(self) -> dict[str, tuple[bool, str]]:
-        """Check every environment; calls upstream where its state is not known."""
+    async def run(self, beat: Beat) -> None:
+        """Check from time to time until cancelled, so that an idle gateway notices an outage."""
+        while True:
+            beat()
+            await asyncio.sleep(TROUBLE_SECONDS)
+            await self.check(WATCH_SECONDS - TROUBLE_SECONDS / 2)
+
+    async def check(self, age: float = CHECK_SECONDS) -> None:
+        """Ask upstream about each environment whose health is unknown, bad or *age* seconds old."""
         now, _ = self._clock()
-        environments = self._loader.config.environments
-        loads = [
-            self._loader.check(environment, now)
-            for environment in environments.values()
-            if not environment.health == environment.last_load == "ok"
-            if now - environment.checked >= CHECK_SECONDS
-            if environment.budget.wait(now) <= 0
+        due = [
+            environment
+            for environment in self._loader.config.environments.values()
+            if now - environment.checked >= (age if environment.health == "ok" else CHECK_SECONDS)
         ]
-        if loads:
-            await asyncio.wait(loads)
-        return {name: self.state(environment) for name, environment in environments.items()}
+        await asyncio.gather(*map(self._ask, due))
+
+    async def _ask(self, environment: Environment) -> None:
+        """Ask upstream for a session that does not exist; it costs one call of the budget."""
+        spend = partial(
+            self._sharing.spend,
+            environment.name,
+            environment.budget,
+            timeout=self._sharing.timeout,
+        )
+
+        async def spend_again() -> None:
+            if await spend() > 0:
+                raise Refused("over_budget")
+
+        if await spend() > 0:
+            return
+        code, why = "ok", None
+        try:
+            await environment.upstream.get(ids.path(READINESS_ID), read=bytes, again=spend_again)
+        except UpstreamError as error:
+            # Upstream's own 404 and 429 come after it accepted the key.
+            code = "ok" if error.code in ("not_found", "over_budget") else error.code
+            why = cause(error)
+        except Refused:
+            return
+        except Exception as exc:  # noqa: BLE001  the loop must go on
+            self._telemetry.exception("readiness_check_failed", exc)
+            code = "internal"
+        self._telemetry.count(metrics.UPSTREAM_CHECKS, environment.name, code)
+        self._log(environment, code, why)
+        environment.health, environment.checked = code, self._clock()[0]
+
+    def _log(self, environment: Environment, code: str, why: str | None) -> None:
+        """Log a change, unless the last load had it too and logged it."""
+        before, log = environment.health, self._telemetry.log
+        if code in (before, environment.last_load) or (code == "ok" and before is None):
+            return
+        fields = {"environment": environment.name, "outcome": code}
+        if code == "ok":
+            log.warning("upstream_recovered", **fields)
+        elif code == "upstream_rejected_credentials":
+            log.error("upstream_rejects_our_key", remedy=REJECTED, **fields)
+        else:
+            log.warning("upstream_failing", why=why, **fields)
+
+    # -- the report
 
     def state(self, environment: Environment) -> tuple[bool, str]:
-        """Whether *environment* can be served, and why; calls nothing."""
-        now, _ = self._clock()
-        if environment.name in self._loader.config.verifier.pending:
-            return False, (
-                "the environment's id is not known yet, so the gateway cannot tell its tokens: "
-                "if the secret key cannot tell it, set BFF_ENVIRONMENT_ID"
-            )
-        if environment.health == "ok":
-            return True, "the upstream answers and accepts the key"
-        if environment.health == "upstream_rejected_credentials":
+        """Whether requests for *environment* can be decided, and how upstream is; calls nothing."""
+        if self.is_stopping:
+            return False, "the gateway shuts down"
+        trouble = self._keyless(environment.name)
+        if trouble:
+            return False, trouble
+        return True, self.upstream(environment)
+
+    def _keyless(self, name: str) -> str | None:
+        """Why no token of an environment can be verified; None if one can."""
+        _, wall = self._clock()
+        verifier = self._loader.config.verifier
+        sources = [source for source in verifier.sources if source.environment == name]
+        if any(source.keys.trusted(wall) for source in sources):
+            return None
+        if name in verifier.pending:
             return (
-                False,
-                f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}",
+                "the environment's id is not known yet, or differs from the settings, so the "
+                "gateway cannot tell its tokens: the log says why (environment_id_…); if upstream "
+                "cannot tell it, set BFF_ENVIRONMENT_ID"
             )
-        trouble = "the upstream was not called yet"
-        if environment.health:
-            trouble = f"the upstream fails ({environment.health})"
-        if self._cache.has_usable(environment.name, now):
-            return True, f"{trouble}; copies are served meanwhile"
-        return False, f"{trouble}, and there is no copy to serve"
+        issuer = next((one for one in verifier.issuers if one.environment == name), None)
+        if issuer is not None and (issuer.keys or issuer.upstream):
+            return None
+        return "no key to verify its tokens with is known or trusted: see bff_key_fetches_total"
+
+    def upstream(self, environment: Environment) -> str:
+        """Say how upstream is, as far as its answer to the last question tells."""
+        now, _ = self._clock()
+        seconds = now - environment.checked
+        if environment.health is None:
+            return "the upstream was not checked yet"
+        age = f"checked {seconds:.0f} s ago"
+        if environment.health == "ok":
+            if seconds <= WATCH_SECONDS:
+                return f"the upstream answers and accepts the key ({age})"
+            return f"unknown: the upstream's last answer is {seconds:.0f} s old"
+        if environment.health == "upstream_rejected_credentials":
+            text = f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}"
+        else:
+            text = f"the upstream fails ({environment.health})"
+        copies = self._cache.has_usable(environment.name, now)
+        more = "copies are served meanwhile" if copies else "there is no copy to serve"
+        return f"{text} ({age}); {more}"

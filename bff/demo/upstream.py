@@ -17,11 +17,16 @@ from urllib.parse import parse_qsl, unquote
 
 import jwt
 
+from bff.demo.chat_upstream import ROUTE as CHAT_ROUTE
+from bff.demo.chat_upstream import PretendChats, allows, read_body
+
 Document = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 _CORS_METHODS = "GET,HEAD,PUT,PATCH,POST,DELETE"
+_ISSUER, _AUDIENCE = "https://id.trigger.dev", "https://api.trigger.dev"
+_CLAIMS, _PUBLIC_TOKENS = "/api/v1/auth/jwt/claims", "/api/v1/auth/public-tokens"
 _MDN = "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/"
 
 
@@ -164,8 +169,9 @@ class PretendUpstream:
         self._clock = clock
         self._live = live
         self._public: dict[str, tuple[float, int]] = {}
+        self.chats = PretendChats(clock)
 
-    async def __call__(self, scope: Any, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
@@ -178,6 +184,14 @@ class PretendUpstream:
         )
         self.seen.append(seen)
         answer = await self.override(seen) if self.override else None
+        if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
+            credential = self._authenticate(seen, charged=False)
+            if not isinstance(credential, Answer):
+                await self.chats.serve(seen, receive, send, credential=credential[:2])
+                return
+            answer = credential
+        if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
+            answer = self._describe_environment(seen, await read_body(receive))
         if answer is None:
             answer = self._answer(seen)
         body = answer.encoded()
@@ -212,8 +226,6 @@ class PretendUpstream:
                     "access-control-max-age": "300",
                 },
             )
-        if seen.raw_path == "/api/v1/auth/jwt/claims":
-            return self._claims(seen)
         if seen.raw_path == "/api/v1/sessions" and seen.method == "GET":
             return self._list(seen)
         match = re.fullmatch(r"/api/v1/sessions/([^/]+)(/?)", seen.raw_path, re.IGNORECASE)
@@ -236,17 +248,29 @@ class PretendUpstream:
             return Answer(403, _UNAUTHORIZED, headers)
         return Answer(200, self.document(document), headers)
 
-    def _claims(self, seen: Seen) -> Answer:
-        """Answer with the environment of a root or unrestricted key; a restricted key gets 401."""
+    def _describe_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
+        """Answer with the environment of a key: as claims, or in a token for scopes that it has."""
         credential = self._authenticate(seen)
         if isinstance(credential, Answer):
             return credential
-        environment, scopes, headers = credential
+        environment, held, headers = credential
         if seen.method != "POST":
             return Answer(405, {"error": "Method not allowed"}, headers)
-        if scopes is not None:
-            return Answer(401, {"error": "Invalid API key"}, headers)
-        return Answer(200, {"sub": environment.id, "pub": True}, headers)
+        claims = {"sub": environment.id, "pub": True}
+        if seen.raw_path == _CLAIMS:
+            if held is not None:
+                return Answer(401, {"error": "Invalid API key"}, headers)
+            return Answer(200, claims, headers)
+        try:
+            scopes = json.loads(body)["scopes"]
+        except (ValueError, LookupError, TypeError):
+            return Answer(400, {"error": "Invalid request body"}, headers)
+        if held is not None and not all(scope.startswith(held) for scope in scopes):
+            text = "Requested scopes exceed the key's access"
+            return Answer(403, {"error": text, "code": "scopes_exceed_key_access"}, headers)
+        claims |= {"iss": _ISSUER, "aud": _AUDIENCE, "scopes": scopes, "exp": self._clock() + 60}
+        token = jwt.encode(claims, environment.root_key, algorithm="HS256")
+        return Answer(200, {"token": token}, headers)
 
     def _list(self, seen: Seen) -> Answer:
         """List all sessions, newest first, if the credential may read all of them."""
@@ -261,7 +285,7 @@ class PretendUpstream:
         page = [self.document(document) for document in newest[:size]]
         return Answer(200, {"data": page, "pagination": {}}, headers)
 
-    def _authenticate(self, seen: Seen) -> _Credential | Answer:
+    def _authenticate(self, seen: Seen, *, charged: bool = True) -> _Credential | Answer:
         authorization = seen.header("authorization")
         if not authorization:
             text = "No authorization header provided"
@@ -269,33 +293,38 @@ class PretendUpstream:
             return Answer(401, body | {"detail": text, "error": text}, _PROBLEM)
         token = authorization.removeprefix("Bearer ")
         if token.startswith("tr_"):
-            return self._by_key(token, seen.header("x-trigger-branch"))
-        return self._by_token(token)
+            return self._by_key(token, seen.header("x-trigger-branch"), charged=charged)
+        return self._by_token(token, charged=charged)
 
-    def _by_key(self, key: str, branch: str | None) -> _Credential | Answer:
+    def _by_key(self, key: str, branch: str | None, *, charged: bool) -> _Credential | Answer:
+        text = "Invalid API key"
         for environment in self.environments:
             if key != environment.root_key and key not in environment.additional_keys:
                 continue
             if environment.branch is not None and branch is None:
                 return Answer(401, {"error": "x-trigger-branch header required for preview env"})
             if branch != environment.branch:
+                text = "No matching branch env"
                 continue
+            scopes = environment.additional_keys.get(key) or None
+            if not charged:  # the chat routes have no limit, and so no headers
+                return environment, scopes, {}
             remaining = environment.bucket.take(self._clock())
             headers = environment.bucket.headers()
             if remaining < 0:
                 return self._limited(headers)
-            return environment, environment.additional_keys.get(key) or None, headers
-        return Answer(401, {"error": "Invalid API key"})
+            return environment, scopes, headers
+        return Answer(401, {"error": text})
 
-    def _by_token(self, token: str) -> _Credential | Answer:
+    def _by_token(self, token: str, *, charged: bool) -> _Credential | Answer:
         for environment in self.environments:
             try:
                 claims = jwt.decode(
                     token,
                     environment.root_key,
                     algorithms=["HS256"],
-                    issuer="https://id.trigger.dev",
-                    audience="https://api.trigger.dev",
+                    issuer=_ISSUER,
+                    audience=_AUDIENCE,
                     options={"verify_exp": False, "verify_iat": False},  # `exp` is checked below
                 )
             except jwt.PyJWTError:
@@ -304,7 +333,7 @@ class PretendUpstream:
                 return Answer(401, {"error": "Public Access Token has expired"})
             if claims.get("sub") != environment.id or claims.get("pub") is not True:
                 continue
-            headers, exceeded = self._public_limit(token)
+            headers, exceeded = self._public_limit(token) if charged else ({}, False)
             if exceeded:
                 return self._limited(headers)
             scopes = claims.get("scopes")
@@ -353,19 +382,8 @@ _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
 def can_read(scopes: tuple[str, ...], document: Document) -> bool:
-    """Whether upstream lets *scopes* read *document*: any scope may cover either of its ids."""
-    for scope in scopes:
-        parts = scope.split(":") if isinstance(scope, str) else [""]
-        action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
-        if action == "admin" and not type_:
-            return True
-        if action not in ("read", "*"):
-            continue
-        if type_ == "all":
-            return True
-        if type_ == "sessions" and id_ in ("", document["id"], document["externalId"]):
-            return True
-    return False
+    """Whether upstream lets *scopes* read *document*."""
+    return allows(scopes, "read", document)
 
 
 def iso(unix: float) -> str:

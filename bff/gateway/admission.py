@@ -11,11 +11,13 @@ from bff import metrics
 from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
+from bff.gateway.routes import CHAT_IN
 from bff.limits.client_address import address_key, browser_address
-from bff.limits.rate import Window
+from bff.limits.rate import LeasePending, Window
 from bff.request import HeaderFields
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
+from bff.tokens import explain
 from bff.tokens.caller import Caller, Claimant, Holder
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
@@ -42,8 +44,8 @@ class Admission:
 
     # -- the address
 
-    def charge_address(self, request: RequestContext) -> None:
-        """Charge the browser's address, before any cryptography.
+    def charge_address(self, request: RequestContext, *, page: bool = False) -> None:
+        """Charge the browser's address, before any cryptography; requests for pages apart.
 
         Raises:
             Refused: ``rate_limited``.
@@ -53,7 +55,8 @@ class Admission:
         if head.fields.forwarded:
             address = browser_address(address, head.fields.forwarded, self._trusted_proxies)
         request.address = address = address_key(address)
-        window = self._limits.address.charge(address, request.now)
+        limiter = self._limits.page if page else self._limits.address
+        window = limiter.charge(address, request.now)
         if window.used > window.granted:  # written out, because every hit asks it twice
             request.window = window
             raise Refused("rate_limited")
@@ -74,7 +77,9 @@ class Admission:
         fields = request.head.fields
         if fields.ambiguous:
             raise Refused("bad_request", "Send one Authorization and one Origin header")
-        cookie = self._cookie_token(fields) if fields.authorization is None else None
+        # A cookie comes with requests that another page causes, so it never sends a message.
+        reads = fields.authorization is None and request.route is not CHAT_IN
+        cookie = self._cookie_token(fields) if reads else None
         if not (fields.authorization or cookie):
             self._telemetry.count(metrics.BAD_TOKENS, "token_missing")
             raise Refused("token_missing")
@@ -102,6 +107,13 @@ class Admission:
         window = self._limits.bad_token.look(request.address, request.now)
         if window.exhausted:
             self._charge(request, window)
+
+    def why_invalid(self, request: RequestContext) -> str:
+        """Name the first check that the token fails, for the log."""
+        verifier = self._verifier
+        return explain.reason(
+            explain.explain(request.token, verifier.issuers, verifier.sources, request.wall)
+        )
 
     def _cookie_token(self, fields: HeaderFields) -> bytes | None:
         """Take the token from its cookie, if a page of the gateway's own origin asks to read.
@@ -178,6 +190,39 @@ class Admission:
         if window.used > window.granted:
             raise Refused("rate_limited")
 
+    def charge_stream(self, request: RequestContext, caller: Caller[Grant]) -> None:
+        """Charge the caller for a stream in place of a request.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        key = caller.limit_key(request.address)
+        request.window = window = self._limits.stream.charge(key, request.now)
+        if window.exceeded:
+            raise Refused("rate_limited")
+
+    def charge_message(self, request: RequestContext, caller: Caller[Grant]) -> None:
+        """Charge the caller and the environment for a message, all of it or nothing.
+
+        Raises:
+            Refused: ``rate_limited``.
+            LeasePending: quota has to be leased first; nothing was counted.
+        """
+        key, limits = caller.limit_key(request.address), self._limits
+        counted = (limits.message, key), (limits.message_daily, key)
+        charged: list[Window] = []
+        try:
+            for limiter, of in (*counted, (limits.message_total, caller.environment)):
+                request.window = window = limiter.charge(of, request.now)
+                if window.exceeded:
+                    _refund(charged)
+                    raise Refused("rate_limited")
+                charged.append(window)
+        except LeasePending:
+            _refund(charged)
+            raise
+        request.window = charged[0]
+
     # -- the session
 
     def authorize(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> None:
@@ -209,6 +254,11 @@ class Admission:
     ) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
         return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
+
+
+def _refund(windows: list[Window]) -> None:
+    for window in windows:
+        window.refund()
 
 
 def _bearer_token(authorization: bytes) -> bytes:

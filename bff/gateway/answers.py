@@ -1,17 +1,27 @@
 """Makes every answer to a browser: the only way out, and no session leaves unauthorized."""
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from bff import metrics
+from bff.digests import fingerprint
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import SESSION
 from bff.request import RequestHead
-from bff.response import Representation, Response, ResponseBuilder, server_timing
+from bff.response import (
+    EventStream,
+    Representation,
+    Response,
+    ResponseBuilder,
+    rate_lines,
+    server_timing,
+)
 from bff.sessions.copy import Copy
 from bff.sessions.page import Page
 from bff.telemetry import Telemetry
@@ -26,6 +36,10 @@ SLOW_SECONDS: Final = 1.0
 """Seconds; an answer that waited as long for loads is logged."""
 SAMPLE: Final = 1000
 """One of this many answers with a session is logged, so that the log shows usual answers too."""
+MAX_EXPLAINED: Final = 10
+"""Bad tokens that are examined in a second, so that the log says why they are refused."""
+MAX_EXPLAINED_BYTES: Final = 4096
+"""Bytes of a token that is examined; usual ones have a few hundred."""
 _MAX_TAGS: Final = 32
 """Entity tags of one If-None-Match that are compared. Without the bound one request could cost as
 much as 500 hits."""
@@ -73,11 +87,13 @@ class Answers:
         self._telemetry = telemetry
         self._counts = telemetry.counts
         self._served = 0
+        self._explained = (0, 0)
+        """The current second, and the bad tokens that were examined in it."""
 
     def preflight(self, head: RequestHead, request_id: bytes) -> Response:
         """Answer OPTIONS."""
         status = _NO_CONTENT
-        self._telemetry.count(metrics.REQUESTS, "preflight", status, "", head.served_by)
+        self._telemetry.count(metrics.REQUESTS, "preflight", status, "", head.served_by, "")
         return self._responses.preflight(head.fields.origin, request_id)
 
     def public_page(self, request: RequestContext, page: bytes) -> Response:
@@ -95,7 +111,7 @@ class Answers:
             Refused: ``unauthorized``.
         """
         self._admission.authorize(request, caller, copy)
-        self._counts[metrics.CACHE, outcome.label] += 1
+        self._counts[metrics.CACHE, caller.environment, outcome.label] += 1
         age = request.now - copy.loaded
         self._telemetry.observe(metrics.AGE_SERVED_SECONDS, age if age > 0 else 0.0)
         self._served += 1
@@ -123,13 +139,57 @@ class Answers:
         lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
         return self._representation(request, page, cache_status, lines)
 
+    def stream(self, request: RequestContext, stream: EventStream, *, idle: bool) -> Response:
+        """Answer with the stream of a chat, whose caller was admitted just now."""
+        head = request.head
+        response = self._responses.stream(
+            stream,
+            rate_lines(request.window, request.now, request.wall),
+            idle=idle,
+            origin=head.fields.origin,
+            request_id=request.request_id,
+        )
+        return self._finish(request, response, "")
+
+    def message(
+        self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
+    ) -> Response:
+        """Answer a message with what upstream made of it."""
+        response = self._responses.message(
+            status,
+            json.dumps(body).encode(),
+            rate_lines(request.window, request.now, request.wall),
+            origin=request.head.fields.origin,
+            request_id=request.request_id,
+        )
+        return self._finish(request, response, code)
+
+    def log_message(
+        self,
+        request: RequestContext,
+        caller: Caller[Grant],
+        session_id: str,
+        kind: str,
+        seq: int | None,
+    ) -> None:
+        """Log that a message was accepted, for an audit; the limits of messages bound the lines."""
+        self._telemetry.log.info(
+            "message_accepted",
+            request_id=request.request_id.decode(),
+            environment=caller.environment,
+            subject=caller.subjects[0],
+            session=fingerprint(caller.environment, session_id),
+            kind=kind,
+            seq=seq,
+        )
+
     def refusal(self, request: RequestContext, refusal: Refusal) -> Response:
         """Answer with a refusal."""
         limited = refusal.code == "rate_limited"
         if limited:
             self._telemetry.count(metrics.LIMITED, request.window.limiter.name)
         if refusal.code == "over_budget" and request.route is SESSION:
-            self._telemetry.count(metrics.CACHE, "late")
+            self._telemetry.count(metrics.CACHE, request.environment, "late")
         response = self._responses.refusal(
             refusal,
             window=request.window,
@@ -137,6 +197,7 @@ class Answers:
             wall=request.wall,
             origin=request.head.fields.origin,
             request_id=request.request_id,
+            methods=request.route.methods,
         )
         # Over a limit only the first request of a window is logged: a flood must not fill the log.
         if not limited or request.window.first:
@@ -149,8 +210,19 @@ class Answers:
                 route=request.route.label,
                 status=response.status,
                 code=refusal.code,
+                **self._reason(request, refusal),
             )
         return self._finish(request, response, refusal.code)
+
+    def _reason(self, request: RequestContext, refusal: Refusal) -> dict[str, str]:
+        """Say for the log why a token is invalid; bounded, because a flood must not cost more."""
+        if refusal.code != "token_invalid":
+            return {}
+        second = int(request.now)
+        self._explained = (second, self._explained[1] + 1 if self._explained[0] == second else 1)
+        if self._explained[1] > MAX_EXPLAINED or len(request.token) > MAX_EXPLAINED_BYTES:
+            return {"reason": "not examined"}
+        return {"reason": self._admission.why_invalid(request)}
 
     def _representation(
         self,
@@ -189,7 +261,8 @@ class Answers:
 
     def _finish(self, request: RequestContext, response: Response, code: str) -> Response:
         head = request.head
-        key = (metrics.REQUESTS, request.route.label, response.status, code, head.served_by)
+        route, environment = request.route.label, request.environment
+        key = (metrics.REQUESTS, route, response.status, code, head.served_by, environment)
         self._counts[key] += 1
         return replace(response, body=b"") if head.method == "HEAD" else response
 

@@ -16,6 +16,7 @@ class RequestContext:
         wall: Unix seconds.
         address: the key under which the browser's address is counted.
         window: the limit that was charged last; the answer's headers tell its state.
+        environment: the environment of the verified token; empty without one.
         waited: seconds that the request waited for loads; None if it did not wait.
         caller_charged: a request is charged to its caller once, and not before the token is
             verified.
@@ -29,5 +30,6 @@ class RequestContext:
     address: str = ""
     token: bytes = b""
     window: Window = UNLIMITED_WINDOW
+    environment: str = ""
     waited: float | None = None
     caller_charged: bool = False

@@ -92,6 +92,7 @@ class PendingIntrospection:
         if isinstance(served, Refusal):
             return gateway.answers.refusal(self.request, served)
         caller = verified(self.subject)
+        self.request.environment = caller.environment
         if served is None:
             return gateway.answer(self.request, caller, self.session_id)
         return gateway.answers.session(self.request, caller, *served)

@@ -73,7 +73,7 @@ class PendingList:
             if isinstance(served, Refusal) and served.code in WHOLE_REQUEST:
                 return gateway.answers.refusal(request, served)
             if served is not None:
-                self.lists.keep(self.listing, self.sources, member.session_id, served)
+                self.lists.keep(self.request, self.listing, self.sources, member.session_id, served)
             if isinstance(served, tuple) and served[1] is STALE_IF_ERROR:
                 self.listing.in_memory.add(member.session_id)
         return self.lists.answer(request, caller, self.listing, self.sources)
@@ -128,7 +128,7 @@ class Lists:
                 if isinstance(served, PendingLoad | PendingIntrospection):
                     members.append(served)
                     return None
-                outcome = self.keep(listing, sources, session_id, served)
+                outcome = self.keep(request, listing, sources, session_id, served)
                 listing.in_memory.add(session_id)
             return outcome
 
@@ -141,18 +141,23 @@ class Lists:
         return self._answers.list_page(request, caller, page, cache_status)
 
     def keep(
-        self, listing: Listing, sources: Sources, session_id: str, served: Served | Refusal
+        self,
+        request: RequestContext,
+        listing: Listing,
+        sources: Sources,
+        session_id: str,
+        served: Served | Refusal,
     ) -> Copy | Refusal:
         """Keep the outcome of one member, and count what the cache did for it."""
         if isinstance(served, Refusal):
             outcome: Copy | Refusal = served
             if served.code != "not_found":
                 label = "late" if is_late(served) else "unavailable"
-                self._telemetry.count(metrics.CACHE, label)
+                self._telemetry.count(metrics.CACHE, request.environment, label)
         else:
             outcome, source = served
             sources[session_id] = source
-            self._telemetry.count(metrics.CACHE, source.label)
+            self._telemetry.count(metrics.CACHE, request.environment, source.label)
         listing.outcomes[session_id] = outcome
         return outcome
 

@@ -56,7 +56,7 @@ class Lookup:
             return self._load(request, caller, session_id, environment, None)
         if isinstance(entry, NegativeEntry):
             self._admission.refuse_revoked_session(request, caller, session_id)
-            self._telemetry.count(metrics.CACHE, "negative")
+            self._telemetry.count(metrics.CACHE, environment.name, "negative")
             raise Refused("not_found")
         # The ids of a session never change, so those of an old copy still hold.
         self._admission.authorize(request, caller, entry)

@@ -7,6 +7,8 @@ If another worker or replica does not confirm an order, the answer says so.
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
@@ -14,16 +16,22 @@ from typing import Any, Final
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bff import metrics, strict_json
+from bff.background import Background
 from bff.clock import Clock
+from bff.copies.readiness import WATCH_SECONDS
 from bff.errors import Refusal, Refused
 from bff.gateway.decide import Gateway
+from bff.ops.status import breakdown
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
+from bff.response import Response as BoundedResponse
+from bff.server.bounds import Bounds, ConnectionLimiter
+from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import CALL_SECONDS, WorkerPeers
 from bff.sessions import ids
 from bff.telemetry import Telemetry, merge
@@ -32,6 +40,12 @@ from bff.tokens.revocations import Revocation, RevocationError, parse
 LEARN_SECONDS: Final = 10.0
 """A new worker waits this long for its peers' revocations, which may be many: it must not accept a
 revoked token."""
+_MAX_CONNECTIONS: Final = 128
+"""Connections on the ops port; the descriptors for them are kept free."""
+_MAX_HEAD: Final = 16384
+"""Bytes of a request's line and headers."""
+_MAX_BUFFERED: Final = 16 * 1024 * 1024
+"""Bytes in memory of unread answers; the metrics of 64 workers take less."""
 _MAX_BODY: Final = 8192
 """Bytes of a request's body; a revocation has a few hundred."""
 
@@ -43,6 +57,7 @@ class Ops:
         gateway: the gateway of this worker.
         telemetry: its metrics and log.
         sharing: the other replicas; None without a store.
+        background: the loops beside requests.
         peers: the other workers; None if this process is the only one.
         names: host names of the ops port, beside addresses and localhost.
         clock: the two times.
@@ -54,6 +69,7 @@ class Ops:
         telemetry: Telemetry,
         *,
         sharing: Sharing | None,
+        background: Background,
         peers: WorkerPeers | None,
         names: tuple[str, ...],
         clock: Clock,
@@ -61,8 +77,11 @@ class Ops:
         self._gateway = gateway
         self._telemetry = telemetry
         self._sharing = sharing
+        self._background = background
         self._peers = peers
         self._clock = clock
+        self._checks: set[asyncio.Task[None]] = set()
+        """The event loop holds tasks weakly."""
         self.app = Starlette(
             middleware=[Middleware(BrowserFilter, names=names)],
             routes=[
@@ -70,9 +89,15 @@ class Ops:
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
                 Route("/cache/sessions/{session:path}", self._purge, methods=["DELETE"]),
+                Route("/revocations", self._list_revocations),
                 Route("/revocations", self._revoke, methods=["POST"]),
+                Route("/revocations", self._undo, methods=["DELETE"]),
             ],
         )
+
+    def drain(self) -> None:
+        """Say from now on that this gateway is not ready: it finishes its requests and ends."""
+        self._gateway.readiness.is_stopping = True
 
     # -- workers
 
@@ -94,12 +119,8 @@ class Ops:
             case "metrics":
                 return self._telemetry.metrics().decode()
             case "readiness":
-                readiness, environments = self._gateway.readiness, self._gateway.config.environments
-                # A worker that waits for a slow upstream must not count as silent.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CALL_SECONDS / 2):
-                        await readiness.check()
-                return {name: readiness.state(one) for name, one in environments.items()}
+                await self._check_readiness(*arguments)
+                return self._readiness()
             case "revocations":
                 return [revocation.encode() for revocation in self._gateway.revocations.all()]
             case "revoke":
@@ -130,11 +151,29 @@ class Ops:
     async def _healthz(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def _readyz(self, _: Request) -> Response:
-        answers, readiness = await asyncio.gather(
-            self._ask_peers("readiness"), self._gateway.readiness.check()
+    def _readiness(self) -> dict[str, tuple[bool, str]]:
+        environments = self._gateway.config.environments.values()
+        return {one.name: self._gateway.readiness.state(one) for one in environments}
+
+    async def _check_readiness(self, *verbose: str) -> None:
+        """Start a readiness check; only a verbose request waits for its end."""
+        if not verbose:
+            check = asyncio.create_task(self._gateway.readiness.check(WATCH_SECONDS))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
+        else:
+            # A worker that waits for a slow upstream must not count as silent.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CALL_SECONDS / 2):
+                    await self._gateway.readiness.check()
+
+    async def _readyz(self, request: Request) -> Response:
+        """Tell whether requests can be decided; with ``?verbose``, everything that is known."""
+        verbose = ("verbose",) if "verbose" in request.query_params else ()
+        answers, _ = await asyncio.gather(
+            self._ask_peers("readiness", *verbose), self._check_readiness(*verbose)
         )
-        environments = dict(readiness)
+        environments = self._readiness()
         for number, answer in answers.items():
             for name, (ready, reason) in (answer or {}).items():
                 if not ready and environments.get(name, (True,))[0]:
@@ -145,12 +184,18 @@ class Ops:
                 for name, (ready, reason) in environments.items()
             }
         }
+        if stopped := sorted(task for task, up in self._background.up.items() if not up):
+            body["background"] = {"restarting": stopped}
         if answers:
             # A silent worker accepts no connections, so the others are ready without it.
             silent = _silent(answers)
             body["workers"] = {"answering": 1 + len(answers) - len(silent), "silent": silent}
         # One environment that is not ready must not take the others out of service.
-        if any(ready for ready, _ in environments.values()):
+        ready = any(ready for ready, _ in environments.values())
+        if verbose:
+            lines = breakdown(body | self._store_state(), self._telemetry.gauges(), ready=ready)
+            return PlainTextResponse(lines, 200 if ready else Refusal("not_ready").status)
+        if ready:
             return JSONResponse({"status": "ready", **body, **self._store_state()})
         return _refusal(Refusal("not_ready"), **body)
 
@@ -167,22 +212,51 @@ class Ops:
 
     async def _revoke(self, request: Request) -> Response:
         """Revoke tokens from the next request on; `revocations.parse` defines the body."""
-        _, wall = self._clock()
         try:
-            revocation = parse(await _json_body(request), wall)
-            self._gateway.revocations.add(revocation, wall)
+            revocation = parse(await _json_body(request), self._clock()[1])
         except RevocationError as exc:
             return _refusal(Refusal("bad_request", str(exc)))
-        self._telemetry.log.warning("revoked", kind=revocation.kind)
+        return await self._announce(revocation, "revoked")
+
+    async def _undo(self, request: Request) -> Response:
+        """Undo a revocation; the body names it as for `_revoke`."""
+        _, wall = self._clock()
+        try:
+            undoing = replace(parse(await _json_body(request), wall), undone=True)
+        except RevocationError as exc:
+            return _refusal(Refusal("bad_request", str(exc)))
+        named = (undoing.kind, undoing.value)
+        if named not in {(r.kind, r.value) for r in self._listed(wall)}:
+            return _refusal(Refusal("not_found", "No such revocation is in force"))
+        return await self._announce(undoing, "undone")
+
+    async def _announce(self, revocation: Revocation, done: str) -> Response:
+        """Apply a revocation in this worker, at the other workers and at the other replicas."""
+        try:
+            self._gateway.revocations.add(revocation, self._clock()[1])
+        except RevocationError as exc:
+            return _refusal(Refusal("bad_request", str(exc)))
+        if revocation.undone:
+            self._telemetry.log.warning("revocation_undone", kind=revocation.kind)
+        else:
+            self._telemetry.log.warning("revoked", kind=revocation.kind)
         answers = await self._ask_peers("revoke", revocation.encode())
         try:
             if self._sharing is not None:
                 await self._sharing.revoke(revocation.encode())
         except StoreUnavailable:
-            return _store_down("revoked")
+            return _store_down(done)
         if silent := _silent(answers):
-            return _workers_silent("revoked", silent)
-        return JSONResponse({"revoked": revocation.kind, "until": revocation.until})
+            return _workers_silent(done, silent)
+        return JSONResponse({done: revocation.kind, "until": revocation.until})
+
+    async def _list_revocations(self, _: Request) -> Response:
+        listed = self._listed(self._clock()[1])
+        return JSONResponse({"revocations": [revocation.shown() for revocation in listed]})
+
+    def _listed(self, wall: float) -> list[Revocation]:
+        """The revocations in force that are not undone."""
+        return [one for one in self._gateway.revocations.in_force(wall) if not one.undone]
 
     async def _purge(self, request: Request) -> Response:
         """Purge a session, under both its ids and in every environment, in every replica."""
@@ -209,6 +283,27 @@ class Ops:
         if self._peers is not None:
             text = merge({**await self._peers.call("metrics"), self._peers.number: text})
         return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def ops_protocol() -> "partial[BoundedProtocol]":
+    """Return what makes the protocol of a connection on the ops port: few, small and short."""
+    bounds = Bounds(
+        head_bytes=_MAX_HEAD,
+        headers=100,
+        request_seconds=10.0,
+        idle_seconds=75.0,
+        connections=_MAX_CONNECTIONS,
+        connections_per_address=_MAX_CONNECTIONS,
+        buffered_bytes=_MAX_BUFFERED,
+    )
+    connections = ConnectionLimiter(bounds, trusted=(), count=lambda _: None)
+    return partial(BoundedProtocol, bounds=bounds, connections=connections, refuse=_render)
+
+
+def _render(refusal: Refusal, _peer: str, _origin: bytes | None) -> BoundedResponse:
+    response = _refusal(refusal)
+    head = b"".join(b"%b: %b\r\n" % line for line in response.raw_headers)
+    return BoundedResponse(response.status_code, head, bytes(response.body))
 
 
 class BrowserFilter:

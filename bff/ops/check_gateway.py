@@ -7,6 +7,7 @@ They differ from a gateway's if a proxy or CDN in front caches or changes answer
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -105,6 +106,8 @@ class GatewayChecker(Checker):
                 {"cache-control": "only-if-cached"},
             )
         ]
+        if environment.id is not None:
+            yield await self._environment_finding(environment, target, id_)
         again = await self._send(target, entitled)
         anonymous = await self._send(target, {})
         yield _isolation_finding(refused, anonymous, session)
@@ -118,6 +121,20 @@ class GatewayChecker(Checker):
             "only",
         )
         yield self._compare_clocks("the gateway", again)
+
+    async def _environment_finding(
+        self, environment: EnvironmentSettings, target: str, id_: str
+    ) -> Finding:
+        """Test that a token of another environment, such as another branch, reads nothing."""
+        other = replace(environment, id=f"{environment.id}_bff_check")
+        answer = await self._send(target, self._token(other, id_))
+        text = f"isolation: a token of another environment gets {answer.status}"
+        return expect(
+            answer.status == HTTPStatus.UNAUTHORIZED,
+            text,
+            f"{text}: the gateway runs without BFF_ENVIRONMENT_ID, so a token of another branch "
+            "reads this one's sessions; set it there",
+        )
 
     def _token(self, environment: EnvironmentSettings, id_: str) -> dict[str, str]:
         token = mint(

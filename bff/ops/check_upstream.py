@@ -1,26 +1,34 @@
 """Tests the upstream API with the secret key, and the store (`bff check --probe`)."""
 
+import asyncio
+import io
 import json
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from bff import __version__
+from bff.background import Background
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
+from bff.ops.environment_id import IdUnknown, explain, learn
 from bff.replicas.connection import Connection
 from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
-from bff.upstream.api import CLAIMS_PATH, Quota, Upstream, read_quota
+from bff.telemetry import Telemetry
+from bff.upstream.api import Quota, Upstream, read_quota
+from bff.upstream.client import Network
 from bff.upstream.connection import Answer
 from bff.upstream.identity import api_error
-from bff.upstream.pool import Pools, Transport, trusted
 
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
 """Lists the newest session, if the secret key may list sessions."""
+CONFIRM_SECONDS: Final = 3.0
+"""Seconds that a start waits for the ids; upstream may be down, and the gateway must start."""
 
 
 class UpstreamChecker(Checker):
@@ -29,22 +37,20 @@ class UpstreamChecker(Checker):
     Args:
         settings: those of the gateway.
         clock: the two times.
-        transport: replaces the network in tests.
+        network: replaces the sockets in tests.
     """
 
-    def __init__(
-        self, settings: Settings, clock: Clock, *, transport: Transport | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock, *, network: Network | None = None) -> None:
         super().__init__(settings, clock)
-        self._transport = transport or Pools(
-            context=trusted(settings.upstream_ca_file),
+        self._network = network or Network.open(
+            ca_file=settings.upstream_ca_file,
             connect_timeout=settings.upstream_connect_timeout,
             clock=clock,
         )
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._transport.aclose()
+        await self._network.aclose()
 
     def findings(
         self, environment: EnvironmentSettings, session: str | None
@@ -56,15 +62,54 @@ class UpstreamChecker(Checker):
         self, environment: EnvironmentSettings, session: str | None
     ) -> AsyncIterator[Finding]:
         upstream = self._upstream(environment)
-        answer = await upstream.probe("GET", _NEWEST if session is None else ids.path(session))
-        yield _key_finding(answer, session)
+        path = _NEWEST if session is None else ids.path(session)
+        answer = await upstream.probe("GET", path)
+        yield _key_finding(answer, upstream, session)
         if answer.status != HTTPStatus.UNAUTHORIZED:
-            claims = await upstream.probe("POST", CLAIMS_PATH)
-            yield _environment_finding(claims, environment)
-            yield _verify_finding(claims, environment)
+            id_, trouble = await _learn(upstream)
+            yield _environment_finding(id_, trouble, environment)
+            yield _verify_finding(environment, has_id=id_ is not None)
             # A 401 shows the bucket of unknown keys.
             yield _quota_finding(read_quota(answer.headers))
+        for key in range(1, upstream.key_count):
+            async for finding in _next_key_findings(upstream, environment, key, path, session):
+                yield finding
         yield self._compare_clocks("upstream", answer)
+
+    async def confirm_ids(self) -> tuple[list[str], frozenset[str]]:
+        """Compare the ids in the settings with those that upstream tells, before a start.
+
+        Returns:
+            The problems, and the environments whose id could not be compared.
+        """
+        named = [one for one in self._settings.environments if one.id is not None]
+
+        async def learn_soon(environment: EnvironmentSettings) -> str | None:
+            try:
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    return await learn(self._upstream(environment))
+            except (UpstreamError, IdUnknown, TimeoutError):
+                return None
+
+        learned = await asyncio.gather(*map(learn_soon, named))
+        pairs = list(zip(named, learned, strict=True))
+        problems = [_difference(one, id_) for one, id_ in pairs if id_ not in (None, one.id)]
+        return problems, frozenset(one.name for one, id_ in pairs if id_ is None)
+
+    async def with_id(self, environment: EnvironmentSettings) -> EnvironmentSettings:
+        """Complete the settings of an environment with the id that upstream tells."""
+        if not environment.learn:
+            return environment
+        id_, _ = await _learn(self._upstream(environment))
+        return environment if id_ is None else replace(environment, id=id_, learn=False)
+
+    async def fetch(self, url: str) -> bytes:
+        """Fetch a public document.
+
+        Raises:
+            UpstreamError: it cannot be fetched.
+        """
+        return await self._network.others.fetch(url, timeout=self._settings.upstream_timeout)
 
     async def first_session(self, environment: EnvironmentSettings) -> str | None:
         """Return the newest session's id; None if the key may not list sessions."""
@@ -76,7 +121,7 @@ class UpstreamChecker(Checker):
 
     def _upstream(self, environment: EnvironmentSettings) -> Upstream:
         return Upstream(
-            self._transport,
+            self._network.api,
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
@@ -93,6 +138,7 @@ class UpstreamChecker(Checker):
             return
         connection = Connection(
             ClientFactory(address),
+            background=Background(Telemetry(io.StringIO())),
             timeout=self._settings.store_timeout,
             name=f"bff-check-{secrets.token_hex(4)}",
             count=lambda *_: None,
@@ -112,17 +158,40 @@ class UpstreamChecker(Checker):
             await connection.close()
 
 
-def _key_finding(answer: Answer, session: str | None) -> Finding:
+async def _learn(upstream: Upstream, key: int | None = None) -> tuple[str | None, str]:
+    """Return the id of a key's environment, or why it is unknown."""
+    try:
+        return await learn(upstream, key), ""
+    except IdUnknown as unknown:
+        return None, unknown.remedy
+    except UpstreamError as error:
+        return None, f"upstream does not tell it ({error.code})"
+
+
+async def _next_key_findings(
+    upstream: Upstream, environment: EnvironmentSettings, key: int, path: str, session: str | None
+) -> AsyncIterator[Finding]:
+    """Test a key that takes over when upstream rejects the one before it."""
+    answer = await upstream.probe("GET", path, key=key)
+    findings = [_key_finding(answer, upstream, session)]
+    if answer.status != HTTPStatus.UNAUTHORIZED:
+        id_, _ = await _learn(upstream, key)
+        first, _ = await _learn(upstream)
+        expected = environment.id or first
+        if None not in (id_, expected) and id_ != expected:
+            text = f"it belongs to environment {id_}, the first to {expected}: remove it"
+            findings.append(Finding(Result.PROBLEM, text))
+    for finding in findings:
+        yield Finding(finding.result, f"secret key {key + 1}: {finding.text}")
+
+
+def _key_finding(answer: Answer, upstream: Upstream, session: str | None) -> Finding:
     from_api = answer.status == HTTPStatus.OK or api_error(answer) is not None
     match answer.status if from_api else None:
         case HTTPStatus.OK:
             return Finding(Result.OK, "the key is accepted and may read sessions")
         case HTTPStatus.UNAUTHORIZED:
-            return Finding(
-                Result.PROBLEM,
-                "the key is rejected: check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview "
-                "environment",
-            )
+            return Finding(Result.PROBLEM, explain(answer, upstream))
         case HTTPStatus.FORBIDDEN:
             return Finding(
                 Result.PROBLEM,
@@ -146,32 +215,35 @@ def _key_finding(answer: Answer, session: str | None) -> Finding:
     )
 
 
-def _environment_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
-    if answer.status == HTTPStatus.UNAUTHORIZED:
-        if environment.id is None and not environment.learn:
-            return Finding(
-                Result.OK, "BFF_ENVIRONMENT_ID is not needed: no signing key is a root key"
-            )
+def _environment_finding(
+    id_: str | None, trouble: str, environment: EnvironmentSettings
+) -> Finding:
+    not_needed = "BFF_ENVIRONMENT_ID is not needed: no signing key is a root key"
+    is_needed = environment.id is not None or environment.learn
+    if id_ is None:
+        if not is_needed:
+            return Finding(Result.OK, not_needed)
         return Finding(
-            Result.UNSURE,
-            "upstream does not show a restricted key's environment: compare BFF_ENVIRONMENT_ID",
+            Result.UNSURE, f"the key's environment is unknown, so compare it by hand: {trouble}"
         )
-    try:
-        claims: Any = json.loads(answer.body)
-        subject = str(claims["sub"])
-    except (ValueError, LookupError, TypeError):
-        return Finding(
-            Result.UNSURE, f"upstream does not show the key's environment ({answer.status})"
-        )
+    text = f"the key belongs to environment {id_}"
     return expect(
-        environment.id in (None, subject),
-        f"the key belongs to environment {subject}",
-        f"the key belongs to environment {subject}, but BFF_ENVIRONMENT_ID is {environment.id}: "
-        "correct one of them",
+        environment.id in (None, id_),
+        text if is_needed else f"{text}; {not_needed}",
+        _difference(environment, id_),
     )
 
 
-def _verify_finding(answer: Answer, environment: EnvironmentSettings) -> Finding:
+def _difference(environment: EnvironmentSettings, id_: str | None) -> str:
+    branch = f", branch {environment.branch}," if environment.branch else ""
+    return (
+        f"the key{branch} belongs to environment {id_}, but BFF_ENVIRONMENT_ID is "
+        f"{environment.id}: correct one of them, or a token of one environment reads the sessions "
+        "of the other"
+    )
+
+
+def _verify_finding(environment: EnvironmentSettings, *, has_id: bool) -> Finding:
     """Show how tokens are verified, and how the kind of key decides it."""
     how = ", then ".join(
         {"local": "with the signing keys", "upstream": "by upstream"}[verifier]
@@ -185,7 +257,7 @@ def _verify_finding(answer: Answer, environment: EnvironmentSettings) -> Finding
         why = "the gateway refuses tokens that BFF_SIGNING_KEYS did not sign, also Trigger.dev's"
     text = f"tokens are verified {how}: {why}"
     return expect(
-        not environment.learn or answer.status == HTTPStatus.OK,
+        not environment.learn or has_id,
         text,
         f"{text}; this needs the environment's id, which upstream does not show for this key: set "
         "BFF_ENVIRONMENT_ID",

@@ -6,11 +6,15 @@ trusted.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from bff import metrics
+from bff.background import DONE, Beat, Run
 from bff.clock import Clock
 from bff.errors import UpstreamError
+from bff.ops.environment_id import IdUnknown
 from bff.telemetry import Telemetry
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import read_jwks
@@ -18,8 +22,31 @@ from bff.tokens.jwks import read_jwks
 RETRY_SECONDS: Final = 2.0
 """Between two requests for an environment's id while upstream fails."""
 REJECTED_SECONDS: Final = 60.0
-"""Between two requests for an environment's id after upstream refused it to the secret key, which
-only a change of the key or of its permissions can mend."""
+"""Between two requests for an environment's id after upstream refused the secret key, which only a
+change of the key, of its permissions or of the branch can mend."""
+
+CONFIRM_SECONDS: Final = 1.0
+"""Before the request that confirms an id of the settings: what browsers wait for comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdRequest:
+    """Which environment a secret key belongs to.
+
+    Attributes:
+        ask: asks upstream; raises `UpstreamError` or `IdUnknown`.
+        on_id: called with the id.
+        is_needed: the id is not in the settings, so no token is accepted without the answer;
+            otherwise the answer only confirms the settings.
+    """
+
+    ask: Callable[[], Awaitable[str]]
+    on_id: Callable[[str], None]
+    is_needed: bool
+
+
+MAX_WAIT_SECONDS: Final = 60.0
+"""Between two rounds of a loop, so that a loop that waits does not count as one that hangs."""
 
 
 class KeyRefresh:
@@ -28,7 +55,7 @@ class KeyRefresh:
     Args:
         fetch: fetches a public document by URL.
         sources: the token sources; those with keys from the settings are ignored.
-        unknown: by environment name, a function that gets the id, and a callback for it.
+        unknown: the ids to ask for, by environment name.
         clock: the two times.
         telemetry: counts and logs the fetches.
     """
@@ -37,7 +64,7 @@ class KeyRefresh:
         self,
         fetch: Callable[[str], Awaitable[bytes]],
         sources: Sequence[Source],
-        unknown: Mapping[str, tuple[Callable[[], Awaitable[str]], Callable[[str], None]]],
+        unknown: Mapping[str, IdRequest],
         *,
         clock: Clock,
         telemetry: Telemetry,
@@ -48,17 +75,17 @@ class KeyRefresh:
         self._clock = clock
         self._telemetry = telemetry
 
-    async def run(self) -> None:
-        """Run until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for source in self._sources:
-                tasks.create_task(self._refresh_forever(source))
-            for name, (get_id, on_id) in self._unknown.items():
-                tasks.create_task(self._learn(name, get_id, on_id))
+    def loops(self) -> list[Run]:
+        """Return what has to run beside requests: a loop for each key set and for each id."""
+        return [
+            *(partial(self._refresh_forever, source) for source in self._sources),
+            *(partial(self._learn, name, request) for name, request in self._unknown.items()),
+        ]
 
-    async def _refresh_forever(self, source: Source) -> None:
+    async def _refresh_forever(self, source: Source, beat: Beat) -> None:
         while True:
-            wait = source.keys.wait(self._clock()[0])
+            beat()
+            wait = min(MAX_WAIT_SECONDS, source.keys.wait(self._clock()[0]))
             if wait <= 0:
                 await self.refresh(source)
             elif source.keys.unknown_kid.is_set():
@@ -98,25 +125,39 @@ class KeyRefresh:
                 log.info("keys_changed", source=source.name, keys=len(keys))
         self._telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
 
-    async def _learn(
-        self, name: str, get_id: Callable[[], Awaitable[str]], on_id: Callable[[str], None]
-    ) -> None:
-        log = self._telemetry.log
+    async def _learn(self, name: str, request: IdRequest, beat: Beat) -> bool:
+        log, logged = self._telemetry.log, ""
+        if not request.is_needed:
+            await asyncio.sleep(CONFIRM_SECONDS)
         while True:
-            wait = RETRY_SECONDS
+            beat()
+            wait, outcome, remedy = RETRY_SECONDS, "refused", "none: the gateway tries again"
             try:
-                id_ = await get_id()
+                id_ = await request.ask()
             except UpstreamError as error:
-                remedy = "none: the gateway tries again"
-                if error.code == "upstream_rejected_credentials":
-                    wait = REJECTED_SECONDS
-                    remedy = "set BFF_ENVIRONMENT_ID: a restricted key cannot fetch it"
-                fields = {"environment": name, "outcome": error.code, "remedy": remedy}
-                log.error("environment_id_unknown", **fields)
+                outcome = error.code
+            except IdUnknown as unknown:
+                remedy = unknown.remedy
+                wait = REJECTED_SECONDS if unknown.is_final else RETRY_SECONDS
             except Exception as exc:  # noqa: BLE001  the task must go on
+                outcome = "internal"
                 self._telemetry.exception("environment_id_unknown", exc, environment=name)
             else:
                 log.info("environment_id_learned", environment=name)
-                on_id(id_)
-                return
+                request.on_id(id_)
+                return DONE
+            if request.is_needed and outcome != "internal":
+                log.error(
+                    "environment_id_unknown", environment=name, outcome=outcome, remedy=remedy
+                )
+            elif not request.is_needed:
+                wait = REJECTED_SECONDS
+                if logged != remedy:
+                    logged = remedy
+                    log.warning(
+                        "environment_id_unconfirmed",
+                        environment=name,
+                        outcome=outcome,
+                        remedy=remedy,
+                    )
             await asyncio.sleep(wait)

@@ -1,7 +1,8 @@
-"""Sends a revocation to the ops port of a running gateway (`bff revoke`)."""
+"""Sends revocations to the ops port of a running gateway, lists and undoes them (`bff revoke`)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Final, TypeVar
@@ -49,10 +50,47 @@ def revoke(host: str, port: int, body: Mapping[str, Any]) -> str:
     Raises:
         RevokeError: no gateway answered, or it refused.
     """
+    return _send(host, port, "POST", body)
+
+
+def undo(host: str, port: int, body: Mapping[str, Any]) -> str:
+    """Undo one revocation and return the gateway's confirmation.
+
+    Raises:
+        RevokeError: as `revoke`.
+    """
+    return _send(host, port, "DELETE", body)
+
+
+def listed(host: str, port: int) -> list[str]:
+    """List the revocations in force, one a line.
+
+    Raises:
+        RevokeError: as `revoke`.
+    """
+    revocations = json.loads(_send(host, port, "GET", {}))["revocations"]
+    return [_line(one) for one in revocations] or ["No revocation is in force."]
+
+
+def _line(revocation: Mapping[str, Any]) -> str:
+    named = revocation["kind"] + (f" {revocation['value']}" if revocation["value"] else " tokens")
+    before = revocation["issued_before"]
+    moment = "" if before is None else f", issued before {_date(before)}"
+    return f"{named}{moment}, kept until {_date(revocation['until'])}"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _send(host: str, port: int, method: str, body: Mapping[str, Any]) -> str:
     connection = HTTPConnection(host, port, timeout=_TIMEOUT)
     try:
-        headers = {"content-type": "application/json"}
-        connection.request("POST", "/revocations", json.dumps(body), headers)
+        if body:
+            headers = {"content-type": "application/json"}
+            connection.request(method, "/revocations", json.dumps(body), headers)
+        else:
+            connection.request(method, "/revocations")
         response = connection.getresponse()
         text = response.read().decode(errors="replace")
     except (OSError, HTTPException) as exc:

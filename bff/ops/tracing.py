@@ -5,10 +5,13 @@ holds route names, methods, status codes and outcomes, never an id, a token or a
 standard ``OTEL_*`` variables set the exporter and the sampler.
 """
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
@@ -20,13 +23,18 @@ from bff.gateway.introspection import PendingIntrospection
 from bff.gateway.pending import Pending, PendingLoad
 from bff.request import RequestHead
 from bff.response import Response
-from bff.server.asgi import read_head, send_response
+from bff.server.asgi import BrowserLeft, prepare, read_head, write
 from bff.sessions.ids import LIST_ROUTE, ROUTE
 from bff.upstream.api import Upstream
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+MAX_SPANS: Final = 2048
+"""Spans that wait for their export; more are dropped and counted."""
+CLOSE_SECONDS: Final = 2.0
+"""Seconds that the end of the process may wait for a collector."""
 
 _CONTINUED = (b"traceparent", b"tracestate")
 _P = ParamSpec("_P")
@@ -55,7 +63,10 @@ class Tracing:
             )
             from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+            from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
+                BatchSpanProcessor,
+                SpanExportResult,
+            )
             from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
             from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
                 TraceContextTextMapPropagator,
@@ -65,15 +76,72 @@ class Tracing:
                 "BFF_TRACING needs OpenTelemetry; install it: pip install 'bff[tracing]'"
             ) from None
         resource = Resource.create({"service.name": "bff", "service.version": __version__})
-        self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        # Its own hook at the end of the process would wait for a collector that does not answer.
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._success = SpanExportResult.SUCCESS
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self.lost = 0
+        """Spans that were not sent."""
+        exporter = exporter or OTLPSpanExporter()
+        self._count_exports(exporter)
+        batches = BatchSpanProcessor(
+            exporter, max_queue_size=MAX_SPANS, max_export_batch_size=min(MAX_SPANS, 512)
+        )
+        self._count_ends(batches)
+        self._provider.add_span_processor(batches)
         self._tracer = self._provider.get_tracer("bff", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._kinds, self._statuses = SpanKind, StatusCode
 
-    def close(self) -> None:
-        """Send the remaining spans; blocks."""
-        self._provider.shutdown()
+    async def close(self) -> None:
+        """Send the remaining spans, within `CLOSE_SECONDS`.
+
+        It takes a daemon thread, because the event loop waits for its executor without a bound.
+        """
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=shut_down, daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), CLOSE_SECONDS)
+
+    def _count_ends(self, processor: "SpanProcessor") -> None:
+        """Count the spans that *processor* has no room for, and keep them from it."""
+        on_end = processor.on_end
+
+        def counted(span: "ReadableSpan") -> None:
+            if not (span.context and span.context.trace_flags.sampled):
+                return
+            with self._lock:
+                full = self._waiting >= MAX_SPANS
+                self.lost += full
+                self._waiting += not full
+            if not full:
+                on_end(span)
+
+        processor.on_end = counted  # type: ignore[method-assign]
+
+    def _count_exports(self, exporter: "SpanExporter") -> None:
+        """Count the spans that *exporter* does not send."""
+        export, success = exporter.export, self._success
+
+        def counted(spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
+            sent = False
+            try:
+                result = export(spans)
+                sent = result is success
+                return result
+            finally:
+                with self._lock:
+                    self._waiting -= len(spans)
+                    self.lost += 0 if sent else len(spans)
+
+        exporter.export = counted  # type: ignore[method-assign]
 
     @contextmanager
     def request(
@@ -154,14 +222,19 @@ class TracedEndpoint:
         self._clock = clock
         self._tracing = tracing
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the span of a stream ends with its head."""
+        with suppress(BrowserLeft):
+            await write(await self._answer(scope, receive), scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
         head = read_head(scope)
         with self._tracing.request(head, scope["headers"]) as span:
             with span.decide():
                 answer = self._gateway.decide(head, *self._clock())
+            prepare(answer, scope, receive)
             response = (
                 answer if isinstance(answer, Response) else await self._gateway.finish(answer)
             )
             span.answered(response, answer)
-        await send_response(response, send)
+            return response

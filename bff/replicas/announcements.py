@@ -7,11 +7,13 @@ was announced meanwhile, and one that starts reads the revocations that are kept
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
+from bff.background import Background, Beat
 from bff.replicas import keys
-from bff.replicas.connection import RETRY_SECONDS, Connection
-from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory, cancel
+from bff.replicas.connection import HUNG_SECONDS, RETRY_SECONDS, Connection
+from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory
 
 _BLOCK_MILLISECONDS: Final = 1000
 """Milliseconds that the server blocks a read while no message arrives."""
@@ -59,6 +61,7 @@ class Listener:
     Args:
         clients: makes its client.
         connection: deletes foreign values.
+        background: runs its loop.
         source: tells apart the stores that the address may lead to: after an outage, or when the
             data of the store was replaced, it is another one.
         count: counts foreign messages.
@@ -69,15 +72,17 @@ class Listener:
         clients: ClientFactory,
         connection: Connection,
         *,
+        background: Background,
         source: Callable[[], object],
         count: Callable[[str, int], None],
     ) -> None:
         self._clients = clients
+        self._background = background
         self._client = clients.connect(_LISTEN_SECONDS)
         self._connection = connection
         self._source = source
         self._count = count
-        self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
         self._caught_up = asyncio.Event()
         self._positions: dict[str, Any] = {}
         """By key of a stream: the number of the last message read."""
@@ -87,8 +92,10 @@ class Listener:
 
         This replica's own announcements are included.
         """
-        if not self._tasks:
-            self._tasks.append(asyncio.create_task(self._listen(received)))
+        if not self._started:
+            self._started = True
+            listen = partial(self._listen, received)
+            self._background.start("store_listener", listen, deadline=HUNG_SECONDS)
 
     async def catch_up(self) -> None:
         """Wait until all messages of this moment are read: no revoked token may be accepted.
@@ -104,12 +111,13 @@ class Listener:
             raise self._clients.error("is too slow to send the revocations") from None
 
     async def close(self) -> None:
-        await cancel(self._tasks)
+        await self._background.stop("store_listener")
         await self._clients.close(self._client)
 
-    async def _listen(self, received: Callable[[str, dict[str, str]], None]) -> None:
+    async def _listen(self, received: Callable[[str, dict[str, str]], None], beat: Beat) -> None:
         source: object = None
         while True:
+            beat()
             try:
                 if source != self._source():
                     source = self._source()

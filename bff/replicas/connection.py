@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from bff.background import Background, Beat
 from bff.replicas import keys, scripts
 from bff.replicas.valkey import (
     SOCKET_SECONDS,
@@ -45,6 +46,10 @@ MAX_RETRY_SECONDS: Final = 4.0
 
 STABLE_HEARTBEATS: Final = 5
 """Heartbeats after which a store that came back counts as stable."""
+
+
+HUNG_SECONDS: Final = 30.0
+"""Seconds without a round after which a loop is started again: no wait in it takes as long."""
 
 
 _OPEN_SECONDS: Final = 3.0
@@ -120,6 +125,7 @@ class Connection:
 
     Args:
         clients: makes its client.
+        background: runs its two loops.
         timeout: seconds that a request may wait for the store.
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
@@ -138,6 +144,7 @@ class Connection:
         self,
         clients: ClientFactory,
         *,
+        background: Background,
         timeout: float,
         name: str,
         count: Callable[[str, int], None],
@@ -149,7 +156,7 @@ class Connection:
         self.replicas = UNKNOWN_REPLICAS
         self.reason: str | None = "not connected yet"
         self.timeout = timeout
-        self._clients = clients
+        self._clients, self._background = clients, background
         self._requests, self._heart = _Link(clients), _Link(clients)
         self._name = name
         self._count = count
@@ -161,7 +168,6 @@ class Connection:
         self._queue: list[tuple[Command, asyncio.Future[Any]]] = []
         self._queued = asyncio.Event()
         self._unawaited: set[asyncio.Task[Any]] = set()
-        self._tasks: list[asyncio.Task[None]] = []
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
         self._error: Exception | None = None
@@ -172,10 +178,8 @@ class Connection:
         Raises:
             StoreError: the store cannot be used now.
         """
-        self._tasks += [
-            asyncio.create_task(self._send_batches()),
-            asyncio.create_task(self._send_heartbeats()),
-        ]
+        self._background.start("store_batches", self._send_batches)
+        self._background.start("store_heartbeats", self._send_heartbeats, deadline=HUNG_SECONDS)
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 await self._heart.client.ping()
@@ -191,7 +195,8 @@ class Connection:
         """Send what is queued, within `timeout`, and disconnect."""
         if self._unawaited:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
-        await cancel([*self._tasks, *([self._beating] if self._beating else [])])
+        await self._background.stop("store_batches", "store_heartbeats")
+        await cancel([self._beating] if self._beating else [])
         for link in (self._requests, self._heart):
             await self._clients.close(link.client)
 
@@ -251,11 +256,10 @@ class Connection:
         """Delete the keys of *commands*: no gateway wrote what one of them holds."""
         self._count("foreign", 1)
         for command in commands:
-            names = command[3 : 3 + command[2]] if command[0] == "EVAL" else command[1:2]
-            for name in names:
+            for name in _keys_of(command):
                 self.execute_nowait(("UNLINK", name))
 
-    async def _send_batches(self) -> None:
+    async def _send_batches(self, _: Beat) -> None:
         """Send what is queued, batch after batch, in a task that no caller can cancel."""
         while True:
             await self._queued.wait()
@@ -354,8 +358,9 @@ class Connection:
             return None
         return [answer.result() for answer in answers]
 
-    async def _send_heartbeats(self) -> None:
+    async def _send_heartbeats(self, beat: Beat) -> None:
         while True:
+            beat()
             await asyncio.sleep(_PAUSE_SECONDS)
             pause = (HEARTBEAT_SECONDS if self.up else self._retry_seconds) - _PAUSE_SECONDS
             with contextlib.suppress(TimeoutError):
@@ -374,3 +379,8 @@ def _futures(commands: Sequence[Command]) -> list[asyncio.Future[Any]]:
 
 def _is_error(result: object) -> bool:
     return isinstance(result, Exception)
+
+
+def _keys_of(command: Command) -> Command:
+    """Return the keys that *command* uses."""
+    return command[3 : 3 + command[2]] if command[0] == "EVAL" else command[1:2]

@@ -10,8 +10,10 @@ replica completes it, that replica does so itself.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
+from bff.background import DONE, Background, Beat
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, messages
 from bff.replicas.connection import Connection
@@ -50,6 +52,7 @@ class Republisher:
 
     Args:
         connection: to the store.
+        background: runs it.
         name: of this replica.
         revocations: lists what this replica knows.
         join: makes this replica able to read and write what the others do.
@@ -64,6 +67,7 @@ class Republisher:
         self,
         connection: Connection,
         *,
+        background: Background,
         name: str,
         revocations: Callable[[], Sequence[Encodable]],
         join: Callable[[], Awaitable[None]],
@@ -71,7 +75,7 @@ class Republisher:
         tokens: Callable[[], str],
     ) -> None:
         self.data: bytes | None = None
-        self._connection = connection
+        self._connection, self._background = connection, background
         self._name = name
         self._revocations = revocations
         self._join = join
@@ -81,35 +85,38 @@ class Republisher:
         """The marker of the data that this replica has completed or found complete."""
         self._knows_all = False
         """Whether this replica has read complete data, so that it may call other data complete."""
-        self._task: asyncio.Task[None] | None = None
+        self._running = False
         self._ready = asyncio.Event()
 
     def on_marker(self, marker: bytes | None) -> None:
         """Look at the marker that a heartbeat read."""
         if marker is not None and marker == self._confirmed:
             return
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(marker))
+        if not self._running:
+            self._running = True
+            self._background.start("store_revocations", partial(self._run, marker))
 
     async def ready(self) -> None:
         """Wait until this replica has found the data complete once."""
         await self._ready.wait()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
+        await self._background.stop("store_revocations")
 
-    async def _run(self, marker: bytes | None) -> None:
+    async def _run(self, marker: bytes | None, _: Beat) -> bool:
         try:
             await self._join()
             complete = await self._complete(marker)
             if not self._knows_all:
                 await self._catch_up()
         except (StoreUnavailable, StoreError):
-            return  # the next heartbeat that succeeds tries again
+            return DONE  # the next heartbeat that succeeds tries again
+        finally:
+            self._running = False
         self._confirmed, self._knows_all = complete, True
         self._ready.set()
+        return DONE
 
     async def _complete(self, marker: bytes | None) -> bytes:
         """Bring the data to completeness; returns its marker."""

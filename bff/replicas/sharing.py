@@ -66,7 +66,7 @@ class Sharing:
         tokens: Callable[[], str],
         count: Callable[..., None],
         on_purge: Callable[[str, str], None],
-        on_revocation: Callable[[str], None],
+        on_revocation: Callable[[str], object],
     ) -> None:
         self.store = store
         self.namespaces: Mapping[str, Namespace] = {}

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from bff.background import Background
 from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
@@ -29,6 +30,7 @@ class Store:
 
     Args:
         address: where it is.
+        background: runs its loops.
         timeout: seconds that a request may wait for it.
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
@@ -45,6 +47,7 @@ class Store:
         self,
         address: StoreAddress,
         *,
+        background: Background,
         timeout: float,
         name: str,
         count: Callable[[str, int], None],
@@ -57,6 +60,7 @@ class Store:
         self._clients = clients = ClientFactory(address)
         self.connection = connection = Connection(
             clients,
+            background=background,
             timeout=timeout,
             name=name,
             count=count,
@@ -68,11 +72,13 @@ class Store:
         self.listener = Listener(
             clients,
             connection,
+            background=background,
             source=lambda: (connection.outages, self.republisher.data),
             count=count,
         )
         self.republisher = Republisher(
             connection,
+            background=background,
             name=name,
             revocations=revocations,
             join=self._join,
@@ -109,7 +115,7 @@ class Store:
 
     async def close(self) -> None:
         """Send what is queued, within `timeout`, and disconnect."""
-        self.republisher.close()
+        await self.republisher.close()
         await self.listener.close()
         await self.connection.close()
 

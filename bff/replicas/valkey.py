@@ -5,6 +5,7 @@ import contextlib
 import ssl
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -102,6 +103,11 @@ class ClientFactory:
             client = ValkeyCluster(
                 address.host, address.port, connection_error_retry_attempts=0, **options
             )
+            if address.tls:
+                nodes = client.nodes_manager
+                nodes.connection_kwargs["connection_class"] = _tls_connection()
+                for node in nodes.startup_nodes.values():
+                    node.connection_class = _tls_connection()
         else:
             client = Valkey(
                 host=address.host,
@@ -111,6 +117,8 @@ class ClientFactory:
                 retry=Retry(NoBackoff(), 0),
                 **options,
             )
+            if address.tls:
+                client.connection_pool.connection_class = _tls_connection()
         # The client's own reading drops all but the last of the fields that a message repeats.
         for command in ("XREAD", "XREVRANGE"):
             client.set_response_callback(command, _unread)
@@ -151,7 +159,7 @@ class ClientFactory:
             ("MOVED" in text, "is a cluster: write +cluster://"),
             (
                 isinstance(cause, ssl.SSLCertVerificationError),
-                "cannot be reached (its certificate is not trusted)",
+                f"cannot be reached (its certificate is not trusted): {_verify_message(cause)}",
             ),
             (isinstance(cause, ssl.SSLError), "cannot be reached (the TLS handshake fails)"),
             (
@@ -166,6 +174,29 @@ class ClientFactory:
     def error(self, reason: str) -> StoreError:
         """Make the error of this address."""
         return StoreError(f"the store at {self._address.host}:{self._address.port} {reason}")
+
+
+def _verify_message(cause: BaseException | None) -> str:
+    """Return the reason of the TLS library; it quotes nothing of the certificate."""
+    return str(getattr(cause, "verify_message", ""))
+
+
+@cache
+def _tls_connection() -> Any:
+    """Make the class of a TLS connection, with the same rules in every version of Python.
+
+    From 3.13 on, Python refuses certificates without some extensions of RFC 5280, which many
+    private authorities leave out. A store has often such an authority, so the chain and the host
+    name are verified, and the extensions are not.
+    """
+    from valkey.asyncio.connection import SSLConnection  # noqa: PLC0415
+
+    class TlsConnection(SSLConnection):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.ssl_context.get().verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+    return TlsConnection
 
 
 def _unread(answer: Any, **_: Any) -> Any:

@@ -6,17 +6,19 @@ is not plain HTTP/1.1 (RFC 9112) is refused and ends its connection; the bytes a
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
 
 from bff.errors import Refusal, Refused
-from bff.limits.client_address import Network, address_key, is_trusted
-from bff.response import Response
+from bff.limits.client_address import browser_address
+from bff.request import HeaderFields
+from bff.response import EventStream, Response
+from bff.server.asgi import ADMIT, HOLD, STREAM
+from bff.server.bounds import Bounds, ConnectionLimiter
+from bff.server.buffers import Holding
 from bff.server.uvicorn_adapter import UvicornProtocol
 
 LINGER_SECONDS: Final = 2.0
@@ -24,64 +26,14 @@ LINGER_SECONDS: Final = 2.0
 unread bytes resets the connection, and the browser may never see the refusal."""
 MAX_PIPELINED: Final = 32
 """Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
+LARGE_ANSWER: Final = 32 * 1024
+"""An answer with a body of this many bytes needs room before it is written. A smaller one counts
+only if it stays in the buffer of the connection."""
+_UNREAD_BYTES: Final = 8192
+"""Bytes that a browser may leave unread before they count."""
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """Limits for one connection, and for all of them."""
-
-    head_bytes: int
-    headers: int
-    request_seconds: float
-    """From a request's first byte, or from the start of the connection, to its last byte."""
-    idle_seconds: float
-    """Without a request; and until the browser has read an answer."""
-    connections: int
-    connections_per_address: int
-
-
-class ConnectionLimiter:
-    """Counts open connections in all and by address.
-
-    Args:
-        trusted: proxies. They bring many browsers' connections, so only the total bounds them.
-        count: called with the reason of each connection that the gateway ends.
-    """
-
-    def __init__(
-        self, bounds: Bounds, *, trusted: Sequence[Network], count: Callable[[str], None]
-    ) -> None:
-        self.total = 0
-        self.count = count
-        self._bounds = bounds
-        self.trusted = trusted
-        self._by_address: Counter[str] = Counter()
-
-    def enter(self, peer: str) -> bool:
-        """Count a connection; tell whether it may stay. Call `leave` in both cases."""
-        self.total += 1
-        address = address_key(peer)
-        self._by_address[address] += 1
-        if self.total > self._bounds.connections:
-            self.count("too_many")
-            return False
-        if self._by_address[address] > self._bounds.connections_per_address and not is_trusted(
-            peer, self.trusted
-        ):
-            self.count("too_many_of_address")
-            return False
-        return True
-
-    def leave(self, peer: str) -> None:
-        """Count a connection that ended."""
-        self.total -= 1
-        address = address_key(peer)
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
 
 
 def _last_answer(response: Response) -> bytes:
@@ -91,7 +43,94 @@ def _last_answer(response: Response) -> bytes:
     return start + response.head + b"connection: close\r\n\r\n" + response.body
 
 
-class BoundedProtocol(UvicornProtocol):
+class HeldProtocol(UvicornProtocol):
+    """One connection whose bytes in memory are counted, and bounded together with all others'.
+
+    Args:
+        bounds: the bounds.
+        connections: the limiter that all connections share.
+        refuse: renders the answer to a refused request.
+        arguments: those of uvicorn.
+    """
+
+    def __init__(
+        self, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self._bounds = bounds
+        self._connections = connections
+        self._render = refuse
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._waiting_bytes = 0
+        """Bytes of complete requests that wait for their answers."""
+        self._holding = Holding(connections.buffers, self.peer)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to count."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(_UNREAD_BYTES)
+        self._holding = Holding(self._connections.buffers, self.peer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release all bytes."""
+        self._holding.close()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give the browser a bounded time to read the answers."""
+        super().pause_writing()
+        if not self._holding.unread(self.transport.get_write_buffer_size()):
+            self._connections.count("buffers_full")
+            self.transport.abort()
+            return
+        self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
+
+    def resume_writing(self) -> None:
+        """Stop that time: the browser reads."""
+        super().resume_writing()
+        self._holding.unread(0)
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def hand_over(self, extensions: dict[str, object] | None = None) -> None:
+        """Give the request to the application, and count it until it is answered."""
+        self._waiting_bytes += len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
+        super().hand_over({ADMIT: self.admit} | (extensions or {}))
+
+    def on_response_complete(self) -> None:
+        """Release the answer: it is written."""
+        super().on_response_complete()
+        self._holding.answered()
+
+    def hold_requests(self, head: int) -> bool:
+        """Count what is read and not answered; False if there is no room.
+
+        *head* is the number of bytes of an incomplete head.
+        """
+        if not self.unanswered():
+            self._waiting_bytes = 0
+        return self._holding.requests(self._waiting_bytes + self.body_bytes() + head)
+
+    def admit(self, response: Response, fields: HeaderFields) -> Response:
+        """Return *response* if there is room for it in memory, else a refusal."""
+        size = len(response.body)
+        if size < LARGE_ANSWER:
+            return response
+        address = browser_address(self.peer, fields.forwarded, self._connections.trusted)
+        if self._holding.answer(size, address):
+            return response
+        self._connections.count("buffers_full")
+        return self._render(Refusal("overloaded", retry_after=1.0), self.peer, fields.origin)
+
+    def _close_unread(self) -> None:
+        self._connections.count("unread_answer")
+        self.transport.abort()
+
+
+class BoundedProtocol(HeldProtocol):
     """One connection within bounds. A complete request on a kept connection starts no timer.
 
     Args:
@@ -104,10 +143,7 @@ class BoundedProtocol(UvicornProtocol):
     def __init__(
         self, *, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
     ) -> None:
-        super().__init__(**arguments)
-        self._bounds = bounds
-        self._connections = connections
-        self._render = refuse
+        super().__init__(bounds, connections, refuse, **arguments)
         self._refused = False
         self._incomplete = True
         """The last byte of the request has not arrived; or the first request has not begun."""
@@ -124,7 +160,6 @@ class BoundedProtocol(UvicornProtocol):
         self._body_bytes = 0
         """Size of the request's body without its framing."""
         self._deadline: asyncio.TimerHandle | None = None
-        self._unread_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
 
@@ -142,7 +177,7 @@ class BoundedProtocol(UvicornProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
-        for timer in (self._deadline, self._unread_timer, self._idle_timer):
+        for timer in (self._deadline, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -174,18 +209,8 @@ class BoundedProtocol(UvicornProtocol):
         elif self._deadline is None or self._request_bytes == self._read_bytes:
             # The request began in this read.
             self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
-
-    def pause_writing(self) -> None:
-        """Give the browser a bounded time to read the answers."""
-        super().pause_writing()
-        self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
-
-    def resume_writing(self) -> None:
-        """Stop that time: the browser reads."""
-        super().resume_writing()
-        if self._unread_timer is not None:
-            self._unread_timer.cancel()
-            self._unread_timer = None
+        if not self.hold_requests(self._head_bytes()) and not self._refused:
+            self._refuse(Refusal("overloaded", retry_after=1.0))
 
     # -- callbacks of the parser
 
@@ -224,8 +249,26 @@ class BoundedProtocol(UvicornProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        super().hand_over(extensions)
+        common: dict[str, object] = {HOLD: self.hold_body, STREAM: self.begin_stream}
+        super().hand_over(common | (extensions or {}))
         self._in_head = False
+
+    def begin_stream(self, stream: EventStream) -> None:
+        """Let the answer be a stream; the gateway ignores what comes after its request."""
+        self._refused = True
+        super().begin_stream(stream)
+
+    def close_answered(self) -> None:
+        """Close after the last answer; if the body was not read, so that the answer arrives."""
+        if self._incomplete:
+            self._refused = True
+            self._close_lingering()
+        else:
+            super().close_answered()
+
+    def hold_body(self, size: int) -> bool:
+        """Count *size* bytes for the request that is answered; False if there is no room."""
+        return self._holding.answer(size, self.peer)
 
     def _check_head(self) -> str:
         """Refuse a head that exceeds a bound or is ambiguous; return its version of HTTP."""
@@ -254,6 +297,10 @@ class BoundedProtocol(UvicornProtocol):
         """Count the requests that must be answered before the newest."""
         return self.unanswered()
 
+    def _head_bytes(self) -> int:
+        """Count the bytes of a head that is not complete."""
+        return self._request_bytes if self._incomplete and self._in_head else 0
+
     def on_body(self, body: bytes) -> None:
         """Count the body's bytes: only its framing is bounded, as a head is."""
         self._body_bytes += len(body)
@@ -269,6 +316,7 @@ class BoundedProtocol(UvicornProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request or, after the last answer, until the browser has read it."""
         super().on_response_complete()
+        self.hold_requests(self._head_bytes())
         if self.transport.is_closing():
             self._set_deadline(self._bounds.idle_seconds, self._close_unread)
         elif not self.is_answering():
@@ -307,22 +355,24 @@ class BoundedProtocol(UvicornProtocol):
         self._connections.count("incomplete_request")
         self.transport.abort()
 
-    def _close_unread(self) -> None:
-        self._connections.count("unread_answer")
-        self.transport.abort()
-
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with the refusal and end the connection; only end it if an answer is due."""
         self._refused = True
-        self._connections.count(refusal.code)
         if self._close_after_due_answers():
+            self._connections.count(refusal.code)
             return
         if self.is_answering():
             self.discard_answer()  # the body of this request is malformed
         elif self._incomplete and not self._in_head:
+            self._connections.count(refusal.code)
             self._close_lingering()  # it is answered already
             return
-        origin = next((v for n, v in self.headers if n == b"origin"), None)
+        self._end_with(refusal, next((v for n, v in self.headers if n == b"origin"), None))
+
+    def _end_with(self, refusal: Refusal, origin: bytes | None) -> None:
+        """Write the refusal as the last answer."""
+        self._refused = True
+        self._connections.count(refusal.code)
         response = self._render(refusal, self.peer, origin)
         self.transport.write(_last_answer(response))
         self._close_lingering()

@@ -21,12 +21,13 @@ from typing import Any, Final
 from cachetools import FIFOCache
 
 from bff.clock import Clock
+from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
-from bff.response import Response
+from bff.response import Response, StreamResponse
 from bff.server.asgi import PENDING
-from bff.server.connection import MAX_PIPELINED, BoundedProtocol
+from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
 from bff.server.uvicorn_adapter import why_unusable
 from bff.sessions.ids import PLAIN_PATH
 
@@ -159,8 +160,8 @@ class FastPathProtocol(BoundedProtocol):
         """Bytes in `_answers`."""
         self._read = b""
         """The current read."""
-        self._waiting = False
-        """A task of the fast path waits for an answer."""
+        self._waiting: RequestHead | None = None
+        """The request for whose answer a task waits."""
         self._held: list[bytes] = []
         """Reads that arrived meanwhile."""
         self._closing = False
@@ -173,9 +174,11 @@ class FastPathProtocol(BoundedProtocol):
         session, whichever connection a proxy takes. The parser keeps nothing between two requests,
         so equal bytes would give an equal head: only new bytes are parsed.
         """
-        if self._waiting:
-            self._held.append(data)
-            self.transport.pause_reading()  # browsers do not pipeline
+        if self._waiting is not None:
+            if not self._refused:
+                self._held.append(data)
+                self.transport.pause_reading()  # browsers do not pipeline
+                self._hold(len(data), self._waiting)
             return
         head = self._head if data == self._repeated else self._read_kept(data)
         response = None if head is None or self.must_queue() else self._decide(head)
@@ -183,7 +186,7 @@ class FastPathProtocol(BoundedProtocol):
             self.transport.write(b"".join(self._parts(response)))
             self._start_idle()
         elif head is not None and self._pending is not None:
-            self._wait(head, b"")
+            self._wait(head, data, keep=False)
         else:
             head = self._parse(data)
         self._head = head
@@ -194,6 +197,7 @@ class FastPathProtocol(BoundedProtocol):
         between_requests, self._requests, self._head = not self._incomplete, 0, None
         self._read = data
         super().data_received(data)
+        self._read = b""  # an idle connection must not hold its last bytes
         if self._answers:
             self.transport.write(b"".join(self._answers))
             self._answers.clear()
@@ -207,7 +211,7 @@ class FastPathProtocol(BoundedProtocol):
         alone = between_requests and self._requests == 1 and not self._refused
         head = self._head if alone else None
         if self._pending is not None and self._head is not None:
-            self._wait(self._head, data if alone else b"")
+            self._wait(self._head, data, keep=alone)
         elif head is not None and self._accepted:
             self._shared.headers.keep(data, head.fields)
         return head
@@ -224,6 +228,7 @@ class FastPathProtocol(BoundedProtocol):
         version = self._check_head()
         self._eligible = not (
             self._framed
+            or self.draining
             or version != "1.1"
             or self.url[:1] != b"/"
             or self.url.translate(None, _PATH_CHARACTERS)
@@ -263,7 +268,9 @@ class FastPathProtocol(BoundedProtocol):
 
     def _read_kept(self, data: bytes) -> RequestHead | None:
         """Read a request without the parser; None if the parser has to read *data*."""
-        if self._incomplete or self._refused or len(data) > self._bounds.head_bytes:
+        if self._incomplete or self._refused or self.draining:
+            return None
+        if len(data) > self._bounds.head_bytes:
             return None
         return self._shared.headers.read(data, self.peer)
 
@@ -277,16 +284,27 @@ class FastPathProtocol(BoundedProtocol):
         except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
             answer = shared.gateway.failed(head, exc)
         if isinstance(answer, Response):
-            return answer
+            # It is written at the end of this read, and `pause_writing` counts what is left.
+            return answer if len(answer.body) < LARGE_ANSWER else self._admit_large(answer, head)
         self._pending = answer
         return None
 
-    def _wait(self, head: RequestHead, data: bytes) -> None:
-        """Let a task wait for the answer to *head*; *data* is the read if that is the request."""
+    def _wait(self, head: RequestHead, data: bytes, *, keep: bool) -> None:
+        """Let a task wait for the answer to *head*; *keep* its header lines if *data* is all."""
         pending, self._pending = self._pending, None
         assert pending is not None  # noqa: S101  the caller checks it
-        self._idle_since, self._waiting = None, True
-        self.start_task(self._finish(head, pending, data))
+        self._idle_since, self._waiting = None, head
+        self.start_task(self._finish(head, pending, data if keep else b""))
+        self._hold(len(data), head)
+
+    def _hold(self, size: int, head: RequestHead) -> None:
+        """Count the bytes that wait with the request of *head*; without room it is refused."""
+        self._waiting_bytes += size
+        if not self.hold_requests(0):
+            if self._held:
+                self._held.clear()
+                self.transport.resume_reading()
+            self._end_with(Refusal("overloaded", retry_after=1.0), head.fields.origin)
 
     async def _finish(self, head: RequestHead, pending: Pending, data: bytes) -> None:
         gateway = self._shared.gateway
@@ -294,15 +312,23 @@ class FastPathProtocol(BoundedProtocol):
             response = await gateway.finish(pending)
         except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
             response = gateway.failed(head, exc)
-        self._waiting = False
-        if self.transport.is_closing():
+        self._waiting = None
+        if isinstance(response, StreamResponse):
+            await self._join(response)
             return
+        self.hold_requests(0)
+        if self.transport.is_closing() or self._refused:
+            return
+        if len(response.body) >= LARGE_ANSWER:
+            response = self._admit_large(response, head)
         start, lines, blank, body = self._parts(response)
-        if self._closing:
+        last = self._closing and not self._held
+        if last:
             blank = b"connection: close\r\n\r\n"
         self.transport.write(b"".join((start, lines, blank, body)))
-        if self._closing:
+        if last:
             self.transport.close()
+            self._set_deadline(self._bounds.idle_seconds, self._close_unread)
             return
         self._start_idle()
         if data and response.status < _BAD_REQUEST:
@@ -311,17 +337,59 @@ class FastPathProtocol(BoundedProtocol):
             held, self._held = b"".join(self._held), []
             self.transport.resume_reading()
             self.data_received(held)
+            if self._closing:
+                self.shutdown()
+
+    async def _join(self, response: StreamResponse) -> None:
+        """Join a stream to this connection, as its last answer."""
+        if self.transport.is_closing() or self._refused:
+            response.stream.release("browser")
+            return
+        start = self._shared.start(response.status, self.server_headers())
+        self._held, self._repeated = [], b""
+        self.hold_requests(0)
+        self.begin_stream(response.stream)
+        response.stream.bound(self.hold_body)
+        head = b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head)
+        await self.relay(head, response.stream)
+        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
 
     def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
         start = self._shared.start(response.status, self.server_headers())
         return start, response.head, b"\r\n", response.body
 
+    def _admit_large(self, response: Response, head: RequestHead) -> Response:
+        """Return *response* if there is room for it; it is written before the next read."""
+        admitted = self.admit(response, head.fields)
+        self._holding.answered()
+        return admitted
+
+    # -- the end of the connection
+
+    def drain(self) -> None:
+        """Answer the next request as the last: not by what is kept of the one before."""
+        super().drain()
+        self._repeated = b""
+        if self._waiting is not None:
+            self._closing = True
+
     def shutdown(self) -> None:
         """Close the connection, or let the answer that is waited for be its last."""
-        if self._waiting:
+        if self._waiting is not None:
             self._closing = True
         else:
             super().shutdown()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection for the answer that is waited for, as for the application's."""
+        if self._waiting is not None:
+            self._closing = True
+            return True
+        return super().eof_received()
+
+    def unanswered(self) -> int:
+        """Count the requests that wait, with that of the fast path."""
+        return super().unanswered() + (self._waiting is not None)
 
     def _requests_ahead(self) -> int:
         return len(self._answers) // 4 + super()._requests_ahead()

@@ -2,20 +2,55 @@
 
 import ctypes
 import resource
-from typing import Final
+from typing import Any, Final
 
 _PR_SET_DUMPABLE: Final = 4
+RESERVED_DESCRIPTORS: Final = 512
+"""Descriptors that browsers' connections leave free: for upstream, the store, the ops port, the
+other workers, files, and connections that are accepted in order to be refused."""
 
 
-def harden() -> None:
+def harden() -> list[str]:
     """Keep keys out of core dumps, and `/proc/<pid>/environ` and `mem` from other processes.
 
-    Raises the soft limit of open files to the hard limit: each connection takes a file.
+    Raises the soft limit of open files to the hard limit: each connection takes a file. Returns
+    what the system refused, as macOS does with some of it; the gateway runs without that.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    refused = []
+    for name, limit, values in (
+        ("core dumps", resource.RLIMIT_CORE, (0, 0)),
+        ("open files", resource.RLIMIT_NOFILE, (hard, hard)),
+    ):
+        try:
+            resource.setrlimit(limit, values)
+        except (OSError, ValueError):
+            refused.append(name)
     try:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     except (AttributeError, OSError):  # only Linux has prctl
-        return
+        refused.append("access to memory")
+    return refused
+
+
+def max_files() -> int:
+    """Return how many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**31 if soft == resource.RLIM_INFINITY else soft
+
+
+def bounded_connections(files: int, setting: int) -> int:
+    """Return how many connections a limit of open *files* allows, at most the *setting*."""
+    return max(1, min(setting, files - min(RESERVED_DESCRIPTORS, files // 2)))
+
+
+def warn_of_few_files(log: Any, files: int, setting: int, bound: int) -> None:
+    """Log that the limit of open *files* allows *bound* connections, fewer than the setting."""
+    log.warning(
+        "few_open_files",
+        limit=files,
+        needed=setting + RESERVED_DESCRIPTORS,
+        connections=bound,
+        remedy="raise the limit of open files (ulimit -n, LimitNOFILE=), or set "
+        "BFF_MAX_CONNECTIONS",
+    )

@@ -2,31 +2,59 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
-from bff.telemetry import ServerLog, Telemetry
+from bff.limits.client_address import Network, is_trusted
+from bff.server.accept import Acceptor
+from bff.server.supervisor import Worker
+from bff.server.uvicorn_adapter import LOCAL_PEER, UvicornProtocol
 
-SHUTDOWN_SECONDS: Final = 10
+SHUTDOWN_SECONDS: Final = 10.0
 """For requests in flight to finish; by default a load may take less."""
+DRAIN_SECONDS: Final = 5.0
+"""A connection without a request stays open for this part of the shutdown. A proxy may send a
+request on it at any moment, and the answer tells the proxy that the connection ends."""
+_TICK_SECONDS: Final = 0.05
+"""Between two looks whether connections have ended."""
+ONE_ADDRESS: Final = (
+    "the browser socket is a Unix socket, so all browsers have the proxy's address, 127.0.0.1: "
+    "add it to BFF_TRUSTED_PROXIES, and let the proxy append to X-Forwarded-For"
+)
+"""The remedy if all browsers would count as one address."""
 _FIRST_FD: Final = 3
 """The number of the first socket that systemd passes."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a socket.
+    """Bind a socket. ``::`` takes IPv4 as well, if the system can.
 
     Raises:
         OSError: the system refuses.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
+
+
+def address(sock: socket.socket) -> str:
+    """Return the address of a listening socket, as log lines show it."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_behind_unknown_proxy(sock: socket.socket, trusted: Sequence[Network]) -> bool:
+    """Whether all browsers of *sock* would count as one address: a proxy's at a Unix socket."""
+    return sock.family == socket.AF_UNIX and not is_trusted(LOCAL_PEER, trusted)
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
@@ -42,9 +70,85 @@ def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server with another way to accept connections and to end.
+
+    Args:
+        drains: idle connections may be a proxy's, which would lose a request.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        worker: Worker | None,
+        drains: bool,
+        on_short: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._worker = worker
+        self._drains = drains
+        self._on_short = on_short
+        self._draining = False
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # `run` has one handler for all servers
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        self._acceptors = [
+            Acceptor(
+                sock,
+                self._make_protocol,
+                worker=self._worker,
+                count=lambda: len(self.server_state.connections),
+                on_short=self._on_short,
+            )
+            for sock in sockets or ()
+        ]
+        self.servers = []
+        self.started = True
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        if self._draining and isinstance(protocol, UvicornProtocol):
+            protocol.drain()
+        return protocol
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Let connections end, then close the socket, so that nobody who waits is refused."""
+        state, loop = self.server_state, asyncio.get_running_loop()
+        began = loop.time()
+        if self._drains:
+            self._draining = True
+            for connection in list(state.connections):
+                if isinstance(connection, UvicornProtocol):
+                    connection.drain()
+            await self._wait(began + DRAIN_SECONDS, lambda: not state.connections)
+        for acceptor in self._acceptors:
+            acceptor.close()
+        await asyncio.sleep(0)  # for the connections that this accepted
+        for connection in list(state.connections):
+            connection.shutdown()
+        ended = await self._wait(
+            began + SHUTDOWN_SECONDS, lambda: not (state.connections or state.tasks)
+        )
+        if not ended:
+            for task in state.tasks:
+                task.cancel(msg="the time for requests in flight is over")
+        if not self.force_exit:
+            await self.lifespan.shutdown()
+
+    async def _wait(self, until: float, ended: Callable[[], bool]) -> bool:
+        loop = asyncio.get_running_loop()
+        while not ended() and not self.force_exit and loop.time() < until:  # noqa: ASYNC110  uvicorn has no event for it
+            await asyncio.sleep(_TICK_SECONDS)
+        return ended()
 
 
 def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.Config:
@@ -64,25 +168,47 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 
 
 async def run(
-    servers: Sequence[tuple[uvicorn.Config, socket.socket]], telemetry: Telemetry
+    browsers: Sequence[tuple[uvicorn.Config, socket.socket]],
+    ops: tuple[uvicorn.Config, socket.socket],
+    *,
+    worker: Worker | None,
+    on_stop: Callable[[], None],
+    on_short: Callable[[], None],
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in flight, unless a second comes."""
-    log = logging.getLogger("uvicorn")
-    log.handlers, log.propagate = [ServerLog(telemetry)], False
-    log.setLevel(logging.WARNING)
-    running = [(_Server(config), sock) for config, sock in servers]
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight, unless a second comes.
+
+    The ops port answers until the last request of a browser is answered.
+
+    Args:
+        browsers: configuration and socket of each server for browsers.
+        ops: those of the ops port.
+        worker: this process, if it shares the sockets with others.
+        on_stop: called at the first signal.
+        on_short: called when the system has no descriptor for a connection.
+    """
+    servers = [
+        (_Server(config, worker=worker, drains=True, on_short=on_short), sock)
+        for config, sock in browsers
+    ]
+    last = _Server(ops[0], worker=None, drains=False, on_short=on_short)
 
     def stop() -> None:
-        for server, _ in running:
-            server.force_exit = server.should_exit
-            server.should_exit = True
+        on_stop()
+        for server, _ in servers:
+            server.force_exit, server.should_exit = server.should_exit, True
+        last.force_exit = any(server.force_exit for server, _ in servers)
 
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop)
-    await asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in running))
+    serving = asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers))
+    watching = asyncio.ensure_future(last.serve(sockets=[ops[1]]))
+    await asyncio.wait((serving, watching), return_when=asyncio.FIRST_COMPLETED)
+    for server in (last, *(server for server, _ in servers)):
+        server.should_exit = True
+    await serving
+    await watching

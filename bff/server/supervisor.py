@@ -1,7 +1,8 @@
 """Runs several workers on one address, and replaces a worker that dies or hangs.
 
 The workers inherit the listening sockets, so a worker that dies takes no waiting connection with
-it. They are forked before there is an event loop or a thread.
+it. They are forked before there is an event loop. The only thread is the one that writes log lines;
+`LogWriter` starts another one in each worker.
 
 The event loop of each worker changes a byte of shared memory once a second. The supervisor kills a
 worker whose byte stays the same for too long.
@@ -13,6 +14,7 @@ import ctypes
 import mmap
 import os
 import signal
+import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -29,6 +31,9 @@ _POLL_SECONDS: Final = 0.1
 _RESTART_SECONDS: Final = 1.0
 """A worker that ran for less than this is replaced only after this time."""
 _PR_SET_PDEATHSIG: Final = 1
+_COUNT: Final = struct.Struct("I")
+UNAVAILABLE: Final = 2**32 - 1
+"""The number of connections of a worker that accepts none: no other worker yields to it."""
 UNUSABLE: Final = 2
 """The exit status of a worker whose settings cannot be used: the supervisor ends all workers."""
 
@@ -42,6 +47,17 @@ class Worker:
     """Another worker had this number, and ended."""
     heartbeats: bytearray | mmap.mmap = field(default_factory=lambda: bytearray(1))
     """One byte for each worker."""
+    connections: memoryview = field(default_factory=lambda: memoryview(bytearray(4)).cast("I"))
+    """The number of open connections of each worker."""
+
+    def has_most(self, connections: int) -> bool:
+        """Show this worker's connections; tell whether another worker has fewer."""
+        self.show_connections(connections)
+        return connections > min(self.connections)
+
+    def show_connections(self, connections: int) -> None:
+        """Show this worker's connections to the others."""
+        self.connections[self.number] = connections
 
     def start_heartbeat(self) -> None:
         """Show the supervisor from now on that the event loop of this process runs."""
@@ -75,9 +91,13 @@ class _Supervisor:
         self._log = log
         self._hung_polls = hung_seconds / _POLL_SECONDS
         self._heartbeats = mmap.mmap(-1, count)
+        self._connections = memoryview(mmap.mmap(-1, count * _COUNT.size)).cast("I")
         self._pid = os.getpid()
         self._children: dict[int, _Child] = {}
         self._stopping = False
+        self._status = 0
+        self._missing: dict[int, float] = {}
+        """By number of a worker that ended: when another may be started."""
         self._handlers = {
             signum: signal.signal(signum, self._pass_on)
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -85,31 +105,56 @@ class _Supervisor:
 
     def run(self, count: int) -> Worker:
         """Start the workers, and replace those that end; return in the workers only."""
+        # A parent may have had it ignored; children would then end without a status.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in range(count):
             if self._is_worker(number):
-                return Worker(number, replaces=False, heartbeats=self._heartbeats)
-        status = 0
-        while self._children:
-            pid, wait_status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
+                return self._worker(number, replaces=False)
+        while self._children or (self._missing and not self._stopping):
+            worker = None if self._stopping else self._replace_missing()
+            if worker is not None:
+                return worker
+            pid, wait_status = self._reap()
+            if pid in self._children:  # else: of another program, or an orphan that PID 1 adopted
+                self._note_end(self._children.pop(pid), os.waitstatus_to_exitcode(wait_status))
+            elif not pid:
                 self._kill_hung()
                 time.sleep(_POLL_SECONDS)
-                continue
-            child = self._children.pop(pid, None)
-            if child is None:  # another program of this process started it, or PID 1 adopted it
-                continue
-            code = os.waitstatus_to_exitcode(wait_status)
-            if code == UNUSABLE and not self._stopping:
-                status = UNUSABLE
-                self._pass_on(signal.SIGTERM, None)
-            if self._stopping:
-                continue
+        sys.exit(self._status)
+
+    def _note_end(self, child: _Child, code: int) -> None:
+        """Remember to replace a worker that ended."""
+        self._connections[child.number] = UNAVAILABLE
+        if code == UNUSABLE and not self._stopping:
+            self._status = UNUSABLE
+            self._pass_on(signal.SIGTERM, None)
+        if not self._stopping:
             self._log.error("worker_died", worker=child.number, status=code)
-            if time.perf_counter() - child.started < _RESTART_SECONDS:
-                time.sleep(_RESTART_SECONDS)
-            if not self._stopping and self._is_worker(child.number):
-                return Worker(child.number, replaces=True, heartbeats=self._heartbeats)
-        sys.exit(status)
+            due = max(time.perf_counter(), child.started + _RESTART_SECONDS)
+            self._missing[child.number] = due
+
+    def _replace_missing(self) -> Worker | None:
+        """Start the workers that are due; return in each of them."""
+        now = time.perf_counter()
+        for number in [number for number, due in self._missing.items() if due <= now]:
+            try:
+                if self._is_worker(number):
+                    return self._worker(number, replaces=True)
+                del self._missing[number]
+            except OSError as exc:  # too many processes, or no memory: the others serve
+                self._log.error("worker_not_started", worker=number, reason=exc.strerror)
+                self._missing[number] = now + _RESTART_SECONDS
+        return None
+
+    def _reap(self) -> tuple[int, int]:
+        """Return a child that ended, and its status; 0 without one."""
+        try:
+            return os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # all workers ended, and none could be started yet
+            return 0, 0
+
+    def _worker(self, number: int, *, replaces: bool) -> Worker:
+        return Worker(number, replaces, self._heartbeats, self._connections)
 
     def _kill_hung(self) -> None:
         """Kill each worker whose heartbeat stopped.
@@ -137,9 +182,14 @@ class _Supervisor:
     def _is_worker(self, number: int) -> bool:
         """Fork; tell whether this is the new process."""
         self._heartbeats[number] = 0
+        self._connections[number] = UNAVAILABLE
         # A signal between the fork and the entry of the child would not reach the worker.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
+            raise
         if pid:
             self._children[pid] = _Child(number, time.perf_counter())
         else:

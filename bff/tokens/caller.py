@@ -173,8 +173,7 @@ def _read(
     if not isinstance(subject, str) or not subject or expires is None or not_before is None:
         raise Refused("token_invalid")
     issued = _date(claims.get("iat"))
-    if issued is not None:
-        not_before = max(not_before, issued - SKEW_SECONDS)
+    not_before = max(not_before, issued or 0.0) - SKEW_SECONDS
     act = claims.get("act")
     actor = act.get("sub") if isinstance(act, dict) else None
     actor = actor if isinstance(actor, str) and actor else None

@@ -65,6 +65,8 @@ def read_jwks(text: str | bytes, algorithms: Sequence[str]) -> tuple[Key, ...]:
 def _read_jwk(jwk: Any, algorithms: Sequence[str]) -> Key | None:
     if not isinstance(jwk, dict):
         return None
+    # Some libraries write members that they do not set as null.
+    jwk = {name: value for name, value in jwk.items() if value is not None}
     if "d" in jwk:
         raise ValueError("holds a private key: everybody who can read it can sign tokens")
     kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])

@@ -9,7 +9,7 @@ Times are Unix seconds.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from bff import strict_json
@@ -38,10 +38,23 @@ class Revocation:
     """It revokes tokens issued before this moment; infinity for a `jti`, which is one token."""
     until: float
     """It may be dropped then, so the tokens that it revokes must not live longer."""
+    made: float = 0.0
+    """When the operator sent it. The later of a revocation and an undoing counts."""
+    undone: bool = False
+    """It undoes the revocations that were made before it; kept as long as they would be."""
 
     def encode(self) -> str:
         """Write it as JSON, for `decode`."""
         return json.dumps(asdict(self) | {"before": None if self.kind == "jti" else self.before})
+
+    def shown(self) -> dict[str, str | float | None]:
+        """Describe it for the operator."""
+        return {
+            "kind": self.kind,
+            "value": self.value,
+            "issued_before": None if self.kind == "jti" else self.before,
+            "until": self.until,
+        }
 
     @classmethod
     def decode(cls, text: str) -> "Revocation":
@@ -55,11 +68,14 @@ class Revocation:
             kind, value = members["kind"], members["value"]
             before, until = members["before"], float(members["until"])
             before = math.inf if before is None or kind == "jti" else float(before)
+            made, undone = float(members.get("made", 0.0)), members.get("undone", False)
         except (TypeError, KeyError, OverflowError):
             raise ValueError("not a revocation") from None
         if kind not in KINDS or not isinstance(value, str) or math.isnan(before + until):
             raise ValueError("not a revocation")
-        return cls(kind=kind, value=value, before=before, until=until)
+        if not (math.isfinite(made) and isinstance(undone, bool)):
+            raise ValueError("not a revocation")
+        return cls(kind=kind, value=value, before=before, until=until, made=made, undone=undone)
 
 
 def parse(body: Mapping[str, Any], wall: float) -> Revocation:
@@ -96,6 +112,7 @@ def parse(body: Mapping[str, Any], wall: float) -> Revocation:
         value=value,
         before=math.inf if kind == "jti" else before,
         until=wall + ttl,
+        made=wall,
     )
 
 
@@ -125,20 +142,24 @@ class Revocations:
         self._kinds = dict.fromkeys(KINDS, 0)
         self.any = False
         """Whether a revocation was ever added; otherwise a hit looks no further."""
+        self.session_changes = 0
+        """How often a session was revoked until now."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def all(self) -> tuple[Revocation, ...]:
-        """List them."""
+        """List them, with what undoes them."""
         return tuple(self._kept.values())
 
     def in_force(self, wall: float) -> tuple[Revocation, ...]:
-        """List those that still revoke something, for a store that has lost them."""
+        """List those that still count, with what undoes them, for a store that has lost them."""
         return tuple(kept for kept in self._kept.values() if wall < kept.until)
 
     def add(self, new: Revocation, wall: float) -> None:
-        """Add a revocation, or extend the one that names the same.
+        """Add a revocation or an undoing, or extend the revocation that names the same.
+
+        In whatever order replicas receive them, the result is the same.
 
         Raises:
             RevocationError: no room is left.
@@ -153,16 +174,18 @@ class Revocations:
                     "revoke all tokens issued before a moment instead"
                 )
         if kept is not None:
-            new = Revocation(
-                kind=new.kind,
-                value=new.value,
-                before=max(new.before, kept.before),
-                until=max(new.until, kept.until),
-            )
+            until = max(new.until, kept.until)
+            if not (new.undone or kept.undone):
+                before, made = max(new.before, kept.before), max(new.made, kept.made)
+                new = replace(new, before=before, until=until, made=made)
+            else:  # at the same moment, the revocation counts
+                latest = max(new, kept, key=lambda one: (one.made, not one.undone))
+                new = replace(latest, until=until)
         else:
             self._kinds[new.kind] += 1
         self._kept[key] = new
         self.any = True
+        self.session_changes += new.kind == "session"
 
     def _sweep(self, wall: float) -> None:
         for key, kept in list(self._kept.items()):
@@ -178,6 +201,11 @@ class Revocations:
             or self._is_revoked("all", "", issued, wall)
         )
 
+    @property
+    def any_session(self) -> bool:
+        """Whether a session is revoked."""
+        return self._kinds["session"] > 0
+
     def session(self, id_: str, external_id: str | None, issued: float, wall: float) -> bool:
         """Whether tokens *issued* then are revoked for the session with these ids."""
         if not self._kinds["session"]:
@@ -188,4 +216,4 @@ class Revocations:
 
     def _is_revoked(self, kind: str, value: str, issued: float, wall: float) -> bool:
         kept = self._kept.get((kind, value))
-        return kept is not None and issued < kept.before and wall < kept.until
+        return kept is not None and issued < kept.before and wall < kept.until and not kept.undone

@@ -15,7 +15,6 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from bff import strict_json
 from bff.clock import Clock
 from bff.errors import (
     CredentialsRejected,
@@ -29,7 +28,7 @@ from bff.errors import (
 )
 from bff.limits.rate import MAX_RESET
 from bff.upstream.connection import Answer, Request, header_lines
-from bff.upstream.identity import MAX_MEMBERS, api_error, is_json
+from bff.upstream.identity import api_error, is_json
 from bff.upstream.pool import Address, Transport
 
 T = TypeVar("T")
@@ -62,6 +61,7 @@ class Upstream:
         timeout: seconds for a whole answer, connecting and retrying included.
         observe: called with the quota of each accepted answer that describes one.
         clock: reads the two clocks.
+        on_key: called with the position of the secret key, from 1, when another one takes over.
     """
 
     def __init__(
@@ -75,8 +75,11 @@ class Upstream:
         user_agent: str,
         observe: Callable[[Quota], None],
         clock: Clock,
+        on_key: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._transport = transport
+        self._on_key = on_key
+        self.has_branch = branch is not None
         self._address = Address.read(url)
         self._timeout = timeout
         self._observe = observe
@@ -123,6 +126,7 @@ class Upstream:
         if rejected and len(self._signed) > 1:
             if self._current == used:  # otherwise another load has switched keys
                 self._current = (used + 1) % len(self._signed)
+                self._on_key(self.key_number)
             # While all keys are rejected, a load makes one call only.
             if self._accepted:
                 await again()
@@ -155,21 +159,34 @@ class Upstream:
                 raise UpstreamRateLimited(retry_after=max(rest, after))
         return self._read(answer, read, _ignore)
 
-    async def environment_id(self) -> str:
-        """Ask for the id of the secret key's environment; a restricted key may not ask.
+    async def probe(
+        self, method: str, path: str, *, key: int | None = None, body: bytes = b""
+    ) -> Answer:
+        """Send one request that no browser caused; returns an answer of any status.
 
-        Raises:
-            UpstreamError: as `get`.
-        """
-        return self._read(await self.probe("POST", CLAIMS_PATH), _read_subject, _ignore)
-
-    async def probe(self, method: str, path: str) -> Answer:
-        """Send one request with the current key, for `bff check`; returns an answer of any status.
+        Args:
+            method: the HTTP method.
+            path: below the API's address.
+            key: the position of the secret key, from 0; None for the one in use.
+            body: JSON.
 
         Raises:
             UpstreamError: the request failed.
         """
-        return await self._bounded(self._send(method, path, self._signed[self._current]))
+        lines = self._signed[self._current if key is None else key]
+        if body:
+            lines += header_lines((b"content-type", b"application/json"))
+        return await self._bounded(self._send(method, path, lines, body))
+
+    @property
+    def key_number(self) -> int:
+        """The position of the secret key in use, from 1."""
+        return self._current + 1
+
+    @property
+    def key_count(self) -> int:
+        """How many secret keys there are."""
+        return len(self._signed)
 
     async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
         """Do *work* within the timeout."""
@@ -179,9 +196,10 @@ class Upstream:
         except TimeoutError:
             raise UpstreamTimeout from None
 
-    async def _send(self, method: str, path: str, lines: bytes) -> Answer:
+    async def _send(self, method: str, path: str, lines: bytes, body: bytes = b"") -> Answer:
         target = self._address.target + path.encode() or b"/"
-        return await self._transport.send(self._address, Request(method.encode(), target, lines))
+        request = Request(method.encode(), target, lines, body)
+        return await self._transport.send(self._address, request)
 
     def _read(
         self, answer: Answer, read: Callable[[bytes], T], observe: Callable[[Quota], None]
@@ -227,17 +245,6 @@ def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
 
 def _rejects_key(answer: Answer) -> bool:
     return answer.status == _REJECTED and api_error(answer) is not None
-
-
-def _read_subject(body: bytes) -> str:
-    try:
-        claims = strict_json.loads(body, most=MAX_MEMBERS)
-    except ValueError:
-        claims = None
-    subject = claims.get("sub") if isinstance(claims, dict) else None
-    if not isinstance(subject, str) or not subject:
-        raise UpstreamInvalid
-    return subject
 
 
 _MAX_DIGITS = 15

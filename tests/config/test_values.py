@@ -5,8 +5,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from bff.config import values
-from bff.config.values import InvalidValue, Rate, Secret
+from bff.config import typed, values
+from bff.config.typed import InvalidValue, Secret
+from bff.config.values import Rate
 
 
 def name(parameter: object) -> str:
@@ -16,7 +17,7 @@ def name(parameter: object) -> str:
 @pytest.mark.parametrize(
     ("read", "text", "value"),
     [
-        (values.texts, "a, b\nc,,", ("a", "b", "c")),
+        (typed.texts, "a, b\nc,,", ("a", "b", "c")),
         (values.flag, "true", True),
         (values.flag, "false", False),
         (values.port, "0", 0),
@@ -81,6 +82,12 @@ def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> 
         (values.host_names, "http://gateway", "write it without scheme, port and path"),
         (values.host_names, "*", "is not a host name"),
         (values.networks, "::1,10.0.0.1/8", "'10.0.0.1/8', which is not a network"),
+        (values.networks, "0.0.0.0/0", "choose its address"),
+        (values.networks, "10.0.0.0/8,::/0", "'::/0'"),
+        (values.networks, "128.0.0.0/1", "choose its address"),
+        (values.origins, "capacitor://localhost,null", "'null'"),
+        (values.origins, "chrome-extension://*", "no wildcard"),
+        (values.origins, "tauri://localhost/", "no slash at the end"),
         (values.networks, "caddy", "(not 10.0.0.1/8, not a host name)"),
         (values.secret_keys, "tr_pat_" + "a" * 24, "begin with tr_dev_, tr_stg_"),
         (values.secret_keys, "eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "copy one from API keys"),
@@ -118,3 +125,17 @@ def test_secret_shows_its_text_only_when_revealed() -> None:
     assert secret == Secret("sentinel")
     assert hash(secret) == hash(Secret("sentinel"))
     assert secret != Secret("other")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("capacitor://localhost", "ionic://localhost", "tauri://localhost"),
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+        "moz-extension://1b2c3d4e-1111-2222-3333-444455556666",
+        "safari-web-extension://1B2C3D4E-1111-2222-3333-444455556666",
+        *("https://app.example.com", "https://app.example.com:8443", "http://[::1]:3000"),
+    ],
+)
+def test_origin_that_browsers_send_is_accepted(origin: str) -> None:
+    assert values.origins(origin) == (origin,)

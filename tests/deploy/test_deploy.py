@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import yaml
 from compose_spec import PyCompose
 from support.clients import need
 from support.engines import free_port
-from support.world import environ, http, running_upstream
+from support.world import Gateway, environ, http, running_upstream
 
 from bff.config import reader
 from bff.config.settings import SETTINGS
@@ -83,9 +84,41 @@ def test_image_is_pinned_unprivileged_and_without_pip() -> None:
     assert re.findall(r"^COPY (.+)$", last, re.MULTILINE) == ["--from=build /opt/bff /opt/bff"]
     assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["10001:10001"]
     assert re.findall(r"^STOPSIGNAL (.+)$", last, re.MULTILINE) == ["SIGTERM"]
-    assert re.search(r"^HEALTHCHECK .+/healthz", last, re.MULTILINE)
+    assert health_check() == compose()["services"]["gateway-1"]["healthcheck"]["test"][1:]
     # The exec form: a shell would not pass SIGTERM on to the process.
     assert re.findall(r"^ENTRYPOINT (.+)$", last, re.MULTILINE) == ['["bff"]']
+
+
+def health_check() -> list[str]:
+    """The words of the image's health check."""
+    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^HEALTHCHECK .+ CMD (\[.+\])$", text, re.MULTILINE)
+    words: list[str] = json.loads(command)
+    return words
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"BFF_OPS_HOST": "0.0.0.0"},  # noqa: S104  as in a container
+        {"BFF_OPS_HOST": "::"},
+        {"BFF_OPS_HOST": "::1"},
+    ],
+    ids=repr,
+)
+def test_health_check_finds_the_ops_port(
+    upstream: running_upstream, changes: dict[str, str]
+) -> None:
+    words = [sys.executable, *health_check()[1:]]
+    nowhere = {"http_proxy": "http://127.0.0.1:1", "all_proxy": "http://127.0.0.1:1"}
+    port = str(free_port())
+    with Gateway(upstream.port, BFF_OPS_PORT=port, **changes):
+        variables = {"BFF_OPS_PORT": port} | changes | nowhere
+        assert run(*words, cwd=ROOT, **variables).returncode == 0
+    done = run(*words, cwd=ROOT, **variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
 
 
 def test_dockerignore_admits_exactly_the_copied_files() -> None:
@@ -174,6 +207,8 @@ def test_make_secrets_writes_what_compose_needs_once(tmp_path: Path) -> None:
         secret["file"] for secret in compose()["secrets"].values()
     }
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    # The owner, who need not be root, rotates a key by writing to its file.
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made.iterdir()} == {0o644}
     assert texts["trigger_secret_key"] == "tr_dev_sk_SENTINEL\n"
     assert len(set(texts.values())) == len(texts)
     settings = reader.load(
@@ -216,8 +251,33 @@ def test_secrets_are_files_and_gateways_publish_no_port() -> None:
         secrets = {n for n, row in SETTINGS.items() if row.secret}
         assert not secrets & set(variables)
         assert {n.removesuffix("_FILE") for n in variables} <= set(SETTINGS)
+        assert services[name]["env_file"] == [{"path": "bff.env", "required": False}]
         assert name in variables["BFF_OPS_NAMES"].split(","), "the ops port refuses Prometheus"
     assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_settings_of_compose_are_a_file_of_their_own() -> None:
+    """The file that is copied sets no more than compose leaves open, and settings that exist."""
+    text = (DEPLOY / "bff.env.example").read_text()
+    named = set(re.findall(r"^#?([A-Z][A-Z_]+)=", text, re.MULTILINE))
+
+    assert named <= {name for name, row in SETTINGS.items() if not row.secret}
+    assert not named & set(compose()["services"]["gateway-1"]["environment"])
+    assert "bff.env" in (ROOT / ".gitignore").read_text().splitlines()
+    reader.load(environ(**dict(re.findall(r"^([A-Z_]+)=(.+)$", text, re.MULTILINE))))
+
+
+def test_front_network_is_in_no_clouds_default_range() -> None:
+    (subnet,) = {
+        re.sub(r"\$\{FRONT_SUBNET:-(.+)\}", r"\1", text)
+        for text in (
+            compose()["networks"]["front"]["ipam"]["config"][0]["subnet"],
+            compose()["services"]["gateway-1"]["environment"]["BFF_TRUSTED_PROXIES"],
+        )
+    }
+    # AWS, Google and Azure with their defaults, and Docker's first pool.
+    for taken in ("172.31.0.0/16", "10.0.0.0/8", "172.17.0.0/12"):
+        assert not ip_network(subnet).overlaps(ip_network(taken, strict=False))
 
 
 # -- Caddy
@@ -346,6 +406,9 @@ def test_manifests_match_the_api_schemas(overlay: str) -> None:
         if manifest["kind"] == "ServiceMonitor":  # no schema is available
             assert set(manifest["spec"]) == {"endpoints", "jobLabel", "selector"}
             continue
+        if manifest["kind"] == "PrometheusRule":
+            assert set(manifest["spec"]) == {"groups"}
+            continue
         kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
 
 
@@ -362,6 +425,15 @@ def named(overlay: str, kind: str, name: str = "bff") -> dict[str, Any]:
         m for m in rendered(overlay) if (m["kind"], m["metadata"]["name"]) == (kind, name)
     )
     return manifest
+
+
+def gateway_settings(overlay: str) -> dict[str, Any]:
+    (found,) = (
+        m
+        for m in rendered(overlay)
+        if m["kind"] == "ConfigMap" and m["metadata"]["name"] != "bff-dashboard"
+    )
+    return found
 
 
 def assert_hardened(template: dict[str, Any]) -> None:
@@ -386,7 +458,7 @@ def test_pods_are_hardened_and_use_existing_settings(overlay: str) -> None:
             assert_hardened(manifest["spec"]["template"])
     template = named(overlay, "Deployment")["spec"]["template"]
     (container,) = template["spec"]["containers"]
-    (settings_map,) = (m for m in rendered(overlay) if m["kind"] == "ConfigMap")
+    settings_map = gateway_settings(overlay)
 
     assert "startupProbe" in container
     (source,) = container["envFrom"]
@@ -404,7 +476,7 @@ def test_pods_are_hardened_and_use_existing_settings(overlay: str) -> None:
 
 
 def test_production_store_is_reached_by_gateways_only() -> None:
-    (variables,) = (m["data"] for m in rendered("production") if m["kind"] == "ConfigMap")
+    variables = gateway_settings("production")["data"]
     store = named("production", "Deployment", "bff-store")["spec"]
     gateway = named("production", "Deployment")["spec"]["template"]["metadata"]["labels"]
     labels = store["template"]["metadata"]["labels"]
@@ -424,6 +496,49 @@ def test_production_store_is_reached_by_gateways_only() -> None:
     assert (policy["policyTypes"], policy.get("egress")) == (["Ingress", "Egress"], None)
     out = named("production", "NetworkPolicy")["spec"]["egress"]
     assert {"port": 6379, "protocol": "TCP"} in [p for rule in out for p in rule["ports"]]
+
+
+def test_readiness_probe_waits_for_no_upstream() -> None:
+    (container,) = named("small", "Deployment")["spec"]["template"]["spec"]["containers"]
+
+    assert container["readinessProbe"]["timeoutSeconds"] <= 3
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_autoscaler_adds_a_replica_where_the_page_says() -> None:
+    (metric,) = named("production", "HorizontalPodAutoscaler")["spec"]["metrics"]
+    (page,) = re.findall(
+        r"`process_cpu_seconds_total` of the busiest grows by more than ([\d.]+) a second",
+        (ROOT / "docs/OPERATIONS.md").read_text(),
+    )
+
+    assert metric["resource"]["target"] == {
+        "type": "AverageValue",
+        "averageValue": f"{float(page) * 1000:.0f}m",
+    }
+
+
+def test_routes_lead_to_the_browser_port_only() -> None:
+    (rule,) = named("production", "Ingress")["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    route = yaml.safe_load((DEPLOY / "kubernetes/components/httproute/httproute.yaml").read_text())[
+        "spec"
+    ]["rules"][0]
+    service = named("production", "Service")
+    ports = {port["name"]: port["port"] for port in service["spec"]["ports"]}
+
+    assert path["path"] == route["matches"][0]["path"]["value"] == "/api/v1/sessions"
+    assert path["backend"]["service"] == {"name": "bff", "port": {"name": "http"}}
+    assert route["backendRefs"] == [{"name": "bff", "port": ports["http"]}]
+
+
+def test_alerts_and_dashboard_are_in_the_cluster() -> None:
+    rule = named("production", "PrometheusRule")["spec"]
+    dashboard_map = named("production", "ConfigMap", "bff-dashboard")
+
+    assert rule["groups"][0]["rules"] == rules()
+    assert json.loads(dashboard_map["data"]["bff.json"]) == dashboard()
+    assert dashboard_map["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 def test_production_scales_and_is_scraped() -> None:
@@ -458,6 +573,47 @@ def test_units_are_valid_and_hardened(tmp_path: Path) -> None:
         analyze, "security", "--offline=true", "--threshold=20", str(tmp_path / "bff.service")
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_unit_tries_again_for_ever() -> None:
+    text = (DEPLOY / "systemd/bff.service").read_text()
+
+    assert "\nStartLimitIntervalSec=0\n" in text.partition("[Service]")[0]
+    assert float(re.findall(r"^RestartSec=(.+)$", text, re.MULTILINE)[0]) >= 5
+    assert "\nRestart=on-failure\n" in text
+
+
+def test_key_that_the_unit_makes_is_not_lost() -> None:
+    text = (DEPLOY / "systemd/bff.service").read_text()
+
+    (line,) = re.findall(r"^#   (openssl rand .+)$", text, re.MULTILINE)
+    assert "|" not in line
+    assert re.search(r"systemd-creds encrypt --name=signing_keys signing_key ", text)
+
+
+def test_process_metrics_exist_in_the_units_view_of_proc() -> None:
+    """systemd makes this view with the mount options that the unit's settings stand for."""
+    text = (DEPLOY / "systemd/bff.service").read_text()
+    options = {
+        "hidepid": re.findall(r"^ProtectProc=(\w+)$", text, re.MULTILINE),
+        "subset": re.findall(r"^ProcSubset=(\w+)$", text, re.MULTILINE),
+    }
+    mount = ",".join(f"{name}={values[0]}" for name, values in options.items() if values)
+    code = (
+        "import io; from bff.telemetry import Telemetry\n"
+        "print(Telemetry(io.StringIO()).metrics().decode())"
+    )
+    done = run(
+        *("unshare", "--mount", "--pid", "--fork", "sh", "-c"),
+        f'mount -t proc -o {mount} proc /proc && exec "$0" -c "$1"',
+        *(sys.executable, code),
+    )
+    if "not permitted" in done.stderr:
+        pytest.skip("the machine does not let this user make namespaces")
+
+    assert done.returncode == 0, done.stderr
+    for name in ("resident_memory_bytes", "cpu_seconds_total", "start_time_seconds", "open_fds"):
+        assert re.search(rf"^process_{name} [\d.]", done.stdout, re.MULTILINE), name
 
 
 def test_units_set_existing_settings_and_use_credentials() -> None:

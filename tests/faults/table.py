@@ -14,6 +14,7 @@ class Fault:
     test: str
 
 
+_CHAT = "tests/incidents/test_incident_chat.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
 _WIRE = "tests/incidents/test_incident_wire.py"
@@ -23,6 +24,7 @@ _ADAPTER = "tests/server/test_uvicorn_adapter.py"
 _COPIES = "tests/incidents/test_incident_copies.py"
 _LIMITS = "tests/incidents/test_incident_limits.py"
 _UPSTREAM = "tests/incidents/test_incident_upstream.py"
+_UPSTREAM_LEG = "tests/incidents/test_incident_leg.py"
 _API = "tests/upstream/test_api.py"
 _LEG = "tests/upstream/test_connection.py"
 _IDENTITY = "tests/upstream/test_identity.py"
@@ -39,6 +41,7 @@ _COOKIE = "tests/gateway/test_admission.py"
 _REVOCATIONS = "tests/tokens/test_revocations.py"
 _ANYTHING = "tests/incidents/test_incident_13.py::test_13_only_entitled_callers_get_a_session"
 _STORE = "tests/incidents/test_incident_store.py"
+_OPERATORS = "tests/incidents/test_incident_operators.py"
 _IDS = "tests/incidents/test_incident_ids.py"
 _WORK = "tests/incidents/test_incident_work.py"
 _ALIASES = "tests/gateway/test_aliases.py"
@@ -124,9 +127,8 @@ FAULTS = [
     Fault(
         8,
         "bff/gateway/admission.py",
-        "        window = self._limits.address.charge(address, request.now)\n",
+        "        window = limiter.charge(address, request.now)\n",
         "        from bff.sessions import ids\n"
-        "        limiter = self._limits.address\n"
         "        count = limiter.charge if head.path.startswith(ids.ROUTE) else limiter.window\n"
         "        window = count(address, request.now)\n",
         f"{_PATHS}::test_08_another_spelling_does_not_bypass_the_limits",
@@ -305,7 +307,7 @@ FAULTS = [
     ),
     Fault(
         26,
-        "bff/config/values.py",
+        "bff/config/typed.py",
         'return "Secret(…)"',
         "return self._text",
         f"{_UPSTREAM}::test_26_check_and_repr_show_no_secret",
@@ -327,13 +329,12 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream/api.py",
-        "        return await self._transport.send(self._address, Request(method.encode(), target, lines))",
-        "        request = Request(method.encode(), target, lines)\n"
+        "        return await self._transport.send(self._address, request)\n",
         "        answer = await self._transport.send(self._address, request)\n"
         '        if "location" in answer.headers:\n'
         '            address = Address.read(answer.headers["location"])\n'
         "            answer = await self._transport.send(address, request)\n"
-        "        return answer",
+        "        return answer\n",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
@@ -381,8 +382,8 @@ FAULTS = [
     Fault(
         29,
         "bff/server/fast_path.py",
-        "if self._incomplete or self._refused or len(data)",
-        "if self._refused or len(data)",
+        "if self._incomplete or self._refused or self.draining:",
+        "if self._refused or self.draining:",
         f"{_FAST_PATH}::test_kept_header_lines_within_a_body_start_no_request",
     ),
     Fault(
@@ -548,7 +549,7 @@ FAULTS = [
     ),
     Fault(
         33,
-        "bff/server/connection.py",
+        "bff/server/bounds.py",
         "if self.total > self._bounds.connections:",
         "if False:",
         f"{_WIRE}::test_33_connections_are_bounded_in_total_and_by_address",
@@ -808,8 +809,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "            except LeasePending as pending:\n                answer = self._wait",
-        "            except ZeroDivisionError as pending:\n                answer = self._wait",
+        "        except LeasePending as lease:\n            return self._wait",
+        "        except ZeroDivisionError as lease:\n            return self._wait",
         f"{_TOKEN_REPLICAS}::test_caller_is_counted_after_its_introspection",
     ),
     Fault(
@@ -857,7 +858,7 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/caller.py",
-        "not_before = max(not_before, issued - SKEW_SECONDS)",
+        "not_before = max(not_before, issued or 0.0) - SKEW_SECONDS",
         "pass",
         "tests/tokens/test_caller.py::test_token_may_be_issued_at_most_a_minute_in_the_future",
     ),
@@ -962,8 +963,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/admission.py",
-        "self._cookie_token(fields) if fields.authorization is None else None",
-        "self._cookie_token(fields)",
+        "reads = fields.authorization is None and",
+        "reads =",
         f"{_COOKIE}::test_a_header_wins_a_bad_one_too",
     ),
     Fault(
@@ -997,8 +998,8 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/revocations.py",
-        "before=max(new.before, kept.before)",
-        "before=new.before",
+        "max(new.before, kept.before), max(new.made",
+        "new.before, max(new.made",
         f"{_REVOCATIONS}::test_moment_revokes_all_tokens_issued_before",
     ),
     Fault(
@@ -1128,6 +1129,195 @@ FAULTS = [
         f"{_SHARED}::test_new_signing_keys_need_new_introspections",
     ),
     Fault(
+        37,
+        "bff/log_writer.py",
+        "            except OSError:  # no space, no reader, closed\n",
+        "            except OSError if False else ZeroDivisionError:\n",
+        "tests/test_log_writer.py::test_lines_without_a_reader_are_counted",
+    ),
+    Fault(
+        37,
+        "bff/log_writer.py",
+        "            if self._bytes + len(line) > self._max_bytes:\n",
+        "            if False:\n",
+        "tests/test_log_writer.py::test_lines_beyond_the_queue_are_dropped_and_counted",
+    ),
+    Fault(
+        37,
+        "bff/ops/tracing.py",
+        "            await asyncio.wait_for(closed.wait(), CLOSE_SECONDS)",
+        "            await closed.wait()",
+        "tests/ops/test_tracing.py::test_end_does_not_wait_for_a_collector",
+    ),
+    Fault(
+        38,
+        "bff/background.py",
+        "        loop.timer = events.call_later(loop.pause, self._begin, loop)\n",
+        "",
+        "tests/incidents/test_incident_background.py::test_38_loop_that_ends_is_started_again",
+    ),
+    Fault(
+        38,
+        "bff/background.py",
+        "        raise _LoopError from exc",
+        "        raise",
+        "tests/test_background.py::test_loop_that_ends_runs_again",
+    ),
+    Fault(
+        38,
+        "bff/background.py",
+        "            if loop.running and loop.checks is not None and loop.silent > loop.checks:",
+        "            if False:",
+        "tests/test_background.py::test_loop_that_hangs_runs_again",
+    ),
+    Fault(
+        80,
+        "bff/config/reload.py",
+        "(self._last != before and self._looks < MAX_LOOKS)",
+        "self._last != before",
+        "tests/incidents/test_incident_background.py::test_80_busy_file_does_not_delay_the_change_of_another",
+    ),
+    Fault(
+        80,
+        "bff/config/reload.py",
+        "call_later(REREAD_SECONDS, self.start)",
+        "call_later(3600.0, self.start)",
+        "tests/incidents/test_incident_background.py::test_80_removed_key_is_noticed_without_the_watch",
+    ),
+    Fault(
+        80,
+        "bff/config/reload.py",
+        "        self._reload(unchanged_too=False)\n",
+        "        pass\n",
+        "tests/incidents/test_incident_background.py::test_80_key_removed_during_the_start_is_noticed",
+    ),
+    Fault(
+        80,
+        "bff/config/reload.py",
+        "return not self._problems and self._files.look() == self._as_read",
+        "return not self._problems",
+        "tests/incidents/test_incident_background.py::test_80_gauge_shows_a_change_that_is_not_in_force",
+    ),
+    Fault(
+        81,
+        "bff/server/accept.py",
+        "        if self._worker is None:\n            for _",
+        "        if True:\n            for _",
+        "tests/incidents/test_incident_connections.py::test_81_long_connections_are_shared_by_all_workers",
+    ),
+    Fault(
+        39,
+        "bff/server/supervisor.py",
+        '                self._log.error("worker_not_started", worker=number, reason=exc.strerror)\n',
+        "                raise\n",
+        "tests/server/test_supervisor.py::test_supervisor_survives_a_refused_fork",
+    ),
+    Fault(
+        82,
+        "bff/server/hardening.py",
+        "files - min(RESERVED_DESCRIPTORS, files // 2)",
+        "files",
+        "tests/incidents/test_incident_connections.py::test_82_ops_port_and_log_work_without_descriptors",
+    ),
+    Fault(
+        83,
+        "bff/server/run.py",
+        "                if isinstance(connection, UvicornProtocol):\n                    connection.drain()\n",
+        "                connection.shutdown()\n",
+        "tests/incidents/test_incident_connections.py::test_83_busy_connections_lose_no_request_at_the_end",
+    ),
+    Fault(
+        83,
+        "bff/server/fast_path.py",
+        "            or self.draining\n",
+        "",
+        "tests/incidents/test_incident_connections.py::test_83_busy_connections_lose_no_request_at_the_end",
+    ),
+    Fault(
+        83,
+        "bff/ops/admin.py",
+        "        self._gateway.readiness.is_stopping = True\n",
+        "        pass\n",
+        "tests/incidents/test_incident_connections.py::test_83_ops_port_says_not_ready_while_requests_finish",
+    ),
+    Fault(
+        84,
+        "bff/server/uvicorn_adapter.py",
+        "        self.close_after_answer()\n        return True\n",
+        "        return False\n",
+        "tests/incidents/test_incident_connections.py::test_84_half_closed_connection_gets_its_answer",
+    ),
+    Fault(
+        44,
+        "bff/gateway/admission.py",
+        "self._limits.page if page else self._limits.address",
+        "self._limits.address",
+        "tests/incidents/test_incident_connections.py::test_44_health_check_is_not_limited_with_browsers",
+    ),
+    Fault(
+        85,
+        "bff/server/run.py",
+        'both = host == "::" and',
+        "both = False and",
+        "tests/incidents/test_incident_connections.py::test_85_ipv6_wildcard_takes_ipv4_too",
+    ),
+    Fault(
+        48,
+        "bff/server/uvicorn_adapter.py",
+        'LOCAL_PEER: Final = "127.0.0.1"',
+        'LOCAL_PEER: Final = "local"',
+        "tests/incidents/test_incident_connections.py::test_48_browsers_behind_a_unix_socket_have_addresses",
+    ),
+    Fault(
+        86,
+        "bff/tokens/caller.py",
+        "max(not_before, issued or 0.0) - SKEW_SECONDS",
+        "max(not_before, (issued or 0.0) - SKEW_SECONDS)",
+        "tests/incidents/test_incident_connections.py::test_86_token_of_a_clock_that_is_ahead_is_accepted",
+    ),
+    Fault(
+        40,
+        "bff/config/values.py",
+        "    if match is None:  # the ids of extensions and apps may have capitals\n",
+        "    if match is None:\n        return False\n    if match is None:\n",
+        f"{_OPERATORS}::test_40_origins_of_apps_and_extensions_work_when_named",
+    ),
+    Fault(
+        46,
+        "bff/config/values.py",
+        "if network.prefixlen < _WIDEST[network.version]:",
+        "if False:",
+        f"{_OPERATORS}::test_46_network_of_everybody_is_refused_as_a_proxy",
+    ),
+    Fault(
+        87,
+        "bff/server/buffers.py",
+        "        if self.held and self.held + size > self._limit:\n",
+        "        if False:\n",
+        "tests/server/test_buffers.py::test_all_addresses_share_the_limit",
+    ),
+    Fault(
+        87,
+        "bff/server/buffers.py",
+        "return not held or held + size <= self._limit // _SHARES or self._is_trusted(address)",
+        "return True",
+        "tests/server/test_buffers.py::test_one_address_has_a_share",
+    ),
+    Fault(
+        87,
+        "bff/server/connection.py",
+        "        if not self.hold_requests(self._head_bytes()) and not self._refused:",
+        "        if False:",
+        "tests/incidents/test_incident_connections.py::test_87_refused_request_gets_a_503",
+    ),
+    Fault(
+        87,
+        "bff/server/connection.py",
+        "        if size < LARGE_ANSWER:\n            return response\n",
+        "        return response\n",
+        "tests/incidents/test_incident_connections.py::test_87_unread_pages_take_bounded_memory",
+    ),
+    Fault(
         0,
         "bff/upstream/connection.py",
         "        if self._complete:\n            raise UpstreamInvalid\n        self._in_head",
@@ -1205,11 +1395,11 @@ FAULTS = [
         f"{_LEG}::test_value_that_would_end_its_line_is_refused",
     ),
     Fault(
-        0,
+        42,
         "bff/upstream/pool.py",
         'if not connection.silent or request.method != b"GET":',
         "if True:",
-        f"{_POOL}::test_connection_that_upstream_just_closed_costs_no_error",
+        f"{_UPSTREAM_LEG}::test_42_connection_that_upstream_just_closed_costs_no_error",
     ),
     Fault(
         0,
@@ -1233,11 +1423,11 @@ FAULTS = [
         f"{_POOL}::test_request_is_sent_again_once_and_on_a_new_connection",
     ),
     Fault(
-        0,
+        43,
         "bff/upstream/pool.py",
         "life = MAX_AGE_SECONDS * ",
         "life = 1e9 * ",
-        f"{_POOL}::test_answer_of_the_resolver_is_followed",
+        f"{_UPSTREAM_LEG}::test_43_answer_of_the_resolver_is_followed",
     ),
     Fault(
         0,
@@ -1282,25 +1472,25 @@ FAULTS = [
         f"{_POOL}::test_certificates_are_verified",
     ),
     Fault(
-        0,
+        41,
         "bff/upstream/api.py",
         "return answer.status == _REJECTED and api_error(answer) is not None",
         "return answer.status == _REJECTED",
-        f"{_IDENTITY}::test_page_of_a_cdn_raises_no_alarm_about_the_key",
+        f"{_UPSTREAM_LEG}::test_41_page_of_a_cdn_raises_no_alarm_about_the_key",
     ),
     Fault(
-        0,
+        41,
         "bff/upstream/api.py",
         "        if api_error(answer) is not None:\n            if status == HTTPStatus.NOT_FOUND:",
         "        if True:\n            if status == HTTPStatus.NOT_FOUND:",
-        f"{_IDENTITY}::test_page_of_a_cdn_raises_no_alarm_about_the_key",
+        f"{_UPSTREAM_LEG}::test_41_page_of_a_cdn_raises_no_alarm_about_the_key",
     ),
     Fault(
-        0,
+        41,
         "bff/upstream/api.py",
         "error = None if answer.status == HTTPStatus.OK else api_error(answer)",
         "error = answer",
-        f"{_IDENTITY}::test_page_of_a_cdn_counts_against_no_token",
+        f"{_UPSTREAM_LEG}::test_41_page_of_a_cdn_counts_against_no_token",
     ),
     Fault(
         0,
@@ -1310,11 +1500,11 @@ FAULTS = [
         f"{_API}::test_quota_is_learned_from_accepted_answers_only",
     ),
     Fault(
-        0,
+        47,
         "bff/upstream/api.py",
         'seconds = until - (_date(headers.get("date", "")) or wall)',
         "seconds = until - wall",
-        f"{_API}::test_retry_after_may_be_a_date",
+        f"{_UPSTREAM_LEG}::test_47_retry_after_may_be_a_date",
     ),
     Fault(
         0,
@@ -1333,8 +1523,8 @@ FAULTS = [
     Fault(
         0,
         "bff/server/fast_path.py",
-        "        if self._waiting:\n            self._closing = True",
-        "        if False:\n            self._closing = True",
+        "        if self._waiting is not None:\n            self._closing = True\n        else:",
+        "        if False:\n            self._closing = True\n        else:",
         "tests/server/test_uvicorn_adapter.py::test_shutdown_closes_idle_connections_and_finishes_loads",
     ),
     Fault(
@@ -1660,6 +1850,112 @@ FAULTS = [
         f"{_RETURNS}::test_67_command_with_a_repeated_option_is_refused",
     ),
     Fault(
+        45,
+        "bff/config/table_reader.py",
+        "        typed.check(row.name, text, secret=row.secret)\n",
+        "",
+        f"{_OPERATORS}::test_45_traces_of_tools_in_a_value_are_refused",
+    ),
+    Fault(
+        45,
+        "bff/config/typed.py",
+        "    if part[0] in _QUOTES or part[-1] in _QUOTES:",
+        "    if False:",
+        f"{_OPERATORS}::test_45_traces_of_tools_in_a_value_are_refused",
+    ),
+    Fault(
+        45,
+        "bff/config/table_reader.py",
+        "cannot be read ({exc.strerror}); check the path",
+        "cannot be read ({exc.strerror}); check the path: {path}",
+        f"{_OPERATORS}::test_45_key_in_place_of_a_path_is_never_printed",
+    ),
+    Fault(
+        45,
+        "bff/config/typed.py",
+        "    return _RANDOM.sub(_HIDDEN, _KEY.sub(_HIDDEN, text))",
+        "    return text",
+        "tests/config/test_typed.py::test_redact_hides_what_looks_like_a_secret",
+    ),
+    Fault(
+        45,
+        "bff/tokens/jwks.py",
+        "if value is not None}",
+        "}",
+        "tests/tokens/test_jwks.py::test_null_member_of_a_jwk_counts_as_absent",
+    ),
+    Fault(
+        88,
+        "bff/ops/check_upstream.py",
+        "if id_ not in (None, one.id)]",
+        "if False]",
+        f"{_OPERATORS}::test_88_gateway_with_the_id_of_another_branch_does_not_start",
+    ),
+    Fault(
+        88,
+        "bff/config/builder.py",
+        " or self.differs(e),",
+        ",",
+        "tests/ops/test_key_refresh.py::test_id_that_differs_after_a_reload_ends_all_answers",
+    ),
+    Fault(
+        88,
+        "bff/ops/environment_id.py",
+        "    if is_refusal(answer):\n",
+        "    if False:\n",
+        "tests/ops/test_environment_id.py::test_id_of_any_key_is_learned",
+    ),
+    Fault(
+        89,
+        "bff/copies/readiness.py",
+        "        return True, self.upstream(environment)",
+        '        return environment.health in (None, "ok"), self.upstream(environment)',
+        f"{_OPERATORS}::test_89_upstream_outage_does_not_empty_the_service",
+    ),
+    Fault(
+        90,
+        "bff/copies/loader.py",
+        "        environment.last_load = health\n",
+        "        environment.last_load = health\n"
+        "        environment.health, environment.checked = health, now\n",
+        f"{_OPERATORS}::test_90_id_that_upstream_forbids_moves_no_health",
+    ),
+    Fault(
+        90,
+        "bff/copies/readiness.py",
+        "            if seconds <= WATCH_SECONDS:\n",
+        "            if True:\n",
+        "tests/copies/test_readiness.py::test_idle_gateway_does_not_say_that_upstream_answers",
+    ),
+    Fault(
+        91,
+        "bff/upstream/api.py",
+        "                self._on_key(self.key_number)\n",
+        "",
+        f"{_OPERATORS}::test_91_next_secret_key_is_not_used_silently",
+    ),
+    Fault(
+        91,
+        "bff/ops/check_upstream.py",
+        "        for key in range(1, upstream.key_count):",
+        "        for key in ():",
+        f"{_OPERATORS}::test_91_check_tests_every_secret_key",
+    ),
+    Fault(
+        0,
+        "bff/tokens/revocations.py",
+        "and wall < kept.until and not kept.undone",
+        "and wall < kept.until",
+        "tests/tokens/test_revocations.py::test_undoing_means_the_same_in_any_order",
+    ),
+    Fault(
+        0,
+        "bff/replicas/valkey.py",
+        "            self.ssl_context.get().verify_flags &= ~ssl.VERIFY_X509_STRICT\n",
+        "",
+        "tests/replicas/test_valkey.py::test_certificate_is_checked_alike_in_every_python",
+    ),
+    Fault(
         0,
         "bff/copies/loader.py",
         'document["closedAt"] is not None and "closedAt" in policy.fields',
@@ -1702,10 +1998,143 @@ FAULTS = [
         f"{_LOAD_QUEUE}::test_no_request_is_counted_after_its_end",
     ),
     Fault(
-        52,
-        "bff/copies/loader.py",
-        "        if healthy:\n            environment.health = health\n",
-        "        environment.health, environment.checked = health, now\n",
-        f"{_UPSTREAM}::test_52_id_that_upstream_refuses_leaves_it_ready",
+        55,
+        "bff/gateway/chats.py",
+        "if granted is None or not granted.covers(session_id, other) or ",
+        "if ",
+        f"{_CHAT}::test_55_only_named_chats_are_carried",
+    ),
+    Fault(
+        56,
+        "bff/gateway/chats.py",
+        "if self._revocations.any and self._is_revoked(grounds, wall):",
+        "if False:",
+        f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
+    ),
+    Fault(
+        56,
+        "bff/gateway/chats.py",
+        "            config.verifier.verify(grounds.token, wall)\n",
+        "            pass\n",
+        f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
+    ),
+    Fault(
+        57,
+        "bff/gateway/chats.py",
+        "if cursor is not None and not _CURSOR.fullmatch(cursor):",
+        "if False:",
+        f"{_CHAT}::test_57_cursor_goes_below_the_sessions_own_path",
+    ),
+    Fault(
+        58,
+        "bff/server/uvicorn_adapter.py",
+        '            self.stream.release("browser")\n',
+        "            pass\n",
+        f"{_CHAT}::test_58_streams_that_browsers_leave_leave_nothing",
+    ),
+    Fault(
+        59,
+        "bff/chat/streams.py",
+        "pause = seconds / _SPREAD_STEPS",
+        "pause = 0.0",
+        f"{_CHAT}::test_59_ends_of_a_shutdown_are_spread_and_lose_nothing",
+    ),
+    Fault(
+        92,
+        "bff/app.py",
+        "        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))\n",
+        "",
+        f"{_CHAT}::test_92_shutdown_does_not_wait_for_endless_streams",
+    ),
+    Fault(
+        93,
+        "bff/response.py",
+        'b"cache-control: no-store, no-transform\\r\\nx-accel-buffering: no\\r\\n"',
+        'b""',
+        f"{_CHAT}::test_93_stream_is_not_stored_and_not_collected",
+    ),
+    Fault(
+        94,
+        "bff/chat/messages.py",
+        "if self.chat_id is not None and self.chat_id not in ids:",
+        "if False:",
+        f"{_CHAT}::test_94_foreign_chat_id_is_refused",
+    ),
+    Fault(
+        95,
+        "bff/chat/records.py",
+        "return values is not None and values.fullmatch(value) is not None",
+        "return True",
+        f"{_CHAT}::test_95_token_of_a_finished_turn_never_passes",
+    ),
+    Fault(
+        95,
+        "bff/chat/records.py",
+        "    if not (isinstance(type_, str) and type_.startswith(_OWN)):",
+        "    if True:",
+        f"{_CHAT}::test_95_token_of_a_finished_turn_never_passes",
+    ),
+    Fault(
+        0,
+        "bff/chat/messages.py",
+        "if key in KEPT or key in self.fields}",
+        "}",
+        "tests/chat/test_messages.py::test_only_allowed_keys_are_sent_of_any_payload",
+    ),
+    Fault(
+        0,
+        "bff/chat/messages.py",
+        "        if self.identity_field is not None:\n",
+        "        if False:\n",
+        "tests/chat/test_messages.py::test_identity_takes_the_place_of_a_forged_one",
+    ),
+    Fault(
+        0,
+        "bff/gateway/admission.py",
+        "                if window.exceeded:\n",
+        "                if False:\n",
+        "tests/gateway/test_chat_messages.py::test_limits_of_a_day_and_of_all_callers_hold",
+    ),
+    Fault(
+        0,
+        "bff/chat/appends.py",
+        "if self._by_caller[caller] >= MAX_APPENDS_PER_CALLER:",
+        "if False:",
+        "tests/chat/test_appends.py::test_one_callers_uploads_refuse_nobody_else",
+    ),
+    Fault(
+        0,
+        "bff/gateway/admission.py",
+        "reads = fields.authorization is None and request.route is not CHAT_IN",
+        "reads = fields.authorization is None",
+        "tests/gateway/test_chats.py::test_cookie_reads_a_stream_and_never_sends_a_message",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        '            raise Refused("message_too_large")\n',
+        "            pass\n",
+        "tests/gateway/test_chat_messages.py::test_large_message_is_413_and_not_read",
+    ),
+    Fault(
+        0,
+        "bff/config/chat_settings.py",
+        "if chat.enabled and not chat.trigger_tokens:",
+        "if False:",
+        "tests/config/test_chat_settings.py::test_chat_is_refused_where_trigger_tokens_are_accepted",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if self._by_caller[caller] >= bounds.streams_per_caller or (",
+        "if (",
+        "tests/chat/test_streams.py::test_caller_and_address_and_process_have_bounds",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if (*session, cursor) in self._unreadable:",
+        "if False:",
+        "tests/gateway/test_chat_streams.py::test_unreadable_stream_ends_and_is_not_resumed",
     ),
 ]

@@ -326,28 +326,6 @@ async def test_35_the_next_key_takes_over_once(world: World) -> None:
     assert (await world.ops.get("/readyz")).status_code == 200
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.5])
-async def test_52_id_that_upstream_refuses_leaves_it_ready(world: World, seconds: float) -> None:
-    """One caller polls an id for which upstream, or a firewall before it, answers 403."""
-
-    async def override(seen: Seen) -> Answer | None:
-        refused = seen.raw_path.endswith("odd")
-        return Answer(403, {"error": "Unauthorized", "code": "unauthorized"}) if refused else None
-
-    world.upstream.override = override
-    assert (await world.ops.get("/readyz")).status_code == 200
-
-    for _ in range(10):
-        assert (await world.get("odd")).status_code == 502
-        assert (await world.ops.get("/readyz")).status_code == 200
-        world.clock.advance(seconds)
-
-    world.answer(401, {"error": "Invalid API key"})
-    await world.get("odd")
-    world.clock.advance(2)
-    assert (await world.ops.get("/readyz")).status_code == 503, "its own question is refused too"
-
-
 async def test_35_browsers_get_502_when_all_keys_are_rejected(world: World) -> None:
     await world.start(TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY}")
     fresh = await world.get("chat-1")
@@ -363,8 +341,9 @@ async def test_35_browsers_get_502_when_all_keys_are_rejected(world: World) -> N
     world.clock.advance(60)
     stale = await world.get("chat-1")
     assert (stale.status_code, stale.content) == (200, fresh.content)
-    ready = await world.ops.get("/readyz")
-    assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
+    ready = await world.ops.get("/readyz?verbose")
+    assert ready.status_code == 200, "requests are decided"
+    assert "[-] upstream of default" in ready.text
     assert "TRIGGER_SECRET_KEY" in ready.text
     assert "upstream_rejects_our_key" in [line["event"] for line in world.logged()]
     world.clock.advance(3)
@@ -436,7 +415,9 @@ def test_35_a_rejected_key_is_replaced_on_the_wire(lane: dict[str, str], status:
         assert response.status == 502
         assert json.loads(response.body)["code"] == "upstream_rejected_credentials"
         assert "www-authenticate" not in response.headers
-        assert eventually(lambda: http.get(gateway.ops_url + "/readyz").status_code == 503)
+        assert eventually(
+            lambda: "rejects the secret key" in http.get(gateway.ops_url + "/readyz?verbose").text
+        )
 
 
 def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
@@ -446,7 +427,7 @@ def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
         if len(up.seen) == 1:
             lines = (
                 *("x-ratelimit-limit: 750", "x-ratelimit-remaining: 0"),
-                f"x-ratelimit-reset: {int((time.time() + 1.2) * 1000)}",
+                f"x-ratelimit-reset: {int((time.time() + 3) * 1000)}",
             )
             connection.sendall(answer_bytes(limited, "429 Too Many Requests", *lines))
         else:
@@ -455,8 +436,8 @@ def test_34_a_429_is_honoured_on_the_wire(lane: dict[str, str]) -> None:
     with RawUpstream(behave) as up, Gateway(up.port, **lane) as gateway:
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))
         (response,) = talk(gateway.port, data, timeout=5).responses
-        assert (response.status, response.headers["retry-after"] in "12") == (503, True)
+        assert (response.status, response.headers["retry-after"] in "23") == (503, True)
         for _ in range(5):
             assert talk(gateway.port, data).statuses == [503]
         assert len(up.seen) == 1
-        assert eventually(lambda: talk(gateway.port, data).statuses == [200], 4)
+        assert eventually(lambda: talk(gateway.port, data, timeout=5).statuses == [200], 8)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-NUMBERS = {*range(1, 37), *range(49, 55), *range(64, 70)}
+NUMBERS = {*range(1, 60), *range(64, 70), *range(80, 96)}
 
 
 def _table() -> dict[int, tuple[str, str]]:

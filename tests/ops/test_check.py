@@ -78,12 +78,14 @@ def test_working_gateway_passes_every_test(gateway: Gateway, live: dict[str, str
         "left in the environment's bucket",
         "a token that names the session gets 200",
         "for another session gets 403 403 403, a request without a token gets 401",
+        "the key belongs to environment env_test",
+        "isolation: a token of another environment gets 401",
         "a page of a foreign origin cannot read answers",
         "no proxy in front caches answers",
         "the clock of the gateway agrees",
     ):
         assert text in done.stdout, text
-    assert done.stdout.count("\n  OK ") == 10
+    assert done.stdout.count("\n  OK ") == 12
     assert OWN_KEY not in done.stdout
     assert "eyJ" not in done.stdout
 

@@ -102,16 +102,81 @@ async def test_browsers_get_503_until_the_id_is_fetched(unnamed: World) -> None:
     assert (await unnamed.ops.get("/readyz")).status_code == 503
 
 
-async def test_remedy_is_logged_for_a_restricted_key(unnamed: World) -> None:
-    await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=None)
-    for _ in range(100):
-        await asyncio.sleep(0.01)
-        if any(line["event"] == "environment_id_unknown" for line in unnamed.logged()):
-            break
+async def test_id_of_a_restricted_key_is_learned(unnamed: World) -> None:
+    await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=ROOT_KEY)
+    await learned(unnamed)
 
-    line = next(x for x in unnamed.logged() if x["event"] == "environment_id_unknown")
-    assert line["remedy"].startswith("set BFF_ENVIRONMENT_ID")
+    assert await status(unnamed) == 200
+    assert await status(unnamed, sub="env_other") == 401
+
+
+async def unknown_id(world: World) -> dict[str, object]:
+    for _ in range(300):
+        for line in world.logged():
+            if line["event"] == "environment_id_unknown":
+                return line
+        await asyncio.sleep(0.01)
+    raise AssertionError("no line says why")
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"TRIGGER_SECRET_KEY": "tr_prod_WRONGsentinel000001"}, "the key is rejected: check"),
+        ({"TRIGGER_SECRET_KEY": "tr_prod_sk_WRONGsentinel01"}, "the key is rejected: check"),
+        ({"TRIGGER_SECRET_KEY": "tr_preview_BRANCHsentinel1"}, "needs a branch: set BFF_BRANCH"),
+        (
+            {"TRIGGER_SECRET_KEY": "tr_preview_BRANCHsentinel1", "BFF_BRANCH": "nope"},
+            "no branch of the name in BFF_BRANCH",
+        ),
+        ({"TRIGGER_SECRET_KEY": "tr_prod_sk_RUNSsentinel001"}, "give it read:sessions"),
+    ],
+    ids=["root", "restricted", "without a branch", "unknown branch", "without permission"],
+)
+async def test_remedy_says_why_the_id_is_unknown(
+    unnamed: World, changes: dict[str, str], remedy: str
+) -> None:
+    branch = Environment("env_branch", "tr_preview_BRANCHsentinel1", branch="feat/one")
+    unnamed.upstream.environments = (*unnamed.upstream.environments, branch)
+    unnamed.upstream.environments[0].additional_keys["tr_prod_sk_RUNSsentinel001"] = ("read:runs",)
+    await unnamed.start(BFF_ENVIRONMENT_ID=None, BFF_SIGNING_KEYS=ROOT_KEY, **changes)
+
+    assert remedy in str((await unknown_id(unnamed))["remedy"])
     assert await status(unnamed) == 503
+
+
+async def test_id_that_differs_after_a_reload_ends_all_answers(
+    unnamed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_refresh, "CONFIRM_SECONDS", 0)
+    await unnamed.start(BFF_SIGNING_KEYS=ROOT_KEY)
+    assert await status(unnamed) == 200
+
+    unnamed.reload(BFF_ENVIRONMENT_ID="env_other")
+    for _ in range(300):
+        if unnamed.service.gateway.config.verifier.pending:
+            break
+        await asyncio.sleep(0.01)
+
+    assert await status(unnamed, sub="env_other") == 503
+    assert "environment_id_differs" in [line["event"] for line in unnamed.logged()]
+    assert (await unnamed.ops.get("/readyz")).status_code == 503
+    unnamed.reload(BFF_ENVIRONMENT_ID=ENVIRONMENT_ID)
+    assert await status(unnamed) == 200
+
+
+async def test_set_id_that_cannot_be_confirmed_is_logged_once(
+    unnamed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_refresh, "CONFIRM_SECONDS", 0)
+    monkeypatch.setattr(key_refresh, "REJECTED_SECONDS", 0.01)
+    unnamed.answer(500, {"error": "down"})
+    unnamed.reload(BFF_ENVIRONMENT_ID="env_two")
+    while len(id_requests(unnamed)) < 4:
+        await asyncio.sleep(0.01)
+
+    events = [line["event"] for line in unnamed.logged()]
+    assert events.count("environment_id_unconfirmed") == 1
 
 
 async def test_id_is_fetched_again_while_upstream_fails(
@@ -284,7 +349,7 @@ def test_sighup_with_a_new_key_fetches_the_new_id(
         assert ask(theirs) == (200, "of-another-environment")
         assert ask(mine)[0] == 401
         asked_with = [
-            seen.header("authorization") for seen in upstream.seen if seen.raw_path == ASK
+            seen.header("authorization") for seen in upstream.app.seen if seen.raw_path == ASK
         ]
         assert asked_with[-2:] == [f"Bearer {FULL_KEY}", f"Bearer {OTHER_KEY}"]
         assert OTHER_KEY not in gateway.output
@@ -315,7 +380,8 @@ async def test_unknown_keys_cause_a_bounded_rate_of_fetches(
 
     clock = system_clock
     work = KeyRefresh(fetch, [source], {}, clock=clock, telemetry=Telemetry(io.StringIO()))
-    task = asyncio.create_task(work.run())
+    (run,) = work.loops()
+    task = asyncio.create_task(run(lambda: None))
     while not keys:
         await asyncio.sleep(0.001)
     began, number = clock()[0], 0

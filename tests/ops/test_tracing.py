@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.world import (
     FRIENDLY,
@@ -173,3 +174,48 @@ def test_serve_names_the_missing_extra() -> None:
     )
     assert done.returncode == 2
     assert "pip install 'bff[tracing]'" in done.stderr
+
+
+class Silent(InMemorySpanExporter):
+    """A collector that never answers."""
+
+    def __init__(self, free: threading.Event) -> None:
+        super().__init__()
+        self.free = free
+
+    def export(self, spans: object) -> SpanExportResult:  # noqa: ARG002
+        self.free.wait(60)
+        return SpanExportResult.FAILURE
+
+
+async def test_end_does_not_wait_for_a_collector(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bff.ops.tracing.CLOSE_SECONDS", 0.05)
+    world, free = World(clock), threading.Event()
+    world.tracing = Tracing(Silent(free))
+    try:
+        async with world:
+            await world.get("chat-1")
+            ends = asyncio.get_running_loop().time() + 20
+        assert asyncio.get_running_loop().time() < ends
+    finally:
+        free.set()
+
+
+async def test_spans_that_are_not_sent_are_counted(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bff.ops.tracing.MAX_SPANS", 4)
+    monkeypatch.setattr("bff.ops.tracing.CLOSE_SECONDS", 0.05)
+    world, free = World(clock), threading.Event()
+    world.tracing = Tracing(Silent(free))
+    try:
+        async with world:
+            for _ in range(5):  # two spans and more each
+                await world.get("chat-1")
+            assert world.tracing.lost >= 6
+            lost = f"bff_spans_lost_total {float(world.tracing.lost)}"
+            assert lost in (await world.ops.get("/metrics")).text
+    finally:
+        free.set()

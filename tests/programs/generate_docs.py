@@ -67,6 +67,23 @@ def tables() -> dict[str, str]:
     }
 
 
+def _prometheus_rule() -> str:
+    """Wrap the alerts for the Prometheus operator."""
+    rules = (ROOT / "deploy/prometheus/rules.yml").read_text()
+    head = (
+        "# Made from deploy/prometheus/rules.yml: make docs\n"
+        "apiVersion: monitoring.coreos.com/v1\n"
+        "kind: PrometheusRule\n"
+        "metadata:\n"
+        "  name: bff\n"
+        "spec:\n"
+    )
+    lines = (
+        f"  {line}" if line and not line.startswith("#") else line for line in rules.splitlines()
+    )
+    return head + "\n".join(line for line in lines if not line.startswith("#")) + "\n"
+
+
 def _results() -> dict[str, object]:
     results: dict[str, object] = json.loads((ROOT / "docs/bench/results.json").read_text())
     return results
@@ -78,6 +95,7 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/capacity.svg": capacity.drawing(capacity.published()),
         ROOT / "docs/bench/bench.md": chart.markdown(_results()),
         ROOT / "docs/bench/bench.svg": chart.svg(_results()),
+        ROOT / "deploy/prometheus/operator/prometheusrule.yaml": _prometheus_rule(),
     }
     for page in PAGES:
         text = page.read_text()

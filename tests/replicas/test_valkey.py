@@ -33,7 +33,7 @@ from support.world import (
 from bff.config import reader, settings
 from bff.demo.upstream import session
 from bff.limits.budget import Budget
-from bff.replicas.valkey import StoreAddress, StoreError
+from bff.replicas.valkey import ClientFactory, StoreAddress, StoreError
 
 FLEET = Path(__file__).parent.parent.parent / "docs" / "FLEET.md"
 
@@ -335,6 +335,35 @@ async def test_certificate_and_host_name_are_checked(certificates: Path, kind: s
             with pytest.raises(StoreError, match=words):
                 async with World(RealClock(), BFF_STORE_URL=url):
                     pass
+
+
+async def test_certificate_is_checked_alike_in_every_python(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.13 and later refuse certificates without an authority key identifier, as these."""
+    usual = ssl.create_default_context
+
+    def strict() -> ssl.SSLContext:
+        context = usual()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    store = address(f"valkeys+cluster://127.0.0.1?ca_file={certificates}/ca.pem")
+    async with AsyncExitStack() as stack:
+        url = await tls(stack, "valkey", certificates, "good")
+        changes = {"BFF_STORE_URL": f"{url}?ca_file={certificates}/ca.pem"}
+        async with World(RealClock(), **PATIENT, **changes) as world:
+            assert (await world.get("chat-1")).status_code == 200
+            assert world.service.sharing.up
+        untrusted = re.escape("(its certificate is not trusted): ") + ".+"
+        with pytest.raises(StoreError, match=untrusted):
+            async with World(RealClock(), BFF_STORE_URL=url):
+                pass
+    (node,) = ClientFactory(store).connect(1.0).nodes_manager.startup_nodes.values()
+    connection = node.connection_class(**node.connection_kwargs)
+    assert not connection.ssl_context.get().verify_flags & ssl.VERIFY_X509_STRICT
+    assert connection.ssl_context.get().check_hostname is True
 
 
 # -- clusters

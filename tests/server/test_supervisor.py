@@ -43,9 +43,10 @@ from bff.demo.upstream import Seen
 WORKERS = """
 import asyncio, sys, time
 from bff.server.supervisor import supervise
+from bff.log_writer import LogWriter
 from bff.telemetry import Telemetry
 
-telemetry = Telemetry()
+telemetry = Telemetry(LogWriter(1))
 worker = supervise(2, telemetry.log, hung_seconds=3)
 before, after, times = map(float, sys.argv[1:])
 if worker.number or worker.replaces:
@@ -121,13 +122,48 @@ def test_gateway_replaces_a_hung_worker(upstream: running_upstream) -> None:
         assert reach_all(gateway, gateway.token(*read("chat-1"))) == {200}
 
 
-def test_unknown_child_does_not_end_the_supervisor(upstream: running_upstream) -> None:
-    """PID 1 of a container adopts the orphans of other processes."""
-    gateway = Gateway(upstream.port, "--workers", "2", **OFF)
-    gateway._command = ["sh", "-c", 'sleep 3 & exec "$0" "$@"', *gateway._command]
-    with gateway:
-        until(lambda: len(child_pids(gateway)) == 2 and up(gateway) == [1, 1])
-        kill_worker(gateway, child_pids(gateway)[1])
+REFUSED_FORKS = """
+import asyncio, errno, os, signal
+from bff.log_writer import LogWriter
+from bff.server.supervisor import supervise
+from bff.telemetry import Telemetry
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+fork, forks = os.fork, []
+
+def short():
+    forks.append(1)
+    if len(forks) in (3, 4):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+
+os.fork = short
+telemetry = Telemetry(LogWriter(1))
+worker = supervise(2, telemetry.log)
+
+async def run():
+    telemetry.log.info("ready", worker=worker.number, pid=os.getpid())
+    if not worker.replaces and worker.number == 0:
+        os._exit(1)
+    await asyncio.sleep(3600)
+
+asyncio.run(run())
+"""
+
+
+def test_supervisor_survives_a_refused_fork() -> None:
+    """Too many processes, or no memory: the others serve, and it tries again."""
+    lines: list[dict[str, object]] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", REFUSED_FORKS], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while sum(line["event"] == "ready" and line["worker"] == 0 for line in lines) < 1:
+            lines.append(json.loads(process.stdout.readline()))
+        process.terminate()
+    refused = [line for line in lines if line["event"] == "worker_not_started"]
+    assert [line["worker"] for line in refused] == [0, 0]
+    assert process.returncode == 0
 
 
 def test_ctrl_c_lets_requests_finish(upstream: running_upstream) -> None:

@@ -39,6 +39,8 @@ def main(host: str, port: int, sessions: int, folder: Path) -> None:  # noqa: C9
     environment.find = lambda id_: environment.sessions.get(id_) or by_external_id.get(id_)
 
     async def override(seen: Seen) -> Answer | None:  # noqa: PLR0911  a case a weather
+        if seen.raw_path.startswith("/api/v1/auth/"):  # no load
+            return None
         os.write(calls, struct.pack("d", time.monotonic()))
         app.seen.clear()
         good = {key for bit, key in enumerate(SECRET_KEYS) if control[1] & 1 << bit}

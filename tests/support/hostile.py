@@ -53,10 +53,11 @@ def told(response: Response) -> dict[str, str]:
     return {name.decode(): value.decode("latin-1") for name, value in response.headers()}
 
 
-def metric(gateway: Any, name: str) -> float:
-    """Sum of a metric of a running gateway over its labels."""
+def metric(gateway: Any, name: str, label: str | None = None) -> float:
+    """Sum of a metric of a running gateway over its labels, or those with the value *label*."""
     text = http.get(gateway.ops_url + "/metrics").text
-    values = re.findall(rf"^{name}(?:_total)?(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+    labels = r"(?:{[^}]*})?" if label is None else rf'{{[^}}]*"{label}"[^}}]*}}'
+    values = re.findall(rf"^{name}(?:_total)?{labels} (\S+)$", text, re.MULTILINE)
     assert values, f"no metric {name}"
     return sum(map(float, values))
 

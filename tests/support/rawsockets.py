@@ -160,6 +160,14 @@ class RawUpstream:
                         return
                     buffer += chunk
                 head, _, buffer = buffer.partition(b"\r\n\r\n")
+                if head.startswith(b"POST /api/v1/auth/"):
+                    # The gateway compares its environment's id at start; this upstream tells none.
+                    (length,) = map(int, re.findall(rb"(?i)content-length: (\d+)", head))
+                    while len(buffer) < length:
+                        buffer += connection.recv(65536)
+                    buffer = buffer[length:]
+                    connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                    continue
                 self.seen.append(head)
                 self.behave(connection, head)
         self._open.discard(connection)

@@ -1,6 +1,7 @@
 """The stand-in answers as the real store does."""
 
 import asyncio
+import io
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +13,10 @@ from support.engines import Engine
 from support.standin import Shared, StandIn
 from support.world import environ
 
+from bff.background import Background
 from bff.config.reader import load
 from bff.replicas.store import Store
+from bff.telemetry import Telemetry
 
 _IDS = st.sampled_from(["a", "b"])
 _TOKENS = st.sampled_from(["one", "two"])
@@ -101,6 +104,7 @@ def test_stand_in_answers_as_the_real_store(
     assert address is not None
     real = Store(
         address,
+        background=Background(Telemetry(io.StringIO())),
         timeout=2,
         name="r",
         count=lambda *_: None,

@@ -24,6 +24,16 @@ def test_jwks_yields_its_public_keys() -> None:
     assert algorithms(RSA.jwk(), 7, None, {"kty": ["RSA"]}, {"kty": "RSA"}) == ["RS256"]
 
 
+def test_null_member_of_a_jwk_counts_as_absent() -> None:
+    nulls = dict.fromkeys(("use", "key_ops", "alg", "kid", "d", "x5c", "oth"))
+
+    assert algorithms(*({**pair.jwk(), **nulls} for pair in (RSA, CURVE, EDWARDS))) == [
+        "RS256",
+        "ES256",
+        "EdDSA",
+    ]
+
+
 def _weak_rsa() -> dict[str, object]:
     key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  on purpose
     return json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import permutations
 
 import pytest
 from support.world import (
@@ -167,9 +168,11 @@ async def test_page_in_a_browser_cannot_revoke(world: World) -> None:
         (json_type, "[" * 8000),
         (json_type, " " * 9000 + body),
     ):
-        response = await world.ops.post("/revocations", headers=headers, content=content)
-        assert (response.status_code, response.json()["code"]) == (400, "bad_request"), headers
-    assert (await world.ops.get("/revocations")).status_code == 405
+        for method in ("POST", "DELETE"):
+            response = await world.ops.request(
+                method, "/revocations", headers=headers, content=content
+            )
+            assert (response.status_code, response.json()["code"]) == (400, "bad_request"), headers
     assert (await world.browser.post("/revocations", json={"jti": "one"})).status_code == 404
     assert len(world.service.gateway.revocations) == 0
 
@@ -209,3 +212,32 @@ def test_encoded_revocation_decodes_to_the_same() -> None:
     for text in ("", "[]", "{}", '{"kind": "x", "value": "", "before": 1, "until": 2}', "[" * 9999):
         with pytest.raises(ValueError, match=r".*"):
             Revocation.decode(text)
+
+
+def revocation(made: float, *, undone: bool = False, before: float = 50.0) -> Revocation:
+    return Revocation(
+        kind="subject", value="ann", before=before, until=1000.0, made=made, undone=undone
+    )
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_undoing_means_the_same_in_any_order(order: tuple[int, ...]) -> None:
+    records = [revocation(1), revocation(2, undone=True), revocation(3, before=60.0)]
+    kept = Revocations()
+    for number in order:
+        kept.add(Revocation.decode(records[number].encode()), 5.0)
+
+    assert kept.token(None, ("ann",), 55.0, 5.0)
+    kept.add(revocation(4, undone=True), 5.0)
+    assert not kept.token(None, ("ann",), 10.0, 5.0)
+    assert [r.undone for r in kept.in_force(5.0)] == [True]
+    kept.add(revocation(3), 6.0)
+    assert not kept.token(None, ("ann",), 10.0, 6.0), "an older revocation that arrives late"
+
+
+def test_revocation_wins_over_an_undoing_of_the_same_moment() -> None:
+    kept = Revocations()
+    kept.add(revocation(1, undone=True), 5.0)
+    kept.add(revocation(1), 5.0)
+
+    assert kept.token(None, ("ann",), 10.0, 5.0)

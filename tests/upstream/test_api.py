@@ -108,40 +108,6 @@ async def test_quota_is_learned_from_accepted_answers_only(answer: bytes, learns
     assert bool(quotas) is learns
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        (
-            (DATE, b"retry-after: Mon, 23 Nov 2026 17:33:48 GMT"),
-            7,
-        ),
-        (
-            (DATE, b"retry-after: Mon, 23 Nov 2026 17:33:40 GMT"),
-            0,
-        ),
-        (
-            (DATE, b"retry-after: Tue, 24 Nov 2026 19:33:40 GMT"),
-            60,
-        ),
-        ((b"retry-after: Mon, 23 Nov 2026 19:33:51 GMT",), 10),
-        ((b"retry-after: Monday, 23-Nov-26 19:33:51 GMT",), 10),
-        ((b"retry-after: Mon, 99 Nov 2026 19:33:51 GMT",), None),
-        ((b"retry-after: tomorrow",), None),
-        ((b"retry-after: ",), None),
-    ],
-)
-async def test_retry_after_may_be_a_date(lines: tuple[bytes, ...], expected: float | None) -> None:
-    """It is compared with upstream's own clock, which may differ from this machine's."""
-    wall = 1795462421.0  # Mon, 23 Nov 2026 19:33:41
-    async with (
-        server(http("429 Slow", b"{}", *lines)) as (url, _),
-        upstream(url, clock=lambda: (0.0, wall)) as (asked, _),
-    ):
-        with pytest.raises(UpstreamError, match="over_budget") as raised:
-            await get(asked, "/x")
-    assert raised.value.retry_after == expected
-
-
 FOREIGN = [
     http(f"{status} x", body, b"content-type: " + kind, *lines)
     for status in (401, 403, 404)

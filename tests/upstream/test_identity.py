@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from support.world import OFF, ROOT_KEY, SECRET_KEY, Clock, World, claims, read, sign
 
 from bff.upstream.connection import Answer
 from bff.upstream.identity import api_error
@@ -123,33 +122,3 @@ def test_missing_session_needs_the_apis_own_text_or_mark() -> None:
 def test_challenge_for_a_password_is_not_the_apis() -> None:
     challenge = answer(401, {"error": "Log in"}, www_authenticate='Basic realm="staging"')
     assert api_error(challenge) is None
-
-
-@pytest.mark.parametrize("status", [200, 401, 403, 404])
-async def test_page_of_a_cdn_counts_against_no_token(clock: Clock, status: int) -> None:
-    """The browser gets 502 each time, learns nothing of its token, and is never limited."""
-    settings = {"BFF_SIGNING_KEYS": None, "BFF_VERIFY": "upstream"}
-    limits = OFF | {"BFF_BAD_TOKEN_LIMIT": "3/minute"}
-    async with World(clock, **settings, **limits) as world:
-        token = sign(claims(clock.wall, *read("chat-1")), ROOT_KEY)
-        assert (await world.get("chat-1", token=token)).status_code == 200
-        clock.advance(70)  # the token has to be verified again
-        world.answer(status, PAGE, content_type=HTML)
-        for _ in range(10):
-            response = await world.get("chat-1", token=token)
-            assert (response.status_code, response.json()["code"]) == (502, "upstream_invalid")
-            clock.advance(5)
-        world.answer(0)
-        assert (await world.get("chat-1", token=token)).status_code == 200
-
-
-@pytest.mark.parametrize("status", [200, 401, 403, 404])
-async def test_page_of_a_cdn_raises_no_alarm_about_the_key(clock: Clock, status: int) -> None:
-    async with World(clock, TRIGGER_SECRET_KEY=f"{SECRET_KEY},tr_dev_sk_NEXT", **OFF) as world:
-        world.answer(status, PAGE, content_type=HTML)
-        response = await world.get("chat-1")
-        assert (response.status_code, response.json()["code"]) == (502, "upstream_invalid")
-        assert world.calls == 1, "no next key"
-        events = [line["event"] for line in world.logged()]
-        assert "upstream_failing" in events
-        assert "upstream_rejects_our_key" not in events

@@ -156,38 +156,6 @@ async def test_connection_ends_at_an_age_under_steady_load(origin: Origin, clock
         assert len(set(lives)) > 1, "connections opened together end apart"
 
 
-async def test_answer_of_the_resolver_is_followed(
-    origin: Origin, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name leads to another server while requests come every second."""
-    other = Origin()
-    loop = asyncio.get_running_loop()
-    async with (
-        await asyncio.start_server(origin.handle, "127.0.0.1", 0) as first,
-        await asyncio.start_server(other.handle, "127.0.0.1", 0) as second,
-    ):
-        ports = [one.sockets[0].getsockname()[1] for one in (first, second)]
-        current = 0
-
-        async def resolve(host: str, port: int, **_: object) -> list[object]:
-            assert (host, port) == ("api.example", 80)
-            address = ("127.0.0.1", ports[current])
-            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)]
-
-        monkeypatch.setattr(loop, "getaddrinfo", resolve)
-        made = Pool("api.example", 80, context=None, connect_timeout=2, clock=clock)
-        await made.send(GET)
-        current = 1
-        for _ in range(55):
-            clock.advance(1)
-            await made.send(GET)
-        assert other.requests
-        assert made._used == 1
-        made.close()
-        for writer in (*origin.writers, *other.writers):
-            writer.close()
-
-
 async def test_connections_are_bounded_and_requests_wait_in_order(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,30 +220,6 @@ async def test_cancelled_request_leaves_no_answer_to_the_next(origin: Origin) ->
         await asyncio.gather(first, return_exceptions=True)
         assert (await made.send(GET)).body == b"{}"
     assert origin.requests == [0, 1]
-
-
-@pytest.mark.parametrize("how", ["closed", "reset", "half-closed"])
-async def test_connection_that_upstream_just_closed_costs_no_error(
-    origin: Origin, how: str
-) -> None:
-    """Upstream closes it when the next request arrives, or before."""
-
-    def behave(writer: asyncio.StreamWriter, number: int) -> None:
-        if number == 0:
-            writer.write(OK)
-        elif how == "reset":
-            writer.transport.abort()
-        elif how == "closed":
-            writer.close()
-        else:
-            writer.write_eof()
-
-    origin.answer = behave
-    async with pool(origin) as made:
-        for _ in range(4):
-            assert (await made.send(GET)).body == b"{}"
-        assert made._used == len(made._idle) == 1
-    assert origin.requests == [0, 0, 1, 1, 2, 2, 3]
 
 
 async def test_request_is_sent_again_once_and_on_a_new_connection(origin: Origin) -> None:

@@ -1,0 +1,252 @@
+"""The commands that serve nothing: they mint and explain tokens, and talk to a running gateway."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from bff.clock import system_clock
+from bff.config import reader
+from bff.config.settings import EnvironmentSettings, Settings, SettingsError
+from bff.health import address
+from bff.ops import revoke as revoke_
+from bff.ops import status as status_
+from bff.ops.check_token import explain_token
+from bff.sessions.ids import is_id
+from bff.tokens.mint import mint
+
+T = TypeVar("T")
+
+_REFRESH_SECONDS: Final = 2.0
+"""Seconds between two screens of `bff status`."""
+
+
+def read_environ(**overrides: Any) -> dict[str, str]:
+    """Read the variables; *overrides* that are not None replace some of them."""
+    environ = dict(os.environ)  # noqa: TID251  the one place
+    return environ | {name: str(v) for name, v in overrides.items() if v is not None}
+
+
+def load(environ: dict[str, str]) -> Settings:
+    """Read the settings, or exit with all problems."""
+    try:
+        return reader.load(environ)
+    except SettingsError as exc:
+        refuse(exc)
+
+
+def refuse(exc: SettingsError) -> NoReturn:
+    """Exit with the problems of the settings."""
+    problems = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
+    exit_with(f"These settings cannot be used:\n{problems}")
+
+
+def exit_with(text: str, status: int = 2) -> NoReturn:
+    """Exit with a text for the operator."""
+    click.echo(text, err=True)
+    sys.exit(status)
+
+
+_ops_option = click.option(
+    "--ops",
+    metavar="HOST:PORT",
+    help="Address of the gateway's ops port; default: BFF_OPS_HOST and BFF_OPS_PORT.",
+)
+
+
+def _session_ids(*ids: str) -> tuple[str, ...]:
+    if not all(map(is_id, ids)):  # an empty id would make a scope that covers every session
+        raise click.UsageError("A session's id has 1 to 256 characters and is neither . nor ..")
+    return ids
+
+
+def _renamed(_: click.Context, __: click.Parameter, used: bool) -> None:
+    if used:
+        raise click.UsageError("bff token --revoke is renamed to bff revoke")
+
+
+@click.command()
+@click.option("--session", "sessions", multiple=True, help="Id of a session to allow; repeatable.")
+@click.argument("more", nargs=-1, metavar="[ID]...")
+@click.option(
+    "--ttl",
+    type=click.IntRange(1, 86400 * 30),
+    default=900,
+    show_default=True,
+    help="Seconds until the token expires.",
+)
+@click.option("--actor", help="Holder of the token (act.sub); rate limits count per actor.")
+@click.option("--jti", help="Id of the token, which bff revoke --jti takes.")
+@click.option("--environment", "name", help="Environment of the token, if there are several.")
+@click.option(
+    "--explain",
+    "explained",
+    metavar="TOKEN",
+    help="Explain a token instead, check by check; - reads it from standard input.",
+)
+@click.option(
+    "--revoke",
+    "--issued-before",
+    is_flag=True,
+    hidden=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_renamed,
+)
+def token(
+    sessions: tuple[str, ...],
+    more: tuple[str, ...],
+    ttl: int,
+    actor: str | None,
+    jti: str | None,
+    name: str | None,
+    explained: str | None,
+) -> None:
+    """Mint a token for named sessions, or explain one."""
+    if explained is not None:
+        text = sys.stdin.read() if explained == "-" else explained
+        sys.exit(_explain(text.strip().removeprefix("Bearer ").strip()))
+    ids = _session_ids(*sessions, *more)
+    if not ids:
+        raise click.UsageError("Name a session: --session ID")
+    environment = _environment(load(read_environ()), name)
+    if not environment.signing_keys or environment.learn:
+        exit_with(
+            "Minting needs "
+            + (
+                "BFF_ENVIRONMENT_ID, which is not set; bff check --probe shows it"
+                if environment.signing_keys
+                else "a signing key; set BFF_SIGNING_KEYS to a new one: openssl rand -hex 32"
+            )
+        )
+    click.echo(
+        mint(
+            environment.signing_keys[0].reveal(),
+            environment_id=environment.id or "bff",
+            scopes=[f"read:sessions:{id_}" for id_ in ids],
+            issued=int(system_clock()[1]),
+            ttl=ttl,
+            actor=actor,
+            jti=jti,
+        )
+    )
+
+
+def _explain(text: str) -> int:
+    """Print every check of a token, and what it may read; returns 1 if one failed."""
+    settings = load(read_environ())
+    clock = system_clock()
+    checks, granted = asyncio.run(explain_token(settings, text, clock[1]))
+    labels = {True: "OK", False: "PROBLEM", None: "UNSURE"}
+    for check in checks:
+        click.echo(f"{labels[check.passed]:<7}  {check.name}: {check.text}")
+    click.echo(f"\nSessions that its scopes name: {granted}")
+    return int(any(check.passed is False for check in checks))
+
+
+def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
+    environments = {environment.name: environment for environment in settings.environments}
+    if name is None and len(environments) == 1:
+        return settings.environments[0]
+    if name not in environments:
+        exit_with(f"Name the environment: --environment {'|'.join(environments)}")
+    return environments[name]
+
+
+@click.command()
+@click.option("--session", "sessions", multiple=True, help="Session, by either id; repeatable.")
+@click.argument("more", nargs=-1, metavar="[ID]...")
+@revoke_.option_once(
+    "--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub."
+)
+@revoke_.option_once("--jti", metavar="ID", help="The one token with this id.")
+@revoke_.option_once(
+    "--issued-before",
+    type=float,
+    metavar="SECONDS",
+    help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all of them.",
+)
+@revoke_.option_once(
+    "--ttl",
+    type=float,
+    metavar="SECONDS",
+    help="How long the revocation is kept (default: 30 days); longer than your tokens live.",
+)
+@click.option("--list", "listing", is_flag=True, help="List the revocations in force.")
+@click.option("--undo", is_flag=True, help="Undo the revocation that is named in the same way.")
+@_ops_option
+def revoke(
+    sessions: tuple[str, ...],
+    more: tuple[str, ...],
+    ops: str | None,
+    listing: bool,
+    undo: bool,
+    **members: str | float | None,
+) -> None:
+    """Revoke tokens at a running gateway, or list or undo revocations.
+
+    Name one of --session, --actor and --jti, or --issued-before alone.
+    """
+    if listing:
+        click.echo("\n".join(_at_ops_port(ops, revoke_.listed)))
+        return
+    send = revoke_.undo if undo else revoke_.revoke
+    ids = _session_ids(*sessions, *more)
+    body = {name: value for name, value in members.items() if value is not None}
+    kinds = bool(ids) + len(body.keys() & {"subject", "jti"})
+    if kinds > 1 or (not kinds and "issued_before" not in body):
+        raise click.UsageError(
+            "Name what to revoke: one of --session, --actor and --jti, or --issued-before"
+        )
+    for one in [body | {"session": id_} for id_ in ids] or [body]:
+        click.echo(_at_ops_port(ops, partial(send, body=one)))
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Refresh it; the default on a terminal.")
+@click.option("--once", is_flag=True, help="Print it once, also on a terminal.")
+@_ops_option
+def status(watch: bool, once: bool, ops: str | None) -> None:
+    """Show a running gateway on one screen."""
+
+    def read(host: str, port: int) -> status_.Reading:
+        return status_.read(host, port, system_clock()[0])
+
+    before = None
+    watch = (watch or sys.stdout.isatty()) and not once
+    while True:
+        now = _at_ops_port(ops, read)
+        text = status_.screen(now, before)
+        click.echo(f"\x1b[2J\x1b[H{text}" if sys.stdout.isatty() and watch else text)
+        if not watch:
+            return
+        before = now
+        try:
+            time.sleep(_REFRESH_SECONDS)
+        except KeyboardInterrupt:
+            return
+
+
+def _at_ops_port(ops: str | None, action: Callable[[str, int], T]) -> T:
+    """Do something at the ops port; exit if no gateway answers there, or if it refuses."""
+    try:
+        address = revoke_.parse_address(ops or _ops_address(read_environ()))
+    except ValueError:
+        raise click.UsageError(
+            "The ops port's address is HOST:PORT or http://HOST:PORT; it comes from --ops, or from "
+            "BFF_OPS_HOST and BFF_OPS_PORT"
+        ) from None
+    try:
+        return action(*address)
+    except (revoke_.RevokeError, status_.StatusError) as exc:
+        exit_with(str(exc), 1)
+
+
+def _ops_address(environ: dict[str, str]) -> str:
+    host, port = address(environ)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,228 @@
+"""Checks values for traces of people, shells, env files and orchestrators.
+
+A value is mended only if it can mean nothing else: white space around it, and the byte order mark
+of a file. Every other trace of a tool or of copy and paste is a problem with a remedy, because the
+gateway would otherwise use it as a part of a key, an id or a list. No problem quotes the value.
+"""
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final
+
+_BLANKS: Final = " \t\r\n"
+_QUOTES: Final = "\"'`´‘’‚‛“”„‟«»‹›＂＇"  # noqa: RUF001  look-alikes are what it looks for
+_QUOTED_LIST: Final = re.compile(r"\[\s*[\"'“]")
+_REFERENCE: Final = re.compile(r"\$\{|\$\(|\{\{|\}\}|<no value>")
+_VARIABLE: Final = re.compile(r"\$\$?[A-Z_][A-Z0-9_]+")
+_WHOLE_REFERENCE: Final = re.compile(r"\$\w+|%\w+%|%\(\w+\)s|\{\w+\}", re.ASCII)
+_PLACEHOLDER: Final = re.compile(
+    r"(replace[_ -]?(me|this|with)|change[_ -]?(me|this|it)|fill[_ -]?(me|in))(?![a-z])"
+    r"|placeholder|…|\.\.\.$"
+    r"|(^|_|//)(your|my|the)[_ -](\w+[_ -])*(key|secret|token|id|host|url|origin|domain|branch)\b"
+    r"|^(tr_[a-z]+_)?(sk_)?[xX*]{3,20}$|^(todo|fixme|tbd|insert[_ -].*)$"
+    r"|^(null|nil|undefined|n/a)$|^(?-i:None)$|^<[^>]*>$",
+    re.IGNORECASE,
+)
+_COMMENT: Final = re.compile(r"\s#|^#")
+_ESCAPE: Final = re.compile(r"\\[nrt]$|\\[\"']")
+_FULL_WIDTH: Final = re.compile(r"[\uff01-\uff5e\u3001\u3002]")
+_KEY: Final = re.compile(
+    r"tr_(?:dev|stg|prod|preview|pat)_\w+|eyJ[\w-]{8,}\.[\w.-]+|-----BEGIN[^\n]*", re.ASCII
+)
+"""Texts that are secrets whatever setting holds them."""
+_RANDOM: Final = re.compile(
+    r"\b[0-9a-f]{48,}\b|(?=[\w+=-]*[a-z])(?=[\w+=-]*[A-Z])(?=[\w+=-]*[0-9])[\w+=-]{40,}", re.ASCII
+)
+"""Texts that may be secrets: 24 random bytes or more."""
+_HIDDEN: Final = "(hidden)"
+_SHORTEST_SECRET: Final = 8
+"""Characters. A shorter secret is invalid anyhow, and may be a part of any word."""
+
+
+MIN_KEY_BYTES = 32
+"""Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
+
+
+class InvalidValue(ValueError):
+    """The text of a setting is invalid: the message has a remedy, and never quotes a secret."""
+
+
+class Secret:
+    """A text that no log, message or repr shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text, to send it or to verify with it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def mend(text: str) -> str:
+    """Remove what cannot be a part of any value: white space around it."""
+    return text.strip(_BLANKS)
+
+
+def check(name: str, text: str, *, secret: bool) -> None:
+    """Refuse what tools and copy and paste leave in the *text* of the setting *name*.
+
+    Only a *secret* setting may hold a secret.
+
+    Raises:
+        InvalidValue: with a remedy.
+    """
+    for character in text:
+        if character not in _BLANKS and unicodedata.category(character) in _INVISIBLE:
+            raise InvalidValue(
+                f"contains an invisible character (U+{ord(character):04X}); type the value again "
+                "instead of copying it"
+            )
+    if _FULL_WIDTH.search(text):
+        raise InvalidValue("contains full-width characters; type the value in ASCII")
+    if _QUOTED_LIST.match(text):
+        raise InvalidValue("is written as a JSON list; write the values with commas between them")
+    if re.match(rf"((export|set)\s+\w+|{re.escape(name)}(_FILE)?)\s*[=:]", text):
+        raise InvalidValue("repeats the setting's name; write only what follows the = sign")
+    _check_comment(text)
+    for part in filter(None, map(mend, re.split(r"[,\n]", text))):
+        _check_part(part, secret=secret)
+    if not secret and _KEY.search(text):
+        raise InvalidValue(
+            "holds a secret key or a token, which belongs in another setting; if others could read "
+            "it there, rotate it"
+        )
+
+
+_INVISIBLE: Final = ("Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp", "Zs")
+
+
+def _check_comment(text: str) -> None:
+    if _COMMENT.search(text):
+        raise InvalidValue(
+            "contains a comment, which is a part of the value; write it on a line of its own"
+        )
+    if _ESCAPE.search(text):
+        raise InvalidValue(
+            "contains an escape such as \\n, which nothing replaced; remove the backslash"
+        )
+
+
+def _check_part(part: str, *, secret: bool) -> None:
+    if part[0] in _QUOTES or part[-1] in _QUOTES:
+        raise InvalidValue("is in quotes, which are a part of the value; remove the quotes")
+    if (
+        _REFERENCE.search(part)
+        or _WHOLE_REFERENCE.fullmatch(part)
+        or (not secret and _VARIABLE.search(part))
+    ):
+        raise InvalidValue(
+            "refers to a variable that nothing replaced; write the value itself, or set the "
+            "variable where the value is made"
+        )
+    if _PLACEHOLDER.search(part):
+        raise InvalidValue("is still the placeholder of an example; write the value itself")
+
+
+def check_path(name: str, path: str) -> None:
+    """Refuse a path that is the secret itself, or that only a shell would complete.
+
+    Raises:
+        InvalidValue: with a remedy.
+    """
+    check(name, path, secret=True)
+    if "/" not in path and redact(path) != path:
+        raise InvalidValue("is a key and not a path")
+    if path.startswith(("~", "%")):
+        raise InvalidValue("begins with ~ or %, which nothing replaced; write the whole path")
+
+
+def once_encoded(text: str) -> str | None:
+    """Decode a text that was encoded with base64 once too often; None if it was not.
+
+    Random bytes do not decode to 16 or more printable characters.
+    """
+    try:
+        decoded = base64.b64decode(text, validate=True).decode("ascii").strip(_BLANKS)
+    except (binascii.Error, ValueError):
+        return None
+    return decoded if decoded.isprintable() and len(decoded) >= 16 else None  # noqa: PLR2004
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Hide *secrets*, and all that looks like one, in a text for the operator."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, _HIDDEN)
+    return _RANDOM.sub(_HIDDEN, _KEY.sub(_HIDDEN, text))
+
+
+def texts(text: str) -> tuple[str, ...]:
+    """Split a list at commas and line ends; empty parts are dropped."""
+    return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
+
+
+def split_keys(text: str) -> tuple[str, ...]:
+    """Split a list of keys.
+
+    None may be missing, because its variable may be unset where the list was made.
+
+    Raises:
+        InvalidValue: with a remedy.
+    """
+    keys = texts(text)
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    parts = [part.strip() for line in lines for part in line.removesuffix(",").split(",")]
+    if lines and (not all(parts) or lines[-1].endswith(",")):
+        raise InvalidValue(
+            "has a comma without a key before or after it; write the missing key, or remove the "
+            "comma"
+        )
+    for number, key in enumerate(keys, start=1):
+        first = keys.index(key) + 1
+        if first < number:
+            raise InvalidValue(f"has the same key as numbers {first} and {number}; remove one")
+        if ";" in key and all(len(part) >= MIN_KEY_BYTES for part in key.split(";")):
+            raise InvalidValue("has a semicolon between keys; write a comma")
+        if once_encoded(key) is not None:
+            raise InvalidValue(
+                f"has a key in base64 as number {number}; write the key itself (the data of a "
+                "Kubernetes Secret is encoded once, its stringData not at all)"
+            )
+    return keys
+
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_host(text: str) -> bool:
+    """Whether *text* is an address or a name that can be looked up."""
+    try:
+        ip_address(text)
+    except ValueError:
+        last = text.rstrip(".").rpartition(".")[2]
+        return bool(HOST_NAME.fullmatch(text)) and not last.isdigit()
+    return "%" not in text

@@ -1,0 +1,113 @@
+"""Counts the bytes that connections hold in memory, and bounds them: in all, and by address.
+
+A connection holds what it has read of requests without an answer, and answers that its browser has
+not read. Each amount is small; those of ten thousand connections are not.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from bff.limits.client_address import address_key
+
+_SHARES: Final = 4
+"""One address may hold this part of the whole, so that it does not take the place of all others."""
+
+
+class Buffers:
+    """The bytes of all connections of one process.
+
+    Args:
+        limit: bytes in all.
+        is_trusted: tells whether an address is a proxy's, which brings many browsers' connections.
+    """
+
+    def __init__(self, limit: int, is_trusted: Callable[[str], bool]) -> None:
+        self.held = 0
+        self._limit = limit
+        self._is_trusted = is_trusted
+        self._by_address: Counter[str] = Counter()
+
+    def has_room(self, address: str, size: int) -> bool:
+        """Whether *address* may hold *size* bytes more.
+
+        One answer may be larger than a share, so an address that holds nothing has no share.
+        """
+        if self.held and self.held + size > self._limit:
+            return False
+        held = self._by_address.get(address_key(address), 0)
+        return not held or held + size <= self._limit // _SHARES or self._is_trusted(address)
+
+    def change(self, address: str, by: int) -> None:
+        """Count bytes that *address* begins or ceases to hold."""
+        key = address_key(address)
+        self.held += by
+        self._by_address[key] += by
+        if not self._by_address[key]:
+            del self._by_address[key]
+
+
+class Holding:
+    """The bytes of one connection.
+
+    Args:
+        address: the address of the connection. `answer` may name the one behind a proxy.
+    """
+
+    __slots__ = ("_address", "_answer", "_buffers", "_closed", "_requests", "_unread")
+
+    def __init__(self, buffers: Buffers, address: str) -> None:
+        self._buffers = buffers
+        self._address = address
+        self._requests = self._answer = self._unread = 0
+        self._closed = False
+
+    def requests(self, size: int) -> bool:
+        """Hold *size* bytes of requests; False, without a change, if there is no room."""
+        if size == self._requests or self._change(size - self._requests):
+            self._requests = size
+            return True
+        return False
+
+    def answer(self, size: int, address: str) -> bool:
+        """Hold an answer of *size* bytes that is about to be written; False as above."""
+        if address != self._address:
+            self._move(address)
+        if self._change(size - self._answer):
+            self._answer = size
+            return True
+        return False
+
+    def unread(self, size: int) -> bool:
+        """Hold *size* written bytes, those of the answer among them; False as above."""
+        if self._change(size - self._unread - self._answer):
+            self._unread, self._answer = size, 0
+            return True
+        return False
+
+    def answered(self) -> None:
+        """Release the answer: it is written, or will not be."""
+        if self._answer:
+            self._change(-self._answer)
+            self._answer = 0
+
+    def close(self) -> None:
+        """Release everything; an answer that comes later is not written."""
+        self._change(-self._requests - self._answer - self._unread)
+        self._closed = True
+
+    def _change(self, by: int) -> bool:
+        if self._closed:
+            return True
+        if by > 0 and not self._buffers.has_room(self._address, by):
+            return False
+        if by:
+            self._buffers.change(self._address, by)
+        return True
+
+    def _move(self, address: str) -> None:
+        held = self._requests + self._answer + self._unread
+        if held and not self._closed:
+            self._buffers.change(self._address, -held)
+            self._buffers.change(address, held)
+        self._address = address

@@ -1,0 +1,176 @@
+"""Explains a token check by check: for the log of a refusal, and for `bff token --explain`.
+
+The verifier decides; this module only tells the reasons, in the field's words. It never shows the
+token, a key or a signature.
+"""
+
+import hmac
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from bff.errors import Refused
+from bff.tokens.algorithms import TRIGGER_ALGORITHM
+from bff.tokens.caller import SKEW_SECONDS
+from bff.tokens.issuers import Source
+from bff.tokens.verify import AUDIENCE, ISSUER, MAX_TOKEN_BYTES, Issuer, read_unverified
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check of a token.
+
+    Attributes:
+        name: what is checked; the reason of a refusal in the log.
+        passed: None if it was not possible.
+        text: what was found.
+    """
+
+    name: str
+    passed: bool | None
+    text: str
+
+
+def _good(name: str, text: str) -> Check:
+    return Check(name, passed=True, text=text)
+
+
+def _bad(name: str, text: str) -> Check:
+    return Check(name, passed=False, text=text)
+
+
+def reason(checks: Iterable[Check]) -> str:
+    """Name the first check that failed."""
+    return next((check.name for check in checks if check.passed is False), "unknown")
+
+
+def explain(
+    token: bytes, issuers: Sequence[Issuer], sources: Sequence[Source], wall: float
+) -> list[Check]:
+    """Check a token at *wall* (Unix seconds), and go on after a failure as far as possible."""
+    if token.startswith(b"tr_"):
+        return [_bad("form", "it is a secret key, not a token: rotate the key")]
+    try:
+        if len(token) > MAX_TOKEN_BYTES:
+            return [_bad("form", f"it is longer than {MAX_TOKEN_BYTES} bytes")]
+        header, claims = read_unverified(token)
+    except Refused:
+        return [_bad("form", "it is not a JWT: three parts of base64url, each with JSON")]
+    checks = [_good("form", "it is a JWT")]
+    source = next((one for one in sources if one.issuer == claims.get("iss")), None)
+    if source is not None:
+        checks += _of_source(token, header, claims, source, wall)
+    else:
+        checks += _of_trigger(token, header, claims, issuers)
+    return [*checks, *_dates(claims, wall)]
+
+
+def _of_source(
+    token: bytes, header: dict[str, Any], claims: dict[str, Any], source: Source, wall: float
+) -> Iterable[Check]:
+    yield _good("issuer", f"token source {source.name!r}")
+    algorithm = header.get("alg")
+    yield Check(
+        "algorithm",
+        algorithm in source.algorithms,
+        f"it has {_short(algorithm)}, the source {', '.join(source.algorithms)}",
+    )
+    named = [claims.get("aud")] if not isinstance(claims.get("aud"), list) else claims["aud"]
+    accepted = bool(set(map(_short, named)) & set(source.audiences)) or not source.audiences
+    yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
+    if not source.keys.trusted(wall):
+        yield Check("signature", None, "the source's keys are not known")
+        return
+    try:
+        source.verify(token, header, wall)
+    except Refused:
+        kid = _short(header.get("kid"))
+        text = f"no key of the source verifies it with its claims (kid {kid})"
+        yield _bad("signature", text)
+    else:
+        yield _good("signature", "a key of the source verifies it")
+        yield _good("environment", f"it is for environment {source.environment}")
+
+
+def _of_trigger(
+    token: bytes, header: dict[str, Any], claims: dict[str, Any], issuers: Sequence[Issuer]
+) -> Iterable[Check]:
+    yield Check("issuer", claims.get("iss") == ISSUER, f"it has {_short(claims.get('iss'))}")
+    name, algorithm = TRIGGER_ALGORITHM.name, header.get("alg")
+    yield Check("algorithm", algorithm == name, f"it has {_short(algorithm)}, {name} is needed")
+    audience = claims.get("aud")
+    audiences = audience if isinstance(audience, list) else [audience]
+    yield Check("audience", AUDIENCE in audiences, f"it has {', '.join(map(_short, audiences))}")
+    yield Check("public", claims.get("pub") is True, "a public access token has pub: true")
+    signers = [
+        (issuer, number)
+        for issuer in issuers
+        for number, key in enumerate(issuer.keys, start=1)
+        if _signs(token, key)
+    ]
+    subject = claims.get("sub")
+    if signers:
+        keys = ", ".join(f"number {number} of {issuer.environment}" for issuer, number in signers)
+        yield _good("signature", f"signing key {keys} verifies it")
+        among = [issuer for issuer, _ in signers]
+    elif any(issuer.upstream for issuer in issuers):
+        yield Check("signature", None, "no signing key verifies it; upstream decides")
+        among = [issuer for issuer in issuers if issuer.upstream]
+    else:
+        text = "no signing key verifies it: another key signed it, or the key was removed"
+        yield _bad("signature", text)
+        among = list(issuers)
+    accepting = next((i for i in among if isinstance(subject, str) and i.accepts(subject)), None)
+    if accepting is not None:
+        text = f"sub is {_short(subject)}: environment {accepting.environment}"
+        yield _good("environment", text)
+    elif any(issuer.pending for issuer in among):
+        yield Check("environment", None, "the gateway does not know its environment's id yet")
+    else:
+        ids = ", ".join(str(issuer.id) for issuer in among)
+        yield _bad("environment", f"sub is {_short(subject)}, but BFF_ENVIRONMENT_ID {ids}")
+
+
+def _dates(claims: dict[str, Any], wall: float) -> Iterable[Check]:
+    expires, issued, begins = (_number(claims.get(name)) for name in ("exp", "iat", "nbf"))
+    if expires is None:
+        yield _bad("expiry", "it has no exp, so it would never expire")
+    else:
+        verb = "expires" if wall < expires else "expired"
+        yield Check("expiry", wall < expires, f"it {verb} at {_date(expires)}")
+    begins = max(begins or 0.0, issued or 0.0) - SKEW_SECONDS
+    if begins > wall:
+        text = f"it is not valid before {_date(begins)}: compare the clocks"
+        yield _bad("not before", text)
+
+
+def _signs(token: bytes, key: str) -> bool:
+    signed, _, signature = token.rpartition(b".")
+    made = urlsafe_b64encode(hmac.digest(key.encode(), signed, "sha256")).rstrip(b"=")
+    return hmac.compare_digest(made, signature.rstrip(b"="))
+
+
+_MAX_SHOWN: Final = 80
+"""Characters of a claim that are shown."""
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else type(value).__name__
+    return "".join(c if c.isprintable() else "?" for c in text[:_MAX_SHOWN])
+
+
+def _number(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < _LAST_DATE else None  # type: ignore[arg-type]
+
+
+_LAST_DATE: Final = 1e11
+"""Unix seconds; Python knows no later dates."""
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

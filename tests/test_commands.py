@@ -1,0 +1,71 @@
+"""The commands that talk to a running gateway: revocations listed and undone."""
+
+from click.testing import CliRunner, Result
+from support.world import Gateway, World, http, read
+
+from bff.cli import main
+
+
+def bff(*arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(main, arguments, env=environ)
+
+
+def test_revocation_is_listed_and_undone(gateway: Gateway) -> None:
+    ops, token = f"127.0.0.1:{gateway.ops_port}", gateway.token(*read("chat-1"), jti="one")
+
+    def status() -> int:
+        headers = {"authorization": f"Bearer {token}"}
+        return http.get(f"{gateway.url}/api/v1/sessions/chat-1", headers=headers).status_code
+
+    assert bff("revoke", "--list", "--ops", ops).stdout == "No revocation is in force.\n"
+    assert bff("revoke", "--jti", "one", "--ops", ops).exit_code == 0
+    assert bff("revoke", "--issued-before", "1", "--ops", ops).exit_code == 0
+    assert status() == 401
+    listed = bff("revoke", "--list", "--ops", ops).stdout
+    assert "jti one, kept until " in listed
+    assert "all tokens, issued before 1970-01-01T00:00:01" in listed
+
+    undone = bff("revoke", "--undo", "--jti", "one", "--ops", ops)
+    assert undone.exit_code == 0, undone.stderr
+    assert '"undone":"jti"' in undone.stdout
+    assert status() == 200
+    assert "jti" not in bff("revoke", "--list", "--ops", ops).stdout
+    again = bff("revoke", "--undo", "--jti", "one", "--ops", ops)
+    assert again.exit_code == 1
+    assert "No such revocation is in force" in again.stderr
+
+
+async def test_undoing_reaches_the_other_workers(upstream) -> None:
+    with Gateway(upstream.port, "--workers", "2") as gateway:
+        ops, token = f"127.0.0.1:{gateway.ops_port}", gateway.token(*read("chat-1"), jti="one")
+        headers = {"authorization": f"Bearer {token}"}
+
+        def statuses() -> set[int]:
+            url = f"{gateway.url}/api/v1/sessions/chat-1"
+            return {http.get(url, headers=headers).status_code for _ in range(12)}
+
+        assert bff("revoke", "--jti", "one", "--ops", ops).exit_code == 0
+        assert statuses() == {401}
+        assert bff("revoke", "--undo", "--jti", "one", "--ops", ops).exit_code == 0
+        assert statuses() == {200}
+
+
+async def test_log_level_hides_less_severe_lines(world: World) -> None:
+    await world.start(BFF_LOG_LEVEL="error")
+    before = len(world.logged())
+    await world.get("chat-2", token=world.token(*read("chat-1")))
+    world.telemetry.log.warning("hidden")
+    world.telemetry.log.error("shown")
+
+    assert [line["event"] for line in world.logged()[before:]] == ["shown"]
+    world.reload(BFF_LOG_LEVEL="info")
+    world.telemetry.log.info("shown_again")
+    assert world.logged()[-1]["event"] == "shown_again"
+
+
+async def test_reload_says_which_settings_changed(world: World) -> None:
+    world.reload(BFF_CACHE_TTL="7", BFF_EXPOSE_TAGS="public:*", BFF_SIGNING_KEYS="n" * 40)
+
+    (line,) = [x for x in world.logged() if x["event"] == "settings_reloaded"]
+    assert line["changed"] == ["BFF_CACHE_TTL", "BFF_SIGNING_KEYS", "BFF_EXPOSE_TAGS"]
+    assert "n" * 40 not in world.log.getvalue()
