@@ -260,7 +260,7 @@ class BoundedProtocol(HeldProtocol):
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""
-        if self._incomplete:
+        if self.is_receiving():
             self._refused = True
             self._close_lingering()
         else:
