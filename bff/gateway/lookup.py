@@ -91,13 +91,13 @@ class Lookup:
         now = request.now
         state = self._cache.ages.state(copy, now, copy.share.stretch)
         if state is State.STALE:
-            if now >= copy.retry:
+            if now >= copy.retry_at:
                 key = caller.limit_key(request.address)
                 self._loader.refresh(environment, session_id, copy, key, now)
             return copy, STALE
         if state is State.EXPIRED:
             return self._load(request, caller, session_id, environment, None)
-        if now < copy.retry:
+        if now < copy.retry_at:
             return copy, STALE_IF_ERROR
         return self._load(request, caller, session_id, environment, copy)
 
@@ -111,7 +111,7 @@ class Lookup:
     ) -> Served | PendingLoad:
         """Wait for the load in flight, or for the turn of a new one if that is near."""
         now = request.now
-        collapsed = self._loader.queued(environment.name, session_id) is not None
+        collapsed = self._loader.find_load(environment.name, session_id) is not None
         key = caller.limit_key(request.address)
         load = self._loader.request(environment, session_id, fallback, key, now)
         if load is None:

@@ -227,7 +227,7 @@ class Sharing:
             if now - previous.loaded < request.lifetime(previous):
                 # A refusal for lack of budget says when the next load may start: it may be sooner.
                 retry_after = outcome.retry_after or _RETRY_SECONDS
-                previous.retry = now + min(retry_after, _RETRY_SECONDS)
+                previous.retry_at = now + min(retry_after, _RETRY_SECONDS)
                 return previous, False
         return outcome, loaded
 

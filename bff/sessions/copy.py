@@ -40,7 +40,7 @@ class Copy:
     closed: bool
     loaded: float
     """Seconds on the clock that never jumps, as all times of this module."""
-    retry: float = -inf
+    retry_at: float = -inf
     """The last load failed; the next one starts at this time or later."""
     share: Share = NO_SHARE
     """The caller's share that the session was last counted in as a hot one."""
