@@ -23,7 +23,7 @@ class HeaderFields:
     """The headers that are read; they do not depend on the path, so connections share them.
 
     Attributes:
-        ambiguous: a header that may stand only once is repeated.
+        ambiguous: whether a header that may be sent only once is repeated.
         token: the token in `authorization`, if it is written in the usual way.
     """
 
@@ -69,7 +69,7 @@ class RequestHead:
     Attributes:
         path: raw: percent-encoded, without query and fragment.
         peer: the address of the connection.
-        id: the session's, if the path is one whose segment needs no decoding.
+        id: the session's id, if its path segment needs no decoding; otherwise None.
         query: raw; only the list reads it.
         served_by: the path that answers the request, as metrics name it.
     """
