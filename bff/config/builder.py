@@ -209,7 +209,7 @@ class ConfigBuilder:
         return Environment(environment.name, origin, self._trace(upstream), budget)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
-        """Use what upstream reports of its bucket, here and in other replicas."""
+        """Use what upstream reports of its bucket, in this process and in other replicas."""
         now, wall = self._clock()
         limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
         budget.observe(now, limit=limit, remaining=remaining, reset=reset)

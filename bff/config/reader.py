@@ -78,7 +78,7 @@ def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        # Of the parser's message only the position is reported: the rest may quote a secret.
+        # Only the position in the parser's message is reported: the rest may quote a secret.
         position = re.search(r"line \d+, column \d+|end of document", str(exc))
         where = position[0] if position else "an unknown line"
         reader.problems.append(f"BFF_CONFIG is not valid TOML (at {where})")

@@ -57,7 +57,7 @@ class TableReader:
     ) -> dict[str, Any]:
         """Read the settings that *settings_class* declares, by field.
 
-        The value is None for an invalid setting, and for one that is neither set nor has a default.
+        An invalid setting has the value None, as does one that is not set and has no default.
         *prefix* begins each problem: empty for the top level, else ``BFF_CONFIG: <section>: ``.
         """
         rows = declared(settings_class).items()

@@ -39,7 +39,7 @@ _RANDOM: Final = re.compile(
 """Matches texts that may be secrets: 24 random bytes or more."""
 _HIDDEN: Final = "(hidden)"
 _SHORTEST_SECRET: Final = 8
-"""Characters. A shorter text is not hidden: it is no valid secret, and it may be part of a word."""
+"""Characters. A shorter text is shown: no valid secret is as short, but a word may contain it."""
 
 
 MIN_KEY_BYTES = 32

@@ -207,7 +207,7 @@ class Gateway:
         return answer
 
     def _admit_again(self, pending: Pending) -> Response | Pending:
-        """Decide after a wait; every result of a wait passes here, a refusal included.
+        """Decide after a wait; every result of a wait passes this method, a refusal included.
 
         During the wait the token may have expired or been revoked, or its key removed.
         """

@@ -1,4 +1,4 @@
-"""What an answer may have to wait for: loads, lists, leases.
+"""Answers that have to wait: for loads, for the members of a list, for leases.
 
 `Gateway.decide` returns a `Pending` where the answer is not in memory. `Gateway.finish` awaits its
 `wait`, admits the request again, and asks `conclude` for the answer, until there is a response.
@@ -75,8 +75,8 @@ class Pending(Protocol):
     def config(self) -> RuntimeConfig | None:
         """The configuration by which the gateway decided to wait.
 
-        If it has changed, the request is decided from its start. It is None if `conclude` always
-        decides the request from its start.
+        If it has changed, the request is decided from its start. None if `conclude`
+        always does so.
         """
 
     async def wait(self, gateway: Resumable) -> None:

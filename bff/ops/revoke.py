@@ -16,7 +16,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
     """Declare an option that may be given once.
 
-    Of two values click would use the last alone, and one revocation would silently be missing.
+    If it were given twice, click would use the last value alone: one revocation would be missing.
     """
 
     def once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> Any:

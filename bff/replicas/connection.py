@@ -41,8 +41,8 @@ RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 
 
 MAX_RETRY_SECONDS: Final = 4.0
-"""Seconds: bound of that pause. It doubles each time the store soon goes down again, so few
-requests wait for the store."""
+"""Seconds: bound of that pause. It doubles each time the store soon goes down again, which
+spares requests a wait for a failing store."""
 
 
 STABLE_HEARTBEATS: Final = 5

@@ -185,7 +185,7 @@ class Pool:
             return await connection.send(data)  # type: ignore[return-value]
         except asyncio.CancelledError:
             if connection is not None:
-                connection.abort()  # otherwise the next request would get its answer
+                connection.abort()  # its answer would be taken for that of the next request
             raise
         finally:
             self._give_back(connection)
