@@ -14,6 +14,8 @@ from starlette.routing import BaseRoute
 
 from bff import metrics
 from bff.background import Background, Beat
+from bff.chat.appends import Appends
+from bff.chat.streams import Streams
 from bff.clock import Clock, system_clock
 from bff.config.builder import ConfigBuilder, ages, same_environment
 from bff.config.reload import Reload
@@ -178,6 +180,9 @@ class Service:
             clock=self._clock,
             request_ids=_request_ids(),
             sharing=self.sharing,
+            streams=Streams(telemetry, lambda: self.now),
+            appends=Appends(lambda: self.now),
+            part_ids=lambda: os.urandom(16).hex(),
         )
 
     def _make_sharing(self, settings: Settings) -> Sharing:
@@ -309,9 +314,12 @@ class Service:
         lag = partial(measure_lag, self._telemetry, self._clock)
         self.background.start("loop_lag", lag, deadline=30.0)
         self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
+        self.background.start("streams", self.gateway.watch_streams, deadline=30.0)
         yield
         self.reload.stop()
-        await self.background.stop("settings_watch", "loop_lag", "readiness", "key_refresh")
+        await self.background.stop(
+            "settings_watch", "loop_lag", "readiness", "streams", "key_refresh"
+        )
         self.gateway.loader.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)  # each is bounded by the upstream timeout
@@ -340,6 +348,11 @@ class Service:
 
     def _start_key_refresh(self) -> None:
         self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
+
+    def drain(self) -> None:
+        """End the open streams, spread over the time that the settings give."""
+        self.ops.drain()
+        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))
 
     def note_short(self) -> None:
         """Count and log that the system had no descriptor for a connection."""

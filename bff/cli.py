@@ -106,7 +106,7 @@ async def _serve(
         [*more, (browser_config, browser)],
         (ops_config, ops),
         worker=worker,
-        on_stop=service.ops.drain,
+        on_stop=service.drain,
         on_short=service.note_short,
     )
 

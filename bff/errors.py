@@ -7,6 +7,7 @@
         ├── UpstreamUnavailable
         ├── UpstreamTimeout
         ├── UpstreamInvalid
+        ├── StreamVersionUnknown
         ├── UpstreamRateLimited
         ├── CredentialsRejected
         ├── SessionNotFound
@@ -36,6 +37,14 @@ ErrorCode = Literal[
     "method_not_allowed",
     "not_served",
     "head_too_large",
+    "invalid_message",
+    "foreign_chat",
+    "message_too_large",
+    "session_closed",
+    "message_unconfirmed",
+    "stream_unreadable",
+    "stream_version",
+    "too_many_streams",
     "rate_limited",
     "upstream_rejected_credentials",
     "upstream_unavailable",
@@ -82,6 +91,23 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
         "The request's headers are too many or too large",
     ),
+    "invalid_message": Row(HTTPStatus.BAD_REQUEST, "The message is not allowed"),
+    "foreign_chat": Row(HTTPStatus.BAD_REQUEST, "The message's chatId is not this session's id"),
+    "message_too_large": Row(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The message is larger than the gateway accepts"
+    ),
+    "session_closed": Row(HTTPStatus.CONFLICT, "The session is closed"),
+    "message_unconfirmed": Row(
+        HTTPStatus.BAD_GATEWAY,
+        "The upstream's answer was lost, so the message may have arrived: it was sent once",
+    ),
+    "stream_unreadable": Row(
+        HTTPStatus.GONE, "The stream holds an event that cannot be read; it ends before it"
+    ),
+    "stream_version": Row(
+        HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"
+    ),
+    "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many chats are open at once"),
     "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
     "upstream_rejected_credentials": Row(
         HTTPStatus.BAD_GATEWAY, "The upstream rejected the gateway's credentials"
@@ -148,9 +174,11 @@ class UpstreamError(Exception):
     Attributes:
         code: the code of the refusal that a browser gets for it.
         retry_after: seconds after which upstream accepts calls again.
+        sent: the request has left, so it may have had its effect.
     """
 
     code: ClassVar[ErrorCode] = "internal"
+    sent = False
 
     def __init__(self, retry_after: float | None = None) -> None:
         super().__init__(self.code)
@@ -173,6 +201,12 @@ class UpstreamInvalid(UpstreamError):
     """Upstream's answer is not a valid answer of the API."""
 
     code = "upstream_invalid"
+
+
+class StreamVersionUnknown(UpstreamError):
+    """Upstream's stream has another version than the gateway can filter."""
+
+    code = "stream_version"
 
 
 class UpstreamRateLimited(UpstreamError):

@@ -34,6 +34,7 @@ BACKGROUND_TASKS: Final = (
     "loop_lag",
     "key_refresh",
     "readiness",
+    "streams",
     "store_batches",
     "store_heartbeats",
     "store_listener",
@@ -141,9 +142,13 @@ BAD_TOKENS: Final = _counter(
 )
 LIMITED: Final = _counter(
     "bff_limited",
-    "Requests refused by a rate limit, by limit: address, page, bad-token, caller.",
+    "Requests refused by a rate limit, by limit: address, page, bad-token, caller, stream-open, "
+    "message, message-daily, message-total.",
     "limit",
-    initial=("address", "page", "bad-token", "caller"),
+    initial=(
+        *("address", "page", "bad-token", "caller"),
+        *("stream-open", "message", "message-daily", "message-total"),
+    ),
 )
 DROPPED_FIELDS: Final = _counter(
     "bff_dropped_fields",
@@ -290,4 +295,45 @@ SECRET_KEY_CHANGES: Final = _counter(
     "bff_secret_key_changes",
     "Times that upstream rejected a secret key and the next one took over, by environment.",
     "environment",
+)
+STREAMS: Final = _gauge("bff_streams", "Chat streams that are open.")
+STREAM_ENDS: Final = _counter(
+    "bff_stream_ends",
+    "Chat streams that ended, by reason: upstream (it ended or was cut), browser (left), expired, "
+    "revoked, key (its key was removed), policy (the settings no longer allow it), shutdown, "
+    "unreadable (an event of upstream could not be read), overloaded (no memory for an event), "
+    "refused (after upstream had answered), failed.",
+    "reason",
+    initial=("upstream", "browser", "expired", "revoked", "key", "policy", "unreadable"),
+)
+STREAM_SECONDS: Final = _histogram(
+    "bff_stream_seconds", "Duration of chat streams.", (1.0, 10.0, 60.0, 120.0, 300.0, 600.0)
+)
+STREAM_FIRST_SECONDS: Final = _histogram(
+    "bff_stream_first_record_seconds",
+    "Time from a stream's request to its first record with data.",
+    (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+STREAM_EVENTS: Final = _counter(
+    "bff_stream_events",
+    "Events of chat streams from upstream, by kind: batch, ping, done, error, other (dropped), "
+    "odd_body (a record whose body is left out, because two parsers could read it differently).",
+    "event",
+    initial=("batch", "ping", "done", "error", "other", "odd_body"),
+)
+STREAM_HEADERS_DROPPED: Final = _counter(
+    "bff_stream_headers_dropped",
+    "Headers of records in chat streams that browsers do not get, by name; other for every name "
+    "that the gateway does not know.",
+    "name",
+)
+MESSAGES: Final = _counter(
+    "bff_messages",
+    "Messages that browsers sent to chats, by kind (message, stop, other) and error code; an empty "
+    "code for messages that upstream accepted.",
+    "kind",
+    "code",
+)
+MESSAGE_FIELDS_DROPPED: Final = _counter(
+    "bff_message_fields_dropped", "Keys of messages that the policy did not send upstream."
 )

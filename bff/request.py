@@ -1,7 +1,7 @@
 """Reads the parts of a request that can change a decision, and no others."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from bff.sessions import ids
 
@@ -62,6 +62,32 @@ class HeaderFields:
         return fields
 
 
+_CHATS = b"/realtime/"
+"""Prefix of the paths of chats, whose requests have further headers and bodies."""
+
+
+@dataclass(slots=True)
+class Body:
+    """The body of a message, which is read once and only if the request may send it.
+
+    Attributes:
+        read: reads it: the bytes, or None if it has more than the bound. The server sets it.
+        hold: counts the bytes that are read; False if there is no room for them in memory.
+    """
+
+    read: "Callable[[int, Callable[[int], bool]], Awaitable[bytes | None]] | None" = None
+    hold: "Callable[[int], bool]" = field(default=lambda _: True)
+    data: bytes | None = None
+
+    async def receive(self, limit: int) -> bytes | None:
+        """Return the body; None if it has more than *limit* bytes, and the rest is not read."""
+        if self.data is None:
+            if self.read is None:
+                return b""
+            self.data = await self.read(limit, self.hold)
+        return self.data
+
+
 @dataclass(slots=True)
 class RequestHead:
     """The head of a request.
@@ -71,6 +97,8 @@ class RequestHead:
         peer: the address of the connection.
         id: the session's id, if its path segment needs no decoding; otherwise None.
         query: raw; only the list reads it.
+        lines: all header lines of a request for a chat; empty for every other.
+        body: the body of a message.
         served_by: the path that answers the request, as metrics name it.
     """
 
@@ -81,6 +109,8 @@ class RequestHead:
     id: str | None = None
     query: bytes = b""
     served_by: str = "asgi"
+    lines: Sequence[tuple[bytes, bytes]] = ()
+    body: "Body | None" = None
 
     @classmethod
     def read(
@@ -92,4 +122,8 @@ class RequestHead:
         peer: str,
     ) -> "RequestHead":
         """Read the head of a request, whose header names are in lower case."""
-        return cls(method, path, HeaderFields.read(headers), peer, ids.plain_id(path), query)
+        fields, id_ = HeaderFields.read(headers), ids.plain_id(path)
+        if id_ is None and path.startswith(_CHATS):
+            lines = list(headers)
+            return cls(method, path, fields, peer, None, query, lines=lines, body=Body())
+        return cls(method, path, fields, peer, id_, query)

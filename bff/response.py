@@ -8,7 +8,7 @@ are built once: for each origin, each copy and each refusal.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -22,6 +22,7 @@ _METHOD_NOT_ALLOWED: Final = HTTPStatus.METHOD_NOT_ALLOWED
 _NOT_MODIFIED: Final = HTTPStatus.NOT_MODIFIED
 _NO_CONTENT: Final = HTTPStatus.NO_CONTENT
 _OK: Final = HTTPStatus.OK
+_TOO_LARGE: Final = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 _TOO_MANY_REQUESTS: Final = HTTPStatus.TOO_MANY_REQUESTS
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
@@ -36,7 +37,8 @@ METHODS: Final = "GET, HEAD, OPTIONS"
 _PREFLIGHT: Final = (
     b"access-control-allow-methods: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"
     b"access-control-allow-headers: authorization, content-type, cache-control, if-none-match, "
-    b"last-event-id, trigger-version, x-trigger-api-version, x-trigger-source, x-trigger-client, "
+    b"last-event-id, x-part-id, timeout-seconds, x-peek-settled, x-trigger-stream-start, "
+    b"trigger-version, x-trigger-api-version, x-trigger-source, x-trigger-client, "
     b"x-trigger-branch, x-trigger-realtime-streams-version, x-trigger-request-idempotency-key, "
     b"traceparent, tracestate, baggage, *\r\n"
     b"access-control-max-age: %d\r\n" % MAX_PREFLIGHT_AGE
@@ -44,12 +46,18 @@ _PREFLIGHT: Final = (
 _EXPOSED: Final = (
     "ETag, Age, Cache-Control, Cache-Status, x-ratelimit-limit, x-ratelimit-remaining, "
     "x-ratelimit-reset, RateLimit, RateLimit-Policy, Retry-After, x-should-retry, X-Request-Id, "
-    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing"
+    "WWW-Authenticate, Allow, Vary, X-Content-Type-Options, X-Unavailable-Sessions, Server-Timing, "
+    "X-Stream-Version, X-Session-Settled"
 )
 _NO_STORE: Final = b"cache-control: no-store\r\n"
 _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
 _SESSION_BODY: Final = (
     _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
+)
+# A stored stream would be a recording. nginx and others collect a body unless a header forbids it.
+_STREAM: Final = (
+    b"cache-control: no-store, no-transform\r\nx-accel-buffering: no\r\n"
+    b"content-type: text/event-stream; charset=utf-8\r\nx-stream-version: v2\r\n"
 )
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
@@ -70,6 +78,26 @@ class Response:
         """Split the header lines into pairs, for ASGI."""
         pairs = (line.partition(b": ") for line in self.head.split(b"\r\n") if line)
         return [(name, value) for name, _, value in pairs]
+
+
+class EventStream(Protocol):
+    """Events that come as time passes."""
+
+    def bound(self, hold: Callable[[int], bool]) -> None:
+        """Let *hold* count the bytes of an event that is not complete; False ends the stream."""
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Generate the events as they come."""
+
+    def release(self, reason: str) -> None:
+        """End it, if it has not ended."""
+
+
+@dataclass(slots=True)
+class StreamResponse(Response):
+    """An answer whose body is a stream. It is the last of its connection."""
+
+    stream: EventStream
 
 
 class Representation(Protocol):
@@ -172,6 +200,30 @@ class ResponseBuilder:
         """Answer with JSON that is public and the same for all."""
         return self._json(_OK, body, b"", origin, request_id)
 
+    def message(
+        self, status: int, body: bytes, lines: bytes, *, origin: bytes | None, request_id: bytes
+    ) -> Response:
+        """Answer a message to a chat."""
+        return self._json(status, body, lines, origin, request_id)
+
+    def stream(
+        self,
+        stream: EventStream,
+        lines: bytes,
+        *,
+        idle: bool,
+        origin: bytes | None,
+        request_id: bytes,
+    ) -> StreamResponse:
+        """Answer with the stream of a chat."""
+        head = b"%b%b%b%b" % (
+            self._common(origin, request_id),
+            _STREAM,
+            b"x-session-settled: true\r\n" if idle else b"",
+            lines,
+        )
+        return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)
+
     def refusal(
         self,
         refusal: Refusal,
@@ -181,6 +233,7 @@ class ResponseBuilder:
         wall: float = 0.0,
         origin: bytes | None,
         request_id: bytes,
+        methods: Sequence[str] = ("GET", "HEAD"),
     ) -> Response:
         """Answer with a refusal; *window* is the limit that was charged last."""
         status = refusal.status
@@ -200,7 +253,9 @@ class ResponseBuilder:
         if status == _UNAUTHORIZED:
             lines += _challenge(refusal)
         elif status == _METHOD_NOT_ALLOWED:
-            lines += b"allow: " + METHODS.encode() + b"\r\n"
+            lines += b"allow: " + ", ".join((*methods, "OPTIONS")).encode() + b"\r\n"
+        elif status == _TOO_LARGE:
+            lines += b"connection: close\r\n"  # the rest of the body is not read
         return self._json(status, body, lines, origin, request_id, content_type)
 
     def _json(

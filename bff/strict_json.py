@@ -5,6 +5,7 @@ speed of a search for bytes: a megabyte of ``{}`` would hold the event loop for 
 """
 
 import json
+from math import isfinite
 from typing import Any, Final
 
 MAX_STRUCTURE: Final = 16_384
@@ -97,11 +98,21 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
+def _finite(number: str) -> float:
+    value = float(number)
+    if not isfinite(value):  # 1e999, which would be written as Infinity
+        raise ValueError(number)
+    return value
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_integer, parse_constant=_refuse
+    object_pairs_hook=_unique,
+    parse_int=_integer,
+    parse_float=_finite,
+    parse_constant=_refuse,
 )
 """Made once: `json.loads` makes one for each call with arguments."""

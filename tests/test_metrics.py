@@ -58,7 +58,7 @@ def test_label_names_come_from_a_fixed_list() -> None:
     """No label holds a part of a request."""
     assert {label for metric in METRICS.values() for label in metric.labels} <= {
         "route", "status", "code", "result", "outcome", "limit", "environment", "reason", "key",
-        "event", "source", "served_by", "worker", "version", "task",
+        "event", "source", "served_by", "worker", "version", "task", "kind", "name",
     }  # fmt: skip
 
 

@@ -10,6 +10,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from bff import __version__
+from bff.chat.config import ChatConfig
+from bff.chat.identity import Signer
+from bff.chat.messages import MessagePolicy
+from bff.chat.streams import Bounds
 from bff.clock import Clock
 from bff.config.runtime import Environment, Limits, RuntimeConfig
 from bff.config.settings import EnvironmentSettings, Settings
@@ -28,24 +32,33 @@ from bff.tokens.jwks import KeySet, read_jwks, shared_key
 from bff.tokens.scopes import Grant
 from bff.tokens.verify import Issuer, Verifier
 from bff.upstream.api import Quota, Upstream
+from bff.upstream.chats import ChatUpstream
 from bff.upstream.pool import Transport
 
-_PAGES = {
-    b"/": json.dumps(
-        {
-            "name": "bff",
-            "version": __version__,
-            "description": "The browser-facing gateway of Trigger.dev sessions",
-            "routes": [
-                "GET /api/v1/sessions",
-                "GET /api/v1/sessions/{session}",
-                "GET /openapi.json",
-                "GET /healthz",
-            ],
-        }
-    ).encode(),
-    b"/healthz": b'{"status": "ok"}',
-}
+MAX_DRAIN_SECONDS = 8.0
+"""Seconds over which the ends of streams are spread at most: a stop takes at most ten."""
+
+
+def _pages(settings: Settings, description: object) -> dict[bytes, bytes]:
+    """Make the public JSON by path."""
+    chats = [f"POST {openapi.CHAT_IN}", f"GET {openapi.CHAT_OUT}"] if settings.chat.enabled else []
+    about = {
+        "name": "bff",
+        "version": __version__,
+        "description": "The browser-facing gateway of Trigger.dev sessions",
+        "routes": [
+            "GET /api/v1/sessions",
+            "GET /api/v1/sessions/{session}",
+            *chats,
+            "GET /openapi.json",
+            "GET /healthz",
+        ],
+    }
+    return {
+        b"/": json.dumps(about).encode(),
+        b"/healthz": b'{"status": "ok"}',
+        b"/openapi.json": json.dumps(description).encode(),
+    }
 
 
 class ConfigBuilder:
@@ -126,6 +139,10 @@ class ConfigBuilder:
             page=Unlimited("page"),
             bad_token=Unlimited("bad-token"),
             caller=Unlimited("caller"),
+            stream=Unlimited("stream-open"),
+            message=Unlimited("message"),
+            message_daily=Unlimited("message-daily"),
+            message_total=Unlimited("message-total"),
         )
         return self._build(settings, {}, limits, None, sources(settings, None, ()))
 
@@ -158,8 +175,13 @@ class ConfigBuilder:
         if verifier is None or (verifier.issuers, verifier.sources) != (issuers, token_sources):
             verifier = Verifier(issuers, ids.grant, sources=token_sources, before=verifier)
         limiter = partial(_limiter, provider=self._provider)
+        exact = partial(limiter, exact=True)
         description = openapi.document(
-            settings.default_policy, settings.policies, __version__, cookie=settings.token_cookie
+            settings.default_policy,
+            settings.policies,
+            __version__,
+            cookie=settings.token_cookie,
+            chat=settings.chat.enabled,
         )
         return RuntimeConfig(
             environments={
@@ -174,6 +196,14 @@ class ConfigBuilder:
                 page=limiter("page", settings.ip_rate_limit, limits.page),
                 bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
                 caller=limiter("caller", settings.rate_limit, limits.caller),
+                stream=limiter("stream-open", settings.chat.stream_limit, limits.stream),
+                message=exact("message", settings.chat.message_limit, limits.message),
+                message_daily=exact(
+                    "message-daily", settings.chat.message_daily_limit, limits.message_daily
+                ),
+                message_total=exact(
+                    "message-total", settings.chat.message_total_limit, limits.message_total
+                ),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
@@ -182,7 +212,8 @@ class ConfigBuilder:
                 settings.allowed_origins, cookie=settings.token_cookie is not None
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
-            pages=_PAGES | {b"/openapi.json": json.dumps(description).encode()},
+            chat=_chat_config(settings),
+            pages=_pages(settings, description),
         )
 
     def _environment(
@@ -206,7 +237,15 @@ class ConfigBuilder:
             on_key=partial(self._on_key, environment.name),
             clock=self._clock,
         )
-        return Environment(environment.name, origin, self._trace(upstream), budget)
+        chat = ChatUpstream(
+            self._transport,
+            url=environment.api_url,
+            secret_keys=[key.reveal() for key in environment.secret_keys],
+            branch=environment.branch,
+            timeout=self._timeout,
+            user_agent=f"bff/{__version__}",
+        )
+        return Environment(environment.name, origin, self._trace(upstream), chat, budget)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
         """Use what upstream reports of its bucket, in this process and in other replicas."""
@@ -217,13 +256,36 @@ class ConfigBuilder:
 
 
 def _limiter(
-    name: str, rate: Rate | None, before: Limiter, *, provider: QuotaProvider | None
+    name: str,
+    rate: Rate | None,
+    before: Limiter,
+    *,
+    provider: QuotaProvider | None,
+    exact: bool = False,
 ) -> Limiter:
     if rate is None:
         return Unlimited(name)
     if (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds, provider=provider)
+    return Limiter(name, rate.limit, rate.seconds, provider=provider, exact=exact)
+
+
+def _chat_config(settings: Settings) -> ChatConfig:
+    chat = settings.chat
+    policies = (settings.default_policy, *settings.policies.values())
+    return ChatConfig(
+        enabled=chat.enabled,
+        messages=None
+        if chat.input == "any"
+        else MessagePolicy(fields=frozenset(chat.input_fields), identity_field=chat.identity_field),
+        signer=Signer(chat.identity_key.reveal()) if chat.identity_key else None,
+        identity_headers=[name.encode() for name in chat.identity_headers],
+        bounds=Bounds(streams=chat.max_streams, streams_per_caller=chat.max_streams_per_caller),
+        max_message_bytes=chat.max_message_bytes,
+        # The type of a session is not known when its stream is opened.
+        shows_reason=all("closedReason" in policy.visible for policy in policies),
+        drain_seconds=min(chat.drain_seconds, MAX_DRAIN_SECONDS),
+    )
 
 
 def ages(settings: Settings) -> Ages:

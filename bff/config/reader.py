@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from bff.config import chat_settings
+from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
 from bff.config.settings import (
     RENAMED,
@@ -39,6 +41,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     reader = TableReader(environ, settings=SETTINGS, renamed=RENAMED)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
     allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
+    allowed |= keys_of(ChatSettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
     # Only unknown BFF_ variables are reported: Trigger.dev's tools read other TRIGGER_ variables.
     variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
@@ -48,6 +51,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     top = {key: value for key, value in file.items() if key not in SECTIONS}
     top |= {name: text for name, text in variables.items() if text}
     settings = reader.values(Settings, top, "")
+    chat = ChatSettings(**reader.values(ChatSettings, top, ""))
     environments = _environments(reader, file.get("environments", []), top)
     default_policy, policies = _policies(reader, file.get("policies", {}), top)
     sources = read_token_sources(
@@ -58,10 +62,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     for environment in environments:
         _check_http(reader, environment, allowed=bool(settings["allow_http_api_url"]))
         _check_verify(reader, environment, sources)
+    if not reader.problems:
+        reader.problems += _chat_problems(chat, environments, sources, settings)
     if reader.problems or default_policy is None:
         raise SettingsError([reader.redact(text) for text in reader.problems], reader.reports)
     return Settings(
         **settings,
+        chat=chat,
         environments=tuple(environments),
         token_sources=tuple(sources),
         default_policy=default_policy,
@@ -163,6 +170,25 @@ def _check_http(reader: TableReader, environment: EnvironmentSettings, *, allowe
             f"TRIGGER_API_URL of environment {environment.name!r} would send the secret key "
             "unencrypted; use https, or set BFF_ALLOW_HTTP_API_URL=true on a private network"
         )
+
+
+def _chat_problems(
+    chat: ChatSettings,
+    environments: list[EnvironmentSettings],
+    sources: list[SourceSettings],
+    settings: Mapping[str, Any],
+) -> list[str]:
+    keys = [key for e in environments for key in (*e.signing_keys, *e.secret_keys)]
+    return chat_settings.problems(
+        chat,
+        trigger_tokens=[
+            e.name
+            for e in environments
+            if "upstream" in e.verify or any(k.reveal().startswith("tr_") for k in e.signing_keys)
+        ],
+        keys=[*keys, *(key for source in sources for key in source.shared_keys)],
+        has_proxies=bool(settings["trusted_proxies"]),
+    )
 
 
 def _check_ports(reader: TableReader, settings: Mapping[str, Any]) -> None:

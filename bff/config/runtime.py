@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from bff.chat.config import ChatConfig
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
 from bff.limits.rate import Limiter
@@ -13,6 +14,7 @@ from bff.sessions.policy import Policy
 from bff.tokens.scopes import Grant
 from bff.tokens.verify import Verifier
 from bff.upstream.api import Upstream
+from bff.upstream.chats import ChatUpstream
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class Environment:
     name: str
     origin: tuple[str | None, ...]
     upstream: Upstream
+    chat: ChatUpstream
     budget: Budget
     health: str | None = None
     checked: float = float("-inf")
@@ -46,6 +49,10 @@ class Limits:
     """Counts requests for public pages, by the browser's address."""
     bad_token: Limiter
     caller: Limiter
+    stream: Limiter
+    message: Limiter
+    message_daily: Limiter
+    message_total: Limiter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,7 @@ class RuntimeConfig:
         policies: by session type. Every other type has `default_policy`.
         pages: public JSON by path.
         token_cookie: the name of a cookie that may hold the token.
+        chat: what the settings decide about chats.
     """
 
     environments: Mapping[str, Environment]
@@ -70,6 +78,7 @@ class RuntimeConfig:
     responses: ResponseBuilder
     pages: Mapping[bytes, bytes]
     token_cookie: bytes | None
+    chat: ChatConfig
 
     @cached_property
     def visible(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from bff.config import values
+from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import SettingReport, declared, setting
 from bff.config.token_sources import SourceSettings
 from bff.config.typed import Secret
@@ -331,6 +332,7 @@ class Settings:
         default="5",
         reloadable=False,
     )
+    chat: ChatSettings
     environments: tuple[EnvironmentSettings, ...]
     token_sources: tuple[SourceSettings, ...]
     default_policy: Policy
@@ -343,7 +345,7 @@ class Settings:
 
 SETTINGS = {
     row.name: row
-    for settings_class in (EnvironmentSettings, Settings, PolicySettings)
+    for settings_class in (EnvironmentSettings, Settings, PolicySettings, ChatSettings)
     for row in declared(settings_class).values()
 }
 """Every environment variable but ``BFF_CONFIG``, by name."""

@@ -20,7 +20,8 @@ _REFERENCE: Final = re.compile(r"\$\{|\$\(|\{\{|\}\}|<no value>")
 _VARIABLE: Final = re.compile(r"\$\$?[A-Z_][A-Z0-9_]+")
 _WHOLE_REFERENCE: Final = re.compile(r"\$\w+|%\w+%|%\(\w+\)s|\{\w+\}", re.ASCII)
 _PLACEHOLDER: Final = re.compile(
-    r"replace[_ -]?(me|this|with)|change[_ -]?(me|this|it)|placeholder|fill[_ -]?(me|in)|…|\.\.\.$"
+    r"(replace[_ -]?(me|this|with)|change[_ -]?(me|this|it)|fill[_ -]?(me|in))(?![a-z])"
+    r"|placeholder|…|\.\.\.$"
     r"|(^|_|//)(your|my|the)[_ -](\w+[_ -])*(key|secret|token|id|host|url|origin|domain|branch)\b"
     r"|^(tr_[a-z]+_)?(sk_)?[xX*]{3,20}$|^(todo|fixme|tbd|insert[_ -].*)$"
     r"|^(null|nil|undefined|n/a)$|^(?-i:None)$|^<[^>]*>$",

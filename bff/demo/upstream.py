@@ -17,6 +17,9 @@ from urllib.parse import parse_qsl, unquote
 
 import jwt
 
+from bff.demo.chat_upstream import ROUTE as CHAT_ROUTE
+from bff.demo.chat_upstream import PretendChats, allows, read_body
+
 Document = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -166,6 +169,7 @@ class PretendUpstream:
         self._clock = clock
         self._live = live
         self._public: dict[str, tuple[float, int]] = {}
+        self.chats = PretendChats(clock)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -180,8 +184,14 @@ class PretendUpstream:
         )
         self.seen.append(seen)
         answer = await self.override(seen) if self.override else None
+        if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
+            credential = self._authenticate(seen, charged=False)
+            if not isinstance(credential, Answer):
+                await self.chats.serve(seen, receive, send, credential=credential[:2])
+                return
+            answer = credential
         if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
-            answer = self._describe_environment(seen, await _read_body(receive))
+            answer = self._describe_environment(seen, await read_body(receive))
         if answer is None:
             answer = self._answer(seen)
         body = answer.encoded()
@@ -275,7 +285,7 @@ class PretendUpstream:
         page = [self.document(document) for document in newest[:size]]
         return Answer(200, {"data": page, "pagination": {}}, headers)
 
-    def _authenticate(self, seen: Seen) -> _Credential | Answer:
+    def _authenticate(self, seen: Seen, *, charged: bool = True) -> _Credential | Answer:
         authorization = seen.header("authorization")
         if not authorization:
             text = "No authorization header provided"
@@ -283,10 +293,10 @@ class PretendUpstream:
             return Answer(401, body | {"detail": text, "error": text}, _PROBLEM)
         token = authorization.removeprefix("Bearer ")
         if token.startswith("tr_"):
-            return self._by_key(token, seen.header("x-trigger-branch"))
-        return self._by_token(token)
+            return self._by_key(token, seen.header("x-trigger-branch"), charged=charged)
+        return self._by_token(token, charged=charged)
 
-    def _by_key(self, key: str, branch: str | None) -> _Credential | Answer:
+    def _by_key(self, key: str, branch: str | None, *, charged: bool) -> _Credential | Answer:
         text = "Invalid API key"
         for environment in self.environments:
             if key != environment.root_key and key not in environment.additional_keys:
@@ -296,14 +306,17 @@ class PretendUpstream:
             if branch != environment.branch:
                 text = "No matching branch env"
                 continue
+            scopes = environment.additional_keys.get(key) or None
+            if not charged:  # the chat routes have no limit, and so no headers
+                return environment, scopes, {}
             remaining = environment.bucket.take(self._clock())
             headers = environment.bucket.headers()
             if remaining < 0:
                 return self._limited(headers)
-            return environment, environment.additional_keys.get(key) or None, headers
+            return environment, scopes, headers
         return Answer(401, {"error": text})
 
-    def _by_token(self, token: str) -> _Credential | Answer:
+    def _by_token(self, token: str, *, charged: bool) -> _Credential | Answer:
         for environment in self.environments:
             try:
                 claims = jwt.decode(
@@ -320,7 +333,7 @@ class PretendUpstream:
                 return Answer(401, {"error": "Public Access Token has expired"})
             if claims.get("sub") != environment.id or claims.get("pub") is not True:
                 continue
-            headers, exceeded = self._public_limit(token)
+            headers, exceeded = self._public_limit(token) if charged else ({}, False)
             if exceeded:
                 return self._limited(headers)
             scopes = claims.get("scopes")
@@ -368,29 +381,9 @@ _UNAUTHORIZED = {
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 
-async def _read_body(receive: Receive) -> bytes:
-    body = bytearray()
-    while (message := await receive()).get("body") or message.get("more_body"):
-        body += message["body"]
-        if not message.get("more_body"):
-            break
-    return bytes(body)
-
-
 def can_read(scopes: tuple[str, ...], document: Document) -> bool:
-    """Whether upstream lets *scopes* read *document*: any scope may cover either of its ids."""
-    for scope in scopes:
-        parts = scope.split(":") if isinstance(scope, str) else [""]
-        action, type_, id_ = parts[0], ":".join(parts[1:2]), ":".join(parts[2:])
-        if action == "admin" and not type_:
-            return True
-        if action not in ("read", "*"):
-            continue
-        if type_ == "all":
-            return True
-        if type_ == "sessions" and id_ in ("", document["id"], document["externalId"]):
-            return True
-    return False
+    """Whether upstream lets *scopes* read *document*."""
+    return allows(scopes, "read", document)
 
 
 def iso(unix: float) -> str:

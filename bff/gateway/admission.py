@@ -11,8 +11,9 @@ from bff import metrics
 from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
+from bff.gateway.routes import CHAT_IN
 from bff.limits.client_address import address_key, browser_address
-from bff.limits.rate import Window
+from bff.limits.rate import LeasePending, Window
 from bff.request import HeaderFields
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
@@ -78,7 +79,9 @@ class Admission:
         fields = request.head.fields
         if fields.ambiguous:
             raise Refused("bad_request", "Send one Authorization and one Origin header")
-        cookie = self._cookie_token(fields) if fields.authorization is None else None
+        # A cookie comes with requests that another page causes, so it never sends a message.
+        reads = fields.authorization is None and request.route is not CHAT_IN
+        cookie = self._cookie_token(fields) if reads else None
         if not (fields.authorization or cookie):
             self._telemetry.count(metrics.BAD_TOKENS, "token_missing")
             raise Refused("token_missing")
@@ -189,6 +192,39 @@ class Admission:
         if window.used > window.granted:
             raise Refused("rate_limited")
 
+    def charge_stream(self, request: RequestContext, caller: Caller[Grant]) -> None:
+        """Charge the caller for a stream in place of a request.
+
+        Raises:
+            Refused: ``rate_limited``.
+        """
+        key = caller.limit_key(request.address)
+        request.window = window = self._limits.stream.charge(key, request.now)
+        if window.exceeded:
+            raise Refused("rate_limited")
+
+    def charge_message(self, request: RequestContext, caller: Caller[Grant]) -> None:
+        """Charge the caller and the environment for a message, all of it or nothing.
+
+        Raises:
+            Refused: ``rate_limited``.
+            LeasePending: quota has to be leased first; nothing was counted.
+        """
+        key, limits = caller.limit_key(request.address), self._limits
+        counted = (limits.message, key), (limits.message_daily, key)
+        charged: list[Window] = []
+        try:
+            for limiter, of in (*counted, (limits.message_total, caller.environment)):
+                request.window = window = limiter.charge(of, request.now)
+                if window.exceeded:
+                    _refund(charged)
+                    raise Refused("rate_limited")
+                charged.append(window)
+        except LeasePending:
+            _refund(charged)
+            raise
+        request.window = charged[0]
+
     # -- the session
 
     def authorize(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> None:
@@ -220,6 +256,11 @@ class Admission:
     ) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
         return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
+
+
+def _refund(windows: list[Window]) -> None:
+    for window in windows:
+        window.refund()
 
 
 def _bearer_token(authorization: bytes) -> bytes:

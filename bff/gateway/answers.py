@@ -1,17 +1,27 @@
 """Makes every answer to a browser. Only an authorized caller gets a session."""
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from bff import metrics
+from bff.digests import fingerprint
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import SESSION
 from bff.request import RequestHead
-from bff.response import Representation, Response, ResponseBuilder, server_timing
+from bff.response import (
+    EventStream,
+    Representation,
+    Response,
+    ResponseBuilder,
+    rate_lines,
+    server_timing,
+)
 from bff.sessions.copy import Copy
 from bff.sessions.page import Page
 from bff.telemetry import Telemetry
@@ -134,6 +144,50 @@ class Answers:
         lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
         return self._representation(request, page, cache_status, lines)
 
+    def stream(self, request: RequestContext, stream: EventStream, *, idle: bool) -> Response:
+        """Answer with the stream of a chat, whose caller was admitted just now."""
+        head = request.head
+        response = self._responses.stream(
+            stream,
+            rate_lines(request.window, request.now, request.wall),
+            idle=idle,
+            origin=head.fields.origin,
+            request_id=request.request_id,
+        )
+        return self._finish(request, response, "")
+
+    def message(
+        self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
+    ) -> Response:
+        """Answer a message with what upstream made of it."""
+        response = self._responses.message(
+            status,
+            json.dumps(body).encode(),
+            rate_lines(request.window, request.now, request.wall),
+            origin=request.head.fields.origin,
+            request_id=request.request_id,
+        )
+        return self._finish(request, response, code)
+
+    def log_message(
+        self,
+        request: RequestContext,
+        caller: Caller[Grant],
+        session_id: str,
+        kind: str,
+        seq: int | None,
+    ) -> None:
+        """Log that a message was accepted, for an audit; the limits of messages bound the lines."""
+        self._telemetry.log.info(
+            "message_accepted",
+            request_id=request.request_id.decode(),
+            environment=caller.environment,
+            subject=caller.subjects[0],
+            session=fingerprint(caller.environment, session_id),
+            kind=kind,
+            seq=seq,
+        )
+
     def refusal(self, request: RequestContext, refusal: Refusal) -> Response:
         """Answer with a refusal."""
         limited = refusal.code == "rate_limited"
@@ -148,6 +202,7 @@ class Answers:
             wall=request.wall,
             origin=request.head.fields.origin,
             request_id=request.request_id,
+            methods=request.route.methods,
         )
         # Over a limit only the first request of a window is logged: a flood must not fill the log.
         if not limited or request.window.first:

@@ -6,9 +6,13 @@ the request again, and decides on the copy that the load brought. `answers` make
 It first checks whether this caller may read the session.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from bff import metrics
+from bff.chat.appends import Appends
+from bff.chat.streams import CHECK_SECONDS, Streams
 from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -19,13 +23,16 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
+from bff.gateway.chat_messages import PendingMessage, decide_message
+from bff.gateway.chat_streams import PendingStream, decide_stream
+from bff.gateway.chats import Chats, Grounds
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, Outcome, PendingCaller
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
 from bff.gateway.pending import Pending, PendingLease, PendingLoad
-from bff.gateway.routes import LIST, SESSION, Routes
+from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
 from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
@@ -38,6 +45,9 @@ from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
 
+HOLDERS: Final = (PendingStream, PendingMessage)
+"""Pending answers that hold what they must release, whatever the decision is."""
+
 
 class Gateway:
     """Answers browsers. It knows neither Starlette nor sockets.
@@ -48,6 +58,9 @@ class Gateway:
         clock: reads the two clocks, after a wait.
         request_ids: makes the id of an answer.
         sharing: the other replicas.
+        streams: the open streams of chats.
+        appends: the messages under way.
+        part_ids: makes an id for a message that has none.
     """
 
     def __init__(
@@ -62,6 +75,9 @@ class Gateway:
         clock: Clock,
         request_ids: Callable[[], bytes],
         sharing: AnySharing,
+        streams: Streams,
+        appends: Appends,
+        part_ids: Callable[[], str],
     ) -> None:
         self.cache = cache
         self.introspections = introspections
@@ -69,6 +85,10 @@ class Gateway:
         self.telemetry = telemetry
         self.sharing = sharing
         self.clock = clock
+        self.streams = streams
+        self._appends = appends
+        self._part_ids = part_ids
+        self._pauses: dict[str, float] = {}
         self._request_ids = request_ids
         self.loader = Loader(config, cache=cache, telemetry=telemetry, clock=clock, sharing=sharing)
         self.readiness = Readiness(
@@ -102,7 +122,7 @@ class Gateway:
         self.config = config
         self.cache.ages, self.cache.max_bytes = config.ages, config.max_bytes
         self.loader.apply(config)
-        self._routes = Routes(config.pages)
+        self._routes = Routes(config.pages, chat=config.chat.enabled)
         self.admission = admission = Admission(
             config, revocations=self.revocations, telemetry=self.telemetry
         )
@@ -114,6 +134,18 @@ class Gateway:
             cache=self.cache,
             loader=self.loader,
             telemetry=self.telemetry,
+        )
+        self.chats = Chats(
+            config,
+            admission=admission,
+            revocations=self.revocations,
+            lookup=self._lookup,
+            pairs=self.loader.pairs,
+            counts=self.telemetry.counts,
+            streams=self.streams,
+            appends=self._appends,
+            part_ids=self._part_ids,
+            pauses=self._pauses,
         )
         members = Members(admission=admission, introspector=self._introspector, lookup=self._lookup)
         self._aliases = Aliases(config, pairs=self.loader.pairs, members=members)
@@ -148,7 +180,7 @@ class Gateway:
         admission.charge_address(request, page=page)  # 429
         # Nearly every request has a plain id, so its route needs no call.
         request.route = route = SESSION if head.id else self._routes.match(head)  # 404 410
-        if head.method not in ("GET", "HEAD"):
+        if head.method not in route.methods:
             raise Refused("method_not_allowed", route.instead)  # 405
         if route.page is not None:
             return self.answers.public_page(request, route.page)  # 200
@@ -162,6 +194,8 @@ class Gateway:
         request.environment = caller.environment
         if request.route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
+        if request.route in (CHAT_IN, CHAT_OUT):
+            return self._serve_chat(request, caller)  # 200 400 403 404 409 410 413 429 5xx
         head, granted = request.head, caller.granted
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])  # 400
         if session_id not in granted.ids and not ids.covers(granted, session_id):
@@ -179,6 +213,17 @@ class Gateway:
         self.admission.charge_caller(request, caller)  # 429
         return self.answer(request, caller, session_id)
 
+    def _serve_chat(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+        """Decide a request for a chat, once its token is verified for that session."""
+        session_id = self.chats.named_id(request, caller)  # 400 403
+        if caller.digest is not None and not self._introspector.is_accepted(
+            caller, session_id, request.now
+        ):
+            # Upstream's answer is about the session; the chat is decided after it.
+            return PendingCaller(self._introspector.start(request, caller, session_id))
+        decide = decide_stream if request.route is CHAT_OUT else decide_message
+        return decide(self.chats, request, caller, session_id)
+
     def answer(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
     ) -> Response | Pending:
@@ -195,16 +240,40 @@ class Gateway:
             return answer
         began, _ = self.clock()
         while not isinstance(answer, Response):
-            request = answer.request
-            await answer.wait(self)
+            pending, following = answer, None
             try:
-                answer = self._admit_again(answer)
-            except Refused as refused:
-                answer = self.answers.refusal(request, refused.refusal)
-            except LeasePending as pending:
-                answer = self._wait_for_lease(request, pending)
+                await pending.wait(self)
+                following = self._decide_again(pending)
+            finally:
+                if pending is not following and isinstance(pending, HOLDERS):
+                    pending.abandon()
+            answer = following
         self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
         return answer
+
+    def _decide_again(self, pending: Pending) -> Response | Pending:
+        """Decide after a wait, or refuse."""
+        try:
+            return self._admit_again(pending)
+        except Refused as refused:
+            return self.answers.refusal(pending.request, refused.refusal)
+        except LeasePending as lease:
+            return self._wait_for_lease(pending.request, lease)
+
+    async def watch_streams(self, beat: Callable[[], None]) -> None:
+        """Check all streams again and again."""
+        while True:
+            for _ in self.check_streams():
+                await asyncio.sleep(0)
+            beat()
+            await asyncio.sleep(CHECK_SECONDS)
+
+    def check_streams(self) -> Iterator[None]:
+        """End each stream that is not allowed any more; yields between parts of the work."""
+        return self.streams.check(self._why_ended)
+
+    def _why_ended(self, grounds: Grounds) -> str | None:
+        return self.chats.why_ended(grounds, self.clock()[1])
 
     def _admit_again(self, pending: Pending) -> Response | Pending:
         """Decide after a wait; every result of a wait passes this method, a refusal included.
@@ -245,6 +314,8 @@ class Gateway:
             Refused: ``unauthorized`` or ``invalid_session_id``.
         """
         granted, head = claimant.granted, request.head
+        if request.route in (CHAT_IN, CHAT_OUT):
+            return self.chats.named_id(request, claimant), False
         if request.route is LIST:
             named = ids.named(granted)
             if not named:

@@ -20,25 +20,35 @@ class Route:
         label: its name in metrics and in the log.
         page: the public JSON that it answers with; None for a route that needs a token.
         instead: the text of a 405; None for the usual one.
+        methods: the methods that it serves beside OPTIONS.
     """
 
     label: str
     page: bytes | None = None
     instead: str | None = None
+    methods: tuple[str, ...] = ("GET", "HEAD")
 
 
 SESSION: Final = Route("session")
 LIST: Final = Route(
     "list", instead="Sessions are started at the Trigger.dev API, not at this gateway"
 )
+CHAT_IN: Final = Route("chat_in", methods=("POST",))
+"""Messages to a chat."""
+CHAT_OUT: Final = Route("chat_out", methods=("GET",))
+"""The stream of a chat."""
 OTHER: Final = Route("other")
 """The route of a request that matches none, or that ends before it is matched."""
 
 
 class Routes:
-    """Matches the routes of the browser port; *pages* holds public JSON by path."""
+    """Matches the routes of the browser port; *pages* holds public JSON by path.
 
-    def __init__(self, pages: Mapping[bytes, bytes]) -> None:
+    *chat* tells whether the routes of chats are served.
+    """
+
+    def __init__(self, pages: Mapping[bytes, bytes], *, chat: bool = False) -> None:
+        self._chat = chat
         self._pages = {path: Route("page", page) for path, page in pages.items()}
 
     def is_page(self, head: RequestHead) -> bool:
@@ -61,6 +71,23 @@ class Routes:
         page = self._pages.get(path)
         if page is not None:
             return page
+        if self._chat and path.startswith(CHAT_ROUTE):
+            route = match_chat(path)
+            if route is not None:
+                return route[0]
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refused("not_served")
         raise Refused("not_found", "The gateway has no such route")
+
+
+CHAT_ROUTE: Final = b"/realtime/v1/sessions/"
+_CHAT_ROUTES: Final = ((b"/in/append", CHAT_IN), (b"/out", CHAT_OUT))
+
+
+def match_chat(path: bytes) -> tuple[Route, bytes] | None:
+    """Match a path below `CHAT_ROUTE`: its route, and the raw segment of the session's id."""
+    rest = path[len(CHAT_ROUTE) :]
+    for end, route in _CHAT_ROUTES:
+        if rest.endswith(end) and b"/" not in rest[: -len(end)]:
+            return route, rest[: -len(end)]
+    return None

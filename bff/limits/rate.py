@@ -138,6 +138,8 @@ class Window:
             raise LeasePending(self, self.leasing)
 
     def _share(self, provider: QuotaProvider) -> int:
+        if self.limiter.exact:
+            return 1
         return max(1, self.remaining_elsewhere // (LEASE_DIVISOR * provider.replicas))
 
     def grant(
@@ -184,6 +186,7 @@ class Limiter:
         name: the limit's name in headers and metrics.
         max_keys: the windows kept at most; beyond it the oldest one is dropped.
         provider: leases the quota of windows; without one each window has the whole limit.
+        exact: lease each request's quota alone, so that no replica holds quota that another needs.
     """
 
     def __init__(
@@ -194,10 +197,12 @@ class Limiter:
         *,
         max_keys: int = 100_000,
         provider: QuotaProvider | None = None,
+        exact: bool = False,
     ) -> None:
         self.name = name
         self.limit = limit
         self.seconds = seconds
+        self.exact = exact
         self._provider = provider
         # All windows last equally long, so they end in the order in which they were inserted.
         self._windows: FIFOCache[Hashable, Window] = FIFOCache(max_keys)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -23,7 +23,7 @@ from bff.gateway.introspection import PendingIntrospection
 from bff.gateway.pending import Pending, PendingLoad
 from bff.request import RequestHead
 from bff.response import Response
-from bff.server.asgi import admitted, read_head, send_response
+from bff.server.asgi import BrowserLeft, prepare, read_head, write
 from bff.sessions.ids import LIST_ROUTE, ROUTE
 from bff.upstream.api import Upstream
 
@@ -222,14 +222,19 @@ class TracedEndpoint:
         self._clock = clock
         self._tracing = tracing
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the span of a stream ends with its head."""
+        with suppress(BrowserLeft):
+            await write(await self._answer(scope, receive), scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
         head = read_head(scope)
         with self._tracing.request(head, scope["headers"]) as span:
             with span.decide():
                 answer = self._gateway.decide(head, *self._clock())
+            prepare(answer, scope, receive)
             response = (
                 answer if isinstance(answer, Response) else await self._gateway.finish(answer)
             )
             span.answered(response, answer)
-        await send_response(admitted(scope, response), send)
+            return response

@@ -1,15 +1,25 @@
 """The ASGI side of the gateway: reads request heads, writes responses."""
 
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bff.clock import Clock
+from bff.errors import Refused
 from bff.gateway.decide import Gateway
+from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
-from bff.response import Response
+from bff.response import EventStream, Response, StreamResponse
 from bff.server.uvicorn_adapter import LOCAL_PEER
 
+HOLD: Final = "bff.hold"
+"""The extension that counts bytes that a request holds in memory; False if there is no room."""
+STREAM: Final = "bff.stream"
+"""The extension that tells a connection that its answer is a stream, which ends it."""
 ADMIT: Final = "bff.admit"
 """The extension that returns a response if there is room for it in memory, else a refusal."""
 PENDING: Final = "bff.pending"
@@ -23,14 +33,16 @@ class Endpoint:
         self._gateway = gateway
         self._clock = clock
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        """Answer one request; ignore its body."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         # A request is decided, and so counted, once.
         answer = scope.get("extensions", {}).get(PENDING)
         if answer is None:
             answer = self._gateway.decide(read_head(scope), *self._clock())
-        response = await self._gateway.finish(answer)
-        await send_response(admitted(scope, response), send)
+        with suppress(BrowserLeft):
+            prepare(answer, scope, receive)
+            response = await self._gateway.finish(answer)
+            await write(response, scope, receive, send)
 
 
 class ErrorBoundary:
@@ -77,6 +89,70 @@ def admitted(scope: Scope, response: Response) -> Response:
         return response
     admitted: Response = admit(response, HeaderFields.read(scope["headers"]))
     return admitted
+
+
+class BrowserLeft(Exception):
+    """The browser left before it had sent its request, so nothing is to be answered."""
+
+
+def prepare(answer: Response | Pending, scope: Scope, receive: Receive) -> None:
+    """Let a pending answer read the body of its request."""
+    if isinstance(answer, Response) or (body := answer.request.head.body) is None:
+        return
+    body.read = partial(_read_body, receive)
+    body.hold = scope.get("extensions", {}).get(HOLD, body.hold)
+
+
+async def _read_body(receive: Receive, limit: int, hold: Callable[[int], bool]) -> bytes | None:
+    """Read a body; None if it has more than *limit* bytes, or memory has no room for it."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise BrowserLeft
+        body += message.get("body", b"")
+        if len(body) > limit:
+            return None
+        if not hold(len(body)):
+            raise Refused("overloaded", retry_after=1.0)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def write(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Write any response of the gateway."""
+    if isinstance(response, StreamResponse):
+        await _write_stream(response, scope, receive, send)
+    else:
+        await send_response(admitted(scope, response), send)
+
+
+async def _write_stream(
+    response: StreamResponse, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Write a stream as its events come, until it ends or the browser leaves."""
+    extensions, stream = scope.get("extensions", {}), response.stream
+    if HOLD in extensions:
+        stream.bound(extensions[HOLD])
+    if STREAM in extensions:
+        extensions[STREAM](stream)
+    leaving = asyncio.create_task(_browser_leaves(receive, stream))
+    try:
+        start = {"type": "http.response.start", "status": response.status}
+        await send(start | {"headers": response.headers()})
+        async with aclosing(stream.events()) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        leaving.cancel()
+        stream.release("browser")
+
+
+async def _browser_leaves(receive: Receive, stream: EventStream) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    stream.release("browser")
 
 
 async def send_response(response: Response, send: Send) -> None:

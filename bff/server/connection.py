@@ -15,8 +15,8 @@ import httptools
 from bff.errors import Refusal, Refused
 from bff.limits.client_address import browser_address
 from bff.request import HeaderFields
-from bff.response import Response
-from bff.server.asgi import ADMIT
+from bff.response import EventStream, Response
+from bff.server.asgi import ADMIT, HOLD, STREAM
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.buffers import Holding
 from bff.server.uvicorn_adapter import UvicornProtocol
@@ -249,8 +249,26 @@ class BoundedProtocol(HeldProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        super().hand_over(extensions)
+        common: dict[str, object] = {HOLD: self.hold_body, STREAM: self.begin_stream}
+        super().hand_over(common | (extensions or {}))
         self._in_head = False
+
+    def begin_stream(self, stream: EventStream) -> None:
+        """Let the answer be a stream; the gateway ignores what comes after its request."""
+        self._refused = True
+        super().begin_stream(stream)
+
+    def close_answered(self) -> None:
+        """Close after the last answer; if the body was not read, so that the answer arrives."""
+        if self._incomplete:
+            self._refused = True
+            self._close_lingering()
+        else:
+            super().close_answered()
+
+    def hold_body(self, size: int) -> bool:
+        """Count *size* bytes for the request that is answered; False if there is no room."""
+        return self._holding.answer(size, self.peer)
 
     def _check_head(self) -> str:
         """Refuse a head that exceeds a bound or is ambiguous; return its version of HTTP."""

@@ -25,7 +25,7 @@ from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
-from bff.response import Response
+from bff.response import Response, StreamResponse
 from bff.server.asgi import PENDING
 from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
 from bff.server.uvicorn_adapter import why_unusable
@@ -197,6 +197,7 @@ class FastPathProtocol(BoundedProtocol):
         between_requests, self._requests, self._head = not self._incomplete, 0, None
         self._read = data
         super().data_received(data)
+        self._read = b""  # an idle connection must not hold its last bytes
         if self._answers:
             self.transport.write(b"".join(self._answers))
             self._answers.clear()
@@ -312,6 +313,9 @@ class FastPathProtocol(BoundedProtocol):
         except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
             response = gateway.failed(head, exc)
         self._waiting = None
+        if isinstance(response, StreamResponse):
+            await self._join(response)
+            return
         self.hold_requests(0)
         if self.transport.is_closing() or self._refused:
             return
@@ -335,6 +339,20 @@ class FastPathProtocol(BoundedProtocol):
             self.data_received(held)
             if self._closing:
                 self.shutdown()
+
+    async def _join(self, response: StreamResponse) -> None:
+        """Join a stream to this connection, as its last answer."""
+        if self.transport.is_closing() or self._refused:
+            response.stream.release("browser")
+            return
+        start = self._shared.start(response.status, self.server_headers())
+        self._held, self._repeated = [], b""
+        self.hold_requests(0)
+        self.begin_stream(response.stream)
+        response.stream.bound(self.hold_body)
+        head = b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head)
+        await self.relay(head, response.stream)
+        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
 
     def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
         start = self._shared.start(response.status, self.server_headers())

@@ -6,7 +6,8 @@ path is used only with the sources that it was tested with.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,8 @@ from typing import Any, Final
 import httptools
 import uvicorn
 from uvicorn.protocols.http import flow_control, httptools_impl
+
+from bff.response import EventStream
 
 LOCAL_PEER: Final = "127.0.0.1"
 """The address of the other end of a Unix socket: only this machine can reach it."""
@@ -39,9 +42,9 @@ class ClosedSafeTransport:
 
     __slots__ = ("_write", "close", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._write = transport.write
-        self.close, self.is_closing = transport.close, transport.is_closing
+        self.close, self.is_closing = close, transport.is_closing
 
     def write(self, data: bytes) -> None:
         """Write, unless the connection is closing."""
@@ -68,6 +71,8 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.headers = []
+        self.stream: EventStream | None = None
+        """The answer, if it is a stream."""
         self.draining = False
         """The process ends: the next answer is the last of this connection."""
 
@@ -90,7 +95,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         if extensions is not None:
             self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
         super().on_headers_complete()
-        self.cycle.transport = ClosedSafeTransport(self.transport)  # type: ignore[assignment]
+        self.cycle.transport = ClosedSafeTransport(self.transport, self.close_answered)  # type: ignore[assignment]
         if self.draining or self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
@@ -100,7 +105,43 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    # -- streams
+
+    def begin_stream(self, stream: EventStream) -> None:
+        """Let the answer be a stream: the last one, which ends when the browser leaves."""
+        self.stream = stream
+        self.flow.resume_reading()  # otherwise it would not show that the browser leaves
+        self.transport.resume_reading()
+
+    async def relay(self, head: bytes, stream: EventStream) -> None:
+        """Write a stream past the application, no faster than the browser reads."""
+        transport, flow = self.transport, self.flow
+        try:
+            transport.write(head)
+            async with aclosing(stream.events()) as events:
+                async for event in events:
+                    if transport.is_closing():
+                        break
+                    transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+                    if flow.write_paused:
+                        await flow.drain()
+        finally:
+            stream.release("browser")
+        if not transport.is_closing():
+            transport.write(b"0\r\n\r\n")
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the stream: the browser left."""
+        super().connection_lost(exc)
+        if self.stream is not None:
+            self.stream.release("browser")
+
     # -- the end of a connection
+
+    def close_answered(self) -> None:
+        """Close the connection after its last answer."""
+        self.transport.close()
 
     def drain(self) -> None:
         """End the connection with its next answer: closing it now could lose a request."""
@@ -109,7 +150,9 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
             self.close_after_answer()
 
     def shutdown(self) -> None:
-        """End the connection now if no answer is due."""
+        """End the connection now if no answer is due; the gateway ends streams."""
+        if self.stream is not None:
+            return
         if self.is_answering():
             self.close_after_answer()
         else:
@@ -120,8 +163,8 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
 
         Whether it has left altogether shows when the answer is written.
         """
-        if not self.is_answering():
-            return False
+        if self.stream is not None or not self.is_answering():
+            return False  # a browser that ended its side does not wait for more events
         self.close_after_answer()
         return True
 

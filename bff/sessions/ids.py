@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
 from bff.errors import Refused
@@ -25,8 +26,15 @@ _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 
 
 def grant(token_scopes: Iterable[object]) -> scopes.Grant:
-    """The sessions that a token with these scopes may read; a channel is not a session."""
-    granted = scopes.grant(token_scopes, action="read", type_="sessions")
+    """The sessions that a token with these scopes may read, and those that it may write to."""
+    listed = list(token_scopes)
+    writes = _sessions(listed, "write")
+    return replace(_sessions(listed, "read"), writes=writes if writes.every or writes.ids else None)
+
+
+def _sessions(token_scopes: Iterable[object], action: str) -> scopes.Grant:
+    """The sessions of one action; a channel is not a session."""
+    granted = scopes.grant(token_scopes, action=action, type_="sessions")
     if not any(CHANNELS in id_ for id_ in granted.named):
         return granted
     named = tuple(id_ for id_ in granted.named if CHANNELS not in id_)

@@ -54,6 +54,9 @@ _STATUSES: Final = {
     401: "The token is missing, invalid or expired: mint another one",
     403: "The token does not name this session; the session may or may not exist",
     404: "The session does not exist",
+    409: "The session is closed",
+    410: "The rest of the stream cannot be read",
+    413: "The message is too large; the connection ends",
     429: "The request exceeds a limit: retry after the reset",
     500: "The gateway has a bug",
     502: "Upstream fails",
@@ -95,11 +98,18 @@ _SESSION_PARAMETER: Final[Schema] = {
     },
     "example": "chat-1",
 }
+CHAT_IN: Final = "/realtime/v1/sessions/{session}/in/append"
+CHAT_OUT: Final = "/realtime/v1/sessions/{session}/out"
 _IF_NONE_MATCH: Final[Schema] = {"name": "If-None-Match", "in": "header", "schema": _TEXT}
 
 
 def document(
-    policy: Policy, by_type: Mapping[str, Policy], version: str, *, cookie: str | None = None
+    policy: Policy,
+    by_type: Mapping[str, Policy],
+    version: str,
+    *,
+    cookie: str | None = None,
+    chat: bool = False,
 ) -> Schema:
     """Describe a gateway.
 
@@ -108,6 +118,7 @@ def document(
         by_type: the policies of certain session types.
         version: the gateway's.
         cookie: name of the cookie that may hold the token; None if the gateway reads no cookie.
+        chat: whether the routes of chats are served.
     """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     headers: dict[str, Schema] = {
@@ -133,6 +144,7 @@ def document(
                 ["bad_request", "unauthorized"],
                 "X-Unavailable-Sessions",
             ),
+            **(_chat_paths() if chat else {}),
             **{path: _page(summary) for path, summary in _PAGES.items()},
         },
         "components": {
@@ -185,6 +197,50 @@ def _path(
         },
     }
     return _get_and_head(operation)
+
+
+def _chat_paths() -> dict[str, Schema]:
+    """Describe the routes of chats."""
+    usual: list[ErrorCode] = [
+        *("bad_request", "invalid_session_id", "unauthorized", "not_found", "rate_limited"),
+        *_codes(HTTPStatus.UNAUTHORIZED),
+        *_UPSTREAM,
+        "internal",
+    ]
+    accepted = _object(
+        {"ok": {"const": True}, "seq": {"type": "integer"}, "pendingVersion": {"type": "boolean"}},
+        optional=("seq", "pendingVersion"),
+    )
+    refused: list[ErrorCode] = ["invalid_message", "foreign_chat", "message_too_large"]
+    post = {
+        "summary": "Sends one message of the official chat transport",
+        "parameters": [_SESSION_PARAMETER, _header("X-Part-Id", "Stores the message once")],
+        "requestBody": {"required": True, "content": {_JSON: {"schema": {"type": "object"}}}},
+        "responses": {
+            "200": _response("Upstream has the message", _COMMON, {_JSON: {"schema": accepted}}),
+            **_refusals([*usual, *refused, "session_closed"]),
+        },
+    }
+    events = {"text/event-stream": {"schema": _TEXT}}
+    names = {
+        "Last-Event-ID": "The number of the last record that the browser has",
+        "Timeout-Seconds": "Seconds after which the stream ends, 1 to 600",
+        "X-Peek-Settled": "1 ends the stream if no turn is under way",
+        "X-Trigger-Stream-Start": "latest begins with the next record",
+    }
+    get = {
+        "summary": "The chat's stream, without what is not for browsers",
+        "parameters": [_SESSION_PARAMETER, *(_header(*pair) for pair in names.items())],
+        "responses": {
+            "200": _response("The events as they come", _COMMON, events),
+            **_refusals([*usual, "stream_unreadable", "too_many_streams"]),
+        },
+    }
+    return {CHAT_IN: {"post": post}, CHAT_OUT: {"get": get}}
+
+
+def _header(name: str, text: str) -> Schema:
+    return {"name": name, "in": "header", "description": text, "schema": _TEXT}
 
 
 def _page(summary: str) -> Schema:

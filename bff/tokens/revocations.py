@@ -142,6 +142,8 @@ class Revocations:
         self._kinds = dict.fromkeys(KINDS, 0)
         self.any = False
         """Whether a revocation was ever added; otherwise a hit looks no further."""
+        self.session_changes = 0
+        """How often a session was revoked until now."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -183,6 +185,7 @@ class Revocations:
             self._kinds[new.kind] += 1
         self._kept[key] = new
         self.any = True
+        self.session_changes += new.kind == "session"
 
     def _sweep(self, wall: float) -> None:
         for key, kept in list(self._kept.items()):
@@ -197,6 +200,11 @@ class Revocations:
             or any(self._is_revoked("subject", subject, issued, wall) for subject in subjects)
             or self._is_revoked("all", "", issued, wall)
         )
+
+    @property
+    def any_session(self) -> bool:
+        """Whether a session is revoked."""
+        return self._kinds["session"] > 0
 
     def session(self, id_: str, external_id: str | None, issued: float, wall: float) -> bool:
         """Whether tokens *issued* then are revoked for the session with these ids."""

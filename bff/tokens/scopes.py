@@ -19,6 +19,8 @@ class Grant:
     """The ids that the token names, friendly or external."""
     named: tuple[str, ...] = field(default=(), compare=False)
     """The same ids in the order of the token."""
+    writes: "Grant | None" = field(default=None, compare=False)
+    """The resources that the token allows for ``write``; None for none."""
 
     def covers(self, id_: str, other: str | None = None) -> bool:
         """Whether the resource with these ids is granted by one of them."""

@@ -88,6 +88,9 @@ class Transport(Protocol):
     async def send(self, address: Address, request: Request) -> Answer:
         """Send *request*; returns the whole answer."""
 
+    async def stream(self, address: Address, request: Request) -> Stream:
+        """Send *request* on a connection of its own; returns the head of the answer."""
+
     async def aclose(self) -> None:
         """Close the connections."""
 
@@ -125,6 +128,10 @@ class Pools:
     async def send(self, address: Address, request: Request) -> Answer:
         """Send *request*; see `Pool.send`."""
         return await self.pool(address).send(request)
+
+    async def stream(self, address: Address, request: Request) -> Stream:
+        """Send *request* on a connection of its own; see `Pool.stream`."""
+        return await self.pool(address).stream(request)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -196,13 +203,15 @@ class Pool:
         The caller bounds the time, and calls `Stream.abort` unless it reads the body to its end.
 
         Raises:
-            UpstreamError: as `send`.
+            UpstreamError: as `send`; its `sent` tells whether the request has left.
         """
         connection = await self._open()
         try:
             return await connection.stream(request.encoded())  # type: ignore[return-value]
-        except BaseException:
+        except BaseException as exc:
             connection.abort()
+            if isinstance(exc, UpstreamError):
+                exc.sent = True
             raise
 
     def close(self) -> None:

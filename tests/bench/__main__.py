@@ -331,7 +331,7 @@ def _warm(port: int, workload: Workload) -> tuple[int, str]:
             f"http://127.0.0.1:{port}{path}", None, headers, method=method
         )
         try:
-            with urllib.request.urlopen(asked, timeout=5) as answer:
+            with urllib.request.urlopen(asked, timeout=20) as answer:
                 status, etag = answer.status, answer.headers.get("etag") or etag
         except urllib.error.HTTPError as error:
             status, etag = error.code, error.headers.get("etag") or etag
@@ -442,7 +442,7 @@ def _startup() -> float:
     began = time.perf_counter()
     with (
         process(_gateway(port), environ, SERVER_CORE, port),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=20),
     ):
         return time.perf_counter() - began
 

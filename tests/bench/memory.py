@@ -36,6 +36,9 @@ class _Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         return False
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Hold nothing: what is written is dropped."""
+
 
 PLENTY = OFF | {
     "BFF_CACHE_MAX_BYTES": "1000000000",

@@ -101,8 +101,9 @@ WEATHER: dict[str, tuple[Behaviour, set[str]]] = {
     ),
     "shorter than its length": (_sends(lambda good: good[:-7]), {INVALID, LOST}),
     "no length but the end": (
+        # Such an answer looks complete where it was cut, so the gateway refuses it.
         _sends(lambda good: _OK + b"\r\n" + good.partition(b"\r\n\r\n")[2]),
-        {FINE},
+        {INVALID},
     ),
     "a negative length": (
         _sends(lambda good: good.replace(b"Length: ", b"Length: -")),
@@ -244,7 +245,9 @@ def test_gateway_survives_bad_upstream_answers(
         assert cold.headers["x-should-retry"] == "false"
         assert SECRET_KEY.encode() not in cold.body
     assert seconds < PATIENCE + 4
-    assert calls == 1, "one request, one call"
+    # A GET that got no byte back on a kept connection is sent once more, on a new one.
+    silent = kind in ("closes without an answer", "resets")
+    assert calls == (2 if silent else 1), "one request, one call"
     assert (meanwhile.status, meanwhile.body) == (200, kept.body)
     assert resident(gateway.process.pid) - memory < 24 * 1024 * 1024
 

@@ -12,6 +12,7 @@ from typing import Any
 import jwt
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from support.chats import AGENT_KEY
 from support.clients import OneOrigin, Site, esbuild, need, open_page
 from support.world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, http, read, running_upstream
 
@@ -180,6 +181,46 @@ def test_transport_snippet_splits_requests_by_base_url(app: App) -> None:
     requests = {(seen.method, seen.raw_path) for seen in api.seen}
     assert ("POST", "/realtime/v1/sessions/chat-1/in/append") in requests
     assert not [path for _, path in requests if path.startswith(PATH)]
+
+
+CHAT = {"BFF_CHAT": "true", "BFF_IDENTITY_FIELD": "__bff", "BFF_IDENTITY_KEY": AGENT_KEY}
+
+
+def test_chat_snippets_chat_and_tell_who_speaks(tmp_path: Path) -> None:
+    main = """
+        import { makeChat } from "./chat";
+        import { speaker } from "./identity";
+        const started: string[] = [];
+        const token = async () => process.env.TOKEN!;
+        const transport = makeChat(async (chatId) => { started.push(chatId); }, token);
+        const said = { id: "m1", role: "user", parts: [{ type: "text", text: "hello" }] };
+        const stream = await transport.sendMessages({
+          trigger: "submit-message", chatId: "chat-1", messageId: undefined,
+          messages: [said], abortSignal: undefined,
+        } as any);
+        let text = "";
+        for await (const chunk of stream as any) text += chunk.delta ?? "";
+        const seen = await (await fetch(process.env.SEEN!)).json();
+        const metadata = seen.payload.metadata;
+        const foreign = await speaker(metadata, "chat-2").catch((error) => error.message);
+        console.log(JSON.stringify([started, text, await speaker(metadata, "chat-1"), foreign]));
+        process.exit(0);
+    """
+    with running_upstream() as api, Gateway(api.port, **CHAT) as chats:
+        files = {"main.ts": main, "identity.ts": snippet("identity.ts")}
+        files["chat.ts"] = snippet("chat.ts", chats.url)
+        inputs = api.app.chats.channel(api.app.environments[0], "chat-1").inputs
+        token = chats.token(
+            "read:sessions:chat-1", "write:sessions:chat-1", act={"sub": "ann"}
+        )  # fmt: skip
+        with Site({"index_html": lambda: inputs[0]}) as site:
+            printed = on_node(
+                tmp_path, files, TOKEN=token, BFF_IDENTITY_KEY=AGENT_KEY, SEEN=site.origin + "/"
+            )
+
+    assert printed == [
+        ["chat-1"], "hello — answered, üñí 😀 done.", "ann", "an identity of another chat",
+    ]  # fmt: skip
 
 
 def test_react_snippet_shows_a_list_and_mints_once(app: App) -> None:

@@ -9,6 +9,7 @@ from support.world import World
 
 from bff import metrics
 from bff.config import settings
+from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
 from bff.config.runtime import Limits
 from bff.gateway import routes
@@ -25,14 +26,20 @@ LOG_FIELDS = {
     *("browser", "ops", "version", "worker", "status", "reason", "remedy", "why"),
     *("request_id", "route", "code", "result", "waited", "answers"),
     *("workers", "each", "environment", "outcome", "seconds", "source", "keys", "kind", "replicas"),
+    *("subject", "session", "seq"),
     *("field", "exception", "frames", "problems", "settings", "changed", "now_used"),
     *("message", "open_files", "limit", "needed", "connections", "refused", "task"),
 }
 """Every field of a log line. None holds a token, a key, an address of a browser, an id or a part of
 a document, except the name of a field that the gateway does not know."""
 
-ROUTES = {"session": "/api/v1/sessions/{session}", "list": "/api/v1/sessions"}
-"""Paths of the routes by label; pages are in `RuntimeConfig.pages`."""
+ROUTES = {
+    "session": "GET /api/v1/sessions/{session}",
+    "list": "GET /api/v1/sessions",
+    "chat_in": "POST /realtime/v1/sessions/{session}/in/append",
+    "chat_out": "GET /realtime/v1/sessions/{session}/out",
+}
+"""The routes by label, with a method; pages are in `RuntimeConfig.pages`."""
 
 
 def test_each_recipe_names_one_file_and_its_tests() -> None:
@@ -58,7 +65,12 @@ def test_each_file_test_and_command_of_the_page_exists() -> None:
 def test_every_setting_is_used() -> None:
     fields = {
         name
-        for one in (settings.Settings, settings.EnvironmentSettings, settings.PolicySettings)
+        for one in (
+            settings.Settings,
+            settings.EnvironmentSettings,
+            settings.PolicySettings,
+            ChatSettings,
+        )
         for name in declared(one)
     }
     nodes = [node for text in SOURCES.values() for node in ast.walk(ast.parse(text))]
@@ -107,11 +119,16 @@ async def test_every_limit_is_in_the_description_of_its_metric(world: World) -> 
 
 
 async def test_every_route_is_described(world: World) -> None:
+    await world.start(BFF_CHAT="true")
     labels = {one.label for one in vars(routes).values() if isinstance(one, routes.Route)}
-    pages = {path.decode() for path in world.service.gateway.config.pages}
-    described = (await world.browser.get("/openapi.json")).json()["paths"].keys()
+    pages = {f"GET {path.decode()}" for path in world.service.gateway.config.pages}
+    paths = (await world.browser.get("/openapi.json")).json()["paths"]
+    described = {
+        f"{method.upper()} {path}" for path, row in paths.items() for method in row
+        if method != "head"
+    }  # fmt: skip
     listed = (await world.browser.get("/")).json()["routes"]
 
     assert labels == ROUTES.keys() | {"other"}, "add the route to ROUTES"
     assert described == set(ROUTES.values()) | pages
-    assert {f"GET {path}" for path in described} - {"GET /"} == set(listed)
+    assert described - {"GET /"} == set(listed)

@@ -14,6 +14,7 @@ class Fault:
     test: str
 
 
+_CHAT = "tests/incidents/test_incident_chat.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
 _WIRE = "tests/incidents/test_incident_wire.py"
@@ -808,8 +809,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/decide.py",
-        "            except LeasePending as pending:\n                answer = self._wait",
-        "            except ZeroDivisionError as pending:\n                answer = self._wait",
+        "        except LeasePending as lease:\n            return self._wait",
+        "        except ZeroDivisionError as lease:\n            return self._wait",
         f"{_TOKEN_REPLICAS}::test_caller_is_counted_after_its_introspection",
     ),
     Fault(
@@ -962,8 +963,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/admission.py",
-        "self._cookie_token(fields) if fields.authorization is None else None",
-        "self._cookie_token(fields)",
+        "reads = fields.authorization is None and",
+        "reads =",
         f"{_COOKIE}::test_a_header_wins_a_bad_one_too",
     ),
     Fault(
@@ -1960,5 +1961,145 @@ FAULTS = [
         'document["closedAt"] is not None and "closedAt" in policy.fields',
         'document["closedAt"] is not None',
         _TWINS,
+    ),
+    Fault(
+        55,
+        "bff/gateway/chats.py",
+        "if granted is None or not granted.covers(session_id, other) or ",
+        "if ",
+        f"{_CHAT}::test_55_only_named_chats_are_carried",
+    ),
+    Fault(
+        56,
+        "bff/gateway/chats.py",
+        "if self._revocations.any and self._is_revoked(grounds, wall):",
+        "if False:",
+        f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
+    ),
+    Fault(
+        56,
+        "bff/gateway/chats.py",
+        "            config.verifier.verify(grounds.token, wall)\n",
+        "            pass\n",
+        f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
+    ),
+    Fault(
+        57,
+        "bff/gateway/chats.py",
+        "if cursor is not None and not _CURSOR.fullmatch(cursor):",
+        "if False:",
+        f"{_CHAT}::test_57_cursor_goes_below_the_sessions_own_path",
+    ),
+    Fault(
+        58,
+        "bff/server/uvicorn_adapter.py",
+        '            self.stream.release("browser")\n',
+        "            pass\n",
+        f"{_CHAT}::test_58_streams_that_browsers_leave_leave_nothing",
+    ),
+    Fault(
+        59,
+        "bff/chat/streams.py",
+        "pause = seconds / _SPREAD_STEPS",
+        "pause = 0.0",
+        f"{_CHAT}::test_59_ends_of_a_shutdown_are_spread_and_lose_nothing",
+    ),
+    Fault(
+        92,
+        "bff/app.py",
+        "        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))\n",
+        "",
+        f"{_CHAT}::test_92_shutdown_does_not_wait_for_endless_streams",
+    ),
+    Fault(
+        93,
+        "bff/response.py",
+        'b"cache-control: no-store, no-transform\\r\\nx-accel-buffering: no\\r\\n"',
+        'b""',
+        f"{_CHAT}::test_93_stream_is_not_stored_and_not_collected",
+    ),
+    Fault(
+        94,
+        "bff/chat/messages.py",
+        "if self.chat_id is not None and self.chat_id not in ids:",
+        "if False:",
+        f"{_CHAT}::test_94_foreign_chat_id_is_refused",
+    ),
+    Fault(
+        95,
+        "bff/chat/records.py",
+        "return values is not None and values.fullmatch(value) is not None",
+        "return True",
+        f"{_CHAT}::test_95_token_of_a_finished_turn_never_passes",
+    ),
+    Fault(
+        95,
+        "bff/chat/records.py",
+        "    if not (isinstance(type_, str) and type_.startswith(_OWN)):",
+        "    if True:",
+        f"{_CHAT}::test_95_token_of_a_finished_turn_never_passes",
+    ),
+    Fault(
+        0,
+        "bff/chat/messages.py",
+        "if key in KEPT or key in self.fields}",
+        "}",
+        "tests/chat/test_messages.py::test_only_allowed_keys_are_sent_of_any_payload",
+    ),
+    Fault(
+        0,
+        "bff/chat/messages.py",
+        "        if self.identity_field is not None:\n",
+        "        if False:\n",
+        "tests/chat/test_messages.py::test_identity_takes_the_place_of_a_forged_one",
+    ),
+    Fault(
+        0,
+        "bff/gateway/admission.py",
+        "                if window.exceeded:\n",
+        "                if False:\n",
+        "tests/gateway/test_chat_messages.py::test_limits_of_a_day_and_of_all_callers_hold",
+    ),
+    Fault(
+        0,
+        "bff/chat/appends.py",
+        "if self._by_caller[caller] >= MAX_APPENDS_PER_CALLER:",
+        "if False:",
+        "tests/chat/test_appends.py::test_one_callers_uploads_refuse_nobody_else",
+    ),
+    Fault(
+        0,
+        "bff/gateway/admission.py",
+        "reads = fields.authorization is None and request.route is not CHAT_IN",
+        "reads = fields.authorization is None",
+        "tests/gateway/test_chats.py::test_cookie_reads_a_stream_and_never_sends_a_message",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        '            raise Refused("message_too_large")\n',
+        "            pass\n",
+        "tests/gateway/test_chat_messages.py::test_large_message_is_413_and_not_read",
+    ),
+    Fault(
+        0,
+        "bff/config/chat_settings.py",
+        "if chat.enabled and not chat.trigger_tokens:",
+        "if False:",
+        "tests/config/test_chat_settings.py::test_chat_is_refused_where_trigger_tokens_are_accepted",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if self._by_caller[caller] >= bounds.streams_per_caller or (",
+        "if (",
+        "tests/chat/test_streams.py::test_caller_and_address_and_process_have_bounds",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if (*session, cursor) in self._unreadable:",
+        "if False:",
+        "tests/gateway/test_chat_streams.py::test_unreadable_stream_ends_and_is_not_resumed",
     ),
 ]

@@ -7,6 +7,7 @@ for a short time.
 import asyncio
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, ip_address
 from typing import Any
@@ -16,6 +17,8 @@ from support import wire
 from support.world import OFF, Clock, World, claims, sign
 from uvicorn.server import ServerState
 
+from bff.chat.messages import KEPT, MessagePolicy
+from bff.chat.records import RecordFilter
 from bff.demo.upstream import can_read, session
 from bff.errors import Refused, UpstreamInvalid
 from bff.limits import client_address
@@ -245,6 +248,58 @@ class Decision:
         assert b"\n\n" not in answer.head.replace(b"\r", b"")
 
 
+_SECRET = b"eyJhbGciOiJIUzI1NiJ9.eyJzY29wZXMiOltdfQ.sentinel"
+_KNOWN_EVENTS = (b"event: batch\n", b"event: ping\n", b"event: error\n", b"data: [DONE]")
+
+
+def stream(data: bytes) -> None:
+    """Any cut of a stream gives the same events, of known kinds, without upstream's tokens."""
+    places, _, text = data.partition(b"\n")
+    # A token stands wherever upstream may put one: never within a chunk of the app.
+    text = text.replace(b"$T", _SECRET)
+    cuts = sorted({min(place * 4, len(text)) for place in places})
+    written = []
+    for ends in ([], cuts):
+        one = RecordFilter(defaultdict(int), max_event_bytes=4096)
+        parts = zip([0, *ends], [*ends, len(text)], strict=True)
+        written.append(b"".join(one.feed(text[a:b]) for a, b in parts))
+    assert written[0] == written[1]
+    for event in written[0].split(b"\n\n")[:-1]:
+        assert event.startswith(_KNOWN_EVENTS), event
+        if event.startswith(b"event: batch\n"):
+            for record in json.loads(event.partition(b"data: ")[2])["records"]:
+                assert record.keys() <= {"seq_num", "timestamp", "headers", "body"}
+                assert _SECRET.decode() not in json.dumps(record["headers"])
+                if not _is_of_the_app(record["body"]):
+                    assert _SECRET.decode() not in record["body"]
+
+
+def _is_of_the_app(body: str) -> bool:
+    chunk = json.loads(body).get("data") if body.startswith("{") else body
+    return not (isinstance(chunk, dict) and str(chunk.get("type")).startswith("trigger:"))
+
+
+def message(data: bytes) -> None:
+    """A body is refused, or written anew with allowed keys and the gateway's identity."""
+    policy = MessagePolicy(identity_field="__bff")
+    try:
+        read = policy.read(data)
+        read.check_chat(("chat-1", "s"))
+    except Refused as refused:
+        assert refused.refusal.code in ("invalid_message", "foreign_chat")
+        return
+    written = json.loads(read.encode("chat-1", lambda: "signed"))
+    if written["kind"] == "stop":
+        assert written == {"kind": "stop"}
+        return
+    payload = written["payload"]
+    assert written.keys() == {"kind", "payload"}
+    assert payload.keys() <= KEPT
+    assert payload["chatId"] == "chat-1"
+    assert payload["metadata"]["__bff"] == "signed"
+    assert payload["trigger"] in ("submit-message", "regenerate-message", "action")
+
+
 def answer(data: bytes) -> None:
     """An answer of upstream is read as httpx2 reads it, or refused; two NULs part the reads."""
     reads = data.split(b"\0\0")
@@ -263,10 +318,21 @@ TARGETS: dict[str, Callable[[], Callable[[bytes], None]]] = {
     "stored": lambda: stored,
     "revocation": lambda: revocation,
     "forwarded": lambda: forwarded,
+    "stream": lambda: stream,
+    "message": lambda: message,
     "decision": Decision,
     "wire": Wire,
     "answer": lambda: answer,
 }
+
+_RECORDS = b'data: {"records":[%b]}'
+_DELTA = b'{"seq_num":1,"body":"{\\"data\\":{\\"type\\":\\"text\\"},\\"id\\":\\"p\\"}"}'
+_TURN = (
+    b'{"seq_num":2,"headers":[["trigger-control","turn-complete"],["public-access-token","$T"]]}'
+)
+_LEGACY = (
+    b'{"seq_num":3,"body":"{\\"data\\":{\\"type\\":\\"trigger:turn-complete\\",\\"t\\":\\"$T\\"}}"}'
+)
 
 _GOOD = b"GET /api/v1/sessions/chat-1 HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer $T\r\n\r\n"
 SEEDS: dict[str, list[bytes]] = {
@@ -281,6 +347,18 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"kind":"all","value":"","before":5,"until":"nan"}',
     ],
     "forwarded": [b"1.2.3.4, 10.0.0.2", b"[::1]:80,::ffff:10.1.1.1\n9.9.9.9"],
+    "stream": [
+        b"\x05\x10\nevent: batch\nid: 1,1\n" + _RECORDS % (_DELTA + b"," + _TURN) + b"\n\n",
+        b"\x09\n\xef\xbb\xbfevent: batch\r\n" + _RECORDS % _LEGACY + b"\r\n\r\nevent: ping\rdata\r",
+        b"\nevent: error\ndata: $T\n\ndata: [DONE]\n\n: $T\n\nevent: batch\ndata: $T\n\n",
+    ],
+    "message": [
+        b'{"kind":"stop"}',
+        b'{"kind":"message","payload":{"chatId":"s","trigger":"action","metadata":{"__bff":1}}}',
+        b'{"kind":"message","payload":{"chatId":"s","trigger":"submit-message","message":%b}}'
+        % b'{"role":"user","parts":[]}',
+        b'{"kind":"message","payload":{"chatId":"s","trigger":"action","action":1}}',
+    ],
     "decision": [
         b"GET\n/api/v1/sessions/chat-1\n\nauthorization\nBearer x\norigin\nhttps://app.example.com",
         b"GET\n/api/v1/sessions\npage[size]=2\ncookie\n__Host-t=a\nsec-fetch-site\nsame-origin",
@@ -312,6 +390,16 @@ WORDS = [
         b"Expect: 100-continue",
     ),
     *(b"%2e%2e%2f", b"%00", b"?", b"#", b"session_", b"If-None-Match: *", b"Origin: null"),
+    *(
+        b"event: batch\n",
+        b"data: ",
+        b"\r",
+        b"\\u0074",
+        b"trigger:",
+        b'"seq_num":1',
+        b'"kind":"stop"',
+    ),
+    *(b'"role":"system"', b'"trigger":"close"', b'"sessionId":"x",', b'"payload":{'),
     *(b'"metadata":', b'"id":"session_1"', b"Infinity", b"1e999", b"[[[[", b"authorization\n"),
 ]
 """Pieces that the suite combines; a coverage-guided fuzzer needs none."""

@@ -159,10 +159,10 @@ class Side:
         for line in lines:
             for name in ("timestamp", "request_id", "seconds"):
                 line.pop(name, None)
-        # The last label of bff_requests says which way served the answer.
+        # The fourth label of bff_requests says which way served the answer.
         counts: defaultdict[Any, float] = defaultdict(float)
         for key, n in self.world.telemetry.counts.items():
-            counts[key[:-1] if key[0] == "bff_requests" else key] += n
+            counts[key[:4] + key[5:] if key[0] == "bff_requests" else key] += n
         return {k: n for k, n in counts.items() if k[0] != "bff_load_seconds"}, lines
 
 

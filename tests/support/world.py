@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx2
@@ -26,7 +26,7 @@ from bff.ops.tracing import Tracing
 from bff.telemetry import Telemetry
 from bff.upstream.client import Client, Network
 from bff.upstream.connection import Answer as UpstreamAnswer
-from bff.upstream.connection import Request
+from bff.upstream.connection import Request, Stream
 from bff.upstream.pool import Address
 
 ROOT_KEY = "tr_prod_rootKEYsentinel000000001"
@@ -101,7 +101,9 @@ def environ(**changes: str | None) -> dict[str, str]:
 
 def pretend(wall: Any) -> PretendUpstream:
     """An upstream with a handful of sessions, and keys that these tests know."""
-    environment = Environment(ENVIRONMENT_ID, ROOT_KEY, {SECRET_KEY: ("read:sessions",)})
+    environment = Environment(
+        ENVIRONMENT_ID, ROOT_KEY, {SECRET_KEY: ("read:sessions", "write:sessions")}
+    )
     environment.bucket.limit = environment.bucket.remaining = 1_000_000
     environment.add(session(1, "chat-1"))
     environment.add(session(2, "chat-2"))
@@ -135,6 +137,14 @@ class Through:
     def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
         self._transport = transport
 
+    async def stream(self, address: Address, request: Request) -> Stream:
+        """The whole answer at once: what comes as time passes needs a socket."""
+        answer = await self.send(address, request)
+        stream = Stream(answer.status, answer.headers, cast("Any", _Ended()))
+        stream.feed(answer.body)
+        stream.end(None)
+        return stream
+
     async def send(self, address: Address, request: Request) -> UpstreamAnswer:
         url = httpx2.URL(
             scheme="https" if address.secure else "http",
@@ -152,6 +162,15 @@ class Through:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+class _Ended:
+    """The connection of a stream that has arrived whole."""
+
+    def resume_reading(self) -> None:
+        pass
+
+    pause_reading = abort = resume_reading
 
 
 def through(transport: httpx2.AsyncBaseTransport) -> Network:

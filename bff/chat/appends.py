@@ -1,0 +1,82 @@
+"""The messages under way in one process, and the messages that were charged already."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from cachetools import TTLCache
+
+from bff.errors import Refused
+
+MAX_APPENDS: Final = 64
+"""Messages under way at once: each holds up to a whole body."""
+MAX_APPENDS_PER_CALLER: Final = 2
+"""Messages under way of one caller, so that slow uploads refuse nobody else's."""
+CHARGED_SECONDS: Final = 60.0
+"""Seconds in which a message that is sent again by its part id is not charged again."""
+_MAX_REPEATED: Final = 3
+"""Times that one charge covers. Upstream stores a part once, but looks at each."""
+_MAX_CHARGED: Final = 10_000
+
+
+class Appends:
+    """Bounds messages under way, and remembers what was charged.
+
+    Args:
+        clock: seconds on the clock that never jumps.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._total = 0
+        self._by_caller: Counter[Hashable] = Counter()
+        self._charged: TTLCache[Hashable, int] = TTLCache(
+            _MAX_CHARGED, CHARGED_SECONDS, timer=clock
+        )
+
+    def __len__(self) -> int:
+        return self._total
+
+    def refuse(self, caller: Hashable) -> None:
+        """Refuse a message for which there is no room.
+
+        Raises:
+            Refused: ``rate_limited`` or ``overloaded``.
+        """
+        if self._by_caller[caller] >= MAX_APPENDS_PER_CALLER:
+            raise Refused("rate_limited", "Too many messages at once", retry_after=1.0)
+        if self._total >= MAX_APPENDS:
+            raise Refused("overloaded", retry_after=1.0)
+
+    def begin(self, caller: Hashable) -> None:
+        """Count a message; `end` counts its end."""
+        self.refuse(caller)
+        self._total += 1
+        self._by_caller[caller] += 1
+
+    def end(self, caller: Hashable) -> None:
+        """Count the end of a message."""
+        self._total -= 1
+        self._by_caller[caller] -= 1
+        if not self._by_caller[caller]:
+            del self._by_caller[caller]
+
+    def is_charged(self, caller: Hashable, part: tuple[str, str], body: bytes) -> bool:
+        """Whether this very message was charged a moment ago: the browser sends it again.
+
+        *part* is the session's id and the part id.
+        """
+        key = _key(caller, part, body)
+        used: int = self._charged.get(key, 0)
+        if not used or used > _MAX_REPEATED:
+            return False
+        self._charged[key] = used + 1
+        return True
+
+    def charged(self, caller: Hashable, part: tuple[str, str], body: bytes) -> None:
+        """Remember that a message was charged."""
+        self._charged[_key(caller, part, body)] = 1
+
+
+def _key(caller: Hashable, part: tuple[str, str], body: bytes) -> Hashable:
+    return caller, part, hashlib.sha256(body).digest()

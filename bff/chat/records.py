@@ -1,0 +1,312 @@
+"""Passes on what browsers may see of a chat's stream. Pure, and the same for any cut of the bytes.
+
+Upstream sends server-sent events. They are parsed by the rules of WHATWG, and what is allowed is
+written anew. A finished turn brings a token of Trigger.dev, in the headers of a control record or,
+from old agents, in a data record; so a record is classified before any part of it is left out, and
+everything beside the bodies of data records is an allow-list. A body is the app's own output and
+passes as it is, unless it is one of Trigger.dev's own chunks.
+"""
+
+import json
+import re
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from bff import metrics
+
+MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of one event. Upstream reads at most 1 MiB of records at a time; as JSON within JSON, a
+record of control characters takes up to seven times its size."""
+ERROR: Final = b"event: error\ndata: The stream has failed upstream; resume it\n\n"
+"""Stands for upstream's own event, whose text may tell anything."""
+UNREADABLE: Final = b"event: error\ndata: The stream cannot be read further\n\ndata: [DONE]\n\n"
+"""The end of a stream that resuming would not mend."""
+_PING: Final = b"event: ping\ndata: {}\n\n"
+_DONE: Final = b"data: [DONE]\n\n"
+_BOM: Final = b"\xef\xbb\xbf"
+_COMMAND: Final = ""
+"""The name of the first header of a command to the stream's storage."""
+_CONTROL: Final = "trigger-control"
+_ALLOWED: Final = {
+    _COMMAND: re.compile(r"[a-z-]{1,32}"),
+    _CONTROL: re.compile(r"[a-z-]{1,64}"),
+    "session-in-event-id": re.compile(r"[0-9]{1,20}"),
+    "session-closed": re.compile(r"true|false"),
+}
+"""Headers of commands and controls that are kept, each with its values."""
+_REASON: Final = "session-closed-reason"
+_NAMED: Final = frozenset(
+    (*_ALLOWED, _REASON, "public-access-token", "session-in-consumed-id", "last-event-id")
+)
+"""Headers that metrics name; every other is counted as ``other``."""
+_OWN: Final = "trigger:"
+"""Prefix of the types of Trigger.dev's own chunks."""
+_ENVELOPE: Final = frozenset(("data", "id"))
+"""Keys of a body: the app's chunk, and the id by which the official client drops repetitions."""
+_MAX_STRINGS: Final = 4
+"""Levels of JSON within strings that are looked into."""
+_MAX_SEQUENCE: Final = 10**16
+"""Sequence numbers are below; a cursor has at most sixteen digits."""
+
+
+class Unreadable(Exception):
+    """A record cannot be read, so nothing after it can be passed on."""
+
+
+class _Odd(ValueError):
+    """A body is JSON, but two parsers could read it differently."""
+
+
+class RecordFilter:
+    """Filters one stream.
+
+    Args:
+        counts: what to count in; see `Telemetry.counts`.
+        shows_reason: whether the policy shows why a session was closed.
+        max_event_bytes: bound on one event.
+        cursor: the sequence number of the last record that the browser has.
+    """
+
+    def __init__(
+        self,
+        counts: MutableMapping[tuple[str | int, ...], float],
+        *,
+        shows_reason: bool = False,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        cursor: int = -1,
+    ) -> None:
+        self.failed = False
+        """An event could not be read: the stream has ended with `UNREADABLE`."""
+        self.cursor = cursor
+        """The sequence number of the last record that the browser has; -1 for none."""
+        self.records = 0
+        """Data records that were passed on."""
+        self._counts = counts
+        self._shows_reason = shows_reason
+        self._max = max_event_bytes
+        self._rest = bytearray()
+        """Bytes of an event that is not complete."""
+        self._began = False
+        self._after_cr = False
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of the event that is not complete."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of the stream; return the events that they complete."""
+        if self.failed:
+            return b""
+        rest = self._rest
+        searched = max(0, len(rest) - 1)
+        rest += self._normalize(data)
+        if not self._began:
+            if len(rest) < len(_BOM) and _BOM.startswith(bytes(rest)):
+                return b""
+            self._began = True
+            rest[:] = rest.removeprefix(_BOM)
+        written = []
+        begin = 0
+        while not self.failed and (end := rest.find(b"\n\n", searched)) >= 0:
+            self.failed = end - begin > self._max
+            if end > begin and not self.failed:
+                written.append(self._event(rest[begin:end].decode(errors="replace")))
+            begin = searched = end + 2
+        del rest[:begin]
+        # The last byte of the rest may end a line, and so an event.
+        if self.failed or len(rest) > self._max + 1:
+            self.failed = True
+            self._rest = bytearray()
+            written.append(UNREADABLE)
+        return b"".join(written)
+
+    def _normalize(self, data: bytes) -> bytes:
+        """Replace each CR and CRLF with LF; a CRLF may be cut in two."""
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            if not data:
+                self._after_cr = False
+                return data
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
+
+    # -- events
+
+    def _event(self, text: str) -> bytes:
+        kind, lines = "", []
+        for line in text.split("\n"):
+            name, _, value = line.partition(":")
+            if name == "data":
+                lines.append(value.removeprefix(" "))
+            elif name == "event":
+                kind = value.removeprefix(" ")
+        if not lines:
+            return b""  # comments, or an id alone: no event
+        data = "\n".join(lines)
+        if kind == "batch":
+            self._count("batch")
+            return self._batch(data)
+        if kind == "ping":
+            self._count("ping")
+            return _PING
+        if kind == "error":
+            self._count("error")
+            return ERROR
+        if kind in ("", "message") and data == "[DONE]":
+            self._count("done")
+            return _DONE
+        self._count("other")
+        return b""
+
+    def _count(self, event: str) -> None:
+        self._counts[metrics.STREAM_EVENTS, event] += 1
+
+    def _batch(self, data: str) -> bytes:
+        passed: list[dict[str, Any]] = []
+        try:
+            for record in json.loads(data)["records"]:
+                passed.append(self._record(record))  # noqa: PERF401  those before a failure count
+        except (Unreadable, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            self.failed = True
+        if not passed:
+            return b""
+        text = _dumps({"records": passed})
+        # The id of upstream has three numbers, but a cursor is one.
+        return b"event: batch\nid: %d\ndata: %b\n\n" % (
+            passed[-1]["seq_num"],
+            text.encode(errors="backslashreplace"),
+        )
+
+    # -- records
+
+    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+        number = record["seq_num"]
+        if type(number) is not int or not 0 <= number < _MAX_SEQUENCE:
+            raise Unreadable
+        passed: dict[str, Any] = {"seq_num": number}
+        timestamp = record.get("timestamp")
+        if type(timestamp) is int:
+            passed["timestamp"] = timestamp
+        passed["headers"] = []
+        headers = record.get("headers")
+        if isinstance(headers, list) and headers:
+            names = [_name(header) for header in headers]
+            if names[0] == _COMMAND or _CONTROL in names:
+                passed["headers"] = self._headers(headers, names)
+                passed["body"] = ""
+                self.cursor = number
+                return passed
+            for name in names:
+                self._count_header(name)
+        passed["body"] = self._body(record.get("body"))
+        self.cursor = number
+        self.records += 1
+        return passed
+
+    def _headers(self, headers: list[Any], names: list[str | None]) -> list[list[str]]:
+        kept = []
+        for header, name in zip(headers, names, strict=True):
+            value = header[1] if name is not None and len(header) > 1 else None
+            if isinstance(value, str) and self._is_allowed(name, value):
+                kept.append([name, value])
+            else:
+                self._count_header(name)
+        return kept  # type: ignore[return-value]
+
+    def _is_allowed(self, name: str | None, value: str) -> bool:
+        if name == _REASON:
+            return self._shows_reason
+        values = _ALLOWED.get(name or "") if name is not None else None
+        return values is not None and values.fullmatch(value) is not None
+
+    def _count_header(self, name: str | None) -> None:
+        label = name if name in _NAMED else "other"
+        self._counts[metrics.STREAM_HEADERS_DROPPED, label or "command"] += 1
+
+    # -- bodies of data records
+
+    def _body(self, body: object) -> str:
+        """Return a body as it may be passed on: nearly always as it is."""
+        if body is None or body == "":
+            return ""
+        if not isinstance(body, str):
+            raise Unreadable
+        try:
+            envelope = _loads(body)
+            own = _own_type(envelope)  # a chunk without an envelope
+            if own is None and isinstance(envelope, dict):
+                return _passed_envelope(body, envelope)
+        except json.JSONDecodeError:
+            raise Unreadable from None
+        except (ValueError, RecursionError):
+            self._count("odd_body")
+            return ""
+        return body if own is None else _dumps({"type": own})
+
+
+def _passed_envelope(body: str, envelope: dict[str, Any]) -> str:
+    """Return the body of a data record, parsed as *envelope*, without what is not for browsers."""
+    chunk = envelope.get("data")
+    own = _own_type(chunk)
+    if own is not None:
+        stub: Any = {"type": own}
+        kept = {"data": stub if isinstance(chunk, dict) else _dumps(stub)}
+        if isinstance(envelope.get("id"), str):
+            kept["id"] = envelope["id"]
+        return _dumps(kept)
+    if envelope.keys() <= _ENVELOPE:
+        return body
+    # Parsed again, because `_loads` reads a whole number as a float.
+    return _dumps({key: value for key, value in json.loads(body).items() if key in _ENVELOPE})
+
+
+def _name(header: object) -> str | None:
+    """The name of a record's header; None if it is malformed."""
+    name = header[0] if isinstance(header, list) and header else None
+    return name if isinstance(name, str) else None
+
+
+def _own_type(chunk: object) -> str | None:
+    """The type of a chunk of Trigger.dev's own format; a string is searched for JSON.
+
+    Raises:
+        ValueError: two parsers could read it differently.
+    """
+    for _ in range(_MAX_STRINGS):
+        if not isinstance(chunk, str):
+            break
+        try:
+            chunk = _loads(chunk)
+        except json.JSONDecodeError:
+            return None  # a text of the app
+    else:
+        raise _Odd
+    type_ = chunk.get("type") if isinstance(chunk, dict) else None
+    if not (isinstance(type_, str) and type_.startswith(_OWN)):
+        return None
+    return type_ if _PLAIN_TYPE.fullmatch(type_) else _OWN
+
+
+_PLAIN_TYPE: Final = re.compile(r"trigger:[a-z-]{1,64}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _Odd
+    return members
+
+
+def _no_json(constant: str) -> None:
+    raise json.JSONDecodeError("not JSON", constant, 0)
+
+
+_loads: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=float, parse_constant=_no_json
+).decode
+"""Reads a body; a whole number becomes a float, because of that no length of it is an error."""
+_dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -1,0 +1,201 @@
+"""Calls the chat routes of Trigger.dev's API: sends one message, opens one stream.
+
+Both use a connection of their own, outside the pool of loads: a stream lasts, and a message must
+not be lost to a kept connection that is just being closed. Everything that is sent is built from
+checked values; nothing of the browser's request is copied.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote
+
+from bff.errors import (
+    CredentialsRejected,
+    SessionNotFound,
+    StreamVersionUnknown,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from bff.upstream.api import retry_after
+from bff.upstream.connection import MAX_BODY_BYTES, Answer, Request, Stream, header_lines
+from bff.upstream.identity import api_error
+from bff.upstream.pool import Address, Transport
+
+ROUTE: Final = "/realtime/v1/sessions/"
+VERSION: Final = "v2"
+"""The version of streams whose records the gateway can filter."""
+_EVENTS: Final = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """The options of a stream, which a browser may choose.
+
+    Attributes:
+        cursor: the number of the last record that the browser has; digits.
+        seconds: after which upstream ends the stream.
+        peek: end at once if no turn is under way.
+        latest: begin with the next record.
+    """
+
+    cursor: bytes | None = None
+    seconds: int = 60
+    peek: bool = False
+    latest: bool = False
+
+
+class ChatUpstream:
+    """The chat routes of one environment's API.
+
+    Args:
+        transport: sends the requests.
+        url: base URL, without a slash at its end.
+        secret_keys: the first is the bearer token. When upstream rejects it, the next takes its
+            place for later requests; a message is never sent again.
+        branch: sent as ``x-trigger-branch``.
+        timeout: seconds for the head of an answer, and for the whole answer to a message.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        url: str,
+        secret_keys: Sequence[str],
+        branch: str | None,
+        timeout: float,
+        user_agent: str,
+    ) -> None:
+        self._transport = transport
+        self._address = Address.read(url)
+        self._timeout = timeout
+        self._current = 0
+        branches = () if branch is None else ((b"x-trigger-branch", branch.encode()),)
+        self._signed = [
+            header_lines(
+                (b"host", self._address.shown),
+                (b"accept-encoding", b"identity"),
+                (b"user-agent", user_agent.encode()),
+                *branches,
+                (b"authorization", b"Bearer " + key.encode()),
+            )
+            for key in secret_keys
+        ]
+
+    async def append(self, session_id: str, body: bytes, part_id: str) -> Answer:
+        """Send a message once; returns upstream's answer, of any status but its troubles.
+
+        Raises:
+            UpstreamError: upstream's trouble. If its `sent` is true, the message may have arrived.
+        """
+        lines = header_lines(
+            (b"accept", b"application/json"),
+            (b"content-type", b"application/json"),
+            (b"x-part-id", part_id.encode()),
+        )
+        request = self._request(b"POST", session_id, "in/append", lines, body)
+        used = self._current
+        stream = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                stream = await self._transport.stream(self._address, request)
+                answer = await _whole(stream)
+        except TimeoutError:
+            trouble = UpstreamTimeout()
+            trouble.sent = True
+            raise trouble from None
+        except UpstreamError as error:
+            error.sent = error.sent or stream is not None
+            raise
+        finally:
+            if stream is not None:
+                stream.abort()
+        try:
+            return self._checked(answer, used)
+        except (UpstreamUnavailable, UpstreamInvalid) as error:
+            error.sent = True  # something answered, and what it did with the message is not known
+            raise
+
+    async def open(self, session_id: str, options: StreamOptions) -> Stream:
+        """Open the stream of a session; the caller aborts it.
+
+        Raises:
+            UpstreamError: `SessionNotFound`, `StreamVersionUnknown`, or another of its troubles.
+        """
+        headers: list[tuple[bytes, bytes]] = [
+            (b"accept", _EVENTS.encode()),
+            (b"timeout-seconds", b"%d" % options.seconds),
+        ]
+        if options.cursor is not None:
+            headers.append((b"last-event-id", options.cursor))
+        elif options.latest:
+            headers.append((b"x-trigger-stream-start", b"latest"))
+        if options.peek:
+            headers.append((b"x-peek-settled", b"1"))
+        request = self._request(b"GET", session_id, "out", header_lines(*headers))
+        used, stream = self._current, None
+        try:
+            async with asyncio.timeout(self._timeout):
+                stream = await self._transport.stream(self._address, request)
+                if stream.status != HTTPStatus.OK:
+                    self._checked(await _whole(stream), used)
+            _check_kind(stream)
+        except TimeoutError:
+            _abort(stream)
+            raise UpstreamTimeout from None
+        except BaseException:
+            _abort(stream)
+            raise
+        return stream
+
+    def _request(
+        self, method: bytes, session_id: str, route: str, lines: bytes, body: bytes = b""
+    ) -> Request:
+        path = f"{ROUTE}{quote(session_id, safe='')}/{route}"
+        target = self._address.target + path.encode()
+        return Request(method, target, self._signed[self._current] + lines, body)
+
+    def _checked(self, answer: Answer, used: int) -> Answer:
+        """Return an answer that is about the request; raise what any other one means."""
+        status, error = answer.status, api_error(answer)
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            raise UpstreamRateLimited(retry_after=retry_after(answer.headers, 0.0))
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise UpstreamUnavailable
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            if error is None:
+                raise UpstreamInvalid
+            if status == HTTPStatus.UNAUTHORIZED and self._current == used:
+                self._current = (used + 1) % len(self._signed)
+            raise CredentialsRejected
+        if status == HTTPStatus.NOT_FOUND:
+            raise SessionNotFound if error is not None else UpstreamInvalid
+        return answer
+
+
+def _check_kind(stream: Stream) -> None:
+    kind = stream.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if stream.status != HTTPStatus.OK or kind != _EVENTS:
+        raise UpstreamInvalid
+    if stream.headers.get("x-stream-version") != VERSION:
+        raise StreamVersionUnknown
+
+
+async def _whole(stream: Stream) -> Answer:
+    body = bytearray()
+    async for part in stream:
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise UpstreamInvalid
+    return Answer(stream.status, stream.headers, bytes(body))
+
+
+def _abort(stream: Stream | None) -> None:
+    if stream is not None:
+        stream.abort()
