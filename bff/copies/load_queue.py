@@ -41,7 +41,8 @@ class QueuedLoad(Turn):
     Args:
         id_: the id by which the session was requested.
         copy: the copy that the load replaces.
-        stretch: seconds for which a copy of another replica counts as fresh.
+        stretch: seconds for which a copy of another replica counts as fresh: the least of those
+            of the callers who requested it.
         queue: the queue that it waits in.
     """
 
@@ -150,8 +151,10 @@ class LoadQueue:
                 self._start_turns()  # despite a hold, because a large page can fill the queue
                 if not self._add(load, caller, awaited=True):
                     return None
-        elif load.queued:
-            self._add(load, caller, awaited=True)
+        else:
+            load.stretch = min(load.stretch, stretch)
+            if load.queued:
+                self._add(load, caller, awaited=True)
         load.waiting += 1
         self.start_loads()
         return load
@@ -163,7 +166,8 @@ class LoadQueue:
         load = self.get(id_)
         if load is None:
             load = QueuedLoad(id_, copy, stretch, now, self)
-        elif not load.queued or caller in load.callers:
+        load.stretch = min(load.stretch, stretch)
+        if load.task is not None or caller in load.callers:
             return
         load.kept = True
         self._add(load, caller, awaited=False)

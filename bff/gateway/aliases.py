@@ -20,6 +20,7 @@ from bff.gateway.pending import (
     Pending,
     PendingMember,
     Resumable,
+    leave,
     outcome,
     wait_for,
     wait_on,
@@ -62,28 +63,37 @@ class PendingAlias:
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Answer with the requested session or, once all ids are known, with a refusal."""
-        request, caller = self.request, self.caller
         # If no lookup has ended, the turns of all loads come too late.
         ended = [member for member in self.members if member.task.done()] or [*self.members]
         for member in ended:
             self.members.remove(member)
-            try:
-                served = outcome(gateway, member, caller)
-            except Refused as refused:
-                served = refused.refusal
-            if isinstance(served, Refusal):
-                if served.code in WHOLE_REQUEST:
-                    return gateway.answers.refusal(request, served)
-                self.outcomes[member.session_id] = served
-            elif served is None:  # the copy is still to be looked up
-                if self.aliases.look_up(self, member.session_id):
-                    return gateway.answer(request, caller, member.session_id)
-            elif has_id(served[0], self.session_id):
-                return gateway.answers.session(request, caller, *served)
-        if not self.members:
-            return gateway.answers.refusal(request, self.refusal())
         wait_on(self.members)
+        for member in ended:
+            answer = self._conclude(gateway, member)
+            if answer is not None:
+                leave(self.members, again=False)
+                return answer
+        if not self.members:
+            return gateway.answers.refusal(self.request, self.refusal())
         return self
+
+    def _conclude(self, gateway: Resumable, member: PendingMember) -> "Response | Pending | None":
+        """Return the answer if one named session decides it."""
+        request, caller = self.request, self.caller
+        try:
+            served = outcome(gateway, member, caller)
+        except Refused as refused:
+            served = refused.refusal
+        if isinstance(served, Refusal):
+            if served.code in WHOLE_REQUEST:
+                return gateway.answers.refusal(request, served)
+            self.outcomes[member.session_id] = served
+        elif served is None:  # the copy is still to be looked up
+            if self.aliases.look_up(self, member.session_id):
+                return gateway.answer(request, caller, member.session_id)
+        elif has_id(served[0], self.session_id):
+            return gateway.answers.session(request, caller, *served)
+        return None
 
     def refusal(self) -> Refusal:
         """Return the refusal for a request that no named session matches: trouble, or 403.
@@ -141,6 +151,7 @@ class Aliases:
         with self._members.hold(caller):
             for named in candidates:
                 if self.look_up(pending, named):
+                    leave(pending.members, again=False)
                     return named
         if not pending.members:
             raise Refused.of(pending.refusal())
@@ -160,6 +171,7 @@ class Aliases:
         if isinstance(member, tuple):
             return has_id(member[0], pending.session_id)
         if member.fallback is not None:
+            leave([member], again=True)
             return has_id(member.fallback, pending.session_id)
         pending.members.append(member)
         return False

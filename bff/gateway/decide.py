@@ -27,7 +27,7 @@ from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.chats import Chats, Grounds
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, Outcome, PendingCaller
+from bff.gateway.introspection import Introspector, Outcome
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
@@ -220,7 +220,7 @@ class Gateway:
             caller, session_id, request.now
         ):
             # Upstream's answer is about the session; the chat is decided after it.
-            return PendingCaller(self._introspector.start(request, caller, session_id))
+            return self._introspector.verify(request, caller, (session_id,))
         decide = decide_stream if request.route is CHAT_OUT else decide_message
         return decide(self.chats, request, caller, session_id)
 
@@ -300,36 +300,40 @@ class Gateway:
         if caller is not None:
             return self.serve(request, caller)
         try:
-            session_id, requested = self._named_by(request, claimant)
+            named, requested = self._named_by(request, claimant)
         except Refused:
             introspector.count_refused(request, claimant)  # 429
             raise
-        pending = introspector.start(request, claimant, session_id)  # 401 429 5xx
-        return pending if requested else PendingCaller(pending)
+        if requested:
+            return introspector.start(request, claimant, named[0])  # 401 429 5xx
+        return introspector.verify(request, claimant, named)  # 401 429 5xx
 
-    def _named_by(self, request: RequestContext, claimant: Claimant[Grant]) -> tuple[str, bool]:
-        """Return an id that the token names, and whether it is the requested session's.
+    def _named_by(
+        self, request: RequestContext, claimant: Claimant[Grant]
+    ) -> tuple[tuple[str, ...], bool]:
+        """Return ids that the token names, and whether it is the requested session's.
 
         Raises:
             Refused: ``unauthorized`` or ``invalid_session_id``.
         """
         granted, head = claimant.granted, request.head
         if request.route in (CHAT_IN, CHAT_OUT):
-            return self.chats.named_id(request, claimant), False
+            return (self.chats.named_id(request, claimant),), False
         if request.route is LIST:
             named = ids.named(granted)
             if not named:
                 raise Refused("unauthorized")
-            return named[0], False
+            return named, False
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not ids.covers(granted, session_id):
             # A forged token must not learn which sessions the gateway knows.
-            for named_id in ids.named_in_other_form(granted, session_id):
-                return named_id, False
-            raise Refused("unauthorized")
+            named = ids.named_in_other_form(granted, session_id)
+            if not named:
+                raise Refused("unauthorized")
+            return named, False
         if not ids.is_reachable(session_id):
             raise Refused("unauthorized")
-        return session_id, True
+        return (session_id,), True
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Refund the address, because the decision starts again after the wait."""

@@ -38,6 +38,11 @@ from bff.tokens.scopes import Grant
 MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
 
+_MAX_TRIES: Final = 3
+"""Named sessions for which a request lets upstream verify its token, while upstream fails."""
+_OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
+"""Codes of refusals that may concern one session alone."""
+
 Outcome = Copy | Refusal | None
 """The session's copy, a refusal, or None if another replica made the call."""
 
@@ -113,6 +118,8 @@ class PendingCaller:
     """
 
     introspection: PendingIntrospection
+    others: tuple[str, ...]
+    """More named sessions, for a failure that may concern the first one alone."""
 
     @property
     def request(self) -> RequestContext:
@@ -130,10 +137,13 @@ class PendingCaller:
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide the request for its caller, if there is one now."""
-        result = self.introspection.result(gateway)
+        pending = self.introspection
+        result = pending.result(gateway)
         if isinstance(result, Refusal) and result.code not in AUTHENTIC:
+            if self.others and result.code in _OF_ONE_SESSION:
+                return pending.introspector.verify(self.request, pending.subject, self.others)
             return gateway.answers.refusal(self.request, result)
-        return gateway.serve(self.request, verified(self.introspection.subject))
+        return gateway.serve(self.request, verified(pending.subject))
 
 
 def verified(subject: Subject) -> Caller[Grant]:
@@ -189,6 +199,22 @@ class Introspector:
         """Whether upstream verified the token recently, so that it is not counted as a bad one."""
         digest = subject.digest
         return digest is None or self._introspections.authentic(digest, now)
+
+    def verify(
+        self, request: RequestContext, subject: Subject, named: tuple[str, ...]
+    ) -> PendingCaller:
+        """Verify a token about the first of the *named* sessions that upstream does not fail for.
+
+        Raises:
+            Refused: as `start`.
+        """
+        session_id, *rest = named[:_MAX_TRIES]
+        try:
+            return PendingCaller(self.start(request, subject, session_id), tuple(rest))
+        except Refused as refused:
+            if not rest or refused.refusal.code not in _OF_ONE_SESSION:
+                raise
+        return self.verify(request, subject, tuple(rest))
 
     def start(
         self, request: RequestContext, subject: Subject, session_id: str

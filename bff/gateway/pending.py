@@ -224,9 +224,7 @@ async def wait_for(
         await _wait_for_loads(members, timeout, began, until)
         again = True
     finally:  # also when the browser has left
-        for member in members:
-            if member.load is not None:
-                member.load.leave(again=again)
+        leave(members, again=again)
     request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
 
@@ -235,6 +233,13 @@ def wait_on(members: Sequence[PendingMember]) -> None:
     for member in members:
         if member.load is not None:
             member.load.waiting += 1
+
+
+def leave(members: Sequence[PendingMember], *, again: bool) -> None:
+    """Count the request no longer; *again* says that it may come again for these loads."""
+    for member in members:
+        if member.load is not None:
+            member.load.leave(again=again)
 
 
 async def _wait_for_loads(
