@@ -13,7 +13,7 @@ from math import inf
 from typing import Final, Generic, TypeVar
 
 MAX_TURNS: Final = 1000
-"""Loads that wait, at most. Beyond it the caller with the most of them loses one."""
+"""Loads that wait, at most. If the queue is full, the caller with the most loads loses one."""
 MAX_OF_CALLER: Final = 200
 """Loads of one caller that wait, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
@@ -21,7 +21,7 @@ REFRESH_EVERY: Final = 4
 
 
 class Turn:
-    """One load that waits for its turn, for all callers that want it.
+    """One load that waits for its turn, on behalf of every caller that requested it.
 
     Args:
         key: what it loads.
@@ -36,7 +36,7 @@ class Turn:
         self.number = 0
         """Its position in the order of arrival."""
         self.denied = False
-        """It had a turn, and the budget that replicas share denied it."""
+        """Whether it had a turn, in which the budget that replicas share denied it."""
         self.callers: set[Hashable] = set()
 
     @property
@@ -108,11 +108,11 @@ class FairQueue(Generic[TurnT]):
     def add(
         self, turn: TurnT, caller: Hashable, *, awaited: bool, first: bool = False
     ) -> TurnT | None:
-        """Let *turn* wait on behalf of *caller*, who may be one of several.
+        """Queue *turn* on behalf of *caller*, who may be one of several.
 
-        It is *awaited* by requests, or a refresh in the background. *first* says that the caller
-        had its turn, but could not use it. Returns the turn that has to leave the queue for it:
-        another one, or *turn* itself.
+        It is *awaited* by requests, or else a refresh in the background. With *first* the caller is
+        next, because it could not use its last turn. Returns the turn that a full queue gives up,
+        which may be *turn* itself; None if there is room.
         """
         ring, new = self._awaited if awaited else self._refreshes, turn not in self
         loser: TurnT | None = None
@@ -175,7 +175,7 @@ class FairQueue(Generic[TurnT]):
         turn.callers.clear()
 
     def clear(self) -> list[TurnT]:
-        """Empty the queue; returns what was in it."""
+        """Empty the queue; returns its turns."""
         turns = list(self._turns.values())
         for turn in turns:
             self.remove(turn)
@@ -210,7 +210,7 @@ class FairQueue(Generic[TurnT]):
         return self._awaited.size(caller) + self._refreshes.size(caller)
 
     def _detach(self, caller: Hashable, turn: TurnT) -> TurnT | None:
-        """Take *turn* from *caller*; returns it if no other caller wants it."""
+        """Take *turn* from *caller*; returns it if no other caller has requested it."""
         self._awaited.remove(caller, turn)
         self._refreshes.remove(caller, turn)
         turn.callers.discard(caller)

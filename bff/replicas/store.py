@@ -35,7 +35,7 @@ class Store:
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
-        revocations: lists those that this replica knows.
+        revocations: lists the revocations that this replica knows.
         tokens: makes tokens that no other replica makes.
         random: makes random bytes.
 
@@ -173,7 +173,7 @@ class Store:
         )
 
     def pause(self, origin: str, seconds: float) -> None:
-        """Share that upstream wants no load for *seconds*."""
+        """Share that no load may start for *seconds*, because upstream answered 429."""
         bounded = _upstream_milliseconds(seconds)
         self.connection.execute_nowait(("SET", keys.pause(origin), 1, "PX", bounded))
 
@@ -227,8 +227,8 @@ class Store:
     ) -> str:
         """Store a value under each of its *ids*, the claimed one first, *until* the store's time.
 
-        Only while *token* holds the claim: without it another replica loads, or the store has lost
-        its data. Never over a value whose load was claimed later.
+        The value is stored only while *token* holds the claim. Otherwise another replica loads, or
+        the store has lost its data. It never replaces a value whose load was claimed later.
 
         Returns:
             kept or superseded.

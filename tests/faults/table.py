@@ -1103,7 +1103,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/codec.py",
-        'return hmac.digest(namespace.mac_key, b"name" + digest + id_.encode(), "sha256").hex()',
+        'return hmac.digest(namespace.sealing_key, b"name" + digest + id_.encode(), "sha256").hex()',
         'return digest.hex() + ":" + id_',
         f"{_SHARED}::test_store_reveals_nothing_of_a_token",
     ),
@@ -1474,8 +1474,8 @@ FAULTS = [
     Fault(
         41,
         "bff/upstream/api.py",
-        "return answer.status == _REJECTED and api_error(answer) is not None",
-        "return answer.status == _REJECTED",
+        "return answer.status == _UNAUTHORIZED and api_error(answer) is not None",
+        "return answer.status == _UNAUTHORIZED",
         f"{_UPSTREAM_LEG}::test_41_page_of_a_cdn_raises_no_alarm_about_the_key",
     ),
     Fault(
