@@ -65,9 +65,9 @@ class Service:
         clock: reads the two clocks.
         network: how other servers are reached, if not on sockets; for tests.
         routes: more routes for the browser port; for the demo.
-        tracing: makes spans; None for none.
+        tracing: makes spans; None if tracing is off.
         peers: the other workers; None if this process is the only one.
-        max_connections: a bound in place of the setting's, for want of descriptors.
+        max_connections: a lower bound than the setting's, if there are too few descriptors.
         unconfirmed: environments whose id is set, but was not compared with upstream's.
     """
 
@@ -222,7 +222,7 @@ class Service:
         )
 
     def _share(self, settings: Settings) -> None:
-        """Tell the sharing what the settings, and the ids learned until now, decide."""
+        """Apply the settings, and the ids learned so far, to the sharing."""
         secrets = [key.reveal().encode() for e in settings.environments for key in e.secret_keys]
         self.sharing.apply(self._builder.namespaces(settings), settings.cache_negative_ttl, secrets)
 

@@ -93,7 +93,7 @@ class Background:
 
     @property
     def up(self) -> dict[str, bool]:
-        """By name: whether all its loops run."""
+        """Whether all loops of each task run, by the name of the task."""
         up: dict[str, bool] = {}
         for loop in self._loops:
             runs = loop.done or loop.running is not None
@@ -111,7 +111,7 @@ class Background:
     def _ended(self, loop: _Loop, task: "asyncio.Task[bool | None]") -> None:
         self._ending.discard(task)
         failure = None if task.cancelled() else task.exception()
-        if loop.running is not task:  # it was to end
+        if loop.running is not task:  # it was stopped or replaced
             return
         if failure is None and not task.cancelled() and task.result() is DONE:
             loop.done = True

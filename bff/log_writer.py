@@ -16,7 +16,7 @@ MAX_BYTES: Final = 1024 * 1024
 FLUSH_SECONDS: Final = 1.0
 """Seconds that the end of the process may wait for the last lines."""
 _POLL_MILLISECONDS: Final = 1000
-"""Between two attempts at a descriptor that another process made non-blocking."""
+"""Milliseconds between two attempts at a descriptor that another process made non-blocking."""
 
 
 class LogWriter:
@@ -47,7 +47,7 @@ class LogWriter:
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._torn = False
-        """A line was written in part: the next line must not continue it."""
+        """Whether a line was written in part: the next line must not continue it."""
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> None:

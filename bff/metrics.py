@@ -1,7 +1,8 @@
 """Every metric of the gateway: one declaration gives its name, type, labels and description.
 
 To add one, declare a constant in this file and count it with `Telemetry`; a test fails for a metric
-that nothing counts. `docs/OPERATIONS.md` and `/metrics` are made from these declarations.
+that nothing counts. `bff.ops.gauges` reads the gauges. `docs/OPERATIONS.md` and `/metrics` are made
+from these declarations.
 """
 
 from dataclasses import dataclass

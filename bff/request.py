@@ -23,7 +23,7 @@ class HeaderFields:
     """The headers that are read; they do not depend on the path, so connections share them.
 
     Attributes:
-        ambiguous: a header that may stand only once is repeated.
+        ambiguous: whether a header that may be sent only once is repeated.
         token: the token in `authorization`, if it is written in the usual way.
     """
 
@@ -95,7 +95,7 @@ class RequestHead:
     Attributes:
         path: raw: percent-encoded, without query and fragment.
         peer: the address of the connection.
-        id: the session's, if the path is one whose segment needs no decoding.
+        id: the session's id, if its path segment needs no decoding; otherwise None.
         query: raw; only the list reads it.
         lines: all header lines of a request for a chat; empty for every other.
         body: the body of a message.

@@ -1,4 +1,7 @@
-"""How every answer looks on the wire: the only place where header lines are written.
+"""How an answer to a browser looks on the wire.
+
+This module writes the header lines, with two exceptions: `bff.gateway.answers` adds
+``x-unavailable-sessions`` to a list, and `bff.server` adds ``connection: close`` to a last answer.
 
 The head of a response is kept as the bytes that are sent. So the parts that many responses share
 are built once: for each origin, each copy and each refusal.
@@ -133,7 +136,7 @@ def vary(*, cookie: bool) -> str:
 class ResponseBuilder:
     """Builds responses for the configured *origins* (exact; ``*`` for any).
 
-    *cookie* says that a token may come in a cookie; answers then vary with it.
+    *cookie* says that a browser may send its token in a cookie; answers then vary with it.
     """
 
     def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:

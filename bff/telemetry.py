@@ -141,7 +141,7 @@ class Telemetry:
         return text if self.worker is None else _labelled(text, b'worker="%d"' % self.worker)
 
     def _answers_at_once(self) -> int:
-        """Count the answers that waited for nothing: measuring each would slow down every hit."""
+        """Count the answers that did not wait: measuring each would slow down every hit."""
         answers = sum(n for key, n in self.counts.items() if key[0] == metrics.REQUESTS)
         return max(0, int(answers) - sum(self.observed[metrics.ANSWER_SECONDS][1]))
 

@@ -181,7 +181,7 @@ async def test_one_hit_in_a_thousand_is_logged(world: World) -> None:
         await world.get("chat-1", token=token)
 
     (line,) = events(world, "answer_sampled")
-    assert (line["result"], line["level"], line["of"]) == ("hit", "info", SAMPLE)
+    assert (line["result"], line["level"], line["answers"]) == ("hit", "info", SAMPLE)
     assert token not in world.log.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The messages under way in one process, and the messages that were charged already."""
+"""The messages that one process is sending, and those that it has charged."""
 
 import hashlib
 from collections import Counter
@@ -12,11 +12,11 @@ from bff.errors import Refused
 MAX_APPENDS: Final = 64
 """Messages under way at once: each holds up to a whole body."""
 MAX_APPENDS_PER_CALLER: Final = 2
-"""Messages under way of one caller, so that slow uploads refuse nobody else's."""
+"""Messages under way of one caller, so that one caller's slow uploads block no other caller."""
 CHARGED_SECONDS: Final = 60.0
 """Seconds in which a message that is sent again by its part id is not charged again."""
 _MAX_REPEATED: Final = 3
-"""Times that one charge covers. Upstream stores a part once, but looks at each."""
+"""Sends of one message that one charge covers. Upstream stores it once, but handles every send."""
 _MAX_CHARGED: Final = 10_000
 
 

@@ -14,11 +14,11 @@ class ChatConfig:
 
     Attributes:
         enabled: whether the two routes are served.
-        messages: what may be sent; None for every body as it comes.
-        signer: signs identities; None for none.
+        messages: the policy for messages; None if every body is sent unchanged.
+        signer: signs identities; None if messages carry none.
         identity_headers: names of header lines of the trusted proxy that an identity repeats.
         shows_reason: whether the policy shows why a session was closed.
-        drain_seconds: over which the ends of streams are spread when the process stops.
+        drain_seconds: when the process stops, it ends streams evenly over this time.
     """
 
     enabled: bool

@@ -44,9 +44,9 @@ _OWN: Final = "trigger:"
 _ENVELOPE: Final = frozenset(("data", "id"))
 """Keys of a body: the app's chunk, and the id by which the official client drops repetitions."""
 _MAX_STRINGS: Final = 4
-"""Levels of JSON within strings that are looked into."""
+"""Levels of JSON within strings that the filter parses."""
 _MAX_SEQUENCE: Final = 10**16
-"""Sequence numbers are below; a cursor has at most sixteen digits."""
+"""Upper bound of sequence numbers, because a cursor has at most sixteen digits."""
 
 
 class Unreadable(Exception):
@@ -76,7 +76,7 @@ class RecordFilter:
         cursor: int = -1,
     ) -> None:
         self.failed = False
-        """An event could not be read: the stream has ended with `UNREADABLE`."""
+        """Whether an event could not be read, so that the stream has ended with `UNREADABLE`."""
         self.cursor = cursor
         """The sequence number of the last record that the browser has; -1 for none."""
         self.records = 0

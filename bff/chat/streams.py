@@ -27,7 +27,7 @@ CHECK_SECONDS: Final = 0.5
 CHECKED_AT_ONCE: Final = 200
 """Streams that are checked before other work gets its turn."""
 UNREADABLE_SECONDS: Final = 60.0
-"""Seconds for which a place of a stream that could not be read is remembered."""
+"""Seconds for which the gateway remembers where a stream could not be read."""
 _MAX_UNREADABLE: Final = 10_000
 _SPREAD_STEPS: Final = 50
 """Steps in which the streams of a process that stops are ended."""
@@ -101,7 +101,7 @@ class ChatStream:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield the events for the browser as they come."""
-        reason = "browser"  # unless the end comes from this side
+        reason = "browser"  # the reason, unless the gateway ends the stream
         try:
             assert self._upstream is not None  # noqa: S101  `connect` comes first
             feed, held = self.records.feed, 0

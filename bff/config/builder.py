@@ -67,7 +67,7 @@ class ConfigBuilder:
     Args:
         transport: sends requests upstream.
         timeout: seconds for a whole answer of upstream.
-        sharing: the other replicas, which share what upstream's bucket holds.
+        sharing: receives what upstream reports of its bucket, for other replicas.
         provider: grants limits that replicas share; None if the process counts alone.
         clock: reads the two clocks.
         trace: wraps an environment's API to make spans of its calls.
@@ -115,10 +115,10 @@ class ConfigBuilder:
         return self.id_of(environment) if environment.learn else environment.id
 
     def namespaces(self, settings: Settings) -> dict[str, Namespace]:
-        """Where each environment's entries are in the store: apart from whatever differs.
+        """Return each environment's namespace; `Namespace` says which gateways share its parts.
 
-        An environment whose id is not known yet has none. Its secret key could not stand in: while
-        the key is rotated, replicas would share neither purges nor a budget.
+        An environment whose id is not known yet has no namespace. Its secret key could not replace
+        the id: while the key is rotated, replicas would share neither purges nor a budget.
         """
         policies = {type_: policy.fingerprint for type_, policy in settings.policies.items()}
         projection = fingerprint(
@@ -248,7 +248,7 @@ class ConfigBuilder:
         return Environment(environment.name, origin, self._trace(upstream), chat, budget)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
-        """Learn what upstream's bucket holds."""
+        """Use what upstream reports of its bucket, in this process and in other replicas."""
         now, wall = self._clock()
         limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
         budget.observe(now, limit=limit, remaining=remaining, reset=reset)
@@ -310,7 +310,7 @@ def _seal(environment: EnvironmentSettings, id_: str) -> bytes:
 
 
 def same_environment(one: EnvironmentSettings, other: EnvironmentSettings) -> bool:
-    """Whether the id of one, set or learned, holds for the other too."""
+    """Whether an id of *one*, set or learned, is valid for *other* too."""
     return (one.id, _depends_on(one)) == (other.id, _depends_on(other))
 
 

@@ -1,7 +1,7 @@
 """Reads all settings from the environment and from the TOML file that ``BFF_CONFIG`` names.
 
 A variable wins over the same key in the file. Only the file can hold ``[[environments]]``,
-``[policies]`` and ``[[token_sources]]``. No problem quotes a key.
+``[policies]`` and ``[[token_sources]]``. No report of a problem quotes a secret key.
 """
 
 import re
@@ -43,10 +43,10 @@ def load(environ: Mapping[str, str]) -> Settings:
     allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
     allowed |= keys_of(ChatSettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
-    # Trigger.dev's tools read other TRIGGER_ variables, so an unknown one may be correct.
+    # Only unknown BFF_ variables are reported: Trigger.dev's tools read other TRIGGER_ variables.
     variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
-    reader.unknown(variables_of_bff, allowed | {"BFF_CONFIG"}, "")
-    reader.unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
+    reader.report_unknown(variables_of_bff, allowed | {"BFF_CONFIG"}, "")
+    reader.report_unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, does not replace the file's value.
     top = {key: value for key, value in file.items() if key not in SECTIONS}
     top |= {name: text for name, text in variables.items() if text}
@@ -85,7 +85,7 @@ def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        # Only the position of the parser's message: the text around it may be a secret.
+        # Only the position in the parser's message is reported: the rest may quote a secret.
         position = re.search(r"line \d+, column \d+|end of document", str(exc))
         where = position[0] if position else "an unknown line"
         reader.problems.append(f"BFF_CONFIG is not valid TOML (at {where})")
@@ -97,7 +97,10 @@ def _read_config(reader: TableReader, path: str) -> dict[str, Any]:
 def _environments(
     reader: TableReader, tables: object, top: Mapping[str, object]
 ) -> list[EnvironmentSettings]:
-    """Read the top level's environment, if it has a key or is the only one, and each section's."""
+    """Read the environment of each section, and that of the top level.
+
+    Beside sections, the top level is an environment only if it has a secret key.
+    """
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         reader.problems.append("BFF_CONFIG: write each environment under [[environments]]")
         return []
@@ -115,7 +118,7 @@ def _environments(
                 "first"
             )
             continue
-        reader.unknown(table, keys_of(EnvironmentSettings) | {"name"}, prefix)
+        reader.report_unknown(table, keys_of(EnvironmentSettings) | {"name"}, prefix)
         environments.append(_environment(reader, inherited | table, name, prefix, several=True))
     return [environment for environment in environments if environment is not None]
 
@@ -142,7 +145,7 @@ def _environment(
     return EnvironmentSettings(
         **settings,
         name=name,
-        # Without the id, tokens of other branches and environments would be accepted.
+        # Environments can share a signing key. Without the id, one would accept another's tokens.
         learn=settings["id"] is None and (by_trigger or several),
     )
 
@@ -213,7 +216,7 @@ def _policies(
     inherited = {name: top[name] for name in keys_of(PolicySettings) if name in top}
     for type_, table in tables.items():
         prefix = f"BFF_CONFIG: policy {type_!r}: "
-        reader.unknown(table, keys_of(PolicySettings), prefix)
+        reader.report_unknown(table, keys_of(PolicySettings), prefix)
         policy = _policy(reader, inherited | table, prefix)
         if policy is not None:
             policies[type_] = policy

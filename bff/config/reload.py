@@ -19,8 +19,8 @@ from bff.telemetry import Telemetry
 WATCH_SECONDS: Final = 1.0
 """Seconds between two looks at the files of the settings."""
 MAX_LOOKS: Final = 3
-"""Looks after which a change counts though a file still changes: a file that never comes to rest
-must not delay the removal of a key in another."""
+"""Looks after which a change counts although a file still changes. Otherwise a file that always
+changes would delay the removal of a key in another."""
 REREAD_SECONDS: Final = 30.0
 """Seconds between two readings of all settings, whether or not a file seems to have changed."""
 
@@ -28,7 +28,7 @@ Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class Reload:
-    """The settings in force, and what replaces them.
+    """Holds the settings in force, and replaces them.
 
     Args:
         settings: those that the gateway starts with.
@@ -49,7 +49,7 @@ class Reload:
         self._apply = apply
         self._telemetry = telemetry
         self._problems: list[str] = []
-        """Those of the last reading."""
+        """The problems of the last reading."""
         self._files = Watch(settings.files)
         self._as_read = self._files.look()
         """How the files looked before the last reading."""
@@ -61,7 +61,7 @@ class Reload:
 
     @property
     def current(self) -> bool:
-        """Whether the settings in force are what the files hold now."""
+        """Whether the settings in force are those of the files."""
         return not self._problems and self._files.look() == self._as_read
 
     # -- the timer
@@ -155,10 +155,10 @@ class Watch:
         self.files = tuple(files)
         self._used = self._last = self.look()
         self._looks = 0
-        """Looks since the files differ from those that were used last."""
+        """Looks since the files began to differ from those last used."""
 
     def changed(self) -> bool:
-        """Whether the files have changed, and come to rest, since the last change."""
+        """Whether the files have changed since the last reload and no longer change."""
         before, self._last = self._last, self.look()
         self._looks = 0 if self._last == self._used else self._looks + 1
         if not self._looks or (self._last != before and self._looks < MAX_LOOKS):
@@ -167,7 +167,7 @@ class Watch:
         return True
 
     def look(self) -> Signature:
-        """Return what tells two contents of the files apart."""
+        """Return a value that differs if the files do."""
         return tuple(map(_signature, self.files))
 
 

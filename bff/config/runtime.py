@@ -22,9 +22,10 @@ class Environment:
     """One Trigger.dev environment at run time.
 
     Attributes:
-        origin: address, id and branch. Environments of one name with other origins share no copy.
-        health: "ok" or the error code of upstream's answer to the gateway's own last question; None
-            before the first. Loads do not move it, because a browser chooses their ids.
+        origin: upstream's address, the environment's id and branch. If a reload changes any of
+            them, the gateway drops all copies.
+        health: "ok" or the error code of the last readiness check; None before the first. Loads do
+            not change it, because a browser chooses their ids.
         checked: when `health` was learned, on the clock that never jumps.
         last_load: "ok" or the error code of the last load, for the log; None before the first.
     """
@@ -41,11 +42,11 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limiters; `Unlimited` is off."""
+    """The limiters. A limit that is off is an `Unlimited`."""
 
     address: Limiter
     page: Limiter
-    """For pages that say nothing of sessions, by address."""
+    """Counts requests for public pages, by the browser's address."""
     bad_token: Limiter
     caller: Limiter
     stream: Limiter
@@ -56,11 +57,11 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Everything that can change while the gateway runs; a change replaces it as a whole.
+    """All configuration that a reload can change. A reload replaces the whole object.
 
     Args:
-        environments: by the name that `Verifier` uses too.
-        policies: by session type; `default_policy` for every other.
+        environments: by name, as in `Caller.environment`.
+        policies: by session type. Every other type has `default_policy`.
         pages: public JSON by path.
         token_cookie: the name of a cookie that may hold the token.
         chat: what the settings decide about chats.

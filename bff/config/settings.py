@@ -75,7 +75,7 @@ class EnvironmentSettings:
         default="10/second",
     )
     learn: bool
-    """Tokens cannot be verified without the id, and it is not set: the gateway asks upstream."""
+    """Whether the gateway must get the id from upstream: tokens need it, and it is not set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class TableReader:
         self._secrets: set[str] = set()
 
     def redact(self, text: str) -> str:
-        """Hide in *text* every secret that was read, and all that looks like one."""
+        """Hide in *text* every secret that was read, and every text that looks like one."""
         return typed.redact(text, self._secrets)
 
     @property
@@ -57,7 +57,7 @@ class TableReader:
     ) -> dict[str, Any]:
         """Read the settings that *settings_class* declares, by field.
 
-        An invalid setting has the value None, and so has one that is not set, without a default.
+        An invalid setting has the value None, as does one that is not set and has no default.
         *prefix* begins each problem: empty for the top level, else ``BFF_CONFIG: <section>: ``.
         """
         rows = declared(settings_class).items()
@@ -108,7 +108,7 @@ class TableReader:
         try:
             text = self._read(path)
         except OSError as exc:
-            # Without the path, which may be the key itself, put there by mistake.
+            # The problem omits the path: an operator may have put the key itself there.
             raise InvalidValue(
                 f"cannot be read from its file ({exc.strerror}); set {row.file_name} to the path "
                 "of a file that holds it"
@@ -127,7 +127,7 @@ class TableReader:
                 return DEFAULT
         except InvalidValue:
             return "BFF_CONFIG"
-        # By identity, because the file may hold an equal text: the variable wins over it.
+        # Compared by identity: the file may hold an equal text, but the variable wins.
         return "environment" if value is self._environ.get(row.name) else "BFF_CONFIG"
 
     def file(self, name: str, path: str) -> str | None:
@@ -139,7 +139,7 @@ class TableReader:
         except InvalidValue as problem:
             self.problems.append(f"{name} {problem}")
         except OSError as exc:
-            # Without the path, which may be a key, put there by mistake.
+            # The problem omits the path: an operator may have put a key there.
             self.problems.append(
                 f"{name} names a file that cannot be read ({exc.strerror}); check the path"
             )
@@ -156,7 +156,7 @@ class TableReader:
         self.files.append(path)
         return text
 
-    def unknown(self, names: Collection[str], allowed: Collection[str], prefix: str) -> None:
+    def report_unknown(self, names: Collection[str], allowed: Collection[str], prefix: str) -> None:
         """Report *names* that are not settings: a misspelt limit would not be in force."""
         for name in sorted(set(names) - set(allowed)):
             if _SERVICE_LINK.fullmatch(name):
@@ -211,7 +211,7 @@ def _as_text(value: object) -> str:
 
 
 _LONG: Final = 10**15
-"""No setting is as large; Python may refuse to write larger numbers."""
+"""Larger than any setting; Python may refuse to write larger numbers."""
 
 
 def _is_nested(value: object) -> bool:

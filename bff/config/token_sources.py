@@ -9,7 +9,7 @@ from bff.config import values
 from bff.config.declaration import setting
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.typed import Secret
-from bff.tokens.algorithms import SHARED_ALGORITHM
+from bff.tokens.algorithms import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
 from bff.tokens.jwks import read_jwks
 from bff.tokens.verify import ISSUER
 
@@ -29,7 +29,11 @@ class SourceSettings:
         default="",
     )
     algorithms: tuple[str, ...] = setting(
-        "algorithms", values.algorithms, "`RS256`, `ES256`, `EdDSA`; or only `HS256`", required=True
+        "algorithms",
+        values.algorithms,
+        ", ".join(f"`{one.name}`" for one in PUBLIC_ALGORITHMS)
+        + f"; or only `{SHARED_ALGORITHM.name}`",
+        required=True,
     )
     jwks_url: str | None = setting(
         "jwks_url",
@@ -43,7 +47,7 @@ class SourceSettings:
     shared_keys: tuple[Secret, ...] = setting(
         "shared_keys",
         values.shared_keys,
-        "the keys for `HS256`, the current key first",
+        f"the keys for `{SHARED_ALGORITHM.name}`, the current key first",
         secret=True,
     )
     keys_trusted: float = setting(
@@ -85,7 +89,7 @@ def read_token_sources(
     sources = []
     for number, table in enumerate(tables, start=1):
         prefix = f"BFF_CONFIG: token source {table.get('name', number)!r}: "
-        reader.unknown(table, keys_of(SourceSettings) | {"required"}, prefix)
+        reader.report_unknown(table, keys_of(SourceSettings) | {"required"}, prefix)
         source = _source(reader, table, environments, prefix)
         if source is not None:
             sources.append(source)

@@ -33,14 +33,14 @@ _FULL_WIDTH: Final = re.compile(r"[\uff01-\uff5e\u3001\u3002]")
 _KEY: Final = re.compile(
     r"tr_(?:dev|stg|prod|preview|pat)_\w+|eyJ[\w-]{8,}\.[\w.-]+|-----BEGIN[^\n]*", re.ASCII
 )
-"""Texts that are secrets whatever setting holds them."""
+"""Matches secrets, in whatever setting they are."""
 _RANDOM: Final = re.compile(
     r"\b[0-9a-f]{48,}\b|(?=[\w+=-]*[a-z])(?=[\w+=-]*[A-Z])(?=[\w+=-]*[0-9])[\w+=-]{40,}", re.ASCII
 )
-"""Texts that may be secrets: 24 random bytes or more."""
+"""Matches texts that may be secrets: 24 random bytes or more."""
 _HIDDEN: Final = "(hidden)"
 _SHORTEST_SECRET: Final = 8
-"""Characters. A shorter secret is invalid anyhow, and may be a part of any word."""
+"""Characters. A shorter text is shown: no valid secret is as short, but a word may contain it."""
 
 
 MIN_KEY_BYTES = 32
@@ -164,7 +164,7 @@ def once_encoded(text: str) -> str | None:
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Hide *secrets*, and all that looks like one, in a text for the operator."""
+    """Hide *secrets*, and every text that looks like one, in a text for the operator."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, _HIDDEN)
@@ -179,7 +179,7 @@ def texts(text: str) -> tuple[str, ...]:
 def split_keys(text: str) -> tuple[str, ...]:
     """Split a list of keys.
 
-    None may be missing, because its variable may be unset where the list was made.
+    An empty part is refused, because the variable of that key was probably unset.
 
     Raises:
         InvalidValue: with a remedy.

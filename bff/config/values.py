@@ -48,7 +48,7 @@ def text(text: str) -> str:
 
 
 def names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts(text)))  # a repeated part means the same as one
+    return tuple(dict.fromkeys(texts(text)))  # a repeated part has no further meaning
 
 
 _NAMES_OF_ENVIRONMENTS = ("dev", "development", "prod", "production", "preview", "stg", "staging")

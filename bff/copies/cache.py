@@ -5,8 +5,8 @@ clock that never jumps.
 
 Mutable state: `_entries` by id and `_ring` by age, changed by `_insert` and `_remove` only;
 `loads`, the load in flight for each id; and `_purged`, the last purges, changed by `purge` and
-`clear`. Purges are remembered whatever is in flight: a load, an introspection, a copy that another
-replica stored, a request that holds an older copy while it waits.
+`clear`. A purge is remembered even if no load is in flight: an introspection, another replica's
+copy in the store, or a waiting request may still bring an older copy.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ class Cache(Generic[OutcomeT]):
     Args:
         ages: how old copies may grow.
         max_bytes: bound on the entries; beyond it, those that were not read lately are evicted.
-        spawn: runs a load to its end, also when those who wait for it leave.
-        on_mismatch: called when a copy stood under the key of another session; it is dropped.
+        spawn: runs a load to its end, even if every request that waits for it leaves.
+        on_mismatch: called after a copy was found under the key of another session and dropped.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Cache(Generic[OutcomeT]):
         return self._is_purged(copy.keys, copy.generation)
 
     def put(self, copy: Copy, purge_generation: int | None = None) -> None:
-        """Keep *copy* under both its ids, in place of what stands there.
+        """Keep *copy* under both its ids, and drop the entries that it replaces.
 
-        A copy is discarded if one of its ids was purged after *purge_generation*: the purge is
-        meant for it. Without a generation, the copy is as of now.
+        A copy is discarded if one of its ids was purged after *purge_generation*, because it may
+        be older than the purge. Without a generation, no earlier purge discards it.
         """
         copy.generation = self._generation if purge_generation is None else purge_generation
         if self.is_purged(copy):
@@ -109,12 +109,12 @@ class Cache(Generic[OutcomeT]):
             self._insert(entry)
 
     def purge(self, environment: str, id_: str) -> None:
-        """Drop a session under both its ids, also what a load in flight brings of it."""
+        """Drop a session under both its ids, and discard the copy of a load in flight."""
         entry = self._entries.get((environment, id_))
         self._generation += 1
         for key in entry.keys if entry else ((environment, id_),):
             self.loads.forget(key)
-            self._purged.pop(key, None)  # so that it becomes the last one
+            self._purged.pop(key, None)  # the assignment then makes it the newest
             self._purged[key] = self._generation
         if entry:
             self._remove(entry)
@@ -123,7 +123,7 @@ class Cache(Generic[OutcomeT]):
             self._cleared = max(self._cleared, self._purged.pop(first))
 
     def clear(self, *, loads: bool) -> None:
-        """Drop every entry and, if *loads*, what loads in flight bring."""
+        """Drop every entry. If *loads*, discard the copies of loads in flight too."""
         self._entries.clear()
         self._ring.clear()
         self.bytes = 0

@@ -25,11 +25,12 @@ TURN_SECONDS: Final = 1.25
 """Seconds that a request without any copy waits for the turn of its load: longer than until the
 next turn of a budget per second."""
 MAX_IN_FLIGHT: Final = 100
-"""Loads in flight of one environment: as many as connections upstream."""
+"""Loads in flight of one environment: there is one connection upstream for each."""
 _MAX_OF_CALLER: Final = 80
-"""Loads in flight that one caller's turns started, so that others find room if upstream is slow."""
+"""Loads in flight that the turns of one caller started. The rest is for other callers, if upstream
+is slow."""
 MAX_UNSPENT: Final = 16
-"""Loads that ask the store at once, so that a large page does not make the store late."""
+"""Loads that call the store at the same time; more would make the store exceed its timeout."""
 
 Outcome = Copy | Refusal
 
@@ -40,8 +41,9 @@ class QueuedLoad(Turn):
     Args:
         id_: the id by which the session was requested.
         copy: the copy that the load replaces.
-        stretch: seconds for which a copy of another replica counts as fresh.
-        queue: where it waits.
+        stretch: seconds for which a copy of another replica counts as fresh: the least of those
+            of the callers who requested it.
+        queue: the queue that it waits in.
     """
 
     __slots__ = (
@@ -61,11 +63,11 @@ class QueuedLoad(Turn):
         self.task: asyncio.Task[Outcome] | None = None
         """The load in flight."""
         self.spent = False
-        """The budget has paid for it."""
+        """Whether the budget has allowed it."""
         self.waiting = 0
         """Requests that wait for it."""
         self.kept = False
-        """It is needed even if nobody waits: a copy needs a refresh, or a request was refused and
+        """Whether it starts even if no request waits: a copy needs a refresh, or a refused request
         may come again."""
 
     @property
@@ -74,7 +76,7 @@ class QueuedLoad(Turn):
         return self.task is None and not self.outcome.done()
 
     def leave(self, *, again: bool) -> None:
-        """One request less waits; *again* says that it may come again."""
+        """Count one waiting request less; *again* says that the browser may send it again."""
         self.queue.leave(self, again=again)
 
     def expected(self, now: float) -> float:
@@ -87,10 +89,10 @@ class LoadQueue:
 
     Args:
         environment: its name.
-        budget: the environment's, as the settings are now.
+        budget: returns the environment's budget by the current settings.
         load: starts a load.
-        recent: what the cache has by now, if that makes a load needless.
-        in_flight: the load that may be joined under an id.
+        recent: returns what the cache has at the load's turn, if that makes the load needless.
+        in_flight: returns the load in flight that a request for an id may join.
     """
 
     def __init__(
@@ -147,11 +149,13 @@ class LoadQueue:
         if load is None:
             load = QueuedLoad(id_, copy, stretch, now, self)
             if not self._add(load, caller, awaited=True):
-                self._start_turns()  # in spite of a hold: a large page fills the queue
+                self._start_turns()  # despite a hold, because a large page can fill the queue
                 if not self._add(load, caller, awaited=True):
                     return None
-        elif load.queued:
-            self._add(load, caller, awaited=True)
+        else:
+            load.stretch = min(load.stretch, stretch)
+            if load.queued:
+                self._add(load, caller, awaited=True)
         load.waiting += 1
         self.start_loads()
         return load
@@ -159,11 +163,12 @@ class LoadQueue:
     def refresh(
         self, id_: str, copy: Copy, caller: Hashable, now: float, *, stretch: float
     ) -> None:
-        """Queue a load in the background, unless one exists; nobody waits for it."""
+        """Queue a load in the background, unless one exists; no request waits for it."""
         load = self.get(id_)
         if load is None:
             load = QueuedLoad(id_, copy, stretch, now, self)
-        elif not load.queued or caller in load.callers:
+        load.stretch = min(load.stretch, stretch)
+        if load.task is not None or caller in load.callers:
             return
         load.kept = True
         self._add(load, caller, awaited=False)
@@ -171,7 +176,7 @@ class LoadQueue:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Start nothing meanwhile, so that of several loads the most urgent one starts first."""
+        """Start no load inside the `with` block; after it the most urgent load starts first."""
         self._holds += 1
         try:
             yield
@@ -180,7 +185,7 @@ class LoadQueue:
             self.start_loads()
 
     def leave(self, load: QueuedLoad, *, again: bool) -> None:
-        """See `QueuedLoad.leave`: a queued load that nobody needs leaves the queue."""
+        """See `QueuedLoad.leave`. A queued load that no request needs is removed."""
         load.waiting -= 1
         load.kept |= again
         if load.queued and not load.waiting and not load.kept:
@@ -194,7 +199,7 @@ class LoadQueue:
         return self._wait(now, self._queue.ahead(load))
 
     def paid(self, load: QueuedLoad) -> None:
-        """The store has allowed the call of *load*."""
+        """Record that the store has allowed the call of *load*."""
         load.spent = True
         self._unspent -= 1
         self.start_loads()
@@ -221,7 +226,8 @@ class LoadQueue:
             wait = self._wait(now)
             if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):
                 break
-            # While the store denies, only loads start that another replica may have a copy for.
+            # While the store denies calls, a load that it has not denied may start: another
+            # replica may have a copy.
             turn = self._queue.pop(self._may_start, new=wait > 0)
             if turn is None:
                 break
@@ -279,7 +285,11 @@ class LoadQueue:
     def _add(
         self, load: QueuedLoad, caller: Hashable, *, awaited: bool, first: bool = False
     ) -> bool:
-        """Queue *load*, or not; another load may have to leave for it."""
+        """Queue *load* if there is room. A full queue may refuse another load in its place.
+
+        Returns:
+            False if the queue refused *load*.
+        """
         loser = self._queue.add(load, caller, awaited=awaited, first=first)
         if loser is load:
             return False
@@ -311,5 +321,5 @@ class LoadQueue:
         self._timer = loop.call_at(due, self._wake)
 
     def _wake(self) -> None:
-        self._timer = None  # it may fire a little early, and then it is set again
+        self._timer = None  # a timer may fire a little early; `start_loads` then sets a new one
         self.start_loads()

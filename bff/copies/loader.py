@@ -2,7 +2,7 @@
 
 A load spends from the budget, fetches, validates, projects, encodes and hashes once. It
 drops hidden fields before it keeps anything. A load ends in a copy or a refusal and
-never raises, because many may wait for it.
+never raises, because many requests may wait for it.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from bff.upstream.pool import cause
 
 RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
-REJECTED: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
+KEY_REMEDY: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
 
 
@@ -53,7 +53,7 @@ class Loader:
     Args:
         config: what the settings decide; `apply` changes it.
         clock: reads the two clocks.
-        sharing: the other replicas.
+        sharing: shares loads and budget with other replicas.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Loader:
         self._clock = clock
         self._sharing = sharing
         self.pairs = Pairs()
-        """The ids of the sessions that loads brought."""
+        """The two ids of each session that a load has fetched."""
         self._queues: dict[str, LoadQueue] = {}
 
     def apply(self, config: RuntimeConfig) -> None:
-        """Use *config* from now on: a load in flight is projected by its policy."""
+        """Use *config* from now on, also to project the documents of loads in flight."""
         if config.origins != self.config.origins:
             self.pairs.forget()
         self.config = config
         for name in self._queues.keys() - config.environments.keys():
             self._queues.pop(name).stop()
 
-    def queued(self, environment: str, id_: str) -> QueuedLoad | None:
-        """Get the load of a session that can be joined; it may have begun under its other id."""
+    def find_load(self, environment: str, id_: str) -> QueuedLoad | None:
+        """Get the queued or running load of a session, requested by either of its ids."""
         queue = self.queue(environment)
         load = queue.get(id_)
         if load is None and queue.busy:
@@ -92,12 +92,12 @@ class Loader:
         return load
 
     def stop(self) -> None:
-        """Start no load any more."""
+        """Start no more loads."""
         for queue in self._queues.values():
             queue.stop()
 
     def queue(self, environment: str) -> LoadQueue:
-        """The queue in which loads of *environment* wait for their turn."""
+        """Return the queue in which loads of *environment* wait for their turn."""
         queue = self._queues.get(environment)
         if queue is None:
             queue = self._queues[environment] = LoadQueue(
@@ -116,7 +116,7 @@ class Loader:
     ) -> QueuedLoad | None:
         """Join or queue the load that *caller* waits for; None if the queue is full."""
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
-        load = self.queued(environment.name, id_)
+        load = self.find_load(environment.name, id_)
         queue, key = self.queue(environment.name), id_ if load is None else load.id
         return queue.request(key, copy, caller, now, stretch=stretch)
 
@@ -124,12 +124,12 @@ class Loader:
         self, environment: Environment, id_: str, copy: Copy, caller: Hashable, now: float
     ) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
-        load = self.queued(environment.name, id_)
+        load = self.find_load(environment.name, id_)
         queue, key = self.queue(environment.name), id_ if load is None else load.id
         queue.refresh(key, copy, caller, now, stretch=copy.share.stretch)
 
     def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
-        """Find what makes a load needless that waited for its turn."""
+        """Return what the cache has, if it makes *load* needless: another load may have kept it."""
         entry = self._cache.find(environment, load.id, now)
         if isinstance(entry, Copy):
             return entry if self._cache.ages.fresh(entry, now, load.stretch) else None
@@ -165,10 +165,10 @@ class Loader:
                 if isinstance(outcome, Copy):
                     self._keep(outcome, generation)
                 return outcome
-            # The other replica projected by the former policy, so look again by the new one.
+            # A reload changed the policy, so this copy of another replica may be wrong: look again.
 
     def _lifetime(self, budget: Budget, copy: Copy) -> float:
-        """Seconds after its load for which a copy may be of use to any replica."""
+        """Return for how many seconds after its load some replica may serve *copy*."""
         return self._cache.ages.lifetime(copy, budget.hot.stretch)
 
     async def _ask(
@@ -203,7 +203,7 @@ class Loader:
             outcome, why = await self.fetch(environment, id_, get)
         if wait > 0:
             if copy is not None and wait > TURN_SECONDS:
-                copy.retry = self._clock()[0] + RETRY_SECONDS
+                copy.retry_at = self._clock()[0] + RETRY_SECONDS
             return Refusal("over_budget", retry_after=wait)
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
@@ -211,7 +211,7 @@ class Loader:
         return self._learn(environment, outcome, why, copy, ended, ended - started)
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
-        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
+        """Spend one call upstream. Returns 0, or the seconds to wait if the budget has no call."""
         return await self._sharing.spend(environment.name, environment.budget, timeout=timeout)
 
     async def fetch(
@@ -220,7 +220,7 @@ class Loader:
         """Fetch a session with *get* and keep its copy. Never raises.
 
         Returns:
-            The outcome for all who wait, and what the operating system said beneath an error.
+            The outcome for every request that waits, and the cause of an error, if it has one.
         """
         started, _ = self._clock()
         generation = self._cache.purge_generation
@@ -230,13 +230,15 @@ class Loader:
             copy.generation = generation
         except UpstreamError as error:
             return Refusal(error.code, retry_after=error.retry_after), cause(error)
-        except Refused as refused:  # the budget, for a second call
+        except Refused as refused:  # the budget has no call for a second try
             return refused.refusal, None
-        except Exception as exc:  # noqa: BLE001  many wait for this outcome, so there must be one
+        except Exception as exc:  # noqa: BLE001  requests wait for an outcome, so there must be one
             self._telemetry.exception("load_failed", exc)
             return Refusal("internal"), None
         entry = self._cache.find(environment.name, id_, started)
-        if not (isinstance(entry, Copy) and entry.loaded > started):  # a later load was faster
+        if not (
+            isinstance(entry, Copy) and entry.loaded > started
+        ):  # otherwise a load that began later ended first
             self._keep(copy, generation)
         return copy, None
 
@@ -258,7 +260,8 @@ class Loader:
             str(document["id"]),
             document["externalId"],  # type: ignore[arg-type]  # validated
             body,
-            # If the policy hides that a session is closed, the age of its answers must not tell it.
+            # A closed session stays fresh longer, and the Age header shows that. If the policy
+            # hides `closedAt`, the copy counts as open.
             document["closedAt"] is not None and "closedAt" in policy.fields,
             loaded,
         )
@@ -272,13 +275,13 @@ class Loader:
         now: float,
         seconds: float,
     ) -> Copy | Refusal:
-        """Learn from a load for the next ones; returns the outcome for all who wait."""
+        """Learn from a load for later loads. Returns the outcome for every request that waits."""
         code = "ok" if isinstance(outcome, Copy) else outcome.code
         self._telemetry.count(metrics.LOADS, environment.name, code)
         self._telemetry.observe(metrics.LOAD_SECONDS, seconds)
         if isinstance(outcome, Refusal):
             if code != "not_found" and copy is not None:
-                copy.retry = now + RETRY_SECONDS
+                copy.retry_at = now + RETRY_SECONDS
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
                 wait = environment.budget.wait(now)
@@ -296,7 +299,7 @@ class Loader:
         elif healthy:
             self._telemetry.log.warning("upstream_recovered", **line)
         elif code == "upstream_rejected_credentials":
-            self._telemetry.log.error("upstream_rejects_our_key", remedy=REJECTED, **line)
+            self._telemetry.log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **line)
         else:
             self._telemetry.log.warning("upstream_failing", why=why, **line)
         environment.last_load = health

@@ -5,9 +5,9 @@ from typing import Final
 from cachetools import LRUCache
 
 SESSION: Final = "session"
-"""The kind of resource; another kind may use the same ids."""
+"""The kind of resource in a key, because another kind may use the same ids."""
 MAX_BYTES: Final = 8 * 1024 * 1024
-"""Bytes. Bounds the memory of pairs: those of about 15,000 sessions with usual ids."""
+"""Bytes of memory for all pairs: enough for about 15,000 sessions with usual ids."""
 _OVERHEAD: Final = 200
 """Bytes of memory that one direction of a pair takes beside its ids; a test measures it."""
 
@@ -50,5 +50,5 @@ class Pairs:
             return None
 
     def forget(self) -> None:
-        """Drop everything: the environments have moved to another upstream."""
+        """Drop all pairs, because the environments have moved to another upstream."""
         self._other.clear()

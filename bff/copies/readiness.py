@@ -2,7 +2,8 @@
 
 An upstream outage does not make a gateway unready: it still decides requests, serves copies and
 tells browsers what is wrong, where an empty load balancer would send errors without CORS headers.
-Only readiness checks tell how upstream is; a load does not, because a browser chooses its id.
+Only readiness checks decide whether upstream works. A load does not, because a browser chooses its
+id.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from bff.background import Beat
 from bff.clock import Clock
 from bff.config.runtime import Environment
 from bff.copies.cache import Cache
-from bff.copies.loader import REJECTED, Loader
+from bff.copies.loader import KEY_REMEDY, Loader
 from bff.errors import Refusal, Refused, UpstreamError
 from bff.replicas.alone import AnySharing
 from bff.sessions import ids
@@ -27,17 +28,17 @@ READINESS_ID: Final = "session_readiness_probe"
 CHECK_SECONDS: Final = 2.0
 """Seconds between two readiness checks of one environment, however often an operator asks."""
 WATCH_SECONDS: Final = 30.0
-"""Seconds between two readiness checks of the gateway's own accord. Ten replicas then send upstream
-one call in three seconds, of a budget of thirty."""
+"""Seconds between two readiness checks that no operator requests. Ten replicas then spend one call
+in three seconds; the default budget has thirty in that time."""
 TROUBLE_SECONDS: Final = 10.0
-"""The same while upstream fails, so that a recovery shows soon."""
+"""Seconds between two such checks while upstream fails, so that a recovery shows soon."""
 
 
 class Readiness:
-    """Tells an operator which environments can be served, and how upstream is.
+    """Tells an operator which environments can be served, and whether upstream works.
 
     Attributes:
-        is_stopping: the gateway shuts down.
+        is_stopping: whether the gateway shuts down.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Readiness:
         self._clock = clock
 
     async def run(self, beat: Beat) -> None:
-        """Check from time to time until cancelled, so that an idle gateway notices an outage."""
+        """Check upstream periodically until cancelled: an idle gateway notices an outage too."""
         while True:
             beat()
             await asyncio.sleep(TROUBLE_SECONDS)
@@ -97,7 +98,7 @@ class Readiness:
             why = cause(error)
         except Refused:
             return
-        except Exception as exc:  # noqa: BLE001  the loop must go on
+        except Exception as exc:  # noqa: BLE001  one failed check must not end `run`
             self._telemetry.exception("readiness_check_failed", exc)
             code = "internal"
         self._telemetry.count(metrics.UPSTREAM_CHECKS, environment.name, code)
@@ -105,7 +106,7 @@ class Readiness:
         environment.health, environment.checked = code, self._clock()[0]
 
     def _log(self, environment: Environment, code: str, why: str | None) -> None:
-        """Log a change, unless the last load had it too and logged it."""
+        """Log a change of health, unless the last load met and logged it already."""
         before, log = environment.health, self._telemetry.log
         if code in (before, environment.last_load) or (code == "ok" and before is None):
             return
@@ -113,14 +114,14 @@ class Readiness:
         if code == "ok":
             log.warning("upstream_recovered", **fields)
         elif code == "upstream_rejected_credentials":
-            log.error("upstream_rejects_our_key", remedy=REJECTED, **fields)
+            log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **fields)
         else:
             log.warning("upstream_failing", why=why, **fields)
 
     # -- the report
 
     def state(self, environment: Environment) -> tuple[bool, str]:
-        """Whether requests for *environment* can be decided, and how upstream is; calls nothing."""
+        """Whether requests for *environment* can be decided, and whether upstream works. No I/O."""
         if self.is_stopping:
             return False, "the gateway shuts down"
         trouble = self._keyless(environment.name)
@@ -129,7 +130,7 @@ class Readiness:
         return True, self.upstream(environment)
 
     def _keyless(self, name: str) -> str | None:
-        """Why no token of an environment can be verified; None if one can."""
+        """Say why no token of an environment can be verified; None if one can."""
         _, wall = self._clock()
         verifier = self._loader.config.verifier
         sources = [source for source in verifier.sources if source.environment == name]
@@ -147,7 +148,7 @@ class Readiness:
         return "no key to verify its tokens with is known or trusted: see bff_key_fetches_total"
 
     def upstream(self, environment: Environment) -> str:
-        """Say how upstream is, as far as its answer to the last question tells."""
+        """Say whether upstream works, by the last readiness check."""
         now, _ = self._clock()
         seconds = now - environment.checked
         if environment.health is None:
@@ -158,7 +159,7 @@ class Readiness:
                 return f"the upstream answers and accepts the key ({age})"
             return f"unknown: the upstream's last answer is {seconds:.0f} s old"
         if environment.health == "upstream_rejected_credentials":
-            text = f"the upstream rejects the secret key, or it may not read sessions: {REJECTED}"
+            text = f"the upstream rejects the secret key, or it may not read sessions: {KEY_REMEDY}"
         else:
             text = f"the upstream fails ({environment.health})"
         copies = self._cache.has_usable(environment.name, now)

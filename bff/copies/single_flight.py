@@ -1,4 +1,4 @@
-"""One piece of work for each key, however many wait for it (HTTP calls it collapsed)."""
+"""Runs one task for each key; later requests join it (RFC 9211 calls them collapsed)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[K, T]):
-    """The work in flight.
+    """The tasks in flight.
 
     Args:
-        spawn: runs work to its end, also when those who wait for it leave.
+        spawn: runs work to its end, even if every request that waits for it leaves.
     """
 
     def __init__(self, spawn: Callable[[Coroutine[Any, Any, T]], "asyncio.Task[T]"]) -> None:
@@ -21,11 +21,11 @@ class SingleFlight(Generic[K, T]):
         self._in_flight = 0
 
     def __len__(self) -> int:
-        """How much work is in flight, forgotten work included."""
+        """Return how many tasks are in flight, those forgotten included."""
         return self._in_flight
 
     def get(self, key: K) -> "asyncio.Task[T] | None":
-        """Get the work in flight for *key*, to be joined; cancelling it cancels all who wait."""
+        """Get the task in flight for *key*. Do not cancel it: other requests may wait for it."""
         return self._tasks.get(key)
 
     def start(self, key: K, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
@@ -36,11 +36,11 @@ class SingleFlight(Generic[K, T]):
         return task
 
     def forget(self, key: K) -> None:
-        """Let nobody join the work for *key* any more; it goes on for those who wait."""
+        """Let no further request join the task for *key*; those that wait still get its result."""
         self._tasks.pop(key, None)
 
     def forget_all(self) -> None:
-        """Let nobody join any work in flight."""
+        """Let no further request join any task in flight."""
         self._tasks.clear()
 
     def _end(self, key: K, task: "asyncio.Task[T]") -> None:

@@ -1,7 +1,7 @@
 """Admits requests: the address, the token, the caller, and the session that it may read.
 
-The checks are methods, in the order in which `decide` makes them. Each ends in a refusal or in
-nothing.
+The checks are methods, in the order in which `decide` makes them. Each raises a refusal or lets the
+request go on.
 """
 
 from http import HTTPStatus
@@ -45,7 +45,7 @@ class Admission:
     # -- the address
 
     def charge_address(self, request: RequestContext, *, page: bool = False) -> None:
-        """Charge the browser's address, before any cryptography; requests for pages apart.
+        """Charge the browser's address, before any cryptography. Pages have a limit of their own.
 
         Raises:
             Refused: ``rate_limited``.
@@ -57,7 +57,9 @@ class Admission:
         request.address = address = address_key(address)
         limiter = self._limits.page if page else self._limits.address
         window = limiter.charge(address, request.now)
-        if window.used > window.granted:  # written out, because every hit asks it twice
+        if (
+            window.used > window.granted
+        ):  # `window.exceeded` written out: every hit checks two windows
             request.window = window
             raise Refused("rate_limited")
 
@@ -68,7 +70,7 @@ class Admission:
     # -- the token
 
     def authenticate(self, request: RequestContext) -> Caller[Grant] | Claimant[Grant]:
-        """Verify the token of a request; a claimant's is still to be verified by upstream.
+        """Verify the token of a request. For a claimant, upstream still has to verify it.
 
         Raises:
             Refused: ``bad_request``, ``token_…``, ``secret_key_sent`` or, for an address with too
@@ -87,7 +89,7 @@ class Admission:
             request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
             holder = self._verifier.recall(request.token, request.wall)
             if holder is None:
-                if request.waited is None:  # after a wait the token was read before
+                if request.waited is None:  # after a wait the token is no longer unknown
                     self._refuse_flood(request)
                 holder = self._verifier.verify(request.token, request.wall)
             if self._revocations.any:
@@ -99,7 +101,7 @@ class Admission:
         return holder
 
     def _refuse_flood(self, request: RequestContext) -> None:
-        """Refuse an unknown token of an address with too many bad ones, before it is read.
+        """Refuse an unknown token, without reading it, if its address has sent too many bad ones.
 
         Raises:
             Refused: ``rate_limited``.
@@ -116,7 +118,7 @@ class Admission:
         )
 
     def _cookie_token(self, fields: HeaderFields) -> bytes | None:
-        """Take the token from its cookie, if a page of the gateway's own origin asks to read.
+        """Take the token from its cookie, if a page of the gateway's own origin sends the request.
 
         The browser says so in Sec-Fetch-Site, which no script can set. It sends an Origin with
         every request that another origin may have caused, so with an Origin no cookie counts.
@@ -138,7 +140,7 @@ class Admission:
         return tokens[0] if tokens else None
 
     def refuse_revoked_token(self, request: RequestContext, holder: Holder[Grant]) -> None:
-        """Refuse a token that is revoked for every session; checked again after every wait.
+        """Refuse a token that is revoked for every session. This is checked again after every wait.
 
         Raises:
             Refused: ``token_revoked``.
@@ -147,7 +149,7 @@ class Admission:
             raise Refused("token_revoked")
 
     def charge_bad_token(self, request: RequestContext, refusal: Refusal) -> None:
-        """Charge a bad token to the tighter limit of its address.
+        """Charge a bad token to its address, by the limit for bad tokens.
 
         Raises:
             Refused: ``rate_limited``.
@@ -159,7 +161,7 @@ class Admission:
         self._charge(request, window)
 
     def charge_unverified(self, request: RequestContext) -> Window:
-        """Charge a token that nobody has verified as a bad one; returns the window, for a refund.
+        """Charge an unverified token as if it were bad; returns the window, for a refund.
 
         Raises:
             Refused: ``rate_limited``.

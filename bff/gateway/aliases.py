@@ -3,7 +3,8 @@
 An id that the token does not name is looked up nowhere: not in the cache, not in the store, not
 upstream. The gateway looks up the sessions that the token names, and compares their two ids with
 the requested one. So a guess costs the same, and gets the same answer, whether or not the session
-exists. The browser learns of trouble in those lookups, as it does not depend on the requested id.
+exists. Trouble in a lookup does not depend on the requested id, so the browser may learn
+of it.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from bff.gateway.pending import (
     Pending,
     PendingMember,
     Resumable,
+    leave,
     outcome,
     wait_for,
     wait_on,
@@ -31,7 +33,7 @@ from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 MAX_UNKNOWN: Final = 20
-"""Named sessions that are looked up for one request: as many as a page of a list has."""
+"""Named sessions that are looked up for one request, at most: a list's default page size."""
 _NO_SESSION: Final = frozenset(("not_found", "unauthorized"))
 """Codes of refusals that show that a named session is not the requested one."""
 
@@ -48,46 +50,55 @@ class PendingAlias:
     caller: Caller[Grant]
     session_id: str
     outcomes: dict[str, Refusal]
-    """Why there is no answer with a named session, as far as is known."""
+    """The refusal of each named session whose lookup has failed, by id."""
     members: list[PendingMember]
     aliases: "Aliases"
 
     config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the next of the named sessions, for all turns as long as for one."""
+        """Wait for the next named session. All waits of a request share the bound on one turn."""
         left = max(0.0, TURN_SECONDS - (self.request.waited or 0.0))
         await wait_for(gateway, self.request, self.members, left, first=True)
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Answer with the requested session or, once all ids are known, with a refusal."""
-        request, caller = self.request, self.caller
-        # If none has ended, their turns come too late.
+        # If no lookup has ended, the turns of all loads come too late.
         ended = [member for member in self.members if member.task.done()] or [*self.members]
         for member in ended:
             self.members.remove(member)
-            try:
-                served = outcome(gateway, member, caller)
-            except Refused as refused:
-                served = refused.refusal
-            if isinstance(served, Refusal):
-                if served.code in WHOLE_REQUEST:
-                    return gateway.answers.refusal(request, served)
-                self.outcomes[member.session_id] = served
-            elif served is None:  # the copy is still to be looked up
-                if self.aliases.look_up(self, member.session_id):
-                    return gateway.answer(request, caller, member.session_id)
-            elif has_id(served[0], self.session_id):
-                return gateway.answers.session(request, caller, *served)
-        if not self.members:
-            return gateway.answers.refusal(request, self.refusal())
         wait_on(self.members)
+        for member in ended:
+            answer = self._conclude(gateway, member)
+            if answer is not None:
+                leave(self.members, again=False)
+                return answer
+        if not self.members:
+            return gateway.answers.refusal(self.request, self.refusal())
         return self
 
-    def refusal(self) -> Refusal:
-        """Return the refusal if no named session is the requested one: trouble, or 403.
+    def _conclude(self, gateway: Resumable, member: PendingMember) -> "Response | Pending | None":
+        """Return the answer if one named session decides it."""
+        request, caller = self.request, self.caller
+        try:
+            served = outcome(gateway, member, caller)
+        except Refused as refused:
+            served = refused.refusal
+        if isinstance(served, Refusal):
+            if served.code in WHOLE_REQUEST:
+                return gateway.answers.refusal(request, served)
+            self.outcomes[member.session_id] = served
+        elif served is None:  # the copy is still to be looked up
+            if self.aliases.look_up(self, member.session_id):
+                return gateway.answer(request, caller, member.session_id)
+        elif has_id(served[0], self.session_id):
+            return gateway.answers.session(request, caller, *served)
+        return None
 
-        It shows no limit, as where nothing had to be looked up.
+    def refusal(self) -> Refusal:
+        """Return the refusal for a request that no named session matches: trouble, or 403.
+
+        Its headers show no limit, as in a 403 that needed no lookup.
         """
         self.request.window = UNLIMITED_WINDOW
         for refusal in self.outcomes.values():
@@ -105,12 +116,12 @@ class Aliases:
         self._members = members
 
     def candidates(self, caller: Caller[Grant], session_id: str) -> str | list[str]:
-        """Return the named id of the session with *session_id*, or those that may be it.
+        """Return the named id of the session with *session_id*, or the named ids to look up.
 
-        Only the pairs of named ids are looked at, so *session_id* changes nothing but the match.
+        The pairs of all named ids are read, whatever *session_id* is; it only decides the match.
 
         Raises:
-            Refused: ``unauthorized``: no named id, or too many of them, would have to be looked up.
+            Refused: ``unauthorized``: there is no id to look up, or there are too many.
         """
         unknown = []
         for named in ids.named_in_other_form(caller.granted, session_id):
@@ -132,7 +143,7 @@ class Aliases:
         Raises:
             Refused: ``unauthorized``, or a refusal of the lookups.
         """
-        request.window = UNLIMITED_WINDOW  # a 403 shows none, whatever was charged before
+        request.window = UNLIMITED_WINDOW  # a 403 shows no limit, whatever was charged before
         candidates = self.candidates(caller, session_id)
         if isinstance(candidates, str):
             return candidates
@@ -140,6 +151,7 @@ class Aliases:
         with self._members.hold(caller):
             for named in candidates:
                 if self.look_up(pending, named):
+                    leave(pending.members, again=False)
                     return named
         if not pending.members:
             raise Refused.of(pending.refusal())
@@ -159,6 +171,7 @@ class Aliases:
         if isinstance(member, tuple):
             return has_id(member[0], pending.session_id)
         if member.fallback is not None:
+            leave([member], again=True)
             return has_id(member.fallback, pending.session_id)
         pending.members.append(member)
         return False

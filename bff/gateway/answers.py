@@ -1,4 +1,4 @@
-"""Makes every answer to a browser: the only way out, and no session leaves unauthorized."""
+"""Makes every answer to a browser. Only an authorized caller gets a session."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ _NO_CONTENT: Final = HTTPStatus.NO_CONTENT
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
 
 SLOW_SECONDS: Final = 1.0
-"""Seconds; an answer that waited as long for loads is logged."""
+"""Seconds; an answer that waited for loads at least this long is logged."""
 SAMPLE: Final = 1000
 """One of this many answers with a session is logged, so that the log shows usual answers too."""
 MAX_EXPLAINED: Final = 10
@@ -47,11 +47,11 @@ much as 500 hits."""
 
 @dataclass(frozen=True, slots=True)
 class CacheOutcome:
-    """Tells what the shared copy did for an answer.
+    """Where the copy of an answer comes from.
 
     Attributes:
-        cache_status: as the header Cache-Status says it (RFC 9211).
-        label: as metrics and the log say it.
+        cache_status: the text for the header Cache-Status (RFC 9211).
+        label: the text for metrics and the log.
     """
 
     cache_status: bytes
@@ -63,12 +63,17 @@ STALE: Final = CacheOutcome(b"hit; detail=stale", "stale")
 STALE_IF_ERROR: Final = CacheOutcome(b"hit; detail=stale-if-error", "last_resort")
 
 
-def loaded(*, stale: bool, collapsed: bool) -> CacheOutcome:
-    """The outcome of a load: it replaces a *stale* copy, or another request started it."""
-    return _LOADED[stale, collapsed]
+def outcome_of_load(*, stale: bool, collapsed: bool) -> CacheOutcome:
+    """Return the outcome of a load.
+
+    Args:
+        stale: whether the load replaces an older copy.
+        collapsed: whether another request started it.
+    """
+    return _LOAD_OUTCOMES[stale, collapsed]
 
 
-_LOADED: Final = {
+_LOAD_OUTCOMES: Final = {
     (False, False): CacheOutcome(b"fwd=miss; stored", "miss"),
     (False, True): CacheOutcome(b"fwd=miss; collapsed", "joined"),
     (True, False): CacheOutcome(b"fwd=stale; stored", "miss"),
@@ -244,19 +249,19 @@ class Answers:
             request_id=request.request_id,
             lines=lines,
         )
-        if request.waited is not None:  # on a refusal it would tell whether the session exists
+        if request.waited is not None:  # a refusal's wait would tell whether the session exists
             response.head += server_timing(request.waited)
         return self._finish(request, response, "")
 
     def _log_answer(self, request: RequestContext, result: str) -> None:
         waited = request.waited or 0.0
-        self._telemetry.often(  # thousands may have waited for one load
+        self._telemetry.often(  # thousands of answers may have waited for one load
             "slow_answer" if waited >= SLOW_SECONDS else "answer_sampled",
             request.now,
             request_id=request.request_id.decode(),
             result=result,
             waited=round(waited, 4),
-            of=self._served,
+            answers=self._served,
         )
 
     def _finish(self, request: RequestContext, response: Response, code: str) -> Response:

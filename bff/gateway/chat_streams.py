@@ -31,7 +31,7 @@ def decide_stream(
 
 @dataclass(slots=True, eq=False)
 class PendingStream:
-    """Waits for the head of upstream's stream; before it, for the session's pair of ids."""
+    """Waits for the session's pair of ids, then for the head of upstream's stream."""
 
     request: RequestContext
     caller: Caller[Grant]

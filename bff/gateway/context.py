@@ -15,11 +15,11 @@ class RequestContext:
         now: seconds on the clock that never jumps.
         wall: Unix seconds.
         address: the key under which the browser's address is counted.
-        window: the limit that was charged last; the answer's headers tell its state.
+        window: the window that was charged last; the answer's headers show it.
         environment: the environment of the verified token; empty without one.
         waited: seconds that the request waited for loads; None if it did not wait.
-        caller_charged: a request is charged to its caller once, and not before the token is
-            verified.
+        caller_charged: whether the request was charged to its caller, which happens once and only
+            after the token is verified.
     """
 
     head: RequestHead

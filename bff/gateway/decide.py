@@ -2,8 +2,8 @@
 
 `Gateway.decide` answers from memory and does no I/O. If the request has to wait, it returns a
 `Pending`, and `Gateway.finish` waits until there is a response. After every wait the gateway admits
-the request again, and decides on the copy that the load brought. `answers` is the only way out: it
-checks first whether this caller may read the session.
+the request again, and decides on the copy that the load brought. `answers` makes every response.
+It first checks whether this caller may read the session.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.chats import Chats, Grounds
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, Outcome, PendingCaller
+from bff.gateway.introspection import Introspector, Outcome
 from bff.gateway.lists import Lists
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
@@ -108,7 +108,7 @@ class Gateway:
         """Use *config* from now on. No request sees a part of it: this method awaits nothing.
 
         Copies stay, unless they would look different now or come from another upstream. A load in
-        flight goes on, for it is projected by the policy at its end.
+        flight goes on: its document is projected by the new policy when it arrives.
         """
         before = self.config
         moved = before.origins != config.origins
@@ -173,9 +173,9 @@ class Gateway:
             return self._wait_for_lease(request, pending)
 
     def _decide(self, request: RequestContext) -> Response | Pending:
-        """Make the checks in their order; the comment tells how each can end."""
+        """Make the checks in their order. A comment lists the statuses that a check can end in."""
         head, admission = request.head, self.admission
-        # A proxy's health check must not count with the browsers that it brings.
+        # A health check of a proxy must not use up the limit of the browsers behind that proxy.
         page = not head.id and self._routes.is_page(head)
         admission.charge_address(request, page=page)  # 429
         # Nearly every request has a plain id, so its route needs no call.
@@ -190,7 +190,7 @@ class Gateway:
         return self.serve(request, holder)
 
     def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
-        """Decide a request whose token is verified; used again once upstream has verified it."""
+        """Decide a request whose token a key, or upstream, has verified."""
         request.environment = caller.environment
         if request.route is LIST:
             return self._lists.decide(request, caller)  # 200 304 400 403 429 5xx
@@ -220,7 +220,7 @@ class Gateway:
             caller, session_id, request.now
         ):
             # Upstream's answer is about the session; the chat is decided after it.
-            return PendingCaller(self._introspector.start(request, caller, session_id))
+            return self._introspector.verify(request, caller, (session_id,))
         decide = decide_stream if request.route is CHAT_OUT else decide_message
         return decide(self.chats, request, caller, session_id)
 
@@ -276,9 +276,9 @@ class Gateway:
         return self.chats.why_ended(grounds, self.clock()[1])
 
     def _admit_again(self, pending: Pending) -> Response | Pending:
-        """Decide after a wait. This is the one way on: whatever the wait brought, a refusal too.
+        """Decide after a wait; every result of a wait passes this method, a refusal included.
 
-        Meanwhile the token may have expired or been revoked, or its key removed.
+        During the wait the token may have expired or been revoked, or its key removed.
         """
         request = pending.request
         request.now, request.wall = self.clock()
@@ -294,45 +294,49 @@ class Gateway:
     # -- beside the story
 
     def _admit(self, request: RequestContext, claimant: Claimant[Grant]) -> Response | Pending:
-        """Let upstream verify a token, about a session that it names, before anything is shown."""
+        """Let upstream verify a token for one session that it names, before anything is shown."""
         introspector = self._introspector
         caller = introspector.caller(claimant, request.now)
         if caller is not None:
             return self.serve(request, caller)
         try:
-            session_id, requested = self._named_by(request, claimant)
+            named, requested = self._named_by(request, claimant)
         except Refused:
             introspector.count_refused(request, claimant)  # 429
             raise
-        pending = introspector.start(request, claimant, session_id)  # 401 429 5xx
-        return pending if requested else PendingCaller(pending)
+        if requested:
+            return introspector.start(request, claimant, named[0])  # 401 429 5xx
+        return introspector.verify(request, claimant, named)  # 401 429 5xx
 
-    def _named_by(self, request: RequestContext, claimant: Claimant[Grant]) -> tuple[str, bool]:
-        """Return an id that the token names, and whether it is the requested session's.
+    def _named_by(
+        self, request: RequestContext, claimant: Claimant[Grant]
+    ) -> tuple[tuple[str, ...], bool]:
+        """Return ids that the token names, and whether it is the requested session's.
 
         Raises:
             Refused: ``unauthorized`` or ``invalid_session_id``.
         """
         granted, head = claimant.granted, request.head
         if request.route in (CHAT_IN, CHAT_OUT):
-            return self.chats.named_id(request, claimant), False
+            return (self.chats.named_id(request, claimant),), False
         if request.route is LIST:
             named = ids.named(granted)
             if not named:
                 raise Refused("unauthorized")
-            return named[0], False
+            return named, False
         session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
         if not ids.covers(granted, session_id):
             # A forged token must not learn which sessions the gateway knows.
-            for named_id in ids.named_in_other_form(granted, session_id):
-                return named_id, False
-            raise Refused("unauthorized")
+            named = ids.named_in_other_form(granted, session_id)
+            if not named:
+                raise Refused("unauthorized")
+            return named, False
         if not ids.is_reachable(session_id):
             raise Refused("unauthorized")
-        return session_id, True
+        return (session_id,), True
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
-        """Undo what was charged: after the wait the decision starts again."""
+        """Refund the address, because the decision starts again after the wait."""
         limits = self.config.limits
         if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)

@@ -1,8 +1,8 @@
 """Tokens that only upstream can verify: the gateway calls it with the token itself.
 
 Until upstream has answered, there is a claimant and no caller: its claims can only refuse it, and
-each request with its token counts as one with a bad token. So an address that invents tokens meets
-its limit before upstream meets the tokens. Only this module makes a caller of a claimant.
+each request with its token counts as one with a bad token. So an address that invents tokens
+reaches its limit before many of them reach upstream. Only this module makes a caller of a claimant.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from bff.copies.loader import Loader
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.answers import loaded
+from bff.gateway.answers import outcome_of_load
 from bff.gateway.context import RequestContext
 from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
 from bff.replicas.alone import AnySharing
@@ -37,6 +37,11 @@ from bff.tokens.scopes import Grant
 
 MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
+
+_MAX_TRIES: Final = 3
+"""Named sessions for which a request lets upstream verify its token, while upstream fails."""
+_OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
+"""Codes of refusals that may concern one session alone."""
 
 Outcome = Copy | Refusal | None
 """The session's copy, a refusal, or None if another replica made the call."""
@@ -63,14 +68,14 @@ Subject = Caller[Grant] | Claimant[Grant]
 
 @dataclass(frozen=True, slots=True)
 class PendingIntrospection:
-    """Waits for what upstream says of a token and a session."""
+    """Waits for upstream's answer about a token and a session."""
 
     request: RequestContext
     subject: Subject
     session_id: str
     task: "asyncio.Task[Outcome]"
     collapsed: bool
-    """Another request started it."""
+    """Whether another request started the introspection."""
     charge: Charge
     config: RuntimeConfig
     introspector: "Introspector"
@@ -101,18 +106,20 @@ class PendingIntrospection:
             return None
         if gateway.admission.is_session_revoked(self.request, self.subject, brought):
             return Refusal("unauthorized")
-        return brought, loaded(stale=False, collapsed=self.collapsed)
+        return brought, outcome_of_load(stale=False, collapsed=self.collapsed)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingCaller:
     """Waits until upstream has verified a token; then the request is decided for its caller.
 
-    Its introspection is about a session that the token names. Which answer the request gets, is
-    decided when there is a caller.
+    The introspection is about any session that the token names, not about the request. The answer
+    to the request is decided after it, when there is a caller.
     """
 
     introspection: PendingIntrospection
+    others: tuple[str, ...]
+    """More named sessions, for a failure that may concern the first one alone."""
 
     @property
     def request(self) -> RequestContext:
@@ -130,10 +137,13 @@ class PendingCaller:
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide the request for its caller, if there is one now."""
-        result = self.introspection.result(gateway)
+        pending = self.introspection
+        result = pending.result(gateway)
         if isinstance(result, Refusal) and result.code not in AUTHENTIC:
+            if self.others and result.code in _OF_ONE_SESSION:
+                return pending.introspector.verify(self.request, pending.subject, self.others)
             return gateway.answers.refusal(self.request, result)
-        return gateway.serve(self.request, verified(self.introspection.subject))
+        return gateway.serve(self.request, verified(pending.subject))
 
 
 def verified(subject: Subject) -> Caller[Grant]:
@@ -142,7 +152,7 @@ def verified(subject: Subject) -> Caller[Grant]:
 
 
 class Introspector:
-    """Asks upstream about tokens, once however many requests wait for the answer."""
+    """Asks upstream about tokens. Requests with the same token and session share one call."""
 
     def __init__(
         self,
@@ -186,9 +196,25 @@ class Introspector:
             self._admission.charge_unverified(request)
 
     def _is_authentic(self, subject: Subject, now: float) -> bool:
-        """Whether the token was verified lately: it is not counted as a bad one."""
+        """Whether upstream verified the token recently, so that it is not counted as a bad one."""
         digest = subject.digest
         return digest is None or self._introspections.authentic(digest, now)
+
+    def verify(
+        self, request: RequestContext, subject: Subject, named: tuple[str, ...]
+    ) -> PendingCaller:
+        """Verify a token about the first of the *named* sessions that upstream does not fail for.
+
+        Raises:
+            Refused: as `start`.
+        """
+        session_id, *rest = named[:_MAX_TRIES]
+        try:
+            return PendingCaller(self.start(request, subject, session_id), tuple(rest))
+        except Refused as refused:
+            if not rest or refused.refusal.code not in _OF_ONE_SESSION:
+                raise
+        return self.verify(request, subject, tuple(rest))
 
     def start(
         self, request: RequestContext, subject: Subject, session_id: str
@@ -196,8 +222,8 @@ class Introspector:
         """Introspect a token, or join the introspection in flight.
 
         Raises:
-            Refused: upstream refused it lately, or too many are in flight, or the address has too
-                many bad tokens.
+            Refused: upstream refused the token recently, too many introspections are in flight, or
+                the address has sent too many bad tokens.
         """
         digest, now = subject.digest or b"", request.now
         refused = self._introspections.refused(digest, session_id, now)
@@ -230,11 +256,12 @@ class Introspector:
         """Load the session with the browser's token, or take another replica's introspection.
 
         The token's `sub` is this environment's id, so the session is of this environment and fills
-        the shared copy as every load does. Health and budget are the secret key's: they learn
-        nothing from it.
+        the shared copy as every load does. The call does not change health and budget: both are
+        about the secret key, and the call uses the browser's token.
 
         Returns:
-            None if another replica made the call: it shares the result, not the session.
+            The outcome; None if another replica had the token accepted, because replicas share an
+            introspection and not its session.
         """
         digest, config = subject.digest or b"", self._config
         environment = config.environments[subject.environment]
@@ -288,7 +315,7 @@ class Introspector:
             self._config.verifier.remember(token, subject)
 
     def conclude(self, pending: PendingIntrospection, outcome: Outcome) -> Outcome:
-        """Charge the caller, or the address, for one request that waited."""
+        """Charge the caller or the address for a request that waited for an introspection."""
         request = pending.request
         if isinstance(outcome, Refusal):
             return self._refused(request, pending.subject, outcome, pending.charge)

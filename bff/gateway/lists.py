@@ -1,7 +1,8 @@
 """A chat list: the sessions that a token names, a page at a time.
 
-A list takes the same path as a session. Its query stands in place of the id, the sessions that the
-token names in place of the check of scopes; each member then has the same copy, load and decision.
+A list takes the same path as a session, with two differences: a query replaces the id, and the
+sessions that the token names replace the check of scopes. Each member has the same copy, load and
+decision as a session that is requested alone.
 """
 
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 LATE_SECONDS: Final = 3.0
-"""Seconds that a page waits for the turns of loads if it only tries late sessions again: a
-client that follows the pages to their end wants all of them."""
+"""Seconds that a page waits for the turns of loads if it only tries late sessions again. It waits
+longer than other pages, because it is the last chance to show these sessions."""
 Sources = dict[str, CacheOutcome]
 """Where the copies of a list come from, by named id."""
 
@@ -53,13 +54,13 @@ class PendingList:
     config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the members, all rounds together as long as a page may."""
+        """Wait for the members. The rounds of one page share one bound on the wait."""
         bound = LATE_SECONDS if self.listing.only_late else FALLBACK_SECONDS
         left = bound - (self.request.waited or 0.0)
         await wait_for(gateway, self.request, self.members, max(0.0, left))
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
-        """Make the page; more members may follow, where some are missing or filtered out."""
+        """Make the page. If members are missing or filtered out, it may wait for others."""
         request, caller = self.request, self.caller
         self.listing.forget(
             unless=lambda copy: gateway.is_usable(copy, request.now),
@@ -102,7 +103,8 @@ class Lists:
         """Decide a list.
 
         Raises:
-            Refused: ``bad_request``, ``unauthorized``, ``rate_limited`` or one of its members'.
+            Refused: ``bad_request``, ``unauthorized``, ``rate_limited``, or a refusal of a member
+                that is one of `WHOLE_REQUEST`.
         """
         query = list_query.parse(request.head.query, visible=self._visible, wall=request.wall)
         if caller.granted.every:
@@ -118,21 +120,21 @@ class Lists:
     def answer(
         self, request: RequestContext, caller: Caller[Grant], listing: Listing, sources: Sources
     ) -> Response | PendingList:
-        """Answer with a page from memory, or say which members have to be waited for."""
+        """Answer with a page from memory, or return the members to wait for."""
         members: list[PendingMember] = []
 
         def find(session_id: str) -> Copy | Refusal | None:
-            outcome = listing.outcomes.get(session_id)
-            if outcome is None:
+            result = listing.outcomes.get(session_id)
+            if result is None:
                 served = self._members.find(request, caller, session_id)
                 if isinstance(served, PendingLoad | PendingIntrospection):
                     members.append(served)
                     return None
-                outcome = self.keep(request, listing, sources, session_id, served)
+                result = self.keep(request, listing, sources, session_id, served)
                 listing.in_memory.add(session_id)
-            return outcome
+            return result
 
-        # The members without a copy start first, wherever they stand in the list.
+        # The loads of members without a copy start first, whatever their position in the list.
         with self._members.hold(caller):
             page = listing.page(find)
         if page is None:
@@ -150,16 +152,16 @@ class Lists:
     ) -> Copy | Refusal:
         """Keep the outcome of one member, and count what the cache did for it."""
         if isinstance(served, Refusal):
-            outcome: Copy | Refusal = served
+            result: Copy | Refusal = served
             if served.code != "not_found":
                 label = "late" if is_late(served) else "unavailable"
                 self._telemetry.count(metrics.CACHE, request.environment, label)
         else:
-            outcome, source = served
+            result, source = served
             sources[session_id] = source
             self._telemetry.count(metrics.CACHE, request.environment, source.label)
-        listing.outcomes[session_id] = outcome
-        return outcome
+        listing.outcomes[session_id] = result
+        return result
 
 
 def _summarize(sources: list[CacheOutcome]) -> bytes:

@@ -38,7 +38,7 @@ class Lookup:
         self._telemetry = telemetry
 
     def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
-        """Start no load meanwhile, so that of those of a list the most urgent one starts first."""
+        """Start no load inside the `with` block; after it the most urgent load starts first."""
         return self._loader.queue(caller.environment).hold()
 
     def find(
@@ -58,7 +58,7 @@ class Lookup:
             self._admission.refuse_revoked_session(request, caller, session_id)
             self._telemetry.count(metrics.CACHE, environment.name, "negative")
             raise Refused("not_found")
-        # The ids of a session never change, so those of an old copy still hold.
+        # The ids of a session never change, so an old copy still has the right ids.
         self._admission.authorize(request, caller, entry)
         if now >= entry.hot_until:
             self._count_hot(request, caller, environment, entry)
@@ -87,17 +87,17 @@ class Lookup:
         environment: Environment,
         copy: Copy,
     ) -> Served | PendingLoad:
-        """Use a copy that is not fresh as far as its age allows, and queue the load of another."""
+        """Use an older copy as its age permits, and queue the load of a newer one."""
         now = request.now
         state = self._cache.ages.state(copy, now, copy.share.stretch)
         if state is State.STALE:
-            if now >= copy.retry:
+            if now >= copy.retry_at:
                 key = caller.limit_key(request.address)
                 self._loader.refresh(environment, session_id, copy, key, now)
             return copy, STALE
         if state is State.EXPIRED:
             return self._load(request, caller, session_id, environment, None)
-        if now < copy.retry:
+        if now < copy.retry_at:
             return copy, STALE_IF_ERROR
         return self._load(request, caller, session_id, environment, copy)
 
@@ -109,9 +109,9 @@ class Lookup:
         environment: Environment,
         fallback: Copy | None,
     ) -> Served | PendingLoad:
-        """Wait for the load in flight, or for the turn of a new one if that is near."""
+        """Wait for the load in flight, or for a new load if its turn is near."""
         now = request.now
-        collapsed = self._loader.queued(environment.name, session_id) is not None
+        collapsed = self._loader.find_load(environment.name, session_id) is not None
         key = caller.limit_key(request.address)
         load = self._loader.request(environment, session_id, fallback, key, now)
         if load is None:

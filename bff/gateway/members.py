@@ -16,7 +16,7 @@ from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant
 
 WHOLE_REQUEST: Final = frozenset(("token_invalid", "token_revoked", "rate_limited"))
-"""Codes of refusals that every other member would meet as well."""
+"""Codes of refusals that end the whole request, because every other member would get them too."""
 
 
 class Members:
@@ -28,7 +28,7 @@ class Members:
         self._lookup = lookup
 
     def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
-        """Start no load meanwhile, so that sessions without a copy start first."""
+        """Start no load inside the `with` block; after it sessions without a copy come first."""
         return self._lookup.hold(caller)
 
     def find(
@@ -37,7 +37,7 @@ class Members:
         """Find one member.
 
         Raises:
-            Refused: one of `WHOLE_REQUEST`; every other refusal is the member's, and returned.
+            Refused: one of `WHOLE_REQUEST`; others are about this member, and returned.
         """
         try:
             if not self._introspector.is_accepted(caller, session_id, request.now):

@@ -1,4 +1,4 @@
-"""The things that an answer may have to wait for.
+"""Answers that have to wait: for loads, for the members of a list, for leases.
 
 `Gateway.decide` returns a `Pending` where the answer is not in memory. `Gateway.finish` awaits its
 `wait`, admits the request again, and asks `conclude` for the answer, until there is a response.
@@ -17,7 +17,7 @@ from bff.copies.cache import Cache
 from bff.copies.load_queue import TURN_SECONDS, QueuedLoad
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
-from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, loaded
+from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, outcome_of_load
 from bff.gateway.context import RequestContext
 from bff.limits.rate import Window
 from bff.replicas.alone import AnySharing
@@ -30,8 +30,8 @@ from bff.tokens.scopes import Grant
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 
 FALLBACK_SECONDS: Final = 1.0
-"""Seconds that a request waits for a newer copy while an older, usable one is at hand, and that a
-page of a list waits for the turns of loads."""
+"""Seconds that a request with a usable older copy waits for a newer one. A page of a list waits as
+long for the turns of loads."""
 
 Served = tuple[Copy, CacheOutcome]
 """A copy to answer with, and where it comes from."""
@@ -75,7 +75,8 @@ class Pending(Protocol):
     def config(self) -> RuntimeConfig | None:
         """The configuration by which the gateway decided to wait.
 
-        If it has changed, the request is decided from its start. None if `conclude` always does so.
+        If it has changed, the request is decided from its start. None if `conclude`
+        always does so.
         """
 
     async def wait(self, gateway: Resumable) -> None:
@@ -103,18 +104,18 @@ class PendingMember(Protocol):
 
     @property
     def task(self) -> "asyncio.Future[Copy | Refusal] | asyncio.Task[Copy | Refusal | None]":
-        """The work that is waited for; it goes on when the browser leaves."""
+        """The work that the request waits for; it goes on when the browser leaves."""
 
     @property
     def load(self) -> QueuedLoad | None:
-        """The load that is waited for, which may have to wait for its turn."""
+        """The load that the request waits for; it may be queued. None for an introspection."""
 
     @property
     def fallback(self) -> Copy | None:
         """An older copy that may be served if the load fails."""
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
-        """Returns the outcome for this caller; None if the session has to be looked up again."""
+        """Return the outcome for this caller; None if the session has to be looked up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class PendingLoad:
 
     @property
     def task(self) -> "asyncio.Future[Copy | Refusal]":
-        """Ends with the load."""
+        """The future of the load's outcome."""
         return self.load.outcome
 
     async def wait(self, gateway: Resumable) -> None:
@@ -143,11 +144,11 @@ class PendingLoad:
         """Decide on the copy's own ids."""
         if self.fallback is not None and not self.task.done() and not self._fallback(gateway):
             wait_on([self])
-            return replace(self, fallback=None, collapsed=True)  # it is too old by now
+            return replace(self, fallback=None, collapsed=True)  # the fallback is too old by now
         return conclude_member(gateway, self, self.caller)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
-        """The new copy; failing that the fallback; failing that the reason."""
+        """Return the new copy, else the fallback, else the refusal of the load."""
         brought: Copy | Refusal
         if self.task.done():
             brought = self.task.result()
@@ -156,7 +157,10 @@ class PendingLoad:
         fallback = self._fallback(gateway)
         served: Served
         if isinstance(brought, Copy):
-            served = brought, loaded(stale=self.fallback is not None, collapsed=self.collapsed)
+            served = (
+                brought,
+                outcome_of_load(stale=self.fallback is not None, collapsed=self.collapsed),
+            )
         elif fallback and brought.code != "not_found":
             served = fallback, STALE_IF_ERROR
         else:
@@ -175,7 +179,7 @@ class PendingLoad:
 def conclude_member(
     gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
 ) -> "Response | Pending":
-    """Answer with what the wait for one session brought; look it up again if that is purged."""
+    """Answer with the result of a wait for one session; look it up again if that was purged."""
     request = pending.request
     served = outcome(gateway, pending, caller)
     if served is None:
@@ -188,7 +192,13 @@ def conclude_member(
 def outcome(
     gateway: Resumable, pending: PendingMember, holder: Holder[Grant]
 ) -> Served | Refusal | None:
-    """Take the result of a wait for one session; a revoked one gets no other refusal."""
+    """Take the result of a wait for one session.
+
+    A refusal of a revoked session becomes ``unauthorized``: it reveals nothing else.
+
+    Raises:
+        Refused: ``unauthorized``: the session is revoked.
+    """
     served = pending.result(gateway)
     if isinstance(served, Refusal) and served.status != _UNAUTHORIZED:
         gateway.admission.refuse_revoked_session(pending.request, holder, pending.session_id)
@@ -203,9 +213,9 @@ async def wait_for(
     *,
     first: bool = False,
 ) -> None:
-    """Wait for all loads (or the first): *timeout* seconds at most for those without their turn.
+    """Wait for all loads, or for the *first*; for queued loads at most *timeout* seconds.
 
-    If each load has a fallback, all of them are waited for shortly.
+    If every load has a fallback, the wait takes at most `FALLBACK_SECONDS`.
     """
     began, _ = gateway.clock()
     until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
@@ -214,17 +224,22 @@ async def wait_for(
         await _wait_for_loads(members, timeout, began, until)
         again = True
     finally:  # also when the browser has left
-        for member in members:
-            if member.load is not None:
-                member.load.leave(again=again)
+        leave(members, again=again)
     request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
 
 def wait_on(members: Sequence[PendingMember]) -> None:
-    """Count the request again, which left these loads and goes on waiting for them."""
+    """Count the request as waiting for these loads again: `wait_for` ended its last wait."""
     for member in members:
         if member.load is not None:
             member.load.waiting += 1
+
+
+def leave(members: Sequence[PendingMember], *, again: bool) -> None:
+    """Count the request no longer; *again* says that it may come again for these loads."""
+    for member in members:
+        if member.load is not None:
+            member.load.leave(again=again)
 
 
 async def _wait_for_loads(
@@ -252,11 +267,11 @@ class PendingLease:
     window: Window
     lease: "asyncio.Task[None]"
     deadline: float
-    """Until when the request may wait for leases, on the clock that never jumps."""
+    """When the request stops waiting for leases, on the clock that never jumps."""
     config: None = None
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the lease, as long as a request may."""
+        """Wait for the lease, at most until the deadline."""
         left = self.deadline - gateway.clock()[0]
         await asyncio.wait([self.lease], timeout=max(0.0, left))
 

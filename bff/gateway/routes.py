@@ -1,6 +1,6 @@
 """Which route a request is for.
 
-The raw path decides, so that no encoding of a route is another way to it.
+The raw path decides, so a percent-encoded form of a route does not match it.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Route:
 
     Attributes:
         label: its name in metrics and in the log.
-        page: the public JSON that it answers with; None for what is decided by the token.
+        page: the public JSON that it answers with; None for a route that needs a token.
         instead: the text of a 405; None for the usual one.
         methods: the methods that it serves beside OPTIONS.
     """
@@ -52,7 +52,7 @@ class Routes:
         self._pages = {path: Route("page", page) for path, page in pages.items()}
 
     def is_page(self, head: RequestHead) -> bool:
-        """Whether a request is for a page that says nothing of sessions."""
+        """Whether a request is for public JSON, which holds no session."""
         return head.path in self._pages
 
     def match(self, head: RequestHead) -> Route:

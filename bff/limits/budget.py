@@ -11,7 +11,7 @@ from bff.limits.hot_sessions import HotSessions
 from bff.limits.rate import MAX_RESET
 
 _SAME_SECONDS: Final = 1.0
-"""Two answers tell of the same upstream period if its ends differ by less than this."""
+"""Seconds. Two answers are about one period of upstream if its ends differ by less than this."""
 
 
 class Budget:
@@ -62,8 +62,9 @@ class Budget:
     def observe(self, now: float, *, limit: int, remaining: int, reset: float) -> None:
         """Record what an answer of upstream tells: *remaining* of *limit* for *reset* seconds.
 
-        The upper half may be spent until the reset. Answers can overtake one another, and none
-        knows of later requests: in one period the lowest number counts, and no earlier period's.
+        The upper half may be spent until the reset. Answers can overtake one another, and an
+        answer does not count later requests. So the lowest number of a period is kept, and a
+        number of an earlier period is ignored.
         """
         allowance, ends = remaining - limit // 2, now + min(max(reset, 0.0), MAX_RESET)
         later = ends - self._allowance_ends

@@ -1,4 +1,7 @@
-"""The address of a browser, and the key under which its requests are counted."""
+"""The address of a browser, and the key under which its requests are counted.
+
+`bff.request` reads the ``X-Forwarded-For`` header that this module interprets.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache

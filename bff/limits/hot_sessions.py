@@ -57,7 +57,7 @@ class HotSessions:
         """When a session has to be counted again to stay hot."""
         self._divided = -inf
         self._level = inf
-        """Loads a second that one caller gets, if it needs as many."""
+        """Loads a second that one caller gets, at most."""
         self._hot = 0
         self._hot_divided = 0
 
@@ -84,7 +84,7 @@ class HotSessions:
     def take_over(self, share: Share, caller: Hashable, now: float, ttl: float) -> Share:
         """Move a session that *caller* requests to its share, if that has fewer sessions.
 
-        So a session that two callers share is as fresh as the one with fewer sessions needs it.
+        So a session that two callers request is as fresh as the sessions of the caller with fewer.
         """
         own = self._shares.get(caller)
         if own is share or (own.size if own else 0) + 1 >= share.size:
@@ -118,7 +118,7 @@ class HotSessions:
         share.stretch = share.size / self._level
 
     def _divide(self, now: float, ttl: float) -> None:
-        """Divide the budget: equal parts, but to nobody more than its sessions need."""
+        """Divide the budget into equal parts, but give no caller more than its sessions need."""
         self._divided, self._hot_divided = now, self._hot
         if self._rate == inf:
             return

@@ -3,6 +3,7 @@
 Callers take turns, so a caller with many loads delays nobody else by more than one load a turn. A
 caller's loads without a copy come first, then the one with the oldest copy. Loads that
 requests wait for go before refreshes in the background, which still get a part of the turns.
+Nobody has two turns in a row while others wait, so one caller takes at most half of the budget.
 """
 
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from math import inf
 from typing import Final, Generic, TypeVar
 
 MAX_TURNS: Final = 1000
-"""Loads that wait, at most. Beyond it the caller with the most of them loses one."""
+"""Loads that wait, at most. If the queue is full, the caller with the most loads loses one."""
 MAX_OF_CALLER: Final = 200
 """Loads of one caller that wait, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
@@ -20,7 +21,7 @@ REFRESH_EVERY: Final = 4
 
 
 class Turn:
-    """One load that waits for its turn, for all callers that want it.
+    """One load that waits for its turn, on behalf of every caller that requested it.
 
     Args:
         key: what it loads.
@@ -35,7 +36,7 @@ class Turn:
         self.number = 0
         """Its position in the order of arrival."""
         self.denied = False
-        """It had a turn, and the budget that replicas share denied it."""
+        """Whether it had a turn, in which the budget that replicas share denied it."""
         self.callers: set[Hashable] = set()
 
     @property
@@ -95,6 +96,8 @@ class FairQueue(Generic[TurnT]):
         self._numbers = count()
         self._passed = 0
         """Turns for awaited loads since the last refresh, while refreshes wait."""
+        self._last: Hashable = None
+        """The caller who had the last turn."""
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -105,11 +108,11 @@ class FairQueue(Generic[TurnT]):
     def add(
         self, turn: TurnT, caller: Hashable, *, awaited: bool, first: bool = False
     ) -> TurnT | None:
-        """Let *turn* wait on behalf of *caller*, who may be one of several.
+        """Queue *turn* on behalf of *caller*, who may be one of several.
 
-        It is *awaited* by requests, or a refresh in the background. *first* says that the caller
-        had its turn, but could not use it. Returns the turn that has to leave the queue for it:
-        another one, or *turn* itself.
+        It is *awaited* by requests, or else a refresh in the background. With *first* the caller is
+        next, because it could not use its last turn. Returns the turn that a full queue gives up,
+        which may be *turn* itself; None if there is room.
         """
         ring, new = self._awaited if awaited else self._refreshes, turn not in self
         loser: TurnT | None = None
@@ -126,6 +129,10 @@ class FairQueue(Generic[TurnT]):
             turn.number = turn.number or next(self._numbers) + 1
             self._turns[turn.key] = turn
         turn.callers.add(caller)
+        if awaited:
+            self._refreshes.remove(caller, turn)
+        if first and self._last == caller:
+            self._last = None
         ring.add(caller, turn, first=first)
         return loser
 
@@ -138,6 +145,16 @@ class FairQueue(Generic[TurnT]):
             may_start: whether a load of this caller may start now.
             new: take only a turn that was not denied.
         """
+        turn = self._pop(lambda caller: caller != self._last and may_start(caller), new=new)
+        if turn is None:
+            turn = self._pop(may_start, new=new)
+        if turn is not None:
+            self._last = turn[0]
+        return turn
+
+    def _pop(
+        self, may_start: Callable[[Hashable], bool], *, new: bool
+    ) -> tuple[Hashable, TurnT] | None:
         rings = [self._awaited, self._refreshes]
         if self._passed >= REFRESH_EVERY - 1:
             rings.reverse()
@@ -158,15 +175,15 @@ class FairQueue(Generic[TurnT]):
         turn.callers.clear()
 
     def clear(self) -> list[TurnT]:
-        """Empty the queue; returns what was in it."""
+        """Empty the queue; returns its turns."""
         turns = list(self._turns.values())
         for turn in turns:
             self.remove(turn)
         return turns
 
     def ahead(self, turn: TurnT) -> int:
-        """Return how many loads start before *turn*, if no more of them come."""
-        best: float = inf
+        """Return how many loads start before *turn*, or one less, if no more of them come."""
+        best, own_before, refreshes = inf, 0, 0
         for ring in (self._awaited, self._refreshes):
             for caller in turn.callers:
                 own = ring.callers.get(caller, {})
@@ -175,20 +192,25 @@ class FairQueue(Generic[TurnT]):
                     others = sum(
                         min(len(turns), before + 1) for turns in ring.callers.values()
                     ) - min(len(own), before + 1)
-                    best = min(best, before + others)
+                    if before + others < best:
+                        best, own_before = before + others, before
+                        refreshes = self._refreshes.size(caller)
             if best < inf:
                 break
         if best == inf:
             return 0
         if self._refreshes.callers:
-            best += best // (REFRESH_EVERY - 1) + 1
+            best += min(
+                refreshes + 1, best // 2 + 2
+            )  # a refresh of its caller is that caller's turn
+            best += max(best // (REFRESH_EVERY - 1), own_before) + 1
         return min(int(best), len(self._turns) - 1)
 
     def _size(self, caller: Hashable) -> int:
         return self._awaited.size(caller) + self._refreshes.size(caller)
 
     def _detach(self, caller: Hashable, turn: TurnT) -> TurnT | None:
-        """Take *turn* from *caller*; returns it if no other caller wants it."""
+        """Take *turn* from *caller*; returns it if no other caller has requested it."""
         self._awaited.remove(caller, turn)
         self._refreshes.remove(caller, turn)
         turn.callers.discard(caller)

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 from cachetools import FIFOCache
 
 MAX_RESET: Final = 60.0
-"""Seconds. A later reset of upstream counts as this, and no answer tells a later one: the official
-SDK waits for it however late."""
+"""Seconds. A reset of upstream that is further away counts as this, and no answer names a later
+one: the official SDK waits until the reset, however long that is."""
 LEASE_DIVISOR: Final = 4
 """Replicas together hold at most this part (a quarter) of a window's remaining quota unused."""
 ALONE_SECONDS: Final = 1.0
@@ -78,7 +78,7 @@ class Window:
         self.remaining_elsewhere = limiter.limit - self.granted
         """The quota that the provider had left after the last lease."""
         self.renew_at = 0 if leased else _NEVER
-        """When this many are used, more quota is leased."""
+        """The number of used requests at which more quota is leased."""
         self.leasing: asyncio.Task[None] | None = None
         self.waiting = 0
         """Requests that wait for the current lease."""

@@ -51,7 +51,7 @@ _MAX_BODY: Final = 8192
 
 
 class Ops:
-    """The routes of the ops port, and this worker's part of its peers' orders.
+    """The routes of the ops port. It also executes the orders of other workers in this one.
 
     Args:
         gateway: the gateway of this worker.
@@ -168,7 +168,7 @@ class Ops:
                     await self._gateway.readiness.check()
 
     async def _readyz(self, request: Request) -> Response:
-        """Tell whether requests can be decided; with ``?verbose``, everything that is known."""
+        """Answer whether requests can be decided; with ``?verbose``, show every check."""
         verbose = ("verbose",) if "verbose" in request.query_params else ()
         answers, _ = await asyncio.gather(
             self._ask_peers("readiness", *verbose), self._check_readiness(*verbose)

@@ -1,4 +1,4 @@
-"""Reports the settings in force and notes on risky ones (`bff check`).
+"""The findings of `bff check`: the settings in force, and notes on those that are risky.
 
 With ``--probe``, `bff.ops.check_upstream` tests the upstream API and the store, and
 `bff.ops.check_gateway` a running gateway. These modules do not print, and no finding holds a key, a
@@ -21,8 +21,8 @@ from bff.upstream.connection import Answer
 from bff.upstream.pool import cause, is_untrusted
 
 MAX_SKEW: Final = 5.0
-"""Seconds that two clocks may differ. The gateway compares a token's times with its own clock, the
-app's server writes them by another."""
+"""Seconds by which two clocks may differ. The app's server writes a token's times by its own clock,
+and the gateway compares them with another."""
 LONG_TTL: Final = 60.0
 """Seconds; a longer `BFF_CACHE_TTL` may have been meant in milliseconds."""
 _VALUE_WIDTH: Final = 48

@@ -14,7 +14,7 @@ from bff.server.bounds import ConnectionLimiter
 
 
 class Gauged(Protocol):
-    """The part of `bff.app.Service` that is measured."""
+    """The part of `bff.app.Service` that has gauges."""
 
     gateway: Gateway
     sharing: AnySharing
@@ -29,7 +29,10 @@ class Gauged(Protocol):
 
 
 def read_gauges(service: Gauged) -> dict[str, dict[tuple[str, ...], float]]:
-    """Read every gauge of *service* by its labels, and the counters that start at 0."""
+    """Read the samples of every gauge of *service*, by label values.
+
+    Counters whose labels are known are included as 0, so that Prometheus sees their first increase.
+    """
     gateway, sharing = service.gateway, service.sharing
     environments, verifier = gateway.config.environments, gateway.config.verifier
     left = {name: e.budget.left(service.now) for name, e in environments.items()}

@@ -20,13 +20,14 @@ from bff.tokens.issuers import Source
 from bff.tokens.jwks import read_jwks
 
 RETRY_SECONDS: Final = 2.0
-"""Between two requests for an environment's id while upstream fails."""
+"""Seconds between two requests for an environment's id while upstream fails."""
 REJECTED_SECONDS: Final = 60.0
-"""Between two requests for an environment's id after upstream refused the secret key, which only a
-change of the key, of its permissions or of the branch can mend."""
+"""Seconds between two requests for an environment's id after upstream refused the secret key. Only
+another key, permission or branch can change that answer."""
 
 CONFIRM_SECONDS: Final = 1.0
-"""Before the request that confirms an id of the settings: what browsers wait for comes first."""
+"""Seconds before the request that confirms an id of the settings, so that calls which browsers wait
+for go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class IdRequest:
 
 
 MAX_WAIT_SECONDS: Final = 60.0
-"""Between two rounds of a loop, so that a loop that waits does not count as one that hangs."""
+"""Longest pause in seconds between two rounds of a loop, so that a waiting loop does not count as
+hung."""
 
 
 class KeyRefresh:

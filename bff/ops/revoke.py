@@ -1,4 +1,4 @@
-"""Sends revocations to the ops port of a running gateway, lists and undoes them (`bff revoke`)."""
+"""Sends, lists and undoes revocations at the ops port of a running gateway (`bff revoke`)."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,10 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
-    """Declare an option that is refused if given twice: only one of the two would be revoked."""
+    """Declare an option that may be given once.
+
+    If it were given twice, click would use the last value alone: one revocation would be missing.
+    """
 
     def once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> Any:
         if len(values) > 1:
@@ -29,7 +32,7 @@ _TIMEOUT: Final = 5.0
 
 
 class RevokeError(Exception):
-    """The gateway did not confirm the revocation; the text is its answer or the remedy."""
+    """The gateway did not confirm; the text is its answer, or a remedy if it gave none."""
 
 
 def parse_address(text: str) -> tuple[str, int]:

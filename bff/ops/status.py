@@ -1,6 +1,6 @@
-"""Shows how a gateway is: the breakdown of ``/readyz?verbose``, and the screen of `bff status`.
+"""Shows the state of a gateway: the text of ``/readyz?verbose``, and the screen of `bff status`.
 
-The screen is made of what the ops port tells anyhow: `/readyz` and `/metrics`. Two readings give
+The screen needs only two pages of the ops port, `/readyz` and `/metrics`. Two readings give
 the rates between them; one alone gives the totals since the start.
 """
 
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bff import metrics
 
 _TIMEOUT: Final = 7.0
-"""Seconds for each read: a verbose question may wait for upstream."""
+"""Seconds for each read: a verbose `/readyz` may wait for upstream."""
 _TOP: Final = 5
 """Reasons of refusals that are shown, most frequent first."""
 _HITS: Final = ("hit", "stale", "last_resort")

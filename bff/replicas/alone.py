@@ -41,7 +41,7 @@ class Alone:
         return budget.wait(now, ahead)
 
     async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:  # noqa: ARG002
-        """Spend one call upstream; returns the seconds to wait instead, or 0 if it may be made."""
+        """Spend one call upstream. Returns 0, or the seconds to wait if the budget has no call."""
         now, _ = self._clock()
         wait = budget.wait(now)
         if wait <= 0:

@@ -62,8 +62,8 @@ class Listener:
         clients: makes its client.
         connection: deletes foreign values.
         background: runs its loop.
-        source: tells apart the stores that the address may lead to: after an outage, or when the
-            data of the store was replaced, it is another one.
+        source: names the data of the store now. After an outage or a replacement of the data, it
+            returns another name.
         count: counts foreign messages.
     """
 

@@ -1,10 +1,14 @@
 """How copies and introspections are written to the store, and read back.
 
-A value is `bff1 <claimed> <tag>`, a line end, and a text. *claimed* is when its load was claimed:
-microseconds of the store's clock. The tag is an HMAC of the rest. The text of a copy ends with its
-body; everything else in a text is concealed, because it may hold what the policy hides: the second
-id of a session, for example. A reader drops a value with a wrong tag, or that does not match the
-request.
+A value is the line `bff1 <claimed> <tag>`, followed by a text:
+
+    claimed   when the replica claimed the load, in microseconds of the store's clock
+    tag       an HMAC of everything else in the value
+    text      of a copy: a concealed line, then the body of the copy as it is
+              of an introspection: all of it concealed
+
+The concealed parts may hold what the policy hides, such as the second id of a session. A reader
+drops a value whose tag is wrong or that does not match the request.
 """
 
 import base64
@@ -24,27 +28,27 @@ _FORMAT: Final = b"bff1"
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """The names of one environment in the store.
+    """The key prefixes of one environment in the store, and the key that seals its introspections.
 
     Attributes:
-        origin: the same for every gateway of the environment: budget and purges.
-        projection: differs between policies and versions: copies.
-        mac_key: the same for gateways of one version, secret key and set of signing keys:
-            introspections.
+        origin: equal in all gateways of the environment, so they share budget and purges.
+        projection: equal in gateways of one version and policy, so they share copies.
+        sealing_key: conceals, signs and names introspections. It is equal in gateways of one
+            version, secret key and set of signing keys, so they share introspections.
     """
 
     origin: str
     projection: str
-    mac_key: bytes = field(repr=False)
+    sealing_key: bytes = field(repr=False)
 
     @property
-    def copies(self) -> str:
-        """Where copies are: those of another projection are never read."""
+    def copies_prefix(self) -> str:
+        """The key prefix of copies; a gateway never reads those of another projection."""
         return f"{{{self.origin}}}:{self.projection}"
 
     @property
-    def introspections(self) -> str:
-        """Where introspections are; their ids differ with the key."""
+    def introspections_prefix(self) -> str:
+        """The key prefix of introspections; their ids are made with the sealing key."""
         return f"{{{self.origin}}}:verdicts"
 
 
@@ -54,12 +58,13 @@ class ForeignError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoredCopy:
-    """A copy as it was stored, or the absence of a session.
+    """A copy in the store, or the entry that says that upstream has no such session (*missing*).
 
     Attributes:
-        claimed: when its load was claimed: microseconds of the store's clock.
-        loaded: Unix seconds; infinite for an absence, whose age only the store knows.
-        lifetime: seconds after *loaded* for which it is of use.
+        claimed: when the replica claimed the load, in microseconds of the store's clock.
+        loaded: when the fetch began, by the clock of its replica (Unix seconds). Infinite if
+            *missing*: the age of such an entry comes from its expiry in the store alone.
+        lifetime: seconds after the load for which a replica may use the entry.
     """
 
     body: bytes
@@ -77,26 +82,26 @@ _FIELD_TYPES: Final = [[str, type_, bool, bool, float, float] for type_ in (str,
 
 
 def copy_name(key: bytes, id_: str) -> str:
-    """Make the name of a copy: without the store key, nobody can tell the session by it."""
+    """Make the name of a copy. Only a holder of the store key can tell which session it names."""
     return hmac.digest(key, b"copy" + id_.encode(), "sha256").hex()[:32]
 
 
 def limit_name(key: bytes, counted: object) -> str:
-    """Make the name of what a limit counts: an address, for example."""
+    """Make the name of a limit's key, such as an address."""
     return hmac.digest(key, b"limit" + repr(counted).encode(), "sha256").hex()[:32]
 
 
 def encode_copy(
     prefix: str, copy: Copy, lifetime: float, loaded: float, claimed: int, *, key: bytes
 ) -> bytes:
-    """Write *copy*, loaded at *loaded* (Unix seconds) and of use for *lifetime* seconds."""
+    """Write *copy*, loaded at *loaded* (Unix seconds), to be used for *lifetime* seconds."""
     fields = [copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
     text = conceal(key, json.dumps([prefix, *fields])) + b"\n" + copy.body
     return _frame(claimed, text, partial(_tag, key))
 
 
 def encode_missing(prefix: str, id_: str, lifetime: float, claimed: int, *, key: bytes) -> bytes:
-    """Write that there is no such session, for *lifetime* seconds."""
+    """Write that upstream has no such session; to be believed for *lifetime* seconds."""
     fields = [id_, None, False, True, inf, float(lifetime)]
     text = conceal(key, json.dumps([prefix, *fields])) + b"\n"
     return _frame(claimed, text, partial(_tag, key))
@@ -119,8 +124,8 @@ def decode_copy(prefix: str, id_: str, value: bytes, *, key: bytes) -> StoredCop
 
 
 def introspection_id(namespace: Namespace, digest: bytes, id_: str) -> str:
-    """Make the id of an introspection: without the key, nobody can tell token or session by it."""
-    return hmac.digest(namespace.mac_key, b"name" + digest + id_.encode(), "sha256").hex()
+    """Make the id of an introspection. Without the key it reveals neither token nor session."""
+    return hmac.digest(namespace.sealing_key, b"name" + digest + id_.encode(), "sha256").hex()
 
 
 def encode_introspection(
@@ -132,7 +137,7 @@ def encode_introspection(
 ) -> bytes:
     """Write an introspection of the token with *digest*; *answered_at* is in Unix seconds."""
     fields = [introspection.code, introspection.ids, answered_at, introspection.seconds]
-    text = conceal(namespace.mac_key, json.dumps(fields))
+    text = conceal(namespace.sealing_key, json.dumps(fields))
     return _frame(claimed, text, partial(_mac, namespace, digest))
 
 
@@ -143,15 +148,16 @@ def decode_introspection(
     _, text = _unframe(value, partial(_mac, namespace, digest))
     if text is None:
         return None
-    # Only a gateway can have written it.
-    code, ids, answered_at, seconds = json.loads(reveal(namespace.mac_key, text))
+    # The tag is right, so a gateway wrote it, and its form needs no check.
+    code, ids, answered_at, seconds = json.loads(reveal(namespace.sealing_key, text))
     return Introspection(code, tuple(ids), answered_at, seconds) if id_ in ids else None
 
 
 def conceal(key: bytes, text: str) -> bytes:
-    """Write *text* so that only who has *key* can read or change it; equal texts stay equal.
+    """Encrypt *text* with *key*, and make a change of the result detectable.
 
-    The first bytes are an HMAC of the text. They seed the pad, so no two texts share a pad.
+    Equal texts have equal results, so the store can compare them. The result begins with an HMAC
+    of the text. It seeds the pad, so different texts have different pads.
     """
     data = text.encode()
     seed = _seed(key, data)
@@ -159,10 +165,10 @@ def conceal(key: bytes, text: str) -> bytes:
 
 
 def reveal(key: bytes, concealed: bytes) -> str:
-    """Read what `conceal` wrote.
+    """Decrypt what `conceal` wrote.
 
     Raises:
-        ValueError: it was not written with *key*.
+        ValueError: it was written with another key, or changed.
     """
     data = base64.urlsafe_b64decode(concealed)
     seed = data[:_SEED_BYTES]
@@ -205,4 +211,4 @@ def _tag(key: bytes, text: bytes) -> bytes:
 
 
 def _mac(namespace: Namespace, digest: bytes, text: bytes) -> bytes:
-    return hmac.digest(namespace.mac_key, b"seal" + digest + text, "sha256").hex().encode()
+    return hmac.digest(namespace.sealing_key, b"seal" + digest + text, "sha256").hex().encode()

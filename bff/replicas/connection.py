@@ -41,7 +41,8 @@ RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 
 
 MAX_RETRY_SECONDS: Final = 4.0
-"""Seconds: bound of that pause, which doubles while the store flaps, so that few requests wait."""
+"""Seconds: bound of that pause. It doubles each time the store soon goes down again, which
+spares requests a wait for a failing store."""
 
 
 STABLE_HEARTBEATS: Final = 5
@@ -49,7 +50,7 @@ STABLE_HEARTBEATS: Final = 5
 
 
 HUNG_SECONDS: Final = 30.0
-"""Seconds without a round after which a loop is started again: no wait in it takes as long."""
+"""Seconds after which a loop without a new round counts as hung: no wait in a round is as long."""
 
 
 _OPEN_SECONDS: Final = 3.0
@@ -75,11 +76,11 @@ answer may wait to be read in a process that is busy."""
 
 
 _MAX_WAKE_UPS: Final = 500
-"""Bounds those: in a process that is busy for longer, a heartbeat is late all the same."""
+"""Bounds the wake-ups that a heartbeat waits for: it is late even in a process that stays busy."""
 
 
 _PAUSE_SECONDS: Final = 0.05
-"""Seconds between two heartbeats at least, however many callers cause them."""
+"""Shortest pause in seconds between two heartbeats, however many callers cause them."""
 
 
 _LATE_HEARTBEATS: Final = 2
@@ -306,7 +307,7 @@ class Connection:
         """Register this replica and count the others. It writes, so a full store counts as down.
 
         Raises:
-            StoreUnavailable: the store is still down, or down from now on.
+            StoreUnavailable: the store is down.
         """
         milliseconds = round(REPLICA_SECONDS * 1000)
         commands: list[Command] = [

@@ -28,7 +28,7 @@ def allowance(origin: str) -> str:
 
 
 def pause(origin: str) -> str:
-    """Exists while upstream wants no load."""
+    """Exists while the gateway must start no load, after a 429 of upstream."""
     return f"{_PREFIX}:{{{origin}}}:pause"
 
 

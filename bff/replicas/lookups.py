@@ -1,7 +1,7 @@
 """The two lookups that replicas share: copies of sessions, and introspections of tokens.
 
 A copy holds what a browser may see: it is projected before it is stored. Its ids are concealed, and
-its name is made with the key that the store does not know.
+its name is made with the store key, which the store does not know.
 An introspection grants access, so it carries an HMAC that only gateways with the same secret key
 can make, and its id is made with that key too: the store cannot reveal a token or grant access.
 """
@@ -39,13 +39,13 @@ class LoadRequest:
     """A load of one session.
 
     Attributes:
-        budget: what the load spends from.
+        budget: the environment's, which pays for the load.
         ask: fetches it from upstream. It gets the seconds until the budget of all replicas allows
-            that (0: it is spent already; None: nobody could say), and those that it may wait for
-            the store.
-        fresh: whether a copy may be answered without a load.
-        fresh_for: seconds after its load for which a copy may be that, at most.
-        lifetime: seconds after its load for which a copy may be of use.
+            that (0 if it has paid, None if nobody could say), and those that it may wait for the
+            store.
+        fresh: whether a copy may be served without a load, at a time.
+        fresh_for: seconds after its load for which `fresh` may allow a copy, at most.
+        lifetime: seconds after its load for which some replica may serve a copy.
     """
 
     environment: str
@@ -85,7 +85,7 @@ class CopyLookup:
 
     @property
     def prefix(self) -> str:
-        return self.namespace.copies
+        return self.namespace.copies_prefix
 
     @property
     def fresh_for(self) -> float:
@@ -137,7 +137,7 @@ class IntrospectionLookup:
     """A lookup of upstream's answer on one token and one session.
 
     Attributes:
-        digest: of the token.
+        digest: the token's SHA-256.
         session_id: the id by which the session is requested.
         is_current: whether the settings still give the environment this namespace.
     """
@@ -154,7 +154,7 @@ class IntrospectionLookup:
 
     @property
     def prefix(self) -> str:
-        return self.namespace.introspections
+        return self.namespace.introspections_prefix
 
     @property
     def id(self) -> str:
@@ -175,7 +175,7 @@ class IntrospectionLookup:
 
     def encode(self, outcome: Introspection, _: Introspection | None, claimed: int) -> Value | None:
         if outcome.code in UNDECIDED and outcome.code != "over_budget":
-            return None  # the trouble may be this replica's alone: the next replica tries
+            return None  # the trouble may be this replica's alone, so another replica may try
         now, wall = self.clock()
         answered_at = wall - (now - outcome.answered_at)
         data = encode_introspection(self.namespace, self.digest, outcome, answered_at, claimed)

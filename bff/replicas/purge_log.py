@@ -32,7 +32,7 @@ class PurgeLog:
         self._times: dict[Key, Time] = {}
         self._order: deque[tuple[Time, Key]] = deque()
         self._forgotten = _NEVER
-        """When the last purge happened that is forgotten."""
+        """The time of the newest purge that is forgotten."""
 
     def add(self, origin: str, id_: str, number: str) -> bool:
         """Remember a purge; *number* is that of its announcement, which begins with its time.

@@ -84,7 +84,7 @@ class Republisher:
         self._confirmed: bytes | None = None
         """The marker of the data that this replica has completed or found complete."""
         self._knows_all = False
-        """Whether this replica has read complete data, so that it may call other data complete."""
+        """Whether this replica has read complete data: only then may it mark data complete."""
         self._running = False
         self._ready = asyncio.Event()
 
@@ -111,7 +111,7 @@ class Republisher:
             if not self._knows_all:
                 await self._catch_up()
         except (StoreUnavailable, StoreError):
-            return DONE  # the next heartbeat that succeeds tries again
+            return DONE  # the next successful heartbeat tries again
         finally:
             self._running = False
         self._confirmed, self._knows_all = complete, True
@@ -119,7 +119,7 @@ class Republisher:
         return DONE
 
     async def _complete(self, marker: bytes | None) -> bytes:
-        """Bring the data to completeness; returns its marker."""
+        """Make the data complete; returns its marker."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + OTHERS_SECONDS
         while True:
@@ -167,8 +167,8 @@ class Republisher:
         """Announce the revocations that are not *kept*, and mark the data as complete.
 
         Returns:
-            The marker, and whether that was done: if not, another replica is at it, or the store
-            has lost its data again.
+            The marker, and whether this replica did so. Otherwise another replica announces now,
+            or the store has lost its data again.
         """
         parts = range(0, max(1, len(revocations)), _MAX_MESSAGES)
         for start in parts:

@@ -38,7 +38,7 @@ class PurgedError(Exception):
 
 
 class SharedLookup(Protocol[T]):
-    """A lookup in the store: what may be an answer, and how it is read and written."""
+    """A lookup in the store: reads and writes values of one kind, and says which need no load."""
 
     @property
     def prefix(self) -> str:
@@ -72,7 +72,7 @@ class SharedLookup(Protocol[T]):
         """Whether no load is needed."""
 
     def is_current(self) -> bool:
-        """Whether the settings still are those that the load began with."""
+        """Whether the settings are still those with which the load began."""
 
     def encode(self, outcome: T, previous: T | None, claimed: int) -> "Value | None":
         """Write the outcome of a load; None if other replicas must not use it.
@@ -86,7 +86,7 @@ class Value:
     """A value for the store.
 
     Attributes:
-        ids: ids that it is stored under, besides the requested one.
+        ids: the ids under which it is stored, besides the requested one.
         ends: when its lifetime is over.
         obsolete: ids whose values are deleted.
     """
@@ -103,7 +103,7 @@ class Claim:
 
     Attributes:
         time: microseconds of the store's clock, before the load.
-        received: when this replica received them.
+        received: when this replica received that time, on the clock that never jumps.
     """
 
     token: str
@@ -173,7 +173,7 @@ class SharedLoads:
         denials: the budgets that are spent.
         timeout: seconds that one load may wait for the store.
         deadline: seconds to wait for another replica's load.
-        clock: the two times.
+        clock: reads the two clocks.
         tokens: makes tokens that no other replica makes.
         count: counts a metric.
     """

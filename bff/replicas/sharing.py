@@ -26,17 +26,17 @@ from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
 _RETRY_SECONDS: Final = 1.0
-"""Seconds that a stale copy is answered after a failed load, before the next load."""
+"""Seconds after a failed load in which the gateway serves the stale copy and starts no load."""
 
 
 class Sharing:
     """Shares copies, limits, budget, purges and revocations with the other replicas.
 
     Args:
-        store: where they share it; `start` opens it.
+        store: the store through which they share; `start` opens it.
         make: makes a copy: environment, id, external id, body, closed, loaded.
         deadline: seconds to wait for another replica's load.
-        clock: the two times.
+        clock: reads the two clocks.
         spawn: runs a coroutine to its end in a task of its own.
         tokens: makes tokens that no other replica makes.
         count: counts a metric.
@@ -44,8 +44,8 @@ class Sharing:
         on_revocation: applies a revocation that this or another replica announced.
 
     Attributes:
-        namespaces: by environment name; without those whose id is not known yet. Nothing is
-            shared for them, because replicas with other secret keys could not tell the same names.
+        namespaces: by environment name. An environment whose id is not known yet has none and
+            shares nothing, because replicas with other secret keys would make other names.
         negative_ttl: seconds that an absence is kept.
         timeout: seconds; a request may wait this long for leases, and as long again for a load.
     """
@@ -197,7 +197,7 @@ class Sharing:
             self.store.allow(self.namespaces[environment].origin, remaining - limit // 2, reset)
 
     def pause(self, environment: str, seconds: float) -> None:
-        """Share that upstream wants no load for *seconds*."""
+        """Share that no load may start for *seconds*, because upstream answered 429."""
         if self.up and environment in self.namespaces:
             self.store.pause(self.namespaces[environment].origin, seconds)
 
@@ -239,9 +239,9 @@ class Sharing:
         ):
             now, _ = self._clock()
             if now - previous.loaded < request.lifetime(previous):
-                # A refusal for lack of budget says when the next load may start: it may be sooner.
+                # A refusal for lack of budget says when the next load may start: perhaps sooner.
                 retry_after = outcome.retry_after or _RETRY_SECONDS
-                previous.retry = now + min(retry_after, _RETRY_SECONDS)
+                previous.retry_at = now + min(retry_after, _RETRY_SECONDS)
                 return previous, False
         return outcome, loaded
 
@@ -256,7 +256,7 @@ class Sharing:
 
         Args:
             environment: the token's.
-            digest: of the token.
+            digest: the token's SHA-256.
             id_: the id by which the session is requested.
             ask: asks upstream.
         """
@@ -278,8 +278,8 @@ class Sharing:
     async def purge(self, environment: str, id_: str) -> None:
         """Delete a session in the store and in every replica, under both its ids.
 
-        The announcement alone ends the use of its copies, of every policy and version; those that
-        this replica can name are deleted besides.
+        The announcement ends the use of its copies, whatever their policy and version. The copies
+        that this replica can name are deleted from the store too.
 
         Raises:
             StoreUnavailable: other replicas may keep their copies.
@@ -293,11 +293,13 @@ class Sharing:
         )
         self._apply_purge(namespace.origin, id_, number)
         name = copy_name(key, id_)
-        value, _ = await self.store.read(namespace.copies, name, timeout=self.store.timeout)
-        stored = decode_copy(namespace.copies, id_, value, key=key) if value is not None else None
+        value, _ = await self.store.read(namespace.copies_prefix, name, timeout=self.store.timeout)
+        stored = (
+            decode_copy(namespace.copies_prefix, id_, value, key=key) if value is not None else None
+        )
         ids = {id_} if stored is None else {id_, stored.id, stored.external_id or id_}
         for one in ids:
-            self.store.drop(namespace.copies, copy_name(key, one))
+            self.store.drop(namespace.copies_prefix, copy_name(key, one))
 
     async def revoke(self, revocation: str) -> None:
         """Announce a revocation to every replica, including those that start later.
@@ -316,7 +318,7 @@ class Sharing:
 
     def _apply_purge(self, origin: str, id_: str, number: str) -> None:
         if not self._purges.add(origin, id_, number):
-            return  # this replica's own announcement returns
+            return  # it is this replica's own announcement
         for environment, namespace in self.namespaces.items():
             if namespace.origin == origin:
                 self._on_purge(environment, id_)

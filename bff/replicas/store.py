@@ -63,7 +63,7 @@ class Store:
         name: the name of this replica, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
-        revocations: lists those that this replica knows.
+        revocations: lists the revocations that this replica knows.
         tokens: makes tokens that no other replica makes.
         random: makes random bytes.
 
@@ -198,7 +198,7 @@ class Store:
         )
 
     def pause(self, origin: str, seconds: float) -> None:
-        """Share that upstream wants no load for *seconds*."""
+        """Share that no load may start for *seconds*, because upstream answered 429."""
         bounded = _upstream_milliseconds(seconds)
         self.connection.execute_nowait(("SET", keys.pause(origin), 1, "PX", bounded))
 

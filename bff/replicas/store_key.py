@@ -1,8 +1,8 @@
 """The key that all replicas of a store share, and that the store never sees.
 
-A random key names and conceals what the store must not tell. It is in the store once for each
-secret key of the gateways, sealed with it. So a replica with any of these secret keys can open it,
-and all replicas agree on it while a secret key is rotated.
+The gateways use this random key to name and conceal what the store must not reveal. The store holds
+a copy of it for each secret key of the gateways, sealed with that secret key. So a replica with any
+of these secret keys can open it, and all replicas agree on it while a secret key is rotated.
 """
 
 import hmac

@@ -17,7 +17,7 @@ _BATCH: Final = 32
 _YIELD_SECONDS: Final = 0.003
 """A worker with more connections than another waits this long, so that the other may accept."""
 _SHORT_SECONDS: Final = 0.1
-"""Between two attempts without descriptors or memory; connections wait meanwhile."""
+"""Seconds between two attempts without descriptors or memory; connections wait meanwhile."""
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -84,7 +84,7 @@ class Acceptor:
         self._pause = self._loop.call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        self._accept()  # whether or not others have fewer: they may hang
+        self._accept()  # even if another worker has fewer connections: it may hang
         self._listen()
 
     def _accept(self) -> bool:

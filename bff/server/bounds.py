@@ -1,4 +1,7 @@
-"""Bounds on connections: what one may cost, and how many there may be."""
+"""Bounds on connections: what one may cost, and how many there may be.
+
+`bff.config.settings` has their values. `bff.server.connection` applies those of one connection.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,9 +18,9 @@ class Bounds:
     head_bytes: int
     headers: int
     request_seconds: float
-    """From a request's first byte, or from the start of the connection, to its last byte."""
+    """Time for a whole request, from its first byte or from the start of the connection."""
     idle_seconds: float
-    """Without a request; and until the browser has read an answer."""
+    """Time without a request; and time for the browser to read an answer."""
     connections: int
     connections_per_address: int
     buffered_bytes: int
@@ -28,7 +31,8 @@ class ConnectionLimiter:
     """Counts open connections in all and by address.
 
     Args:
-        trusted: proxies. They bring many browsers' connections, so only the total bounds them.
+        trusted: networks of proxies. A proxy brings the connections of many browsers, so only the
+            total bounds it.
         count: called with the reason of each connection that the gateway ends.
     """
 

@@ -88,7 +88,7 @@ class HeldProtocol(UvicornProtocol):
         self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
 
     def resume_writing(self) -> None:
-        """Stop that time: the browser reads."""
+        """Stop that timer: the browser reads again."""
         super().resume_writing()
         self._holding.unread(0)
         if self._unread_timer is not None:
@@ -146,10 +146,10 @@ class BoundedProtocol(HeldProtocol):
         super().__init__(bounds, connections, refuse, **arguments)
         self._refused = False
         self._incomplete = True
-        """The last byte of the request has not arrived; or the first request has not begun."""
+        """Whether the request is incomplete, or the first request has not begun."""
         self._in_head = True
         self._framed = False
-        """The head says how the body is framed, even if the body is empty."""
+        """Whether the head announces a body, even an empty one."""
         self._has_body = False
         self._hosts = 0
         """Host headers of the request."""
@@ -260,7 +260,7 @@ class BoundedProtocol(HeldProtocol):
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""
-        if self._incomplete:
+        if self.is_receiving():
             self._refused = True
             self._close_lingering()
         else:
@@ -351,7 +351,8 @@ class BoundedProtocol(HeldProtocol):
         self._deadline = self.loop.call_later(seconds, close)
 
     def _close_incomplete(self) -> None:
-        # No answer: a browser that opens a connection ahead would read it as that of a request.
+        # No answer is sent: a browser that opened the connection early would take it for the
+        # answer to its next request.
         self._connections.count("incomplete_request")
         self.transport.abort()
 

@@ -143,13 +143,13 @@ class FastPathProtocol(BoundedProtocol):
         super().__init__(**arguments)
         self._shared = shared
         self._eligible = False
-        """The newest request may be answered on the fast path."""
+        """Whether the newest request may be answered on the fast path."""
         self._requests = 0
         """Requests that began in the current read."""
         self._head: RequestHead | None = None
         """The last request of this read that was decided on the fast path."""
         self._accepted = False
-        """That request was answered, and not refused."""
+        """Whether the request of `_head` was answered, and not refused."""
         self._pending: Pending | None = None
         """The decision on the next request to be parsed, which has to wait."""
         self._repeated = b""
@@ -163,9 +163,9 @@ class FastPathProtocol(BoundedProtocol):
         self._waiting: RequestHead | None = None
         """The request for whose answer a task waits."""
         self._held: list[bytes] = []
-        """Reads that arrived meanwhile."""
+        """Reads that arrived while that task waits."""
         self._closing = False
-        """The server stops: that answer is the connection's last."""
+        """Whether the server stops: the answer that the task waits for is then the last."""
 
     def data_received(self, data: bytes) -> None:
         """Answer the requests in *data*.

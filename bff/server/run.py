@@ -18,12 +18,12 @@ from bff.server.supervisor import Worker
 from bff.server.uvicorn_adapter import LOCAL_PEER, UvicornProtocol
 
 SHUTDOWN_SECONDS: Final = 10.0
-"""For requests in flight to finish; by default a load may take less."""
+"""Seconds for requests in flight to finish; the default upstream timeout is shorter."""
 DRAIN_SECONDS: Final = 5.0
 """A connection without a request stays open for this part of the shutdown. A proxy may send a
 request on it at any moment, and the answer tells the proxy that the connection ends."""
 _TICK_SECONDS: Final = 0.05
-"""Between two looks whether connections have ended."""
+"""Seconds between two checks whether connections have ended."""
 ONE_ADDRESS: Final = (
     "the browser socket is a Unix socket, so all browsers have the proxy's address, 127.0.0.1: "
     "add it to BFF_TRUSTED_PROXIES, and let the proxy append to X-Forwarded-For"

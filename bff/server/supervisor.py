@@ -25,11 +25,11 @@ HUNG_SECONDS: Final = 30.0
 loop for more than a fraction of a second (`bff_loop_lag_seconds`), so 30 s spare a worker under any
 load and on a slow disk. The browsers that a hung worker had accepted wait no longer than this."""
 _BEAT_SECONDS: Final = 1.0
-"""Between two heartbeats of a worker."""
+"""Seconds between two heartbeats of a worker."""
 _POLL_SECONDS: Final = 0.1
-"""Between two looks of the supervisor at its workers."""
+"""Seconds between two looks of the supervisor at its workers."""
 _RESTART_SECONDS: Final = 1.0
-"""A worker that ran for less than this is replaced only after this time."""
+"""Seconds. A worker that ran for less than this is replaced only after this time."""
 _PR_SET_PDEATHSIG: Final = 1
 _COUNT: Final = struct.Struct("I")
 UNAVAILABLE: Final = 2**32 - 1
@@ -44,7 +44,7 @@ class Worker:
 
     number: int = 0
     replaces: bool = False
-    """Another worker had this number, and ended."""
+    """Whether this worker replaces one that ended; it has the same number."""
     heartbeats: bytearray | mmap.mmap = field(default_factory=lambda: bytearray(1))
     """One byte for each worker."""
     connections: memoryview = field(default_factory=lambda: memoryview(bytearray(4)).cast("I"))
@@ -97,7 +97,7 @@ class _Supervisor:
         self._stopping = False
         self._status = 0
         self._missing: dict[int, float] = {}
-        """By number of a worker that ended: when another may be started."""
+        """When each worker that ended may be replaced, by its number."""
         self._handlers = {
             signum: signal.signal(signum, self._pass_on)
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

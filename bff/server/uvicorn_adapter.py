@@ -143,6 +143,10 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         """Close the connection after its last answer."""
         self.transport.close()
 
+    def is_receiving(self) -> bool:
+        """Whether the body of the last request has not arrived whole."""
+        return self.cycle is not None and self.cycle.more_body
+
     def drain(self) -> None:
         """End the connection with its next answer: closing it now could lose a request."""
         self.draining = True

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 CALL_SECONDS: Final = 1.0
-"""Timeout of a call: a worker that has not answered by then hangs or is being replaced."""
+"""Seconds. A worker that has not answered a call by then hangs or is being replaced."""
 _BYTE: Final = b"?"
 """Sent along with a socket: a message needs at least one byte."""
 Handler = Callable[..., Awaitable[Any]]

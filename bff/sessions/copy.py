@@ -40,10 +40,10 @@ class Copy:
     closed: bool
     loaded: float
     """Seconds on the clock that never jumps, as all times of this module."""
-    retry: float = -inf
-    """The last load failed; the next one starts at this time or later."""
+    retry_at: float = -inf
+    """The time before which no load starts, because the last one failed."""
     share: Share = NO_SHARE
-    """The caller's share that the session was last counted in as a hot one."""
+    """The share of the caller for whom the session was last counted as hot."""
     hot_until: float = -inf
     """When it has to be counted again."""
     touched: bool = False
@@ -90,8 +90,7 @@ class NegativeEntry:
 class Ages:
     """Seconds that bound each use of a copy: `closed_ttl` is the `ttl` of a closed session.
 
-    The time of stale use begins when the copy is no longer fresh. At most `max_stretch` seconds of
-    a stretch count.
+    Both stale times begin when the copy is no longer fresh. `max_stretch` bounds the stretch.
     """
 
     ttl: float

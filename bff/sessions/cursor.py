@@ -1,7 +1,7 @@
 """Cursors of a chat list: the position of the next page, and the late sessions. No I/O.
 
-A cursor is of use to one caller. It also holds a digest of the ids that the pages before it showed,
-so that a token with another list is noticed: by position alone, sessions could be skipped.
+A cursor works for one caller only. It also holds a digest of the ids on earlier pages, so that a
+token with another list is noticed: by position alone, sessions could be skipped.
 """
 
 import base64
@@ -51,7 +51,7 @@ def read(text: str, named: Sequence[str], caller: bytes) -> Cursor | None:
     """Read a cursor; None if it belongs to another list of this caller.
 
     Raises:
-        CursorError: it is nonsense, or another caller's; nothing tells the two apart.
+        CursorError: it is malformed, or another caller's; the reader cannot distinguish the two.
     """
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)

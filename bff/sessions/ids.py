@@ -96,7 +96,7 @@ def is_reachable(id_: str) -> bool:
 def has_escape(id_: str) -> bool:
     """Whether *id_* looks percent-encoded: upstream may then read it as the id of another session.
 
-    That upstream answers with another session is then no failure of upstream.
+    If upstream then answers with another session, that is not a failure of upstream.
     """
     return _ESCAPE.search(id_) is not None
 

@@ -29,7 +29,7 @@ Outcome = Copy | Refusal
 
 
 def is_late(outcome: Outcome | None) -> bool:
-    """Whether a session could only not be loaded yet."""
+    """Whether the session is only not loaded yet, for lack of budget."""
     return isinstance(outcome, Refusal) and outcome.code == "over_budget"
 
 
@@ -94,7 +94,7 @@ class Listing:
 
     @property
     def only_late(self) -> bool:
-        """Whether the page only tries late sessions again: the rest of the list was shown."""
+        """Whether the page only tries late sessions again, because all others had their turn."""
         return self._begin is not None and self._begin.position == len(self.named)
 
     def forget(self, *, unless: Callable[[Copy], bool], purged: Callable[[Copy], bool]) -> None:

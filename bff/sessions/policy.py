@@ -7,6 +7,8 @@ the document holds a scalar names nothing.
 The SDK's parser accepts the result of every policy: a required field is always shown, and a hidden
 one is null where the parser needs it. ``metadata`` is a map or null, ``tags`` is a list,
 ``triggerConfig`` is absent or an empty stub.
+
+`bff.sessions.fields` says which fields the default policy shows.
 """
 
 import fnmatch
@@ -31,7 +33,7 @@ _STUBS = {name: row.stub for name, row in FIELDS.items() if row.stub is not None
 Tree = dict[str, Any]
 """Paths nested as maps, from a step to the `Tree` below it."""
 _EVERYTHING: Tree = {}
-"""Stands where a path ends: the value and all below it are shown."""
+"""Marks the end of a path: the value and everything below it are shown."""
 _NOTHING = object()
 
 

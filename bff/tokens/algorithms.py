@@ -2,6 +2,8 @@
 
 Every algorithm has an engine of its own that knows no other algorithm. A key is bound to one
 algorithm, so what a token says of its algorithm cannot turn a public key into an HMAC key.
+
+The settings of token sources take their list of algorithms from this module.
 """
 
 import base64
@@ -23,7 +25,7 @@ if tuple(int(part) for part in jwt.__version__.split(".")[:2]) < (2, 12):
 _MAX_MEMBERS: Final = 2048
 """Brackets, braces and commas of verified claims; a token that names 200 sessions has 210."""
 _MAX_SIGNATURE_BYTES: Final = 1400
-"""Bytes of an encoded signature; one of the longest RSA key has 1366."""
+"""Bytes of an encoded signature; a signature by the longest RSA key has 1366."""
 
 
 class WrongKey(Refused):
@@ -36,7 +38,7 @@ class Algorithm:
     Args:
         name: the ``alg`` of tokens.
         kty: the key type of its public keys in a JWK set.
-        curve: their curve.
+        curve: the curve of those keys.
     """
 
     def __init__(

@@ -104,7 +104,7 @@ class Claimant(Holder[GrantT]):
     """The caller that `accepted` returns, made once; nothing else reads it."""
 
     def keys_trusted(self, wall: float) -> bool:  # noqa: ARG002
-        """No key of the gateway verified the token, so none can be gone."""
+        """Return true: no key verified the token, so no removed key can end its trust."""
         return True
 
 

@@ -114,7 +114,7 @@ class KeySet:
     ) -> None:
         self.url = url
         self.generation = 0
-        """Grows when a key comes or goes; then verified tokens are verified again."""
+        """Grows when a key is added or removed; verified tokens are then verified again."""
         self.unknown_kid = asyncio.Event()
         """Set when a token names a key that is not in the set."""
         self._keys = tuple(keys)

@@ -37,11 +37,11 @@ class Revocation:
     before: float
     """It revokes tokens issued before this moment; infinity for a `jti`, which is one token."""
     until: float
-    """It may be dropped then, so the tokens that it revokes must not live longer."""
+    """When it may be dropped; the tokens that it revokes must expire before."""
     made: float = 0.0
     """When the operator sent it. The later of a revocation and an undoing counts."""
     undone: bool = False
-    """It undoes the revocations that were made before it; kept as long as they would be."""
+    """Whether it undoes earlier revocations of the same; it is kept as long as they would be."""
 
     def encode(self) -> str:
         """Write it as JSON, for `decode`."""
@@ -149,11 +149,11 @@ class Revocations:
         return len(self._kept)
 
     def all(self) -> tuple[Revocation, ...]:
-        """List them, with what undoes them."""
+        """List all revocations and undoings."""
         return tuple(self._kept.values())
 
     def in_force(self, wall: float) -> tuple[Revocation, ...]:
-        """List those that still count, with what undoes them, for a store that has lost them."""
+        """List the revocations and undoings in force, for a store that has lost them."""
         return tuple(kept for kept in self._kept.values() if wall < kept.until)
 
     def add(self, new: Revocation, wall: float) -> None:

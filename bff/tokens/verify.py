@@ -30,8 +30,8 @@ AUDIENCE: Final = "https://api.trigger.dev"
 MAX_TOKEN_BYTES: Final = 32 * 1024
 """Bytes. Bounds the work for one token; a token that names 200 sessions has about 12 KiB."""
 MAX_UNVERIFIED_BYTES: Final = 16 * 1024
-"""Bytes of a token that no signing key verifies: of these the claims are read, to know whose they
-are."""
+"""Bytes of a token that no signing key verifies. The gateway reads the claims of such a token to
+find out who verifies it."""
 MAX_HEADER_BYTES: Final = 2048
 """Bytes of a token's encoded header; usual ones have 100."""
 _MAX_UNVERIFIED_MEMBERS: Final = 512
@@ -71,7 +71,7 @@ class Verifier(Generic[GrantT]):
         issuers: the environments; several of them may have the same key.
         grant: reads the scopes of a token.
         sources: the other issuers.
-        before: the verifier that this one replaces; it tells when the keys were last used.
+        before: the verifier that this one replaces, from which it takes the last uses of keys.
         max_bytes: bound on the memory of verified tokens.
     """
 

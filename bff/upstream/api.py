@@ -3,6 +3,7 @@
 This module holds the secret key. It sends the key to one host, on requests that take only the
 session's id from the browser. `bff.upstream.pool` sends the requests: it follows no redirect, keeps
 no cookie, resolves no dots in a path, and takes no credentials and no proxy from the environment.
+It also sends a GET again if upstream closed the connection before the GET arrived.
 
 An answer counts as the API's only if it looks like the API's (`bff.upstream.identity`). Anything
 else is upstream's trouble, whatever its status says.
@@ -148,7 +149,7 @@ class Upstream:
         answer = await self._bounded(self._send("GET", path, lines))
         error = None if answer.status == HTTPStatus.OK else api_error(answer)
         if error is not None:
-            if answer.status == _REJECTED:
+            if answer.status == _UNAUTHORIZED:
                 raise TokenRejected
             if answer.status == HTTPStatus.FORBIDDEN:
                 raise TokenForbidden
@@ -222,7 +223,7 @@ class Upstream:
             if status == HTTPStatus.NOT_FOUND:
                 _observed(answer, observe)
                 raise SessionNotFound
-            if status in (_REJECTED, HTTPStatus.FORBIDDEN):
+            if status in (_UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 raise CredentialsRejected
         raise UpstreamInvalid
 
@@ -230,7 +231,7 @@ class Upstream:
         return self._clock()[1]
 
 
-_REJECTED = HTTPStatus.UNAUTHORIZED
+_UNAUTHORIZED = HTTPStatus.UNAUTHORIZED
 
 
 def _ignore(_: Quota) -> None:
@@ -244,7 +245,7 @@ def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
 
 
 def _rejects_key(answer: Answer) -> bool:
-    return answer.status == _REJECTED and api_error(answer) is not None
+    return answer.status == _UNAUTHORIZED and api_error(answer) is not None
 
 
 _MAX_DIGITS = 15

@@ -1,7 +1,8 @@
 """Sends the rare requests that do not go to Trigger.dev's API, through httpx2's own client.
 
-These are the key sets of token issuers, and a gateway under `bff check`. Their servers are of any
-kind, so the client of a library, which knows more of HTTP than the leg of loads, is right for them.
+These requests go to the key sets of token issuers, and to a gateway that `bff check` tests. Such a
+server may use any part of HTTP, so a library's client sends them; `bff.upstream.connection`
+supports only what Trigger.dev's API uses.
 """
 
 import asyncio
@@ -30,8 +31,8 @@ class Client:
     """
 
     def __init__(self, transport: httpx2.AsyncBaseTransport, *, connect_timeout: float) -> None:
-        # No redirect, and no proxy or credential of the environment. The other timeouts are part of
-        # the time that a whole answer may take.
+        # The client follows no redirect, and takes no proxy and no credential from environment
+        # variables. Only connecting has its own timeout: `ask` bounds the whole answer.
         self._http = httpx2.AsyncClient(
             transport=transport,
             trust_env=False,
@@ -58,7 +59,7 @@ class Client:
             ):
                 fields = {name.lower(): value for name, value in response.headers.items()}
                 if fields.get("content-encoding", "identity") != "identity":
-                    raise UpstreamInvalid  # refused above, and a decoder may blow up memory
+                    raise UpstreamInvalid  # `_HEADERS` accepts none, and decoding could fill memory
                 body = bytearray()
                 async for part in response.aiter_raw():
                     body += part

@@ -148,20 +148,20 @@ class Connection(asyncio.Protocol):
     def __init__(self, *, ends_at: float, on_end: "Callable[[Connection], None]") -> None:
         self.ends_at = ends_at
         self.usable = True
-        """The connection can take a request."""
+        """Whether the connection can take a request."""
         self.silent = True
-        """No byte of the current answer has arrived."""
+        """Whether no byte of the current answer has arrived."""
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._answer: asyncio.Future[Answer | Stream] | None = None
-        """The request waits for this; nothing waits between requests."""
+        """The future that the current request waits for; None between requests."""
         self._streamed = False
         self._stream: Stream | None = None
         self._started = False
-        """The head of the answer has begun."""
+        """Whether the head of the answer has begun."""
         self._start = b""
-        """The begin of an interim answer."""
+        """The start of an interim answer, as far as it has arrived."""
         self._complete = False
         self._in_head = True
         self._overhead = 0
@@ -296,7 +296,7 @@ class Connection(asyncio.Protocol):
             raise UpstreamInvalid
         if coding is None and length is None and self._status not in _WITHOUT_BODY:
             raise UpstreamInvalid
-        # The request refuses encodings, and a decoder may blow up memory.
+        # The request accepts no encoding, and decoding could fill memory.
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise UpstreamInvalid
         if self._streamed:
@@ -339,7 +339,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _fail(self, error: UpstreamError) -> None:
-        """End the connection, and what waits for it."""
+        """End the connection, and fail the request or stream that waits for it."""
         future, self._answer = self._answer, None
         if self._stream is not None:
             self._stream.end(error)

@@ -36,7 +36,7 @@ MAX_AGE_SECONDS: Final = 45.0
 """Seconds of a connection's life: with one answer more, a changed address is followed in a minute.
 Lives differ by up to a quarter, so that connections opened together do not end together."""
 _GOLDEN: Final = 0.618
-"""Its multiples, without their whole part, spread evenly over 0 to 1."""
+"""Its multiples, without their whole part, spread evenly between 0 and 1: so do the lives."""
 _FAMILY_DELAY: Final = 0.25
 """Seconds until the next address is tried as well (RFC 8305 §8)."""
 _SWEEP_SECONDS: Final = 1.0
@@ -192,7 +192,7 @@ class Pool:
             return await connection.send(data)  # type: ignore[return-value]
         except asyncio.CancelledError:
             if connection is not None:
-                connection.abort()  # its answer would be taken for the next one's
+                connection.abort()  # its answer would be taken for that of the next request
             raise
         finally:
             self._give_back(connection)
@@ -244,7 +244,9 @@ class Pool:
             return await turn
         except asyncio.CancelledError:
             self._waiting.pop(turn, None)
-            if turn.done() and not turn.cancelled():  # it was this request's turn just now
+            if (
+                turn.done() and not turn.cancelled()
+            ):  # its turn came at the moment of the cancellation
                 self._give_back(turn.result())
             raise
 
@@ -279,7 +281,7 @@ class Pool:
         self._sweeper = None
 
     def _drop(self, connection: Connection) -> None:
-        """Count an idle connection no more, and end it."""
+        """Stop counting an idle connection, and end it."""
         if self._idle.pop(connection, None) is not None:
             self._used -= 1
             connection.abort()
@@ -333,7 +335,10 @@ def is_untrusted(error: UpstreamError) -> bool:
 
 
 def cause(error: UpstreamError) -> str | None:
-    """The operating system's report beneath an *error*; it repeats nothing of the request."""
+    """Return what TLS or the operating system reported, if that caused *error*.
+
+    The text repeats nothing of the request. None if neither of them caused the error.
+    """
     for beneath in _beneath(error):
         match beneath:
             case ssl.SSLCertVerificationError():

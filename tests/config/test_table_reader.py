@@ -19,7 +19,7 @@ def reports(environment: dict[str, str]) -> dict[str, tuple[str, str]]:
 
 def unknown(name: str) -> str:
     reader = TableReader({}, settings=(), renamed={})
-    reader.unknown([name], SETTINGS, "")
+    reader.report_unknown([name], SETTINGS, "")
     (problem,) = reader.problems
     return problem
 

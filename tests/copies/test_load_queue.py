@@ -1,6 +1,7 @@
 """Loads that wait for their turn, and requests that wait for loads; in virtual time."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,16 @@ from support.replicas import Replicas, until
 from support.virtual_time import run
 from support.world import OFF, read
 
-from bff.copies.load_queue import MAX_IN_FLIGHT, MAX_UNSPENT, TURN_SECONDS, LoadQueue
+from bff.copies.load_queue import (
+    MAX_IN_FLIGHT,
+    MAX_UNSPENT,
+    TURN_SECONDS,
+    LoadQueue,
+    QueuedLoad,
+)
+from bff.copies.readiness import READINESS_ID
 from bff.demo.upstream import session
+from bff.sessions.copy import Copy
 
 
 def played(history: Callable[[PolledWorld], Awaitable[None]], **changes: str) -> None:
@@ -88,6 +97,71 @@ def test_load_that_nobody_waits_for_leaves_the_queue() -> None:
     played(history, BFF_UPSTREAM_BUDGET="2/second")
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_request_is_counted_after_its_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random histories of lists, sessions and other ids; browsers leave, sessions are purged."""
+    chance, loads = random.Random(seed), list[QueuedLoad]()
+    made = QueuedLoad.__init__
+
+    def record(load: QueuedLoad, *arguments: Any) -> None:
+        made(load, *arguments)
+        loads.append(load)
+
+    monkeypatch.setattr(QueuedLoad, "__init__", record)
+
+    async def history(it: PolledWorld) -> None:
+        names = it.add(*(f"chat-{n}" for n in range(20)))
+        sessions, gateway = it.world.upstream.environments[0], it.world.service.gateway
+        ids = {name: (sessions.find(name) or {})["id"] for name in names}
+        it.delays = lambda: chance.choice([0.01, 0.5, 3.0])
+        tokens = [
+            it.token(f"p{n}", [chance.choice([name, ids[name]]) for name in names[n * 5 :]])
+            for n in range(3)
+        ]
+        requests = []
+        for _ in range(120):
+            match chance.randrange(10), chance.choice(names), chance.choice(tokens):
+                case 0, _, _ if requests:
+                    chance.choice(requests).cancel()
+                case 1, name, _:
+                    gateway.cache.purge("default", name)
+                case 2, _, _:
+                    gateway.loader.pairs.forget()
+                case number, name, token:
+                    asked = chance.choice([name, ids[name]])
+                    wanted = it.page(token) if number < 5 else it.get(token, asked)
+                    requests.append(asyncio.create_task(wanted))
+            await asyncio.sleep(chance.choice([0.0, 0.1, 0.5, 3.0]))
+        await asyncio.gather(*requests, return_exceptions=True)
+        await asyncio.sleep(300)
+
+        assert [(load.id, load.waiting) for load in loads if load.waiting] == []
+        assert not queue(it).busy
+
+    played(history, BFF_UPSTREAM_BUDGET=["2/second", "off", "30/minute", "10/second"][seed % 4])
+
+
+def test_joined_load_has_the_least_stretch() -> None:
+    async def history(it: PolledWorld) -> None:
+        name = it.add("chat")[0]
+        await it.get(it.token("ann", [name]), name)
+        await asyncio.sleep(0.2)
+        loads = queue(it)
+        with loads.hold():
+            load = loads.request(name, None, "busy", it.world.clock.now, stretch=60.0)
+            assert loads.request(name, None, "ann", it.world.clock.now, stretch=0.1) is load
+            await asyncio.sleep(3)
+
+        assert load is not None
+        brought = await load.outcome
+        assert isinstance(brought, Copy)
+        assert it.world.clock.now - brought.loaded < 1, "it is as fresh as ann needs it"
+        for _ in range(2):
+            load.leave(again=False)
+
+    played(history)
+
+
 def test_load_of_a_refused_request_is_made_in_its_turn() -> None:
     async def history(it: PolledWorld) -> None:
         names = it.add(*(f"chat-{n}" for n in range(7)))
@@ -103,7 +177,8 @@ def test_load_of_a_refused_request_is_made_in_its_turn() -> None:
         assert int(refused.headers["retry-after"]) == 60
         assert again.status == 200
         await asyncio.sleep(60)
-        assert [id_ for _, id_ in it.reads] == names, "its load was made once"
+        loads = [id_ for _, id_ in it.reads if id_ != READINESS_ID]
+        assert loads == names, "its load was made once"
 
     played(history, BFF_UPSTREAM_BUDGET="6/minute", BFF_CACHE_TTL="60")
 

@@ -24,7 +24,7 @@ SOURCES = {
 
 LOG_FIELDS = {
     *("browser", "ops", "version", "worker", "status", "reason", "remedy", "why"),
-    *("request_id", "route", "code", "result", "waited", "of"),
+    *("request_id", "route", "code", "result", "waited", "answers"),
     *("workers", "each", "environment", "outcome", "seconds", "source", "keys", "kind", "replicas"),
     *("subject", "session", "seq"),
     *("field", "exception", "frames", "problems", "settings", "changed", "now_used"),

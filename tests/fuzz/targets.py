@@ -106,12 +106,12 @@ _SPACE = codec.Namespace("origin", "policy", b"a key that no input can know")
 def stored(data: bytes) -> None:
     """A value of the store decodes to what its digest and seal cover, or not at all."""
     about, _, body = data.partition(b"\n")
-    concealed = codec.conceal(_SPACE.mac_key, about.decode("utf-8", "replace"))
+    concealed = codec.conceal(_SPACE.sealing_key, about.decode("utf-8", "replace"))
     head, text = codec._FORMAT + b" 1", concealed + b"\n" + body
-    tag = codec._tag(_SPACE.mac_key, head + b"\n" + text)
+    tag = codec._tag(_SPACE.sealing_key, head + b"\n" + text)
     for value in (data, b"%b %b\n%b" % (head, tag, text)):
         assert codec.decode_introspection(_SPACE, b"", "chat-1", value) is None, "without the key"
-        found = codec.decode_copy("space", "chat-1", value, key=_SPACE.mac_key)
+        found = codec.decode_copy("space", "chat-1", value, key=_SPACE.sealing_key)
         if found is not None:
             assert "chat-1" in (found.id, found.external_id)
             assert isinstance(found.id, str)

@@ -610,7 +610,7 @@ async def test_an_invented_token_costs_one_test_however_much_it_lists(opaque: Wo
     opaque.clock.advance(5)
     opaque.answer(500, {"error": "down"})
     assert await listed(opaque, forged) == (502, [], ["upstream_unavailable"])
-    assert opaque.calls == 2
+    assert opaque.calls == 4, "a failure may concern one session alone, so two more are tried"
 
 
 async def test_list_charges_no_caller_before_introspection(opaque: World) -> None:
@@ -727,3 +727,34 @@ async def test_browser_reads_an_answer_for_its_token(opaque: World) -> None:
         'Bearer realm="bff", error="invalid_token"'
     )
     assert ENVIRONMENT_ID not in response.text
+
+
+@pytest.mark.parametrize("status", [500, 403])
+async def test_broken_session_hides_no_other_of_its_token(opaque: World, status: int) -> None:
+    """Upstream verifies the token about another named session, in the same request."""
+    failing = "broken"
+
+    async def override(seen: Any) -> Answer | None:
+        return Answer(status, "<html>") if seen.raw_path.endswith(failing) else None
+
+    opaque.upstream.override = override
+    token = minted(opaque, *read("broken", "chat-1"))
+
+    page = await opaque.browser.get(
+        "/api/v1/sessions", headers={"authorization": f"Bearer {token}"}
+    )
+    opaque.clock.advance(120)
+    other_id = await opaque.get(FRIENDLY["chat-1"], token=token)
+
+    assert [one["externalId"] for one in page.json()["data"]] == ["chat-1"]
+    assert [one["id"] for one in page.json()["unavailable"]] == ["broken"]
+    assert other_id.status_code == 200
+
+    failing = ""  # all of them: the prefix of every path
+    token = minted(opaque, *read(*(f"chat-{n}" for n in range(9))))
+    before = opaque.calls
+    page = await opaque.browser.get(
+        "/api/v1/sessions", headers={"authorization": f"Bearer {token}"}
+    )
+    assert page.status_code == 502
+    assert opaque.calls - before == 3, "the number of calls is bounded"

@@ -127,7 +127,7 @@ CHANNELS = ["chat-1:channels:main", "chat-1:channels:main:in", f"{FRIENDLY['chat
 
 @pytest.mark.parametrize("id_", [*CHANNELS, ":channels:", "a:channels:"])
 @pytest.mark.parametrize("scopes", ["named", "type-wide", "none"])
-async def test_72_channel_names_no_session(
+async def test_69_channel_names_no_session(
     of_kind: World, kind: Kind, id_: str, scopes: str
 ) -> None:
     chosen = {"named": [*read(id_), f"*:sessions:{id_}"], "type-wide": ["read:sessions"]}
@@ -141,7 +141,7 @@ async def test_72_channel_names_no_session(
     assert of_kind.calls == calls or (scopes == "type-wide" and kind.name == "upstream")
 
 
-async def test_72_list_holds_no_channel(of_kind: World, kind: Kind) -> None:
+async def test_69_list_holds_no_channel(of_kind: World, kind: Kind) -> None:
     token = kind.token(of_kind, *read(*CHANNELS, "chat-2", *CHANNELS))
 
     response = await of_kind.browser.get(
@@ -154,7 +154,7 @@ async def test_72_list_holds_no_channel(of_kind: World, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("scope", ["admin", "admin:", "admin::", "admin::whatever"])
-async def test_72_admin_without_a_type_grants_as_upstream_grants(
+async def test_69_admin_without_a_type_grants_as_upstream_grants(
     of_kind: World, kind: Kind, scope: str
 ) -> None:
     assert (await ask(of_kind, "chat-1", kind.token(of_kind, scope))).status == 200
@@ -163,7 +163,7 @@ async def test_72_admin_without_a_type_grants_as_upstream_grants(
 
 
 @pytest.mark.parametrize("id_", ["a%2Fb", "a%2fb", "%2F", "x%2Fy%2fz"])
-async def test_72_unreachable_id_is_404_without_a_load(
+async def test_69_unreachable_id_is_404_without_a_load(
     of_kind: World, kind: Kind, id_: str
 ) -> None:
     environment = of_kind.service.gateway.config.environments["default"]
@@ -181,7 +181,7 @@ async def test_72_unreachable_id_is_404_without_a_load(
     assert environment.health in (None, "ok")
 
 
-async def test_72_id_that_upstream_reads_as_another_is_not_found(world: World) -> None:
+async def test_69_id_that_upstream_reads_as_another_is_not_found(world: World) -> None:
     """Upstream may read an id as another; that is not a failure of upstream."""
     world.answer(200, session(1, "aAb"))
 
@@ -194,7 +194,7 @@ async def test_72_id_that_upstream_reads_as_another_is_not_found(world: World) -
 
 
 @pytest.mark.parametrize("id_", ["a\tb", "\ta", "a\t"])
-async def test_72_tab_is_legal_in_an_id(of_kind: World, kind: Kind, id_: str) -> None:
+async def test_69_tab_is_legal_in_an_id(of_kind: World, kind: Kind, id_: str) -> None:
     of_kind.upstream.environments[0].add(session(52, id_))
     token = kind.token(of_kind, *read(id_))
 

@@ -49,7 +49,7 @@ async def list_of(world: World, token: str) -> Any:
 # -- 60: one caller takes a replica off its store
 
 
-async def test_60_a_late_answer_leaves_the_store_up(replicas: Replicas) -> None:
+async def test_52_a_late_answer_leaves_the_store_up(replicas: Replicas) -> None:
     async with Relay(replicas.engine.port) as relay:
         (world,) = await replicas.several(1, BFF_STORE_URL=relay.url)
         link = world.service.sharing.store.connection
@@ -64,7 +64,7 @@ async def test_60_a_late_answer_leaves_the_store_up(replicas: Replicas) -> None:
         assert events(world, "store_away") == [], "requests never decide that"
 
 
-async def test_60_lists_of_one_caller_leave_the_store_up(replicas: Replicas) -> None:
+async def test_52_lists_of_one_caller_leave_the_store_up(replicas: Replicas) -> None:
     """Five lists a second, each of which starts a hundred loads."""
     changes = {"BFF_UPSTREAM_BUDGET": "10/second", "BFF_CACHE_TTL": "0.1"}
     worlds = await replicas.several(2, **QUICK, **changes)
@@ -81,7 +81,7 @@ async def test_60_lists_of_one_caller_leave_the_store_up(replicas: Replicas) -> 
     assert [events(world, "store_away") for world in worlds] == [[], []]
 
 
-async def test_60_loads_at_the_store_are_bounded(
+async def test_52_loads_at_the_store_are_bounded(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A load that waits for its turn loses none of its time."""
@@ -110,7 +110,7 @@ async def test_60_loads_at_the_store_are_bounded(
     assert min(left) > 5.0, "of ten seconds"
 
 
-async def test_60_replica_remembers_a_spent_budget(replicas: Replicas) -> None:
+async def test_52_replica_remembers_a_spent_budget(replicas: Replicas) -> None:
     changes = OFF | {"BFF_UPSTREAM_BUDGET": "5/minute"}
     (world,) = await replicas.several(1, **changes)
     add_many(replicas)
@@ -174,7 +174,7 @@ def flush(engine: Engine) -> None:
         client.flushall()
 
 
-async def test_61_revocations_survive_a_flush_under_traffic(lost: Lost) -> None:
+async def test_53_revocations_survive_a_flush_under_traffic(lost: Lost) -> None:
     world, ends = lost.worlds[0], False
 
     async def browse() -> None:
@@ -193,14 +193,14 @@ async def test_61_revocations_survive_a_flush_under_traffic(lost: Lost) -> None:
         await browser
 
 
-async def test_61_revocations_survive_a_quick_restart(lost: Lost) -> None:
+async def test_53_revocations_survive_a_quick_restart(lost: Lost) -> None:
     lost.replicas.engine.kill()
     lost.replicas.engine.start()
 
     await lost.are_known_to_a_new_replica()
 
 
-async def test_61_revocations_survive_a_loss_while_republished(lost: Lost) -> None:
+async def test_53_revocations_survive_a_loss_while_republished(lost: Lost) -> None:
     """The store loses its data again after the first part of the revocations."""
     losses = 0
     for world in lost.worlds:
@@ -232,7 +232,7 @@ async def test_61_revocations_survive_a_loss_while_republished(lost: Lost) -> No
     await lost.are_known_to_a_new_replica()
 
 
-async def test_61_replica_that_joins_meanwhile_knows_revocations(lost: Lost) -> None:
+async def test_53_replica_that_joins_meanwhile_knows_revocations(lost: Lost) -> None:
     """The others republish slowly; it starts after their first part."""
     began = asyncio.Event()
     for world in lost.worlds:
@@ -256,7 +256,7 @@ async def test_61_replica_that_joins_meanwhile_knows_revocations(lost: Lost) -> 
     await lost.are_known_to_a_new_replica()
 
 
-async def test_61_revocations_return_with_a_partitioned_replica(
+async def test_53_revocations_return_with_a_partitioned_replica(
     own_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica completed the data without it, and then it knows more than the store has."""
@@ -278,7 +278,7 @@ async def test_61_revocations_return_with_a_partitioned_replica(
         await until(lambda: len(new.service.gateway.revocations) == 1, 20)
 
 
-async def test_61_first_replica_waits_for_others_for_a_time(
+async def test_53_first_replica_waits_for_others_for_a_time(
     own_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(republisher, "OTHERS_SECONDS", 0.6)
@@ -320,7 +320,7 @@ class Held:
 
 @pytest.mark.parametrize("purged", ["chat-1", FRIENDLY["chat-1"]])
 @pytest.mark.parametrize("asked", ["chat-1", FRIENDLY["chat-1"]])
-async def test_62_purge_wins_over_a_load_under_either_id(
+async def test_53_purge_wins_over_a_load_under_either_id(
     world: World, asked: str, purged: str
 ) -> None:
     """For those who wait since before the purge, and those who join after it."""
@@ -344,7 +344,7 @@ async def test_62_purge_wins_over_a_load_under_either_id(
     assert (await world.get(asked)).json()["taskIdentifier"] == "renamed"
 
 
-async def test_62_purge_wins_over_an_introspection(world: World) -> None:
+async def test_53_purge_wins_over_an_introspection(world: World) -> None:
     """Also if a load of another session ends meanwhile."""
     await world.start(BFF_VERIFY="local,upstream")
     opaque = sign(claims(world.clock.wall, *read("chat-1")), ROOT_KEY)
@@ -362,7 +362,7 @@ async def test_62_purge_wins_over_an_introspection(world: World) -> None:
 
 @pytest.mark.parametrize("purged", ["chat-1", FRIENDLY["chat-1"]])
 @pytest.mark.parametrize("asked", ["chat-1", FRIENDLY["chat-1"]])
-async def test_62_purge_reaches_copies_of_a_policy_no_longer_used(
+async def test_53_purge_reaches_copies_of_a_policy_no_longer_used(
     replicas: Replicas, asked: str, purged: str
 ) -> None:
     changes = OFF | {"BFF_CACHE_TTL": "60"}
@@ -397,7 +397,7 @@ WAITS = {
 @pytest.mark.parametrize("status", [200, 404, 500, 429])
 @pytest.mark.parametrize("ended", ["exp", "jti", "subject", "key"])
 @pytest.mark.parametrize("wait", WAITS)
-async def test_63_token_that_ends_in_a_wait_gets_401(
+async def test_54_token_that_ends_in_a_wait_gets_401(
     world: World, wait: str, ended: str, status: int
 ) -> None:
     changes, key, is_list = WAITS[wait]
@@ -430,7 +430,7 @@ async def test_63_token_that_ends_in_a_wait_gets_401(
 
 
 @pytest.mark.parametrize("status", [200, 404, 500])
-async def test_63_session_that_is_revoked_in_a_wait_gets_403(world: World, status: int) -> None:
+async def test_54_session_that_is_revoked_in_a_wait_gets_403(world: World, status: int) -> None:
     async def answer(_: object) -> Answer | None:
         world.clock.advance(1)
         await world.ops.post("/revocations", json={"session": "chat-1"})
@@ -444,7 +444,7 @@ async def test_63_session_that_is_revoked_in_a_wait_gets_403(world: World, statu
     assert "chat-1" not in response.text.replace('"id":"chat-1","error":"Unauthorized"', "")
 
 
-async def test_63_key_of_a_removed_signer_gets_no_404(world: World) -> None:
+async def test_54_key_of_a_removed_signer_gets_no_404(world: World) -> None:
     """On a 404 the SDK starts a run that the customer pays for."""
 
     async def answer(_: object) -> Answer:
@@ -456,7 +456,7 @@ async def test_63_key_of_a_removed_signer_gets_no_404(world: World) -> None:
     assert (await world.get("chat-1")).status_code == 401
 
 
-async def test_63_copy_that_grows_too_old_in_a_wait_is_not_listed(world: World) -> None:
+async def test_54_copy_that_grows_too_old_in_a_wait_is_not_listed(world: World) -> None:
     await world.get("chat-1")
     world.clock.advance(3)
     world.upstream.environments[0].find("chat-1")["taskIdentifier"] = "renamed"
@@ -476,7 +476,7 @@ async def test_63_copy_that_grows_too_old_in_a_wait_is_not_listed(world: World) 
     assert names == ["renamed", "my-chat"]
 
 
-async def test_63_fallback_that_grows_too_old_is_not_served(world: World) -> None:
+async def test_54_fallback_that_grows_too_old_is_not_served(world: World) -> None:
     await world.get("chat-1")
     world.clock.advance(30)
 

@@ -263,7 +263,7 @@ QUERIES = [
 
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_71_invented_token_gets_no_list(world: World, query: str, method: str) -> None:
+async def test_68_invented_token_gets_no_list(world: World, query: str, method: str) -> None:
     await world.start(**OPAQUE)
     token = sign(claims(world.clock.wall, *read("chat-1", "chat-2")), OWN_KEY)
     headers = {"authorization": f"Bearer {token}", "if-none-match": "*"}
@@ -291,7 +291,7 @@ async def test_71_invented_token_gets_no_list(world: World, query: str, method: 
     ],
     ids=str,
 )
-async def test_71_each_request_of_an_invented_token_is_counted(
+async def test_68_each_request_of_an_invented_token_is_counted(
     world: World, scopes: list[str], id_: str
 ) -> None:
     await world.start(**OPAQUE, BFF_BAD_TOKEN_LIMIT="5/minute")
@@ -304,7 +304,7 @@ async def test_71_each_request_of_an_invented_token_is_counted(
     assert world.calls <= 1
 
 
-async def test_71_token_that_names_nothing_is_refused_unverified(world: World) -> None:
+async def test_68_token_that_names_nothing_is_refused_unverified(world: World) -> None:
     await world.start(**OPAQUE)
     token = sign(claims(world.clock.wall, "read:runs"), ROOT_KEY)
 
@@ -316,7 +316,7 @@ async def test_71_token_that_names_nothing_is_refused_unverified(world: World) -
     assert world.calls == 0
 
 
-async def test_71_trouble_does_not_make_a_caller(world: World) -> None:
+async def test_68_trouble_does_not_make_a_caller(world: World) -> None:
     """While upstream fails, nothing is verified, so nothing is shown."""
     await world.start(**OPAQUE)
     await world.get("chat-1", token=sign(claims(world.clock.wall, *read("chat-1")), ROOT_KEY))
@@ -330,7 +330,7 @@ async def test_71_trouble_does_not_make_a_caller(world: World) -> None:
         assert response.status_code == 502
 
 
-def test_71_code_that_shows_or_counts_takes_a_caller() -> None:
+def test_68_code_that_shows_or_counts_takes_a_caller() -> None:
     """The type checker then refuses a claimant; a claimant is not a caller."""
     assert not issubclass(Claimant, Caller)
     for method in (

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-NUMBERS = {*range(1, 52), *range(60, 68), 71, 72, *range(80, 92), *range(55, 60), *range(92, 96)}
+NUMBERS = {*range(1, 60), *range(64, 70), *range(80, 96)}
 
 
 def _table() -> dict[int, tuple[str, str]]:

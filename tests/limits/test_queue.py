@@ -40,15 +40,15 @@ def test_never_loaded_comes_first_then_the_oldest_copy() -> None:
 
 
 def test_refreshes_come_last_and_never_starve() -> None:
-    queue = filled(a=10)
+    queue = filled(a=10, b=10)
     for n in range(3):
-        queue.add(Turn(f"refresh{n}", 1.0), "b", awaited=False)
+        queue.add(Turn(f"refresh{n}", 1.0), "c", awaited=False)
 
     taken = drain(queue)
 
-    assert taken[:REFRESH_EVERY] == ["a"] * (REFRESH_EVERY - 1) + ["b"]
-    assert taken.count("b") == 3
-    assert taken[-1] == "a"
+    assert taken[: 2 * REFRESH_EVERY] == list("abacbabc")
+    assert taken.count("c") == 3
+    assert taken[-1] == "b"
 
 
 def test_refresh_becomes_awaited_when_a_request_waits() -> None:
@@ -131,15 +131,35 @@ def test_removed_turn_leaves_all_its_callers() -> None:
     assert queue.clear() == []
 
 
-@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=2))
-def test_no_caller_takes_more_than_half_while_others_wait(callers: dict[str, int]) -> None:
-    queue, left = filled(**callers), dict(callers)
+_NUMBERS = st.tuples(st.integers(0, 30), st.integers(0, 30))
+"""How many awaited loads and refreshes a caller has."""
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), _NUMBERS, min_size=2))
+def test_no_caller_takes_more_than_half_while_others_wait(
+    callers: dict[str, tuple[int, int]],
+) -> None:
+    queue = filled(**{caller: awaited for caller, (awaited, _) in callers.items()})
+    for caller, (_, refreshes) in callers.items():
+        for n in range(refreshes):
+            queue.add(Turn(f"{caller}-refresh{n}", 1.0), caller, awaited=False)
+    left = {caller: sum(numbers) for caller, numbers in callers.items()}
     taken: dict[str, int] = dict.fromkeys(callers, 0)
     while sum(number > 0 for number in left.values()) > 1:
         (caller,) = drain(queue, 1)
         taken[caller] += 1
         left[caller] -= 1
         assert taken[caller] <= sum(taken.values()) / 2 + 1
+
+
+def test_refresh_that_a_request_waits_for_counts_once() -> None:
+    queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
+    turn, other = Turn("was-refresh", 1.0), Turn("other", 1.0)
+    queue.add(turn, "a", awaited=False)
+    queue.add(turn, "a", awaited=True)
+
+    assert queue.add(other, "a", awaited=True) is None, "it counts once"
+    assert queue.add(Turn("third", 1.0), "a", awaited=True) is not turn, "a request waits for it"
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1))
@@ -150,3 +170,18 @@ def test_expected_turn_is_the_real_one_or_later(callers: dict[str, int]) -> None
 
     for number, (_, turn) in enumerate(iter(queue.pop, None)):
         assert number <= ahead[turn.key] <= number + len(callers)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), _NUMBERS, min_size=1))
+def test_expected_turn_comes_in_time_in_spite_of_refreshes(
+    callers: dict[str, tuple[int, int]],
+) -> None:
+    queue = filled(**{caller: awaited for caller, (awaited, _) in callers.items()})
+    turns = list(queue._turns.values())
+    for caller, (_, refreshes) in callers.items():
+        for n in range(refreshes):
+            queue.add(Turn(f"{caller}-refresh{n}", 1.0), caller, awaited=False)
+    ahead = {turn.key: queue.ahead(turn) for turn in turns}
+
+    for number, (_, turn) in enumerate(iter(queue.pop, None)):
+        assert number <= ahead.get(turn.key, inf) + 1

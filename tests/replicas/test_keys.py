@@ -42,8 +42,11 @@ def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
     for names in (
         [
             *(keys.spent("o"), keys.allowance("o"), keys.pause("o")),
-            *(keys.value(_NAMESPACE.copies, "chat-1"), keys.claim(_NAMESPACE.copies, "chat-1")),
-            keys.value(_NAMESPACE.introspections, "chat-1"),
+            *(
+                keys.value(_NAMESPACE.copies_prefix, "chat-1"),
+                keys.claim(_NAMESPACE.copies_prefix, "chat-1"),
+            ),
+            keys.value(_NAMESPACE.introspections_prefix, "chat-1"),
         ],
         [keys.stream("revocations"), keys.MARKER, keys.REPUBLISHER],
         [keys.sealed("one"), keys.sealed("two")],

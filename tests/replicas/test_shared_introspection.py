@@ -321,7 +321,7 @@ def introspections(replicas: Replicas) -> dict[bytes, bytes]:
 def introspection_key(world: World, token: str, id_: str = "chat-1") -> str:
     namespace = world.service.sharing.namespaces["default"]
     name = introspection_id(namespace, hashlib.sha256(token.encode()).digest(), id_)
-    return keys.value(namespace.introspections, name)
+    return keys.value(namespace.introspections_prefix, name)
 
 
 def with_a_digest(value: bytes) -> bytes:
@@ -526,8 +526,8 @@ async def test_store_reveals_nothing_of_a_token(replicas: Replicas) -> None:
 
     values = introspections(replicas)
     text = b"\n".join(key + b" " + value for key, value in values.items())
-    mac_key = one.service.sharing.namespaces["default"].mac_key
-    secrets = [mac_key.hex(), SECRET_KEY, "sentinel", "eyJ"]
+    sealing_key = one.service.sharing.namespaces["default"].sealing_key
+    secrets = [sealing_key.hex(), SECRET_KEY, "sentinel", "eyJ"]
     for token in tokens:
         digest = hashlib.sha256(token.encode())
         secrets += [token.rpartition(".")[2], digest.hexdigest()[:16]]
@@ -538,7 +538,7 @@ async def test_store_reveals_nothing_of_a_token(replicas: Replicas) -> None:
         assert all(0 < client.pttl(key) <= 60_000 for key in values)
     shown = repr(one.service.sharing.namespaces) + one.log.getvalue() + two.log.getvalue()
     assert [secret for secret in secrets if secret in shown] == []
-    assert repr(mac_key) not in shown
+    assert repr(sealing_key) not in shown
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "not shared"])

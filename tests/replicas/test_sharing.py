@@ -263,7 +263,7 @@ async def test_load_over_the_budget_is_retried_in_its_turn(replicas: Replicas) -
     await world.settle()
 
     now = time.monotonic()
-    assert cache.find("default", "chat-1", now).retry - now < 0.5
+    assert cache.find("default", "chat-1", now).retry_at - now < 0.5
 
 
 async def test_replica_alone_takes_its_share_of_the_budget(own_replicas: Replicas) -> None:

@@ -179,7 +179,9 @@ async def use_every_command(replicas: Replicas, **changes: str | None) -> list[W
         assert (await world.get("chat-1", token=token)).status_code == 200
         await until(lambda: world.telemetry.counts["bff_shared_verdicts", result] == 1)  # noqa: B023
     one.service.sharing.pause("default", 0.001)
-    two.service.sharing.store.drop(two.service.sharing.namespaces["default"].copies, "chat-9")
+    two.service.sharing.store.drop(
+        two.service.sharing.namespaces["default"].copies_prefix, "chat-9"
+    )
     await purge(one, "chat-1")
     assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
     await until(lambda: len(two.service.gateway.revocations) == 1)
