@@ -21,7 +21,7 @@ setup: $(VENV)/dev $(NODE_MODULES) ## Install the packages, pinned with hashes
 test: lint test-python ## Run lint, format check, types, import contracts and tests
 
 # More at a time than a small machine has cores: many of them wait.
-JOBS  ?= 3
+JOBS  ?= 6
 TESTS ?= tests
 test-python: $(VENV)/dev $(NODE_MODULES) ## Run the tests alone, on the Python of VENV
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)

@@ -262,7 +262,8 @@ class LoadQueue:
             del self._running[caller]
         if not load.spent:
             self._unspent -= 1
-        outcome = Refusal("internal") if task.cancelled() else task.result()
+        ended = not task.cancelled() and task.exception() is None
+        outcome = task.result() if ended else Refusal("internal")
         if not (self._is_denied(load, outcome) and self._again(load, caller)):
             self._end_with(load, outcome)
         self.start_loads()

@@ -36,7 +36,7 @@ def test_good_token_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("token", "name"),
     [
-        ("x", "form"),
+        ("no-token", "form"),
         ("a.b.c", "form"),
         ("x" * 40_000, "form"),
         ("tr_prod_sentinel", "form"),

@@ -282,7 +282,7 @@ HOSTILE: dict[str, str] = {
             {"aud": None}, {"aud": "other"}, {"aud": ""}, {"aud": []}, {"aud": [["chat"]]},
             {"aud": {"chat": 1}}, {"aud": "chat "}, {"sub": None}, {"sub": ""}, {"sub": 7},
             {"exp": None}, {"exp": "2099"}, {"exp": True}, {"exp": [2 * NOW]}, {"exp": 10**400},
-            {"nbf": NOW + 1}, {"nbf": "0"}, {"nbf": True}, {"iat": NOW + 61}, {"iat": 10**12},
+            {"nbf": NOW + 61}, {"nbf": "0"}, {"nbf": True}, {"iat": NOW + 61}, {"iat": 10**12},
         )
     },
 }  # fmt: skip
