@@ -1040,7 +1040,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/shared_loads.py",
-        "            if found.claimed:\n",
+        "            if looked_up.claimed:\n",
         "            if True:\n",
         f"{_SHARED}::test_replicas_introspect_a_token_once_a_minute",
     ),
