@@ -345,8 +345,8 @@ async def test_certificate_is_checked_alike_in_every_python(
     """Python 3.13 and later refuse certificates without an authority key identifier, as these."""
     usual = ssl.create_default_context
 
-    def strict() -> ssl.SSLContext:
-        context = usual()
+    def strict(cafile: str | None = None) -> ssl.SSLContext:
+        context = usual(cafile=cafile)
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         return context
 

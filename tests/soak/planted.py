@@ -28,8 +28,8 @@ PLANTED = [
     Planted(
         "an entitled caller was refused as if it were not",
         "bff/tokens/verify.py",
-        "if wall >= caller.expires:",
-        "if wall >= caller.expires - 4000:",
+        "if wall >= holder.expires:",
+        "if wall >= holder.expires - 4000:",
     ),
     Planted(
         "a 5xx while a usable copy existed",
