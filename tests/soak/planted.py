@@ -34,7 +34,7 @@ PLANTED = [
     Planted(
         "a 5xx while a usable copy existed",
         "bff/gateway/pending.py",
-        'elif self.fallback and brought.code != "not_found":',
+        'elif fallback and brought.code != "not_found":',
         "elif False:",
         calm=False,
     ),
@@ -73,16 +73,14 @@ PLANTED = [
     Planted(
         "descriptors grew",
         "bff/copies/loader.py",
-        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n",
-        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n"
-        f"        {_LEAK}(open('/dev/null'))\n",
+        "        if wait <= 0:\n",
+        f"        if wait <= 0:\n            {_LEAK}(open('/dev/null'))\n",
     ),
     Planted(
         "tasks grew",
         "bff/copies/loader.py",
-        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n",
-        "        wait = 0.0 if spent else await self._spend(environment, timeout)\n"
-        f"        {_LEAK}(asyncio.create_task(asyncio.sleep(9999)))\n",
+        "        if wait <= 0:\n",
+        f"        if wait <= 0:\n            {_LEAK}(asyncio.create_task(asyncio.sleep(9999)))\n",
     ),
     Planted(
         "connections were left open",
