@@ -33,6 +33,7 @@ from bff.tokens.scopes import Grant
 from bff.tokens.verify import Issuer, Verifier
 from bff.upstream.api import Quota, Upstream
 from bff.upstream.chats import ChatUpstream
+from bff.upstream.credentials import Credentials
 from bff.upstream.pool import Transport
 
 MAX_DRAIN_SECONDS = 8.0
@@ -226,25 +227,21 @@ class ConfigBuilder:
         if before is not None and before.origin == origin:
             kept = before.budget
             budget = kept if (kept.limit, kept.seconds) == (limit, seconds) else budget
+        credentials = Credentials(
+            url=environment.api_url,
+            secret_keys=[key.reveal() for key in environment.secret_keys],
+            branch=environment.branch,
+            user_agent=f"bff/{__version__}",
+            on_key=partial(self._on_key, environment.name),
+        )
         upstream = Upstream(
             self._transport,
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
+            credentials=credentials,
             timeout=self._timeout,
-            user_agent=f"bff/{__version__}",
             observe=partial(self._observe, environment.name, budget),
-            on_key=partial(self._on_key, environment.name),
             clock=self._clock,
         )
-        chat = ChatUpstream(
-            self._transport,
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
-            timeout=self._timeout,
-            user_agent=f"bff/{__version__}",
-        )
+        chat = ChatUpstream(self._transport, credentials=credentials, timeout=self._timeout)
         return Environment(environment.name, origin, self._trace(upstream), chat, budget)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:

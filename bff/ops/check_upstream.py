@@ -23,6 +23,7 @@ from bff.telemetry import Telemetry
 from bff.upstream.api import Quota, Upstream, read_quota
 from bff.upstream.client import Network
 from bff.upstream.connection import Answer
+from bff.upstream.credentials import Credentials
 from bff.upstream.identity import api_error
 
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
@@ -71,7 +72,7 @@ class UpstreamChecker(Checker):
             yield _verify_finding(environment, has_id=id_ is not None)
             # A 401 shows the bucket of unknown keys.
             yield _quota_finding(read_quota(answer.headers))
-        for key in range(1, upstream.key_count):
+        for key in range(1, len(upstream.credentials)):
             async for finding in _next_key_findings(upstream, environment, key, path, session):
                 yield finding
         yield self._compare_clocks("upstream", answer)
@@ -122,11 +123,13 @@ class UpstreamChecker(Checker):
     def _upstream(self, environment: EnvironmentSettings) -> Upstream:
         return Upstream(
             self._network.api,
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
+            credentials=Credentials(
+                url=environment.api_url,
+                secret_keys=[key.reveal() for key in environment.secret_keys],
+                branch=environment.branch,
+                user_agent=f"bff/{__version__}",
+            ),
             timeout=self._settings.upstream_timeout,
-            user_agent=f"bff/{__version__}",
             observe=lambda _: None,
             clock=self._clock,
         )

@@ -67,7 +67,7 @@ def explain(answer: Answer, upstream: Upstream) -> str:
     """Say why upstream refused the key, in the words of the settings."""
     error = str(_document(answer).get("error", ""))
     match answer.status if api_error(answer) is not None else None:
-        case HTTPStatus.UNAUTHORIZED if "branch" in error and not upstream.has_branch:
+        case HTTPStatus.UNAUTHORIZED if "branch" in error and not upstream.credentials.has_branch:
             return (
                 "the key is of a preview environment, which needs a branch: set BFF_BRANCH, or "
                 "check TRIGGER_SECRET_KEY"

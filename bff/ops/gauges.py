@@ -74,6 +74,6 @@ def read_gauges(service: Gauged) -> dict[str, dict[tuple[str, ...], float]]:
             (name,): float(e.health == "ok") for name, e in environments.items() if e.health
         },
         metrics.SECRET_KEY_IN_USE: {
-            (name,): e.upstream.key_number for name, e in environments.items()
+            (name,): e.upstream.credentials.in_use + 1 for name, e in environments.items()
         },
     }

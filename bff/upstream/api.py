@@ -10,7 +10,7 @@ else is upstream's trouble, whatever its status says.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -29,11 +29,13 @@ from bff.errors import (
 )
 from bff.limits.rate import MAX_RESET
 from bff.upstream.connection import Answer, Request, header_lines
+from bff.upstream.credentials import Credentials
 from bff.upstream.identity import api_error, is_json
-from bff.upstream.pool import Address, Transport
+from bff.upstream.pool import Transport
 
 T = TypeVar("T")
 
+_ACCEPT = header_lines((b"accept", b"application/json"))
 CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
 
@@ -55,50 +57,28 @@ class Upstream:
 
     Args:
         transport: sends the requests.
-        url: base URL, without a slash at its end.
-        secret_keys: the first is the bearer token. When upstream rejects it, the next takes its
-            place, and the request is sent once more.
-        branch: sent as ``x-trigger-branch``; preview and named dev branches need it.
+        credentials: sign the requests. If upstream rejects the secret key and there is a next one,
+            a load is sent once more with it.
         timeout: seconds for a whole answer, connecting and retrying included.
         observe: called with the quota of each accepted answer that describes one.
         clock: reads the two clocks.
-        on_key: called with the position of the secret key, from 1, when another one takes over.
     """
 
     def __init__(
         self,
         transport: Transport,
         *,
-        url: str,
-        secret_keys: Sequence[str],
-        branch: str | None,
+        credentials: Credentials,
         timeout: float,
-        user_agent: str,
         observe: Callable[[Quota], None],
         clock: Clock,
-        on_key: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self.credentials = credentials
         self._transport = transport
-        self._on_key = on_key
-        self.has_branch = branch is not None
-        self._address = Address.read(url)
         self._timeout = timeout
         self._observe = observe
         self._clock = clock
-        self._current = 0
         self._accepted = True
-        self._common = header_lines(
-            (b"host", self._address.shown),
-            (b"accept", b"application/json"),
-            (b"accept-encoding", b"identity"),
-            (b"user-agent", user_agent.encode()),
-        )
-        branches = () if branch is None else ((b"x-trigger-branch", branch.encode()),)
-        self._signed = [
-            self._common + header_lines(*branches, (b"authorization", b"Bearer " + key.encode()))
-            for key in secret_keys
-        ]
-        """The header lines of a request, one set a key."""
 
     async def get(
         self, path: str, *, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
@@ -121,17 +101,16 @@ class Upstream:
     async def _get(
         self, path: str, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
     ) -> T:
-        used = self._current
-        answer = await self._send("GET", path, self._signed[used])
+        credentials = self.credentials
+        used = credentials.in_use
+        answer = await self._send("GET", path, credentials.signed(used))
         rejected = _rejects_key(answer)
-        if rejected and len(self._signed) > 1:
-            if self._current == used:  # otherwise another load has switched keys
-                self._current = (used + 1) % len(self._signed)
-                self._on_key(self.key_number)
+        if rejected and len(credentials) > 1:
+            credentials.reject(used)
             # While all keys are rejected, a load makes one call only.
             if self._accepted:
                 await again()
-                answer = await self._send("GET", path, self._signed[self._current])
+                answer = await self._send("GET", path, credentials.signed(credentials.in_use))
                 rejected = _rejects_key(answer)
         self._accepted = not rejected
         return self._read(answer, read, self._observe)
@@ -145,7 +124,8 @@ class Upstream:
             UpstreamError: as `get`. `TokenRejected`, `TokenForbidden` and `UpstreamRateLimited` are
                 about the token; the last holds until the token's quota is reset.
         """
-        lines = self._common + header_lines((b"authorization", b"Bearer " + token))
+        bearer = header_lines((b"authorization", b"Bearer " + token))
+        lines = self.credentials.unsigned + bearer
         answer = await self._bounded(self._send("GET", path, lines))
         error = None if answer.status == HTTPStatus.OK else api_error(answer)
         if error is not None:
@@ -174,20 +154,10 @@ class Upstream:
         Raises:
             UpstreamError: the request failed.
         """
-        lines = self._signed[self._current if key is None else key]
+        lines = self.credentials.signed(self.credentials.in_use if key is None else key)
         if body:
             lines += header_lines((b"content-type", b"application/json"))
         return await self._bounded(self._send(method, path, lines, body))
-
-    @property
-    def key_number(self) -> int:
-        """The position of the secret key in use, from 1."""
-        return self._current + 1
-
-    @property
-    def key_count(self) -> int:
-        """How many secret keys there are."""
-        return len(self._signed)
 
     async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
         """Do *work* within the timeout."""
@@ -198,9 +168,10 @@ class Upstream:
             raise UpstreamTimeout from None
 
     async def _send(self, method: str, path: str, lines: bytes, body: bytes = b"") -> Answer:
-        target = self._address.target + path.encode() or b"/"
-        request = Request(method.encode(), target, lines, body)
-        return await self._transport.send(self._address, request)
+        address = self.credentials.address
+        target = address.target + path.encode() or b"/"
+        request = Request(method.encode(), target, _ACCEPT + lines, body)
+        return await self._transport.send(address, request)
 
     def _read(
         self, answer: Answer, read: Callable[[bytes], T], observe: Callable[[Quota], None]

@@ -6,7 +6,6 @@ checked values; nothing of the browser's request is copied.
 """
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -24,8 +23,9 @@ from bff.errors import (
 )
 from bff.upstream.api import retry_after
 from bff.upstream.connection import MAX_BODY_BYTES, Answer, Request, Stream, header_lines
+from bff.upstream.credentials import Credentials
 from bff.upstream.identity import api_error
-from bff.upstream.pool import Address, Transport
+from bff.upstream.pool import Transport
 
 ROUTE: Final = "/realtime/v1/sessions/"
 VERSION: Final = "v2"
@@ -55,38 +55,15 @@ class ChatUpstream:
 
     Args:
         transport: sends the requests.
-        url: base URL, without a slash at its end.
-        secret_keys: the first is the bearer token. When upstream rejects it, the next takes its
-            place for later requests; a message is never sent again.
-        branch: sent as ``x-trigger-branch``.
+        credentials: sign the requests. If upstream rejects the secret key, the next one is used
+            for later requests; a message is never sent again.
         timeout: seconds for the head of an answer, and for the whole answer to a message.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        url: str,
-        secret_keys: Sequence[str],
-        branch: str | None,
-        timeout: float,
-        user_agent: str,
-    ) -> None:
+    def __init__(self, transport: Transport, *, credentials: Credentials, timeout: float) -> None:
         self._transport = transport
-        self._address = Address.read(url)
+        self._credentials = credentials
         self._timeout = timeout
-        self._current = 0
-        branches = () if branch is None else ((b"x-trigger-branch", branch.encode()),)
-        self._signed = [
-            header_lines(
-                (b"host", self._address.shown),
-                (b"accept-encoding", b"identity"),
-                (b"user-agent", user_agent.encode()),
-                *branches,
-                (b"authorization", b"Bearer " + key.encode()),
-            )
-            for key in secret_keys
-        ]
 
     async def append(self, session_id: str, body: bytes, part_id: str) -> Answer:
         """Send a message once; returns upstream's answer, of any status but its troubles.
@@ -100,11 +77,11 @@ class ChatUpstream:
             (b"x-part-id", part_id.encode()),
         )
         request = self._request(b"POST", session_id, "in/append", lines, body)
-        used = self._current
+        used = self._credentials.in_use
         stream = None
         try:
             async with asyncio.timeout(self._timeout):
-                stream = await self._transport.stream(self._address, request)
+                stream = await self._transport.stream(self._credentials.address, request)
                 answer = await _whole(stream)
         except TimeoutError:
             trouble = UpstreamTimeout()
@@ -139,10 +116,10 @@ class ChatUpstream:
         if options.peek:
             headers.append((b"x-peek-settled", b"1"))
         request = self._request(b"GET", session_id, "out", header_lines(*headers))
-        used, stream = self._current, None
+        used, stream = self._credentials.in_use, None
         try:
             async with asyncio.timeout(self._timeout):
-                stream = await self._transport.stream(self._address, request)
+                stream = await self._transport.stream(self._credentials.address, request)
                 if stream.status != HTTPStatus.OK:
                     self._checked(await _whole(stream), used)
             _check_kind(stream)
@@ -158,8 +135,9 @@ class ChatUpstream:
         self, method: bytes, session_id: str, route: str, lines: bytes, body: bytes = b""
     ) -> Request:
         path = f"{ROUTE}{quote(session_id, safe='')}/{route}"
-        target = self._address.target + path.encode()
-        return Request(method, target, self._signed[self._current] + lines, body)
+        credentials = self._credentials
+        target = credentials.address.target + path.encode()
+        return Request(method, target, credentials.signed(credentials.in_use) + lines, body)
 
     def _checked(self, answer: Answer, used: int) -> Answer:
         """Return an answer that is about the request; raise what any other one means."""
@@ -171,8 +149,8 @@ class ChatUpstream:
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             if error is None:
                 raise UpstreamInvalid
-            if status == HTTPStatus.UNAUTHORIZED and self._current == used:
-                self._current = (used + 1) % len(self._signed)
+            if status == HTTPStatus.UNAUTHORIZED:
+                self._credentials.reject(used)
             raise CredentialsRejected
         if status == HTTPStatus.NOT_FOUND:
             raise SessionNotFound if error is not None else UpstreamInvalid

@@ -331,10 +331,10 @@ async def test_page_asks_the_store_for_few_loads_at_once(replicas: Replicas) -> 
         now += 1
         most = max(most, now)
 
-        async def pay_and_ask(timeout: float) -> Any:
+        async def pay_and_ask(wait: float | None, timeout: float) -> Any:
             nonlocal now
             now -= 1
-            return await ask(timeout)
+            return await ask(wait, timeout)
 
         return await load(replace(request, ask=pay_and_ask))
 

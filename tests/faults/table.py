@@ -1957,15 +1957,15 @@ FAULTS = [
     ),
     Fault(
         91,
-        "bff/upstream/api.py",
-        "                self._on_key(self.key_number)\n",
+        "bff/upstream/credentials.py",
+        "            self._on_key(self.in_use + 1)\n",
         "",
         f"{_OPERATORS}::test_91_next_secret_key_is_not_used_silently",
     ),
     Fault(
         91,
         "bff/ops/check_upstream.py",
-        "        for key in range(1, upstream.key_count):",
+        "        for key in range(1, len(upstream.credentials)):",
         "        for key in ():",
         f"{_OPERATORS}::test_91_check_tests_every_secret_key",
     ),

@@ -54,9 +54,9 @@ PLANTED = [
     Planted(
         "the budget was exceeded",
         "bff/upstream/api.py",
-        '        answer = await self._send("GET", path, self._signed[used])\n',
+        '        answer = await self._send("GET", path, credentials.signed(used))\n',
         "        for _ in range(12):\n"
-        '            answer = await self._send("GET", path, self._signed[used])\n',
+        '            answer = await self._send("GET", path, credentials.signed(used))\n',
     ),
     Planted(
         "a limit was exceeded",

@@ -15,6 +15,7 @@ from support.world import SECRET_KEY
 from bff.clock import system_clock
 from bff.errors import UpstreamError
 from bff.upstream.api import Quota, Upstream
+from bff.upstream.credentials import Credentials
 from bff.upstream.pool import Pools
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
@@ -53,18 +54,22 @@ async def server(answer: bytes | Handler) -> AsyncIterator[tuple[str, list[bytes
 @contextlib.asynccontextmanager
 async def upstream(url: str, **changes: Any) -> AsyncIterator[tuple[Upstream, list[Quota]]]:
     quotas: list[Quota] = []
-    arguments: dict[str, Any] = {
+    signed: dict[str, Any] = {
         "url": url,
         "secret_keys": [SECRET_KEY],
         "branch": None,
-        "timeout": 0.3,
         "user_agent": "bff/test",
+    }
+    arguments: dict[str, Any] = {
+        "timeout": 0.3,
         "observe": quotas.append,
         "clock": system_clock,
     }
+    credentials = Credentials(**(signed | {k: v for k, v in changes.items() if k in signed}))
+    arguments |= {k: v for k, v in changes.items() if k not in signed}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no certificate
     async with aclosing(Pools(context=context, connect_timeout=0.2, clock=system_clock)) as pools:
-        yield Upstream(pools, **(arguments | changes)), quotas
+        yield Upstream(pools, credentials=credentials, **arguments), quotas
 
 
 async def get(asked: Upstream, path: str) -> bytes:

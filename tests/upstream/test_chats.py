@@ -8,6 +8,7 @@ import pytest
 from bff.errors import CredentialsRejected, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from bff.upstream.chats import ChatUpstream, StreamOptions
 from bff.upstream.connection import Request, Stream
+from bff.upstream.credentials import Credentials
 from bff.upstream.pool import Address
 
 EVENTS = {"content-type": "text/event-stream", "x-stream-version": "v2"}
@@ -45,11 +46,13 @@ class Transport:
 def chats(transport: Transport, *keys: str, timeout: float = 5.0) -> ChatUpstream:
     return ChatUpstream(
         transport,  # type: ignore[arg-type]
-        url="http://127.0.0.1:1/base",
-        secret_keys=keys or ("key-1",),
-        branch="feat/one",
+        credentials=Credentials(
+            url="http://127.0.0.1:1/base",
+            secret_keys=keys or ("key-1",),
+            branch="feat/one",
+            user_agent="bff/test",
+        ),
         timeout=timeout,
-        user_agent="bff/test",
     )
 
 
@@ -140,3 +143,20 @@ async def test_other_body_is_aborted(headers: dict[str, str]) -> None:
         await chats(transport).open("s", StreamOptions())
 
     assert transport.aborted == 1
+
+
+async def test_key_that_a_chat_sees_rejected_is_replaced_for_loads() -> None:
+    changes: list[int] = []
+    keys = Credentials(
+        url="http://127.0.0.1:1",
+        secret_keys=["key-1", "key-2"],
+        branch=None,
+        user_agent="bff/test",
+        on_key=changes.append,
+    )
+    transport: Any = Transport((401, {}, b'{"error":"Invalid API key"}'))
+
+    with pytest.raises(CredentialsRejected):
+        await ChatUpstream(transport, credentials=keys, timeout=5).append("chat-1", b"{}", "part")
+
+    assert (keys.in_use, changes) == (1, [2])
