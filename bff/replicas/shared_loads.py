@@ -25,6 +25,10 @@ _POLL_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)
 """Seconds between two polls for another replica's load; the last repeats."""
 
 
+_MICROSECOND: Final = 1e-6
+"""The store tells ages in microseconds."""
+
+
 T = TypeVar("T")
 
 
@@ -260,7 +264,8 @@ class SharedLoads:
                 return _Search(entry=entry)
             if looked_up.value is not None and looked_up.age <= fresh:
                 # It is too old for this lookup: claim the load unless there is a later value.
-                fresh, left = looked_up.age, deadline.left
+                # If the store's clock stands still, this value must not count as a later one.
+                fresh, left = looked_up.age - _MICROSECOND, deadline.left
                 continue
             await asyncio.sleep(_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)])
             polls += 1

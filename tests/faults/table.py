@@ -156,7 +156,7 @@ FAULTS = [
     ),
     Fault(
         12,
-        "bff/upstream/api.py",
+        "bff/upstream/credentials.py",
         '(b"authorization", b"Bearer " + key.encode())',
         '(b"connection", b"authorization")',
         f"{_WIRE}::test_12_connection_header_removes_no_header_sent_upstream",
@@ -329,8 +329,8 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream/api.py",
-        "        return await self._transport.send(self._address, request)\n",
-        "        answer = await self._transport.send(self._address, request)\n"
+        "        return await self._transport.send(address, request)\n",
+        "        answer = await self._transport.send(address, request)\n"
         '        if "location" in answer.headers:\n'
         '            address = Address.read(answer.headers["location"])\n'
         "            answer = await self._transport.send(address, request)\n"

@@ -1,16 +1,23 @@
 """Replicas make one load of a session, and store only results that are still valid."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.hostile import ask
 from support.replicas import Replicas, WrongClock, copy_key, heartbeat, purge, until
 from support.world import FRIENDLY, OFF, World
 
+from bff.clock import system_clock
 from bff.demo.upstream import Answer, session
 from bff.replicas import scripts
+from bff.replicas.shared_budget import Denials, SharedBudget
+from bff.replicas.shared_loads import SharedLoads
+from bff.replicas.store import StoredLoad
 
 
 async def test_replicas_make_one_load_for_all_requests(replicas: Replicas) -> None:
@@ -280,3 +287,39 @@ async def test_long_load_renews_its_claim(replicas: Replicas) -> None:
 
     assert [(await one_).status_code for one_ in (load, other)] == [200, 200]
     assert len(replicas.upstream.seen) == 1
+
+
+async def test_value_that_is_too_old_is_looked_up_once_while_the_clock_stands() -> None:
+    """A store whose clock stands still tells the same age again: that must not be for ever."""
+    asked: list[float] = []
+
+    class Stopped:
+        turns = contextlib.nullcontext()
+
+        async def load(self, *_: object, fresh: float, **__: object) -> StoredLoad:
+            asked.append(fresh)
+            assert len(asked) < 10, "it asks for ever, and nothing else runs"
+            claimed = fresh < 3.0
+            return StoredLoad(claimed, 0.0, b"value", 60.0, time=1, age=3.0)
+
+        def __getattr__(self, _: str) -> Callable[..., None]:
+            return lambda *_, **__: None
+
+    class Lookup:
+        prefix, id, metric, budget, fresh_for = "p", "i", "m", SharedBudget("o", 1, 1.0), 9.0
+        decode = staticmethod(lambda *_: "old")
+        is_answer = staticmethod(lambda _: False)
+        is_current = staticmethod(lambda: False)
+
+    store: Any = Stopped()
+    lookup: Any = Lookup()
+    loads = SharedLoads(
+        store, denials=Denials(), timeout=1.0, deadline=1.0, clock=system_clock,
+        tokens=lambda: "t", count=lambda *_: None,
+    )  # fmt: skip
+
+    async def load(*_: object) -> str:
+        return "new"
+
+    assert await loads.get(lookup, load) == ("new", "old", True)
+    assert asked == [9.0, pytest.approx(3.0, abs=0.001)]

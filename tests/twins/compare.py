@@ -9,6 +9,8 @@ from twins import combinations
 from twins.history import BOTH, LEFT, PEOPLE, RIGHT, SECRET_IDS, Ask, History, Secrets
 from twins.world import Call, Exchange, Record, Twin
 
+from bff.copies.readiness import READINESS_ID
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -115,6 +117,8 @@ def _unnamed_calls(history: History, record: Record) -> Iterator[str]:
     named = {id_ for name in _people(history) for id_ in PEOPLE[name].ids}
     every = any("read:sessions" in PEOPLE[name].scopes for name in _people(history))
     for call in record.calls:
+        if call.id == READINESS_ID:
+            continue  # the gateway's own question when it starts: no caller causes it
         if ":channels:" in call.id or not (call.id in named or (every and call.id in SECRET_IDS)):
             caused = f" when {call.caused_by.step}" if call.caused_by else ""
             yield f"GET {call.path}{caused}"
