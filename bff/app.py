@@ -24,6 +24,7 @@ from bff.copies.cache import Cache
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
+from bff.live.listeners import Listeners
 from bff.ops.admin import Ops, ops_protocol
 from bff.ops.environment_id import learn
 from bff.ops.gauges import read_gauges
@@ -164,11 +165,13 @@ class Service:
 
     def _make_gateway(self, settings: Settings) -> Gateway:
         telemetry = self._telemetry
+        listeners = Listeners(telemetry, lambda: self.now)
         cache: Cache[Copy | Refusal] = Cache(
             ages(settings),
             max_bytes=settings.cache_max_bytes,
             spawn=self._spawn,
             on_mismatch=lambda: telemetry.count(metrics.MISMATCHED_COPIES),
+            on_copy=listeners.changed,
         )
         return Gateway(
             self._builder.first(settings),
@@ -181,6 +184,7 @@ class Service:
             request_ids=_request_ids(),
             sharing=self.sharing,
             streams=Streams(telemetry, lambda: self.now),
+            listeners=listeners,
             appends=Appends(lambda: self.now),
             part_ids=lambda: os.urandom(16).hex(),
         )
@@ -315,10 +319,11 @@ class Service:
         self.background.start("loop_lag", lag, deadline=30.0)
         self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
         self.background.start("streams", self.gateway.watch_streams, deadline=30.0)
+        self.background.start("listeners", self.gateway.watch_listeners, deadline=30.0)
         yield
         self.reload.stop()
         await self.background.stop(
-            "settings_watch", "loop_lag", "readiness", "streams", "key_refresh"
+            "settings_watch", "loop_lag", "readiness", "streams", "listeners", "key_refresh"
         )
         self.gateway.loader.stop()
         if self._tasks:
@@ -352,7 +357,9 @@ class Service:
     def drain(self) -> None:
         """End the open streams, spread over the time that the settings give."""
         self.ops.drain()
-        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))
+        gateway, seconds = self.gateway, self.gateway.config.chat.drain_seconds
+        self._spawn(gateway.streams.drain(seconds))
+        self._spawn(gateway.listeners.drain(seconds))
 
     def note_short(self) -> None:
         """Count and log that the system had no descriptor for a connection."""

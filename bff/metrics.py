@@ -35,6 +35,7 @@ BACKGROUND_TASKS: Final = (
     "key_refresh",
     "readiness",
     "streams",
+    "listeners",
     "store_heartbeats",
     "store_listener",
     "store_revocations",
@@ -325,6 +326,31 @@ STREAM_HEADERS_DROPPED: Final = _counter(
     "Headers of records in chat streams that browsers do not get, by name; other for every name "
     "that the gateway does not know.",
     "name",
+)
+LISTENERS: Final = _gauge(
+    "bff_listeners", "Event streams of session state that are open: browsers that do not poll."
+)
+FOLLOWED: Final = _gauge(
+    "bff_followed_sessions", "Session ids that listeners follow; each is loaded once a TTL."
+)
+LISTENER_ENDS: Final = _counter(
+    "bff_listener_ends",
+    "Event streams of session state that ended, by reason: browser (left, or read too slowly), "
+    "expired, revoked, key (its key was removed), policy (the settings changed what it may see), "
+    "unverified (upstream has to verify its token again), shutdown, failed.",
+    "reason",
+    initial=("browser", "expired", "revoked", "key", "policy", "unverified", "shutdown", "failed"),
+)
+LISTENER_SECONDS: Final = _histogram(
+    "bff_listener_seconds",
+    "Duration of event streams of session state.",
+    (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0),
+)
+LISTENER_EVENTS: Final = _counter(
+    "bff_listener_events",
+    "Events sent to listeners, by kind: sessions (the first), session, gone, end.",
+    "event",
+    initial=("sessions", "session", "gone", "end"),
 )
 MESSAGES: Final = _counter(
     "bff_messages",

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from bff.live.accept import prefers_events
 from bff.sessions import ids
 
 _READ = frozenset(
@@ -13,6 +14,8 @@ _READ = frozenset(
         b"x-forwarded-for",
         b"cookie",
         b"sec-fetch-site",
+        b"accept",
+        b"last-event-id",
     )
 )
 """Names of the headers that are read."""
@@ -25,6 +28,8 @@ class HeaderFields:
     Attributes:
         ambiguous: whether a header that may be sent only once is repeated.
         token: the token in `authorization`, if it is written in the usual way.
+        events: whether `accept` prefers an event stream.
+        last_event_id: of the last event that the browser has; a repeated one counts as absent.
     """
 
     origin: bytes | None = None
@@ -35,11 +40,13 @@ class HeaderFields:
     fetch_site: bytes | None = None
     ambiguous: bool = False
     token: bytes | None = None
+    events: bool = False
+    last_event_id: bytes | None = None
 
     @classmethod
     def read(cls, headers: Iterable[tuple[bytes, bytes]]) -> "HeaderFields":
         """Read *headers*, whose names are in lower case."""
-        fields = cls()
+        fields, accepts = cls(), []
         for name, value in headers:
             if name not in _READ:
                 continue
@@ -56,9 +63,14 @@ class HeaderFields:
                 fields.forwarded = (*fields.forwarded, value)
             elif name == b"cookie":
                 fields.cookies = (*fields.cookies, value)
+            elif name == b"accept":
+                accepts.append(value)
+            elif name == b"last-event-id":
+                fields.last_event_id = value if fields.last_event_id is None else b""
             else:
                 # A repeated Sec-Fetch-Site counts as absent.
                 fields.fetch_site = value if fields.fetch_site is None else b""
+        fields.events = prefers_events(accepts)
         return fields
 
 

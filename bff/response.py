@@ -55,10 +55,11 @@ _SESSION_BODY: Final = (
     _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
 )
 # A stored stream would be a recording. nginx and others collect a body unless a header forbids it.
-_STREAM: Final = (
+_EVENTS: Final = (
     b"cache-control: no-store, no-transform\r\nx-accel-buffering: no\r\n"
-    b"content-type: text/event-stream; charset=utf-8\r\nx-stream-version: v2\r\n"
+    b"content-type: text/event-stream; charset=utf-8\r\n"
 )
+_STREAM: Final = _EVENTS + b"x-stream-version: v2\r\n"
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
 
@@ -100,6 +101,37 @@ class StreamResponse(Response):
     stream: EventStream
 
 
+class EventSink(Protocol):
+    """The browser's side of a pushed stream."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the browser has to read first; `PushedStream.resume` tells when it has."""
+
+    def send_event(self, data: bytes) -> None:
+        """Write an event."""
+
+    def finish_stream(self) -> None:
+        """End the stream cleanly, once the browser has read it."""
+
+
+class PushedStream(EventStream, Protocol):
+    """Events that are written as they come, so that a quiet stream needs no task."""
+
+    def attach(self, sink: EventSink) -> None:
+        """Write all events to *sink* from now on."""
+
+    def resume(self) -> None:
+        """Write what waited: the browser reads again."""
+
+
+@dataclass(slots=True)
+class PushedResponse(StreamResponse):
+    """An answer whose events a server may let be pushed, instead of pulling them."""
+
+    stream: PushedStream
+
+
 class Representation(Protocol):
     """The content of a 200: a `Copy`, or a page of copies."""
 
@@ -128,19 +160,26 @@ def _refusal_body(code: str, detail: str) -> bytes:
     return json.dumps({"error": detail, "code": code, **extra}).encode()
 
 
-def vary(*, cookie: bool) -> str:
-    """The request headers on which an answer depends, with those of the token's cookie."""
-    return "Authorization, Origin" + (", Cookie, Sec-Fetch-Site" if cookie else "")
+def vary(*, cookie: bool, live: bool) -> str:
+    """The request headers on which an answer depends.
+
+    With *cookie* those of the token's cookie are among them; with *live* the one that asks for an
+    event stream.
+    """
+    with_cookie = ", Cookie, Sec-Fetch-Site" if cookie else ""
+    return "Authorization, Origin" + with_cookie + (", Accept" if live else "")
 
 
 class ResponseBuilder:
     """Builds responses for the configured *origins* (exact; ``*`` for any).
 
-    *cookie* says that a browser may send its token in a cookie; answers then vary with it.
+    *cookie* says that a browser may send its token in a cookie, and *live* that it may get an event
+    stream; answers then vary with the headers for it.
     """
 
-    def __init__(self, origins: Sequence[str], *, cookie: bool = False) -> None:
-        always = f"vary: {vary(cookie=cookie)}\r\nx-content-type-options: nosniff\r\n".encode()
+    def __init__(self, origins: Sequence[str], *, cookie: bool = False, live: bool = False) -> None:
+        varies = vary(cookie=cookie, live=live)
+        always = f"vary: {varies}\r\nx-content-type-options: nosniff\r\n".encode()
 
         def lines(origin: str) -> bytes:
             allowed = f"access-control-allow-origin: {origin}\r\n"
@@ -223,6 +262,13 @@ class ResponseBuilder:
             lines,
         )
         return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)
+
+    def events(
+        self, stream: PushedStream, lines: bytes, *, origin: bytes | None, request_id: bytes
+    ) -> PushedResponse:
+        """Answer with the state of sessions as it changes."""
+        head = self._common(origin, request_id) + _EVENTS + lines
+        return PushedResponse(_OK, head + b"connection: close\r\n", b"", stream)
 
     def refusal(
         self,

@@ -7,30 +7,21 @@ and at the end of the process. A clean end loses nothing, because browsers resum
 record.
 """
 
-import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from cachetools import TTLCache
 
 from bff import metrics
 from bff.chat.records import RecordFilter
 from bff.errors import Refused, UpstreamError
+from bff.open_streams import OpenStreams
 from bff.telemetry import Telemetry
 
-ADDRESS_SHARE: Final = 4
-"""One address may have this part (a quarter) of the streams of a process."""
-CHECK_SECONDS: Final = 0.5
-"""Seconds between two checks of all streams: what the process has learned ends them in a second."""
-CHECKED_AT_ONCE: Final = 200
-"""Streams that are checked before other work gets its turn."""
 UNREADABLE_SECONDS: Final = 60.0
 """Seconds for which the gateway remembers where a stream could not be read."""
 _MAX_UNREADABLE: Final = 10_000
-_SPREAD_STEPS: Final = 50
-"""Steps in which the streams of a process that stops are ended."""
 
 
 class Upstream(Protocol):
@@ -41,14 +32,6 @@ class Upstream(Protocol):
 
     def abort(self) -> None:
         """Close the connection; the iteration ends with an `UpstreamError`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
-    """How many streams there may be in this process."""
-
-    streams: int
-    streams_per_caller: int
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -132,8 +115,8 @@ class ChatStream:
             self.release(reason)
 
 
-class Streams:
-    """Counts and ends streams.
+class Streams(OpenStreams[ChatStream]):
+    """Counts and ends the streams of chats.
 
     Args:
         telemetry: counts their ends.
@@ -141,37 +124,11 @@ class Streams:
     """
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
-        self._telemetry = telemetry
-        self._clock = clock
-        self._open: dict[ChatStream, None] = {}
-        self._by_caller: Counter[Hashable] = Counter()
-        self._by_address: Counter[str] = Counter()
+        super().__init__(telemetry, clock, ends=metrics.STREAM_ENDS, seconds=metrics.STREAM_SECONDS)
         self._waiting_first: set[ChatStream] = set()
         self._unreadable: TTLCache[tuple[str, str, int], None] = TTLCache(
             _MAX_UNREADABLE, UNREADABLE_SECONDS, timer=clock
         )
-        self._draining = False
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    # -- the beginning
-
-    def refuse(
-        self, bounds: Bounds, caller: Hashable, address: str, *, is_proxy: bool = False
-    ) -> None:
-        """Refuse a stream for which there is no room.
-
-        Raises:
-            Refused: ``overloaded`` or ``too_many_streams``.
-        """
-        if self._draining or len(self._open) >= bounds.streams:
-            raise Refused("overloaded", retry_after=1.0)
-        share = max(1, bounds.streams // ADDRESS_SHARE)
-        if self._by_caller[caller] >= bounds.streams_per_caller or (
-            self._by_address[address] >= share and not is_proxy
-        ):
-            raise Refused("too_many_streams", retry_after=1.0)
 
     def refuse_unreadable(self, session: tuple[str, str], cursor: int) -> None:
         """Refuse to resume a stream at a place that could not be read just now.
@@ -185,10 +142,13 @@ class Streams:
 
     def add(self, stream: ChatStream) -> None:
         """Count a stream; its `release` counts its end."""
-        self._open[stream] = None
-        self._by_caller[stream.caller] += 1
-        self._by_address[stream.address] += 1
+        super().add(stream)
         self._waiting_first.add(stream)
+
+    def remove(self, stream: ChatStream, reason: str) -> None:
+        """Count the end of a stream."""
+        self._waiting_first.discard(stream)
+        super().remove(stream, reason)
 
     def is_first(self, stream: ChatStream) -> bool:
         """Whether the first record of a stream has just been passed on."""
@@ -199,51 +159,6 @@ class Streams:
         self._waiting_first.discard(stream)
         self._telemetry.observe(metrics.STREAM_FIRST_SECONDS, self._clock() - stream.began)
 
-    # -- the end
-
-    def remove(self, stream: ChatStream, reason: str) -> None:
-        """Count the end of a stream."""
-        del self._open[stream]
-        self._waiting_first.discard(stream)
-        _count_down(self._by_caller, stream.caller)
-        _count_down(self._by_address, stream.address)
-        self._telemetry.count(metrics.STREAM_ENDS, reason)
-        self._telemetry.observe(metrics.STREAM_SECONDS, self._clock() - stream.began)
-
     def note_unreadable(self, stream: ChatStream) -> None:
         """Remember the place where a stream could not be read further."""
         self._unreadable[*stream.session, stream.records.cursor] = None
-
-    def check(self, allowed: Callable[[Any], str | None]) -> Iterator[None]:
-        """End the streams for which *allowed* returns a reason; yields between parts of the work.
-
-        *allowed* gets the grounds of a stream, and returns None if they still hold.
-        """
-        for number, stream in enumerate(list(self._open), start=1):
-            if stream in self._open:
-                reason = allowed(stream.grounds)
-                if reason is not None:
-                    stream.end(reason)
-            if number % CHECKED_AT_ONCE == 0:
-                yield
-
-    async def drain(self, seconds: float) -> None:
-        """Refuse new streams, and end all others spread over *seconds*: reconnects come spread."""
-        self._draining = True
-        waiting = deque(self._open)
-        pause = seconds / _SPREAD_STEPS
-        for step in range(_SPREAD_STEPS, 0, -1):
-            for _ in range(-(-len(waiting) // step)):
-                waiting.popleft().end("shutdown")
-            await asyncio.sleep(pause)
-        for stream in list(self._open):
-            stream.end("shutdown")
-
-
-KeyT = TypeVar("KeyT", bound=Hashable)
-
-
-def _count_down(counter: Counter[KeyT], key: KeyT) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]

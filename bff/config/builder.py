@@ -13,7 +13,6 @@ from bff import __version__
 from bff.chat.config import ChatConfig
 from bff.chat.identity import Signer
 from bff.chat.messages import MessagePolicy
-from bff.chat.streams import Bounds
 from bff.clock import Clock
 from bff.config.runtime import Environment, Limits, RuntimeConfig
 from bff.config.settings import EnvironmentSettings, Settings
@@ -22,6 +21,8 @@ from bff.config.values import Rate
 from bff.digests import fingerprint
 from bff.limits.budget import Budget
 from bff.limits.rate import Limiter, QuotaProvider, Unlimited
+from bff.live.config import LiveConfig
+from bff.open_streams import Bounds
 from bff.replicas.alone import AnySharing
 from bff.replicas.codec import Namespace
 from bff.response import ResponseBuilder
@@ -183,6 +184,7 @@ class ConfigBuilder:
             __version__,
             cookie=settings.token_cookie,
             chat=settings.chat.enabled,
+            live=settings.live.enabled,
         )
         return RuntimeConfig(
             environments={
@@ -210,10 +212,19 @@ class ConfigBuilder:
             default_policy=settings.default_policy,
             policies=settings.policies,
             responses=ResponseBuilder(
-                settings.allowed_origins, cookie=settings.token_cookie is not None
+                settings.allowed_origins,
+                cookie=settings.token_cookie is not None,
+                live=settings.live.enabled,
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             chat=_chat_config(settings),
+            live=LiveConfig(
+                enabled=settings.live.enabled,
+                bounds=Bounds(
+                    streams=settings.live.max_listeners,
+                    streams_per_caller=settings.live.max_listeners_per_caller,
+                ),
+            ),
             pages=_pages(settings, description),
         )
 

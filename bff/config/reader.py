@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from bff.config import chat_settings
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
+from bff.config.live_settings import LiveSettings
 from bff.config.settings import (
     RENAMED,
     SETTINGS,
@@ -41,7 +42,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     reader = TableReader(environ, settings=SETTINGS, renamed=RENAMED)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
     allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
-    allowed |= keys_of(ChatSettings)
+    allowed |= keys_of(ChatSettings) | keys_of(LiveSettings)
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
     # Only unknown BFF_ variables are reported: Trigger.dev's tools read other TRIGGER_ variables.
     variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
@@ -52,6 +53,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     top |= {name: text for name, text in variables.items() if text}
     settings = reader.values(Settings, top, "")
     chat = ChatSettings(**reader.values(ChatSettings, top, ""))
+    live = LiveSettings(**reader.values(LiveSettings, top, ""))
     environments = _environments(reader, file.get("environments", []), top)
     default_policy, policies = _policies(reader, file.get("policies", {}), top)
     sources = read_token_sources(
@@ -69,6 +71,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     return Settings(
         **settings,
         chat=chat,
+        live=live,
         environments=tuple(environments),
         token_sources=tuple(sources),
         default_policy=default_policy,

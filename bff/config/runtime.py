@@ -8,6 +8,7 @@ from bff.chat.config import ChatConfig
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
 from bff.limits.rate import Limiter
+from bff.live.config import LiveConfig
 from bff.response import ResponseBuilder
 from bff.sessions.copy import Ages
 from bff.sessions.policy import Policy
@@ -65,6 +66,7 @@ class RuntimeConfig:
         pages: public JSON by path.
         token_cookie: the name of a cookie that may hold the token.
         chat: what the settings decide about chats.
+        live: what the settings decide about event streams.
     """
 
     environments: Mapping[str, Environment]
@@ -79,6 +81,7 @@ class RuntimeConfig:
     pages: Mapping[bytes, bytes]
     token_cookie: bytes | None
     chat: ChatConfig
+    live: LiveConfig
 
     @cached_property
     def visible(self) -> frozenset[str]:

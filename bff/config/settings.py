@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from bff.config import values
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import SettingReport, declared, setting
+from bff.config.live_settings import LiveSettings
 from bff.config.token_sources import SourceSettings
 from bff.config.typed import Secret
 from bff.config.values import Rate
@@ -333,6 +334,7 @@ class Settings:
         reloadable=False,
     )
     chat: ChatSettings
+    live: LiveSettings
     environments: tuple[EnvironmentSettings, ...]
     token_sources: tuple[SourceSettings, ...]
     default_policy: Policy
@@ -345,7 +347,13 @@ class Settings:
 
 SETTINGS = {
     row.name: row
-    for settings_class in (EnvironmentSettings, Settings, PolicySettings, ChatSettings)
+    for settings_class in (
+        EnvironmentSettings,
+        Settings,
+        PolicySettings,
+        ChatSettings,
+        LiveSettings,
+    )
     for row in declared(settings_class).values()
 }
 """Every environment variable but ``BFF_CONFIG``, by name."""

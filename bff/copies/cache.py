@@ -32,6 +32,7 @@ class Cache(Generic[OutcomeT]):
         max_bytes: bound on the entries; beyond it, those that were not read lately are evicted.
         spawn: runs a load to its end, even if every request that waits for it leaves.
         on_mismatch: called after a copy was found under the key of another session and dropped.
+        on_copy: called with each copy that is kept.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Cache(Generic[OutcomeT]):
         max_bytes: int,
         spawn: Callable[[Coroutine[Any, Any, OutcomeT]], "asyncio.Task[OutcomeT]"],
         on_mismatch: Callable[[], None] = lambda: None,
+        on_copy: Callable[[Copy], None] = lambda _: None,
     ) -> None:
         self.ages = ages
         self.bytes = 0
         self.max_bytes = max_bytes
         self._on_mismatch = on_mismatch
+        self._on_copy = on_copy
         self._entries: dict[Key, Copy | NegativeEntry] = {}
         # In the order of arrival. An entry that was read gets a second round (CLOCK), so a hit
         # sets a flag and reorders nothing. (cachetools has no CLOCK; its LRU reorders at a hit.)
@@ -97,6 +100,7 @@ class Cache(Generic[OutcomeT]):
             # A session is hot once in an epoch, however often it is loaded.
             copy.share, copy.hot_until = before.share, before.hot_until
         self._insert(copy)
+        self._on_copy(copy)
 
     def put_negative(
         self, environment: str, id_: str, now: float, purge_generation: int | None = None

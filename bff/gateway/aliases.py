@@ -92,7 +92,7 @@ class PendingAlias:
             if self.aliases.look_up(self, member.session_id):
                 return gateway.answer(request, caller, member.session_id)
         elif has_id(served[0], self.session_id):
-            return gateway.answers.session(request, caller, *served)
+            return gateway.answer_with(request, caller, member.session_id, served)
         return None
 
     def refusal(self) -> Refusal:

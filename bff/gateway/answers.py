@@ -16,6 +16,7 @@ from bff.gateway.routes import SESSION
 from bff.request import RequestHead
 from bff.response import (
     EventStream,
+    PushedStream,
     Representation,
     Response,
     ResponseBuilder,
@@ -143,6 +144,23 @@ class Answers:
         unavailable = len(page.unavailable)
         lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
         return self._representation(request, page, cache_status, lines)
+
+    def event(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> bytes:
+        """Return a session for an event, if the caller may read it: the bytes that a poll gets.
+
+        Raises:
+            Refused: ``unauthorized``.
+        """
+        self._admission.authorize(request, caller, copy)
+        return copy.body
+
+    def events(self, request: RequestContext, stream: PushedStream) -> Response:
+        """Answer with the events of a listener, each of which `event` has authorized."""
+        lines = rate_lines(request.window, request.now, request.wall)
+        response = self._responses.events(
+            stream, lines, origin=request.head.fields.origin, request_id=request.request_id
+        )
+        return self._finish(request, response, "")
 
     def stream(self, request: RequestContext, stream: EventStream, *, idle: bool) -> Response:
         """Answer with the stream of a chat, whose caller was admitted just now."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from bff import metrics
 from bff.chat.appends import Appends
-from bff.chat.streams import CHECK_SECONDS, Streams
+from bff.chat.streams import Streams
 from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -25,15 +25,19 @@ from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
 from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
-from bff.gateway.chats import Chats, Grounds
+from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector, Outcome
 from bff.gateway.lists import Lists
+from bff.gateway.live import TICK_SECONDS, Live
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
-from bff.gateway.pending import Pending, PendingLease, PendingLoad
+from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
+from bff.live.listener import Listener
+from bff.live.listeners import Listeners
+from bff.open_streams import CHECK_SECONDS
 from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
@@ -59,6 +63,7 @@ class Gateway:
         request_ids: makes the id of an answer.
         sharing: the other replicas.
         streams: the open streams of chats.
+        listeners: the open event streams of session state.
         appends: the messages under way.
         part_ids: makes an id for a message that has none.
     """
@@ -76,6 +81,7 @@ class Gateway:
         request_ids: Callable[[], bytes],
         sharing: AnySharing,
         streams: Streams,
+        listeners: Listeners,
         appends: Appends,
         part_ids: Callable[[], str],
     ) -> None:
@@ -86,6 +92,8 @@ class Gateway:
         self.sharing = sharing
         self.clock = clock
         self.streams = streams
+        self.listeners = listeners
+        listeners.show, listeners.newest = self.show_change, self.newest
         self._appends = appends
         self._part_ids = part_ids
         self._pauses: dict[str, float] = {}
@@ -149,11 +157,23 @@ class Gateway:
         )
         members = Members(admission=admission, introspector=self._introspector, lookup=self._lookup)
         self._aliases = Aliases(config, pairs=self.loader.pairs, members=members)
+        self._live = Live(
+            config,
+            admission=admission,
+            answers=self.answers,
+            cache=self.cache,
+            introspector=self._introspector,
+            lookup=self._lookup,
+            revocations=self.revocations,
+            pairs=self.loader.pairs,
+            listeners=self.listeners,
+        )
         self._lists = Lists(
             config,
             admission=admission,
             answers=self.answers,
             members=members,
+            live=self._live,
             telemetry=self.telemetry,
         )
 
@@ -231,8 +251,16 @@ class Gateway:
         served = self._lookup.find(request, caller, session_id)  # 403 404 503
         if isinstance(served, PendingLoad):
             return served
+        return self.answer_with(request, caller, session_id, served)  # 200 304 403
+
+    def answer_with(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str, served: Served
+    ) -> Response | Pending:
+        """Answer from a copy, or with the events of its session."""
         copy, outcome = served
-        return self.answers.session(request, caller, copy, outcome)  # 200 304 403
+        if request.head.fields.events and self._live.is_for(request):
+            return self._live.start(request, caller, session_id, copy)
+        return self.answers.session(request, caller, copy, outcome)
 
     async def finish(self, answer: Response | Pending) -> Response:
         """Wait until there is a response; a load goes on if this is cancelled."""
@@ -270,10 +298,29 @@ class Gateway:
 
     def check_streams(self) -> Iterator[None]:
         """End each stream that is not allowed any more; yields between parts of the work."""
-        return self.streams.check(self._why_ended)
+        yield from self.streams.check(lambda of: self.chats.why_ended(of, self.clock()[1]))
+        yield from self.listeners.check(lambda of: self._live.why_ended(of, *self.clock()))
+        yield from self.listeners.heartbeats(self.clock()[0])
 
-    def _why_ended(self, grounds: Grounds) -> str | None:
-        return self.chats.why_ended(grounds, self.clock()[1])
+    async def watch_listeners(self, beat: Callable[[], None]) -> None:
+        """Ask for the loads that listeners need, again and again."""
+        while True:
+            for _ in self.look_for_listeners():
+                await asyncio.sleep(0)
+            beat()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def look_for_listeners(self) -> Iterator[None]:
+        """Ask for the loads that listeners need now; yields between parts of the work."""
+        return self._live.look(*self.clock())
+
+    def show_change(self, listener: Listener, name: str, copy: Copy | None) -> None:
+        """Show one change to one listener, if it may see it."""
+        self._live.show(listener, name, copy, *self.clock())
+
+    def newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
+        """Find the newest copy of a session; the flag says whether anything is known of it."""
+        return self._live.newest(environment, name, self.clock()[0])
 
     def _admit_again(self, pending: Pending) -> Response | Pending:
         """Decide after a wait; every result of a wait passes this method, a refusal included.

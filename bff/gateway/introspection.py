@@ -95,7 +95,7 @@ class PendingIntrospection:
         self.request.environment = caller.environment
         if served is None:
             return gateway.answer(self.request, caller, self.session_id)
-        return gateway.answers.session(self.request, caller, *served)
+        return gateway.answer_with(self.request, caller, self.session_id, served)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
         """Return the outcome, and charge it: the token is verified only now."""

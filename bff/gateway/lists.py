@@ -15,6 +15,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR, Answers, CacheOutcome
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import PendingIntrospection
+from bff.gateway.live import Live
 from bff.gateway.members import WHOLE_REQUEST, Members
 from bff.gateway.pending import (
     FALLBACK_SECONDS,
@@ -90,23 +91,28 @@ class Lists:
         admission: Admission,
         answers: Answers,
         members: Members,
+        live: Live,
         telemetry: Telemetry,
     ) -> None:
         self._config = config
+        self._live = live
         self._visible = config.visible
         self._admission = admission
         self._answers = answers
         self._members = members
         self._telemetry = telemetry
 
-    def decide(self, request: RequestContext, caller: Caller[Grant]) -> Response | PendingList:
+    def decide(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
         """Decide a list.
 
         Raises:
             Refused: ``bad_request``, ``unauthorized``, ``rate_limited``, or a refusal of a member
                 that is one of `WHOLE_REQUEST`.
         """
-        query = list_query.parse(request.head.query, visible=self._visible, wall=request.wall)
+        is_live = self._live.is_for(request)
+        query = list_query.parse(
+            request.head.query, visible=self._visible, wall=request.wall, has_pages=not is_live
+        )
         if caller.granted.every:
             raise Refused(
                 "unauthorized",
@@ -114,12 +120,14 @@ class Lists:
                 "read:sessions:<id> for each of them",
             )
         named = ids.named(caller.granted)
+        if is_live:
+            query = self._live.whole(query, named)
         self._admission.charge_caller(request, caller)
         return self.answer(request, caller, Listing(query, named, caller.key, request.wall), {})
 
     def answer(
         self, request: RequestContext, caller: Caller[Grant], listing: Listing, sources: Sources
-    ) -> Response | PendingList:
+    ) -> Response | Pending:
         """Answer with a page from memory, or return the members to wait for."""
         members: list[PendingMember] = []
 
@@ -139,6 +147,11 @@ class Lists:
             page = listing.page(find)
         if page is None:
             return PendingList(request, caller, listing, sources, members, self, self._config)
+        if page.refusal is None and self._live.is_for(request):
+            shown = dict(zip(page.shown, page.copies, strict=True))
+            return self._live.start_list(
+                request, caller, listing.named, shown, page.unavailable, listing.query
+            )
         cache_status = _summarize([sources[id_] for id_ in page.shown])
         return self._answers.list_page(request, caller, page, cache_status)
 

@@ -60,6 +60,11 @@ class Resumable(Protocol):
     ) -> "Response | Pending":
         """Answer from the shared copy, or wait for its load."""
 
+    def answer_with(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str, served: "Served"
+    ) -> "Response | Pending":
+        """Answer from a copy, or with the events of its session."""
+
     def is_usable(self, copy: Copy, now: float) -> bool:
         """Whether a copy that was found before a wait may still be served after it."""
 
@@ -186,7 +191,7 @@ def conclude_member(
         return gateway.answer(request, caller, pending.session_id)
     if isinstance(served, Refusal):
         return gateway.answers.refusal(request, served)
-    return gateway.answers.session(request, caller, *served)
+    return gateway.answer_with(request, caller, pending.session_id, served)
 
 
 def outcome(

@@ -48,6 +48,8 @@ def read_gauges(service: Gauged) -> dict[str, dict[tuple[str, ...], float]]:
         metrics.SPANS_LOST: {(): service.tracing.lost if service.tracing else 0},
         metrics.CONNECTIONS: {(): service.connections.total},
         metrics.STREAMS: {(): len(gateway.streams)},
+        metrics.LISTENERS: {(): len(gateway.listeners)},
+        metrics.FOLLOWED: {(): gateway.listeners.watched},
         metrics.STORE_UP: {(): float(sharing.up)} if shared else {},
         metrics.REPLICAS: {(): sharing.replicas} if shared else {},
         metrics.LOADS: dict.fromkeys(product(environments, metrics.LOAD_OUTCOMES), 0.0),

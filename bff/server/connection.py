@@ -258,6 +258,16 @@ class BoundedProtocol(HeldProtocol):
         self._refused = True
         super().begin_stream(stream)
 
+    def resume_writing(self) -> None:
+        """Let a pushed stream go on, once the bytes before it are released."""
+        super().resume_writing()
+        self.resume_stream()
+
+    def finish_stream(self) -> None:
+        """End a pushed stream, and give the browser a bounded time to read it."""
+        super().finish_stream()
+        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""
         if self.is_receiving():

@@ -25,7 +25,7 @@ from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
 from bff.request import HeaderFields, RequestHead
-from bff.response import Response, StreamResponse
+from bff.response import PushedResponse, Response, StreamResponse
 from bff.server.asgi import PENDING
 from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
 from bff.server.uvicorn_adapter import why_unusable
@@ -351,6 +351,9 @@ class FastPathProtocol(BoundedProtocol):
         self.begin_stream(response.stream)
         response.stream.bound(self.hold_body)
         head = b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head)
+        if isinstance(response, PushedResponse):
+            self.push(head, response.stream)
+            return
         await self.relay(head, response.stream)
         self._set_deadline(self._bounds.idle_seconds, self._close_unread)
 

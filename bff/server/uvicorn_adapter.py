@@ -16,7 +16,7 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http import flow_control, httptools_impl
 
-from bff.response import EventStream
+from bff.response import EventStream, PushedStream
 
 LOCAL_PEER: Final = "127.0.0.1"
 """The address of the other end of a Unix socket: only this machine can reach it."""
@@ -73,6 +73,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self.headers = []
         self.stream: EventStream | None = None
         """The answer, if it is a stream."""
+        self._pushed: PushedStream | None = None
         self.draining = False
         """The process ends: the next answer is the last of this connection."""
 
@@ -112,6 +113,33 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self.stream = stream
         self.flow.resume_reading()  # otherwise it would not show that the browser leaves
         self.transport.resume_reading()
+
+    def push(self, head: bytes, stream: PushedStream) -> None:
+        """Let a stream write its events past the application, without a task."""
+        self.transport.write(head)
+        self._pushed = stream
+        stream.attach(self)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the browser has to read before a pushed stream writes more."""
+        return self.flow.write_paused
+
+    def send_event(self, data: bytes) -> None:
+        """Write an event of a pushed stream as a chunk."""
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def finish_stream(self) -> None:
+        """End a pushed stream and the connection, once the browser has read it."""
+        if not self.transport.is_closing():
+            self.transport.write(b"0\r\n\r\n")
+            self.transport.close()
+
+    def resume_stream(self) -> None:
+        """Let a pushed stream go on: the browser reads again."""
+        if self._pushed is not None:
+            self._pushed.resume()
 
     async def relay(self, head: bytes, stream: EventStream) -> None:
         """Write a stream past the application, no faster than the browser reads."""

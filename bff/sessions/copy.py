@@ -116,6 +116,10 @@ class Ages:
             return State.STALE
         return State.STALE_IF_ERROR if age < self.stale_if_error else State.EXPIRED
 
+    def fresh_until(self, copy: Copy, stretched: float) -> float:
+        """When *copy* is no longer `State.FRESH`."""
+        return copy.loaded + self._fresh_for(copy, stretched)
+
     def lifetime(self, copy: Copy, stretched: float) -> float:
         """Seconds after its load for which *copy* may be of use."""
         stale = max(self.stale_while_revalidate, self.stale_if_error)

@@ -17,6 +17,8 @@ MAX_TEXT: Final = 1024
 """Characters of one value."""
 MAX_QUERY_BYTES: Final = 65536
 """Bytes of a query: enough for all parameters with the longest values, percent-encoded."""
+_OF_PAGES: Final = ("size", "after", "before")
+"""Members of a query that are about pages."""
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 """Seconds of each unit of a period."""
@@ -69,7 +71,7 @@ def _status(shown: dict[str, Any], wall: float) -> str:
     return "EXPIRED" if expires is not None and unix_seconds(expires) <= wall else "ACTIVE"
 
 
-def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
+def parse(query: bytes, *, visible: Collection[str], wall: float, has_pages: bool = True) -> Query:
     """Parse the raw *query* of a list.
 
     Args:
@@ -77,6 +79,7 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
         visible: the fields that some policy shows. Filters read what browsers see, so a filter on
             any other field would mislead.
         wall: Unix seconds, for ``filter[createdAt][period]``.
+        has_pages: whether the list has pages; an event stream has none.
 
     Raises:
         Refused: ``bad_request``. The text names the parameter and says what to send instead.
@@ -97,21 +100,27 @@ def parse(query: bytes, *, visible: Collection[str], wall: float) -> Query:
             raise Refused(
                 "bad_request", f"{name} is repeated: send it once, as {parameter.expected}"
             )
-        if not parameter.fields.issubset(visible):
-            raise Refused(
-                "bad_request", f"{name} reads a field that this gateway shows to no browser"
-            )
-        if len(text) > MAX_TEXT:
-            raise Refused("bad_request", f"{name} has more than {MAX_TEXT} characters")
-        value = parameter.read(text, wall)
-        if value is None:
-            raise Refused("bad_request", f"{name} must be {parameter.expected}")
-        values[parameter.member] = value
+        if not has_pages and parameter.member in _OF_PAGES:
+            raise Refused("bad_request", f"{name} has no effect on an event stream: remove it")
+        values[parameter.member] = _read(name, parameter, text, visible, wall)
     if "after" in values and "before" in values:
         raise Refused(
             "bad_request", "page[after] and page[before] exclude each other: send one of them"
         )
     return Query(**values)
+
+
+def _read(
+    name: str, parameter: "Parameter", text: str, visible: Collection[str], wall: float
+) -> Any:
+    if not parameter.fields.issubset(visible):
+        raise Refused("bad_request", f"{name} reads a field that this gateway shows to no browser")
+    if len(text) > MAX_TEXT:
+        raise Refused("bad_request", f"{name} has more than {MAX_TEXT} characters")
+    value = parameter.read(text, wall)
+    if value is None:
+        raise Refused("bad_request", f"{name} must be {parameter.expected}")
+    return value
 
 
 def _decode(encoded: bytes) -> str:

@@ -110,6 +110,7 @@ def document(
     *,
     cookie: str | None = None,
     chat: bool = False,
+    live: bool = False,
 ) -> Schema:
     """Describe a gateway.
 
@@ -119,12 +120,13 @@ def document(
         version: the gateway's.
         cookie: name of the cookie that may hold the token; None if the gateway reads no cookie.
         chat: whether the routes of chats are served.
+        live: whether sessions and lists can be event streams.
     """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     headers: dict[str, Schema] = {
         name: {"description": text, "schema": schema} for name, (schema, text) in _HEADERS.items()
     }
-    headers["Vary"]["schema"] = {"const": vary(cookie=cookie is not None)}
+    headers["Vary"]["schema"] = {"const": vary(cookie=cookie is not None, live=live)}
     schemes = {"token": _TOKEN} | ({"cookie": _COOKIE | {"name": cookie}} if cookie else {})
     return {
         "openapi": "3.1.0",

@@ -11,7 +11,7 @@ tried again, at most twice.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -31,6 +31,14 @@ Outcome = Copy | Refusal
 def is_late(outcome: Outcome | None) -> bool:
     """Whether the session is only not loaded yet, for lack of budget."""
     return isinstance(outcome, Refusal) and outcome.code == "over_budget"
+
+
+def unavailable_members(unavailable: Mapping[str, Refusal]) -> list[dict[str, str]]:
+    """Say why sessions are not shown, by named id."""
+    return [
+        {"id": id_, "error": refusal.text, "code": refusal.code}
+        for id_, refusal in unavailable.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +218,7 @@ class Listing:
         # The members beside `data`. The SDK's parser drops the ones that it does not define.
         members: dict[str, Any] = {"pagination": pagination}
         if unavailable:
-            members["unavailable"] = [
-                {"id": id_, "error": refusal.text, "code": refusal.code}
-                for id_, refusal in unavailable.items()
-            ]
+            members["unavailable"] = unavailable_members(unavailable)
         tail = json.dumps(members, separators=(",", ":"))[1:].encode()
         copies = list(shown.values())
         # The tags of the copies are hashes of their bodies, so equal tags mean equal bytes.

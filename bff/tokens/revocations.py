@@ -142,6 +142,8 @@ class Revocations:
         self._kinds = dict.fromkeys(KINDS, 0)
         self.any = False
         """Whether a revocation was ever added; otherwise a hit looks no further."""
+        self.changes = 0
+        """How often anything was revoked, or a revocation undone, until now."""
         self.session_changes = 0
         """How often a session was revoked until now."""
 
@@ -185,6 +187,7 @@ class Revocations:
             self._kinds[new.kind] += 1
         self._kept[key] = new
         self.any = True
+        self.changes += 1
         self.session_changes += new.kind == "session"
 
     def _sweep(self, wall: float) -> None:

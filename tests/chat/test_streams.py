@@ -11,8 +11,9 @@ from support.world import Clock
 
 from bff import metrics
 from bff.chat.records import RecordFilter
-from bff.chat.streams import Bounds, ChatStream, Streams
+from bff.chat.streams import ChatStream, Streams
 from bff.errors import Refused, UpstreamUnavailable
+from bff.open_streams import Bounds
 from bff.telemetry import Telemetry
 
 EVENT = b'event: batch\ndata: {"records":[{"seq_num":0,"body":"1"}]}\n\n'

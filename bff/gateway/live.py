@@ -1,0 +1,357 @@
+"""Live session state: who may listen, what each listener sees of a change, and what ends it.
+
+A listener takes the path of a poll until there is an answer; then the answer is an event stream.
+From then on it is like a poll that is repeated at each change: the token, the settings and the
+revocations are checked again, and `answers` authorizes the caller for the copy's own ids.
+Listeners ask for loads as polls do, in turns, so that a session is loaded once a TTL for all.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from bff.config.runtime import RuntimeConfig
+from bff.copies.cache import Cache
+from bff.copies.pairs import Pairs
+from bff.errors import Refusal, Refused
+from bff.gateway.admission import Admission
+from bff.gateway.answers import STALE_IF_ERROR, Answers
+from bff.gateway.context import RequestContext
+from bff.gateway.introspection import Introspector
+from bff.gateway.lookup import Lookup
+from bff.gateway.pending import PendingLoad, Resumable
+from bff.limits.client_address import is_trusted
+from bff.live import events
+from bff.live.listener import Listener
+from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners, Watch
+from bff.response import Response
+from bff.sessions.copy import Copy
+from bff.sessions.list_query import Query
+from bff.sessions.page import unavailable_members
+from bff.tokens.caller import Caller
+from bff.tokens.revocations import Revocations
+from bff.tokens.scopes import Grant
+
+TICK_SECONDS: Final = 0.1
+"""Seconds between two looks for sessions that need a load."""
+ASKED_AT_ONCE: Final = 500
+"""Sessions that one look asks for at most: the work of a second is bounded."""
+EVERYTHING: Final = Query()
+"""The query of a listener that follows one session."""
+
+
+@dataclass(slots=True, eq=False)
+class Grounds:
+    """The facts that allowed a listener; they are checked at each event, and twice a second.
+
+    Attributes:
+        config: the settings by which it was checked last.
+        changes: how many revocations there were then.
+    """
+
+    request: RequestContext
+    caller: Caller[Grant]
+    query: Query
+    config: RuntimeConfig
+    changes: int
+    listener: Listener | None = None
+
+
+@dataclass(slots=True, eq=False)
+class PendingListener:
+    """Hands a listener to the server, which then owns it. It waits for nothing.
+
+    The server takes over a stream only after a wait: so a hit costs no look for one.
+    """
+
+    request: RequestContext
+    caller: Caller[Grant]
+    names: Sequence[str]
+    shown: Mapping[str, Copy]
+    unavailable: Mapping[str, Refusal]
+    query: Query
+    live: "Live"
+    config: RuntimeConfig
+
+    async def wait(self, gateway: Resumable) -> None:
+        """Wait for nothing."""
+
+    def conclude(self, gateway: Resumable) -> Response:
+        """Open the stream.
+
+        Raises:
+            Refused: ``too_many_streams``, ``overloaded`` or ``unauthorized``.
+        """
+        return self.live.open(gateway.answers, self)
+
+
+class Live:
+    """Decides about listeners by one configuration.
+
+    Args:
+        listeners: those that are open.
+        pairs: the ids of sessions that loads brought.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        admission: Admission,
+        answers: Answers,
+        cache: "Cache[Copy | Refusal]",
+        introspector: Introspector,
+        lookup: Lookup,
+        revocations: Revocations,
+        pairs: Pairs,
+        listeners: Listeners,
+    ) -> None:
+        self._config = config
+        self.enabled = config.live.enabled
+        self._admission = admission
+        self._answers = answers
+        self._cache = cache
+        self._introspector = introspector
+        self._lookup = lookup
+        self._revocations = revocations
+        self._pairs = pairs
+        self._listeners = listeners
+
+    # -- the beginning
+
+    def start(
+        self, request: RequestContext, caller: Caller[Grant], session_id: str, copy: Copy
+    ) -> PendingListener:
+        """Answer with the events of one session, of which there is a copy."""
+        shown = {session_id: copy}
+        return self.start_list(request, caller, (session_id,), shown, {}, EVERYTHING)
+
+    def start_list(
+        self,
+        request: RequestContext,
+        caller: Caller[Grant],
+        names: Sequence[str],
+        shown: Mapping[str, Copy],
+        unavailable: Mapping[str, Refusal],
+        query: Query,
+    ) -> PendingListener:
+        """Answer with the events of the sessions *names*, some of which are shown now."""
+        return PendingListener(
+            request, caller, names, shown, unavailable, query, self, self._config
+        )
+
+    def is_for(self, request: RequestContext) -> bool:
+        """Whether a request is for an event stream. A HEAD gets the head of a poll."""
+        head = request.head
+        return head.fields.events and self.enabled and head.method == "GET"
+
+    def whole(self, query: Query, names: Sequence[str]) -> Query:
+        """Make the query of a list that shows all sessions at once.
+
+        Raises:
+            Refused: ``bad_request``.
+        """
+        if len(names) > MAX_FOLLOWED:
+            raise Refused(
+                "bad_request", f"An event stream shows at most {MAX_FOLLOWED} sessions of a token"
+            )
+        return replace(query, size=MAX_FOLLOWED)
+
+    def open(self, answers: Answers, pending: PendingListener) -> Response:
+        """Open a listener.
+
+        Raises:
+            Refused: ``too_many_streams``, ``overloaded`` or ``unauthorized``.
+        """
+        request, caller, config = pending.request, pending.caller, self._config
+        key = caller.environment, caller.limit_key(request.address)
+        bounds, head = config.live.bounds, request.head
+        self._listeners.refuse(
+            bounds,
+            key,
+            request.address,
+            is_proxy=not head.fields.forwarded and is_trusted(head.peer, config.trusted_proxies),
+        )
+        if self._listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:
+            raise Refused("overloaded", retry_after=1.0)
+        grounds = Grounds(request, caller, pending.query, config, self._revocations.changes)
+        grounds.listener = listener = Listener(
+            self._listeners,
+            environment=caller.environment,
+            caller=key,
+            address=request.address,
+            grounds=grounds,
+            names=pending.names,
+            began=request.now,
+        )
+        documents = [answers.event(request, caller, copy) for copy in pending.shown.values()]
+        for name, copy in pending.shown.items():
+            listener.set_mark(name, events.mark(copy.etag))
+        for name, refusal in pending.unavailable.items():
+            listener.set_mark(name, events.mark_of_refusal(name, refusal.code))
+        opening = events.opening(request.request_id)
+        if head.fields.last_event_id == events.event_id(listener.total):
+            opening += events.FRESH  # the browser has all of it
+        else:
+            unavailable = unavailable_members(pending.unavailable)
+            opening += events.sessions(documents, unavailable, listener.total)
+            self._listeners.count("sessions")
+        listener.open_with(opening)
+        self._listeners.add(listener)
+        for name, copy in pending.shown.items():  # other loads may have ended during the wait
+            if self.newest(caller.environment, name, request.now)[0] is not copy:
+                listener.postpone(name)
+        return answers.events(request, listener)
+
+    # -- changes
+
+    def show(
+        self, listener: Listener, name: str, copy: Copy | None, now: float, wall: float
+    ) -> None:
+        """Show one change to one listener, if it may still see the session."""
+        grounds: Grounds = listener.grounds
+        reason = self.why_ended(grounds, now, wall)
+        if reason is not None:
+            listener.end(reason)
+            return
+        if copy is None:
+            listener.hide(name)
+            return
+        shown_as = listener.name_of(copy)
+        if shown_as is None:
+            return
+        request, caller = grounds.request, grounds.caller
+        if not self._introspector.is_accepted(caller, shown_as, now):
+            return  # upstream has not verified the token for this session
+        request.now, request.wall = now, wall
+        try:
+            document = self._answers.event(request, caller, copy)
+        except Refused:  # a revocation; a session that is not shown causes no byte
+            if listener.marks[shown_as] > 0:
+                listener.end("revoked")
+            return
+        if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
+            listener.hide(shown_as)
+        else:
+            listener.show(shown_as, events.mark(copy.etag), document)
+
+    def newest(self, environment: str, name: str, now: float) -> tuple[Copy | None, bool]:
+        """Find the newest copy of a session; the flag says whether anything is known of it."""
+        entry = self._cache.find(environment, name, now)
+        if isinstance(entry, Copy):
+            return entry, True
+        return None, entry is not None
+
+    # -- loads
+
+    def look(self, now: float, wall: float) -> Iterator[None]:
+        """Ask for the loads that listeners need; yields between parts of the work."""
+        for number, watch in enumerate(self._listeners.due(now, ASKED_AT_ONCE), start=1):
+            self._ask(watch, now, wall)
+            if number % 100 == 0:
+                yield
+
+    def _ask(self, watch: Watch, now: float, wall: float) -> None:
+        """Look a session up as a poll does; a copy that is fresh needs no load."""
+        grounds: Grounds = watch.next_follower().grounds
+        request, caller, ages = grounds.request, grounds.caller, self._config.ages
+        request.now, request.wall = now, wall
+        _, name = watch.key
+        try:
+            found = self._lookup.find(request, caller, name)
+        except Refused as refused:
+            if refused.refusal.code == "not_found":
+                stretch = self._stretch(request, caller)
+                watch.due = now + max(ages.ttl, min(stretch, ages.max_stretch), ages.negative_ttl)
+                self._listeners.missing(watch)
+            elif refused.refusal.code != "unauthorized":  # another follower is next
+                watch.old = True
+            return
+        if isinstance(found, PendingLoad):
+            watch.old |= found.fallback is not None
+            if watch.load is not found.load:
+                watch.load = found.load
+                found.task.add_done_callback(partial(self._loaded, watch))
+            found.load.leave(again=True)  # nobody waits for it: the copy comes to `changed`
+            return
+        copy, outcome = found
+        self._listeners.changed(copy)
+        watch.old = outcome is STALE_IF_ERROR
+        fresh_until = ages.fresh_until(copy, copy.share.stretch)
+        if now < fresh_until:
+            # Looked up again sooner, because the stretch may become shorter.
+            watch.due = min(fresh_until, now + max(1.0, (fresh_until - now) / 4))
+
+    def _stretch(self, request: RequestContext, caller: Caller[Grant]) -> float:
+        hot = self._config.environments[caller.environment].budget.hot
+        return hot.stretch_of(caller.limit_key(request.address))
+
+    def _loaded(self, watch: Watch, outcome: "asyncio.Future[Copy | Refusal]") -> None:
+        watch.load = None
+        brought = None if outcome.cancelled() else outcome.result()
+        if isinstance(brought, Refusal):
+            if brought.code == "not_found":
+                self._listeners.missing(watch)
+            else:
+                watch.old = True
+
+    # -- the end
+
+    def why_ended(self, grounds: Grounds, now: float, wall: float) -> str | None:
+        """Tell why a listener is not allowed any more, as metrics name it; None if it still is."""
+        caller, config = grounds.caller, self._config
+        if wall >= caller.expires:
+            return "expired"
+        if caller.digest is not None and not self._is_accepted(grounds, now):
+            return "unverified"
+        changes = self._revocations.changes
+        if grounds.config is config and grounds.changes == changes and caller.keys_trusted(wall):
+            return None  # nothing has changed since the last check
+        reason = self._why_refused(grounds, wall)
+        if reason is None:
+            grounds.config, grounds.changes = config, changes
+        return reason
+
+    def _why_refused(self, grounds: Grounds, wall: float) -> str | None:
+        caller, before, config = grounds.caller, grounds.config, self._config
+        environment = config.environments.get(caller.environment)
+        if (
+            not config.live.enabled
+            or environment is None
+            or environment.origin != before.environments[caller.environment].origin
+            or before.projection != config.projection
+        ):
+            return "policy"
+        if self._revocations.any and self._is_revoked(grounds, wall):
+            return "revoked"
+        try:
+            config.verifier.verify(grounds.request.token, wall)
+        except Refused as refused:
+            return "expired" if refused.refusal.code == "token_expired" else "key"
+        return None
+
+    def _is_revoked(self, grounds: Grounds, wall: float) -> bool:
+        caller, revocations = grounds.caller, self._revocations
+        if revocations.token(caller.jti, caller.subjects, caller.issued, wall):
+            return True
+        return any(
+            revocations.session(
+                name, self._pairs.other(caller.environment, name), caller.issued, wall
+            )
+            for name in _shown(grounds)
+        )
+
+    def _is_accepted(self, grounds: Grounds, now: float) -> bool:
+        """Whether upstream has verified the token lately for all sessions that are shown."""
+        return all(
+            self._introspector.is_accepted(grounds.caller, name, now) for name in _shown(grounds)
+        )
+
+
+def _shown(grounds: Grounds) -> list[str]:
+    """The ids whose sessions a listener shows."""
+    assert grounds.listener is not None  # noqa: S101  `open` sets it
+    return [name for name, mark in grounds.listener.marks.items() if mark > 0]

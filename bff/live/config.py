@@ -1,0 +1,17 @@
+"""The settings of event streams in the form that running objects use."""
+
+from dataclasses import dataclass
+
+from bff.open_streams import Bounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveConfig:
+    """The settings of event streams.
+
+    Attributes:
+        enabled: whether a request may have one.
+    """
+
+    enabled: bool
+    bounds: Bounds

@@ -1,0 +1,78 @@
+"""The events of a listener as bytes (WHATWG: server-sent events), and their ids. Pure.
+
+The id of an event stands for everything that the listener shows: it is the sum of one mark for each
+session. A mark is made of the entity tag of the shown document, so all replicas make equal ids, and
+one change costs one addition, however long the list is.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+_MARK_BYTES: Final = 18
+"""Bytes of an entity tag's digest; see `bff.digests.etag`."""
+_MARKS: Final = 1 << 8 * _MARK_BYTES
+FRESH: Final = b": ok\n\n"
+"""The comment of a heartbeat: proxies and browsers see that the connection lives."""
+OLD: Final = b": copies are old\n\n"
+"""The comment of a heartbeat while a session that the listener follows cannot be loaded."""
+_RETRY_MILLISECONDS: Final = 1000
+_RETRY_SPREAD: Final = 4000
+
+
+def mark(etag: bytes) -> int:
+    """Make the mark of a shown document from its entity tag."""
+    return int.from_bytes(base64.urlsafe_b64decode(etag.strip(b'"')), "big")
+
+
+def mark_of_refusal(name: str, code: str) -> int:
+    """Make the mark of a session that is reported as unavailable: it is negative."""
+    digest = sha256(json.dumps([name, code]).encode()).digest()
+    return -int.from_bytes(digest[:_MARK_BYTES], "big")
+
+
+def add(total: int, before: int, after: int) -> int:
+    """Replace one mark in a sum of marks."""
+    return (total - before + after) % _MARKS
+
+
+def event_id(total: int) -> bytes:
+    """Write the id of the events that lead to *total*."""
+    return b"%036x" % total
+
+
+def opening(request_id: bytes) -> bytes:
+    """Make the first line: when a browser that lost the connection comes back, in milliseconds.
+
+    The request's id spreads the times, so that the listeners of a replica that died come spread.
+    """
+    spread = int.from_bytes(sha256(request_id).digest()[:4], "big") % _RETRY_SPREAD
+    return b"retry: %d\n\n" % (_RETRY_MILLISECONDS + spread)
+
+
+def sessions(documents: Iterable[bytes], unavailable: list[dict[str, str]], total: int) -> bytes:
+    """Make the first event: all sessions that the listener shows, as encoded *documents*."""
+    rest = b',"unavailable":%b' % _json(unavailable) if unavailable else b""
+    data = b'{"data":[%b]%b}' % (b",".join(documents), rest)
+    return b"id: %b\nevent: sessions\ndata: %b\n\n" % (event_id(total), data)
+
+
+def session(document: bytes, total: int) -> bytes:
+    """Make the event for one new or changed session. JSON holds no line break."""
+    return b"id: %b\nevent: session\ndata: %b\n\n" % (event_id(total), document)
+
+
+def gone(name: str, total: int) -> bytes:
+    """Make the event for a session that is no longer shown."""
+    return b"id: %b\nevent: gone\ndata: %b\n\n" % (event_id(total), _json({"id": name}))
+
+
+def end(reason: str) -> bytes:
+    """Make the last event. It has no id, so that a browser resumes after the one before."""
+    return b"event: end\ndata: %b\n\n" % _json({"reason": reason})
+
+
+def _json(value: Mapping[str, Any] | list[Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

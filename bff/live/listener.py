@@ -1,0 +1,239 @@
+"""One browser that listens: what it shows, and the way of events to it.
+
+A listener has neither a task nor a timer. A browser that reads slowly holds a bounded number of
+bytes: meanwhile the listener notes which sessions changed, and shows their newest state when the
+browser has read.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from typing import Any, Final, Protocol
+
+from bff.live import events
+from bff.response import EventSink
+from bff.sessions.copy import Copy
+
+_UNREAD_BYTES: Final = 8192
+"""Bytes that a reader without a connection of its own may leave unread."""
+
+
+class Registry(Protocol):
+    """Where a listener is counted; see `bff.live.listeners`."""
+
+    def count(self, event: str) -> None:
+        """Count an event."""
+
+    def remove(self, stream: "Listener", reason: str) -> None:
+        """Count the end of a listener."""
+
+    def show_newest(self, listener: "Listener", name: str) -> None:
+        """Show what is in memory of a session."""
+
+
+class _Detached:
+    """The sink of a listener before its browser's side is attached."""
+
+    paused = True
+
+    def send_event(self, data: bytes) -> None:
+        """Write nothing."""
+
+    def finish_stream(self) -> None:
+        """End nothing."""
+
+
+_DETACHED: Final = _Detached()
+
+
+class Listener:
+    """One browser that listens.
+
+    Args:
+        listeners: where it is counted.
+        environment: the environment of its sessions.
+        caller: the key under which its caller is counted.
+        address: the key of its browser's address.
+        grounds: what it was allowed by.
+        names: the ids that it follows, in the order of its token.
+        began: when it was opened.
+    """
+
+    __slots__ = (
+        "_dirty", "_listeners", "_opening", "_reason", "_released", "_sink",
+        "address", "began", "caller", "environment", "grounds", "marks", "slot", "total",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        listeners: Registry,
+        *,
+        environment: str,
+        caller: Hashable,
+        address: str,
+        grounds: Any,
+        names: Sequence[str],
+        began: float,
+    ) -> None:
+        self._listeners = listeners
+        self.environment = environment
+        self.caller = caller
+        self.address = address
+        self.grounds = grounds
+        self.began = began
+        self.marks: dict[str, int] = dict.fromkeys(names, 0)
+        """What it shows, by followed id: 0 for nothing, negative for a refusal."""
+        self.total = 0
+        """The sum of the marks."""
+        self.slot = 0
+        self._sink: EventSink = _DETACHED
+        self._opening = b""
+        self._dirty: set[str] | None = None
+        """Followed ids whose sessions changed while the browser had to read first."""
+        self._reason: str | None = None
+        self._released = False
+
+    # -- what it shows
+
+    def name_of(self, copy: Copy) -> str | None:
+        """The id under which it shows a session: of both ids, the first that its token names."""
+        if len(self.marks) == 1 or copy.external_id is None:
+            return next((id_ for id_ in (copy.id, copy.external_id) if id_ in self.marks), None)
+        both = [id_ for id_ in (copy.id, copy.external_id) if id_ in self.marks]
+        if len(both) > 1:
+            return next(id_ for id_ in self.marks if id_ in both)
+        return both[0] if both else None
+
+    def set_mark(self, name: str, mark: int) -> None:
+        """Change what it shows of one session."""
+        self.total = events.add(self.total, self.marks[name], mark)
+        self.marks[name] = mark
+
+    def open_with(self, data: bytes) -> None:
+        """Set what it sends first, when its browser's side is attached."""
+        self._opening = data
+
+    def show(self, name: str, mark: int, document: bytes) -> None:
+        """Show a session, unless it is shown already."""
+        if self.marks[name] != mark:
+            self.set_mark(name, mark)
+            self._sink.send_event(events.session(document, self.total))
+            self._listeners.count("session")
+
+    def hide(self, name: str) -> None:
+        """Show a session no longer."""
+        if self.marks[name]:
+            self.set_mark(name, 0)
+            self._sink.send_event(events.gone(name, self.total))
+            self._listeners.count("gone")
+
+    def comment(self, data: bytes) -> None:
+        """Send a comment, unless the browser has to read first."""
+        if not self._sink.paused:
+            self._sink.send_event(data)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the browser has to read first."""
+        return self._sink.paused
+
+    def postpone(self, name: str) -> None:
+        """Note that a session changed, for `resume`."""
+        if self._dirty is None:
+            self._dirty = set()
+        self._dirty.add(name)
+
+    def resume(self) -> None:
+        """Show what changed while the browser had to read first."""
+        dirty, self._dirty = self._dirty, None
+        for name in dirty or ():
+            if self._sink.paused:
+                self.postpone(name)
+            elif not self._released:
+                self._listeners.show_newest(self, name)
+
+    # -- its life
+
+    def attach(self, sink: EventSink) -> None:
+        """Connect the browser's side."""
+        self._sink = sink
+        opening, self._opening = self._opening, b""
+        if self._reason is not None:
+            self._finish(self._reason)
+            return
+        sink.send_event(opening)
+        if not sink.paused:
+            self.resume()
+
+    def bound(self, hold: Callable[[int], bool]) -> None:
+        """Hold nothing: no event is ever incomplete."""
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield the events, for a server that pulls them."""
+        reader = _Reader(self)
+        self.attach(reader)
+        try:
+            while (data := await reader.next()) is not None:
+                yield data
+        finally:
+            self.release("browser")
+
+    def end(self, reason: str) -> None:
+        """End the stream with an event that gives the reason; only the first reason counts."""
+        if self._reason is None and not self._released:
+            self._reason = reason
+            if self._sink is not _DETACHED:
+                self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        self._sink.send_event(events.end(reason))
+        self._listeners.count("end")
+        self.release(reason)
+        self._sink.finish_stream()
+
+    def release(self, reason: str) -> None:
+        """Count the end; the second call does nothing."""
+        if not self._released:
+            self._released = True
+            self._dirty = None
+            self._listeners.remove(self, self._reason or reason)
+
+
+class _Reader:
+    """The sink of a listener whose events are pulled."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._waiting: asyncio.Future[None] | None = None
+        self.paused = False
+
+    def send_event(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        self.paused = self._size > _UNREAD_BYTES
+        self._wake()
+
+    def finish_stream(self) -> None:
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def next(self) -> bytes | None:
+        """Wait for events; None at the end."""
+        if self.paused:
+            self.paused = False
+            self._listener.resume()
+        while not self._parts:
+            if self._ended:
+                return None
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        return data

@@ -1,0 +1,225 @@
+"""The listeners of one process: browsers that get each change of the sessions that they follow.
+
+`Listeners` knows who follows which session: a copy that a load brings is shown to the followers of
+its session and to nobody else. One loop asks for the loads, one wheel sends the heartbeats. What a
+listener may see is decided outside, for each event.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Final
+
+from bff import metrics
+from bff.live import events
+from bff.live.listener import Listener
+from bff.open_streams import CHECK_SECONDS, OpenStreams
+from bff.sessions.copy import Copy, Key
+from bff.telemetry import Telemetry
+
+HEARTBEAT_SECONDS: Final = 15.0
+"""Seconds between two comments: proxies close a connection that is silent for a minute or so."""
+_SLOTS: Final = round(HEARTBEAT_SECONDS / CHECK_SECONDS)
+"""Slots of the wheel. A new listener gets the next one, so heartbeats are spread evenly."""
+SHOWN_AT_ONCE: Final = 250
+"""Listeners that get a change before other work has its turn."""
+MAX_FOLLOWED: Final = 500
+"""Sessions that one listener follows at most."""
+FOLLOWED_BY_EACH: Final = 50
+"""Sessions that listeners follow on average at most, so that their memory is bounded."""
+RECHECK_SECONDS: Final = 0.5
+"""Seconds until a session is looked up again while its load is queued or in flight."""
+
+
+class Watch:
+    """One followed id.
+
+    Attributes:
+        key: environment and id.
+        followers: the listeners that follow it; the first one is the next to ask for a load.
+        due: when it may need a load.
+        etag: of the copy that was shown last; empty if there is no such session.
+        copy: the copy that is being shown.
+        old: whether the session cannot be loaded, so that its copy gets older.
+        load: the load that the loop waits for.
+    """
+
+    __slots__ = ("copy", "due", "etag", "followers", "key", "load", "old")
+
+    def __init__(self, key: Key, due: float) -> None:
+        self.key = key
+        self.due = due
+        self.followers: dict[Listener, None] = {}
+        self.etag: bytes | None = None
+        self.copy: Copy | None = None
+        self.old = False
+        self.load: object = None
+
+    def next_follower(self) -> Listener:
+        """Take the next follower: they take turns, so each one's share of the budget counts."""
+        listener = next(iter(self.followers))
+        del self.followers[listener]
+        self.followers[listener] = None
+        return listener
+
+
+class Listeners(OpenStreams[Listener]):
+    """Counts listeners, and brings changes to them.
+
+    Args:
+        telemetry: counts.
+        clock: seconds on the clock that never jumps.
+    """
+
+    def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
+        super().__init__(
+            telemetry, clock, ends=metrics.LISTENER_ENDS, seconds=metrics.LISTENER_SECONDS
+        )
+        self.show: Callable[[Listener, str, Copy | None], None]
+        """Decides about one change for one listener; `Gateway` sets it."""
+        self.newest: Callable[[str, str], tuple[Copy | None, bool]]
+        """Finds the newest copy of a session, and whether anything is known of it."""
+        self.followed = 0
+        self._watches: dict[Key, Watch] = {}
+        self._due: list[tuple[float, int, Watch]] = []
+        self._numbers = count()
+        self._changes: deque[tuple[Watch, Iterator[Listener]]] = deque()
+        self._showing = False
+        self._wheel: list[dict[Listener, None]] = [{} for _ in range(_SLOTS)]
+        self._next_slot = 0
+        self._turned = clock() // CHECK_SECONDS
+
+    @property
+    def watched(self) -> int:
+        """Ids that listeners follow."""
+        return len(self._watches)
+
+    def count(self, event: str) -> None:
+        """Count an event."""
+        self._telemetry.count(metrics.LISTENER_EVENTS, event)
+
+    # -- listeners come and go
+
+    def add(self, stream: Listener) -> None:
+        """Count a listener; its `release` counts its end."""
+        super().add(stream)
+        self.followed += len(stream.marks)
+        stream.slot = self._next_slot = (self._next_slot + 1) % _SLOTS
+        self._wheel[stream.slot][stream] = None
+        for name in stream.marks:
+            key = stream.environment, name
+            watch = self._watches.get(key)
+            if watch is None:
+                watch = self._watches[key] = Watch(key, self._clock())
+                self._schedule(watch)
+            watch.followers[stream] = None
+
+    def remove(self, stream: Listener, reason: str) -> None:
+        """Count the end of a listener."""
+        self.followed -= len(stream.marks)
+        del self._wheel[stream.slot][stream]
+        for name in stream.marks:
+            watch = self._watches[stream.environment, name]
+            del watch.followers[stream]
+            if not watch.followers:
+                del self._watches[watch.key]
+        super().remove(stream, reason)
+
+    # -- changes
+
+    def changed(self, copy: Copy) -> None:
+        """Show a copy that a load brought to all who follow its session."""
+        if not self._watches:
+            return
+        for key in copy.keys:
+            watch = self._watches.get(key)
+            if watch is not None:
+                watch.old = False
+                if watch.etag != copy.etag:
+                    watch.etag, watch.copy = copy.etag, copy
+                    self._spread(watch)
+
+    def missing(self, watch: Watch) -> None:
+        """Tell all followers that there is no such session."""
+        if watch.etag != b"":
+            watch.etag, watch.copy = b"", None
+            self._spread(watch)
+
+    def _spread(self, watch: Watch) -> None:
+        self._changes.append((watch, iter(list(watch.followers))))
+        if not self._showing:
+            self._showing = True
+            self._show_some()
+
+    def _show_some(self) -> None:
+        """Show changes to some listeners, then let other work have its turn."""
+        left = SHOWN_AT_ONCE
+        while self._changes and left:
+            watch, followers = self._changes[0]
+            for listener in followers:
+                if listener in watch.followers:
+                    self._show(listener, watch)
+                left -= 1
+                if not left:
+                    break
+            else:
+                self._changes.popleft()
+                if all(watch is not waiting for waiting, _ in self._changes):
+                    watch.copy = None
+        self._showing = bool(self._changes)
+        if self._showing:
+            asyncio.get_running_loop().call_soon(self._show_some)
+
+    def _show(self, listener: Listener, watch: Watch) -> None:
+        _, name = watch.key
+        if listener.must_wait:
+            listener.postpone(name)
+        else:
+            self._decide(listener, name, watch.copy)
+
+    def show_newest(self, listener: Listener, name: str) -> None:
+        """Show what is in memory of a session."""
+        copy, known = self.newest(listener.environment, name)
+        if known:
+            self._decide(listener, name, copy)
+
+    def _decide(self, listener: Listener, name: str, copy: Copy | None) -> None:
+        try:
+            self.show(listener, name, copy)
+        except Exception as exc:  # noqa: BLE001  one listener must not keep a change from the others
+            self._telemetry.exception("listener_failed", exc)
+            listener.end("failed")
+
+    # -- the loop
+
+    def due(self, now: float, most: int) -> Iterator[Watch]:
+        """Take the ids that may need a load, at most *most*; the caller sets when they do again."""
+        while self._due and self._due[0][0] <= now and most:
+            _, _, watch = heapq.heappop(self._due)
+            if self._watches.get(watch.key) is not watch:
+                continue
+            most -= 1
+            watch.due = now + RECHECK_SECONDS
+            try:
+                yield watch
+            finally:  # a watch that is not scheduled would never be loaded again
+                self._schedule(watch)
+
+    def _schedule(self, watch: Watch) -> None:
+        heapq.heappush(self._due, (watch.due, next(self._numbers), watch))
+
+    def heartbeats(self, now: float) -> Iterator[None]:
+        """Send the heartbeats that are due; yields between parts of the work."""
+        turned, self._turned = self._turned, now // CHECK_SECONDS
+        for turn in range(max(0, min(_SLOTS, int(self._turned - turned)))):
+            slot = int(self._turned - turn) % _SLOTS
+            for number, listener in enumerate(list(self._wheel[slot]), start=1):
+                if listener in self._open:
+                    listener.comment(events.OLD if self._has_old(listener) else events.FRESH)
+                if number % SHOWN_AT_ONCE == 0:
+                    yield
+
+    def _has_old(self, listener: Listener) -> bool:
+        return any(self._watches[listener.environment, name].old for name in listener.marks)

@@ -1,0 +1,144 @@
+"""The open streams of one process: how many there may be, what ends them, and how a drain ends all.
+
+Chat streams and listeners are streams of different kinds, each with a registry of its own.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from bff.errors import Refused
+from bff.telemetry import Telemetry
+
+ADDRESS_SHARE: Final = 4
+"""One address may have this part (a quarter) of the streams of a process."""
+CHECK_SECONDS: Final = 0.5
+"""Seconds between two checks of all streams: what the process has learned ends them in a second."""
+CHECKED_AT_ONCE: Final = 200
+"""Streams that are checked before other work gets its turn."""
+_SPREAD_STEPS: Final = 50
+"""Steps in which the streams of a process that stops are ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How many streams there may be in this process."""
+
+    streams: int
+    streams_per_caller: int
+
+
+class OpenStream(Protocol):
+    """A stream that is counted."""
+
+    @property
+    def caller(self) -> Hashable:
+        """The key under which its caller is counted."""
+
+    @property
+    def address(self) -> str:
+        """The key of its browser's address."""
+
+    @property
+    def grounds(self) -> Any:
+        """The facts that allowed it; `OpenStreams.check` passes them on."""
+
+    @property
+    def began(self) -> float:
+        """When it was opened."""
+
+    def end(self, reason: str) -> None:
+        """End it cleanly; only the first reason counts."""
+
+
+StreamT = TypeVar("StreamT", bound=OpenStream)
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+class OpenStreams(Generic[StreamT]):
+    """Counts and ends streams of one kind.
+
+    Args:
+        telemetry: counts their ends.
+        clock: seconds on the clock that never jumps.
+        ends: the counter of their ends, by reason.
+        seconds: the histogram of their durations.
+    """
+
+    def __init__(
+        self, telemetry: Telemetry, clock: Callable[[], float], *, ends: str, seconds: str
+    ) -> None:
+        self._telemetry = telemetry
+        self._clock = clock
+        self._ends = ends
+        self._seconds = seconds
+        self._open: dict[StreamT, None] = {}
+        self._by_caller: Counter[Hashable] = Counter()
+        self._by_address: Counter[str] = Counter()
+        self._draining = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def refuse(
+        self, bounds: Bounds, caller: Hashable, address: str, *, is_proxy: bool = False
+    ) -> None:
+        """Refuse a stream for which there is no room.
+
+        Raises:
+            Refused: ``overloaded`` or ``too_many_streams``.
+        """
+        if self._draining or len(self._open) >= bounds.streams:
+            raise Refused("overloaded", retry_after=1.0)
+        share = max(1, bounds.streams // ADDRESS_SHARE)
+        if self._by_caller[caller] >= bounds.streams_per_caller or (
+            self._by_address[address] >= share and not is_proxy
+        ):
+            raise Refused("too_many_streams", retry_after=1.0)
+
+    def add(self, stream: StreamT) -> None:
+        """Count a stream; its release counts its end."""
+        self._open[stream] = None
+        self._by_caller[stream.caller] += 1
+        self._by_address[stream.address] += 1
+
+    def remove(self, stream: StreamT, reason: str) -> None:
+        """Count the end of a stream."""
+        del self._open[stream]
+        _count_down(self._by_caller, stream.caller)
+        _count_down(self._by_address, stream.address)
+        self._telemetry.count(self._ends, reason)
+        self._telemetry.observe(self._seconds, self._clock() - stream.began)
+
+    def check(self, allowed: Callable[[Any], str | None]) -> Iterator[None]:
+        """End the streams for which *allowed* returns a reason; yields between parts of the work.
+
+        *allowed* gets the grounds of a stream, and returns None if they still hold.
+        """
+        for number, stream in enumerate(list(self._open), start=1):
+            if stream in self._open:
+                reason = allowed(stream.grounds)
+                if reason is not None:
+                    stream.end(reason)
+            if number % CHECKED_AT_ONCE == 0:
+                yield
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new streams, and end all others spread over *seconds*: reconnects come spread."""
+        self._draining = True
+        waiting = deque(self._open)
+        pause = seconds / _SPREAD_STEPS
+        for step in range(_SPREAD_STEPS, 0, -1):
+            for _ in range(-(-len(waiting) // step)):
+                waiting.popleft().end("shutdown")
+            await asyncio.sleep(pause)
+        for stream in list(self._open):
+            stream.end("shutdown")
+
+
+def _count_down(counter: Counter[KeyT], key: KeyT) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
