@@ -5,12 +5,13 @@ import json
 
 import pytest
 from support.listening import LIST, change, check, listen, look, settle
-from support.world import FRIENDLY, NEW_KEY, OFF, ORIGIN, OWN_KEY, Clock, World, read
+from support.polls import polled_world
+from support.virtual_time import run
+from support.world import FRIENDLY, NEW_KEY, OFF, ORIGIN, OWN_KEY, World, read
 
 from bff import metrics
+from bff.demo.upstream import session
 from bff.response import PushedResponse, Response
-
-SESSION_ENDS = {"type": "chat.agent"}
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ async def test_session_that_disappears_is_gone_and_may_come_back(live: World) ->
 async def test_list_shows_all_sessions_of_the_token(live: World) -> None:
     names = [f"chat-many-{n}" for n in range(30)]
     for number, name in enumerate(names):
-        live.upstream.environments[0].add(_session(100 + number, name))
+        live.upstream.environments[0].add(session(100 + number, name))
     listening = await listen(live, None, *read(*names, "chat-none"))
 
     (event,) = listening.events()
@@ -319,32 +320,42 @@ async def test_reconnects_cost_no_load(live: World) -> None:
     assert live.calls == 1
 
 
-async def test_many_sessions_share_the_budget(clock: Clock) -> None:
-    async with World(clock, **OFF | {"BFF_UPSTREAM_BUDGET": "10/second"}) as world:
-        for n in range(60):
-            world.upstream.environments[0].add(_session(100 + n, f"c{n}"))
-        for n in range(60):
-            opening = asyncio.create_task(
-                listen(world, f"c{n}", token=world.token(*read(f"c{n}"), act={"sub": f"p{n}"}))
-            )
-            await asyncio.sleep(0)
-            clock.advance(0.11)
-            await opening
-        for _ in range(100):
-            await look(world, 0.1)
-        before = world.calls
-        for _ in range(200):
-            await look(world, 0.1)
-        spent = world.calls - before
-        ages = [
-            clock.now - copy.loaded
-            for n in range(60)
-            if (copy := world.service.gateway.newest("default", f"c{n}")[0]) is not None
-        ]
+def test_many_sessions_cost_the_budget_and_no_more() -> None:
+    async def history() -> None:
+        async with polled_world(BFF_UPSTREAM_BUDGET="10/second") as it:
+            loop, listeners = asyncio.get_running_loop(), []
+            for name in it.add(*(f"c{n}" for n in range(60))):
+                token = it.token(f"person-{name}", [name])
+                listeners.append(await listen(it.world, name, token=token))
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(30)
+            settled = loop.time()
+            oldest = 0.0
+            for _ in range(40):
+                await asyncio.sleep(0.5)
+                for one in listeners:
+                    run_id = one.newest["currentRunId"].removeprefix("run_")
+                    oldest = max(oldest, loop.time() - float(run_id))
+            spent = sum(at >= settled for at, _ in it.reads)
 
-        assert 160 <= spent <= 210, "20 seconds of 10 loads"
-        assert len(ages) == 60
-        assert max(ages) <= 6.5, "60 sessions at 10 a second, and half a second"
+            assert 180 <= spent <= 201, "20 seconds of 10 loads"
+            assert oldest <= 6.5, "60 sessions at 10 a second, and half a second"
+
+    run(history)
+
+
+def test_one_list_costs_one_load_of_each_session_a_ttl() -> None:
+    async def history() -> None:
+        async with polled_world() as it:
+            names = it.add(*(f"c{n}" for n in range(5)))
+            listeners = [await listen(it.world, token=it.token(f"p{n}", names)) for n in range(20)]
+            await asyncio.sleep(20)
+
+            loads = [id_ for _, id_ in it.reads if id_ in names]
+            assert 45 <= len(loads) <= 55, "5 sessions, 20 seconds, a TTL of 2 seconds"
+            assert len({one.received.count(b"event: session\n") for one in listeners}) == 1
+
+    run(history)
 
 
 # -- what ends it
@@ -439,7 +450,7 @@ async def test_removed_key_ends_the_stream(live: World) -> None:
     "changed",
     [
         {"BFF_LIVE": "false"},
-        {"BFF_EXPOSE_FIELDS": "id,externalId"},
+        {"BFF_EXPOSE_TAGS": "public:*"},
         {"BFF_BRANCH": "another"},
     ],
 )
@@ -628,9 +639,3 @@ async def test_stream_without_the_fast_path_has_the_same_events(live: World) -> 
     text = (await reading).text
 
     assert [text.count(f"event: {name}\n") for name in ("sessions", "session", "end")] == [1] * 3
-
-
-def _session(number: int, name: str) -> dict[str, object]:
-    from bff.demo.upstream import session
-
-    return session(number, name)

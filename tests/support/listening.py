@@ -72,6 +72,15 @@ class Listening:
         """Take the comments that arrived since the last call."""
         return [one.comment for one in self._new() if one.comment is not None]
 
+    @property
+    def newest(self) -> dict[str, Any]:
+        """The newest document of a listener to one session."""
+        last = [
+            one for one in parse(self.received.decode()) if one.event in ("sessions", "session")
+        ]
+        shown: dict[str, Any] = last[-1].data
+        return shown["data"][0] if last[-1].event == "sessions" else shown
+
     def _new(self) -> list[Event]:
         text = self.received.decode()
         new, self._taken = text[self._taken :], len(text)
