@@ -30,7 +30,7 @@ def test_each_variable_of_settings_is_named_as_its_field() -> None:
 
 
 def test_no_two_declarations_share_a_variable() -> None:
-    classes = (EnvironmentSettings, Settings, PolicySettings, ChatSettings)
+    classes = (EnvironmentSettings, Settings, PolicySettings, ChatSettings, LiveSettings)
 
     assert len(SETTINGS) == sum(len(declared(settings_class)) for settings_class in classes)
 
@@ -39,7 +39,7 @@ def test_settings_beside_the_declared_ones_are_composed() -> None:
     composed = {row.name for row in fields(Settings)} - set(declared(Settings))
 
     assert composed == {
-        "chat", "environments", "token_sources", "default_policy", "policies", "reports", "files",
+        "chat", "live", "environments", "token_sources", "default_policy", "policies", "reports", "files",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from bff import metrics
 from bff.config import settings
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
+from bff.config.live_settings import LiveSettings
 from bff.config.runtime import Limits
 from bff.gateway import routes
 from bff.metrics import METRICS
@@ -70,6 +71,7 @@ def test_every_setting_is_used() -> None:
             settings.EnvironmentSettings,
             settings.PolicySettings,
             ChatSettings,
+            LiveSettings,
         )
         for name in declared(one)
     }

@@ -40,7 +40,7 @@ async def test_a_page_of_this_origin_needs_no_header(cookies: World) -> None:
     assert await ask_with(cookies, cookie | SAME) == (200, "")
     assert await ask_with(cookies, cookie | SAME, "HEAD") == (200, "")
     response = await cookies.browser.get(PATH + "chat-1", headers=cookie | SAME)
-    assert response.headers["vary"] == "Authorization, Origin, Cookie, Sec-Fetch-Site"
+    assert response.headers["vary"] == "Authorization, Origin, Cookie, Sec-Fetch-Site, Accept"
     assert response.headers["cache-control"] == "private, no-cache"
 
 
@@ -142,7 +142,7 @@ async def test_without_the_setting_no_cookie_is_looked_at(world: World) -> None:
 
     assert await ask_with(world, cookie | SAME) == (401, "token_missing")
     response = await world.browser.get(PATH + "chat-1", headers=SAME)
-    assert response.headers["vary"] == "Authorization, Origin"
+    assert response.headers["vary"] == "Authorization, Origin, Accept"
 
 
 async def test_a_preflight_never_allows_credentials(cookies: World) -> None:

@@ -37,7 +37,7 @@ async def test_stream_has_the_heads_that_browsers_and_proxies_need(chats: World)
         "x-session-settled": "true",
         "connection": "close",
         "access-control-allow-origin": ORIGIN,
-        "vary": "Authorization, Origin",
+        "vary": "Authorization, Origin, Accept",
         "x-content-type-options": "nosniff",
     }
     assert "set-cookie" not in response.headers

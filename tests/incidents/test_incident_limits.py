@@ -35,7 +35,7 @@ def test_21_only_the_exact_origin_gets_cors_headers(edge: Gateway, origin: str) 
     for data in requests:
         headers = talk(edge.port, data).responses[0].headers
         assert not [name for name in headers if name.startswith("access-control")]
-        assert headers["vary"] == "Authorization, Origin"
+        assert headers["vary"] == "Authorization, Origin, Accept"
     for data in requests:
         good = data.replace(f"Origin: {origin}".encode(), f"Origin: {ORIGIN}".encode())
         headers = talk(edge.port, good).responses[0].headers

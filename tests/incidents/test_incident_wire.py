@@ -103,7 +103,7 @@ def test_14_every_answer_has_cache_control_and_vary(edge: Gateway) -> None:
         assert answer.status == status
         expected = "private, no-cache" if status in (200, 304) else "no-store"
         assert answer.headers["cache-control"] == expected, status
-        assert answer.headers["vary"] == "Authorization, Origin", status
+        assert answer.headers["vary"] == "Authorization, Origin, Accept", status
 
 
 async def test_17_cancelled_leader_cancels_no_other_waiter(world: World) -> None:

@@ -131,13 +131,13 @@ async def test_document_describes_503_of_a_gateway_not_ready(world: World) -> No
 
 
 async def test_document_describes_the_headers_of_answers(world: World) -> None:
-    assert await _described_vary(world) == "Authorization, Origin"
+    assert await _described_vary(world) == "Authorization, Origin, Accept"
 
 
 async def test_document_describes_vary_with_the_token_cookie(world: World) -> None:
     await world.start(BFF_TOKEN_COOKIE="__Host-bff-token")
 
-    assert await _described_vary(world) == "Authorization, Origin, Cookie, Sec-Fetch-Site"
+    assert await _described_vary(world) == "Authorization, Origin, Cookie, Sec-Fetch-Site, Accept"
 
 
 async def _described_vary(world: World) -> str:

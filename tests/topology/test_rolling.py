@@ -294,7 +294,7 @@ def test_app_and_sessions_share_an_origin(topology: Topology) -> None:
 
     assert response.json()["id"]
     assert response.headers["cache-control"] == "private, no-cache"
-    assert response.headers["vary"] == "Authorization, Origin"
+    assert response.headers["vary"] == "Authorization, Origin, Accept"
     assert response.headers["alt-svc"].startswith("h3=")
     assert again.status_code == 304
     assert app.status_code == 200
