@@ -6,6 +6,7 @@ from support.world import environ
 
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
+from bff.config.live_settings import LiveSettings
 from bff.config.reader import load
 from bff.config.settings import (
     FIXED,
