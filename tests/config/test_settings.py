@@ -40,7 +40,8 @@ def test_settings_beside_the_declared_ones_are_composed() -> None:
     composed = {row.name for row in fields(Settings)} - set(declared(Settings))
 
     assert composed == {
-        "chat", "live", "environments", "token_sources", "default_policy", "policies", "reports", "files",
+        "chat", "live", "environments", "token_sources", "default_policy", "policies", "reports",
+        "files",
     }  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""Streams of any kind: their bounds, and the order of their ends."""
+
+import io
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from support.world import Clock
+
+from bff import metrics
+from bff.errors import Refused
+from bff.open_streams import CHECKED_AT_ONCE, Bounds, OpenStreams
+from bff.telemetry import Telemetry
+
+
+@dataclass(eq=False)
+class Stream:
+    caller: Hashable = "ann"
+    address: str = "192.0.2.1"
+    grounds: Any = None
+    began: float = 0.0
+    ends: list[str] = field(default_factory=list)
+
+    def end(self, reason: str) -> None:
+        self.ends.append(reason)
+
+
+@pytest.fixture
+def streams(clock: Clock) -> OpenStreams[Stream]:
+    return OpenStreams(
+        Telemetry(io.StringIO()),
+        lambda: clock.now,
+        ends=metrics.LISTENER_ENDS,
+        seconds=metrics.LISTENER_SECONDS,
+    )
+
+
+def refused(streams: OpenStreams[Stream], **of: Any) -> str | None:
+    bounds = Bounds(streams=8, streams_per_caller=2)
+    try:
+        streams.refuse(bounds, **{"caller": "new", "address": "192.0.2.9"} | of)
+    except Refused as refusal:
+        return refusal.refusal.code
+    return None
+
+
+def test_each_bound_refuses(streams: OpenStreams[Stream]) -> None:
+    one, two = Stream(), Stream()
+    streams.add(one)
+    streams.add(two)
+
+    assert refused(streams) is None
+    assert refused(streams, caller="ann") == "too_many_streams"
+    assert refused(streams, address="192.0.2.1") == "too_many_streams"
+    assert refused(streams, address="192.0.2.1", is_proxy=True) is None
+    for _ in range(6):
+        streams.add(Stream(caller="others", address="192.0.2.2"))
+    assert refused(streams) == "overloaded"
+    streams.remove(one, "browser")
+    assert refused(streams, caller="ann") is None
+
+
+def test_check_ends_and_leaves_turns(streams: OpenStreams[Stream]) -> None:
+    opened = [Stream(grounds=n) for n in range(2 * CHECKED_AT_ONCE)]
+    for stream in opened:
+        streams.add(stream)
+    parts = list(streams.check(lambda grounds: "revoked" if grounds % 2 else None))
+
+    assert len(parts) == 2
+    assert [stream.ends for stream in opened[:4]] == [[], ["revoked"], [], ["revoked"]]
+
+
+async def test_drain_refuses_and_ends_all(streams: OpenStreams[Stream]) -> None:
+    opened = [Stream() for _ in range(120)]
+    for stream in opened:
+        streams.add(stream)
+    await streams.drain(0.0)
+
+    assert all(stream.ends[0] == "shutdown" for stream in opened)
+    assert refused(streams) == "overloaded"
