@@ -128,6 +128,10 @@ class App:
         self.files["app_js"] = esbuild(self._path / "main.tsx", "--jsx=automatic")
         return open_page(self._browser, self.site.origin)
 
+    def add(self, name: str) -> None:
+        """Put another snippet beside that of `run`."""
+        (self._path / name).write_text(snippet(name, self.gateway.url))
+
     def close(self) -> None:
         for context in self._browser.contexts:
             context.close()
@@ -278,6 +282,70 @@ def test_cookie_snippet_needs_no_token_in_the_page(
             page.context.close()
 
     assert (session["externalId"], refused, cookies) == ("chat-1", "unauthorized", "")
+
+
+def test_live_snippets_show_each_change(app: App, upstream: running_upstream) -> None:
+    tokens = [app.gateway.token(*read("chat-2")), app.gateway.token(*read("chat-2", "chat-1"))]
+    minted: list[str] = []
+
+    def mint() -> bytes:
+        minted.append(tokens[min(len(minted), 1)])
+        return minted[-1].encode()
+
+    app.files["api/gateway-token"] = mint
+    app.add("live.ts")
+    main = """
+        import { useState } from "react";
+        import { createRoot } from "react-dom/client";
+        import { useLive } from "./useLive";
+
+        function App() {
+          const [version, setVersion] = useState(0);
+          const chats = useLive("/api/v1/sessions", version);
+          return <>
+            <ul>{chats?.map((chat) => <li key={chat.id}>{chat.externalId} {chat.taskIdentifier}</li>)}</ul>
+            <button onClick={() => setVersion(1)}>new chat</button>
+          </>;
+        }
+        createRoot(document.querySelector("main")!).render(<App />);
+    """
+    page = app.run("useLive.ts", main)
+    document = upstream.app.environments[0].find("chat-2")
+    assert document is not None
+
+    expect(page.locator("li")).to_have_text(["chat-2 my-chat"])
+    document["taskIdentifier"] = "another"
+    expect(page.locator("li")).to_have_text(["chat-2 another"], timeout=10_000)
+    document["taskIdentifier"] = "my-chat"
+    page.click("button")
+    expect(page.locator("li")).to_have_text(["chat-2 my-chat", "chat-1 my-chat"], timeout=10_000)
+    assert minted == tokens
+
+
+def test_event_source_snippet_needs_the_cookie_alone(
+    chromium: Browser, tmp_path: Path, upstream: running_upstream
+) -> None:
+    (tmp_path / "events.ts").write_text(snippet("events.ts"))
+    (tmp_path / "main.ts").write_text("""
+        import { followWithCookie } from "./events";
+        const shown = document.querySelector("main")!;
+        followWithCookie((chats) => (shown.textContent = chats.map((chat) => chat.taskIdentifier).join()),
+          () => fetch("/login"));
+    """)
+    name = "__Host-bff-token"
+    document = upstream.app.environments[0].find("chat-1")
+    assert document is not None
+    with Gateway(upstream.port, BFF_TOKEN_COOKIE=name) as gateway:
+        token = gateway.token(*read("chat-1"))
+        cookie = f"{name}={token}; Secure; HttpOnly; SameSite=Strict; Path=/"
+        with OneOrigin(gateway.port, cookie, prefix="/trigger") as site:
+            site.pages = {"/login": HTML, "/app.js": esbuild(tmp_path / "main.ts")}
+            page = open_page(chromium, site.origin + "/login")
+            expect(page.locator("main")).to_have_text("my-chat")
+            document["taskIdentifier"] = "another"
+            expect(page.locator("main")).to_have_text("another", timeout=10_000)
+            document["taskIdentifier"] = "my-chat"
+            page.context.close()
 
 
 def test_react_snippet_polls(app: App) -> None:

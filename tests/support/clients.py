@@ -279,6 +279,9 @@ class OneOrigin(_Served):
                 has_cookie = name in (self.headers.get("cookie") or "")
                 site = self.headers.get("sec-fetch-site")
                 outer.seen.append((self.command, site, has_cookie, response.status))
+                if response.getheader("content-type", "").startswith("text/event-stream"):
+                    self._relay(response)
+                    return
                 content = response.read()
                 self.send_response(response.status)
                 for header, value in response.getheaders():
@@ -290,6 +293,16 @@ class OneOrigin(_Served):
                 connection.close()
 
             do_POST = do_PUT = do_HEAD = do_OPTIONS = do_GET  # noqa: N815  the server's own names
+
+            def _relay(self, response: http.client.HTTPResponse) -> None:
+                """Pass events on as they come, until one side leaves."""
+                self.send_response(response.status)
+                self.send_header("content-type", "text/event-stream")
+                self.send_header("connection", "close")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while part := response.read1():
+                        self.wfile.write(part)
 
             def _page(self) -> None:
                 content = outer.pages.get(self.path, b"<!doctype html><title>app</title>")
