@@ -107,7 +107,7 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
     "stream_version": Row(
         HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"
     ),
-    "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many chats are open at once"),
+    "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams are open at once"),
     "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
     "upstream_rejected_credentials": Row(
         HTTPStatus.BAD_GATEWAY, "The upstream rejected the gateway's credentials"

@@ -264,8 +264,9 @@ class Settings:
     max_connections: int = setting(
         "BFF_MAX_CONNECTIONS",
         values.count,
-        "browser connections of each worker; it closes further ones at once",
-        default="10000",
+        "browser connections of each worker, those of listeners among them; it closes further ones "
+        "at once",
+        default="16000",
         reloadable=False,
     )
     max_connections_per_address: int = setting(

@@ -13,6 +13,7 @@ from bff.sessions.policy import Policy
 _TEXT: Final[Schema] = {"type": "string"}
 _HIDDEN: Final[Schema] = {"type": "null", "description": "The policy hides this field"}
 _JSON: Final = "application/json"
+_EVENTS: Final = "text/event-stream"
 _COMMON: Final = ("X-Request-Id", "Vary", "Cache-Control", "X-Content-Type-Options")
 """Headers of every answer."""
 _LIMITED: Final = (
@@ -67,7 +68,8 @@ _DESCRIPTION: Final = """\
 The browser-facing gateway of Trigger.dev sessions. `OPTIONS` is 204 for any path, with CORS headers
 for an allowed origin. Other methods on these paths are 405 `method_not_allowed`; other paths below
 `/api/` and `/realtime/` are 410 `not_served`, all others 404 `not_found`. Every request, also one
-for a list, counts once against the caller's rate limit."""
+for a list, counts once against the caller's rate limit. A request that prefers text/event-stream
+gets the session, or the list, as it changes."""
 _TOKEN: Final = {
     "type": "http",
     "scheme": "bearer",
@@ -138,6 +140,7 @@ def document(
                 [_SESSION_PARAMETER],
                 "Session",
                 ["bad_request", "invalid_session_id", "unauthorized", "not_found"],
+                live=live,
             ),
             ids.LIST_ROUTE.decode(): _path(
                 "The sessions that the token names, in its order",
@@ -145,6 +148,7 @@ def document(
                 "Sessions",
                 ["bad_request", "unauthorized"],
                 "X-Unavailable-Sessions",
+                live=live,
             ),
             **(_chat_paths() if chat else {}),
             **{path: _page(summary) for path, summary in _PAGES.items()},
@@ -180,15 +184,25 @@ _UPSTREAM: Final = _codes(
 
 
 def _path(
-    summary: str, parameters: list[Schema], schema: str, codes: list[ErrorCode], *more: str
+    summary: str,
+    parameters: list[Schema],
+    schema: str,
+    codes: list[ErrorCode],
+    *more: str,
+    live: bool,
 ) -> Schema:
     """Describe a path that answers with *schema*, or refuses with *codes* or a usual code.
 
-    A 200 and a 304 may have *more* headers than the usual ones.
+    A 200 and a 304 may have *more* headers than the usual ones. With *live* it can be an event
+    stream.
     """
     usual: list[ErrorCode] = [*_UPSTREAM, "rate_limited", "internal"]
     headers = (*_COMMON, *_REPRESENTATION, *_LIMITED, *more)
-    content = {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    content: Schema = {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    if live:
+        content[_EVENTS] = {"schema": _TEXT}
+        parameters = [*parameters, _header("Last-Event-ID", "The state that the browser has")]
+        codes = [*codes, "too_many_streams"]
     operation = {
         "summary": summary,
         "parameters": [*parameters, _IF_NONE_MATCH],
@@ -223,7 +237,7 @@ def _chat_paths() -> dict[str, Schema]:
             **_refusals([*usual, *refused, "session_closed"]),
         },
     }
-    events = {"text/event-stream": {"schema": _TEXT}}
+    events = {_EVENTS: {"schema": _TEXT}}
     names = {
         "Last-Event-ID": "The number of the last record that the browser has",
         "Timeout-Seconds": "Seconds after which the stream ends, 1 to 600",

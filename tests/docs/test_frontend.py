@@ -303,7 +303,7 @@ def test_live_snippets_show_each_change(app: App, upstream: running_upstream) ->
           const [version, setVersion] = useState(0);
           const chats = useLive("/api/v1/sessions", version);
           return <>
-            <ul>{chats?.map((chat) => <li key={chat.id}>{chat.externalId} {chat.taskIdentifier}</li>)}</ul>
+            <ul>{chats?.map((c) => <li key={c.id}>{c.externalId} {c.taskIdentifier}</li>)}</ul>
             <button onClick={() => setVersion(1)}>new chat</button>
           </>;
         }
@@ -329,8 +329,9 @@ def test_event_source_snippet_needs_the_cookie_alone(
     (tmp_path / "main.ts").write_text("""
         import { followWithCookie } from "./events";
         const shown = document.querySelector("main")!;
-        followWithCookie((chats) => (shown.textContent = chats.map((chat) => chat.taskIdentifier).join()),
-          () => fetch("/login"));
+        followWithCookie((chats) => {
+          shown.textContent = chats.map((chat) => chat.taskIdentifier).join();
+        }, () => fetch("/login"));
     """)
     name = "__Host-bff-token"
     document = upstream.app.environments[0].find("chat-1")

@@ -416,7 +416,7 @@ async def test_session_revoked_by_its_other_id_ends_the_stream(live: World) -> N
     assert [e.data for e in listening.events()] == [{"reason": "revoked"}]
 
 
-async def test_session_of_a_list_that_was_revoked_before_causes_no_byte(live: World) -> None:
+async def test_revoked_session_of_a_list_causes_no_byte(live: World) -> None:
     token = live.token(*read("chat-1", "chat-2"))
     live.clock.advance(1)
     await live.ops.post("/revocations", json={"session": "chat-2"})

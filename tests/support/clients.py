@@ -246,6 +246,17 @@ _HOP = frozenset(
 )
 
 
+def _relay(to: http.server.BaseHTTPRequestHandler, response: http.client.HTTPResponse) -> None:
+    """Pass events on as they come, until one side leaves."""
+    to.send_response(response.status)
+    to.send_header("content-type", "text/event-stream")
+    to.send_header("connection", "close")
+    to.end_headers()
+    with contextlib.suppress(OSError):
+        while part := response.read1():
+            to.wfile.write(part)
+
+
 class OneOrigin(_Served):
     """A site whose server passes ``/api/`` on to the gateway, as a reverse proxy does.
 
@@ -280,7 +291,7 @@ class OneOrigin(_Served):
                 site = self.headers.get("sec-fetch-site")
                 outer.seen.append((self.command, site, has_cookie, response.status))
                 if response.getheader("content-type", "").startswith("text/event-stream"):
-                    self._relay(response)
+                    _relay(self, response)
                     return
                 content = response.read()
                 self.send_response(response.status)
@@ -293,16 +304,6 @@ class OneOrigin(_Served):
                 connection.close()
 
             do_POST = do_PUT = do_HEAD = do_OPTIONS = do_GET  # noqa: N815  the server's own names
-
-            def _relay(self, response: http.client.HTTPResponse) -> None:
-                """Pass events on as they come, until one side leaves."""
-                self.send_response(response.status)
-                self.send_header("content-type", "text/event-stream")
-                self.send_header("connection", "close")
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    while part := response.read1():
-                        self.wfile.write(part)
 
             def _page(self) -> None:
                 content = outer.pages.get(self.path, b"<!doctype html><title>app</title>")

@@ -147,4 +147,6 @@ def check(world: World) -> None:
 
 def change(world: World, id_: str, **changes: Any) -> None:
     """Change a session upstream."""
-    world.upstream.environments[0].find(id_).update(changes)
+    document = world.upstream.environments[0].find(id_)
+    assert document is not None
+    document.update(changes)
