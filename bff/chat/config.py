@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bff.chat.identity import Signer
 from bff.chat.messages import MessagePolicy
-from bff.open_streams import Bounds
+from bff.stream_registry import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

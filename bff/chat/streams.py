@@ -16,7 +16,7 @@ from cachetools import TTLCache
 from bff import metrics
 from bff.chat.records import RecordFilter
 from bff.errors import Refused, UpstreamError
-from bff.open_streams import OpenStreams
+from bff.stream_registry import StreamRegistry
 from bff.telemetry import Telemetry
 
 UNREADABLE_SECONDS: Final = 60.0
@@ -115,7 +115,7 @@ class ChatStream:
             self.release(reason)
 
 
-class Streams(OpenStreams[ChatStream]):
+class Streams(StreamRegistry[ChatStream]):
     """Counts and ends the streams of chats.
 
     Args:

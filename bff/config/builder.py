@@ -22,12 +22,12 @@ from bff.digests import fingerprint
 from bff.limits.budget import Budget
 from bff.limits.rate import Limiter, QuotaProvider, Unlimited
 from bff.live.config import LiveConfig
-from bff.open_streams import Bounds
 from bff.replicas.alone import AnySharing
 from bff.replicas.codec import Namespace
 from bff.response import ResponseBuilder
 from bff.sessions import ids, openapi
 from bff.sessions.copy import Ages
+from bff.stream_registry import Bounds
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet, read_jwks, shared_key
 from bff.tokens.scopes import Grant

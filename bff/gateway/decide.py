@@ -37,12 +37,12 @@ from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
 from bff.live.listener import Listener
 from bff.live.listeners import Listeners
-from bff.open_streams import CHECK_SECONDS
 from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy, State
+from bff.stream_registry import CHECK_SECONDS
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller, Claimant
 from bff.tokens.introspected import Introspections

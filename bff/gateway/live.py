@@ -37,7 +37,7 @@ from bff.tokens.scopes import Grant
 
 TICK_SECONDS: Final = 0.1
 """Seconds between two looks for sessions that need a load."""
-ASKED_AT_ONCE: Final = 500
+LOOKED_UP_AT_ONCE: Final = 500
 """Sessions that one look asks for at most: the work of a second is bounded."""
 EVERYTHING: Final = Query()
 """The query of a listener that follows one session."""
@@ -189,9 +189,9 @@ class Live:
         )
         documents = [answers.event(request, caller, copy) for copy in pending.shown.values()]
         for name, copy in pending.shown.items():
-            listener.set_mark(name, events.mark(copy.etag))
+            listener.set_stamp(name, events.stamp(copy.etag))
         for name, refusal in pending.unavailable.items():
-            listener.set_mark(name, events.mark_of_refusal(name, refusal.code))
+            listener.set_stamp(name, events.stamp_of_refusal(name, refusal.code))
         opening = events.opening(request.request_id)
         if head.fields.last_event_id == events.event_id(listener.total):
             opening += events.FRESH  # the browser has all of it
@@ -199,7 +199,7 @@ class Live:
             unavailable = unavailable_members(pending.unavailable)
             opening += events.sessions(documents, unavailable, listener.total)
             self._listeners.count("sessions")
-        listener.open_with(opening)
+        listener.begin_with(opening)
         self._listeners.add(listener)
         for name, copy in pending.shown.items():  # other loads may have ended during the wait
             if self.newest(caller.environment, name, request.now)[0] is not copy:
@@ -230,13 +230,13 @@ class Live:
         try:
             document = self._answers.event(request, caller, copy)
         except Refused:  # a revocation; a session that is not shown causes no byte
-            if listener.marks[shown_as] > 0:
+            if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
             return
         if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
-            listener.show(shown_as, events.mark(copy.etag), document)
+            listener.show(shown_as, events.stamp(copy.etag), document)
 
     def newest(self, environment: str, name: str, now: float) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""
@@ -249,7 +249,7 @@ class Live:
 
     def look(self, now: float, wall: float) -> Iterator[None]:
         """Ask for the loads that listeners need; yields between parts of the work."""
-        for number, watch in enumerate(self._listeners.due(now, ASKED_AT_ONCE), start=1):
+        for number, watch in enumerate(self._listeners.due(now, LOOKED_UP_AT_ONCE), start=1):
             self._ask(watch, now, wall)
             if number % 100 == 0:
                 yield
@@ -261,7 +261,7 @@ class Live:
         request.now, request.wall = now, wall
         _, name = watch.key
         try:
-            found = self._lookup.find(request, caller, name)
+            served = self._lookup.find(request, caller, name)
         except Refused as refused:
             if refused.refusal.code == "not_found":
                 stretch = self._stretch(request, caller)
@@ -270,14 +270,14 @@ class Live:
             elif refused.refusal.code != "unauthorized":  # another follower is next
                 watch.old = True
             return
-        if isinstance(found, PendingLoad):
-            watch.old |= found.fallback is not None
-            if watch.load is not found.load:
-                watch.load = found.load
-                found.task.add_done_callback(partial(self._loaded, watch))
-            found.load.leave(again=True)  # nobody waits for it: the copy comes to `changed`
+        if isinstance(served, PendingLoad):
+            watch.old |= served.fallback is not None
+            if watch.load is not served.load:
+                watch.load = served.load
+                served.task.add_done_callback(partial(self._loaded, watch))
+            served.load.leave(again=True)  # nobody waits for it: the copy comes to `changed`
             return
-        copy, outcome = found
+        copy, outcome = served
         self._listeners.changed(copy)
         watch.old = outcome is STALE_IF_ERROR
         fresh_until = ages.fresh_until(copy, copy.share.stretch)
@@ -354,4 +354,4 @@ class Live:
 def _shown(grounds: Grounds) -> list[str]:
     """The ids whose sessions a listener shows."""
     assert grounds.listener is not None  # noqa: S101  `open` sets it
-    return [name for name, mark in grounds.listener.marks.items() if mark > 0]
+    return [name for name, stamp in grounds.listener.stamps.items() if stamp > 0]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bff.open_streams import Bounds
+from bff.stream_registry import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The events of a listener as bytes (WHATWG: server-sent events), and their ids. Pure.
 
-The id of an event stands for everything that the listener shows: it is the sum of one mark for each
-session. A mark is made of the entity tag of the shown document, so all replicas make equal ids, and
-one change costs one addition, however long the list is.
+The id of an event stands for everything that the listener shows: it is the sum of one stamp for
+each session. A stamp is made of the entity tag of the shown document, so all replicas make equal
+ids, and one change costs one addition, however long the list is.
 """
 
 import base64
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
-_MARK_BYTES: Final = 18
+_STAMP_BYTES: Final = 18
 """Bytes of an entity tag's digest; see `bff.digests.etag`."""
-_MARKS: Final = 1 << 8 * _MARK_BYTES
+_STAMPS: Final = 1 << 8 * _STAMP_BYTES
 FRESH: Final = b": ok\n\n"
 """The comment of a heartbeat: proxies and browsers see that the connection lives."""
 OLD: Final = b": copies are old\n\n"
@@ -22,20 +22,20 @@ _RETRY_MILLISECONDS: Final = 1000
 _RETRY_SPREAD: Final = 4000
 
 
-def mark(etag: bytes) -> int:
-    """Make the mark of a shown document from its entity tag."""
+def stamp(etag: bytes) -> int:
+    """Make the stamp of a shown document from its entity tag."""
     return int.from_bytes(base64.urlsafe_b64decode(etag.strip(b'"')), "big")
 
 
-def mark_of_refusal(name: str, code: str) -> int:
-    """Make the mark of a session that is reported as unavailable: it is negative."""
+def stamp_of_refusal(name: str, code: str) -> int:
+    """Make the stamp of a session that is reported as unavailable: it is negative."""
     digest = sha256(json.dumps([name, code]).encode()).digest()
-    return -int.from_bytes(digest[:_MARK_BYTES], "big")
+    return -int.from_bytes(digest[:_STAMP_BYTES], "big")
 
 
 def add(total: int, before: int, after: int) -> int:
-    """Replace one mark in a sum of marks."""
-    return (total - before + after) % _MARKS
+    """Replace one stamp in a sum of stamps."""
+    return (total - before + after) % _STAMPS
 
 
 def event_id(total: int) -> bytes:

@@ -59,8 +59,20 @@ class Listener:
     """
 
     __slots__ = (
-        "_dirty", "_listeners", "_opening", "_reason", "_released", "_sink",
-        "address", "began", "caller", "environment", "grounds", "marks", "slot", "total",
+        "_dirty",
+        "_listeners",
+        "_opening",
+        "_reason",
+        "_released",
+        "_sink",
+        "address",
+        "began",
+        "caller",
+        "environment",
+        "grounds",
+        "slot",
+        "stamps",
+        "total",
     )  # fmt: skip
 
     def __init__(
@@ -80,10 +92,10 @@ class Listener:
         self.address = address
         self.grounds = grounds
         self.began = began
-        self.marks: dict[str, int] = dict.fromkeys(names, 0)
-        """What it shows, by followed id: 0 for nothing, negative for a refusal."""
+        self.stamps: dict[str, int] = dict.fromkeys(names, 0)
+        """The stamp of each followed session: 0 for nothing, negative for a refusal."""
         self.total = 0
-        """The sum of the marks."""
+        """The sum of the stamps."""
         self.slot = 0
         self._sink: EventSink = _DETACHED
         self._opening = b""
@@ -96,33 +108,33 @@ class Listener:
 
     def name_of(self, copy: Copy) -> str | None:
         """The id under which it shows a session: of both ids, the first that its token names."""
-        if len(self.marks) == 1 or copy.external_id is None:
-            return next((id_ for id_ in (copy.id, copy.external_id) if id_ in self.marks), None)
-        both = [id_ for id_ in (copy.id, copy.external_id) if id_ in self.marks]
+        if len(self.stamps) == 1 or copy.external_id is None:
+            return next((id_ for id_ in (copy.id, copy.external_id) if id_ in self.stamps), None)
+        both = [id_ for id_ in (copy.id, copy.external_id) if id_ in self.stamps]
         if len(both) > 1:
-            return next(id_ for id_ in self.marks if id_ in both)
+            return next(id_ for id_ in self.stamps if id_ in both)
         return both[0] if both else None
 
-    def set_mark(self, name: str, mark: int) -> None:
+    def set_stamp(self, name: str, stamp: int) -> None:
         """Change what it shows of one session."""
-        self.total = events.add(self.total, self.marks[name], mark)
-        self.marks[name] = mark
+        self.total = events.add(self.total, self.stamps[name], stamp)
+        self.stamps[name] = stamp
 
-    def open_with(self, data: bytes) -> None:
+    def begin_with(self, data: bytes) -> None:
         """Set what it sends first, when its browser's side is attached."""
         self._opening = data
 
-    def show(self, name: str, mark: int, document: bytes) -> None:
+    def show(self, name: str, stamp: int, document: bytes) -> None:
         """Show a session, unless it is shown already."""
-        if self.marks[name] != mark:
-            self.set_mark(name, mark)
+        if self.stamps[name] != stamp:
+            self.set_stamp(name, stamp)
             self._sink.send_event(events.session(document, self.total))
             self._listeners.count("session")
 
     def hide(self, name: str) -> None:
         """Show a session no longer."""
-        if self.marks[name]:
-            self.set_mark(name, 0)
+        if self.stamps[name]:
+            self.set_stamp(name, 0)
             self._sink.send_event(events.gone(name, self.total))
             self._listeners.count("gone")
 

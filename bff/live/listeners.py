@@ -1,8 +1,8 @@
 """The listeners of one process: browsers that get each change of the sessions that they follow.
 
 `Listeners` knows who follows which session: a copy that a load brings is shown to the followers of
-its session and to nobody else. One loop asks for the loads, one wheel sends the heartbeats. What a
-listener may see is decided outside, for each event.
+its session and to nobody else. One loop asks for the loads, one wheel sends the heartbeats. The
+gateway decides for each event whether a listener may see it.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from typing import Final
 from bff import metrics
 from bff.live import events
 from bff.live.listener import Listener
-from bff.open_streams import CHECK_SECONDS, OpenStreams
 from bff.sessions.copy import Copy, Key
+from bff.stream_registry import CHECK_SECONDS, StreamRegistry
 from bff.telemetry import Telemetry
 
 HEARTBEAT_SECONDS: Final = 15.0
@@ -65,7 +65,7 @@ class Watch:
         return listener
 
 
-class Listeners(OpenStreams[Listener]):
+class Listeners(StreamRegistry[Listener]):
     """Counts listeners, and brings changes to them.
 
     Args:
@@ -105,10 +105,10 @@ class Listeners(OpenStreams[Listener]):
     def add(self, stream: Listener) -> None:
         """Count a listener; its `release` counts its end."""
         super().add(stream)
-        self.followed += len(stream.marks)
+        self.followed += len(stream.stamps)
         stream.slot = self._next_slot = (self._next_slot + 1) % _SLOTS
         self._wheel[stream.slot][stream] = None
-        for name in stream.marks:
+        for name in stream.stamps:
             key = stream.environment, name
             watch = self._watches.get(key)
             if watch is None:
@@ -118,9 +118,9 @@ class Listeners(OpenStreams[Listener]):
 
     def remove(self, stream: Listener, reason: str) -> None:
         """Count the end of a listener."""
-        self.followed -= len(stream.marks)
+        self.followed -= len(stream.stamps)
         del self._wheel[stream.slot][stream]
-        for name in stream.marks:
+        for name in stream.stamps:
             watch = self._watches[stream.environment, name]
             del watch.followers[stream]
             if not watch.followers:
@@ -181,8 +181,8 @@ class Listeners(OpenStreams[Listener]):
 
     def show_newest(self, listener: Listener, name: str) -> None:
         """Show what is in memory of a session."""
-        copy, known = self.newest(listener.environment, name)
-        if known:
+        copy, in_memory = self.newest(listener.environment, name)
+        if in_memory:
             self._decide(listener, name, copy)
 
     def _decide(self, listener: Listener, name: str, copy: Copy | None) -> None:
@@ -222,4 +222,4 @@ class Listeners(OpenStreams[Listener]):
                     yield
 
     def _has_old(self, listener: Listener) -> bool:
-        return any(self._watches[listener.environment, name].old for name in listener.marks)
+        return any(self._watches[listener.environment, name].old for name in listener.stamps)

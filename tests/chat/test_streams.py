@@ -13,7 +13,7 @@ from bff import metrics
 from bff.chat.records import RecordFilter
 from bff.chat.streams import ChatStream, Streams
 from bff.errors import Refused, UpstreamUnavailable
-from bff.open_streams import Bounds
+from bff.stream_registry import Bounds
 from bff.telemetry import Telemetry
 
 EVENT = b'event: batch\ndata: {"records":[{"seq_num":0,"body":"1"}]}\n\n'

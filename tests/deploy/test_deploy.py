@@ -150,7 +150,7 @@ def test_compose_file_follows_the_specification() -> None:
 
     assert "gateway-1" in PyCompose.from_yaml(text).service_names()
     with pytest.raises(ValueError, match=r"."):
-        PyCompose.from_yaml(text.replace("mem_limit: 256m", "mem_limit: [much]"))
+        PyCompose.from_yaml(text.replace("mem_limit: 384m", "mem_limit: [much]"))
 
 
 def test_services_are_hardened_and_have_health_checks() -> None:

@@ -7,7 +7,7 @@ from support.listening import parse
 from bff.digests import etag
 from bff.live import events
 
-ONE, TWO = events.mark(etag(b"one")), events.mark(etag(b"two"))
+ONE, TWO = events.stamp(etag(b"one")), events.stamp(etag(b"two"))
 
 
 def test_id_depends_on_what_is_shown_and_not_on_the_way_there() -> None:
@@ -19,11 +19,11 @@ def test_id_depends_on_what_is_shown_and_not_on_the_way_there() -> None:
 
 
 def test_refusals_have_marks_of_their_own() -> None:
-    marks = {events.mark_of_refusal(*pair) for pair in (("a", "x"), ("a", "y"), ("b", "x"))}
+    stamps = {events.stamp_of_refusal(*pair) for pair in (("a", "x"), ("a", "y"), ("b", "x"))}
 
-    assert len(marks) == 3
-    assert max(marks) < 0
-    total = events.add(events.add(0, 0, min(marks)), min(marks), ONE)
+    assert len(stamps) == 3
+    assert max(stamps) < 0
+    total = events.add(events.add(0, 0, min(stamps)), min(stamps), ONE)
     assert total == events.add(0, 0, ONE)
 
 

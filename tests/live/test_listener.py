@@ -10,7 +10,7 @@ from bff.live import events
 from bff.live.listener import Listener
 from bff.sessions.copy import Copy, make_copy
 
-MARK = events.mark(etag(b"one"))
+STAMP = events.stamp(etag(b"one"))
 
 
 class Registry:
@@ -53,7 +53,7 @@ def listener(registry: Registry, *names: str) -> Listener:
         names=names or ("chat-1",),
         began=0.0,
     )
-    made.open_with(b": first\n\n")
+    made.begin_with(b": first\n\n")
     return made
 
 
@@ -135,7 +135,7 @@ async def test_pulled_events_are_bounded(registry: Registry) -> None:
     pulled = one.events()
     assert await anext(pulled) == b": first\n\n"
 
-    one.show("chat-1", MARK, b"x" * 10_000)
+    one.show("chat-1", STAMP, b"x" * 10_000)
     assert one.must_wait
     one.postpone("chat-1")
     assert len(await anext(pulled)) > 10_000

@@ -38,7 +38,7 @@ class Registry(Listeners):
     def show_all(self, listener: Listener, name: str, copy: Copy | None) -> None:
         self.shown.append(listener)
         if copy is not None:
-            listener.show(name, events.mark(copy.etag), copy.body)
+            listener.show(name, events.stamp(copy.etag), copy.body)
 
     def open(self, *names: str) -> tuple[Listener, Browser]:
         browser = Browser()

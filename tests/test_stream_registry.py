@@ -10,7 +10,7 @@ from support.world import Clock
 
 from bff import metrics
 from bff.errors import Refused
-from bff.open_streams import CHECKED_AT_ONCE, Bounds, OpenStreams
+from bff.stream_registry import CHECKED_AT_ONCE, Bounds, StreamRegistry
 from bff.telemetry import Telemetry
 
 
@@ -27,8 +27,8 @@ class Stream:
 
 
 @pytest.fixture
-def streams(clock: Clock) -> OpenStreams[Stream]:
-    return OpenStreams(
+def streams(clock: Clock) -> StreamRegistry[Stream]:
+    return StreamRegistry(
         Telemetry(io.StringIO()),
         lambda: clock.now,
         ends=metrics.LISTENER_ENDS,
@@ -36,7 +36,7 @@ def streams(clock: Clock) -> OpenStreams[Stream]:
     )
 
 
-def refused(streams: OpenStreams[Stream], **of: Any) -> str | None:
+def refused(streams: StreamRegistry[Stream], **of: Any) -> str | None:
     bounds = Bounds(streams=8, streams_per_caller=2)
     try:
         streams.refuse(bounds, **{"caller": "new", "address": "192.0.2.9"} | of)
@@ -45,7 +45,7 @@ def refused(streams: OpenStreams[Stream], **of: Any) -> str | None:
     return None
 
 
-def test_each_bound_refuses(streams: OpenStreams[Stream]) -> None:
+def test_each_bound_refuses(streams: StreamRegistry[Stream]) -> None:
     one, two = Stream(), Stream()
     streams.add(one)
     streams.add(two)
@@ -61,7 +61,7 @@ def test_each_bound_refuses(streams: OpenStreams[Stream]) -> None:
     assert refused(streams, caller="ann") is None
 
 
-def test_check_ends_and_leaves_turns(streams: OpenStreams[Stream]) -> None:
+def test_check_ends_and_leaves_turns(streams: StreamRegistry[Stream]) -> None:
     opened = [Stream(grounds=n) for n in range(2 * CHECKED_AT_ONCE)]
     for stream in opened:
         streams.add(stream)
@@ -71,7 +71,7 @@ def test_check_ends_and_leaves_turns(streams: OpenStreams[Stream]) -> None:
     assert [stream.ends for stream in opened[:4]] == [[], ["revoked"], [], ["revoked"]]
 
 
-async def test_drain_refuses_and_ends_all(streams: OpenStreams[Stream]) -> None:
+async def test_drain_refuses_and_ends_all(streams: StreamRegistry[Stream]) -> None:
     opened = [Stream() for _ in range(120)]
     for stream in opened:
         streams.add(stream)

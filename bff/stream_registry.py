@@ -30,7 +30,7 @@ class Bounds:
     streams_per_caller: int
 
 
-class OpenStream(Protocol):
+class CountedStream(Protocol):
     """A stream that is counted."""
 
     @property
@@ -43,7 +43,7 @@ class OpenStream(Protocol):
 
     @property
     def grounds(self) -> Any:
-        """The facts that allowed it; `OpenStreams.check` passes them on."""
+        """The facts that allowed it; `StreamRegistry.check` passes them on."""
 
     @property
     def began(self) -> float:
@@ -53,11 +53,11 @@ class OpenStream(Protocol):
         """End it cleanly; only the first reason counts."""
 
 
-StreamT = TypeVar("StreamT", bound=OpenStream)
+StreamT = TypeVar("StreamT", bound=CountedStream)
 KeyT = TypeVar("KeyT", bound=Hashable)
 
 
-class OpenStreams(Generic[StreamT]):
+class StreamRegistry(Generic[StreamT]):
     """Counts and ends streams of one kind.
 
     Args:
