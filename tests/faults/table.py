@@ -14,6 +14,7 @@ class Fault:
     test: str
 
 
+_LIVE = "tests/gateway/test_live.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
@@ -2062,7 +2063,7 @@ FAULTS = [
     ),
     Fault(
         59,
-        "bff/chat/streams.py",
+        "bff/stream_registry.py",
         "pause = seconds / _SPREAD_STEPS",
         "pause = 0.0",
         f"{_CHAT}::test_59_ends_of_a_shutdown_are_spread_and_lose_nothing",
@@ -2070,7 +2071,7 @@ FAULTS = [
     Fault(
         92,
         "bff/app.py",
-        "        self._spawn(self.gateway.streams.drain(self.gateway.config.chat.drain_seconds))\n",
+        "        self._spawn(gateway.streams.drain(seconds))\n",
         "",
         f"{_CHAT}::test_92_shutdown_does_not_wait_for_endless_streams",
     ),
@@ -2153,7 +2154,7 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/chat/streams.py",
+        "bff/stream_registry.py",
         "if self._by_caller[caller] >= bounds.streams_per_caller or (",
         "if (",
         "tests/chat/test_streams.py::test_caller_and_address_and_process_have_bounds",
@@ -2164,5 +2165,75 @@ FAULTS = [
         "if (*session, cursor) in self._unreadable:",
         "if False:",
         "tests/gateway/test_chat_streams.py::test_unreadable_stream_ends_and_is_not_resumed",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "if wall >= caller.expires:",
+        "if False:",
+        f"{_LIVE}::test_change_after_expiry_is_not_shown",
+    ),
+    Fault(
+        0,
+        "bff/gateway/answers.py",
+        "        self._admission.authorize(request, caller, copy)\n        return copy.body",
+        "        return copy.body",
+        f"{_LIVE}::test_revoked_session_of_a_list_causes_no_byte",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "if self._revocations.any and self._is_revoked(grounds, wall):",
+        "if False:",
+        f"{_LIVE}::test_revocation_ends_the_stream",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "            or before.projection != config.projection\n",
+        "",
+        f"{_LIVE}::test_other_settings_end_the_stream",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "config.verifier.verify(grounds.request.token, wall)",
+        "pass",
+        f"{_LIVE}::test_removed_key_ends_the_stream",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "if caller.digest is not None and not self._is_accepted(grounds, now):",
+        "if False:",
+        f"{_LIVE}::test_token_that_upstream_verifies_is_verified_again",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "if listener.must_wait:",
+        "if False:",
+        f"{_LIVE}::test_slow_reader_gets_the_newest_state_alone",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "if self._listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:",
+        "if False:",
+        f"{_LIVE}::test_followed_sessions_are_bounded_together",
+    ),
+    Fault(
+        0,
+        "bff/app.py",
+        "        self._spawn(gateway.listeners.drain(seconds))\n",
+        "",
+        "tests/server/test_listening.py::test_events_are_pushed_and_end_with_the_process",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        "        self.resume_stream()\n",
+        "",
+        "tests/server/test_listening.py::test_reader_that_stops_holds_few_bytes_and_gets_the_newest",
     ),
 ]
