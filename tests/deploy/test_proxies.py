@@ -181,6 +181,27 @@ def test_shipped_proxies_pass_every_test(
         assert set(statuses) <= {401, 429}
 
 
+@pytest.mark.parametrize("proxy", [nginx, haproxy])
+def test_shipped_proxies_pass_events_at_once(
+    upstream: running_upstream, gateway: Gateway, tmp_path: Path, proxy: Proxy
+) -> None:
+    document = upstream.app.environments[0].find("chat-1")
+    assert document is not None
+    token = gateway.token(*read("chat-1"))
+    sent = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
+    with (
+        running(proxy, gateway, tmp_path) as url,
+        http.stream("GET", url + PATH + "chat-1", headers=sent, timeout=10) as response,
+    ):
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        lines = response.iter_lines()
+        assert "event: sessions" in lines
+        for name in ("another", "my-chat"):
+            document["taskIdentifier"] = name
+            assert "event: session" in lines, "each small event arrives alone"
+            assert name in next(lines)
+
+
 @pytest.mark.parametrize(
     ("proxy", "found"),
     [
