@@ -124,6 +124,9 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 	$(BIN)/python tests/programs/generate_docs.py
 	$(BIN)/python tests/bench/memory.py
 
+listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=9000 says how many
+	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),9000)
+
 clean: ## Remove what the targets made
 	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants build tests/sdk/node_modules tests/bench/node/node_modules \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

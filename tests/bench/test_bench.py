@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import inside
+import listeners
 import load
 
 BENCH = Path(__file__).parent
@@ -28,6 +29,13 @@ def test_benchmark_runs_briefly() -> None:
     )
     for name in ("bff", "bff, Valkey"):
         assert f"| hits | {name} |" in done.stdout
+
+
+async def test_listeners_are_measured_briefly() -> None:
+    measured = await listeners.measure(60, quiet=0.1)
+
+    assert measured.kib < 60, "a listener needs no task; few of them also pay for what all share"
+    assert measured.spread > 0
 
 
 def test_load_is_measured_beside_the_bare_call() -> None:

@@ -1,0 +1,97 @@
+"""Measures quiet listeners of one worker: memory, the spread of one change, CPU while quiet.
+
+    python tests/bench/listeners.py [LISTENERS]
+
+Both ends of each connection are on this machine, so LISTENERS needs as many open files (ulimit -n).
+"""
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, sleep
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from support.world import OFF, PATH, Gateway, read, running_upstream
+
+AT_ONCE = 200
+QUIET_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one run.
+
+    Attributes:
+        kib: memory of a listener.
+        spread: seconds between the first and the last listener that got a change.
+        cpu: share of a core while nothing changes.
+    """
+
+    kib: float
+    spread: float
+    cpu: float
+
+
+async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
+    bounds = ("MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ADDRESS", "MAX_LISTENERS_PER_CALLER")
+    settings = {f"BFF_{name}": str(2 * listeners + 100) for name in bounds}
+    settings |= {"BFF_MAX_LISTENERS": str(8 * listeners)}
+    with running_upstream() as upstream, Gateway(upstream.port, **OFF, **settings) as gateway:
+        before = _memory(gateway)
+        pages: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        for start in range(0, listeners, AT_ONCE):
+            numbers = range(start, min(listeners, start + AT_ONCE))
+            pages += await asyncio.gather(*(_open(gateway, number) for number in numbers))
+        kib = (_memory(gateway) - before) / listeners
+        cpu = _cpu(gateway)
+        await asyncio.to_thread(sleep, quiet)
+        cpu = (_cpu(gateway) - cpu) / quiet
+        arrivals = [asyncio.create_task(_next(reader)) for reader, _ in pages]
+        document = upstream.app.environments[0].find("chat-1")
+        assert document is not None
+        document["taskIdentifier"] = "another"
+        times = await asyncio.gather(*arrivals)
+        for _, writer in pages:
+            writer.close()
+        return Measured(kib, max(times) - min(times), cpu)
+
+
+async def _open(gateway: Gateway, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    token = gateway.token(*read("chat-1"), act={"sub": f"person-{number}"})
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(
+        f"GET {PATH}chat-1 HTTP/1.1\r\nHost: gateway\r\nAccept: text/event-stream\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n".encode()
+    )
+    await reader.readuntil(b"event: sessions\n")
+    await reader.readuntil(b"\n\n\r\n")
+    return reader, writer
+
+
+async def _next(reader: asyncio.StreamReader) -> float:
+    await reader.readuntil(b"event: session\n")
+    return perf_counter()
+
+
+def _memory(gateway: Gateway) -> int:
+    """Read the KiB of memory that the process has."""
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def _cpu(gateway: Gateway) -> float:
+    """Read the seconds of CPU that the process has used."""
+    fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 9000
+    figures = asyncio.run(measure(number))
+    print(
+        f"{number} listeners: {figures.kib:.1f} KiB each, {figures.cpu:.1%} of a core while quiet"
+    )
+    print(f"a change reaches all of them within {figures.spread * 1000:.0f} ms of the first")
