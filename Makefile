@@ -8,7 +8,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
 .PHONY: help demo setup test test-python test-programs coverage faults histories mutants soak soak-faults fuzz twins \
-  bench simulate audit lint format docs programs lock clean
+  bench listeners simulate audit lint format docs programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -8,6 +8,7 @@ ids, and one change costs one addition, however long the list is.
 import base64
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ _RETRY_MILLISECONDS: Final = 1000
 _RETRY_SPREAD: Final = 4000
 
 
+@lru_cache(maxsize=256)  # a change is shown to many listeners
 def stamp(etag: bytes) -> int:
     """Make the stamp of a shown document from its entity tag."""
     return int.from_bytes(base64.urlsafe_b64decode(etag.strip(b'"')), "big")

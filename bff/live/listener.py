@@ -108,12 +108,12 @@ class Listener:
 
     def name_of(self, copy: Copy) -> str | None:
         """The id under which it shows a session: of both ids, the first that its token names."""
-        if len(self.stamps) == 1 or copy.external_id is None:
-            return next((id_ for id_ in (copy.id, copy.external_id) if id_ in self.stamps), None)
-        both = [id_ for id_ in (copy.id, copy.external_id) if id_ in self.stamps]
-        if len(both) > 1:
-            return next(id_ for id_ in self.stamps if id_ in both)
-        return both[0] if both else None
+        id_, other, stamps = copy.id, copy.external_id, self.stamps
+        if other is None or other not in stamps:
+            return id_ if id_ in stamps else None
+        if id_ not in stamps:
+            return other
+        return next(name for name in stamps if name in (id_, other))
 
     def set_stamp(self, name: str, stamp: int) -> None:
         """Change what it shows of one session."""
