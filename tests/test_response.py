@@ -25,7 +25,7 @@ async def test_preflight_needs_no_token_and_no_limit(world: World) -> None:
         allowed = response.headers["access-control-allow-headers"].split(", ")
         assert "authorization" in allowed
         assert "*" in allowed
-        assert response.headers["vary"] == "Authorization, Origin"
+        assert response.headers["vary"] == "Authorization, Origin, Accept"
     assert world.calls == 0
 
 
@@ -47,7 +47,7 @@ async def test_other_origin_gets_no_cors_headers(world: World, origin: str) -> N
 
     for headers in (response.headers, preflight.headers):
         assert not [name for name in headers if name.startswith("access-control")]
-        assert headers["vary"] == "Authorization, Origin"
+        assert headers["vary"] == "Authorization, Origin, Accept"
 
 
 async def test_any_origin_is_allowed_only_without_credentials(world: World) -> None:
@@ -80,7 +80,7 @@ async def test_every_answer_carries_the_common_headers(world: World) -> None:
     ids = set()
     for response in responses:
         assert response.headers["access-control-allow-origin"] == ORIGIN
-        assert response.headers["vary"] == "Authorization, Origin"
+        assert response.headers["vary"] == "Authorization, Origin, Accept"
         assert response.headers["x-content-type-options"] == "nosniff"
         kept = "private, no-cache" if response.status_code == 304 else "no-store"
         assert response.headers["cache-control"] == kept
