@@ -143,7 +143,7 @@ def test_no_file_names_a_registry_or_a_machine() -> None:
 
 
 def test_every_dependency_is_pinned_with_a_hash() -> None:
-    for name in ("run", "tracing", "dev", "audit", "bench", "fuzz", "mutants"):
+    for name in ("run", "tracing", "dev", "audit", "bench", "fuzz", "mutants", "release"):
         pins = (ROOT / "requirements" / f"{name}.txt").read_text()
         for pin in re.split(r"\n(?=\S)", pins.strip()):
             assert re.match(r"[a-z0-9._-]+==\S+", pin, re.IGNORECASE), pin
