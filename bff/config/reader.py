@@ -23,8 +23,8 @@ from bff.config.settings import (
 )
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.token_sources import SourceSettings, read_token_sources
+from bff.config.token_values import ROOT_KEY
 from bff.config.typed import Secret, is_loopback, mend
-from bff.config.values import ROOT_KEY
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}
