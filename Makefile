@@ -8,7 +8,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
 .PHONY: help demo setup test test-python test-programs coverage faults histories mutants soak soak-faults fuzz twins \
-  bench simulate audit release lint format docs programs lock clean
+  bench simulate audit release lint api-lint format docs programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,11 @@ format: $(VENV)/dev ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+api-lint: $(VENV)/dev $(NODE_MODULES) tests/api/node_modules/.package-lock.json ## Lint /openapi.json with Redocly's and Spectral's recommended rules
+	$(BIN)/python tests/programs/api_descriptions.py build/openapi
+	tests/sdk/node_modules/.bin/redocly lint --extends recommended build/openapi/*.json
+	tests/api/node_modules/.bin/spectral lint --ruleset tests/api/spectral.yaml --fail-severity hint build/openapi/*.json
+
 docs: $(VENV)/dev ## Write the tables and drawings of the documentation that the code determines
 	$(BIN)/python tests/programs/generate_docs.py
 
@@ -133,7 +138,7 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 	$(BIN)/python tests/bench/memory.py
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants $(VENV)-release build tests/sdk/node_modules tests/bench/node/node_modules \
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants $(VENV)-release build tests/*/node_modules tests/bench/node/node_modules \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
@@ -171,8 +176,8 @@ $(VENV)-mutants/run: requirements/mutants.txt
 	@touch $@
 
 # npm writes this file last: a stamp of its own.
-tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json tests/sdk/.npmrc
-	npm ci --prefix tests/sdk --silent
+tests/%/node_modules/.package-lock.json: tests/%/package-lock.json tests/%/.npmrc
+	npm ci --prefix tests/$* --silent
 	@touch $@
 
 $(VENV)-release/run: requirements/release.txt
