@@ -246,11 +246,11 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
 async def _probe(settings: Settings, url: str | None, session: str | None) -> bool:
     problems = 0
 
-    async def show(title: str, findings: AsyncIterator[checks.Finding]) -> None:
+    async def show(title: str, findings: AsyncIterator[checks.Finding], page: checks.Page) -> None:
         nonlocal problems
         click.echo(f"\n{title}")
         async for finding in findings:
-            click.echo(f"  {finding.result.name:<7}  {finding.text}")
+            click.echo(checks.lines(finding, page))
             problems += finding.result is checks.Result.PROBLEM
 
     async with (
@@ -258,16 +258,17 @@ async def _probe(settings: Settings, url: str | None, session: str | None) -> bo
         aclosing(GatewayChecker(settings, system_clock)) as gateway,
     ):
         if settings.store_url is not None:
-            await show("Store", upstream.store())
+            await show("Store", upstream.store(), checks.Page.STORE)
         for configured in settings.environments:
             environment = await upstream.with_id(configured)
             title = f"Environment {environment.name}, "
             findings = upstream.findings(configured, session)
-            await show(f"{title}upstream at {environment.api_url}", findings)
+            at_upstream = f"{title}upstream at {environment.api_url}"
+            await show(at_upstream, findings, checks.Page.UPSTREAM)
             if url is not None:
                 id_ = session or await upstream.first_session(environment)
                 findings = gateway.findings(environment, url, id_)
-                await show(f"{title}gateway at {url}", findings)
+                await show(f"{title}gateway at {url}", findings, checks.Page.PROXY)
     click.echo(f"\nProblems: {problems or 'none'}")
     return not problems
 
