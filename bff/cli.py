@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
 import uvloop
@@ -76,6 +76,24 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
             name = name.replace("PORT", "HOST")
         exit_with(f"Cannot listen on {host}:{port} ({reason}); set {name}")
+
+
+_DEMO_PORT: Final = 8787
+_NEXT_PORTS: Final = 20
+"""Ports that the demo tries, so that it starts beside another demo or a gateway."""
+
+
+def _listen_near(first: int) -> socket.socket:
+    """Listen on loopback at the first free port from *first* on, and say so if it is another."""
+    for port in range(first, first + _NEXT_PORTS):
+        try:
+            browser = server.listen("127.0.0.1", port)
+        except OSError:
+            continue
+        if port != first:
+            click.echo(f"Port {first} is taken, so the demo uses {port} (--port chooses another).")
+        return browser
+    return _listen("127.0.0.1", first, "--port")
 
 
 def _fork(
@@ -196,12 +214,16 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8787, show_default=True)
-def demo(port: int) -> None:
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help=f"Port of the gateway; default: {_DEMO_PORT}, or the next one that is free.",
+)
+def demo(port: int | None) -> None:
     """Try the gateway in front of a pretend upstream."""
     stage = demo_.make(lambda: system_clock()[1])
     upstream = _listen("127.0.0.1", 0, "another port")
-    browser = _listen("127.0.0.1", port, "--port")
+    browser = _listen_near(_DEMO_PORT) if port is None else _listen("127.0.0.1", port, "--port")
     ops = _listen("127.0.0.1", 0, "another port")
     settings = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
     with open(os.devnull, "w", encoding="utf-8") as devnull:  # noqa: PTH123
