@@ -231,6 +231,7 @@ def demo(port: int | None) -> None:
 
         async def run() -> None:
             service = Service(settings, telemetry, routes=stage.routes())
+            click.echo(f"bff status --ops {server.address(ops)} shows it as operators see it.")
             click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
             await _serve(service, browser, ops, (pretend, upstream))
@@ -261,6 +262,8 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     for note in checks.notes(settings):
         click.echo(f"\nNote: {note}")
     click.echo("\nThe settings can be used.")
+    if not probe:
+        click.echo("Next: bff check --probe tests the secret key upstream, and the store.")
     if probe and not asyncio.run(_probe(settings, url, session)):
         sys.exit(2)
 

@@ -72,6 +72,7 @@ def test_problem_names_the_page_that_helps() -> None:
     assert lines(other, Page.PROXY).endswith(f"See {Page.PROXY}")
     assert "See" not in lines(Finding(Result.OK, "it works"), Page.PROXY)
     assert f"\nSee {Page.SETTINGS}" in check(environ(BFF_PORT="x")).stderr
+    assert check(environ()).stdout.endswith("upstream, and the store.\n"), "the next step"
 
 
 def test_long_ttl_is_noted() -> None:
