@@ -48,6 +48,13 @@ def test_each_symptom_has_a_command() -> None:
     assert list(COMMANDS) == list(SECTIONS) == list(SYMPTOMS)
 
 
+def test_page_names_the_checks_of_a_token() -> None:
+    source = (ROOT / "bff/tokens/explain.py").read_text()
+    for name in ("signature", "environment", "expiry", "not before"):
+        assert f'"{name}"' in source
+        assert f"`{name}`" in SECTIONS["401 every time"]
+
+
 def test_each_page_that_a_check_names_has_its_section() -> None:
     for page in check.Page:
         path, _, anchor = page.partition("#")
