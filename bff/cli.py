@@ -196,10 +196,23 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8787, show_default=True)
-def demo(port: int) -> None:
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port of the gateway (default 8787), or of the pretend upstream alone (default 8030).",
+)
+@click.option(
+    "--upstream-only",
+    is_flag=True,
+    help="Serve the pretend upstream alone, for a gateway that you start yourself.",
+)
+def demo(port: int | None, upstream_only: bool) -> None:
     """Try the gateway in front of a pretend upstream."""
     stage = demo_.make(lambda: system_clock()[1])
+    if upstream_only:
+        _serve_upstream(stage, demo_.UPSTREAM_PORT if port is None else port)
+        return
+    port = demo_.GATEWAY_PORT if port is None else port
     upstream = _listen("127.0.0.1", 0, "another port")
     browser = _listen("127.0.0.1", port, "--port")
     ops = _listen("127.0.0.1", 0, "another port")
@@ -208,12 +221,27 @@ def demo(port: int) -> None:
         telemetry = Telemetry(devnull)
 
         async def run() -> None:
-            service = Service(settings, telemetry, routes=stage.routes())
+            service = Service(settings, telemetry, routes=stage.routes(telemetry.counts))
             click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
             await _serve(service, browser, ops, (pretend, upstream))
 
         _run(run())
+
+
+def _serve_upstream(stage: demo_.Demo, port: int) -> None:
+    listening = _listen("127.0.0.1", port, "--port")
+    pretend = server.config(stage.upstream, lifespan=False)
+
+    async def run() -> None:
+        click.echo(stage.upstream_lines(f"http://{server.address(listening)}"))
+        await server.run([], (pretend, listening), worker=None, on_stop=_nothing, on_short=_nothing)
+
+    _run(run())
+
+
+def _nothing() -> None:
+    pass
 
 
 @main.command()
