@@ -35,7 +35,7 @@ class Demo:
     upstream: PretendUpstream
     root_key: str
     signing_key: str
-    """Signs the tokens. It is the gateway's own, so upstream accepts none of them."""
+    """Signs the tokens. Only the gateway has it, so upstream accepts none of them."""
     clock: Callable[[], float]
     """Unix seconds."""
 

@@ -184,7 +184,7 @@ async def run(
     The ops port answers until the last request of a browser is answered.
 
     Args:
-        browsers: configuration and socket of each server for browsers; there may be none.
+        browsers: configuration and socket of each server for browsers, if any.
         ops: those of the ops port.
         worker: this process, if it shares the sockets with others.
         on_stop: called at the first signal.

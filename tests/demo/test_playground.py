@@ -77,7 +77,7 @@ def test_page_strikes_out_the_hidden_lines(page: ConsolePage) -> None:
 
 
 def test_page_tells_first_what_the_gateway_is_for(first_page: ConsolePage) -> None:
-    """The counts are those of the gateway and of the upstream, whoever asked."""
+    """The gateway and the upstream count the requests of all browsers."""
 
     def number(id_: str) -> int:
         text = first_page.locator(id_).inner_text()
