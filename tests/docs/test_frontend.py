@@ -383,7 +383,6 @@ def test_react_snippet_recovers_renews_and_forgets_tokens(app: App) -> None:
     answers[0] = b"<!doctype html><title>sign in</title>"
     page.evaluate("afterSignOut()")
     expect(page.locator("li")).to_have_count(0)
-    page.evaluate("afterNewChat()")
     expect(page.locator("output")).to_have_text("no token")
     assert minted[-1] == answers[0], "the token of before is not sent again"
 

@@ -51,5 +51,5 @@ export const useSessions = (part = 0) => get("/api/v1/sessions?page%5Bsize%5D=10
 /** Call it after a new chat: the tokens of the page do not name it yet. */
 export const afterNewChat = () => (tokens.clear(), mutate(() => true));
 
-/** Call it after a sign-out: the page keeps neither tokens nor sessions. */
-export const afterSignOut = () => (tokens.clear(), mutate(() => true, undefined, { revalidate: false }));
+/** Call it after a sign-out or a sign-in: the page keeps neither tokens nor sessions of the person before. */
+export const afterSignOut = () => (tokens.clear(), mutate(() => true, undefined));
