@@ -24,8 +24,11 @@ CLOSING_SECONDS = 90
 ANN_CHATS = ("chat-live", "chat-closing", "chat-done")
 VIEWERS = 19
 """Other browsers that the playground plays. Each has a token of its own for the live chat."""
-ORIGINS = ("http://localhost:3000", "http://localhost:5173", "http://localhost:8000")
-"""Where Next.js, Vite and `python3 -m http.server` serve a page."""
+ORIGINS = tuple(
+    f"http://{host}:{port}" for port in (3000, 5173, 8000) for host in ("localhost", "127.0.0.1")
+)
+"""Where Next.js, Vite and `python3 -m http.server` serve a page. A browser takes a host's name and
+its address for two origins."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}/chat-live?n=[1-61]' -H "$BOB"
 # Your own app: its server signs tokens with this key, and its pages send them to this gateway.
 GATEWAY_SIGNING_KEY={self.signing_key}
 GATEWAY_URL={base}
-# A page may come from {", ".join(ORIGINS)}.
-# Its tokens may name {", ".join(self._names())}, and no other session exists.
-# Start from docs/FRONTEND.md, or from the examples in docs/examples.
+# Pages may come from {", ".join(ORIGINS)}.
+# The sessions are {", ".join(self._names())}; tokens with write:sessions:<id> may chat.
+# Start from docs/FRONTEND.md, or from an app in docs/examples.
 
 Press Ctrl-C to end the demo.
 """

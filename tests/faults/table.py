@@ -1957,10 +1957,17 @@ FAULTS = [
     Fault(
         90,
         "bff/copies/loader.py",
-        "        environment.last_load = health\n",
-        "        environment.last_load = health\n"
-        "        environment.health, environment.checked = health, now\n",
+        "    environment.last_load = health\n",
+        "    environment.last_load = health\n"
+        "    environment.health, environment.checked = health, now\n",
         f"{_OPERATORS}::test_90_id_that_upstream_forbids_moves_no_health",
+    ),
+    Fault(
+        0,
+        "bff/copies/load_queue.py",
+        "            if self._due <= due:\n",
+        "            if self._timer.when() <= due:\n",
+        "tests/copies/test_load_queue.py::test_timer_that_is_due_at_once_works_in_uvloop",
     ),
     Fault(
         90,
