@@ -87,17 +87,17 @@ def test_page_tells_first_what_the_gateway_is_for(first_page: ConsolePage) -> No
         "triggerConfig, 2 of 3 tags, metadata.plan, metadata.internal"
     )
     expect(first_page.locator("#refused")).to_have_text("nobody yet")
-    until(lambda: number("#browsers") >= 20, "no count of the browsers' requests")
+    until(lambda: number("#browsers") >= 20)
     first_page.get_by_role("button", name="Polling").click()
     first_page.wait_for_timeout(500)
     totals = first_page.evaluate("fetch('/demo/totals').then((response) => response.json())")
-    until(lambda: number("#browsers") == totals["browsers"], "another count")
+    until(lambda: number("#browsers") == totals["browsers"])
     assert number("#calls") == totals["upstream"]
     assert 0 < 3 * number("#calls") < number("#browsers")
 
     url = first_page.url + "api/v1/sessions/chat-live"
     assert {http.get(url).status_code for _ in range(3)} == {401}
-    until(lambda: number("#browsers") >= totals["browsers"] + 3, "requests of others do not count")
+    until(lambda: number("#browsers") >= totals["browsers"] + 3)
     expect(first_page.locator("#refused")).to_have_text("3 (3 token_missing)")
     assert number("#calls") == totals["upstream"], "a refusal costs no call"
 
