@@ -148,8 +148,8 @@ def test_joined_load_has_the_least_stretch() -> None:
         await asyncio.sleep(0.2)
         loads = queue(it)
         with loads.hold():
-            load = loads.request(name, None, "busy", it.world.clock.now, stretch=60.0)
-            assert loads.request(name, None, "ann", it.world.clock.now, stretch=0.1) is load
+            load = loads.request(name, None, "busy", stretch=60.0)
+            assert loads.request(name, None, "ann", stretch=0.1) is load
             await asyncio.sleep(3)
 
         assert load is not None

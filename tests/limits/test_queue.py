@@ -110,10 +110,10 @@ def test_denied_turn_is_the_next_one_again() -> None:
     assert taken is not None
     caller, turn = taken
     turn.denied = True
-    queue.add(turn, caller, awaited=True, first=True)
+    queue.put_back(turn, caller)
 
     assert queue.pop() == (caller, turn)
-    queue.add(turn, caller, awaited=True, first=True)
+    queue.put_back(turn, caller)
     new = queue.pop(new=True)
     assert new is not None
     assert new[1] is not turn, "another replica may have the copy of one that was not denied"
