@@ -209,7 +209,7 @@ class FairQueue(Generic[TurnT]):
             if one is not mine:
                 some, more = map(len, (one.loads[True], one.loads[False]))
                 while_waiting = some and some + min(more, some // (REFRESH_EVERY - 1) + 1)
-                turns += min(while_waiting, before + 1)
+                turns += min(while_waiting, before + (self._order(one) < self._order(mine)))
                 left += more
                 longest = max(longest, while_waiting)
         # Other callers' refreshes come between, and before each turn that nobody else waits for.

@@ -4,12 +4,15 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from support.polls import PolledWorld, every, polled_world
 from support.replicas import Replicas, until
-from support.virtual_time import run
+from support.standin import Shared, StandIn
+from support.virtual_time import VirtualClock, run
 from support.world import OFF, read
 
 from bff.copies.load_queue import (
@@ -162,6 +165,60 @@ def test_joined_load_has_the_least_stretch() -> None:
     played(history)
 
 
+def test_loads_of_a_caller_who_left_leave_the_queue() -> None:
+    async def history(it: PolledWorld) -> None:
+        names, hot = it.add(*(f"chat-{n:02}" for n in range(90))), it.add("hot")
+        leaver, reader = it.token("ann", names), it.token("bob", hot)
+        await it.page(leaver, page_size=100)
+        assert len(queue(it)) > 80, "late members wait for the next request"
+
+        answers = await every(5.0, 8, lambda: it.get(reader, "hot"))
+
+        assert len(queue(it)) <= 1, "nobody came for them within half a minute"
+        made = len(it.reads)
+        assert made < 60
+        assert {answer.status for answer in answers} == {200}
+        await it.get(leaver, names[-1])
+        assert it.reads[-1][1] == names[-1], "a load that left can be requested again"
+
+    played(history, BFF_UPSTREAM_BUDGET="1/second")
+
+
+def test_refresh_stays_queued_while_its_copy_is_read() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add("a", "b", "c")
+        token = it.token("ann", names)
+        await it.page(token)
+        await asyncio.sleep(3)
+
+        answers = await every(20.0, 5, lambda: it.page(token))
+
+        assert [answer.shown for answer in answers] == [names] * 5
+        again = [id_ for _, id_ in it.reads if id_ in names][3:]
+        assert sorted(again) == names, "each waited for its turn, longer than half a minute"
+
+    played(
+        history,
+        BFF_UPSTREAM_BUDGET="3/minute",
+        BFF_CACHE_MAX_STRETCH="0",
+        BFF_CACHE_STALE_WHILE_REVALIDATE="300",
+    )
+
+
+def test_retrieve_goes_before_the_callers_own_list() -> None:
+    async def history(it: PolledWorld) -> None:
+        names, single = it.add(*(f"chat-{n:02}" for n in range(40))), it.add("single")
+        token = it.token("ann", [*names, *single])
+        await it.page(token, page_size=40)
+        assert len(queue(it)) > 30
+
+        answer = await it.get(token, "single")
+
+        assert (answer.status, answer.took <= TURN_SECONDS) == (200, True)
+
+    played(history, BFF_UPSTREAM_BUDGET="2/second")
+
+
 def test_load_of_a_refused_request_is_made_in_its_turn() -> None:
     async def history(it: PolledWorld) -> None:
         names = it.add(*(f"chat-{n}" for n in range(7)))
@@ -302,6 +359,34 @@ async def test_denied_loads_get_their_turn_at_a_store(replicas: Replicas) -> Non
     for world in worlds:
         loads = world.service.gateway.loader.queue("default")
         assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+
+
+def test_slow_poller_gets_its_turn_from_a_store_that_denies() -> None:
+    async def history(it: PolledWorld) -> None:
+        slow, fast = it.add("slow"), it.add(*(f"fast-{n:03}" for n in range(100)))
+        token, busy = it.token("slow", slow), it.token("fast", fast)
+
+        async def poll(id_: str) -> None:
+            await it.get(busy, id_)
+
+        chats = iter(fast)
+        polls = asyncio.create_task(every(1.0, 100, lambda: poll(next(chats))))
+        await asyncio.sleep(21)  # the budget of the first minute is spent
+        refused = await it.get(token, "slow")
+        assert (refused.status, refused.took < 0.1) == (503, True), "its turn is far"
+        await asyncio.sleep(int(refused.headers["retry-after"]))
+
+        again = await it.get(token, "slow")
+
+        await polls
+        assert again.status == 200
+
+    with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
+        played(history, BFF_UPSTREAM_BUDGET="6/minute", BFF_STORE_URL="valkey://127.0.0.1:1")
+
+
+def _stand_in(shared: Shared, _: object, **arguments: Any) -> StandIn:
+    return StandIn(shared, **arguments)
 
 
 async def test_copy_of_another_replica_needs_no_turn(replicas: Replicas) -> None:
