@@ -23,8 +23,9 @@ from bff.config.settings import (
 )
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.token_sources import SourceSettings, read_token_sources
-from bff.config.typed import Secret, is_loopback, mend
-from bff.config.values import ROOT_KEY
+from bff.config.token_values import ROOT_KEY
+from bff.config.typed import InvalidValue, Secret, is_loopback, mend
+from bff.config.values import ca_file
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}
@@ -57,6 +58,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     sources = read_token_sources(
         reader, file.get("token_sources", []), [e.name for e in environments]
     )
+    _check_authorities(reader, environ)
     _check_ports(reader, settings)
     _check_distinct(reader, environments)
     for environment in environments:
@@ -189,6 +191,18 @@ def _chat_problems(
         keys=[*keys, *(key for source in sources for key in source.shared_keys)],
         has_proxies=bool(settings["trusted_proxies"]),
     )
+
+
+def _check_authorities(reader: TableReader, environ: Mapping[str, str]) -> None:
+    """Check the standard variable: the client would fail on a bad file with a traceback."""
+    if path := environ.get("SSL_CERT_FILE"):
+        try:
+            ca_file(path)
+        except InvalidValue as exc:
+            reader.problems.append(
+                f"SSL_CERT_FILE {exc}; name a file with certificates (PEM), or unset it for those "
+                "of the system"
+            )
 
 
 def _check_ports(reader: TableReader, settings: Mapping[str, Any]) -> None:
