@@ -51,6 +51,16 @@ def test_refreshes_come_last_and_never_starve() -> None:
     assert taken[-1] == "b"
 
 
+def test_own_refreshes_get_a_part_of_a_callers_turns() -> None:
+    queue = filled(a=6)
+    for n in range(2):
+        queue.add(Turn(f"refresh{n}", 1.0), "a", awaited=False)
+
+    keys = [turn[1].key for turn in iter(queue.pop, None)]
+
+    assert keys == ["a0", "a1", "a2", "refresh0", "a3", "a4", "a5", "refresh1"]
+
+
 def test_refresh_becomes_awaited_when_a_request_waits() -> None:
     queue = filled(a=2)
     turn = Turn("b", 1.0)
