@@ -343,22 +343,33 @@ def test_full_queue_refuses_and_tells_when_to_come_again() -> None:
 # -- replicas
 
 
-async def test_denied_loads_get_their_turn_at_a_store(replicas: Replicas) -> None:
+def test_denied_loads_get_their_turn_at_a_store() -> None:
     """Each replica waits as long as the store says, and refuses nobody for it."""
-    worlds = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "6/second"})
-    ids = [f"many-{n}" for n in range(12)]
-    for number, id_ in enumerate(ids, start=100):
-        replicas.upstream.environments[0].add(session(number, id_))
 
-    answers = await asyncio.gather(
-        *(worlds[n % 2].get(id_, *read(id_)) for n, id_ in enumerate(ids))
-    )
+    async def history() -> None:
+        settings = {"BFF_UPSTREAM_BUDGET": "6/second", "BFF_STORE_URL": "valkey://127.0.0.1:1"}
+        async with polled_world(**settings) as one, polled_world(**settings) as two:
+            worlds, ids = (one, two), [f"chat-{n:02}" for n in range(12)]
+            for it in worlds:
+                it.add(*ids)
+            await asyncio.sleep(1)
 
-    assert [answer.status_code for answer in answers] == [200] * 12
-    assert len(replicas.upstream.seen) == 12
-    for world in worlds:
-        loads = world.service.gateway.loader.queue("default")
-        assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+            answers = await asyncio.gather(
+                *(
+                    worlds[n % 2].get(worlds[n % 2].token(f"p{n}", [id_]), id_)
+                    for n, id_ in enumerate(ids)
+                )
+            )
+
+            assert [answer.status for answer in answers] == [200] * 12
+            times = sorted(at for it in worlds for at, id_ in it.reads if id_ in ids)
+            assert len(times) == 12
+            assert all(after - at >= 0.99 for at, after in zip(times, times[6:], strict=False))
+            for loads in map(queue, worlds):
+                assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+
+    with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
+        run(history)
 
 
 def test_slow_poller_gets_its_turn_from_a_store_that_denies() -> None:

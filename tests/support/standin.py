@@ -62,6 +62,7 @@ class Key:
     """The store key that all replicas have agreed on."""
 
     value: bytes | None = b"the store key of the stand-in"
+    agreed = b"the store key of the stand-in"
     secrets: Sequence[bytes] = ()
 
     async def agree(self) -> None:
