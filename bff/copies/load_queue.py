@@ -200,10 +200,9 @@ class LoadQueue:
             load = QueuedLoad(id_, copy, stretch, self)
         load.stretch = min(load.stretch, stretch)
         load.keep()
-        if load.task is not None or caller in load.callers:
-            return
-        self._add(load, caller, awaited=False)
-        self.start_loads()
+        if load.task is None and caller not in load.callers:
+            self._add(load, caller, awaited=False)
+            self.start_loads()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -217,9 +216,8 @@ class LoadQueue:
 
     def expected(self, load: QueuedLoad, now: float) -> float:
         """See `QueuedLoad.expected`."""
-        if not load.queued or self._holds:
-            return 0.0
-        return self._wait(now, self._queue.ahead(load))
+        waits = load.queued and not self._holds
+        return self._wait(now, self._queue.ahead(load)) if waits else 0.0
 
     def remove(self, load: QueuedLoad) -> None:
         """Take a queued load out, which no request waits for."""

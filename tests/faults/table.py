@@ -1555,8 +1555,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        mine.place, self._last = next(self._places), mine.name\n",
-        "        self._last = mine.name\n",
+        "        return caller.name == self._last, caller.place\n",
+        "        return False, 0\n",
         f"{_FAIRNESS}::test_49_one_caller_takes_half_while_others_want_it",
     ),
     Fault(
