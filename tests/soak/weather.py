@@ -147,7 +147,7 @@ class Replica(Gateway):
         """Intervals without the store: begin and end."""
         self.lock = asyncio.Lock()
         self.reads = threading.Event()
-        """Whether somebody reads the log."""
+        """Set while the log is read."""
         self.reads.set()
         file = folder / f"replica-{number}"
         file.write_bytes(bytes(16))
