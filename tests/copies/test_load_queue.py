@@ -375,26 +375,29 @@ def test_denied_loads_get_their_turn_at_a_store() -> None:
 
 def test_slow_poller_gets_its_turn_from_a_store_that_denies() -> None:
     async def history(it: PolledWorld) -> None:
-        slow, fast = it.add("slow"), it.add(*(f"fast-{n:03}" for n in range(100)))
+        slow, fast = it.add("slow"), it.add(*(f"fast-{n:03}" for n in range(480)))
         token, busy = it.token("slow", slow), it.token("fast", fast)
 
-        async def poll(id_: str) -> None:
-            await it.get(busy, id_)
-
         chats = iter(fast)
-        polls = asyncio.create_task(every(1.0, 100, lambda: poll(next(chats))))
+        polls = asyncio.create_task(every(0.5, 480, lambda: it.get(busy, next(chats))))
         await asyncio.sleep(21)  # the budget of the first minute is spent
-        refused = await it.get(token, "slow")
-        assert (refused.status, refused.took < 0.1) == (503, True), "its turn is far"
-        await asyncio.sleep(int(refused.headers["retry-after"]))
-
-        again = await it.get(token, "slow")
-
+        statuses = []
+        for _ in range(3):
+            answer = await it.get(token, "slow")
+            statuses.append(answer.status)
+            await asyncio.sleep(int(answer.headers.get("retry-after", "0")))
         await polls
-        assert again.status == 200
+
+        assert statuses[0] == 503
+        assert 200 in statuses, "the load of the refused request had its turn meanwhile"
 
     with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
-        played(history, BFF_UPSTREAM_BUDGET="6/minute", BFF_STORE_URL="valkey://127.0.0.1:1")
+        played(
+            history,
+            BFF_UPSTREAM_BUDGET="2/minute",
+            BFF_STORE_URL="valkey://127.0.0.1:1",
+            BFF_CACHE_TTL="60",
+        )
 
 
 def _stand_in(shared: Shared, _: object, **arguments: Any) -> StandIn:

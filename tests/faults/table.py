@@ -1659,13 +1659,6 @@ FAULTS = [
     ),
     Fault(
         49,
-        "bff/copies/load_queue.py",
-        "        seconds = outcome.retry_after or 0.0\n",
-        "        if (seconds := outcome.retry_after or 0.0) > TURN_SECONDS:\n            return False\n",
-        f"{_LOAD_QUEUE}::test_slow_poller_gets_its_turn_from_a_store_that_denies",
-    ),
-    Fault(
-        49,
         "bff/gateway/lists.py",
         "if left <= 0 and member.load is not None]",
         "if False]",

@@ -331,7 +331,7 @@ async def test_68_trouble_does_not_make_a_caller(world: World) -> None:
             )
             assert response.status_code == 502
 
-    serve.assert_not_called()  # it decides for a caller, of whom there is none
+    serve.assert_not_called()  # it decides for a verified caller
 
 
 def test_68_code_that_shows_or_counts_takes_a_caller() -> None:

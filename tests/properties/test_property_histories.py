@@ -79,7 +79,7 @@ class WatchedQueue(FairQueue[QueuedLoad]):
     def __init__(self) -> None:
         super().__init__()
         self.since: dict[_Caller[QueuedLoad], Counter[Hashable]] = {}
-        """Of each caller whose requests wait: the turns of others since its own."""
+        """The turns of other callers since the last turn of each caller whose requests wait."""
         self.turns = 0
 
     def pop(
@@ -93,7 +93,7 @@ class WatchedQueue(FairQueue[QueuedLoad]):
             self.turns += 1
             caller, _ = taken
             assert caller != before or wanted == {caller}, "two turns in a row"
-            # Who leaves the queue and comes back is last again.
+            # A caller that leaves the queue and comes back is the last one again.
             self.since = {one: self.since.get(one, Counter()) for one in waiting}
             for waiter, turns in self.since.items():
                 turns[caller] += 1
