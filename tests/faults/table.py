@@ -2062,7 +2062,7 @@ FAULTS = [
         "bff/limits/queue.py",
         "        return caller.name == self._last, caller.place\n",
         "        return False, caller.place\n",
-        "tests/limits/test_queue.py::test_no_caller_takes_more_than_half_while_others_wait",
+        "tests/limits/test_queue.py::test_newcomer_goes_before_the_caller_of_the_last_turn",
     ),
     Fault(
         49,

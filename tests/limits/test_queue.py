@@ -29,6 +29,14 @@ def test_callers_take_turns_whatever_they_queued_first() -> None:
     assert drain(filled(a=5, b=2, c=1)) == list("abcabaaa")
 
 
+def test_newcomer_goes_before_the_caller_of_the_last_turn() -> None:
+    queue = filled(a=3)
+    assert drain(queue, 1) == ["a"]
+    queue.add(Turn("b", -inf), "b", awaited=True)
+
+    assert drain(queue) == ["b", "a", "a"]
+
+
 def test_never_loaded_comes_first_then_the_oldest_copy() -> None:
     queue: FairQueue[Turn] = FairQueue()
     for key, loaded in (("young", 9.0), ("first", -inf), ("old", 3.0), ("second", -inf)):
