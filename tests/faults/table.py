@@ -855,15 +855,15 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/verify.py",
-        "return not self.pending and self.id in (None, subject)",
+        "return not self.pending and (own or self.id in (None, subject))",
         "return not self.pending",
         f"{_VERDICTS}::test_token_of_another_customer_fills_no_copy",
     ),
     Fault(
         0,
         "bff/tokens/verify.py",
-        "return not self.pending and self.id in (None, subject)",
-        "return self.id in (None, subject)",
+        "return not self.pending and (own or self.id in (None, subject))",
+        "return own or self.id in (None, subject)",
         f"{_VERDICTS}::test_without_the_environments_id_nothing_is_put_to_the_test",
     ),
     Fault(
