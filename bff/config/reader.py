@@ -57,6 +57,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     sources = read_token_sources(
         reader, file.get("token_sources", []), [e.name for e in environments]
     )
+    _check_authorities(reader, environ)
     _check_ports(reader, settings)
     _check_distinct(reader, environments)
     for environment in environments:
@@ -189,6 +190,18 @@ def _chat_problems(
         keys=[*keys, *(key for source in sources for key in source.shared_keys)],
         has_proxies=bool(settings["trusted_proxies"]),
     )
+
+
+def _check_authorities(reader: TableReader, environ: Mapping[str, str]) -> None:
+    """Check the standard variable: the client fails on a bad file only when it makes its context."""
+    if path := environ.get("SSL_CERT_FILE"):
+        try:
+            values.ca_file(path)
+        except InvalidValue as exc:
+            reader.problems.append(
+                f"SSL_CERT_FILE {exc}; name a file with certificates (PEM), or unset it for those "
+                "of the system"
+            )
 
 
 def _check_ports(reader: TableReader, settings: Mapping[str, Any]) -> None:
