@@ -111,7 +111,7 @@ class Service:
             self.network.api,
             timeout=self._timeout,
             sharing=self.sharing,
-            provider=shared,
+            provider=shared.limits if shared else None,
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
             on_key=self._use_key,

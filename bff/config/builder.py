@@ -249,7 +249,7 @@ class ConfigBuilder:
         now, wall = self._clock()
         limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
         budget.observe(now, limit=limit, remaining=remaining, reset=reset)
-        self._sharing.observe(name, limit=limit, remaining=remaining, reset=reset)
+        self._sharing.limits.observe(name, limit=limit, remaining=remaining, reset=reset)
 
 
 def _limiter(

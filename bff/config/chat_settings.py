@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bff.chat.messages import BELIEVED, KEPT
-from bff.config import values
+from bff.config import token_values, values
 from bff.config.declaration import setting
 from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, texts
 from bff.config.values import Rate
@@ -18,7 +18,7 @@ def _own_key(text: str) -> Secret:
             f"is not a key of your own of at least {MIN_KEY_BYTES} bytes: openssl rand -hex "
             f"{MIN_KEY_BYTES}"
         )
-    return values.secret(text)
+    return token_values.secret(text)
 
 
 def _long_rate(text: str) -> Rate | None:

@@ -23,8 +23,9 @@ from bff.config.settings import (
 )
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.token_sources import SourceSettings, read_token_sources
-from bff.config.typed import Secret, is_loopback, mend
-from bff.config.values import ROOT_KEY
+from bff.config.token_values import ROOT_KEY
+from bff.config.typed import InvalidValue, Secret, is_loopback, mend
+from bff.config.values import ca_file
 from bff.sessions.policy import Policy, PolicyError
 
 SECTIONS = {"environments", "policies", "token_sources"}
@@ -193,10 +194,10 @@ def _chat_problems(
 
 
 def _check_authorities(reader: TableReader, environ: Mapping[str, str]) -> None:
-    """Check the standard variable: the client fails on a bad file only when it makes its context."""
+    """Check the standard variable: the client would fail on a bad file with a traceback."""
     if path := environ.get("SSL_CERT_FILE"):
         try:
-            values.ca_file(path)
+            ca_file(path)
         except InvalidValue as exc:
             reader.problems.append(
                 f"SSL_CERT_FILE {exc}; name a file with certificates (PEM), or unset it for those "

@@ -7,13 +7,15 @@ their times every second, and a timer reads all settings again twice a minute.
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from bff import metrics
 from bff.background import Beat
-from bff.config.settings import FIXED, Settings, SettingsError, changed
+from bff.config.declaration import declared
+from bff.config.settings import FIXED, EnvironmentSettings, PolicySettings, Settings, SettingsError
+from bff.config.token_sources import SourceSettings
 from bff.telemetry import Telemetry
 
 WATCH_SECONDS: Final = 1.0
@@ -177,3 +179,42 @@ def _signature(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def changed(before: Settings, after: Settings) -> list[str]:
+    """Name the settings that differ, each with its section; no value is named."""
+    names = _differing(Settings, before, after)
+    old_policies = {**before.policies, "default": before.default_policy}
+    new_policies = {**after.policies, "default": after.default_policy}
+    sections: tuple[tuple[type, str, Mapping[str, object], Mapping[str, object]], ...] = (
+        (
+            EnvironmentSettings,
+            "environment",
+            _named(before.environments),
+            _named(after.environments),
+        ),
+        (
+            SourceSettings,
+            "token source",
+            _named(before.token_sources),
+            _named(after.token_sources),
+        ),
+        (PolicySettings, "policy", old_policies, new_policies),
+    )
+    for settings_class, kind, old, new in sections:
+        for name in sorted(old.keys() | new.keys()):
+            if name not in old or name not in new:
+                names.append(f"{kind} {name} ({'added' if name in new else 'removed'})")
+                continue
+            of = "" if name == "default" else f" of {kind} {name}"
+            names += [f"{n}{of}" for n in _differing(settings_class, old[name], new[name])]
+    return names
+
+
+def _differing(settings_class: type, before: object, after: object) -> list[str]:
+    rows = declared(settings_class).items()
+    return [row.name for field_, row in rows if getattr(before, field_) != getattr(after, field_)]
+
+
+def _named(sections: Iterable[EnvironmentSettings | SourceSettings]) -> dict[str, object]:
+    return {section.name: section for section in sections}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
-from bff.config import values
+from bff.config import token_values, values
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import SettingReport, declared, setting
 from bff.config.token_sources import SourceSettings
@@ -27,7 +27,7 @@ class EnvironmentSettings:
     name: str
     secret_keys: tuple[Secret, ...] = setting(
         "TRIGGER_SECRET_KEY",
-        values.secret_keys,
+        token_values.secret_keys,
         "the key of the Trigger.dev environment, which the gateway sends upstream. Prefer a "
         "restricted key (`tr_*_sk_*` with `read:sessions`). After the current key you may list the "
         "next one: the gateway tries it once when upstream rejects the current key",
@@ -43,7 +43,7 @@ class EnvironmentSettings:
     )
     signing_keys: tuple[Secret, ...] = setting(
         "BFF_SIGNING_KEYS",
-        values.signing_keys,
+        token_values.signing_keys,
         "the keys that verify tokens: the current key first, then keys that are being rotated out",
         derived="the secret key, if it is a root key",
         secret=True,
@@ -57,7 +57,7 @@ class EnvironmentSettings:
     )
     verify: tuple[str, ...] = setting(
         "BFF_VERIFY",
-        values.verify,
+        token_values.verify,
         "where Trigger.dev's tokens are verified: `local` (by the signing keys), `upstream`, or "
         "`local,upstream`",
         derived="`local` if there is a signing key, else `upstream`",
@@ -150,7 +150,7 @@ class Settings:
     )
     token_cookie: str | None = setting(
         "BFF_TOKEN_COOKIE",
-        values.cookie,
+        token_values.cookie,
         "a `__Host-` cookie that may hold the token, for pages on the gateway's own origin",
     )
     tracing: bool = setting(
@@ -368,42 +368,3 @@ class SettingsError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
         self.reports = tuple(reports)
-
-
-def changed(before: Settings, after: Settings) -> list[str]:
-    """Name the settings that differ, each with its section; no value is named."""
-    names = _differing(Settings, before, after)
-    old_policies = {**before.policies, "default": before.default_policy}
-    new_policies = {**after.policies, "default": after.default_policy}
-    sections: tuple[tuple[type, str, Mapping[str, object], Mapping[str, object]], ...] = (
-        (
-            EnvironmentSettings,
-            "environment",
-            _named(before.environments),
-            _named(after.environments),
-        ),
-        (
-            SourceSettings,
-            "token source",
-            _named(before.token_sources),
-            _named(after.token_sources),
-        ),
-        (PolicySettings, "policy", old_policies, new_policies),
-    )
-    for settings_class, kind, old, new in sections:
-        for name in sorted(old.keys() | new.keys()):
-            if name not in old or name not in new:
-                names.append(f"{kind} {name} ({'added' if name in new else 'removed'})")
-                continue
-            of = "" if name == "default" else f" of {kind} {name}"
-            names += [f"{n}{of}" for n in _differing(settings_class, old[name], new[name])]
-    return names
-
-
-def _differing(settings_class: type, before: object, after: object) -> list[str]:
-    rows = declared(settings_class).items()
-    return [row.name for field_, row in rows if getattr(before, field_) != getattr(after, field_)]
-
-
-def _named(sections: Iterable[EnvironmentSettings | SourceSettings]) -> dict[str, object]:
-    return {section.name: section for section in sections}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from bff.config import values
+from bff.config import token_values, values
 from bff.config.declaration import setting
 from bff.config.table_reader import TableReader, keys_of
 from bff.config.typed import Secret
@@ -30,14 +30,14 @@ class SourceSettings:
     )
     algorithms: tuple[str, ...] = setting(
         "algorithms",
-        values.algorithms,
+        token_values.algorithms,
         ", ".join(f"`{one.name}`" for one in PUBLIC_ALGORITHMS)
         + f"; or only `{SHARED_ALGORITHM.name}`",
         required=True,
     )
     jwks_url: str | None = setting(
         "jwks_url",
-        values.jwks_url,
+        token_values.jwks_url,
         "the address of its public keys; beyond loopback it must be https",
     )
     jwks: str | None = setting(
@@ -46,7 +46,7 @@ class SourceSettings:
     """The JWK set in that file, which has been parsed once without an error."""
     shared_keys: tuple[Secret, ...] = setting(
         "shared_keys",
-        values.shared_keys,
+        token_values.shared_keys,
         f"the keys for `{SHARED_ALGORITHM.name}`, the current key first",
         secret=True,
     )
@@ -59,13 +59,13 @@ class SourceSettings:
     """Infinite for keys that are not fetched."""
     scopes_path: tuple[str, ...] = setting(
         "scopes_claim",
-        values.claim_path,
+        token_values.claim_path,
         "the claim that holds the scopes; a list is a path into nested claims",
         default="scopes",
     )
     scopes_are_text: bool = setting(
         "scopes_form",
-        values.scopes_are_text,
+        token_values.scopes_are_text,
         "`list`, or `text` for scopes separated by spaces",
         default="list",
     )

@@ -236,7 +236,7 @@ class LoadQueue:
             self._wake_after(wait)
 
     def _wait(self, now: float, ahead: int = 0) -> float:
-        return self._sharing.wait(self._environment, self._budget(), now, ahead)
+        return self._sharing.limits.wait(self._environment, self._budget(), now, ahead)
 
     def _may_start(self, caller: Hashable) -> bool:
         return self._running[caller] < _MAX_OF_CALLER

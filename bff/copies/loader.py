@@ -212,7 +212,9 @@ class Loader:
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream. Returns 0, or the seconds to wait if the budget has no call."""
-        return await self._sharing.spend(environment.name, environment.budget, timeout=timeout)
+        return await self._sharing.limits.spend(
+            environment.name, environment.budget, timeout=timeout
+        )
 
     async def fetch(
         self, environment: Environment, id_: str, get: Get
@@ -285,22 +287,35 @@ class Loader:
             if code == "over_budget":
                 environment.budget.pause(now, outcome.retry_after or RETRY_SECONDS)
                 wait = environment.budget.wait(now)
-                self._sharing.pause(environment.name, wait)
+                self._sharing.limits.pause(environment.name, wait)
                 outcome = replace(outcome, retry_after=wait)
-        healthy = code in ("ok", "not_found", "over_budget")
-        health = "ok" if healthy else code
-        line: dict[str, Any] = {
-            "environment": environment.name,
-            "outcome": code,
-            "seconds": round(seconds, 4),
-        }
-        if health == environment.last_load or (healthy and environment.last_load is None):
-            self._telemetry.often("load_finished", now, **line)
-        elif healthy:
-            self._telemetry.log.warning("upstream_recovered", **line)
-        elif code == "upstream_rejected_credentials":
-            self._telemetry.log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **line)
-        else:
-            self._telemetry.log.warning("upstream_failing", why=why, **line)
-        environment.last_load = health
+        _report(self._telemetry, environment, code, why, seconds=seconds, now=now)
         return outcome
+
+
+def _report(
+    telemetry: Telemetry,
+    environment: Environment,
+    code: str,
+    why: str | None,
+    *,
+    seconds: float,
+    now: float,
+) -> None:
+    """Log a load: at once if it changes what the last one said of upstream, else now and then."""
+    healthy = code in ("ok", "not_found", "over_budget")
+    health = "ok" if healthy else code
+    line: dict[str, Any] = {
+        "environment": environment.name,
+        "outcome": code,
+        "seconds": round(seconds, 4),
+    }
+    if health == environment.last_load or (healthy and environment.last_load is None):
+        telemetry.often("load_finished", now, **line)
+    elif healthy:
+        telemetry.log.warning("upstream_recovered", **line)
+    elif code == "upstream_rejected_credentials":
+        telemetry.log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **line)
+    else:
+        telemetry.log.warning("upstream_failing", why=why, **line)
+    environment.last_load = health

@@ -77,7 +77,7 @@ class Readiness:
     async def _ask(self, environment: Environment) -> None:
         """Ask upstream for a session that does not exist; it costs one call of the budget."""
         spend = partial(
-            self._sharing.spend,
+            self._sharing.limits.spend,
             environment.name,
             environment.budget,
             timeout=self._sharing.timeout,

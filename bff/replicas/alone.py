@@ -12,29 +12,11 @@ from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
 
-class Alone:
-    """One gateway without replicas."""
-
-    up = False
-    replicas = 1
-    timeout = 0.0
+class OwnLimits:
+    """The budget of one gateway: the methods of `shared_limits.SharedLimits`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-
-    async def load(self, request: LoadRequest) -> tuple[Copy | Refusal, bool]:
-        """Load a session from upstream."""
-        return await request.ask(None, 0.0), True
-
-    async def introspect(
-        self,
-        environment: str,  # noqa: ARG002
-        digest: bytes,  # noqa: ARG002
-        id_: str,  # noqa: ARG002
-        ask: Callable[[], Awaitable[Introspection]],
-    ) -> Introspection:
-        """Ask upstream about a token."""
-        return await ask()
 
     def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:  # noqa: ARG002
         """Return the seconds until one more load may start, after *ahead* others; 0 for now."""
@@ -53,6 +35,31 @@ class Alone:
 
     def pause(self, environment: str, seconds: float) -> None:
         """Share nothing about upstream's 429."""
+
+
+class Alone:
+    """One gateway without replicas."""
+
+    up = False
+    replicas = 1
+    timeout = 0.0
+
+    def __init__(self, clock: Clock) -> None:
+        self.limits = OwnLimits(clock)
+
+    async def load(self, request: LoadRequest) -> tuple[Copy | Refusal, bool]:
+        """Load a session from upstream."""
+        return await request.ask(None, 0.0), True
+
+    async def introspect(
+        self,
+        environment: str,  # noqa: ARG002
+        digest: bytes,  # noqa: ARG002
+        id_: str,  # noqa: ARG002
+        ask: Callable[[], Awaitable[Introspection]],
+    ) -> Introspection:
+        """Ask upstream about a token."""
+        return await ask()
 
     def check(self) -> None:
         """Do nothing: there is no store that could be down."""

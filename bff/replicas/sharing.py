@@ -9,16 +9,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from bff import metrics
 from bff.clock import Clock
 from bff.errors import Refusal
-from bff.limits.budget import Budget
-from bff.limits.rate import Window
 from bff.replicas.announcements import STREAMS
-from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, limit_name, reveal
+from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, reveal
 from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome
 from bff.replicas.purge_log import PurgeLog
-from bff.replicas.shared_budget import Denials, SharedBudget
+from bff.replicas.shared_budget import SharedBudget
+from bff.replicas.shared_limits import SharedLimits
 from bff.replicas.shared_loads import SharedLoads
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreUnavailable, if_available
@@ -30,7 +28,7 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Sharing:
-    """Shares copies, limits, budget, purges and revocations with the other replicas.
+    """Shares copies, purges and revocations with the other replicas; `limits` shares the rest.
 
     Args:
         store: the store through which they share; `start` opens it.
@@ -44,6 +42,7 @@ class Sharing:
         on_revocation: applies a revocation that this or another replica announced.
 
     Attributes:
+        limits: what callers and loads may spend in all replicas together.
         namespaces: by environment name. An environment whose id is not known yet has none and
             shares nothing, because replicas with other secret keys would make other names.
         negative_ttl: seconds that an absence is kept.
@@ -70,14 +69,13 @@ class Sharing:
         self._make = make
         self._clock = clock
         self._spawn = spawn
-        self._count = count
         self._on_purge = on_purge
         self._on_revocation = on_revocation
         self._purges = PurgeLog(STREAMS["purges"].kept - 1)
-        self._denials = Denials()
+        self.limits = SharedLimits(store, clock=clock, spawn=spawn, count=count)
         self._loads = SharedLoads(
             store,
-            denials=self._denials,
+            denials=self.limits.denials,
             timeout=self.timeout,
             deadline=deadline,
             clock=clock,
@@ -111,6 +109,7 @@ class Sharing:
         *secrets* are the secret keys of all environments.
         """
         self.namespaces, self.negative_ttl = namespaces, negative_ttl
+        self.limits.origins = {name: one.origin for name, one in namespaces.items()}
         changed, self.store.key.secrets = self.store.key.secrets != secrets, secrets
         if changed and self.store.up:
             self._spawn(if_available(self.store.key.agree()))
@@ -122,84 +121,6 @@ class Sharing:
     def check(self) -> None:
         """Check the store now: a request waited for it as long as a request may."""
         self.store.check()
-
-    # -- limits
-
-    def lease(self, window: Window, want: int) -> "asyncio.Task[None]":
-        """Lease *want* more of a window that all replicas share, in a task that ends soon."""
-        return self._spawn(self._lease(window, want))
-
-    async def _lease(self, window: Window, want: int) -> None:
-        limiter, (sent, _) = window.limiter, self._clock()
-        digest = limit_name(self._key, window.key)
-        lease = await if_available(
-            self.store.take(
-                f"{limiter.name}:{limiter.limit}/{limiter.seconds}:{digest}",
-                limit=limiter.limit,
-                want=want,
-                seconds=limiter.seconds,
-                timeout=self.timeout,
-            )
-        )
-        if lease is None:
-            window.lease_failed(self._clock()[0])
-            return
-        granted, rest, seconds = lease
-        self._count(metrics.LEASES, limiter.name)
-        # Counted from before the command was sent, so it ends no later than the store's window.
-        window.grant(self, want, granted, rest, sent + seconds)
-
-    # -- the budget
-
-    def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:
-        """Return the seconds until one more load may start, after *ahead* others; 0 for now.
-
-        While the store is up, only it can say. Then this is 0 unless it lately denied a load.
-        """
-        shared = self._budget(environment, budget)
-        if shared is None or not self.up:
-            budget.replicas = self.replicas
-            return budget.wait(now, ahead)
-        pace = budget.seconds / budget.limit if budget.limit else 0.0
-        return self._denials.wait(shared, now) + ahead * pace
-
-    async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:
-        """Spend one load, waiting at most *timeout* seconds for the store.
-
-        Returns:
-            The seconds to wait instead, or 0 if the load may start.
-        """
-        shared, wait = self._budget(environment, budget), None
-        if shared is not None and self.up:
-            if remembered := self._denials.wait(shared, self._clock()[0]):
-                return remembered
-            async with self.store.turns:
-                wait = await if_available(self.store.spend(shared, timeout=timeout))
-            if wait:
-                self._denials.record(shared, self._clock()[0], wait)
-        if wait is None:
-            budget.replicas = self.replicas
-            wait = budget.wait(self._clock()[0])
-        if wait <= 0:
-            budget.spend(self._clock()[0])
-        return wait
-
-    def _budget(self, environment: str, budget: Budget) -> SharedBudget | None:
-        """The budget as all replicas know it; None if this environment shares nothing."""
-        namespace = self.namespaces.get(environment)
-        if namespace is None:
-            return None
-        return SharedBudget(namespace.origin, budget.limit, budget.seconds)
-
-    def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
-        """Share what upstream reports of its bucket; the lower half belongs to the customer."""
-        if self.up and environment in self.namespaces:
-            self.store.allow(self.namespaces[environment].origin, remaining - limit // 2, reset)
-
-    def pause(self, environment: str, seconds: float) -> None:
-        """Share that no load may start for *seconds*, because upstream answered 429."""
-        if self.up and environment in self.namespaces:
-            self.store.pause(self.namespaces[environment].origin, seconds)
 
     # -- copies and introspections
 
@@ -325,5 +246,4 @@ class Sharing:
 
     @property
     def _key(self) -> bytes:
-        assert self.store.key.value is not None  # noqa: S101  the store is up
-        return self.store.key.value
+        return self.store.key.agreed

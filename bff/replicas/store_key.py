@@ -37,6 +37,12 @@ class StoreKey:
         self._connection = connection
         self._random = random
 
+    @property
+    def agreed(self) -> bytes:
+        """The key; only while the store is up."""
+        assert self.value is not None  # noqa: S101  the store is up
+        return self.value
+
     async def agree(self) -> None:
         """Take the key that the store has; if it has none, store this replica's or a new one.
 

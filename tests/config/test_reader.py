@@ -32,6 +32,22 @@ def config(tmp_path) -> Callable[..., dict[str, str]]:
     return write
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(None, "cannot be read: No such file"), ("", "has no certificate"), ("x", "no certificate")],
+)
+def test_unusable_ssl_cert_file_is_a_problem(tmp_path, text: str | None, problem: str) -> None:
+    file = tmp_path / "authorities.pem"
+    if text is not None:
+        file.write_text(text)
+
+    (found,) = problems(environ(SSL_CERT_FILE=str(file)))
+
+    assert found.startswith("SSL_CERT_FILE ")
+    assert problem in found
+    assert "or unset it" in found
+
+
 # -- the environment
 
 

@@ -132,7 +132,7 @@ def running(proxy: Proxy, gateway: Gateway, home: Path) -> Iterator[str]:
 
 @pytest.fixture
 def gateway(upstream: running_upstream) -> Iterator[Gateway]:
-    """A gateway of each test's own: a test sends bad tokens from the address that all share."""
+    """A gateway for each test, because a test sends bad tokens from the address that all share."""
     told = {"BFF_TRUSTED_PROXIES": "127.0.0.1", "BFF_UPSTREAM_BUDGET": "off"}
     with Gateway(upstream.port, **told) as gateway:
         yield gateway

@@ -1943,9 +1943,9 @@ FAULTS = [
     Fault(
         90,
         "bff/copies/loader.py",
-        "        environment.last_load = health\n",
-        "        environment.last_load = health\n"
-        "        environment.health, environment.checked = health, now\n",
+        "    environment.last_load = health\n",
+        "    environment.last_load = health\n"
+        "    environment.health, environment.checked = health, now\n",
         f"{_OPERATORS}::test_90_id_that_upstream_forbids_moves_no_health",
     ),
     Fault(

@@ -6,14 +6,15 @@ import pytest
 from support.world import Clock
 
 from bff.limits.budget import Budget
-from bff.replicas.alone import Alone
+from bff.replicas.alone import Alone, OwnLimits
+from bff.replicas.shared_limits import SharedLimits
 from bff.replicas.sharing import Sharing
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_budget_belongs_to_this_process(clock: Clock) -> None:
-    alone, budget = Alone(clock), Budget(2, 1.0)
+    alone, budget = Alone(clock).limits, Budget(2, 1.0)
 
     waits = [await alone.spend("default", budget, timeout=0.0) for _ in range(3)]
 
@@ -22,10 +23,11 @@ async def test_budget_belongs_to_this_process(clock: Clock) -> None:
     assert await alone.spend("default", budget, timeout=0.0) == 0.0
 
 
-def test_every_method_has_the_arguments_of_the_shared_one() -> None:
-    for name, method in inspect.getmembers(Alone, inspect.isfunction):
+@pytest.mark.parametrize(("own", "other"), [(Alone, Sharing), (OwnLimits, SharedLimits)])
+def test_every_method_has_the_arguments_of_the_shared_one(own: type, other: type) -> None:
+    for name, method in inspect.getmembers(own, inspect.isfunction):
         if not name.startswith("_"):
-            shared = getattr(Sharing, name)
+            shared = getattr(other, name)
             assert list(inspect.signature(method).parameters) == list(
                 inspect.signature(shared).parameters
             ), name

@@ -289,7 +289,7 @@ async def test_long_load_renews_its_claim(replicas: Replicas) -> None:
     assert len(replicas.upstream.seen) == 1
 
 
-async def test_value_that_is_too_old_is_looked_up_once_while_the_clock_stands() -> None:
+async def test_old_value_is_not_looked_up_for_ever_if_the_clock_stands() -> None:
     """A store whose clock stands still tells the same age again: that must not be for ever."""
     asked: list[float] = []
 

@@ -131,13 +131,13 @@ async def test_lowest_report_of_a_bucket_period_counts(replicas: Replicas) -> No
     one, two = await replicas.several(2, **OFF)
     now = time.time()
     for world, remaining in ((one, 50), (two, 52), (one, 51)):
-        world.service.sharing.observe("default", limit=100, remaining=remaining, reset=30.0)
+        world.service.sharing.limits.observe("default", limit=100, remaining=remaining, reset=30.0)
         await asyncio.sleep(0.02)
     assert (await two.get("chat-2")).status_code == 503
-    one.service.sharing.observe("default", limit=100, remaining=99, reset=now - time.time())
+    one.service.sharing.limits.observe("default", limit=100, remaining=99, reset=now - time.time())
     await asyncio.sleep(0.02)
     assert (await two.get("chat-2")).status_code == 503, "a report of an earlier period"
-    one.service.sharing.observe("default", limit=100, remaining=99, reset=40.0)
+    one.service.sharing.limits.observe("default", limit=100, remaining=99, reset=40.0)
     await asyncio.sleep(1.0)  # for which a replica remembers what the store said
     assert (await two.get("chat-2")).status_code == 200
 

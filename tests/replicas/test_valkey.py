@@ -178,7 +178,7 @@ async def use_every_command(replicas: Replicas, **changes: str | None) -> list[W
     for world, result in ((one, "kept"), (two, "used")):
         assert (await world.get("chat-1", token=token)).status_code == 200
         await until(lambda: world.telemetry.counts["bff_shared_verdicts", result] == 1)  # noqa: B023
-    one.service.sharing.pause("default", 0.001)
+    one.service.sharing.limits.pause("default", 0.001)
     two.service.sharing.store.drop(
         two.service.sharing.namespaces["default"].copies_prefix, "chat-9"
     )
@@ -208,7 +208,9 @@ async def test_documented_permissions_are_enough_and_all_needed(tmp_path: Path, 
             engine.url = f"valkey://gateway:{password}@127.0.0.1:{engine.port}/3"
             worlds = await use_every_command(replicas)
             waits = [
-                await worlds[n].service.sharing.spend("default", Budget(1, 60.0), timeout=2.0)
+                await worlds[n].service.sharing.limits.spend(
+                    "default", Budget(1, 60.0), timeout=2.0
+                )
                 for n in (0, 1)
             ]
             assert waits[0] > 50.0 or waits[1] > 50.0

@@ -1,0 +1,137 @@
+"""Converts the text of a setting about keys and tokens, or raises `InvalidValue` with a remedy.
+
+A problem quotes only settings that hold no secret.
+"""
+
+import re
+from urllib.parse import urlsplit
+
+from bff.config.typed import (
+    MIN_KEY_BYTES,
+    InvalidValue,
+    Secret,
+    is_loopback,
+    split_keys,
+    texts,
+)
+from bff.config.values import names, url
+from bff.tokens.algorithms import PUBLIC_ALGORITHMS, SHARED_ALGORITHM
+
+
+def secret(text: str) -> Secret:
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        raise InvalidValue(
+            "contains spaces, line breaks or characters that keys do not have; copy the key again"
+        )
+    return Secret(text)
+
+
+_SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_.")
+
+
+def secret_keys(text: str) -> tuple[Secret, ...]:
+    keys = split_keys(text)
+    if not keys or not all(map(_SECRET_KEY.match, keys)):
+        raise InvalidValue(
+            "is not a Trigger.dev secret key; copy one from API keys in the dashboard: they begin "
+            "with tr_dev_, tr_stg_, tr_prod_ or tr_preview_"
+        )
+    return tuple(map(secret, keys))
+
+
+ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
+
+
+def signing_keys(text: str) -> tuple[Secret, ...]:
+    keys = split_keys(text)
+    for number, key in enumerate(keys, start=1):
+        secret(key)
+        if re.match(r"tr_[a-z]+_sk_", key):
+            raise InvalidValue(
+                f"has an additional key (tr_…_sk_…) as number {number}, which signs no tokens; "
+                "use the environment's root key, or a key of your own"
+            )
+        if key.startswith("tr_") and not ROOT_KEY.fullmatch(key):
+            raise InvalidValue(f"has a malformed root key as number {number}; copy it again")
+        if not key.startswith("tr_") and len(key) < MIN_KEY_BYTES:
+            raise InvalidValue(
+                f"has a key of {len(key)} bytes as number {number}; a key of your own needs at "
+                f"least {MIN_KEY_BYTES}: openssl rand -hex {MIN_KEY_BYTES}"
+            )
+    return tuple(map(Secret, keys))
+
+
+def verify(text: str) -> tuple[str, ...]:
+    order = names(text)
+    if order not in (("local",), ("upstream",), ("local", "upstream")):
+        raise InvalidValue(
+            "is not local, upstream or local,upstream; write one of them (local comes first: it "
+            "costs upstream no request)"
+        )
+    return order
+
+
+def cookie(text: str) -> str:
+    if not re.fullmatch(r"__Host-[A-Za-z0-9_.-]{1,64}", text):
+        raise InvalidValue(
+            "is not a __Host- name; write one like __Host-bff-token: with this prefix, browsers "
+            "let neither another host nor plain http set the cookie"
+        )
+    return text
+
+
+def algorithms(text: str) -> tuple[str, ...]:
+    algorithms = names(text)
+    supported = tuple(one.name for one in (*PUBLIC_ALGORITHMS, SHARED_ALGORITHM))
+    if not algorithms or not set(algorithms) <= set(supported):
+        raise InvalidValue(
+            f"may contain {', '.join(supported)}; write the algorithms that the issuer signs with"
+        )
+    if SHARED_ALGORITHM.name in algorithms and len(algorithms) > 1:
+        raise InvalidValue(
+            f"contains {SHARED_ALGORITHM.name} and others; "
+            "a source has either shared or public keys; keep one kind"
+        )
+    return algorithms
+
+
+def jwks_url(text: str) -> str:
+    parts = urlsplit(url(text))
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise InvalidValue("would fetch keys that others on the network could replace; use https")
+    return text
+
+
+def shared_keys(text: str) -> tuple[Secret, ...]:
+    if "-----" in text:
+        raise InvalidValue("contains a PEM; for public keys use jwks_url or jwks_file")
+    keys = split_keys(text)
+    for number, key in enumerate(keys, start=1):
+        secret(key)
+        if len(key) < MIN_KEY_BYTES:
+            raise InvalidValue(
+                f"has a key of {len(key)} bytes as number {number}; HS256 needs at least "
+                f"{MIN_KEY_BYTES}"
+            )
+    return tuple(map(Secret, keys))
+
+
+def claim_path(text: str) -> tuple[str, ...]:
+    path = texts(text)
+    if not path:
+        raise InvalidValue("is empty; write the name of a claim")
+    if path[0] in _USER_CLAIMS:
+        raise InvalidValue(
+            f"begins with {path[0]}, which users can change at the provider; put the scopes into a "
+            "claim that only your servers write"
+        )
+    return path
+
+
+_USER_CLAIMS = ("user_metadata", "unsafe_metadata", "unsafeMetadata")
+
+
+def scopes_are_text(text: str) -> bool:
+    if text not in ("list", "text"):
+        raise InvalidValue("is not list or text; write one of them")
+    return text == "text"

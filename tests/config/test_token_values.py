@@ -1,0 +1,53 @@
+"""Texts of settings about keys and tokens: what each becomes, or the remedy of an invalid one."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bff.config import token_values
+from bff.config.typed import InvalidValue
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (token_values.verify, "local,upstream", ("local", "upstream")),
+        (token_values.cookie, "__Host-bff-token", "__Host-bff-token"),
+        (token_values.algorithms, "RS256,EdDSA", ("RS256", "EdDSA")),
+        (token_values.claim_path, "app_metadata,scopes", ("app_metadata", "scopes")),
+        (token_values.scopes_are_text, "list", False),
+        (token_values.scopes_are_text, "text", True),
+    ],
+)
+def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> None:
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "problem"),
+    [
+        (token_values.secret_keys, "tr_pat_" + "a" * 24, "begin with tr_dev_, tr_stg_"),
+        (token_values.secret_keys, "eyJhbGciOiJIUzI1NiJ9.e30.c2ln", "copy one from API keys"),
+        (token_values.secret_keys, "tr_dev_a b", "spaces"),
+        (token_values.signing_keys, "tr_dev_sk_" + "a" * 24, "signs no tokens"),
+        (token_values.signing_keys, "x" * 31, "at least 32"),
+        (token_values.signing_keys, "tr_staging_x", "malformed root key"),
+        (token_values.verify, "upstream,local", "local comes first"),
+        (token_values.verify, "off", "is not local, upstream or local,upstream"),
+        (token_values.cookie, "token", "__Host-"),
+        (token_values.cookie, "__Host-a;b", "__Host-"),
+        (token_values.algorithms, "none", "may contain RS256, ES256"),
+        (token_values.algorithms, "HS256,RS256", "either shared or public keys"),
+        (token_values.jwks_url, "http://one.example.com/jwks", "use https"),
+        (token_values.shared_keys, "-----BEGIN PUBLIC KEY-----", "use jwks_url or jwks_file"),
+        (token_values.shared_keys, "x" * 31, "at least 32"),
+        (token_values.claim_path, ",", "is empty"),
+        (token_values.claim_path, "user_metadata,scopes", "users can change"),
+        (token_values.scopes_are_text, "both", "is not list or text"),
+    ],
+)
+def test_invalid_text_gets_a_remedy(read: Callable, text: str, problem: str) -> None:
+    with pytest.raises(InvalidValue) as raised:
+        read(text)
+
+    assert problem in str(raised.value)
