@@ -2089,6 +2089,15 @@ FAULTS = [
         "tests/clients/test_chat_page.py::test_first_delta_passes_the_proxies_at_once",
     ),
     Fault(
+        59,
+        "bff/chat/records.py",
+        """            passed[-1]["seq_num"],
+""",
+        """            passed[0]["seq_num"],
+""",
+        "tests/properties/test_property_resume.py::test_twenty_reconnects_lose_and_double_nothing",
+    ),
+    Fault(
         94,
         "bff/chat/messages.py",
         "if self.chat_id is not None and self.chat_id not in ids:",
