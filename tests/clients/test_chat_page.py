@@ -196,8 +196,8 @@ def test_first_delta_passes_the_proxies_at_once(ways: list[Way]) -> None:
             ways[0].write()
             next(parts[0])
             came = time.monotonic()
-            for times, way in zip(late, parts[1:], strict=True):
-                next(way)
+            for times, through in zip(late, parts[1:], strict=True):
+                next(through)
                 times.append(time.monotonic() - came)
 
     assert [statistics.median(times) < FIRST_DELTA_SECONDS for times in late] == [True, True], late
