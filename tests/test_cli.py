@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ
+from support.demos import running_demo
+from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ, http
 
 from bff import __version__
 from bff.sessions import ids
 from bff.tokens.verify import Issuer, Verifier
+
+ROOT = Path(__file__).parent.parent
 
 
 def bff(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
@@ -158,3 +161,29 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     assert re.search(r"^\s+60 200$", pasted, re.MULTILINE)
     assert re.search(r"^\s+1 429$", pasted, re.MULTILINE)
     assert process.returncode == 0
+
+
+def test_make_demo_works_beside_another_demo() -> None:
+    """The command of the README, as it is written; make uses the environment of this Python."""
+    environ = KEPT | {"VENV": sys.prefix}
+    with (
+        running_demo("make", "demo", cwd=ROOT, environ=environ) as one,
+        running_demo("make", "demo", cwd=ROOT, environ=environ) as other,
+    ):
+        bases = [
+            re.search(r"A gateway answers at (http://[\d.]+:\d+)", printed)[1]
+            for printed in (one, other)
+        ]
+        pages = [http.get(base + "/healthz") for base in bases]
+
+    assert len({*bases}) == 2
+    assert [page.status_code for page in pages] == [200, 200]
+    assert re.search(r"Port 8787 is taken, so the demo uses \d+", other)
+
+
+def test_demo_names_the_remedy_for_a_taken_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = bff("demo", "--port", str(taken.getsockname()[1]))
+
+    assert done.returncode == 2
+    assert "(Address already in use); set --port" in done.stderr

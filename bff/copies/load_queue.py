@@ -121,7 +121,9 @@ class LoadQueue:
         self._total = 0
         self._unspent = 0
         self._holds = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
+        """When the timer fires: uvloop gives a handle without a time if that is very soon."""
         self._stopped = False
 
     def __len__(self) -> int:
@@ -316,9 +318,10 @@ class LoadQueue:
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = loop.call_at(due, self._wake)
 
     def _wake(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvloop
 from support.polls import PolledWorld, every, polled_world
 from support.replicas import Replicas, until
 from support.virtual_time import run
@@ -346,3 +347,20 @@ async def test_page_asks_the_store_for_few_loads_at_once(replicas: Replicas) -> 
     shown, late = response.json()["data"], response.json().get("unavailable", [])
     assert len(shown) + len(late) == 100, "on a busy machine some may be late"
     assert most <= 2 * MAX_UNSPENT, "some of them have paid meanwhile"
+
+
+def test_timer_that_is_due_at_once_works_in_uvloop() -> None:
+    """There the handle of such a timer does not tell its time, as the loop of the tests does."""
+    nothing: Any = None
+    made = LoadQueue(
+        "default", clock=nothing, sharing=nothing, budget=nothing, load=nothing, recent=nothing,
+        in_flight=nothing,
+    )  # fmt: skip
+
+    async def wake() -> None:
+        for seconds in (0.0001, 0.0002, 0.00005):
+            made._wake_after(seconds)
+        await asyncio.sleep(0.05)
+
+    uvloop.run(wake())
+    assert made._timer is None

@@ -87,10 +87,19 @@ async def test_browsers_ids_do_not_move_health(world: World) -> None:
 
 async def test_idle_gateway_does_not_say_that_upstream_answers(world: World) -> None:
     assert "the upstream answers" in await verbose(world)
-    world.answer(500, {})
+    answers = asyncio.Event()
+
+    async def slow(_: object) -> None:
+        await answers.wait()
+
+    world.upstream.override = slow
     world.clock.advance(80)
 
-    assert "the upstream answers" not in await reason(world)
+    assert "last answer is 80 s old" in await reason(world)
+    answers.set()
+    assert "the upstream answers" in await verbose(world)
+    world.answer(500, {})
+    world.clock.advance(80)
     assert "the upstream fails (upstream_unavailable)" in await verbose(world)
 
 

@@ -13,7 +13,7 @@ import jwt
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.chats import AGENT_KEY
-from support.clients import OneOrigin, Site, esbuild, need, open_page
+from support.clients import SDK, OneOrigin, Site, esbuild, need, open_page
 from support.world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, http, read, running_upstream
 
 from bff.sessions.list_query import PARAMETERS
@@ -298,6 +298,28 @@ def test_react_snippet_polls(app: App) -> None:
         page.clock.run_for(15_000)
 
     assert poll.value.status in (200, 304)
+
+
+def test_typed_snippet_has_the_types_of_the_gateway(gateway: Gateway, tmp_path: Path) -> None:
+    (command,) = re.findall(r"^    npx (openapi-typescript .+)$", DOCUMENT, re.MULTILINE)
+    tool, *arguments = command.replace("https://gateway.example.com", gateway.url).split()
+    tools = SDK / "node_modules/.bin"
+    subprocess.run([tools / tool, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "typed.ts").write_text(snippet("typed.ts"))
+    (tmp_path / "use.ts").write_text("""
+        import { readSession } from "./typed";
+        const read = await readSession("chat-1", "token");
+        const shown: string | null = "id" in read ? read.closedReason : read.code;
+        // @ts-expect-error: the policy hides this field
+        const hidden = "id" in read ? read.triggerConfig : null;
+    """)
+    options = "--noEmit --strict --target es2022 --module es2022 --moduleResolution bundler"
+    done = subprocess.run(
+        [tools / "tsc", *options.split(), "use.ts"],
+        cwd=tmp_path, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout
 
 
 def test_page_tests_every_snippet_and_lists_every_parameter() -> None:

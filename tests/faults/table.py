@@ -1949,6 +1949,13 @@ FAULTS = [
         f"{_OPERATORS}::test_90_id_that_upstream_forbids_moves_no_health",
     ),
     Fault(
+        0,
+        "bff/copies/load_queue.py",
+        "            if self._due <= due:\n",
+        "            if self._timer.when() <= due:\n",
+        "tests/copies/test_load_queue.py::test_timer_that_is_due_at_once_works_in_uvloop",
+    ),
+    Fault(
         90,
         "bff/copies/readiness.py",
         "            if seconds <= WATCH_SECONDS:\n",

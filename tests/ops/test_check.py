@@ -7,6 +7,7 @@ from pathlib import Path
 from support.world import KEPT, OWN_KEY, SECRET_KEY, Gateway, environ, running_upstream
 
 from bff.config import settings
+from bff.ops.check import Finding, Page, Result, lines
 
 
 def check(changes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +62,17 @@ def test_every_problem_is_shown_with_its_remedy() -> None:
     assert "did you mean BFF_CACHE_TTL?" in done.stderr
     assert "TRIGGER_API_URL may hold a host, a port and a path" in done.stderr
     assert "pw@" not in done.stdout + done.stderr
+
+
+def test_problem_names_the_page_that_helps() -> None:
+    own = Finding(Result.PROBLEM, "the clocks differ", Page.TOKENS)
+    other = Finding(Result.PROBLEM, "it caches")
+
+    assert lines(own, Page.PROXY).endswith(f"See {Page.TOKENS}")
+    assert lines(other, Page.PROXY).endswith(f"See {Page.PROXY}")
+    assert "See" not in lines(Finding(Result.OK, "it works"), Page.PROXY)
+    assert f"\nSee {Page.SETTINGS}" in check(environ(BFF_PORT="x")).stderr
+    assert check(environ()).stdout.endswith("upstream, and the store.\n"), "the next step"
 
 
 def test_long_ttl_is_noted() -> None:

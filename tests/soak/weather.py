@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -145,6 +146,9 @@ class Replica(Gateway):
         self.alone: list[list[float]] = []
         """Intervals without the store: begin and end."""
         self.lock = asyncio.Lock()
+        self.reads = threading.Event()
+        """Set while the log is read."""
+        self.reads.set()
         file = folder / f"replica-{number}"
         file.write_bytes(bytes(16))
         with file.open("r+b") as opened:
@@ -173,6 +177,7 @@ class Replica(Gateway):
 
     def _read(self) -> None:
         for line in self.process.stdout:
+            self.reads.wait()
             self.read_log(line)
 
     def jump(self, seconds: float) -> None:
@@ -354,6 +359,7 @@ class Soak:
             self.move_upstream,
             *(self.kill_store, self.freeze_store, self.kill_replica, self.freeze_replica),
             *(self.jump, self.jump, self.purge, self.rotate_signing, self.rotate_secret),
+            self.stall_log,
         ]
         await asyncio.sleep(0.3 * number)
         while time.monotonic() < self.until - 1:
@@ -415,6 +421,22 @@ class Soak:
         async with replica.lock:
             with frozen(replica.process):
                 await self.pause(2)
+
+    async def stall_log(self) -> None:
+        """Read the log of one replica no further for a while, as a full pipe or a slow disk does.
+
+        Its lines about the store are read late, so it counts as alone meanwhile.
+        """
+        replica = self.dice.choice(self.replicas)
+        replica.alone.insert(-1, [time.monotonic(), float("inf")])
+        interval = replica.alone[-2]
+        replica.reads.clear()
+        try:
+            await self.pause(8)
+        finally:
+            replica.reads.set()
+            await asyncio.sleep(0.2)
+            interval[1] = time.monotonic()
 
     async def jump(self) -> None:
         """Move each replica's wall clock separately, some of them back to the real time."""
@@ -564,6 +586,9 @@ class Soak:
                 replica.loaded[target] = loaded
         elif status == 401:
             findings.wrong_refusals += good is True
+        elif status == 500:
+            findings.avoidable_errors += 1
+            self.report(f"replica {replica.number}: {body!r}")
         elif status == 403:
             findings.wrong_refusals += named and not friendly
         elif status >= 500 and named and held is not None and target in replica.loaded:

@@ -212,8 +212,9 @@ class Twin:
                 world = World(self._clock, **settings)
                 world.upstream = upstream
                 await stack.enter_async_context(world)
+                # They look at files and measure the loop, which would take most of the time.
+                await world.service.background.stop("settings_watch", "loop_lag")
                 self._processes.append(_Side(world, fast=combination["path"] == "fast"))
-        _stop_timers()
         for process in self._processes:
             gateway = process.world.service.gateway
             gateway.decide = partial(_note, gateway.decide)
@@ -361,14 +362,6 @@ class Twin:
 
 def _connect(shared: Shared, _: object, **arguments: Any) -> StandIn:
     return StandIn(shared, **arguments)
-
-
-def _stop_timers() -> None:
-    """End the tasks that look at files and measure the loop: they would take most of the time."""
-    for task in asyncio.all_tasks():
-        name = getattr(task.get_coro(), "__qualname__", "")
-        if name in ("Reload.watch", "Service._measure_lag"):
-            task.cancel()
 
 
 def _note(decide: Any, head: RequestHead, now: float, wall: float) -> Any:
