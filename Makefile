@@ -7,8 +7,8 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo setup test test-python test-programs coverage faults histories streams mutants soak soak-faults fuzz twins \
-  bench simulate audit release lint api-lint format docs programs lock clean
+.PHONY: help demo example setup test test-python test-programs coverage faults histories streams mutants soak soak-faults fuzz \
+  twins bench simulate audit release lint api-lint format docs programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ SEED   ?=
 mutants: $(VENV)/dev $(VENV)-mutants/run ## Change SAMPLE=20 places of the core at random and print what no test notices
 	$(VENV)-mutants/bin/python tests/mutants --python $(abspath $(BIN))/python --sample $(SAMPLE) \
 	  $(if $(SEED),--seed $(SEED))
+
+example: $(VENV)/dev $(NODE_MODULES) ## Install and build the Next.js example, and run it in Chromium with the plain one
+	npm ci --prefix docs/examples/next --silent
+	EXAMPLE=1 $(BIN)/python -m pytest tests/docs/test_examples.py
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
@@ -142,6 +146,7 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants $(VENV)-release build tests/*/node_modules tests/bench/node/node_modules \
+	  docs/examples/next/node_modules docs/examples/next/.next \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.

@@ -78,7 +78,6 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         exit_with(f"Cannot listen on {host}:{port} ({reason}); set {name}")
 
 
-_DEMO_PORT: Final = 8787
 _NEXT_PORTS: Final = 20
 """Ports that the demo tries, so that it starts beside another demo or a gateway."""
 
@@ -217,26 +216,53 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help=f"Port of the gateway; default: {_DEMO_PORT}, or the next one that is free.",
+    help=f"Port of the gateway; default: {demo_.GATEWAY_PORT}, or the next one that is free. With "
+    f"--upstream-only, of the pretend upstream; default: {demo_.UPSTREAM_PORT}.",
 )
-def demo(port: int | None) -> None:
+@click.option(
+    "--upstream-only",
+    is_flag=True,
+    help="Serve the pretend upstream alone, for a gateway that you start yourself.",
+)
+def demo(port: int | None, upstream_only: bool) -> None:
     """Try the gateway in front of a pretend upstream."""
     stage = demo_.make(lambda: system_clock()[1])
+    if upstream_only:
+        _serve_upstream(stage, demo_.UPSTREAM_PORT if port is None else port)
+        return
     upstream = _listen("127.0.0.1", 0, "another port")
-    browser = _listen_near(_DEMO_PORT) if port is None else _listen("127.0.0.1", port, "--port")
+    if port is None:
+        browser = _listen_near(demo_.GATEWAY_PORT)
+    else:
+        browser = _listen("127.0.0.1", port, "--port")
     ops = _listen("127.0.0.1", 0, "another port")
     settings = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
     with open(os.devnull, "w", encoding="utf-8") as devnull:  # noqa: PTH123
         telemetry = Telemetry(devnull)
 
         async def run() -> None:
-            service = Service(settings, telemetry, routes=stage.routes())
+            service = Service(settings, telemetry, routes=stage.routes(telemetry.counts))
             click.echo(f"bff status --ops {server.address(ops)} shows it as operators see it.")
             click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
             await _serve(service, browser, ops, (pretend, upstream))
 
         _run(run())
+
+
+def _serve_upstream(stage: demo_.Demo, port: int) -> None:
+    listening = _listen("127.0.0.1", port, "--port")
+    pretend = server.config(stage.upstream, lifespan=False)
+
+    async def run() -> None:
+        click.echo(stage.upstream_lines(f"http://{server.address(listening)}"))
+        await server.run([], (pretend, listening), worker=None, on_stop=_nothing, on_short=_nothing)
+
+    _run(run())
+
+
+def _nothing() -> None:
+    pass
 
 
 @main.command()

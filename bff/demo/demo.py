@@ -1,7 +1,7 @@
 """``bff demo``: a gateway in front of a pretend upstream, whose chats change as time passes."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.routing import Route
@@ -11,6 +11,9 @@ from bff.demo import playground, playground_chat
 from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
 from bff.tokens.mint import mint
 
+GATEWAY_PORT = 8787
+UPSTREAM_PORT = 8030
+"""Trigger.dev's own port where people host it themselves."""
 ENVIRONMENT_ID = "env_demo"
 TOKEN_SECONDS = 3600
 """Lifetime of the demo's tokens."""
@@ -22,6 +25,13 @@ ANN_CHATS = ("chat-live", "chat-closing", "chat-done")
 WORD_SECONDS = 0.1
 """Time between two words of an agent's answer: enough to press stop."""
 IDENTITY_FIELD = "__bff"
+VIEWERS = 19
+"""Other browsers that the playground plays. Each has a token of its own for the live chat."""
+ORIGINS = tuple(
+    f"http://{host}:{port}" for port in (3000, 5173, 8000) for host in ("localhost", "127.0.0.1")
+)
+"""Where Next.js, Vite and `python3 -m http.server` serve a page. A browser takes a host's name and
+its address for two origins."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Demo:
                 "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",
                 "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
                 "BFF_SIGNING_KEYS": self.signing_key,
-                "BFF_ALLOWED_ORIGINS": "http://localhost:3000",
+                "BFF_ALLOWED_ORIGINS": ",".join(ORIGINS),
                 "BFF_PORT": str(port),
                 "BFF_OPS_PORT": str(ops_port),
                 "BFF_RATE_LIMIT": "60/minute",
@@ -69,16 +79,19 @@ class Demo:
             actor=actor,
         )
 
-    def routes(self) -> tuple[Route, ...]:
-        """Return the routes of the playground."""
+    def routes(self, counts: Mapping[tuple[str | int, ...], float]) -> tuple[Route, ...]:
+        """Return the routes of the playground, which shows the *counts* of the gateway."""
         return (
-            *playground.routes(self.upstream, self._tokens),
+            *playground.routes(self.upstream, self._tokens, counts),
             *playground_chat.routes(self.upstream, self.identity_key, IDENTITY_FIELD),
         )
 
     def _tokens(self) -> dict[str, str]:
         ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
+        page = secrets.token_hex(4)  # two pages are not the same viewers
+        viewers = [f"viewer-{number}-{page}" for number in range(1, VIEWERS + 1)]
         return {
+            **{name: self.token("chat-live", actor=name) for name in viewers},
             "ann": ann,
             "bob": self.token("chat-live", "chat-of-bob", actor="bob", writes=("chat-of-bob",)),
             "wrong": ann[:-4] + "AAAA",
@@ -121,8 +134,39 @@ curl -sN $CHAT/out -H "$ANN" -H 'accept: text/event-stream' -H 'timeout-seconds:
 # A caller may send 60 requests a minute. The 61st is a 429, which says when to retry.
 curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}/chat-live?n=[1-61]' -H "$BOB" | sort | uniq -c
 
+# Your own app: its server signs tokens with this key, and its pages send them to this gateway.
+GATEWAY_SIGNING_KEY={self.signing_key}
+GATEWAY_URL={base}
+# Pages may come from {", ".join(ORIGINS)}.
+# The sessions are {", ".join(self._names())}; tokens with write:sessions:<id> may chat.
+# Start from docs/FRONTEND.md, or from an app in docs/examples.
+
 Press Ctrl-C to end the demo.
 """
+
+    def upstream_lines(self, address: str) -> str:
+        """Return the commands that start a gateway in front of the pretend upstream."""
+        return f"""
+A pretend Trigger.dev API answers at {address}. Its chats are {", ".join(self._names())}.
+Paste these commands in another shell to put a gateway of your own in front of it:
+
+export TRIGGER_API_URL={address}
+export TRIGGER_SECRET_KEY={self.root_key}
+export BFF_SIGNING_KEYS={self.signing_key}
+export BFF_ALLOWED_ORIGINS={",".join(ORIGINS)}
+bff check --probe
+bff serve
+
+In a third shell, with the same four exports:
+
+curl -i http://127.0.0.1:8787/api/v1/sessions/chat-live \\
+  -H "Authorization: Bearer $(bff token --session chat-live)"
+
+Press Ctrl-C to end the pretend API.
+"""
+
+    def _names(self) -> list[str]:
+        return [one["externalId"] for one in self.upstream.environments[0].sessions.values()]
 
 
 def make(clock: Callable[[], float]) -> Demo:

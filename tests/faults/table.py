@@ -56,6 +56,20 @@ if not _is_signature(signature, signed, key):
 
 FAULTS = [
     Fault(
+        0,
+        "bff/tokens/verify.py",
+        'len(issuers) == 1 and not key.startswith("tr_")',
+        "len(issuers) == 1",
+        f"{_AUTH}::test_own_key_tells_the_environment_without_its_id",
+    ),
+    Fault(
+        0,
+        "bff/tokens/verify.py",
+        'len(issuers) == 1 and not key.startswith("tr_")',
+        'not key.startswith("tr_")',
+        f"{_AUTH}::test_own_key_tells_the_environment_without_its_id",
+    ),
+    Fault(
         1,
         "bff/tokens/verify.py",
         _VERIFIED,
