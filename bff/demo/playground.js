@@ -89,7 +89,13 @@ for (const event of ["pointerover", "focusin"]) document.addEventListener(event,
 document.addEventListener("pointerout", ({ relatedTarget }) => relatedTarget !== $("meaning") && hide());
 document.addEventListener("focusout", hide);
 document.addEventListener("keydown", ({ key }) => key === "Escape" && hide());
-addEventListener("scroll", hide, { capture: true, passive: true });
+// A word that gets the focus may scroll into view: its explanation moves with it.
+function follow() {
+  const isOpen = $("meaning").matches(":popover-open");
+  hide();
+  if (isOpen) explain({ target: document.activeElement });
+}
+addEventListener("scroll", follow, { capture: true, passive: true });
 
 function row(path, { status, headers }, body, took) {
   const copy = copyOf(headers);
