@@ -7,7 +7,7 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo example setup test test-python test-programs coverage faults histories mutants soak soak-faults fuzz \
+.PHONY: help demo example setup test test-python test-programs coverage faults histories streams mutants soak soak-faults fuzz \
   twins bench simulate audit release lint api-lint format docs programs lock clean
 
 help: ## Show this
@@ -57,6 +57,9 @@ fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ
 HISTORIES ?=
 histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls and check each answer
 	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) tests/properties/test_property_histories.py
+
+streams: $(VENV)/dev ## Open and cut OPENS=10000 chat streams, and stop a gateway with STREAMS=500
+	OPENS=$(or $(OPENS),10000) STREAMS=$(or $(STREAMS),500) $(BIN)/python -m pytest tests/incidents/test_incident_chat.py
 
 twins: $(VENV)/dev ## Let HISTORIES=10000 random histories pass in twin worlds, and print what observers see of secrets
 	$(BIN)/python tests/twins $(or $(HISTORIES),10000)

@@ -86,10 +86,16 @@ function explain({ target }) {
 const hide = () => $("meaning").hidePopover();
 for (const event of ["pointerover", "focusin"]) document.addEventListener(event, explain);
 // The pointer may move onto the explanation without closing it.
-document.addEventListener("pointerout", ({ relatedTarget }) => relatedTarget !== $("meaning") && hide());
+document.addEventListener("pointerout", ({ relatedTarget }) => relatedTarget !== $("meaning") && follow());
 document.addEventListener("focusout", hide);
 document.addEventListener("keydown", ({ key }) => key === "Escape" && hide());
-addEventListener("scroll", hide, { capture: true, passive: true });
+// The word that has the focus keeps its explanation, although it scrolls or the pointer is elsewhere.
+function follow() {
+  const isOpen = $("meaning").matches(":popover-open");
+  hide();
+  if (isOpen) explain({ target: document.activeElement });
+}
+addEventListener("scroll", follow, { capture: true, passive: true });
 
 function row(path, { status, headers }, body, took) {
   const copy = copyOf(headers);

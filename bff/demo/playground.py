@@ -28,7 +28,10 @@ _TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-_FILES = ("playground.css", "playground.js", "playground.svg", "stranger.html", "stranger.js")
+_FILES = (
+    *("playground.css", "playground.js", "playground.svg", "stranger.html", "stranger.js"),
+    *("chat.css", "chat.js"),
+)
 
 
 def routes(
@@ -49,20 +52,20 @@ def routes(
         nonlocal received
         received += len(upstream.seen)
         upstream.seen.clear()  # a demo may run for days
-        return JSONResponse({"upstream": received, **_answers(counts)}, headers=_headers())
+        return JSONResponse({"upstream": received, **_answers(counts)}, headers=headers())
 
     async def minted_tokens(_: Request) -> Response:
-        return JSONResponse(tokens(), headers=_headers())
+        return JSONResponse(tokens(), headers=headers())
 
     async def upstream_document(request: Request) -> Response:
         document = upstream.environments[0].find(request.path_params["session"])
         if document is None:
-            return JSONResponse({"error": "Not found"}, 404, headers=_headers())
-        return JSONResponse(upstream.document(document), headers=_headers())
+            return JSONResponse({"error": "Not found"}, 404, headers=headers())
+        return JSONResponse(upstream.document(document), headers=headers())
 
     async def outage(request: Request) -> Response:
         upstream.override = _answer_500 if request.method == "PUT" else None
-        return Response(status_code=204, headers=_headers())
+        return Response(status_code=204, headers=headers())
 
     return (
         Route("/", _file("playground.html")),
@@ -92,7 +95,8 @@ async def _answer_500(_: Seen) -> Answer:
     return Answer(500, {"error": "The demo simulates an outage"})
 
 
-def _headers(name: str = "") -> dict[str, str]:
+def headers(name: str = "") -> dict[str, str]:
+    """Return the header fields of the page's file *name*, or of its data."""
     ancestors = "'self'" if name.startswith("stranger") else "'none'"
     return {
         "content-security-policy": _POLICY.format(ancestors=ancestors),
@@ -107,6 +111,6 @@ def _file(name: str) -> Callable[[Request], Response]:
     content, type_ = path.read_bytes(), _TYPES[path.suffix]
 
     def endpoint(_: Request) -> Response:
-        return Response(content, headers=_headers(name), media_type=type_)
+        return Response(content, headers=headers(name), media_type=type_)
 
     return endpoint

@@ -147,6 +147,12 @@ def notes(settings: Settings) -> list[str]:
             f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds: browsers may see an open session as "
             "it was that long ago"
         )
+    if settings.chat.enabled:
+        texts.append(
+            "BFF_CHAT is on: the secret key needs write:sessions besides read:sessions, which no "
+            "check can prove without sending a message; proxies must route /realtime/v1/sessions "
+            "and buffer no stream"
+        )
     texts += [
         f"environment {environment.name!r} sends a root key upstream: a restricted key (tr_…_sk_… "
         "with read:sessions) in TRIGGER_SECRET_KEY can do less harm; move the root key to "

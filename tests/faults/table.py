@@ -2215,6 +2215,22 @@ FAULTS = [
         f"{_CHAT}::test_93_stream_is_not_stored_and_not_collected",
     ),
     Fault(
+        93,
+        "bff/response.py",
+        "no-transform\\r\\nx-accel-buffering: no\\r\\n",
+        "no-transform\\r\\n",
+        "tests/clients/test_chat_page.py::test_first_delta_passes_the_proxies_at_once",
+    ),
+    Fault(
+        59,
+        "bff/chat/records.py",
+        """            passed[-1]["seq_num"],
+""",
+        """            passed[0]["seq_num"],
+""",
+        "tests/properties/test_property_resume.py::test_twenty_reconnects_lose_and_double_nothing",
+    ),
+    Fault(
         94,
         "bff/chat/messages.py",
         "if self.chat_id is not None and self.chat_id not in ids:",

@@ -80,6 +80,13 @@ def test_long_ttl_is_noted() -> None:
     assert "BFF_CACHE_TTL is" not in check(environ(BFF_CACHE_TTL="60")).stdout
 
 
+def test_check_says_what_it_cannot_prove_about_chats() -> None:
+    chats = environ(BFF_CHAT="true", BFF_SIGNING_KEYS="k" * 40)
+
+    assert "the secret key needs write:sessions" in check(chats).stdout
+    assert "BFF_CHAT is on" not in check(environ()).stdout
+
+
 def test_working_gateway_passes_every_test(gateway: Gateway, live: dict[str, str]) -> None:
     done = check(live, "--probe", "--url", gateway.url)
 
