@@ -42,7 +42,7 @@ class Turn:
         self.denied = False
         """Whether it had a turn, in which the budget that replicas share denied it."""
         self.before = (0, 0, 0)
-        """Before it had a turn: the place of its caller, and what counted towards a refresh."""
+        """Before it had a turn: the rank of its caller, and what counted towards a refresh."""
         self.callers: set[Hashable] = set()
 
     @property
@@ -62,16 +62,16 @@ class _Caller(Generic[TurnT]):
     """The loads of one caller that wait.
 
     Attributes:
-        place: its place in the order of turns: the least comes first.
+        rank: its position in the order of turns: the least comes first.
         passed: its turns since its last refresh, while it has refreshes.
         loads: its refreshes, and its awaited loads, by key; the index says whether awaited.
     """
 
-    __slots__ = ("loads", "name", "passed", "place")
+    __slots__ = ("loads", "name", "passed", "rank")
 
-    def __init__(self, name: Hashable, place: int) -> None:
+    def __init__(self, name: Hashable, rank: int) -> None:
         self.name = name
-        self.place = place
+        self.rank = rank
         self.passed = 0
         self.loads: tuple[dict[Hashable, TurnT], dict[Hashable, TurnT]] = {}, {}
 
@@ -109,7 +109,7 @@ class FairQueue(Generic[TurnT]):
         self._turns: dict[Hashable, TurnT] = {}
         self._callers: dict[Hashable, _Caller[TurnT]] = {}
         self._numbers = count(1)
-        self._places = count(1)
+        self._ranks = count(1)
         self._passed = 0
         """Turns of callers who wait, since the last turn of one with nothing but refreshes."""
         self._last: Hashable = None
@@ -148,8 +148,8 @@ class FairQueue(Generic[TurnT]):
         """Queue *turn* again, and give *caller* back the turn that it could not use."""
         for one in (*turn.callers, caller):
             self._insert(turn, one, awaited=turn.awaited)
-        mine, (place, mine.passed, self._passed) = self._callers[caller], turn.before
-        mine.place = min(mine.place, place)
+        mine, (rank, mine.passed, self._passed) = self._callers[caller], turn.before
+        mine.rank = min(mine.rank, rank)
         if self._last == caller:
             self._last = None
 
@@ -166,15 +166,15 @@ class FairQueue(Generic[TurnT]):
         mine = waiting or refreshing
         if mine is None:
             return None
-        place, own, of_all = mine.place, mine.passed, self._passed
+        rank, own, of_all = mine.rank, mine.passed, self._passed
         if waiting and refreshing:
             due = of_all >= REFRESH_EVERY - 1 or waiting.name == self._last
             if due and self._order(refreshing) < self._order(waiting):
                 mine = refreshing
         self._passed = of_all + 1 if refreshing and mine is waiting else 0
         turn = mine.next(new=new)
-        turn.before = place, own, of_all
-        mine.place, self._last = next(self._places), mine.name
+        turn.before = rank, own, of_all
+        mine.rank, self._last = next(self._ranks), mine.name
         self._remove(turn)
         return mine.name, turn
 
@@ -230,12 +230,12 @@ class FairQueue(Generic[TurnT]):
         return first[0], first[1]
 
     def _order(self, caller: _Caller[TurnT]) -> tuple[bool, int]:
-        return caller.name == self._last, caller.place
+        return caller.name == self._last, caller.rank
 
     def _insert(self, turn: TurnT, caller: Hashable, *, awaited: bool) -> None:
         mine = self._callers.get(caller)
         if mine is None:
-            mine = self._callers[caller] = _Caller(caller, next(self._places))
+            mine = self._callers[caller] = _Caller(caller, next(self._ranks))
         refreshes, _ = mine.loads
         if awaited:
             refreshes.pop(turn.key, None)

@@ -1562,14 +1562,14 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        mine.place, self._last = next(self._places), mine.name\n",
+        "        mine.rank, self._last = next(self._places), mine.name\n",
         "        self._last = mine.name\n",
         f"{_FAIRNESS}::test_49_retrieve_and_lists_do_not_starve_each_other",
     ),
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return caller.name == self._last, caller.place\n",
+        "        return caller.name == self._last, caller.rank\n",
         "        return False, 0\n",
         f"{_FAIRNESS}::test_49_one_caller_takes_half_while_others_want_it",
     ),
@@ -1632,8 +1632,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        mine.place, self._last = next(self._places), mine.name\n",
-        "        mine.place, self._last = (next(self._places) if turn.awaited else place), mine.name\n",
+        "        mine.rank, self._last = next(self._places), mine.name\n",
+        "        mine.rank, self._last = (next(self._places) if turn.awaited else rank), mine.name\n",
         "tests/limits/test_queue.py::test_callers_take_turns_whatever_they_load",
     ),
     Fault(
@@ -1653,8 +1653,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        mine.place = min(mine.place, place)\n",
-        "        mine.place = -next(self._places)\n",
+        "        mine.rank = min(mine.rank, rank)\n",
+        "        mine.rank = -next(self._places)\n",
         "tests/limits/test_queue.py::test_denied_caller_keeps_its_place_among_others",
     ),
     Fault(
@@ -2074,8 +2074,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return caller.name == self._last, caller.place\n",
-        "        return False, caller.place\n",
+        "        return caller.name == self._last, caller.rank\n",
+        "        return False, caller.rank\n",
         "tests/limits/test_queue.py::test_newcomer_goes_before_the_caller_of_the_last_turn",
     ),
     Fault(
