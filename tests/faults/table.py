@@ -1562,7 +1562,7 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        mine.rank, self._last = next(self._places), mine.name\n",
+        "        mine.rank, self._last = next(self._ranks), mine.name\n",
         "        self._last = mine.name\n",
         f"{_FAIRNESS}::test_49_retrieve_and_lists_do_not_starve_each_other",
     ),
@@ -1632,8 +1632,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        mine.rank, self._last = next(self._places), mine.name\n",
-        "        mine.rank, self._last = (next(self._places) if turn.awaited else rank), mine.name\n",
+        "        mine.rank, self._last = next(self._ranks), mine.name\n",
+        "        mine.rank, self._last = (next(self._ranks) if turn.awaited else rank), mine.name\n",
         "tests/limits/test_queue.py::test_callers_take_turns_whatever_they_load",
     ),
     Fault(
@@ -1654,7 +1654,7 @@ FAULTS = [
         49,
         "bff/limits/queue.py",
         "        mine.rank = min(mine.rank, rank)\n",
-        "        mine.rank = -next(self._places)\n",
+        "        mine.rank = -next(self._ranks)\n",
         "tests/limits/test_queue.py::test_denied_caller_keeps_its_place_among_others",
     ),
     Fault(
