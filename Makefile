@@ -7,8 +7,8 @@ NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo setup test test-python test-programs coverage faults histories mutants soak soak-faults fuzz twins \
-  bench listeners simulate audit lint format docs programs lock clean
+.PHONY: help demo example setup test test-python test-programs coverage faults histories streams mutants soak soak-faults fuzz \
+  twins bench listeners simulate audit release lint api-lint format docs programs lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ HISTORIES ?=
 histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls and check each answer
 	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) tests/properties/test_property_histories.py
 
+streams: $(VENV)/dev ## Open and cut OPENS=10000 chat streams, and stop a gateway with STREAMS=500
+	OPENS=$(or $(OPENS),10000) STREAMS=$(or $(STREAMS),500) $(BIN)/python -m pytest tests/incidents/test_incident_chat.py
+
 twins: $(VENV)/dev ## Let HISTORIES=10000 random histories pass in twin worlds, and print what observers see of secrets
 	$(BIN)/python tests/twins $(or $(HISTORIES),10000)
 
@@ -66,6 +69,10 @@ SEED   ?=
 mutants: $(VENV)/dev $(VENV)-mutants/run ## Change SAMPLE=20 places of the core at random and print what no test notices
 	$(VENV)-mutants/bin/python tests/mutants --python $(abspath $(BIN))/python --sample $(SAMPLE) \
 	  $(if $(SEED),--seed $(SEED))
+
+example: $(VENV)/dev $(NODE_MODULES) ## Install and build the Next.js example, and run it in Chromium with the plain one
+	npm ci --prefix docs/examples/next --silent
+	EXAMPLE=1 $(BIN)/python -m pytest tests/docs/test_examples.py
 
 lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 	$(BIN)/ruff check
@@ -76,6 +83,11 @@ lint: $(VENV)/dev ## Run lint, format check, types and import contracts
 format: $(VENV)/dev ## Format the code, and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+api-lint: $(VENV)/dev $(NODE_MODULES) tests/api/node_modules/.package-lock.json ## Lint /openapi.json with Redocly's and Spectral's recommended rules
+	$(BIN)/python tests/programs/api_descriptions.py build/openapi
+	tests/sdk/node_modules/.bin/redocly lint --extends recommended build/openapi/*.json
+	tests/api/node_modules/.bin/spectral lint --ruleset tests/api/spectral.yaml --fail-severity hint build/openapi/*.json
 
 docs: $(VENV)/dev ## Write the tables and drawings of the documentation that the code determines
 	$(BIN)/python tests/programs/generate_docs.py
@@ -92,23 +104,25 @@ programs: ## Install the programs that tests drive and that are missing (Debian;
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends \
 	  $$(for pair in $(PROGRAMS); do command -v $${pair%%:*} >/dev/null || echo $${pair##*:}; done)
 
-lock: ## Pin what is installed, with hashes (needs uv)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+lock: $(VENV)/dev ## Pin what is installed, with hashes
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/run.txt --group build pyproject.toml
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/run.txt -o requirements/dev.txt \
 	  --group dev pyproject.toml
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -c requirements/dev.txt -o requirements/tracing.txt \
 	  --group build --extra tracing pyproject.toml
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/audit.txt --group audit
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/bench.txt --group bench
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/fuzz.txt --group fuzz
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate -o requirements/mutants.txt --group mutants
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate -o requirements/release.txt --group release
 
 audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is pinned, list licences, write build/sbom.json
 	@mkdir -p build
@@ -117,6 +131,12 @@ audit: $(VENV)/dev $(VENV)-audit/run ## Look up known vulnerabilities of what is
 	$(VENV)-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --order=license
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt || \
 	  { echo "NOT AUDITED, OR VULNERABLE: what could not be looked up counts as a failure."; exit 1; }
+
+release: $(VENV)/dev $(VENV)-release/run ## Build the sdist and the wheel in build/dist, check and list them; it publishes nothing
+	rm -rf build/dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python tests/programs/release.py build/dist
+	$(VENV)-release/bin/twine check --strict build/dist/*
+	$(BIN)/uvx --quiet pipx run --spec build/dist/*.whl bff --version
 
 bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BENCH="--seconds 1 --rounds 1" is short
 	cd tests/bench/node && { ! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund; }
@@ -128,7 +148,8 @@ listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=9000 
 	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),9000)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants build tests/sdk/node_modules tests/bench/node/node_modules \
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants $(VENV)-release build tests/*/node_modules tests/bench/node/node_modules \
+	  docs/examples/next/node_modules docs/examples/next/.next \
 	  .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # One stamp a set of packages: rerun when the pins change.
@@ -166,8 +187,13 @@ $(VENV)-mutants/run: requirements/mutants.txt
 	@touch $@
 
 # npm writes this file last: a stamp of its own.
-tests/sdk/node_modules/.package-lock.json: tests/sdk/package-lock.json tests/sdk/.npmrc
-	npm ci --prefix tests/sdk --silent
+tests/%/node_modules/.package-lock.json: tests/%/package-lock.json tests/%/.npmrc
+	npm ci --prefix tests/$* --silent
+	@touch $@
+
+$(VENV)-release/run: requirements/release.txt
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/release.txt
 	@touch $@
 
 $(VENV)-audit/run: requirements/audit.txt

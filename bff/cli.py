@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import click
 import uvloop
@@ -76,6 +76,23 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
             name = name.replace("PORT", "HOST")
         exit_with(f"Cannot listen on {host}:{port} ({reason}); set {name}")
+
+
+_NEXT_PORTS: Final = 20
+"""Ports that the demo tries, so that it starts beside another demo or a gateway."""
+
+
+def _listen_near(first: int) -> socket.socket:
+    """Listen on loopback at the first free port from *first* on, and say so if it is another."""
+    for port in range(first, first + _NEXT_PORTS):
+        try:
+            browser = server.listen("127.0.0.1", port)
+        except OSError:
+            continue
+        if port != first:
+            click.echo(f"Port {first} is taken, so the demo uses {port} (--port chooses another).")
+        return browser
+    return _listen("127.0.0.1", first, "--port")
 
 
 def _fork(
@@ -196,24 +213,56 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8787, show_default=True)
-def demo(port: int) -> None:
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help=f"Port of the gateway; default: {demo_.GATEWAY_PORT}, or the next one that is free. With "
+    f"--upstream-only, of the pretend upstream; default: {demo_.UPSTREAM_PORT}.",
+)
+@click.option(
+    "--upstream-only",
+    is_flag=True,
+    help="Serve the pretend upstream alone, for a gateway that you start yourself.",
+)
+def demo(port: int | None, upstream_only: bool) -> None:
     """Try the gateway in front of a pretend upstream."""
     stage = demo_.make(lambda: system_clock()[1])
+    if upstream_only:
+        _serve_upstream(stage, demo_.UPSTREAM_PORT if port is None else port)
+        return
     upstream = _listen("127.0.0.1", 0, "another port")
-    browser = _listen("127.0.0.1", port, "--port")
+    if port is None:
+        browser = _listen_near(demo_.GATEWAY_PORT)
+    else:
+        browser = _listen("127.0.0.1", port, "--port")
     ops = _listen("127.0.0.1", 0, "another port")
     settings = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
     with open(os.devnull, "w", encoding="utf-8") as devnull:  # noqa: PTH123
         telemetry = Telemetry(devnull)
 
         async def run() -> None:
-            service = Service(settings, telemetry, routes=stage.routes())
+            service = Service(settings, telemetry, routes=stage.routes(telemetry.counts))
+            click.echo(f"bff status --ops {server.address(ops)} shows it as operators see it.")
             click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
             await _serve(service, browser, ops, (pretend, upstream))
 
         _run(run())
+
+
+def _serve_upstream(stage: demo_.Demo, port: int) -> None:
+    listening = _listen("127.0.0.1", port, "--port")
+    pretend = server.config(stage.upstream, lifespan=False)
+
+    async def run() -> None:
+        click.echo(stage.upstream_lines(f"http://{server.address(listening)}"))
+        await server.run([], (pretend, listening), worker=None, on_stop=_nothing, on_short=_nothing)
+
+    _run(run())
+
+
+def _nothing() -> None:
+    pass
 
 
 @main.command()
@@ -239,6 +288,8 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     for note in checks.notes(settings):
         click.echo(f"\nNote: {note}")
     click.echo("\nThe settings can be used.")
+    if not probe:
+        click.echo("Next: bff check --probe tests the secret key upstream, and the store.")
     if probe and not asyncio.run(_probe(settings, url, session)):
         sys.exit(2)
 
@@ -246,11 +297,11 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
 async def _probe(settings: Settings, url: str | None, session: str | None) -> bool:
     problems = 0
 
-    async def show(title: str, findings: AsyncIterator[checks.Finding]) -> None:
+    async def show(title: str, findings: AsyncIterator[checks.Finding], page: checks.Page) -> None:
         nonlocal problems
         click.echo(f"\n{title}")
         async for finding in findings:
-            click.echo(f"  {finding.result.name:<7}  {finding.text}")
+            click.echo(checks.lines(finding, page))
             problems += finding.result is checks.Result.PROBLEM
 
     async with (
@@ -258,16 +309,17 @@ async def _probe(settings: Settings, url: str | None, session: str | None) -> bo
         aclosing(GatewayChecker(settings, system_clock)) as gateway,
     ):
         if settings.store_url is not None:
-            await show("Store", upstream.store())
+            await show("Store", upstream.store(), checks.Page.STORE)
         for configured in settings.environments:
             environment = await upstream.with_id(configured)
             title = f"Environment {environment.name}, "
             findings = upstream.findings(configured, session)
-            await show(f"{title}upstream at {environment.api_url}", findings)
+            at_upstream = f"{title}upstream at {environment.api_url}"
+            await show(at_upstream, findings, checks.Page.UPSTREAM)
             if url is not None:
                 id_ = session or await upstream.first_session(environment)
                 findings = gateway.findings(environment, url, id_)
-                await show(f"{title}gateway at {url}", findings)
+                await show(f"{title}gateway at {url}", findings, checks.Page.PROXY)
     click.echo(f"\nProblems: {problems or 'none'}")
     return not problems
 

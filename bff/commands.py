@@ -16,6 +16,7 @@ from bff.config.settings import EnvironmentSettings, Settings, SettingsError
 from bff.health import address
 from bff.ops import revoke as revoke_
 from bff.ops import status as status_
+from bff.ops.check import Page
 from bff.ops.check_token import explain_token
 from bff.sessions.ids import is_id
 from bff.tokens.mint import mint
@@ -43,7 +44,7 @@ def load(environ: dict[str, str]) -> Settings:
 def refuse(exc: SettingsError) -> NoReturn:
     """Exit with the problems of the settings."""
     problems = "\n".join(f"  - {problem.replace('`', '')}" for problem in exc.problems)
-    exit_with(f"These settings cannot be used:\n{problems}")
+    exit_with(f"These settings cannot be used:\n{problems}\nSee {Page.SETTINGS}")
 
 
 def exit_with(text: str, status: int = 2) -> NoReturn:

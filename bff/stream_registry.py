@@ -131,6 +131,8 @@ class StreamRegistry(Generic[StreamT]):
         waiting = deque(self._open)
         pause = seconds / _SPREAD_STEPS
         for step in range(_SPREAD_STEPS, 0, -1):
+            if not waiting:
+                break  # none is left, so nothing keeps the process
             for _ in range(-(-len(waiting) // step)):
                 waiting.popleft().end("shutdown")
             await asyncio.sleep(pause)

@@ -9,12 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jwt
 import pytest
-from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ
+from support.demos import running_demo
+from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ, http
 
 from bff import __version__
 from bff.sessions import ids
-from bff.tokens.verify import Issuer, Verifier
+from bff.tokens.verify import AUDIENCE, Issuer, Verifier
+
+ROOT = Path(__file__).parent.parent
 
 
 def bff(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
@@ -119,6 +123,49 @@ def test_token_mints_a_token_that_the_gateway_accepts() -> None:
     assert caller.has_actor
 
 
+def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> None:
+    """The printed commands start a gateway in front of the pretend upstream."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-u", "-m", "bff", "demo", "--upstream-only", "--port", "0"]
+    with subprocess.Popen(command, env=KEPT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = ""
+            while "Ctrl-C" not in printed:
+                line = process.stdout.readline()
+                assert line, printed
+                printed += line
+            lines = printed.replace("8787", str(port)).replace("\\\n", "").splitlines()
+            exports = [line for line in lines if line.startswith("export ")]
+            ask = next(line for line in lines if line.startswith("curl "))
+            script = tmp_path / "paste.sh"
+            script.write_text(
+                "\n".join(
+                    [
+                        f'bff() {{ {sys.executable} -m bff "$@"; }}',
+                        *exports,
+                        "bff check --probe",
+                        f"BFF_OPS_PORT=0 {sys.executable} -m bff serve --port {port} &",
+                        "trap 'kill $!' EXIT",
+                        ask.replace(
+                            "curl", "curl -s --retry-connrefused --retry 9 --retry-delay 1"
+                        ),
+                    ]
+                )
+            )
+            done = subprocess.run(
+                ["bash", str(script)],
+                env=KEPT, capture_output=True, text=True, timeout=60, check=True,
+            )  # fmt: skip
+        finally:
+            process.kill()
+
+    assert "Problems: none" in done.stdout
+    assert '"externalId":"chat-live"' in done.stdout
+    assert "triggerConfig" not in done.stdout
+
+
 def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -154,7 +201,37 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     assert "cache-status: bff; hit" in pasted
     document = json.loads(re.search(r"^\{.*?\}$", pasted, re.MULTILINE)[0])
     assert "triggerConfig" not in document
+    signing_key = re.search(r"^GATEWAY_SIGNING_KEY=(\w+)$", printed, re.MULTILINE)[1]
+    token = re.search(r"^ANN='Authorization: Bearer (\S+)'$", printed, re.MULTILINE)[1]
+    assert jwt.decode(token, signing_key, algorithms=["HS256"], audience=AUDIENCE)
+    assert "http://localhost:3000" in printed, "an origin whose pages may ask"
     assert set(document["metadata"]) <= {"progress"}
     assert re.search(r"^\s+60 200$", pasted, re.MULTILINE)
     assert re.search(r"^\s+1 429$", pasted, re.MULTILINE)
     assert process.returncode == 0
+
+
+def test_make_demo_works_beside_another_demo() -> None:
+    """The command of the README, as it is written; make uses the environment of this Python."""
+    environ = KEPT | {"VENV": sys.prefix}
+    with (
+        running_demo("make", "demo", cwd=ROOT, environ=environ) as one,
+        running_demo("make", "demo", cwd=ROOT, environ=environ) as other,
+    ):
+        bases = [
+            re.search(r"A gateway answers at (http://[\d.]+:\d+)", printed)[1]
+            for printed in (one, other)
+        ]
+        pages = [http.get(base + "/healthz") for base in bases]
+
+    assert len({*bases}) == 2
+    assert [page.status_code for page in pages] == [200, 200]
+    assert re.search(r"Port 8787 is taken, so the demo uses \d+", other)
+
+
+def test_demo_names_the_remedy_for_a_taken_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = bff("demo", "--port", str(taken.getsockname()[1]))
+
+    assert done.returncode == 2
+    assert "(Address already in use); set --port" in done.stderr

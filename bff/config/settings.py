@@ -52,9 +52,10 @@ class EnvironmentSettings:
     id: str | None = setting(
         "BFF_ENVIRONMENT_ID",
         values.environment_id,
-        "the environment's id, which tokens must have as `sub`. If it is set, the gateway compares "
-        "it with the id that upstream tells for the secret key, and does not start if they differ. "
-        "If the gateway needs the id and it is not set, it asks upstream",
+        "the environment's id, which tokens must have as `sub`, unless a key of your own signed "
+        "them with `sub: bff`. If it is set, the gateway compares it with the id that upstream "
+        "tells for the secret key, and does not start if they differ. If the gateway needs the id "
+        "and it is not set, it asks upstream",
     )
     verify: tuple[str, ...] = setting(
         "BFF_VERIFY",

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Final
@@ -17,7 +18,9 @@ from typing import Final
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
+from bff.limits.hot_sessions import EPOCH
 from bff.limits.queue import FairQueue, Turn
+from bff.limits.rate import MAX_RESET
 from bff.replicas.alone import AnySharing
 from bff.sessions.copy import Copy
 
@@ -31,6 +34,8 @@ _MAX_OF_CALLER: Final = 80
 is slow."""
 MAX_UNSPENT: Final = 16
 """Loads that call the store at the same time; more would make the store exceed its timeout."""
+_SWEEP_SECONDS: Final = 1.0
+"""Seconds between two searches for loads that nobody needs any more."""
 
 Outcome = Copy | Refusal
 
@@ -47,17 +52,16 @@ class QueuedLoad(Turn):
     """
 
     __slots__ = (
-        "copy", "id", "kept", "outcome", "queue", "since", "spent", "stretch", "task", "waiting",
+        "copy", "id", "needed_until", "outcome", "queue", "since", "spent", "stretch", "task",
+        "waiting",
     )  # fmt: skip
 
-    def __init__(
-        self, id_: str, copy: Copy | None, stretch: float, now: float, queue: "LoadQueue"
-    ) -> None:
+    def __init__(self, id_: str, copy: Copy | None, stretch: float, queue: "LoadQueue") -> None:
         super().__init__(id_, -inf if copy is None else copy.loaded)
         self.id = id_
         self.copy = copy
         self.stretch = stretch
-        self.since = now
+        self.since = queue.now()
         self.queue = queue
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Outcome] | None = None
@@ -66,9 +70,9 @@ class QueuedLoad(Turn):
         """Whether the budget has allowed it."""
         self.waiting = 0
         """Requests that wait for it."""
-        self.kept = False
-        """Whether it starts even if no request waits: a copy needs a refresh, or a refused request
-        may come again."""
+        self.needed_until = -inf
+        """Until when it is needed even if no request waits: browsers read the copy that it
+        refreshes, or a refused request may come again."""
 
     @property
     def queued(self) -> bool:
@@ -77,7 +81,28 @@ class QueuedLoad(Turn):
 
     def leave(self, *, again: bool) -> None:
         """Count one waiting request less; *again* says that the browser may send it again."""
-        self.queue.leave(self, again=again)
+        self.waiting -= 1
+        if again:
+            self.keep()
+        if self.queued and not self.is_needed():
+            self.queue.remove(self)
+
+    def keep(self, seconds: float = 0.0) -> None:
+        """Need it longer, because a browser may send its request again after *seconds*."""
+        until = self.queue.now() + min(seconds, MAX_RESET) + EPOCH
+        self.needed_until = max(self.needed_until, until)
+
+    def is_needed(self) -> bool:
+        """Whether a request waits for it, or may come again."""
+        return self.waiting > 0 or self.queue.now() < self.needed_until
+
+    def successor(self) -> "QueuedLoad":
+        """Make the load that waits on when the requests for this one are refused."""
+        load = QueuedLoad(self.id, self.copy, self.stretch, self.queue)
+        load.needed_until, load.callers = self.needed_until, self.callers
+        load.number, load.before = self.number, self.before
+        load.awaited, load.urgent = self.awaited, self.urgent
+        return load
 
     def expected(self, now: float) -> float:
         """Seconds until its turn, if no more loads come."""
@@ -121,6 +146,7 @@ class LoadQueue:
         self._total = 0
         self._unspent = 0
         self._holds = 0
+        self._swept = -inf
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
         """When the timer fires: uvloop gives a handle without a time if that is very soon."""
@@ -128,6 +154,10 @@ class LoadQueue:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    def now(self) -> float:
+        """Read the clock that never jumps."""
+        return self._clock()[0]
 
     @property
     def busy(self) -> bool:
@@ -144,12 +174,12 @@ class LoadQueue:
         return load
 
     def request(
-        self, id_: str, copy: Copy | None, caller: Hashable, now: float, *, stretch: float
+        self, id_: str, copy: Copy | None, caller: Hashable, *, stretch: float, alone: bool = False
     ) -> QueuedLoad | None:
-        """Join or queue a load that *caller* waits for; None if the queue is full."""
+        """Join or queue a load that *caller* waits for (*alone*?); None if the queue is full."""
         load = self.get(id_)
         if load is None:
-            load = QueuedLoad(id_, copy, stretch, now, self)
+            load = QueuedLoad(id_, copy, stretch, self)
             if not self._add(load, caller, awaited=True):
                 self._start_turns()  # despite a hold, because a large page can fill the queue
                 if not self._add(load, caller, awaited=True):
@@ -158,23 +188,21 @@ class LoadQueue:
             load.stretch = min(load.stretch, stretch)
             if load.queued:
                 self._add(load, caller, awaited=True)
+        load.urgent |= alone
         load.waiting += 1
         self.start_loads()
         return load
 
-    def refresh(
-        self, id_: str, copy: Copy, caller: Hashable, now: float, *, stretch: float
-    ) -> None:
+    def refresh(self, id_: str, copy: Copy, caller: Hashable, *, stretch: float) -> None:
         """Queue a load in the background, unless one exists; no request waits for it."""
         load = self.get(id_)
         if load is None:
-            load = QueuedLoad(id_, copy, stretch, now, self)
+            load = QueuedLoad(id_, copy, stretch, self)
         load.stretch = min(load.stretch, stretch)
-        if load.task is not None or caller in load.callers:
-            return
-        load.kept = True
-        self._add(load, caller, awaited=False)
-        self.start_loads()
+        load.keep()
+        if load.task is None and caller not in load.callers:
+            self._add(load, caller, awaited=False)
+            self.start_loads()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -186,19 +214,15 @@ class LoadQueue:
             self._holds -= 1
             self.start_loads()
 
-    def leave(self, load: QueuedLoad, *, again: bool) -> None:
-        """See `QueuedLoad.leave`. A queued load that no request needs is removed."""
-        load.waiting -= 1
-        load.kept |= again
-        if load.queued and not load.waiting and not load.kept:
-            self._queue.remove(load)
-            self._forget(load)
-
     def expected(self, load: QueuedLoad, now: float) -> float:
         """See `QueuedLoad.expected`."""
-        if not load.queued or self._holds:
-            return 0.0
-        return self._wait(now, self._queue.ahead(load))
+        waits = load.queued and not self._holds
+        return self._wait(now, self._queue.ahead(load)) if waits else 0.0
+
+    def remove(self, load: QueuedLoad) -> None:
+        """Take a queued load out, which no request waits for."""
+        self._queue.remove(load)
+        self._refuse(load, None)
 
     def paid(self, load: QueuedLoad) -> None:
         """Record that the store has allowed the call of *load*."""
@@ -220,11 +244,12 @@ class LoadQueue:
             self._start_turns()
 
     def _start_turns(self) -> None:
-        if self._stopped or not len(self._queue):
+        if self._stopped or not self._queue:
             return
-        now, up = self._clock()[0], self._sharing.up
+        now, up = self.now(), self._sharing.up
+        self._sweep(now)
         wait = 0.0
-        while len(self._queue) and self._total < MAX_IN_FLIGHT:
+        while self._queue and self._total < MAX_IN_FLIGHT:
             wait = self._wait(now)
             if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):
                 break
@@ -234,8 +259,15 @@ class LoadQueue:
             if turn is None:
                 break
             self._start(*turn, now, up=up)
-        if wait > 0 and len(self._queue):
+        if wait > 0 and self._queue:
             self._wake_after(wait)
+
+    def _sweep(self, now: float) -> None:
+        """Remove the loads that nobody needs any more."""
+        if now >= self._swept + _SWEEP_SECONDS:
+            self._swept = now
+            for load in [load for load in self._queue if not load.is_needed()]:
+                self.remove(load)
 
     def _wait(self, now: float, ahead: int = 0) -> float:
         return self._sharing.limits.wait(self._environment, self._budget(), now, ahead)
@@ -264,55 +296,55 @@ class LoadQueue:
             del self._running[caller]
         if not load.spent:
             self._unspent -= 1
-        ended = not task.cancelled() and task.exception() is None
-        outcome = task.result() if ended else Refusal("internal")
-        if not (self._is_denied(load, outcome) and self._again(load, caller)):
+        failed = task.cancelled() or task.exception() is not None
+        outcome = Refusal("internal") if failed else task.result()
+        if not self._put_back(load, caller, outcome):
             self._end_with(load, outcome)
         self.start_loads()
 
-    def _is_denied(self, load: QueuedLoad, outcome: Outcome) -> bool:
-        """Whether the store denied the call for a short time, and the load is still needed."""
-        return (
-            not load.spent
-            and isinstance(outcome, Refusal)
-            and outcome.code == "over_budget"
-            and (outcome.retry_after or 0.0) <= TURN_SECONDS
-            and (load.waiting > 0 or load.kept)
-            and self._loads.get(load.id) is load
-        )
+    def _put_back(self, load: QueuedLoad, caller: Hashable, outcome: Outcome) -> bool:
+        """Queue *load* again if the store denied it, and it is still needed.
 
-    def _again(self, load: QueuedLoad, caller: Hashable) -> bool:
-        load.task, load.denied = None, True
-        return self._add(load, caller, awaited=load.waiting > 0, first=True)
+        If its turn is far, the requests that wait for it are refused, and a successor waits on.
+        """
+        if load.spent or not isinstance(outcome, Refusal) or outcome.code != "over_budget":
+            return False
+        if not load.is_needed() or self._loads.get(load.id) is not load:
+            return False
+        seconds = outcome.retry_after or 0.0
+        queued = load if seconds <= TURN_SECONDS else load.successor()
+        queued.task, queued.denied = None, True
+        self._queue.put_back(queued, caller)
+        if queued is not load:
+            seconds = max(seconds, queued.expected(self.now()))
+            queued.keep(seconds)
+            self._end_with(load, replace(outcome, retry_after=seconds))
+        self._loads[load.id] = queued
+        return True
 
-    def _add(
-        self, load: QueuedLoad, caller: Hashable, *, awaited: bool, first: bool = False
-    ) -> bool:
+    def _add(self, load: QueuedLoad, caller: Hashable, *, awaited: bool) -> bool:
         """Queue *load* if there is room. A full queue may refuse another load in its place.
 
         Returns:
             False if the queue refused *load*.
         """
-        loser = self._queue.add(load, caller, awaited=awaited, first=first)
+        loser = self._queue.add(load, caller, awaited=awaited)
         if loser is load:
             return False
         if load in self._queue:
             self._loads[load.id] = load
         if loser is not None:
-            self._refuse(loser, self._budget().wait(self._clock()[0], len(self._queue)))
+            self._refuse(loser, self._budget().wait(self.now(), len(self._queue)))
         return True
 
     def _refuse(self, load: QueuedLoad, seconds: float | None) -> None:
         self._end_with(load, Refusal("over_budget", retry_after=seconds))
 
     def _end_with(self, load: QueuedLoad, outcome: Outcome) -> None:
-        self._forget(load)
-        if not load.outcome.done():
-            load.outcome.set_result(outcome)
-
-    def _forget(self, load: QueuedLoad) -> None:
         if self._loads.get(load.id) is load:
             del self._loads[load.id]
+        if not load.outcome.done():
+            load.outcome.set_result(outcome)
 
     def _wake_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

@@ -112,21 +112,28 @@ class Loader:
         return queue
 
     def request(
-        self, environment: Environment, id_: str, copy: Copy | None, caller: Hashable, now: float
+        self,
+        environment: Environment,
+        id_: str,
+        copy: Copy | None,
+        caller: Hashable,
+        *,
+        alone: bool,
     ) -> QueuedLoad | None:
-        """Join or queue the load that *caller* waits for; None if the queue is full."""
+        """Join or queue the load that *caller* waits for; None if the queue is full.
+
+        *alone* says that the request is for this session alone.
+        """
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
         load = self.find_load(environment.name, id_)
         queue, key = self.queue(environment.name), id_ if load is None else load.id
-        return queue.request(key, copy, caller, now, stretch=stretch)
+        return queue.request(key, copy, caller, stretch=stretch, alone=alone)
 
-    def refresh(
-        self, environment: Environment, id_: str, copy: Copy, caller: Hashable, now: float
-    ) -> None:
+    def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
         load = self.find_load(environment.name, id_)
         queue, key = self.queue(environment.name), id_ if load is None else load.id
-        queue.refresh(key, copy, caller, now, stretch=copy.share.stretch)
+        queue.refresh(key, copy, caller, stretch=copy.share.stretch)
 
     def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
         """Return what the cache has, if it makes *load* needless: another load may have kept it."""

@@ -88,6 +88,8 @@ class PretendChats:
         self.channels: dict[tuple[str, str], Channel] = {}
         self.pace = 0.01
         """Seconds between two deltas of an answer."""
+        self.answer: Callable[[str], str] = "{} — answered, üñí 😀 done.".format
+        """Makes the agent's answer to a text."""
         self.ping = PING_SECONDS
         self.legacy = False
         """Turns end with a record of the old form."""
@@ -219,7 +221,7 @@ class PretendChats:
                     chunk(type="tool-output-available", toolCallId=part["toolCallId"], output=21)
             chunk(type="start-step")
             chunk(type="text-start", id=id_)
-            for word in re.findall(r"\S+\s*", f"{said} — answered, üñí 😀 done."):
+            for word in re.findall(r"\S+\s*", self.answer(said)):
                 if channel.stopped:
                     chunk(type="abort")
                     break

@@ -1,16 +1,19 @@
 """``bff demo``: a gateway in front of a pretend upstream, whose chats change as time passes."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.routing import Route
 
 from bff.config import reader, settings
-from bff.demo import playground
+from bff.demo import playground, playground_chat
 from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
 from bff.tokens.mint import mint
 
+GATEWAY_PORT = 8787
+UPSTREAM_PORT = 8030
+"""Trigger.dev's own port where people host it themselves."""
 ENVIRONMENT_ID = "env_demo"
 TOKEN_SECONDS = 3600
 """Lifetime of the demo's tokens."""
@@ -19,6 +22,16 @@ RUN_SECONDS = 20
 CLOSING_SECONDS = 90
 """Time from the start of the demo until one of the chats closes."""
 ANN_CHATS = ("chat-live", "chat-closing", "chat-done")
+WORD_SECONDS = 0.1
+"""Time between two words of an agent's answer: enough to press stop."""
+IDENTITY_FIELD = "__bff"
+VIEWERS = 19
+"""Other browsers that the playground plays. Each has a token of its own for the live chat."""
+ORIGINS = tuple(
+    f"http://{host}:{port}" for port in (3000, 5173, 8000) for host in ("localhost", "127.0.0.1")
+)
+"""Where Next.js, Vite and `python3 -m http.server` serve a page. A browser takes a host's name and
+its address for two origins."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,10 @@ class Demo:
 
     upstream: PretendUpstream
     root_key: str
+    signing_key: str
+    """Signs the tokens. Only the gateway has this key, so upstream accepts none of them."""
+    identity_key: str
+    """Signs the identities. The agent has it too."""
     clock: Callable[[], float]
     """Unix seconds."""
 
@@ -37,34 +54,46 @@ class Demo:
                 "TRIGGER_SECRET_KEY": self.root_key,
                 "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",
                 "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
-                "BFF_ALLOWED_ORIGINS": "http://localhost:3000",
+                "BFF_SIGNING_KEYS": self.signing_key,
+                "BFF_ALLOWED_ORIGINS": ",".join(ORIGINS),
                 "BFF_PORT": str(port),
                 "BFF_OPS_PORT": str(ops_port),
                 "BFF_RATE_LIMIT": "60/minute",
                 "BFF_EXPOSE_METADATA": "progress",
                 "BFF_EXPOSE_TAGS": "public:*",
+                "BFF_CHAT": "true",
+                "BFF_IDENTITY_FIELD": IDENTITY_FIELD,
+                "BFF_IDENTITY_KEY": self.identity_key,
             }
         )
 
-    def token(self, *sessions: str, actor: str, age: int = 0) -> str:
+    def token(self, *sessions: str, actor: str, age: int = 0, writes: tuple[str, ...] = ()) -> str:
         """Mint a token as the app's backend would for a browser *age* seconds ago."""
+        scopes = [f"read:sessions:{id_}" for id_ in sessions]
         return mint(
-            self.root_key,
+            self.signing_key,
             environment_id=ENVIRONMENT_ID,
-            scopes=[f"read:sessions:{id_}" for id_ in sessions],
+            scopes=[*scopes, *(f"write:sessions:{id_}" for id_ in writes)],
             issued=int(self.clock()) - age,
             ttl=TOKEN_SECONDS,
             actor=actor,
         )
 
-    def routes(self) -> tuple[Route, ...]:
-        """Return the routes of the playground."""
-        return playground.routes(self.upstream, self._tokens)
+    def routes(self, counts: Mapping[tuple[str | int, ...], float]) -> tuple[Route, ...]:
+        """Return the routes of the playground, which shows the *counts* of the gateway."""
+        return (
+            *playground.routes(self.upstream, self._tokens, counts),
+            *playground_chat.routes(self.upstream, self.identity_key, IDENTITY_FIELD),
+        )
 
     def _tokens(self) -> dict[str, str]:
-        ann = self.token(*ANN_CHATS, actor="ann")
+        ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
+        page = secrets.token_hex(4)  # two pages are not the same viewers
+        viewers = [f"viewer-{number}-{page}" for number in range(1, VIEWERS + 1)]
         return {
+            **{name: self.token("chat-live", actor=name) for name in viewers},
             "ann": ann,
+            "bob": self.token("chat-live", "chat-of-bob", actor="bob", writes=("chat-of-bob",)),
             "wrong": ann[:-4] + "AAAA",
             "expired": self.token(*ANN_CHATS, actor="ann", age=TOKEN_SECONDS + 60),
         }
@@ -72,7 +101,7 @@ class Demo:
     def lines(self, base: str) -> str:
         """Return commands to paste, each with a comment that explains its answer."""
         url = f"{base}/api/v1/sessions"
-        ann = self.token(*ANN_CHATS, actor="ann")
+        ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
         bob = self.token("chat-live", actor="bob")
         return f"""
 A gateway answers at {base}. Its upstream is a pretend Trigger.dev API.
@@ -95,17 +124,55 @@ curl -sw '\\n' {url} -H "$ANN"
 ETAG=$(curl -sI {url}/chat-done -H "$ANN" | tr -d '\\r' | sed -n 's/^etag: //p')
 curl -siw '\\n' {url}/chat-done -H "$ANN" -H "If-None-Match: $ETAG"
 
+# A message to the agent, and its answer as a stream: no record has the token that upstream sends.
+MESSAGE='{{"id": "m1", "role": "user", "parts": [{{"type": "text", "text": "hello"}}]}}'
+CHAT={base}/realtime/v1/sessions/chat-live
+PAYLOAD='{{"trigger": "submit-message", "chatId": "chat-live", "message": '$MESSAGE'}}'
+curl -sw '\\n' $CHAT/in/append -H "$ANN" -d '{{"kind": "message", "payload": '"$PAYLOAD"'}}'
+curl -sN $CHAT/out -H "$ANN" -H 'accept: text/event-stream' -H 'timeout-seconds: 5'
+
 # A caller may send 60 requests a minute. The 61st is a 429, which says when to retry.
 curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}/chat-live?n=[1-61]' -H "$BOB" | sort | uniq -c
 
+# Your own app: its server signs tokens with this key, and its pages send them to this gateway.
+GATEWAY_SIGNING_KEY={self.signing_key}
+GATEWAY_URL={base}
+# Pages may come from {", ".join(ORIGINS)}.
+# The sessions are {", ".join(self._names())}; tokens with write:sessions:<id> may chat.
+# Start from docs/FRONTEND.md, or from an app in docs/examples.
+
 Press Ctrl-C to end the demo.
 """
+
+    def upstream_lines(self, address: str) -> str:
+        """Return the commands that start a gateway in front of the pretend upstream."""
+        return f"""
+A pretend Trigger.dev API answers at {address}. Its chats are {", ".join(self._names())}.
+Paste these commands in another shell to put a gateway of your own in front of it:
+
+export TRIGGER_API_URL={address}
+export TRIGGER_SECRET_KEY={self.root_key}
+export BFF_SIGNING_KEYS={self.signing_key}
+export BFF_ALLOWED_ORIGINS={",".join(ORIGINS)}
+bff check --probe
+bff serve
+
+In a third shell, with the same four exports:
+
+curl -i http://127.0.0.1:8787/api/v1/sessions/chat-live \\
+  -H "Authorization: Bearer $(bff token --session chat-live)"
+
+Press Ctrl-C to end the pretend API.
+"""
+
+    def _names(self) -> list[str]:
+        return [one["externalId"] for one in self.upstream.environments[0].sessions.values()]
 
 
 def make(clock: Callable[[], float]) -> Demo:
     """Make a demo with four chats: a live one, one that closes soon, a closed one, one of Bob."""
     started = clock()
-    root_key = f"tr_dev_{secrets.token_hex(12)}"
+    root_key = f"tr_dev_{secrets.token_hex(16)}"
     environment = Environment(ENVIRONMENT_ID, root_key)
     dates = {"createdAt": iso(started), "updatedAt": iso(started)}
     environment.add(session(1, "chat-live", **dates))
@@ -129,4 +196,14 @@ def make(clock: Callable[[], float]) -> Demo:
             document["closedAt"] = document["updatedAt"] = iso(started + CLOSING_SECONDS)
             document["closedReason"] = "the agent said goodbye"
 
-    return Demo(PretendUpstream(environment, clock=clock, live=live), root_key, clock)
+    upstream = PretendUpstream(environment, clock=clock, live=live)
+    upstream.chats.pace = WORD_SECONDS
+    upstream.chats.answer = _answer
+    return Demo(upstream, root_key, secrets.token_hex(32), secrets.token_hex(32), clock)
+
+
+def _answer(said: str) -> str:
+    return (
+        f'You said: "{said}". I am a pretend agent and answer one word at a time, so that you can '
+        "press stop before I have written everything that I know about gateways."
+    )

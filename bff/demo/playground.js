@@ -4,12 +4,27 @@ const SESSIONS = "/api/v1/sessions";
 const POLL_SECONDS = 2;
 const LIST_EVERY = 3; // polls
 const ROWS = 12;
+const ONE_LINE = 72; // characters of a JSON value that is written on one line
+// What the words of Cache-Status mean, by the first that an answer's header contains.
+const MEANINGS = [
+  ["stale-if-error", "Trigger.dev did not answer, so the gateway sent its last copy instead of an error."],
+  ["collapsed", "Another request had asked Trigger.dev already. Both waited for the same answer."],
+  ["fwd=miss", "The gateway had no copy, so this request waited until Trigger.dev had sent one."],
+  ["fwd=stale", "The gateway’s copy was too old to send, so this request waited for a new one."],
+  ["stale", "The copy was a little too old. The gateway sent it at once, and asked Trigger.dev for a new one in the background."],
+  ["hit", "The gateway had a fresh copy in memory, and asked nobody."],
+];
 
 const $ = (id) => document.getElementById(id);
-const tokens = await (await fetch("/demo/tokens", { cache: "no-store" })).json();
+const demo = async (path) => (await fetch(`/demo/${path}`, { cache: "no-store" })).json();
+const tokens = await demo("tokens");
+const viewers = Object.entries(tokens).filter(([name]) => name.startsWith("viewer")).map(([, token]) => token);
 let selected = "chat-live";
 let polling = true;
+let watching = true;
 let reset = 0;
+let listed = ""; // when the list arrived that the page shows
+let sent = 0;
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -20,31 +35,89 @@ function element(name, text, className) {
 
 /** Send a request to the gateway, and add a row for the answer. */
 async function request(path, token = tokens.ann) {
-  const started = performance.now();
-  const response = await fetch(path, { headers: { authorization: `Bearer ${token}` }, cache: "no-cache" });
+  const name = `${location.origin}${path}#${++sent}`; // no server sees the fragment
+  const took = element("td", "–");
+  measured.set(name, took);
+  const response = await fetch(name, { headers: { authorization: `Bearer ${token}` }, cache: "no-cache" });
   const body = await response.json();
-  row(path, response, body, performance.now() - started);
+  row(path, response, body, took);
   if (token === tokens.ann) limit(response.headers);
   return { response, body };
 }
 
+// The browser tells when it began to send: before that, a request waits for one of its six connections.
+const measured = new Map();
+new PerformanceObserver((entries) => {
+  for (const { name, requestStart, responseEnd } of entries.getEntries()) {
+    const took = measured.get(name);
+    measured.delete(name);
+    if (took && requestStart) took.textContent = `${(responseEnd - requestStart).toFixed(0)} ms`;
+  }
+}).observe({ type: "resource" });
+
 const copyOf = (headers) => (headers.get("cache-status") ?? "").replace("bff; ", "");
+const clock = () => new Date().toLocaleTimeString("en-GB");
+
+/** Make a word of Cache-Status that explains itself. */
+function word(copy) {
+  const made = element("button", copy, "word");
+  made.type = "button";
+  made.setAttribute("aria-describedby", "meaning");
+  return made;
+}
+
+/** Show in *place* where a copy comes from and how old it is; the word keeps its focus. */
+function tellCopy(place, { headers }) {
+  if (!place.querySelector(".word")) place.replaceChildren(word(""), "");
+  place.querySelector(".word").textContent = copyOf(headers);
+  place.lastChild.data = `, ${headers.get("age")} s old`;
+}
+
+function explain({ target }) {
+  const meaning = target.matches?.(".word") && MEANINGS.find(([name]) => target.textContent.includes(name));
+  if (!meaning) return;
+  const { left, bottom, top } = target.getBoundingClientRect();
+  const box = $("meaning");
+  box.textContent = meaning[1];
+  box.showPopover();
+  box.style.left = `${Math.max(8, Math.min(left, innerWidth - box.offsetWidth - 8))}px`;
+  box.style.top = `${bottom + 6 + box.offsetHeight < innerHeight ? bottom + 6 : top - 6 - box.offsetHeight}px`;
+}
+const hide = () => $("meaning").hidePopover();
+for (const event of ["pointerover", "focusin"]) document.addEventListener(event, explain);
+// The pointer may move onto the explanation without closing it.
+document.addEventListener("pointerout", ({ relatedTarget }) => relatedTarget !== $("meaning") && follow());
+document.addEventListener("focusout", hide);
+document.addEventListener("keydown", ({ key }) => key === "Escape" && hide());
+// The word that has the focus keeps its explanation, although it scrolls or the pointer is elsewhere.
+function follow() {
+  const isOpen = $("meaning").matches(":popover-open");
+  hide();
+  if (isOpen) explain({ target: document.activeElement });
+}
+addEventListener("scroll", follow, { capture: true, passive: true });
 
 function row(path, { status, headers }, body, took) {
   const copy = copyOf(headers);
   const tone = status >= 500 ? "bad" : status >= 400 ? "warn" : "good";
   const line = document.createElement("tr");
   line.append(
-    element("td", new Date().toLocaleTimeString("en-GB")),
+    element("td", clock()),
     element("td", path.replace(SESSIONS, "") || "the chat list"),
     element("td", body.code ? `${status} ${body.code}` : status, tone),
-    element("td", copy || "—", copy.startsWith("hit;") ? "warn" : copy === "hit" ? "good" : ""),
+    cell(copy ? word(copy) : "—", copy.startsWith("hit;") ? "warn" : copy === "hit" ? "good" : ""),
     element("td", headers.has("age") ? `${headers.get("age")} s` : "—"),
     element("td", headers.get("x-ratelimit-remaining") ?? "—"),
-    element("td", `${took.toFixed(0)} ms`),
+    took,
   );
   $("answers").prepend(line);
   while ($("answers").rows.length > ROWS) $("answers").lastChild.remove();
+}
+
+function cell(content, className) {
+  const made = element("td", "", className);
+  made.append(content);
+  return made;
 }
 
 function limit(headers) {
@@ -65,7 +138,12 @@ function countdown() {
 
 async function list() {
   const { response, body } = await request(SESSIONS);
-  if (!response.ok) return;
+  if (!response.ok) {
+    $("list-how").textContent = `${response.status} ${body.code}; the list is of ${listed || "no time"}`;
+    return;
+  }
+  listed = clock();
+  tellCopy($("list-how"), response);
   $("chats").replaceChildren(...body.data.map((session) => {
     const button = element("button", session.externalId);
     button.setAttribute("aria-current", session.externalId === selected);
@@ -91,15 +169,33 @@ function keepFocus() {
 
 async function show() {
   const name = selected;
-  const upstream = await (await fetch(`/demo/upstream/${name}`, { cache: "no-store" })).json();
+  const upstream = await demo(`upstream/${name}`);
   const { response, body } = await request(`${SESSIONS}/${name}`);
   if (name !== selected) return { response, body };
   $("name").textContent = name;
   $("upstream").replaceChildren(...lines(upstream, response.ok ? body : upstream));
   $("shown").replaceChildren(...lines(body, body));
-  const age = response.headers.get("age");
-  $("how").textContent = response.ok ? `${copyOf(response.headers)}, ${age} s old` : `refused: ${response.status}`;
+  if (response.ok) {
+    tellCopy($("how"), response);
+    $("removed").textContent = removedFrom(upstream, body).join(", ") || "nothing";
+  } else {
+    $("how").textContent = `refused: ${response.status}`;
+  }
   return { response, body };
+}
+
+/** Paths of *value* that *shown* lacks; members of a list are counted. */
+function removedFrom(value, shown, path = "") {
+  if (Array.isArray(value)) {
+    const hidden = value.filter((member) => !shown.includes(member)).length;
+    return hidden ? [`${hidden} of ${value.length} ${path}`] : [];
+  }
+  return Object.entries(value).flatMap(([key, member]) => {
+    const name = path ? `${path}.${key}` : key;
+    const other = shown[key];
+    if (!(key in shown) || (other === null && member !== null)) return [name];
+    return member !== null && typeof member === "object" ? removedFrom(member, other, name) : [];
+  });
 }
 
 /** JSON of *value* as lines; lines that *shown* lacks are struck out. */
@@ -112,7 +208,9 @@ function lines(value, shown, depth = 0, prefix = "", suffix = "", removed = fals
   if (value === null || typeof value !== "object") return [line(prefix + JSON.stringify(value) + suffix)];
   const members = Object.entries(value);
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
-  if (!members.length) return [line(prefix + open + close + suffix)];
+  const text = JSON.stringify(value, null, 1).replace(/\n\s*/g, " ").replace(/^([[{]) | ([\]}])$/g, "$1$2");
+  const isWhole = removed || !members.length || JSON.stringify(value) === JSON.stringify(shown);
+  if (isWhole && text.length <= ONE_LINE) return [line(prefix + text + suffix)];
   const inner = members.flatMap(([key, member], index) => {
     const [isShown, shownMember] = Array.isArray(value)
       ? [shown?.includes?.(member), member]
@@ -145,9 +243,41 @@ const sayAnswer = ({ response, body }) =>
   );
 
 async function burst() {
+  const before = await demo("totals");
   const answers = await Promise.all(Array.from({ length: 20 }, () => request(`${SESSIONS}/${selected}`)));
+  const after = await demo("totals");
   const hits = answers.filter(({ response }) => response.ok).length;
-  say(`${hits} of 20 answered, ${20 - hits} refused; the gateway sent upstream one request at most.`, hits === 20 ? "good" : "warn");
+  say(
+    `${hits} of 20 answered, ${20 - hits} refused. Meanwhile browsers asked ${after.browsers - before.browsers} times, ` +
+      `Trigger.dev was asked ${times(after.upstream - before.upstream)}.`,
+    hits === 20 ? "good" : "warn",
+  );
+}
+
+const times = (number) => (number === 1 ? "once" : `${number} times`);
+
+async function totals() {
+  const { browsers, upstream, refused } = await demo("totals");
+  $("browsers").textContent = browsers;
+  $("calls").textContent = upstream;
+  const codes = Object.entries(refused);
+  const sum = codes.reduce((all, [, number]) => all + number, 0);
+  $("refused").textContent = sum
+    ? `${sum} (${codes.map(([code, number]) => `${number} ${code}`).join(", ")})`
+    : "nobody yet";
+}
+
+/** Each of the other viewers polls as a page does; their answers are counted and not shown. */
+async function watch(token, index) {
+  const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+  await pause((POLL_SECONDS * index) / viewers.length);
+  for (;;) {
+    if (watching && polling && !document.hidden) {
+      const headers = { authorization: `Bearer ${token}` };
+      await (await fetch(`${SESSIONS}/chat-live`, { headers, cache: "no-store" })).arrayBuffer();
+    }
+    await pause(POLL_SECONDS);
+  }
 }
 
 /** A sandboxed frame has the origin "null", which the gateway does not allow. */
@@ -183,6 +313,10 @@ const presses = {
     polling = !polling;
     $("poll").setAttribute("aria-pressed", polling);
   },
+  viewers: () => {
+    watching = !watching;
+    $("viewers").setAttribute("aria-pressed", watching);
+  },
   again: async () => sayAnswer(await show()),
   burst,
   wrong: async () => sayAnswer(await request(`${SESSIONS}/${selected}`, tokens.wrong)),
@@ -193,7 +327,10 @@ const presses = {
 };
 for (const [id, press] of Object.entries(presses)) $(id).addEventListener("click", press);
 
+$("others").textContent = viewers.length;
 setInterval(countdown, 1000);
+setInterval(totals, 1000);
+viewers.forEach(watch);
 for (let turn = 0; ; turn++) {
   if (polling) {
     if (turn % LIST_EVERY === 0) await list();

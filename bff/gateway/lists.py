@@ -24,6 +24,7 @@ from bff.gateway.pending import (
     PendingMember,
     Resumable,
     Served,
+    leave,
     outcome,
     wait_for,
 )
@@ -55,10 +56,17 @@ class PendingList:
     config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
-        """Wait for the members. The rounds of one page share one bound on the wait."""
+        """Wait for the members. The rounds of one page share one bound on the wait.
+
+        A later round waits for no load beyond it. Otherwise copies that expire one after another
+        during the wait could prolong it again and again.
+        """
         bound = LATE_SECONDS if self.listing.only_late else FALLBACK_SECONDS
         left = bound - (self.request.waited or 0.0)
-        await wait_for(gateway, self.request, self.members, max(0.0, left))
+        late = [member for member in self.members if left <= 0 and member.load is not None]
+        leave(late, again=True)
+        members = [member for member in self.members if member not in late]
+        await wait_for(gateway, self.request, members, max(0.0, left))
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Make the page. If members are missing or filtered out, it may wait for others."""

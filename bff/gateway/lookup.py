@@ -42,9 +42,16 @@ class Lookup:
         return self._loader.queue(caller.environment).hold()
 
     def find(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self,
+        request: RequestContext,
+        caller: Caller[Grant],
+        session_id: str,
+        *,
+        alone: bool = True,
     ) -> Served | PendingLoad:
         """Find a copy that this caller may read, or the load that will bring one.
+
+        *alone* says that the request is for this session alone.
 
         Raises:
             Refused: ``not_found``, ``unauthorized`` or ``over_budget``.
@@ -53,7 +60,7 @@ class Lookup:
         entry = self._cache.find(environment.name, session_id, now)
         if entry is None:
             self._admission.refuse_revoked_session(request, caller, session_id)
-            return self._load(request, caller, session_id, environment, None)
+            return self._load(request, caller, session_id, environment, None, alone=alone)
         if isinstance(entry, NegativeEntry):
             self._admission.refuse_revoked_session(request, caller, session_id)
             self._telemetry.count(metrics.CACHE, environment.name, "negative")
@@ -69,7 +76,7 @@ class Lookup:
         entry.share = hot.take_over(entry.share, key, now, ages.ttl)
         if ages.fresh(entry, now, entry.share.stretch):
             return entry, HIT
-        return self._refresh(request, caller, session_id, environment, entry)
+        return self._refresh(request, caller, session_id, environment, entry, alone=alone)
 
     def _count_hot(
         self, request: RequestContext, caller: Caller[Grant], environment: Environment, copy: Copy
@@ -86,6 +93,8 @@ class Lookup:
         session_id: str,
         environment: Environment,
         copy: Copy,
+        *,
+        alone: bool,
     ) -> Served | PendingLoad:
         """Use an older copy as its age permits, and queue the load of a newer one."""
         now = request.now
@@ -93,13 +102,13 @@ class Lookup:
         if state is State.STALE:
             if now >= copy.retry_at:
                 key = caller.limit_key(request.address)
-                self._loader.refresh(environment, session_id, copy, key, now)
+                self._loader.refresh(environment, session_id, copy, key)
             return copy, STALE
         if state is State.EXPIRED:
-            return self._load(request, caller, session_id, environment, None)
+            return self._load(request, caller, session_id, environment, None, alone=alone)
         if now < copy.retry_at:
             return copy, STALE_IF_ERROR
-        return self._load(request, caller, session_id, environment, copy)
+        return self._load(request, caller, session_id, environment, copy, alone=alone)
 
     def _load(
         self,
@@ -108,12 +117,14 @@ class Lookup:
         session_id: str,
         environment: Environment,
         fallback: Copy | None,
+        *,
+        alone: bool,
     ) -> Served | PendingLoad:
         """Wait for the load in flight, or for a new load if its turn is near."""
         now = request.now
         collapsed = self._loader.find_load(environment.name, session_id) is not None
         key = caller.limit_key(request.address)
-        load = self._loader.request(environment, session_id, fallback, key, now)
+        load = self._loader.request(environment, session_id, fallback, key, alone=alone)
         if load is None:
             expected = environment.budget.wait(now, len(self._loader.queue(environment.name)))
         else:
@@ -123,6 +134,8 @@ class Lookup:
                     request, caller, session_id, load, fallback, collapsed, self._config
                 )
             load.leave(again=True)
+            if alone:
+                load.keep(expected)
         if fallback is not None:
             return fallback, STALE_IF_ERROR
         raise Refused("over_budget", retry_after=expected)

@@ -43,7 +43,7 @@ class Members:
             if not self._introspector.is_accepted(caller, session_id, request.now):
                 return self._introspector.start(request, caller, session_id)
             self._admission.charge_caller(request, caller)
-            return self._lookup.find(request, caller, session_id)
+            return self._lookup.find(request, caller, session_id, alone=False)
         except Refused as refused:
             if refused.refusal.code in WHOLE_REQUEST:
                 raise

@@ -190,6 +190,8 @@ def conclude_member(
     if served is None:
         return gateway.answer(request, caller, pending.session_id)
     if isinstance(served, Refusal):
+        if pending.load is not None and served.retry_after is not None:
+            pending.load.keep(served.retry_after)
         return gateway.answers.refusal(request, served)
     return gateway.answer_with(request, caller, pending.session_id, served)
 

@@ -1,15 +1,14 @@
 """The queue of loads that wait for the upstream budget: fair between callers, and bounded. No I/O.
 
 Callers take turns, so a caller with many loads delays nobody else by more than one load a turn. A
-caller's loads without a copy come first, then the one with the oldest copy. Loads that
-requests wait for go before refreshes in the background, which still get a part of the turns.
-Nobody has two turns in a row while others wait, so one caller takes at most half of the budget.
+turn of a caller counts whatever it loads: one that requests wait for, or a refresh in the
+background. Awaited loads go before refreshes, which still get a part of the turns. A caller's loads
+without a copy come first, then the one with the oldest copy. Nobody has two turns in a row while
+others wait, so one caller takes at most half of the budget.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from itertools import count
-from math import inf
 from typing import Final, Generic, TypeVar
 
 MAX_TURNS: Final = 1000
@@ -17,7 +16,8 @@ MAX_TURNS: Final = 1000
 MAX_OF_CALLER: Final = 200
 """Loads of one caller that wait, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
-"""In this many turns at least one is for a refresh in the background, if one waits."""
+"""In this many turns one is for a refresh in the background, if one waits: among the turns of one
+caller, and among those of all callers if a caller with nothing but refreshes is next."""
 
 
 class Turn:
@@ -28,60 +28,76 @@ class Turn:
         loaded: when the copy that it replaces was loaded; minus infinity without a copy.
     """
 
-    __slots__ = ("callers", "denied", "key", "loaded", "number")
+    __slots__ = ("awaited", "before", "callers", "denied", "key", "loaded", "number", "urgent")
 
     def __init__(self, key: Hashable, loaded: float) -> None:
         self.key = key
         self.loaded = loaded
         self.number = 0
         """Its position in the order of arrival."""
+        self.awaited = False
+        """Whether requests wait for it, or did: it is more than a refresh in the background."""
+        self.urgent = False
+        """Whether a request waits for this load alone."""
         self.denied = False
         """Whether it had a turn, in which the budget that replicas share denied it."""
+        self.before = (0, 0, 0)
+        """Before it had a turn: the rank of its caller, and what counted towards a refresh."""
         self.callers: set[Hashable] = set()
 
     @property
     def rank(self) -> tuple[float, int]:
-        """The order within one caller: the least comes first."""
-        return self.loaded, self.number
+        """The order within one caller: the least comes first.
+
+        An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
+        so the caller's lists do not starve.
+        """
+        return self.loaded, self.number - (MAX_TURNS if self.urgent else 0)
 
 
 TurnT = TypeVar("TurnT", bound=Turn)
 
 
-class _Ring(Generic[TurnT]):
-    """The turns of each caller. The first caller is the next one, and then becomes the last."""
+class _Caller(Generic[TurnT]):
+    """The loads of one caller that wait.
 
-    def __init__(self) -> None:
-        self.callers: OrderedDict[Hashable, dict[Hashable, TurnT]] = OrderedDict()
+    Attributes:
+        rank: its position in the order of turns: the least comes first.
+        passed: its turns since its last refresh, while it has refreshes.
+        loads: its refreshes, and its awaited loads, by key; the index says whether awaited.
+    """
 
-    def add(self, caller: Hashable, turn: TurnT, *, first: bool) -> None:
-        self.callers.setdefault(caller, {})[turn.key] = turn
-        if first:
-            self.callers.move_to_end(caller, last=False)
+    __slots__ = ("loads", "name", "passed", "rank")
 
-    def remove(self, caller: Hashable, turn: TurnT) -> None:
-        turns = self.callers.get(caller)
-        if turns is not None and turns.pop(turn.key, None) is not None and not turns:
-            del self.callers[caller]
+    def __init__(self, name: Hashable, rank: int) -> None:
+        self.name = name
+        self.rank = rank
+        self.passed = 0
+        self.loads: tuple[dict[Hashable, TurnT], dict[Hashable, TurnT]] = {}, {}
 
-    def size(self, caller: Hashable) -> int:
-        return len(self.callers.get(caller, ()))
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.loads))
 
-    def last(self, caller: Hashable) -> TurnT | None:
-        turns = self.callers.get(caller)
-        return max(turns.values(), key=_rank) if turns else None
+    def has(self, *, awaited: bool, new: bool) -> bool:
+        """Whether it has a load of this kind; with *new*, one that was not denied."""
+        return any(not (new and turn.denied) for turn in self.loads[awaited].values())
 
-    def next(
-        self, may_start: Callable[[Hashable], bool], *, new: bool
-    ) -> tuple[Hashable, TurnT] | None:
-        for caller, turns in self.callers.items():
-            if not may_start(caller):
-                continue
-            some = [turn for turn in turns.values() if not turn.denied] if new else turns.values()
-            if some:
-                self.callers.move_to_end(caller)
-                return caller, min(some, key=_rank)
-        return None
+    def next(self, *, new: bool) -> TurnT:
+        """Take its next turn."""
+        has_refresh = self.has(awaited=False, new=new)
+        awaited = self.has(awaited=True, new=new)
+        if has_refresh and self.passed >= REFRESH_EVERY - 1:
+            awaited = False
+        self.passed = self.passed + 1 if awaited and has_refresh else 0
+        return min(
+            (turn for turn in self.loads[awaited].values() if not (new and turn.denied)), key=_rank
+        )
+
+    def last(self) -> TurnT:
+        """Return the load that comes last: a refresh if it has one."""
+        refreshes, awaited = self.loads
+        return max((refreshes or awaited).values(), key=_rank)
 
 
 class FairQueue(Generic[TurnT]):
@@ -91,50 +107,51 @@ class FairQueue(Generic[TurnT]):
         self._max_turns = max_turns
         self._max_of_caller = max_of_caller
         self._turns: dict[Hashable, TurnT] = {}
-        self._awaited: _Ring[TurnT] = _Ring()
-        self._refreshes: _Ring[TurnT] = _Ring()
-        self._numbers = count()
+        self._callers: dict[Hashable, _Caller[TurnT]] = {}
+        self._numbers = count(1)
+        self._ranks = count(1)
         self._passed = 0
-        """Turns for awaited loads since the last refresh, while refreshes wait."""
+        """Turns of callers who wait, since the last turn of one with nothing but refreshes."""
         self._last: Hashable = None
         """The caller who had the last turn."""
 
     def __len__(self) -> int:
         return len(self._turns)
 
+    def __iter__(self) -> Iterator[TurnT]:
+        return iter(self._turns.values())
+
     def __contains__(self, turn: TurnT) -> bool:
         return self._turns.get(turn.key) is turn
 
-    def add(
-        self, turn: TurnT, caller: Hashable, *, awaited: bool, first: bool = False
-    ) -> TurnT | None:
+    def add(self, turn: TurnT, caller: Hashable, *, awaited: bool) -> TurnT | None:
         """Queue *turn* on behalf of *caller*, who may be one of several.
 
-        It is *awaited* by requests, or else a refresh in the background. With *first* the caller is
-        next, because it could not use its last turn. Returns the turn that a full queue gives up,
-        which may be *turn* itself; None if there is room.
+        It is *awaited* by requests, or else a refresh in the background. Returns the turn that a
+        full queue gives up, which may be *turn* itself; None if there is room.
         """
-        ring, new = self._awaited if awaited else self._refreshes, turn not in self
-        loser: TurnT | None = None
-        if caller not in turn.callers and self._size(caller) >= self._max_of_caller:
-            refresh = self._refreshes.last(caller) if awaited else None
-            if refresh is None:
+        mine, new, loser = self._callers.get(caller), turn not in self, None
+        if mine and caller not in turn.callers and mine.size >= self._max_of_caller:
+            if not (awaited and mine.loads[False]):
                 return turn if new else None
-            loser = self._detach(caller, refresh)
+            loser = self._detach(mine, mine.last())
         if new and loser is None and len(self._turns) >= self._max_turns:
-            loser = self._longest(caller)
-            if loser is None:
+            longest = max(self._callers.values(), key=_size)
+            if longest.size <= (mine.size if mine else 0) + 1:
                 return turn
-        if new:
-            turn.number = turn.number or next(self._numbers) + 1
-            self._turns[turn.key] = turn
-        turn.callers.add(caller)
-        if awaited:
-            self._refreshes.remove(caller, turn)
-        if first and self._last == caller:
-            self._last = None
-        ring.add(caller, turn, first=first)
+            loser = self._detach(longest, longest.last())
+        turn.number = turn.number or next(self._numbers)
+        self._insert(turn, caller, awaited=awaited)
         return loser
+
+    def put_back(self, turn: TurnT, caller: Hashable) -> None:
+        """Queue *turn* again, and give *caller* back the turn that it could not use."""
+        for one in (*turn.callers, caller):
+            self._insert(turn, one, awaited=turn.awaited)
+        mine, (rank, mine.passed, self._passed) = self._callers[caller], turn.before
+        mine.rank = min(mine.rank, rank)
+        if self._last == caller:
+            self._last = None
 
     def pop(
         self, may_start: Callable[[Hashable], bool] = lambda _: True, *, new: bool = False
@@ -145,88 +162,113 @@ class FairQueue(Generic[TurnT]):
             may_start: whether a load of this caller may start now.
             new: take only a turn that was not denied.
         """
-        turn = self._pop(lambda caller: caller != self._last and may_start(caller), new=new)
-        if turn is None:
-            turn = self._pop(may_start, new=new)
-        if turn is not None:
-            self._last = turn[0]
-        return turn
-
-    def _pop(
-        self, may_start: Callable[[Hashable], bool], *, new: bool
-    ) -> tuple[Hashable, TurnT] | None:
-        rings = [self._awaited, self._refreshes]
-        if self._passed >= REFRESH_EVERY - 1:
-            rings.reverse()
-        for ring in rings:
-            if (first := ring.next(may_start, new=new)) is not None:
-                waits = ring is self._awaited and self._refreshes.callers
-                self._passed = self._passed + 1 if waits else 0
-                self.remove(first[1])
-                return first
-        return None
+        refreshing, waiting = self._next(may_start, new=new)
+        mine = waiting or refreshing
+        if mine is None:
+            return None
+        rank, own, of_all = mine.rank, mine.passed, self._passed
+        if waiting and refreshing:
+            due = of_all >= REFRESH_EVERY - 1 or waiting.name == self._last
+            if due and self._order(refreshing) < self._order(waiting):
+                mine = refreshing
+        self._passed = of_all + 1 if refreshing and mine is waiting else 0
+        turn = mine.next(new=new)
+        turn.before = rank, own, of_all
+        mine.rank, self._last = next(self._ranks), mine.name
+        self._remove(turn)
+        return mine.name, turn
 
     def remove(self, turn: TurnT) -> None:
         """Take *turn* out of the queue, for all its callers."""
-        if self._turns.pop(turn.key, None) is not None:
-            for caller in turn.callers:
-                self._awaited.remove(caller, turn)
-                self._refreshes.remove(caller, turn)
+        if turn in self:
+            self._remove(turn)
         turn.callers.clear()
 
     def clear(self) -> list[TurnT]:
         """Empty the queue; returns its turns."""
-        turns = list(self._turns.values())
+        turns = list(self)
         for turn in turns:
             self.remove(turn)
         return turns
 
     def ahead(self, turn: TurnT) -> int:
         """Return how many loads start before *turn*, or one less, if no more of them come."""
-        best, own_before, refreshes = inf, 0, 0
-        for ring in (self._awaited, self._refreshes):
-            for caller in turn.callers:
-                own = ring.callers.get(caller, {})
-                if turn.key in own:
-                    before = sum(one.rank < turn.rank for one in own.values())
-                    others = sum(
-                        min(len(turns), before + 1) for turns in ring.callers.values()
-                    ) - min(len(own), before + 1)
-                    if before + others < best:
-                        best, own_before = before + others, before
-                        refreshes = self._refreshes.size(caller)
-            if best < inf:
-                break
-        if best == inf:
-            return 0
-        if self._refreshes.callers:
-            best += min(
-                refreshes + 1, best // 2 + 2
-            )  # a refresh of its caller is that caller's turn
-            best += max(best // (REFRESH_EVERY - 1), own_before) + 1
-        return min(int(best), len(self._turns) - 1)
+        mine = (self._callers[caller] for caller in turn.callers if turn in self)
+        counts = [self._ahead(one, turn) for one in mine]
+        return min((*counts, max(0, len(self) - 1))) if counts else 0
 
-    def _size(self, caller: Hashable) -> int:
-        return self._awaited.size(caller) + self._refreshes.size(caller)
+    def _ahead(self, mine: _Caller[TurnT], turn: TurnT) -> int:
+        """Return how many loads start before *turn*, as one of the caller's loads."""
+        refreshes, awaited = mine.loads
+        if turn.key not in awaited:
+            return len(self)
+        before = sum(one.rank < turn.rank for one in awaited.values())
+        before += min(len(refreshes), before // (REFRESH_EVERY - 1) + 1)
+        turns, left, longest = before, 0, 0
+        for one in self._callers.values():
+            if one is not mine:
+                some, more = map(len, (one.loads[True], one.loads[False]))
+                while_waiting = some and some + min(more, some // (REFRESH_EVERY - 1) + 1)
+                turns += min(while_waiting, before + (self._order(one) < self._order(mine)))
+                left += more
+                longest = max(longest, while_waiting)
+        # Other callers' refreshes come between, and before each turn that nobody else waits for.
+        due = turns // (REFRESH_EVERY - 1) + 1 + max(0, before + 1 - longest)
+        return turns + min(due, left)
 
-    def _detach(self, caller: Hashable, turn: TurnT) -> TurnT | None:
-        """Take *turn* from *caller*; returns it if no other caller has requested it."""
-        self._awaited.remove(caller, turn)
-        self._refreshes.remove(caller, turn)
-        turn.callers.discard(caller)
+    def _next(
+        self, may_start: Callable[[Hashable], bool], *, new: bool
+    ) -> tuple[_Caller[TurnT] | None, _Caller[TurnT] | None]:
+        """Return who is next among the callers with nothing but refreshes, and among the others."""
+        first: list[_Caller[TurnT] | None] = [None, None]
+        for one in self._callers.values():
+            waits = one.has(awaited=True, new=new)
+            if (waits or one.has(awaited=False, new=new)) and may_start(one.name):
+                best = first[waits]
+                if best is None or self._order(one) < self._order(best):
+                    first[waits] = one
+        return first[0], first[1]
+
+    def _order(self, caller: _Caller[TurnT]) -> tuple[bool, int]:
+        return caller.name == self._last, caller.rank
+
+    def _insert(self, turn: TurnT, caller: Hashable, *, awaited: bool) -> None:
+        mine = self._callers.get(caller)
+        if mine is None:
+            mine = self._callers[caller] = _Caller(caller, next(self._ranks))
+        refreshes, _ = mine.loads
+        if awaited:
+            refreshes.pop(turn.key, None)
+        mine.loads[awaited][turn.key] = turn
+        turn.awaited |= awaited
+        turn.callers.add(caller)
+        self._turns[turn.key] = turn
+
+    def _remove(self, turn: TurnT) -> None:
+        """Take *turn* out of the queue; it keeps its callers, and may be put back."""
+        del self._turns[turn.key]
+        for caller in turn.callers:
+            self._drop(self._callers[caller], turn)
+
+    def _detach(self, mine: _Caller[TurnT], turn: TurnT) -> TurnT | None:
+        """Take *turn* from one caller; returns it if no other caller has requested it."""
+        self._drop(mine, turn)
+        turn.callers.discard(mine.name)
         if turn.callers:
             return None
         del self._turns[turn.key]
         return turn
 
-    def _longest(self, caller: Hashable) -> TurnT | None:
-        """Take the last turn of the caller who has the most; None if that is *caller*."""
-        longest = max((*self._awaited.callers, *self._refreshes.callers), key=self._size)
-        if self._size(longest) <= self._size(caller) + 1:
-            return None
-        turn = self._refreshes.last(longest) or self._awaited.last(longest)
-        return self._detach(longest, turn) if turn is not None else None
+    def _drop(self, mine: _Caller[TurnT], turn: TurnT) -> None:
+        for loads in mine.loads:
+            loads.pop(turn.key, None)
+        if not mine.size:
+            del self._callers[mine.name]
 
 
 def _rank(turn: Turn) -> tuple[float, int]:
     return turn.rank
+
+
+def _size(caller: _Caller[TurnT]) -> int:
+    return caller.size

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from typing import Final
 
 from bff.clock import Clock
@@ -38,6 +38,16 @@ class Result(Enum):
     """The test was not possible; the text says why."""
 
 
+class Page(StrEnum):
+    """The section of the documentation for a problem."""
+
+    PROXY = "docs/TROUBLESHOOTING.md#a-proxy-changes-answers"
+    SETTINGS = "docs/TROUBLESHOOTING.md#it-does-not-start"
+    STORE = "docs/TROUBLESHOOTING.md#the-store-is-down"
+    TOKENS = "docs/TROUBLESHOOTING.md#401-every-time"
+    UPSTREAM = "docs/TROUBLESHOOTING.md#502-for-every-session"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The outcome of one test, with a text for the operator."""
@@ -45,11 +55,26 @@ class Finding:
     result: Result
     text: str
     """The observation and, for a problem, its remedy."""
+    page: Page | None = None
+    """The section for a problem; None for the one of all findings of its checker."""
 
 
-def expect(condition: bool, text: str, otherwise: str) -> Finding:  # noqa: FBT001  reads as assert
+def expect(
+    condition: bool,  # noqa: FBT001  reads as assert
+    text: str,
+    otherwise: str,
+    page: Page | None = None,
+) -> Finding:
     """Make a finding: *text* if *condition* holds, else the problem *otherwise*."""
-    return Finding(Result.OK, text) if condition else Finding(Result.PROBLEM, otherwise)
+    return Finding(Result.OK, text) if condition else Finding(Result.PROBLEM, otherwise, page)
+
+
+def lines(finding: Finding, page: Page) -> str:
+    """Format a finding for the operator; a problem names its section, or else *page*."""
+    text = f"  {finding.result.name:<7}  {finding.text}"
+    if finding.result is not Result.PROBLEM:
+        return text
+    return f"{text}\n           See {finding.page or page}"
 
 
 def report(settings: tuple[SettingReport, ...]) -> str:
@@ -122,6 +147,12 @@ def notes(settings: Settings) -> list[str]:
             f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds: browsers may see an open session as "
             "it was that long ago"
         )
+    if settings.chat.enabled:
+        texts.append(
+            "BFF_CHAT is on: the secret key needs write:sessions besides read:sessions, which no "
+            "check can prove without sending a message; proxies must route /realtime/v1/sessions "
+            "and buffer no stream"
+        )
     texts += [
         f"environment {environment.name!r} sends a root key upstream: a restricted key (tr_…_sk_… "
         "with read:sessions) in TRIGGER_SECRET_KEY can do less harm; move the root key to "
@@ -155,6 +186,7 @@ class Checker:
             f"the clock of {name} agrees with this machine's",
             f"the clock of {name} is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this "
             "machine's: synchronise both with NTP",
+            Page.TOKENS,
         )
 
 

@@ -16,7 +16,7 @@ from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import REFUSALS
 from bff.metrics import REQUESTS
-from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
+from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
 from bff.sessions import ids
 from bff.tokens.mint import mint
 from bff.upstream.client import Client, sockets
@@ -89,6 +89,7 @@ class GatewayChecker(Checker):
                 Result.PROBLEM,
                 "the gateway rejects a token signed with the first of BFF_SIGNING_KEYS: it runs "
                 "with other settings, or its clock is wrong",
+                Page.TOKENS,
             )
             return
         expected = HTTPStatus.OK if session else HTTPStatus.NOT_FOUND

@@ -118,8 +118,8 @@ def _get(host: str, port: int, path: str) -> str:
     except (OSError, HTTPException) as exc:
         reason = getattr(exc, "strerror", None) or type(exc).__name__
         raise StatusError(
-            f"No gateway answers on its ops port at {host}:{port} ({reason}); set --ops, or "
-            "BFF_OPS_HOST and BFF_OPS_PORT"
+            f"No gateway answers on its ops port at {host}:{port} ({reason}); start one "
+            "(bff serve), or name its address: --ops, or BFF_OPS_HOST and BFF_OPS_PORT"
         ) from None
     finally:
         connection.close()

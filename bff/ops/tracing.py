@@ -1,4 +1,4 @@
-"""Makes OpenTelemetry spans (the extra ``bff[tracing]``); without it nothing is imported.
+"""Makes OpenTelemetry spans (the extra ``bff-gateway[tracing]``); without it nothing is imported.
 
 The gateway continues a browser's ``traceparent``; upstream gets neither it nor ``baggage``. A span
 holds route names, methods, status codes and outcomes, never an id, a token or an address. The
@@ -73,7 +73,7 @@ class Tracing:
             )
         except ImportError:
             raise TracingError(
-                "BFF_TRACING needs OpenTelemetry; install it: pip install 'bff[tracing]'"
+                "BFF_TRACING needs OpenTelemetry; install it: pip install 'bff-gateway[tracing]'"
             ) from None
         resource = Resource.create({"service.name": "bff", "service.version": __version__})
         # Its own hook at the end of the process would wait for a collector that does not answer.

@@ -184,7 +184,7 @@ async def run(
     The ops port answers until the last request of a browser is answered.
 
     Args:
-        browsers: configuration and socket of each server for browsers.
+        browsers: configuration and socket of each server for browsers, if any.
         ops: those of the ops port.
         worker: this process, if it shares the sockets with others.
         on_stop: called at the first signal.
@@ -207,7 +207,8 @@ async def run(
         loop.add_signal_handler(sig, stop)
     serving = asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers))
     watching = asyncio.ensure_future(last.serve(sockets=[ops[1]]))
-    await asyncio.wait((serving, watching), return_when=asyncio.FIRST_COMPLETED)
+    ending = (serving, watching) if servers else (watching,)  # the demo's upstream has one port
+    await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
     for server in (last, *(server for server, _ in servers)):
         server.should_exit = True
     await serving

@@ -95,10 +95,14 @@ _TEXTS = _Type(
     {"type": "array", "items": {"type": "string"}},
 )
 FIELDS: Final[dict[str, Field]] = {
-    "id": Field(_TEXT, "shown", details={"pattern": "^session_"}),
-    "externalId": Field(_TEXT, "shown", null=True),
-    "type": Field(_TEXT, "shown"),
-    "taskIdentifier": Field(_TEXT, "shown"),
+    "id": Field(
+        _TEXT,
+        "shown",
+        details={"pattern": "^session_", "examples": ["session_demo0000000000000000000001"]},
+    ),
+    "externalId": Field(_TEXT, "shown", null=True, details={"examples": ["chat-1"]}),
+    "type": Field(_TEXT, "shown", details={"examples": ["chat.agent"]}),
+    "taskIdentifier": Field(_TEXT, "shown", details={"examples": ["my-chat"]}),
     # It holds the first message and secrets of the app's backend; the SDK needs no more than this.
     "triggerConfig": Field(_OBJECT, "hidden", absent=True, stub={"basePayload": {}}),
     "currentRunId": Field(
@@ -106,14 +110,17 @@ FIELDS: Final[dict[str, Field]] = {
         "shown",
         null=True,
         absent=True,
-        details={"description": "The last run; upstream keeps it after the run ends"},
+        details={
+            "description": "The last run; upstream keeps it after the run ends",
+            "examples": ["run_demo0000000000000000000001"],
+        },
     ),
     "tags": Field(_TEXTS, "own setting"),
     "metadata": Field(_OBJECT, "own setting", null=True),
     "closedAt": Field(_DATE, "shown", null=True),
     "closedReason": Field(_TEXT, "shown", null=True),
     "expiresAt": Field(_DATE, "shown", null=True),
-    "createdAt": Field(_DATE, "shown"),
-    "updatedAt": Field(_DATE, "shown"),
+    "createdAt": Field(_DATE, "shown", details={"examples": ["2026-01-02T03:04:05.678Z"]}),
+    "updatedAt": Field(_DATE, "shown", details={"examples": ["2026-01-02T03:04:06.789Z"]}),
 }
 """The fields by name. The gateway counts and drops a field that has no row."""

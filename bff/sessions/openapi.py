@@ -2,74 +2,50 @@
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
-from bff.errors import REFUSALS, ErrorCode
+from bff.errors import ErrorCode
 from bff.response import vary
 from bff.sessions import ids, list_query
 from bff.sessions.fields import FIELDS, Schema
+from bff.sessions.openapi_answers import (
+    COMMON,
+    HEADERS,
+    JSON,
+    LIMITED,
+    REPRESENTATION,
+    TEXT,
+    codes_of,
+    error_schemas,
+    object_of,
+    refusals,
+    response,
+)
 from bff.sessions.policy import Policy
 
-_TEXT: Final[Schema] = {"type": "string"}
-_HIDDEN: Final[Schema] = {"type": "null", "description": "The policy hides this field"}
-_JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream"
-_COMMON: Final = ("X-Request-Id", "Vary", "Cache-Control", "X-Content-Type-Options")
-"""Headers of every answer."""
-_LIMITED: Final = (
-    "x-ratelimit-limit",
-    "x-ratelimit-remaining",
-    "x-ratelimit-reset",
-    "RateLimit",
-    "RateLimit-Policy",
-)
-"""Headers of an answer to a request that a rate limit counted."""
-_REPRESENTATION: Final = ("ETag", "Age", "Cache-Status", "Server-Timing")
-"""Headers of an answer with a session or a list."""
-_HEADERS: Final[dict[str, tuple[Schema, str]]] = {
-    "X-Request-Id": (_TEXT, "Identifies this answer in the gateway's log"),
-    "Vary": (_TEXT, "The request headers on which the answer depends"),
-    "Cache-Control": ({"enum": ["private, no-cache", "no-store"]}, "The first on 200 and 304"),
-    "X-Content-Type-Options": (
-        {"const": "nosniff"},
-        "Browsers must not guess the content type",
-    ),
-    "ETag": (_TEXT, "Entity tag of the body: send it as If-None-Match"),
-    "Age": ({"type": "integer", "minimum": 0}, "Seconds since the oldest copy was loaded"),
-    "Cache-Status": (_TEXT, "How the gateway used its shared copy (RFC 9211)"),
-    "Server-Timing": (_TEXT, "Milliseconds that the answer waited for a load, if it did"),
-    "x-ratelimit-limit": ({"type": "integer"}, "Requests in a window"),
-    "x-ratelimit-remaining": ({"type": "integer"}, "Requests left in the window"),
-    "x-ratelimit-reset": ({"type": "integer"}, "End of the window in Unix milliseconds"),
-    "RateLimit": (_TEXT, "Requests left, as an IETF header"),
-    "RateLimit-Policy": (_TEXT, "The limit, as an IETF header"),
-    "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds until a retry may succeed"),
-    "x-should-retry": ({"const": "false"}, "Keeps the official SDK from a retry"),
-    "WWW-Authenticate": (_TEXT, "RFC 6750"),
-    "X-Unavailable-Sessions": ({"type": "integer", "minimum": 1}, "Sessions that the page lacks"),
-}
-_STATUSES: Final = {
-    200: "The session",
-    304: "The browser has the current copy (If-None-Match)",
-    400: "The request is malformed",
-    401: "The token is missing, invalid or expired: mint another one",
-    403: "The token does not name this session; the session may or may not exist",
-    404: "The session does not exist",
-    409: "The session is closed",
-    410: "The rest of the stream cannot be read",
-    413: "The message is too large; the connection ends",
-    429: "The request exceeds a limit: retry after the reset",
-    500: "The gateway has a bug",
-    502: "Upstream fails",
-    503: "The upstream budget is spent, or the gateway cannot verify tokens yet: retry shortly",
-    504: "Upstream did not answer in time",
-}
 _DESCRIPTION: Final = """\
-The browser-facing gateway of Trigger.dev sessions. `OPTIONS` is 204 for any path, with CORS headers
-for an allowed origin. Other methods on these paths are 405 `method_not_allowed`; other paths below
-`/api/` and `/realtime/` are 410 `not_served`, all others 404 `not_found`. Every request, also one
-for a list, counts once against the caller's rate limit. A request that prefers text/event-stream
-gets the session, or the list, as it changes."""
+The browser-facing gateway of Trigger.dev sessions. `HEAD` answers as `GET` does, without a body,
+but for streams. `OPTIONS` is 204 for any path, with CORS headers for an allowed origin. Other
+methods on these paths are 405 `method_not_allowed`; other paths below `/api/` and `/realtime/` are
+410 `not_served`, all others 404 `not_found`. Every request, also one for a list, counts once
+against the caller's rate limit. A request that prefers text/event-stream gets the session, or the
+list, as it changes."""
+_HIDDEN: Final[Schema] = {"type": "null", "description": "The policy hides this field"}
+_INFO: Final = {
+    "title": "bff",
+    "description": _DESCRIPTION,
+    "contact": {"name": "The operator of this gateway"},
+    "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+}
+_SERVERS: Final = [{"url": ".", "description": "The address that serves this description"}]
+"""Relative: a proxy may serve the gateway below a path."""
+_SESSIONS, _CHATS, _SERVICE = "sessions", "chats", "service"
+_TAGS: Final = {
+    _SESSIONS: "The state of sessions, as the policy lets browsers see it",
+    _CHATS: "The messages and the stream of a chat",
+    _SERVICE: "Public pages about the gateway, which need no token",
+}
 _TOKEN: Final = {
     "type": "http",
     "scheme": "bearer",
@@ -82,9 +58,9 @@ _COOKIE: Final = {
     "description": "The same token, for pages of this origin (Sec-Fetch-Site: same-origin)",
 }
 _PAGES: Final = {
-    "/": "A short description of the gateway",
-    "/healthz": "Whether the process answers",
-    "/openapi.json": "This description",
+    "/": ("describeGateway", "A short description of the gateway"),
+    "/healthz": ("checkHealth", "Whether the process answers"),
+    "/openapi.json": ("describeApi", "This description"),
 }
 _SESSION_PARAMETER: Final[Schema] = {
     "name": "session",
@@ -102,7 +78,7 @@ _SESSION_PARAMETER: Final[Schema] = {
 }
 CHAT_IN: Final = "/realtime/v1/sessions/{session}/in/append"
 CHAT_OUT: Final = "/realtime/v1/sessions/{session}/out"
-_IF_NONE_MATCH: Final[Schema] = {"name": "If-None-Match", "in": "header", "schema": _TEXT}
+_IF_NONE_MATCH: Final[Schema] = {"name": "If-None-Match", "in": "header", "schema": TEXT}
 
 
 def document(
@@ -126,24 +102,32 @@ def document(
     """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     headers: dict[str, Schema] = {
-        name: {"description": text, "schema": schema} for name, (schema, text) in _HEADERS.items()
+        name: {"description": text, "schema": schema} for name, (schema, text) in HEADERS.items()
     }
     headers["Vary"]["schema"] = {"const": vary(cookie=cookie is not None, live=live)}
     schemes = {"token": _TOKEN} | ({"cookie": _COOKIE | {"name": cookie}} if cookie else {})
     return {
         "openapi": "3.1.0",
-        "info": {"title": "bff", "version": version, "description": _DESCRIPTION},
+        "info": _INFO | {"version": version},
+        "servers": _SERVERS,
+        "tags": [
+            {"name": name, "description": text}
+            for name, text in _TAGS.items()
+            if chat or name != _CHATS
+        ],
         "security": [{scheme: []} for scheme in schemes],
         "paths": {
             ids.ROUTE.decode() + "{session}": _path(
-                "One session, as the policy lets browsers see it",
+                "retrieveSession",
+                ("One session", "The state of a session, as the policy lets browsers see it"),
                 [_SESSION_PARAMETER],
                 "Session",
                 ["bad_request", "invalid_session_id", "unauthorized", "not_found"],
                 live=live,
             ),
             ids.LIST_ROUTE.decode(): _path(
-                "The sessions that the token names, in its order",
+                "listSessions",
+                ("A chat list", "The sessions that the token names, in its order, page by page"),
                 _list_parameters(visible),
                 "Sessions",
                 ["bad_request", "unauthorized"],
@@ -151,14 +135,21 @@ def document(
                 live=live,
             ),
             **(_chat_paths() if chat else {}),
-            **{path: _page(summary) for path, summary in _PAGES.items()},
+            **{path: _page(*page) for path, page in _PAGES.items()},
         },
         "components": {
             "securitySchemes": schemes,
             "headers": headers,
-            "schemas": _schemas(policy, by_type),
+            "schemas": _schemas(policy, by_type)
+            | error_schemas(chat=chat)
+            | (_chat_schemas() if chat else {}),
         },
     }
+
+
+def _operation(id_: str, tag: str, summary: str, description: str, **more: Any) -> Schema:
+    named = {"operationId": id_, "tags": [tag], "summary": summary, "description": description}
+    return named | more
 
 
 def _list_parameters(visible: Iterable[str]) -> list[Schema]:
@@ -174,17 +165,14 @@ def _list_parameters(visible: Iterable[str]) -> list[Schema]:
     ]
 
 
-def _codes(*statuses: int) -> list[ErrorCode]:
-    return [code for code, row in REFUSALS.items() if row.status in statuses]
-
-
-_UPSTREAM: Final = _codes(
+_UPSTREAM: Final = codes_of(
     HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT
 )
 
 
 def _path(
-    summary: str,
+    id_: str,
+    texts: tuple[str, str],
     parameters: list[Schema],
     schema: str,
     codes: list[ErrorCode],
@@ -197,128 +185,124 @@ def _path(
     stream.
     """
     usual: list[ErrorCode] = [*_UPSTREAM, "rate_limited", "internal"]
-    headers = (*_COMMON, *_REPRESENTATION, *_LIMITED, *more)
-    content: Schema = {_JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    headers = (*COMMON, *REPRESENTATION, *LIMITED, *more)
+    content: Schema = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     if live:
-        content[_EVENTS] = {"schema": _TEXT}
+        content[_EVENTS] = {"schema": TEXT, "example": ": ping\n\n"}
         parameters = [*parameters, _header("Last-Event-ID", "The state that the browser has")]
         codes = [*codes, "too_many_streams"]
-    operation = {
-        "summary": summary,
-        "parameters": [*parameters, _IF_NONE_MATCH],
-        "responses": {
-            "200": _response(_STATUSES[200], headers, content),
-            "304": _response(_STATUSES[304], headers),
-            **_refusals([*codes, *_codes(HTTPStatus.UNAUTHORIZED), *usual]),
-        },
+    responses = {
+        "200": response(texts[0], headers, content),
+        "304": response("The browser has the current copy (If-None-Match)", headers),
+        **refusals([*codes, *codes_of(HTTPStatus.UNAUTHORIZED), *usual]),
     }
-    return _get_and_head(operation)
+    parameters = [*parameters, _IF_NONE_MATCH]
+    return {"get": _operation(id_, _SESSIONS, *texts, parameters=parameters, responses=responses)}
 
 
 def _chat_paths() -> dict[str, Schema]:
     """Describe the routes of chats."""
     usual: list[ErrorCode] = [
         *("bad_request", "invalid_session_id", "unauthorized", "not_found", "rate_limited"),
-        *_codes(HTTPStatus.UNAUTHORIZED),
+        *codes_of(HTTPStatus.UNAUTHORIZED),
         *_UPSTREAM,
         "internal",
     ]
-    accepted = _object(
-        {"ok": {"const": True}, "seq": {"type": "integer"}, "pendingVersion": {"type": "boolean"}},
-        optional=("seq", "pendingVersion"),
-    )
+    accepted = {"schema": {"$ref": "#/components/schemas/MessageAccepted"}}
+    message = {"schema": {"$ref": "#/components/schemas/Message"}}
     refused: list[ErrorCode] = ["invalid_message", "foreign_chat", "message_too_large"]
-    post = {
-        "summary": "Sends one message of the official chat transport",
-        "parameters": [_SESSION_PARAMETER, _header("X-Part-Id", "Stores the message once")],
-        "requestBody": {"required": True, "content": {_JSON: {"schema": {"type": "object"}}}},
-        "responses": {
-            "200": _response("Upstream has the message", _COMMON, {_JSON: {"schema": accepted}}),
-            **_refusals([*usual, *refused, "session_closed"]),
+    post = _operation(
+        "sendMessage",
+        _CHATS,
+        "Send a message",
+        "Sends one message of the official chat transport. Keys that the policy does not name are "
+        "dropped.",
+        parameters=[_SESSION_PARAMETER, _header("X-Part-Id", "Stores the message once")],
+        requestBody={"required": True, "content": {JSON: message}},
+        responses={
+            "200": response("Upstream has the message", COMMON, {JSON: accepted}),
+            **refusals([*usual, *refused, "session_closed"]),
         },
-    }
-    events = {_EVENTS: {"schema": _TEXT}}
+    )
+    events = {_EVENTS: {"schema": TEXT, "example": ": ping\n\n"}}
     names = {
         "Last-Event-ID": "The number of the last record that the browser has",
         "Timeout-Seconds": "Seconds after which the stream ends, 1 to 600",
         "X-Peek-Settled": "1 ends the stream if no turn is under way",
         "X-Trigger-Stream-Start": "latest begins with the next record",
     }
-    get = {
-        "summary": "The chat's stream, without what is not for browsers",
-        "parameters": [_SESSION_PARAMETER, *(_header(*pair) for pair in names.items())],
-        "responses": {
-            "200": _response("The events as they come", _COMMON, events),
-            **_refusals([*usual, "stream_unreadable", "too_many_streams"]),
+    get = _operation(
+        "streamChat",
+        _CHATS,
+        "Follow a chat",
+        "The chat's stream, live, without what is not for browsers.",
+        parameters=[_SESSION_PARAMETER, *(_header(*pair) for pair in names.items())],
+        responses={
+            "200": response("The events as they come", COMMON, events),
+            **refusals([*usual, "stream_unreadable", "too_many_streams"]),
         },
-    }
+    )
     return {CHAT_IN: {"post": post}, CHAT_OUT: {"get": get}}
 
 
 def _header(name: str, text: str) -> Schema:
-    return {"name": name, "in": "header", "description": text, "schema": _TEXT}
+    return {"name": name, "in": "header", "description": text, "schema": TEXT}
 
 
-def _page(summary: str) -> Schema:
-    ok = _response(summary, _COMMON, {_JSON: {"schema": {"type": "object"}}})
-    responses = {"200": ok, **_refusals(["rate_limited", "internal"])}
-    return _get_and_head({"summary": summary, "security": [], "responses": responses})
+def _page(id_: str, summary: str) -> Schema:
+    ok = response(summary, COMMON, {JSON: {"schema": {"type": "object"}}})
+    responses = {"200": ok, **refusals(["rate_limited", "internal"])}
+    return {"get": _operation(id_, _SERVICE, summary, summary, security=[], responses=responses)}
 
 
-def _get_and_head(operation: Schema) -> Schema:
-    responses = {
-        status: {name: value for name, value in response.items() if name != "content"}
-        for status, response in operation["responses"].items()
-    }
-    head = operation | {"summary": "The same without a body", "responses": responses}
-    return {"get": operation, "head": head}
-
-
-def _response(text: str, headers: Iterable[str], content: Schema | None = None) -> Schema:
-    response: Schema = {
-        "description": text,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
-    }
-    return response if content is None else {**response, "content": content}
-
-
-def _refusals(codes: list[ErrorCode]) -> Schema:
-    by_status: dict[HTTPStatus, list[ErrorCode]] = {}
-    for code in codes:
-        by_status.setdefault(REFUSALS[code].status, []).append(code)
+def _chat_schemas() -> Schema:
     return {
-        str(status.value): _refusal(status, codes) for status, codes in sorted(by_status.items())
+        "Message": {
+            "type": "object",
+            "description": "A message of the official transport; a stop has no payload",
+            "properties": {
+                "kind": {"type": "string", "enum": ["message", "stop"]},
+                "payload": {
+                    "type": "object",
+                    "properties": {
+                        "trigger": TEXT,
+                        "chatId": TEXT,
+                        "messageId": TEXT,
+                        "message": {"type": "object"},
+                        "metadata": {"type": "object"},
+                        "action": {},
+                    },
+                    "required": ["trigger", "chatId"],
+                },
+            },
+            "required": ["kind"],
+            "examples": [{"kind": "stop"}],
+        },
+        "MessageAccepted": object_of(
+            {
+                "ok": {"const": True},
+                "seq": {"type": "integer"},
+                "pendingVersion": {"type": "boolean"},
+            },
+            optional=("seq", "pendingVersion"),
+        ),
     }
-
-
-def _refusal(status: HTTPStatus, codes: list[ErrorCode]) -> Schema:
-    headers = [*_COMMON, *_LIMITED, "Retry-After"]
-    properties: Schema = {"error": _TEXT, "code": {"enum": codes}}
-    media = _JSON
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        media = "application/problem+json"
-        properties |= dict.fromkeys(("title", "type", "detail"), _TEXT)
-        properties |= {name: {"type": "integer"} for name in ("status", "limit", "remaining")}
-        properties |= {"reset": {"type": "integer"}, "secondsUntilReset": {"type": "number"}}
-    else:
-        headers.append("x-should-retry")
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers.append("WWW-Authenticate")
-    if status == HTTPStatus.FORBIDDEN:
-        properties |= {"param": {"const": "access_token"}, "type": {"const": "authorization"}}
-    return _response(_STATUSES[status], headers, {media: {"schema": _object(properties)}})
 
 
 def _schemas(policy: Policy, by_type: Mapping[str, Policy]) -> Schema:
-    other: Schema = {"type": "string", "not": {"enum": [*by_type]}} if by_type else _TEXT
+    other: Schema = FIELDS["type"].schema
+    if by_type:
+        # A type that has no policy of its own: longer than each that has one.
+        another = f"not.{max(by_type, key=len)}"
+        other = other | {"not": {"enum": [*by_type]}, "examples": [another]}
     kinds = [_session(policy, other)]
     kinds += [_session(policy, {"const": type_}) for type_, policy in by_type.items()]
-    codes = {"enum": [*_UPSTREAM, "internal"]}
-    unavailable = _object({"id": _TEXT, "error": _TEXT, "code": codes})
-    page = _object({"next": _TEXT, "previous": _TEXT}, optional=("next", "previous"))
+    codes = {"type": "string", "enum": [*_UPSTREAM, "internal"]}
+    unavailable = object_of({"id": TEXT, "error": TEXT, "code": codes})
+    page = object_of({"next": TEXT, "previous": TEXT}, optional=("next", "previous"))
     return {
-        "Session": kinds[0] if len(kinds) == 1 else {"oneOf": kinds},
-        "Sessions": _object(
+        "Session": kinds[0] if len(kinds) == 1 else {"anyOf": kinds},
+        "Sessions": object_of(
             {
                 "data": {"type": "array", "items": {"$ref": "#/components/schemas/Session"}},
                 "pagination": page,
@@ -346,13 +330,14 @@ def _session(policy: Policy, type_: Schema) -> Schema:
     properties |= {name: {} for name in unknown}
     # A stub stands for its field even where upstream sends no value.
     absent = [name for name, row in FIELDS.items() if row.absent and row.stub is None]
-    return _object(properties, optional=(*absent, *unknown))
+    described = object_of(properties, optional=(*absent, *unknown))
+    return described | {"examples": [{name: _example(row) for name, row in properties.items()}]}
 
 
-def _object(properties: Schema, *, optional: Iterable[str] = ()) -> Schema:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in set(optional)],
-        "additionalProperties": False,
-    }
+def _example(schema: Schema) -> Any:
+    """Make a value that *schema* allows: its example, its constant, null or an empty container."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    if "const" in schema:
+        return schema["const"]
+    return {"array": [], "object": {}}.get(str(schema.get("type")))

@@ -15,7 +15,14 @@ from bff.errors import Refused
 from bff.tokens.algorithms import TRIGGER_ALGORITHM
 from bff.tokens.caller import SKEW_SECONDS
 from bff.tokens.issuers import Source
-from bff.tokens.verify import AUDIENCE, ISSUER, MAX_TOKEN_BYTES, Issuer, read_unverified
+from bff.tokens.verify import (
+    AUDIENCE,
+    ISSUER,
+    MAX_TOKEN_BYTES,
+    Issuer,
+    names_environment,
+    read_unverified,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +112,18 @@ def _of_trigger(
     yield Check("audience", AUDIENCE in audiences, f"it has {', '.join(map(_short, audiences))}")
     yield Check("public", claims.get("pub") is True, "a public access token has pub: true")
     signers = [
-        (issuer, number)
+        (issuer, number, key)
         for issuer in issuers
         for number, key in enumerate(issuer.keys, start=1)
         if _signs(token, key)
     ]
     subject = claims.get("sub")
     if signers:
-        keys = ", ".join(f"number {number} of {issuer.environment}" for issuer, number in signers)
+        keys = ", ".join(
+            f"number {number} of {issuer.environment}" for issuer, number, _ in signers
+        )
         yield _good("signature", f"signing key {keys} verifies it")
-        among = [issuer for issuer, _ in signers]
+        among = [issuer for issuer, _, _ in signers]
     elif any(issuer.upstream for issuer in issuers):
         yield Check("signature", None, "no signing key verifies it; upstream decides")
         among = [issuer for issuer in issuers if issuer.upstream]
@@ -122,7 +131,10 @@ def _of_trigger(
         text = "no signing key verifies it: another key signed it, or the key was removed"
         yield _bad("signature", text)
         among = list(issuers)
-    accepting = next((i for i in among if isinstance(subject, str) and i.accepts(subject)), None)
+    own = any(names_environment(key, subject, among) for _, _, key in signers)
+    accepting = next(
+        (i for i in among if isinstance(subject, str) and i.accepts(subject, own=own)), None
+    )
     if accepting is not None:
         text = f"sub is {_short(subject)}: environment {accepting.environment}"
         yield _good("environment", text)

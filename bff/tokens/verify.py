@@ -27,6 +27,8 @@ from bff.tokens.issuers import Source
 
 ISSUER: Final = "https://id.trigger.dev"
 AUDIENCE: Final = "https://api.trigger.dev"
+OWN_SUBJECT: Final = "bff"
+"""The ``sub`` of a token whose signing key alone tells its environment."""
 MAX_TOKEN_BYTES: Final = 32 * 1024
 """Bytes. Bounds the work for one token; a token that names 200 sessions has about 12 KiB."""
 MAX_UNVERIFIED_BYTES: Final = 16 * 1024
@@ -56,9 +58,9 @@ class Issuer:
     pending: bool = False
     """Whether the id is still to be fetched; until then no token is accepted."""
 
-    def accepts(self, subject: str) -> bool:
-        """Whether a token of *subject* is for this environment."""
-        return not self.pending and self.id in (None, subject)
+    def accepts(self, subject: str, *, own: bool = False) -> bool:
+        """Whether a token of *subject* is for this environment; *own* if its key says so."""
+        return not self.pending and (own or self.id in (None, subject))
 
 
 class Verifier(Generic[GrantT]):
@@ -175,7 +177,7 @@ class Verifier(Generic[GrantT]):
             verified = TRIGGER_ALGORITHM.verify(token, key)
             if self._source(verified) is not None:  # only that source's own keys count
                 return None
-            name = _environment(verified, issuers)
+            name = _environment(verified, issuers, key)
             use = self._uses[name, key]
             return read_caller(verified, name, self._grant, size=_size(token), signed_by=use)
         return None
@@ -257,8 +259,24 @@ def _is_supported(header: Mapping[str, Any]) -> bool:
     return header.get("alg") == TRIGGER_ALGORITHM.name and header.keys().isdisjoint(("crit", "b64"))
 
 
-def _environment(claims: Mapping[str, Any], issuers: Sequence[Issuer]) -> str:
+def names_environment(key: str, subject: object, issuers: Sequence[Issuer]) -> bool:
+    """Whether the *key* of a token tells its environment, so that *subject* need not.
+
+    A root key cannot: a preview branch has its parent's. A key that several environments have
+    cannot either. *issuers* are those that have the key.
+    """
+    return subject == OWN_SUBJECT and len(issuers) == 1 and not key.startswith("tr_")
+
+
+def _environment(
+    claims: Mapping[str, Any], issuers: Sequence[Issuer], key: str | None = None
+) -> str:
     """Find the environment of one of Trigger.dev's tokens among those of *issuers*.
+
+    Args:
+        claims: the claims of the token.
+        issuers: the environments that have the token's key.
+        key: that key; None if upstream verifies the token.
 
     Raises:
         Refused: ``token_invalid``, or ``not_ready`` if it may be one whose id is still to be
@@ -274,8 +292,9 @@ def _environment(claims: Mapping[str, Any], issuers: Sequence[Issuer]) -> str:
         or not subject
     ):
         raise Refused("token_invalid")
+    own = key is not None and names_environment(key, subject, issuers)
     for issuer in issuers:
-        if issuer.accepts(subject):
+        if issuer.accepts(subject, own=own):
             return issuer.environment
     if any(issuer.pending for issuer in issuers):
         raise Refused("not_ready", retry_after=2)

@@ -58,20 +58,26 @@ def told(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Return the table of the README."""
+    """Return the tables of the README: the servers from best to worst, and the baselines apart."""
     table = results["table"]
     shown = ("hits", MISSES, "preflights", "10,000 sessions x 1,000")
-    lines = [
-        f"| requests/s on one core | {' | '.join(shown)} | CPU µs a hit | CPU µs a miss |",
+    named = dict.fromkeys(name for workload in shown[:2] for name in table[workload])
+    names = sorted(named, key=lambda name: -_best(table, name))
+    head = [
+        f"| {{title}} | {' | '.join(shown)} | CPU µs a hit | CPU µs a miss |",
         "|---|" + "---:|" * (len(shown) + 2),
     ]
-    names = dict.fromkeys(name for workload in shown[:2] for name in table[workload])
-    for name in sorted(names, key=lambda name: (_is_baseline(name), -_best(table, name))):
-        cells = [table[workload].get(name) for workload in shown]
-        numbers = [f"{cell['rate']:,.0f}" if cell else "—" for cell in cells]
-        numbers += [f"{cell['cpu']:.0f}" if cell else "—" for cell in cells[:2]]
-        shown_as = f"*{name}: none of the job*" if _is_baseline(name) else name
-        lines.append(f"| {shown_as} | {' | '.join(numbers)} |")
+    lines: list[str] = []
+    for title, baseline in (("requests/s on one core", False), ("none of the job", True)):
+        lines += ["", *head] if lines else head
+        lines[-2] = lines[-2].format(title=title)
+        for name in names:
+            if _is_baseline(name) is not baseline:
+                continue
+            cells = [table[workload].get(name) for workload in shown]
+            numbers = [f"{cell['rate']:,.0f}" if cell else "—" for cell in cells]
+            numbers += [f"{cell['cpu']:.0f}" if cell else "—" for cell in cells[:2]]
+            lines.append(f"| {name} | {' | '.join(numbers)} |")
     return "\n".join([*lines, "", told(results), *_later(results)])
 
 

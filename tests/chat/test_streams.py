@@ -209,3 +209,7 @@ async def test_drain_spreads_the_ends_and_refuses_new_streams(registry: Registry
         registry.streams.refuse(Bounds(streams=1000, streams_per_caller=10), "new", "address")
     await draining
     assert all(stream._reason == "shutdown" for stream in streams)
+
+
+async def test_drain_takes_no_time_without_streams(registry: Registry) -> None:
+    await asyncio.wait_for(registry.streams.drain(3600.0), 5.0)

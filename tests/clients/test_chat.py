@@ -4,12 +4,16 @@ Each conversation is held twice, through `bff serve` and straight with the prete
 messages that the page shows must be the same.
 """
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
-from support.clients import Node
+from support.clients import SDK, Node
 from support.world import OFF, ROOT_KEY, Gateway, claims, running_upstream, sign
 
 from bff.demo.chat_upstream import Channel
@@ -24,13 +28,18 @@ CHAT = OFF | {
     "BFF_IDENTITY_KEY": "agent-key-sentinel-0123456789abcdef",
 }
 
+TESTED = ("trigger-sdk-oldest", "@trigger.dev/sdk", "ai", "ai-newest")
+"""Packages that the conversations use; two names stand for other versions of a package."""
+
 
 class Side:
     """One way to chat: the address and the tokens that a page has."""
 
-    def __init__(self, upstream: running_upstream, url: str, key: str | None) -> None:
+    def __init__(
+        self, upstream: running_upstream, url: str, key: str | None, *packages: str
+    ) -> None:
         self.upstream, self.url, self._key = upstream, url, key
-        self.node = Node("chat.mjs")
+        self.node = Node("chat.mjs", *packages)
 
     def token(self, seconds: float = 900.0) -> str:
         now = time.time()
@@ -65,15 +74,15 @@ def sides() -> Iterator[list[Side]]:
 @pytest.fixture
 def both(sides: list[Side]) -> Callable[[Any], dict[str, Any]]:
     """Hold a conversation on both sides and return what the gateway's side reported."""
+    return partial(hold, sides)
 
-    def hold(conversation: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
-        straight, through = [_held(side, conversation) for side in sides]
-        assert through["messages"] == straight["messages"]
-        assert through["status"] == straight["status"]
-        assert through["started"] == straight["started"]
-        return through
 
-    return hold
+def hold(sides: list[Side], conversation: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
+    straight, through = [_held(side, conversation) for side in sides]
+    assert through["messages"] == straight["messages"]
+    assert through["status"] == straight["status"]
+    assert through["started"] == straight["started"]
+    return through
 
 
 def _held(side: Side, conversation: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
@@ -90,6 +99,43 @@ def _held(side: Side, conversation: Callable[[Side], dict[str, Any]]) -> dict[st
 
 def text_of(message: dict[str, Any]) -> str:
     return "".join(part.get("text", "") for part in message["parts"])
+
+
+@pytest.mark.parametrize("packages", [("trigger-sdk-oldest",), ("@trigger.dev/sdk", "ai-newest")])
+def test_oldest_and_newest_packages_chat(sides: list[Side], packages: tuple[str, ...]) -> None:
+    """The oldest transport, and the newest transport with the newest AI SDK."""
+
+    def conversation(side: Side) -> dict[str, Any]:
+        side.upstream.app.chats.cut_after = 5  # older transports lose the rest of the answer
+        side.open()
+        side.call("send", text="one")
+        side.upstream.app.chats.cut_after = 0
+        side.call("regenerate")
+        asked = side.call("send", text="use the tool")["value"]["messages"][-1]
+        (part,) = (one for one in asked["parts"] if one["type"] == "tool-weather")
+        return side.call("approve", id=part["approval"]["id"])
+
+    with ExitStack() as stack:
+        others = [Side(side.upstream, side.url, side._key, *packages) for side in sides]
+        for other in others:
+            stack.enter_context(other.node)
+        report = hold(others, conversation)
+
+    assert text_of(report["messages"][-1]).startswith("approval-responded — answered")
+    assert report["status"] == "ready"
+
+
+def test_documentation_names_the_tested_packages() -> None:
+    packages = json.loads((SDK / "package-lock.json").read_text())["packages"]
+    versions = {name: packages[f"node_modules/{name}"]["version"] for name in TESTED}
+
+    text = (SDK.parent.parent / "docs/FRONTEND.md").read_text()
+    rows = re.findall(r"^\| `(.*?)` (\S+) to (\S+) \|", text, re.MULTILINE)
+
+    assert rows == [
+        ("@trigger.dev/sdk", versions["trigger-sdk-oldest"], versions["@trigger.dev/sdk"]),
+        ("ai", versions["ai"], versions["ai-newest"]),
+    ]
 
 
 def test_three_turns_show_the_same_messages(both: Callable[..., dict[str, Any]]) -> None:

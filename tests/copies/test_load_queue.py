@@ -4,13 +4,16 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import uvloop
 from support.polls import PolledWorld, every, polled_world
 from support.replicas import Replicas, until
-from support.virtual_time import run
+from support.standin import Shared, StandIn
+from support.virtual_time import VirtualClock, run
 from support.world import OFF, read
 
 from bff.copies.load_queue import (
@@ -149,8 +152,8 @@ def test_joined_load_has_the_least_stretch() -> None:
         await asyncio.sleep(0.2)
         loads = queue(it)
         with loads.hold():
-            load = loads.request(name, None, "busy", it.world.clock.now, stretch=60.0)
-            assert loads.request(name, None, "ann", it.world.clock.now, stretch=0.1) is load
+            load = loads.request(name, None, "busy", stretch=60.0)
+            assert loads.request(name, None, "ann", stretch=0.1) is load
             await asyncio.sleep(3)
 
         assert load is not None
@@ -161,6 +164,60 @@ def test_joined_load_has_the_least_stretch() -> None:
             load.leave(again=False)
 
     played(history)
+
+
+def test_loads_of_a_caller_who_left_leave_the_queue() -> None:
+    async def history(it: PolledWorld) -> None:
+        names, hot = it.add(*(f"chat-{n:02}" for n in range(90))), it.add("hot")
+        leaver, reader = it.token("ann", names), it.token("bob", hot)
+        await it.page(leaver, page_size=100)
+        assert len(queue(it)) > 80, "late members wait for the next request"
+
+        answers = await every(5.0, 8, lambda: it.get(reader, "hot"))
+
+        assert len(queue(it)) <= 1, "nobody came for them within half a minute"
+        made = len(it.reads)
+        assert made < 60
+        assert {answer.status for answer in answers} == {200}
+        await it.get(leaver, names[-1])
+        assert it.reads[-1][1] == names[-1], "a load that left can be requested again"
+
+    played(history, BFF_UPSTREAM_BUDGET="1/second")
+
+
+def test_refresh_stays_queued_while_its_copy_is_read() -> None:
+    async def history(it: PolledWorld) -> None:
+        names = it.add("a", "b", "c")
+        token = it.token("ann", names)
+        await it.page(token)
+        await asyncio.sleep(3)
+
+        answers = await every(20.0, 5, lambda: it.page(token))
+
+        assert [answer.shown for answer in answers] == [names] * 5
+        again = [id_ for _, id_ in it.reads if id_ in names][3:]
+        assert sorted(again) == names, "each waited for its turn, longer than half a minute"
+
+    played(
+        history,
+        BFF_UPSTREAM_BUDGET="3/minute",
+        BFF_CACHE_MAX_STRETCH="0",
+        BFF_CACHE_STALE_WHILE_REVALIDATE="300",
+    )
+
+
+def test_retrieve_goes_before_the_callers_own_list() -> None:
+    async def history(it: PolledWorld) -> None:
+        names, single = it.add(*(f"chat-{n:02}" for n in range(40))), it.add("single")
+        token = it.token("ann", [*names, *single])
+        await it.page(token, page_size=40)
+        assert len(queue(it)) > 30
+
+        answer = await it.get(token, "single")
+
+        assert (answer.status, answer.took <= TURN_SECONDS) == (200, True)
+
+    played(history, BFF_UPSTREAM_BUDGET="2/second")
 
 
 def test_load_of_a_refused_request_is_made_in_its_turn() -> None:
@@ -287,22 +344,64 @@ def test_full_queue_refuses_and_tells_when_to_come_again() -> None:
 # -- replicas
 
 
-async def test_denied_loads_get_their_turn_at_a_store(replicas: Replicas) -> None:
+def test_denied_loads_get_their_turn_at_a_store() -> None:
     """Each replica waits as long as the store says, and refuses nobody for it."""
-    worlds = await replicas.several(2, **OFF | {"BFF_UPSTREAM_BUDGET": "6/second"})
-    ids = [f"many-{n}" for n in range(12)]
-    for number, id_ in enumerate(ids, start=100):
-        replicas.upstream.environments[0].add(session(number, id_))
 
-    answers = await asyncio.gather(
-        *(worlds[n % 2].get(id_, *read(id_)) for n, id_ in enumerate(ids))
-    )
+    async def history() -> None:
+        settings = {"BFF_UPSTREAM_BUDGET": "6/second", "BFF_STORE_URL": "valkey://127.0.0.1:1"}
+        async with polled_world(**settings) as one, polled_world(**settings) as two:
+            worlds, ids = (one, two), [f"chat-{n:02}" for n in range(12)]
+            for it in worlds:
+                it.add(*ids)
+            await asyncio.sleep(1)
 
-    assert [answer.status_code for answer in answers] == [200] * 12
-    assert len(replicas.upstream.seen) == 12
-    for world in worlds:
-        loads = world.service.gateway.loader.queue("default")
-        assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+            answers = await asyncio.gather(
+                *(
+                    worlds[n % 2].get(worlds[n % 2].token(f"p{n}", [id_]), id_)
+                    for n, id_ in enumerate(ids)
+                )
+            )
+
+            assert [answer.status for answer in answers] == [200] * 12
+            times = sorted(at for it in worlds for at, id_ in it.reads if id_ in ids)
+            assert len(times) == 12
+            assert all(after - at >= 0.99 for at, after in zip(times, times[6:], strict=False))
+            for loads in map(queue, worlds):
+                assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+
+    with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
+        run(history)
+
+
+def test_slow_poller_gets_its_turn_from_a_store_that_denies() -> None:
+    async def history(it: PolledWorld) -> None:
+        slow, fast = it.add("slow"), it.add(*(f"fast-{n:03}" for n in range(480)))
+        token, busy = it.token("slow", slow), it.token("fast", fast)
+
+        chats = iter(fast)
+        polls = asyncio.create_task(every(0.5, 480, lambda: it.get(busy, next(chats))))
+        await asyncio.sleep(21)  # the budget of the first minute is spent
+        statuses = []
+        for _ in range(3):
+            answer = await it.get(token, "slow")
+            statuses.append(answer.status)
+            await asyncio.sleep(int(answer.headers.get("retry-after", "0")))
+        await polls
+
+        assert statuses[0] == 503
+        assert 200 in statuses, "the load of the refused request had its turn meanwhile"
+
+    with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
+        played(
+            history,
+            BFF_UPSTREAM_BUDGET="2/minute",
+            BFF_STORE_URL="valkey://127.0.0.1:1",
+            BFF_CACHE_TTL="60",
+        )
+
+
+def _stand_in(shared: Shared, _: object, **arguments: Any) -> StandIn:
+    return StandIn(shared, **arguments)
 
 
 async def test_copy_of_another_replica_needs_no_turn(replicas: Replicas) -> None:

@@ -1,6 +1,7 @@
-"""The demo: its chats change as time passes, and its tokens are valid upstream."""
+"""The demo: its chats change as time passes, and upstream accepts no token of its page."""
 
 import jwt
+import pytest
 from support.world import Clock
 
 from bff.demo import demo
@@ -37,3 +38,5 @@ def test_demo_token_names_the_environment_and_its_session() -> None:
 
     assert decoded["sub"] == demo.ENVIRONMENT_ID
     assert decoded["scopes"] == ["read:sessions:chat-live"]
+    with pytest.raises(jwt.InvalidSignatureError):  # upstream accepts it nowhere
+        jwt.decode(token, made.root_key, algorithms=["HS256"], audience=decoded["aud"])

@@ -1,7 +1,6 @@
 """The playground of `bff demo` in Chromium: its contents, its buttons, its accessibility."""
 
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 from support.clients import SDK, ConsolePage, open_page
-from support.world import http
+from support.world import http, until
 
 PHONE = {"width": 375, "height": 812}
 DESK = {"width": 1280, "height": 1000}
+DESK_SMALL = {"width": 1280, "height": 800}
 
 
 @contextmanager
@@ -26,8 +26,11 @@ def started() -> Iterator[str]:
         address = None
         while address is None:
             address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-        yield address[0]
-        process.send_signal(signal.SIGINT)
+        try:
+            yield address[0]
+        finally:
+            process.kill()  # a graceful end waits seconds for idle connections
+        process.kill()  # a graceful end waits seconds for idle connections
 
 
 @contextmanager
@@ -73,6 +76,61 @@ def test_page_strikes_out_the_hidden_lines(page: ConsolePage) -> None:
     assert page.console == []
 
 
+def test_page_tells_first_what_the_gateway_is_for(first_page: ConsolePage) -> None:
+    """The gateway and the upstream count the requests of all browsers."""
+
+    def number(id_: str) -> int:
+        text = first_page.locator(id_).inner_text()
+        return int(text) if text.isdecimal() else 0
+
+    expect(first_page.locator("#removed")).to_have_text(
+        "triggerConfig, 2 of 3 tags, metadata.plan, metadata.internal"
+    )
+    expect(first_page.locator("#refused")).to_have_text("nobody yet")
+    until(lambda: number("#browsers") >= 20)
+    first_page.get_by_role("button", name="Polling").click()
+    first_page.wait_for_timeout(500)
+    totals = first_page.evaluate("fetch('/demo/totals').then((response) => response.json())")
+    until(lambda: number("#browsers") == totals["browsers"])
+    assert number("#calls") == totals["upstream"]
+    assert 0 < 3 * number("#calls") < number("#browsers")
+
+    url = first_page.url + "api/v1/sessions/chat-live"
+    assert {http.get(url).status_code for _ in range(3)} == {401}
+    until(lambda: number("#browsers") >= totals["browsers"] + 3)
+    expect(first_page.locator("#refused")).to_have_text("3 (3 token_missing)")
+    assert number("#calls") == totals["upstream"], "a refusal costs no call"
+
+
+def test_comparison_is_on_the_first_screen(chromium: Browser, demo: str) -> None:
+    for viewport in (PHONE, DESK_SMALL):
+        with opened(chromium, demo, viewport=viewport) as page:
+            for id_, least in (("#asked", 40), ("#upstream del", 10), ("#shown", 200)):
+                box = page.locator(id_).first.bounding_box()
+                assert box is not None
+                assert box["y"] + least < viewport["height"], (id_, viewport)
+            upstream, shown = (page.locator(i).bounding_box() for i in ("#upstream", "#shown"))
+            assert abs(upstream["y"] - shown["y"]) < 20, "side by side"
+
+
+def test_words_of_a_copy_explain_themselves(first_page: ConsolePage) -> None:
+    meaning = first_page.get_by_role("tooltip")
+    expect(meaning).to_be_hidden()
+    word = first_page.locator("#answers .word", has_text="fwd=miss").last
+    word.hover()
+    expect(meaning).to_contain_text("waited until Trigger.dev had sent one")
+    first_page.keyboard.press("Escape")
+    expect(meaning).to_be_hidden()
+
+    hit = first_page.locator("#how .word")
+    expect(hit).to_have_text(re.compile("^hit"))
+    hit.focus()
+    expect(meaning).to_contain_text("gateway")
+    assert hit.get_attribute("aria-describedby") == meaning.get_attribute("id")
+    first_page.keyboard.press("Tab")
+    expect(meaning).to_be_hidden()
+
+
 def test_page_polls_and_shows_the_age_of_each_answer(first_page: ConsolePage) -> None:
     expect(first_page.locator("#answers")).to_contain_text("fwd=miss")
     before = first_page.locator("#shown").inner_text()
@@ -89,7 +147,14 @@ def test_page_shows_the_rate_limit_and_its_reset(first_page: ConsolePage) -> Non
 
     first_page.get_by_role("button", name="20 at once").click()
 
-    expect(first_page.get_by_role("status")).to_contain_text("of 20 answered")
+    said = first_page.get_by_role("status")
+    expect(said).to_contain_text("of 20 answered")
+    counts = re.search(
+        r"browsers asked (\d+) times, Trigger.dev was asked (once|\d+)", said.inner_text()
+    )
+    assert counts is not None
+    assert int(counts[1]) >= 20
+    expect(first_page.locator("#answers td:last-child").first).to_have_text(re.compile(r"\d+ ms"))
     assert first_page.locator("#meter").evaluate("meter => meter.value") <= max(0, before - 20)
 
 
@@ -116,6 +181,9 @@ def test_outage_button_makes_copies_stale_until_pressed_again(first_page: Consol
     # A copy is fresh, then stale, for seven seconds.
     expect(how).to_have_text(re.compile(r"stale-if-error, \d+ s old"), timeout=20_000)
 
+    # The list tells the same of its copies; one of its chats is closed, and fresh for longer.
+    expect(first_page.locator("#list-how")).to_have_text(re.compile("stale-if-error"))
+
     button.click()
     expect(how).not_to_contain_text("stale-if-error")
 
@@ -123,13 +191,13 @@ def test_outage_button_makes_copies_stale_until_pressed_again(first_page: Consol
 def test_page_works_with_the_keyboard_alone(page: ConsolePage) -> None:
     page.locator("body").press("Tab")
     first = page.evaluate("document.activeElement.textContent")
-    for _ in range(3):
+    for _ in range(4):
         page.keyboard.press("Tab")
-    fourth = page.evaluate("document.activeElement.id")
+    fifth = page.evaluate("document.activeElement.id")
     page.keyboard.press("Space")
 
     assert first.startswith("chat-live")
-    assert fourth == "poll"
+    assert fifth == "poll"
     expect(page.locator("#poll")).to_have_attribute("aria-pressed", "false")
     page.locator("#chats button").nth(2).focus()
     page.keyboard.press("Enter")

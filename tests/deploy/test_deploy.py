@@ -520,15 +520,19 @@ def test_autoscaler_adds_a_replica_where_the_page_says() -> None:
 
 def test_routes_lead_to_the_browser_port_only() -> None:
     (rule,) = named("production", "Ingress")["spec"]["rules"]
-    (path,) = rule["http"]["paths"]
+    paths = rule["http"]["paths"]
     route = yaml.safe_load((DEPLOY / "kubernetes/components/httproute/httproute.yaml").read_text())[
         "spec"
     ]["rules"][0]
     service = named("production", "Service")
     ports = {port["name"]: port["port"] for port in service["spec"]["ports"]}
 
-    assert path["path"] == route["matches"][0]["path"]["value"] == "/api/v1/sessions"
-    assert path["backend"]["service"] == {"name": "bff", "port": {"name": "http"}}
+    routes = ["/api/v1/sessions", "/realtime/v1/sessions"]
+    assert [path["path"] for path in paths] == routes
+    assert [match["path"]["value"] for match in route["matches"]] == routes
+    assert all(
+        path["backend"]["service"] == {"name": "bff", "port": {"name": "http"}} for path in paths
+    )
     assert route["backendRefs"] == [{"name": "bff", "port": ports["http"]}]
 
 

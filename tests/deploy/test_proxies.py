@@ -20,7 +20,9 @@ from support.clients import need
 from support.engines import free_port
 from support.world import FRIENDLY, PATH, Gateway, environ, http, read, running_upstream
 
+from bff.demo.chat_upstream import PING_SECONDS
 from bff.demo.upstream import session
+from bff.gateway.chats import MAX_SECONDS
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 
@@ -102,6 +104,16 @@ backend bff
     return [need("haproxy"), "-db", "-f", f"{home}/haproxy.cfg"]
 
 
+def test_no_shipped_proxy_ends_a_stream_early() -> None:
+    """Caddy bounds a whole answer; the others bound the time between two parts of it."""
+    (minutes,) = re.findall(r"write (\d+)m ", (DEPLOY / "Caddyfile").read_text())
+    (nginx_idle,) = re.findall(r"proxy_read_timeout (\d+)s", (DEPLOY / "nginx.conf").read_text())
+    (haproxy_idle,) = re.findall(r"timeout server (\d+)s", (DEPLOY / "haproxy.cfg").read_text())
+
+    assert int(minutes) * 60 > MAX_SECONDS
+    assert min(int(nginx_idle), int(haproxy_idle)) > 2 * PING_SECONDS
+
+
 Proxy = Callable[[int, Path, int], list[str]]
 
 
@@ -169,6 +181,9 @@ def test_shipped_proxies_pass_every_test(
         for path in ("/", "/healthz", "/metrics", "/readyz", "/openapi.json", "/api/v1/sessionsx"):
             assert "x-request-id" not in ask(path).headers, f"{path} is the app's"
         assert ask(PATH + "x", "POST", content=b"x" * 99_999).status_code == 413
+        append = "/realtime/v1/sessions/x/in/append"
+        assert ask(append, "POST", content=b"x" * 999_999).json()["code"] == "not_served"
+        assert ask(append, "POST", content=b"x" * 1_100_000).status_code == 413
         assert ask(PATH + "x", **{"x-large": "x" * 60_000}).status_code in (400, 431)
         # 60 bad tokens a minute, whatever address the browser claims to have.
         statuses = Counter(

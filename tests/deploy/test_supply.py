@@ -106,7 +106,7 @@ def test_no_secret_of_a_working_copy_gets_into_the_image() -> None:
     ):
         assert not let_in(secret), secret
     files = [str(p.relative_to(ROOT)) for p in ROOT.glob("bff/**/*") if p.is_file()]
-    files += ["pyproject.toml", "README.md", "requirements/run.txt"]
+    files += ["pyproject.toml", "README.md", "LICENSE", "requirements/run.txt"]
     copied = [file for file in files if let_in(file)]
     assert {"bff/gateway/decide.py", "requirements/run.txt", "README.md"} <= set(copied)
     looks_secret = re.compile(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import jwt
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.chats import AGENT_KEY
-from support.clients import OneOrigin, Site, esbuild, need, open_page
-from support.world import ENVIRONMENT_ID, OWN_KEY, PATH, Gateway, http, read, running_upstream
+from support.clients import SDK, OneOrigin, Site, esbuild, need, open_page
+from support.world import OWN_KEY, PATH, Gateway, http, read, running_upstream
 
 from bff.sessions.list_query import PARAMETERS
+from bff.tokens.verify import AUDIENCE, MAX_TOKEN_BYTES
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "FRONTEND.md").read_text()
 SNIPPETS = dict(re.findall(r"<!-- ([\w.]+) -->\n```\w+\n(.*?)```", DOCUMENT, re.DOTALL))
@@ -74,7 +76,6 @@ def test_typescript_snippet_mints_a_token(
         tmp_path,
         {"mint.ts": snippet("mint.ts"), "main.ts": main},
         GATEWAY_SIGNING_KEY=OWN_KEY,
-        BFF_ENVIRONMENT_ID=ENVIRONMENT_ID,
     )
 
     _check(token, gateway, upstream)
@@ -82,12 +83,93 @@ def test_typescript_snippet_mints_a_token(
 
 def test_python_snippet_mints_a_token(gateway: Gateway, upstream: running_upstream) -> None:
     code = snippet("mint.py") + '\nprint(mint_gateway_token("ann", ["chat-2", "chat-1"]))\n'
-    environ = {"GATEWAY_SIGNING_KEY": OWN_KEY, "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID}
+    environ = {"GATEWAY_SIGNING_KEY": OWN_KEY}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
 
     _check(done.stdout.strip(), gateway, upstream)
+
+
+ROUTE_MAIN = """
+    import { POST } from "./route";
+    const ask = async (query: string) => {
+      const url = "https://app.example.com/api/gateway-token" + query;
+      const response = await POST(new Request(url, { method: "POST" }));
+      return [response.status, await response.text(), response.headers.get("cache-control")];
+    };
+    const [user, ...queries] = JSON.parse(process.env.ASKED!);
+    Object.assign(globalThis, { user });
+    console.log(JSON.stringify(await Promise.all(queries.map(ask))));
+"""
+ROUTE_APP = """
+    export const signedIn = async (_: Request) => (globalThis as any).user as string | null;
+    export const chatsOf = async (user: string) =>
+      user === "new" ? [] : Array.from({ length: 150 }, (_, i) => `chat-${i}`);
+"""
+
+
+def test_route_snippet_gives_tokens_by_part_and_chat(tmp_path: Path, gateway: Gateway) -> None:
+    files = {"mint.ts": snippet("mint.ts"), "route.ts": snippet("route.ts")}
+    files |= {"app.ts": ROUTE_APP, "main.ts": ROUTE_MAIN}
+
+    def asked(*queries: str | None) -> list[Any]:
+        environ = {"GATEWAY_SIGNING_KEY": OWN_KEY, "ASKED": json.dumps(queries)}
+        answers: list[Any] = on_node(tmp_path, files, **environ)
+        return answers
+
+    def scopes(answer: list[Any]) -> list[str]:
+        status, token, cached = answer
+        assert (status, cached) == (200, "no-store")
+        claims = jwt.decode(token, OWN_KEY, algorithms=["HS256"], audience=AUDIENCE)
+        return list(claims["scopes"])
+
+    first, second, third, one, foreign = asked(
+        "ann", "", "?part=1", "?part=2", "?chat=chat-7", "?chat=chat-of-bob"
+    )
+    assert scopes(first) == read(*(f"chat-{i}" for i in range(100)))
+    assert scopes(second) == read(*(f"chat-{i}" for i in range(100, 150)))
+    assert scopes(third) == []
+    assert scopes(one) == ["read:sessions:chat-7", "write:sessions:chat-7"]
+    assert foreign[0] == 403
+    assert asked(None, "")[0][0] == 401
+    ((_, token, _),) = asked("new", "")
+    listed = http.get(gateway.url + PATH.rstrip("/"), headers={"authorization": f"Bearer {token}"})
+    assert (listed.status_code, listed.json()["data"]) == (200, []), "a person without chats"
+
+
+def test_page_says_how_many_chats_a_token_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SIGNING_KEY", OWN_KEY * 2)
+    names: dict[str, Any] = {}
+    exec(snippet("mint.py"), names)  # noqa: S102  the page's own code
+    header, cookie = len("Authorization: Bearer \r\n"), len("__Host-bff-token=")
+
+    def most(size: int, around: int) -> list[int]:
+        def fits(chats: int, length: int) -> bool:
+            token = names["mint_gateway_token"]("user_0123456789", ["x" * length] * chats)
+            return len(token) + around <= size
+
+        return [
+            bisect_left(range(2000), 1, key=lambda n: not fits(n, length)) - 1
+            for length in (36, 10)
+        ]
+
+    table = DOCUMENT.partition("How many chats a token can name")[2].partition("## ")[0]
+    rows = [[int(n) for n in pair] for pair in re.findall(r"\| (\d+) \| (\d+) \|", table)]
+    assert rows == [most(4096, cookie), most(8192, header), most(16384, header), most(32768, 0)]
+    assert MAX_TOKEN_BYTES == 32768
+
+
+def test_every_package_of_a_snippet_has_its_install_line() -> None:
+    installed = {name for line in re.findall(r"`npm i ([^`]+)`", DOCUMENT) for name in line.split()}
+    imported = {
+        re.match(r"(@[\w.-]+/)?[\w.-]+", path)[0]
+        for text in SNIPPETS.values()
+        for path in re.findall(r'from "([^.][^"]*)"', text)
+    }
+
+    assert imported - installed == set()
+    assert "`pip install pyjwt`" in DOCUMENT
 
 
 # -- in a browser
@@ -261,6 +343,54 @@ def test_react_snippet_shows_a_list_and_mints_once(app: App) -> None:
     assert minted == tokens, "three requests failed with the expired token; one of them minted"
 
 
+LIST_MAIN = """
+    import { createRoot } from "react-dom/client";
+    import { afterNewChat, afterSignOut, useSessions } from "./sessions";
+    Object.assign(globalThis, { afterNewChat, afterSignOut });
+
+    function App() {
+      const list = useSessions();
+      return <>
+        <ul>{list.data?.data.map((chat: any) => <li key={chat.id}>{chat.externalId}</li>)}</ul>
+        <output>{list.error?.message}</output>
+      </>;
+    }
+    createRoot(document.querySelector("main")!).render(<App />);
+"""
+
+
+def test_react_snippet_recovers_renews_and_forgets_tokens(app: App) -> None:
+    """A sign-in page does not count as a token, and the next poll mints again."""
+    answers: list[bytes] = [b"<!doctype html><title>sign in</title>"]
+    minted: list[bytes] = []
+
+    def mint() -> bytes:
+        minted.append(answers[0])
+        return answers[0]
+
+    app.files["api/gateway-token"] = mint
+    page = app.run("sessions.ts", LIST_MAIN)
+    page.clock.install()
+    page.reload()
+    expect(page.locator("output")).to_have_text("no token")
+    assert len(minted) == 2, "once for each time that the page was opened"
+
+    answers[0] = app.gateway.token(*read("chat-1")).encode()
+    page.clock.run_for(6_000)
+    expect(page.locator("li")).to_have_text(["chat-1"])
+    expect(page.locator("output")).to_have_text("")
+
+    answers[0] = app.gateway.token(*read("chat-2", "chat-1")).encode()
+    page.evaluate("afterNewChat()")
+    expect(page.locator("li")).to_have_text(["chat-2", "chat-1"])
+
+    answers[0] = b"<!doctype html><title>sign in</title>"
+    page.evaluate("afterSignOut()")
+    expect(page.locator("li")).to_have_count(0)
+    expect(page.locator("output")).to_have_text("no token")
+    assert minted[-1] == answers[0], "the token of before is not sent again"
+
+
 def test_cookie_snippet_needs_no_token_in_the_page(
     chromium: Browser, tmp_path: Path, upstream: running_upstream
 ) -> None:
@@ -367,6 +497,28 @@ def test_react_snippet_polls(app: App) -> None:
         page.clock.run_for(15_000)
 
     assert poll.value.status in (200, 304)
+
+
+def test_typed_snippet_has_the_types_of_the_gateway(gateway: Gateway, tmp_path: Path) -> None:
+    (command,) = re.findall(r"^    npx (openapi-typescript .+)$", DOCUMENT, re.MULTILINE)
+    tool, *arguments = command.replace("https://gateway.example.com", gateway.url).split()
+    tools = SDK / "node_modules/.bin"
+    subprocess.run([tools / tool, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "typed.ts").write_text(snippet("typed.ts"))
+    (tmp_path / "use.ts").write_text("""
+        import { readSession } from "./typed";
+        const read = await readSession("chat-1", "token");
+        const shown: string | null = "id" in read ? read.closedReason : read.code;
+        // @ts-expect-error: the policy hides this field
+        const hidden = "id" in read ? read.triggerConfig : null;
+    """)
+    options = "--noEmit --strict --target es2022 --module es2022 --moduleResolution bundler"
+    done = subprocess.run(
+        [tools / "tsc", *options.split(), "use.ts"],
+        cwd=tmp_path, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout
 
 
 def test_page_tests_every_snippet_and_lists_every_parameter() -> None:

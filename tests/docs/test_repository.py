@@ -93,6 +93,23 @@ def test_readme_commands_work(tmp_path: Path, gateway: Gateway) -> None:
     assert pasted(curl, **environ()).startswith("HTTP/1.1 200")
 
 
+def test_readme_names_the_versions_and_settings_of_the_code() -> None:
+    text = README.read_text()
+    sdk = json.loads((ROOT / "tests/sdk/package.json").read_text())["dependencies"]
+    (docker,) = re.findall(r"^    (docker run .+)$", text, re.MULTILINE)
+    ci = (ROOT / ".ci/run").read_text()
+
+    assert f"**Status**: version {bff.__version__}, " in text
+    assert f"bff_gateway-{bff.__version__}-py3-none-any.whl" in text
+    assert f"`@trigger.dev/sdk` {sdk['@trigger.dev/sdk']}." in text
+    assert "Python 3.11 and 3.13" in text
+    assert "python3.13" in ci
+    assert "-p 8787:8787" in docker
+    assert SETTINGS["BFF_PORT"].shown_default == "`8787`"
+    assert set(re.findall(r"-e (\w+)", docker)) <= set(SETTINGS)
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
 def test_changelog_has_this_version() -> None:
     assert f"\n## {bff.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -143,7 +160,7 @@ def test_no_file_names_a_registry_or_a_machine() -> None:
 
 
 def test_every_dependency_is_pinned_with_a_hash() -> None:
-    for name in ("run", "tracing", "dev", "audit", "bench", "fuzz", "mutants"):
+    for name in ("run", "tracing", "dev", "audit", "bench", "fuzz", "mutants", "release"):
         pins = (ROOT / "requirements" / f"{name}.txt").read_text()
         for pin in re.split(r"\n(?=\S)", pins.strip()):
             assert re.match(r"[a-z0-9._-]+==\S+", pin, re.IGNORECASE), pin
@@ -160,7 +177,8 @@ def test_every_dependency_is_pinned_with_a_hash() -> None:
 
 
 def test_every_link_has_a_target() -> None:
-    for page in (README, ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
+    pages = [*ROOT.glob("*.md"), ROOT / "llms.txt", ROOT / "tests/support/README.md"]
+    for page in (*pages, *(ROOT / "docs").rglob("*.md")):
         for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
             target = page.parent / path if path else page
             assert target.exists(), (page.name, path)

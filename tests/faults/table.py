@@ -55,7 +55,25 @@ if not _is_signature(signature, signed, key):
                 continue
             verified = TRIGGER_ALGORITHM.verify(token, key)"""
 
+_LOOKUP = """\
+            named = self._aliases.find(request, caller, session_id)  # 403 429 5xx
+"""
+
 FAULTS = [
+    Fault(
+        0,
+        "bff/tokens/verify.py",
+        'len(issuers) == 1 and not key.startswith("tr_")',
+        "len(issuers) == 1",
+        f"{_AUTH}::test_own_key_tells_the_environment_without_its_id",
+    ),
+    Fault(
+        0,
+        "bff/tokens/verify.py",
+        'len(issuers) == 1 and not key.startswith("tr_")',
+        'not key.startswith("tr_")',
+        f"{_AUTH}::test_own_key_tells_the_environment_without_its_id",
+    ),
     Fault(
         1,
         "bff/tokens/verify.py",
@@ -838,15 +856,15 @@ FAULTS = [
     Fault(
         0,
         "bff/tokens/verify.py",
-        "return not self.pending and self.id in (None, subject)",
+        "return not self.pending and (own or self.id in (None, subject))",
         "return not self.pending",
         f"{_VERDICTS}::test_token_of_another_customer_fills_no_copy",
     ),
     Fault(
         0,
         "bff/tokens/verify.py",
-        "return not self.pending and self.id in (None, subject)",
-        "return self.id in (None, subject)",
+        "return not self.pending and (own or self.id in (None, subject))",
+        "return own or self.id in (None, subject)",
         f"{_VERDICTS}::test_without_the_environments_id_nothing_is_put_to_the_test",
     ),
     Fault(
@@ -1531,29 +1549,29 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return self.loaded, self.number\n",
+        "        return self.loaded, self.number - (MAX_TURNS if self.urgent else 0)\n",
         "        return 0.0, self.number\n",
         "tests/limits/test_queue.py::test_never_loaded_comes_first_then_the_oldest_copy",
     ),
     Fault(
         49,
         "bff/copies/load_queue.py",
-        "        load.kept |= again\n",
+        "        if again:\n            self.keep()\n",
         "",
         f"{_FAIRNESS}::test_49_three_users_of_twenty_chats_get_everything",
     ),
     Fault(
         49,
         "bff/limits/queue.py",
-        "                self.callers.move_to_end(caller)\n",
-        "",
+        "        mine.rank, self._last = next(self._ranks), mine.name\n",
+        "        self._last = mine.name\n",
         f"{_FAIRNESS}::test_49_retrieve_and_lists_do_not_starve_each_other",
     ),
     Fault(
         49,
         "bff/limits/queue.py",
-        "                self.callers.move_to_end(caller)\n",
-        "",
+        "        return caller.name == self._last, caller.rank\n",
+        "        return False, 0\n",
         f"{_FAIRNESS}::test_49_one_caller_takes_half_while_others_want_it",
     ),
     Fault(
@@ -1601,14 +1619,70 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        if self._passed >= REFRESH_EVERY - 1:\n",
-        "        if False:\n",
+        "            due = of_all >= REFRESH_EVERY - 1 or waiting.name == self._last\n",
+        "            due = False\n",
         f"{_LOAD_QUEUE}::test_refreshes_go_on_while_others_wait",
     ),
     Fault(
         49,
+        "bff/limits/queue.py",
+        "        if has_refresh and self.passed >= REFRESH_EVERY - 1:\n",
+        "        if False:\n",
+        "tests/limits/test_queue.py::test_own_refreshes_get_a_part_of_a_callers_turns",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        mine.rank, self._last = next(self._ranks), mine.name\n",
+        "        mine.rank, self._last = (next(self._ranks) if turn.awaited else rank), mine.name\n",
+        "tests/limits/test_queue.py::test_callers_take_turns_whatever_they_load",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "(MAX_TURNS if self.urgent else 0)",
+        "0",
+        f"{_LOAD_QUEUE}::test_retrieve_goes_before_the_callers_own_list",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "(MAX_TURNS if self.urgent else 0)",
+        "(10**9 if self.urgent else 0)",
+        "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        mine.rank = min(mine.rank, rank)\n",
+        "        mine.rank = -next(self._ranks)\n",
+        "tests/limits/test_queue.py::test_denied_caller_keeps_its_place_among_others",
+    ),
+    Fault(
+        49,
         "bff/copies/load_queue.py",
-        "        if load.queued and not load.waiting and not load.kept:\n",
+        "        self._sweep(now)\n",
+        "",
+        f"{_LOAD_QUEUE}::test_loads_of_a_caller_who_left_leave_the_queue",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        load.keep()\n",
+        "",
+        f"{_LOAD_QUEUE}::test_refresh_stays_queued_while_its_copy_is_read",
+    ),
+    Fault(
+        49,
+        "bff/gateway/lists.py",
+        "if left <= 0 and member.load is not None]",
+        "if False]",
+        "tests/gateway/test_lists.py::test_purges_during_a_wait_do_not_prolong_it",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        if self.queued and not self.is_needed():\n",
         "        if False:\n",
         f"{_LOAD_QUEUE}::test_load_that_nobody_waits_for_leaves_the_queue",
     ),
@@ -1622,7 +1696,7 @@ FAULTS = [
     Fault(
         49,
         "bff/copies/load_queue.py",
-        "        if not (self._is_denied(load, outcome) and self._again(load, caller)):\n",
+        "        if not self._put_back(load, caller, outcome):\n",
         "        if True:\n",
         f"{_LOAD_QUEUE}::test_denied_loads_get_their_turn_at_a_store",
     ),
@@ -2001,14 +2075,14 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "lambda caller: caller != self._last and may_start(caller)",
-        "may_start",
-        "tests/limits/test_queue.py::test_no_caller_takes_more_than_half_while_others_wait",
+        "        return caller.name == self._last, caller.rank\n",
+        "        return False, caller.rank\n",
+        "tests/limits/test_queue.py::test_newcomer_goes_before_the_caller_of_the_last_turn",
     ),
     Fault(
         49,
         "bff/limits/queue.py",
-        "        if awaited:\n            self._refreshes.remove(caller, turn)\n",
+        "        if awaited:\n            refreshes.pop(turn.key, None)\n",
         "",
         "tests/limits/test_queue.py::test_refresh_that_a_request_waits_for_counts_once",
     ),
@@ -2032,6 +2106,58 @@ FAULTS = [
         "                leave(self.members, again=False)\n                return answer",
         "                return answer",
         f"{_LOAD_QUEUE}::test_no_request_is_counted_after_its_end",
+    ),
+    Fault(
+        50,
+        "bff/gateway/decide.py",
+        _LOOKUP,
+        """\
+            known = self.cache.find(caller.environment, session_id, request.now)
+            if hasattr(known, "etag") and not {known.id, known.external_id} & granted.ids:
+                raise Refused("unauthorized")
+"""
+        + _LOOKUP,
+        _TWINS,
+    ),
+    Fault(
+        50,
+        "bff/gateway/decide.py",
+        _LOOKUP,
+        """\
+            known = self.cache.find(caller.environment, session_id, request.now)
+            if known is not None and not hasattr(known, "etag"):
+                raise Refused("not_found")
+"""
+        + _LOOKUP,
+        _TWINS,
+    ),
+    Fault(
+        50,
+        "bff/gateway/decide.py",
+        _LOOKUP,
+        """\
+            known = self.cache.find(caller.environment, session_id, request.now)
+            if hasattr(known, "etag") and head.fields.if_none_match:
+                answer = self.answers._representation(request, known, b"hit")
+                if answer.status == 304:
+                    return answer
+"""
+        + _LOOKUP,
+        _TWINS,
+    ),
+    Fault(
+        69,
+        "bff/sessions/ids.py",
+        "    if not any(CHANNELS in id_ for id_ in granted.named):",
+        "    if True:",
+        _TWINS,
+    ),
+    Fault(
+        69,
+        "bff/app.py",
+        "                yield digits[start : start + 2 * _ID_BYTES]\n",
+        '                yield b"%024x" % start\n',
+        _TWINS,
     ),
     Fault(
         55,
@@ -2088,6 +2214,22 @@ FAULTS = [
         'b"cache-control: no-store, no-transform\\r\\nx-accel-buffering: no\\r\\n"',
         'b""',
         f"{_CHAT}::test_93_stream_is_not_stored_and_not_collected",
+    ),
+    Fault(
+        93,
+        "bff/response.py",
+        "no-transform\\r\\nx-accel-buffering: no\\r\\n",
+        "no-transform\\r\\n",
+        "tests/clients/test_chat_page.py::test_first_delta_passes_the_proxies_at_once",
+    ),
+    Fault(
+        59,
+        "bff/chat/records.py",
+        """            passed[-1]["seq_num"],
+""",
+        """            passed[0]["seq_num"],
+""",
+        "tests/properties/test_property_resume.py::test_twenty_reconnects_lose_and_double_nothing",
     ),
     Fault(
         94,

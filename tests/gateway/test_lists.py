@@ -7,9 +7,12 @@ from urllib.parse import urlencode
 
 import httpx2
 import pytest
+from support.polls import polled_world
+from support.virtual_time import run
 from support.world import FRIENDLY, ORIGIN, PATH, World, read
 
 from bff.demo.upstream import Answer, Seen, session
+from bff.gateway.pending import FALLBACK_SECONDS
 
 LIST = PATH.rstrip("/")
 
@@ -358,6 +361,28 @@ async def test_rounds_are_few_however_little_matches(rich: World) -> None:
 
 
 # -- conditional requests
+
+
+def test_purges_during_a_wait_do_not_prolong_it() -> None:
+    async def history() -> None:
+        async with polled_world() as it:
+            names = it.add(*(f"chat-{n}" for n in range(8)))
+            token = it.token("ann", names)
+            await it.page(token)
+            it.delays = lambda: 1.5
+            gateway = it.world.service.gateway
+            gateway.cache.purge("default", names[0])
+            page = asyncio.create_task(it.page(token))
+            for name in names[1:]:
+                await asyncio.sleep(1.4)
+                gateway.cache.purge("default", name)
+
+            answer = await page
+
+            assert answer.took <= FALLBACK_SECONDS + 1.5 + 0.1, "the page waits for one load"
+            assert answer.late, "others come with the next page"
+
+    run(history)
 
 
 async def test_304_for_the_list_too(rich: World) -> None:

@@ -328,7 +328,7 @@ def test_87_unread_pages_take_bounded_memory(upstream: running_upstream, fast: s
             until(lambda: metric(gateway, "bff_closed_connections", "buffers_full") > 30)
             assert metric(gateway, "bff_buffered_bytes") < 64 * 1024 * 1024
             assert resident(gateway.process.pid) - before < MEMORY
-            # A browser that reads is told to come back, and is not only cut off.
+            # A browser that reads gets a 503, and is not only cut off.
             refused = http.get(gateway.url + target, headers=headers, timeout=60)
             assert refused.json()["code"] == "overloaded"
             # Another browser gets its answer meanwhile.

@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bff.limits.queue import REFRESH_EVERY, FairQueue, Turn
+from bff.limits.queue import MAX_TURNS, REFRESH_EVERY, FairQueue, Turn
 
 
 def filled(**callers: int) -> FairQueue[Turn]:
@@ -29,6 +29,14 @@ def test_callers_take_turns_whatever_they_queued_first() -> None:
     assert drain(filled(a=5, b=2, c=1)) == list("abcabaaa")
 
 
+def test_newcomer_goes_before_the_caller_of_the_last_turn() -> None:
+    queue = filled(a=3)
+    assert drain(queue, 1) == ["a"]
+    queue.add(Turn("b", -inf), "b", awaited=True)
+
+    assert drain(queue) == ["b", "a", "a"]
+
+
 def test_never_loaded_comes_first_then_the_oldest_copy() -> None:
     queue: FairQueue[Turn] = FairQueue()
     for key, loaded in (("young", 9.0), ("first", -inf), ("old", 3.0), ("second", -inf)):
@@ -49,6 +57,16 @@ def test_refreshes_come_last_and_never_starve() -> None:
     assert taken[: 2 * REFRESH_EVERY] == list("abacbabc")
     assert taken.count("c") == 3
     assert taken[-1] == "b"
+
+
+def test_own_refreshes_get_a_part_of_a_callers_turns() -> None:
+    queue = filled(a=6)
+    for n in range(2):
+        queue.add(Turn(f"refresh{n}", 1.0), "a", awaited=False)
+
+    keys = [turn[1].key for turn in iter(queue.pop, None)]
+
+    assert keys == ["a0", "a1", "a2", "refresh0", "a3", "a4", "a5", "refresh1"]
 
 
 def test_refresh_becomes_awaited_when_a_request_waits() -> None:
@@ -110,13 +128,67 @@ def test_denied_turn_is_the_next_one_again() -> None:
     assert taken is not None
     caller, turn = taken
     turn.denied = True
-    queue.add(turn, caller, awaited=True, first=True)
+    queue.put_back(turn, caller)
 
     assert queue.pop() == (caller, turn)
-    queue.add(turn, caller, awaited=True, first=True)
+    queue.put_back(turn, caller)
     new = queue.pop(new=True)
     assert new is not None
     assert new[1] is not turn, "another replica may have the copy of one that was not denied"
+
+
+def test_denied_caller_keeps_its_place_among_others() -> None:
+    queue = filled(a=1, b=1, c=1)
+    for _ in range(2):
+        taken = queue.pop(new=True)
+        assert taken is not None
+        caller, turn = taken
+        turn.denied = True
+        queue.put_back(turn, caller)
+
+    assert drain(queue) == ["a", "b", "c"], "a newer request passes nobody"
+
+
+def test_load_of_two_callers_is_put_back_for_both() -> None:
+    queue, shared = filled(a=1, b=2), Turn("shared", -inf)
+    for caller in ("a", "b"):
+        queue.add(shared, caller, awaited=True)
+    shared.urgent = True
+    taken = queue.pop()
+    assert taken == ("a", shared)
+    queue.put_back(shared, "a")
+
+    queue.pop(lambda caller: caller == "b")
+
+    assert shared not in queue, "the turn of either serves both"
+
+
+def test_load_that_a_request_waits_for_alone_goes_first() -> None:
+    queue = filled(a=3, b=1)
+    urgent = Turn("urgent", -inf)
+    urgent.urgent = True
+    queue.add(urgent, "a", awaited=True)
+
+    assert queue.ahead(urgent) == 0
+    taken = queue.pop()
+    assert taken == ("a", urgent)
+    assert drain(queue) == list("baaa")
+
+
+def test_urgent_loads_do_not_starve_the_callers_others() -> None:
+    queue = filled(a=1)
+    waited = 0
+    for number in range(2 * MAX_TURNS):
+        turn = Turn(f"urgent{number}", -inf)
+        turn.urgent = True
+        queue.add(turn, "a", awaited=True)
+        taken = queue.pop()
+        assert taken is not None
+        if taken[1].key == "a0":
+            break
+        waited += 1
+
+    assert waited <= MAX_TURNS
 
 
 def test_removed_turn_leaves_all_its_callers() -> None:
@@ -152,6 +224,27 @@ def test_no_caller_takes_more_than_half_while_others_wait(
         assert taken[caller] <= sum(taken.values()) / 2 + 1
 
 
+@given(st.dictionaries(st.sampled_from("abcdef"), _NUMBERS, min_size=2))
+def test_callers_take_turns_whatever_they_load(callers: dict[str, tuple[int, int]]) -> None:
+    queue = filled(**{caller: awaited for caller, (awaited, _) in callers.items()})
+    for caller, (_, refreshes) in callers.items():
+        for n in range(refreshes):
+            queue.add(Turn(f"{caller}-refresh{n}", 1.0), caller, awaited=False)
+    awaited = {caller: awaited for caller, (awaited, _) in callers.items() if awaited}
+    since: dict[str, list[str]] = {caller: [] for caller in awaited}
+    for name, turn in iter(queue.pop, None):
+        caller = str(name)
+        for others in since.values():
+            others.append(caller)
+        if caller in since:
+            since[caller].clear()
+            awaited[caller] -= turn.awaited
+            if not awaited[caller]:
+                del since[caller]
+        for others in since.values():
+            assert len(set(others)) == len(others), "nobody has two turns before one who waits"
+
+
 def test_refresh_that_a_request_waits_for_counts_once() -> None:
     queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
     turn, other = Turn("was-refresh", 1.0), Turn("other", 1.0)
@@ -162,14 +255,17 @@ def test_refresh_that_a_request_waits_for_counts_once() -> None:
     assert queue.add(Turn("third", 1.0), "a", awaited=True) is not turn, "a request waits for it"
 
 
-@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1))
-def test_expected_turn_is_the_real_one_or_later(callers: dict[str, int]) -> None:
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12), min_size=1), st.integers(0, 9)
+)
+def test_expected_turn_is_the_real_one(callers: dict[str, int], taken: int) -> None:
     queue = filled(**callers)
+    drain(queue, taken)
     turns = list(queue._turns.values())
     ahead = {turn.key: queue.ahead(turn) for turn in turns}
 
     for number, (_, turn) in enumerate(iter(queue.pop, None)):
-        assert number <= ahead[turn.key] <= number + len(callers)
+        assert number == ahead[turn.key]
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), _NUMBERS, min_size=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from support.world import KEPT, OWN_KEY, SECRET_KEY, Gateway, environ, running_upstream
 
 from bff.config import settings
+from bff.ops.check import Finding, Page, Result, lines
 
 
 def check(changes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,9 +64,27 @@ def test_every_problem_is_shown_with_its_remedy() -> None:
     assert "pw@" not in done.stdout + done.stderr
 
 
+def test_problem_names_the_page_that_helps() -> None:
+    own = Finding(Result.PROBLEM, "the clocks differ", Page.TOKENS)
+    other = Finding(Result.PROBLEM, "it caches")
+
+    assert lines(own, Page.PROXY).endswith(f"See {Page.TOKENS}")
+    assert lines(other, Page.PROXY).endswith(f"See {Page.PROXY}")
+    assert "See" not in lines(Finding(Result.OK, "it works"), Page.PROXY)
+    assert f"\nSee {Page.SETTINGS}" in check(environ(BFF_PORT="x")).stderr
+    assert check(environ()).stdout.endswith("upstream, and the store.\n"), "the next step"
+
+
 def test_long_ttl_is_noted() -> None:
     assert "BFF_CACHE_TTL is 2000 seconds" in check(environ(BFF_CACHE_TTL="2000")).stdout
     assert "BFF_CACHE_TTL is" not in check(environ(BFF_CACHE_TTL="60")).stdout
+
+
+def test_check_says_what_it_cannot_prove_about_chats() -> None:
+    chats = environ(BFF_CHAT="true", BFF_SIGNING_KEYS="k" * 40)
+
+    assert "the secret key needs write:sessions" in check(chats).stdout
+    assert "BFF_CHAT is on" not in check(environ()).stdout
 
 
 def test_working_gateway_passes_every_test(gateway: Gateway, live: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from support.world import ENVIRONMENT_ID, FRIENDLY, ROOT_KEY, World, environ, th
 
 from bff.config import reader
 from bff.demo.upstream import PretendUpstream
-from bff.ops.check import Finding, Result
+from bff.ops.check import Finding, Page, Result
 from bff.ops.check_upstream import UpstreamChecker
 
 RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
@@ -36,6 +36,7 @@ def test_rejected_key_is_a_problem_with_a_remedy(live: dict[str, str]) -> None:
 
     assert done.returncode == 2
     assert "PROBLEM  the key is rejected: check TRIGGER_SECRET_KEY" in done.stdout
+    assert f"\n           See {Page.UPSTREAM}\n" in done.stdout
 
 
 def test_store_is_tested(live: dict[str, str], tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_serve_names_the_missing_extra() -> None:
         timeout=30,
     )
     assert done.returncode == 2
-    assert "pip install 'bff[tracing]'" in done.stderr
+    assert "pip install 'bff-gateway[tracing]'" in done.stderr
 
 
 class Silent(InMemorySpanExporter):

@@ -11,16 +11,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
-from typing import Any
 
 import pytest
 from support.polls import Answer, PolledWorld, polled_world
 from support.virtual_time import run
 
-from bff.copies.load_queue import TURN_SECONDS
+from bff.copies.load_queue import TURN_SECONDS, QueuedLoad
 from bff.gateway.lists import LATE_SECONDS
 from bff.gateway.pending import FALLBACK_SECONDS
-from bff.limits.queue import REFRESH_EVERY, _Ring
+from bff.limits.queue import REFRESH_EVERY, FairQueue, _Caller
 
 HISTORIES = int(os.environ.get("HISTORIES", "24"))
 FIRST = int(os.environ.get("SEED", "0"))
@@ -74,53 +73,34 @@ class Setting:
         }
 
 
-class RefreshRing(_Ring[Any]):
-    """Records the turns of refreshes with those that requests wait for: both are turns."""
-
-    def __init__(self, awaited: "WatchedRing") -> None:
-        super().__init__()
-        self._of_requests = awaited
-
-    def next(self, may_start: Callable[[Hashable], bool], *, new: bool) -> Any:
-        waiting = frozenset(self._of_requests.callers)
-        taken = super().next(may_start, new=new)
-        if taken is not None and waiting:
-            self._of_requests.events.append((taken[0], waiting))
-        return taken
-
-
-class WatchedRing(_Ring[Any]):
-    """Records whose turns they were among the loads that requests wait for."""
+class WatchedQueue(FairQueue[QueuedLoad]):
+    """Checks each turn: callers have turns one after another, whatever they load in them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[tuple[Hashable, frozenset[Hashable]]] = []
-        """A caller had a turn while others waited; without others, it waits no more."""
-        self.refreshes = RefreshRing(self)
+        self.since: dict[_Caller[QueuedLoad], Counter[Hashable]] = {}
+        """The turns of other callers since the last turn of each caller whose requests wait."""
+        self.turns = 0
 
-    def next(self, may_start: Callable[[Hashable], bool], *, new: bool) -> Any:
-        waiting = frozenset(self.callers)
-        taken = super().next(may_start, new=new)
+    def pop(
+        self, may_start: Callable[[Hashable], bool] = lambda _: True, *, new: bool = False
+    ) -> tuple[Hashable, QueuedLoad] | None:
+        able = [one for one in self._callers.values() if may_start(one.name)]
+        waiting = [one for one in able if one.has(awaited=True, new=new)]
+        wanted = {one.name for one in able if one in waiting or one.has(awaited=False, new=new)}
+        before, taken = self._last, super().pop(may_start, new=new)
         if taken is not None:
-            self.events.append((taken[0], waiting))
-        return taken
-
-    def remove(self, caller: Hashable, turn: Any) -> None:
-        super().remove(caller, turn)
-        if caller not in self.callers:
-            self.events.append((caller, frozenset()))
-
-    def check(self) -> None:
-        """While one waits, no other has more than two turns more than it."""
-        for waiter in {caller for caller, _ in self.events}:
-            turns: Counter[Hashable] = Counter()
-            for caller, waiting in self.events:
-                if caller == waiter and not waiting:
+            self.turns += 1
+            caller, _ = taken
+            assert caller != before or wanted == {caller}, "two turns in a row"
+            # A caller that leaves the queue and comes back is the last one again.
+            self.since = {one: self.since.get(one, Counter()) for one in waiting}
+            for waiter, turns in self.since.items():
+                turns[caller] += 1
+                if waiter.name == caller:
                     turns.clear()
-                elif waiter in waiting:
-                    turns[caller] += 1
-                    most = max((n for c, n in turns.items() if c != waiter), default=0)
-                    assert most <= turns[waiter] + 2, "one caller took more than its part"
+                assert max(turns.values(), default=0) <= 1, "one caller took more than its part"
+        return taken
 
 
 @dataclass
@@ -215,14 +195,14 @@ class History:
             await asyncio.sleep(pause * (0.5 + draw.random()))
 
     async def play(self) -> None:
-        setting, turns = self.setting, WatchedRing()
+        setting, turns = self.setting, WatchedQueue()
         self.world.add(*{name for names in setting.lists.values() for name in names})
         self.tokens = {p: self.world.token(p, names) for p, names in setting.lists.items()}
         loads = self.world.world.service.gateway.loader.queue("default")
-        loads._queue._awaited, loads._queue._refreshes = turns, turns.refreshes
+        loads._queue = turns
         seeds = {person: setting.random.getrandbits(32) for person in setting.lists}
         await asyncio.gather(*(self.caller(person, seed) for person, seed in seeds.items()))
-        turns.check()
+        assert turns.turns, "the history has turns"
         self.check_budget()
         await self.quiet()
         assert len(loads) == 0
@@ -239,13 +219,15 @@ class History:
             return
         if max(self.setting.if_error, 5.0) + self.setting.ttl <= QUIET + 2 * TURN_SECONDS:
             return  # copies expire between two polls
+        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         for number in range(3):
-            for person, wanted in self.setting.lists.items():
+            for position, (person, wanted) in enumerate(self.setting.lists.items()):
+                at = number * QUIET + position * (FALLBACK_SECONDS + 2.0)
+                await asyncio.sleep(began + at - loop.time())
                 answer = await self.page(person, page_size=100)
                 if number:
                     assert (sorted(answer.shown), answer.late) == (sorted(wanted), [])
-            await asyncio.sleep(QUIET)
-        await asyncio.sleep(QUIET)
+        await asyncio.sleep(2 * QUIET)
 
     def check_budget(self) -> None:
         times, rate = [when for when, _ in self.world.reads], self.setting.rate
@@ -253,7 +235,7 @@ class History:
             assert not rate or after - first >= 1.0 - SLACK, "the budget holds in each second"
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(min(4, HISTORIES)))
 def test_every_answer_of_a_random_history_is_right(block: int) -> None:
     answers = 0
     for seed in range(FIRST + block, FIRST + HISTORIES, 4):
@@ -272,4 +254,4 @@ def test_every_answer_of_a_random_history_is_right(block: int) -> None:
             exc.add_note(f"SEED={seed} HISTORIES=1")
             raise
 
-    assert answers >= HISTORIES, "the histories hold answers"
+    assert answers >= HISTORIES // 4, "the histories hold answers"

@@ -1,8 +1,10 @@
 // The official chat transport with the AI SDK's chat, on Node: each line of JSON on standard input is
-// a call, each line of output its result.
+// a call, each line of output its result. Arguments: the packages of the transport and of the AI SDK.
 import { createInterface } from "node:readline";
-import { AbstractChat, lastAssistantMessageIsCompleteWithApprovalResponses } from "ai";
-import { TriggerChatTransport } from "@trigger.dev/sdk/chat";
+
+const [sdk = "@trigger.dev/sdk", ai = "ai"] = process.argv.slice(2);
+const { TriggerChatTransport } = await import(`${sdk}/chat`);
+const { AbstractChat, lastAssistantMessageIsCompleteWithApprovalResponses } = await import(ai);
 
 class State {
   status = "ready";

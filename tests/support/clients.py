@@ -35,9 +35,9 @@ def need(program: str) -> str:
 class Node:
     """`sdk/client.mjs` in a process of its own: the official SDK, a call at a time."""
 
-    def __init__(self, script: str = "client.mjs") -> None:
+    def __init__(self, script: str = "client.mjs", *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [need("node"), script],
+            [need("node"), script, *arguments],
             cwd=SDK,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """A store without a server, on a clock that tests move.
 
-No test can move the clock of a real Valkey, and the state machine of incident 13 lets minutes pass
-in a step. So it uses this in place of `bff.replicas.store.Store`; no other test does.
+No test can move the clock of a real Valkey. Tests in which minutes pass in a step use this in place
+of `bff.replicas.store.Store`.
 `test_standin.py` compares it with the real store, command by command.
 """
 
@@ -62,6 +62,7 @@ class Key:
     """The store key that all replicas have agreed on."""
 
     value: bytes | None = b"the store key of the stand-in"
+    agreed = b"the store key of the stand-in"
     secrets: Sequence[bytes] = ()
 
     async def agree(self) -> None:

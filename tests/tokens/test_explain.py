@@ -73,6 +73,13 @@ def test_token_that_upstream_verifies_is_unsure() -> None:
     assert found["environment"].passed is True
 
 
+def test_own_key_is_said_to_tell_the_environment() -> None:
+    payload = claims(WALL, sub="bff")
+
+    assert checks(sign(payload, NEW_KEY))["environment"].passed is True
+    assert failed(sign(payload, OWN_KEY)) == ["environment"], "two environments have the key"
+
+
 def test_unknown_environment_is_unsure_until_its_id_is_known() -> None:
     issuers = (Issuer("default", None, (OWN_KEY,), pending=True),)
 

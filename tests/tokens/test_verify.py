@@ -67,6 +67,30 @@ def test_wrong_claim_is_refused(verifier: Verifier, change: dict[str, object]) -
         verifier.verify(token, NOW)
 
 
+ROOT = "tr_preview_0123456789abcdefghijklmn"
+
+
+def test_own_key_tells_the_environment_without_its_id() -> None:
+    """Root keys and shared keys cannot: a token of one branch would read another."""
+    shared = "shared-key-sentinel-0123456789abcdef"
+    verifier = Verifier(
+        [
+            Issuer("a", "env_a", (OWN_KEY, ROOT, shared)),
+            Issuer("b", "env_b", (shared,)),
+            Issuer("c", None, (OWN_KEY + "c",), pending=True),
+        ],
+        ids.grant,
+    )
+
+    def verified(key: str) -> str:
+        return verifier.verify(sign(claims(NOW, sub="bff"), key).encode(), NOW).environment
+
+    assert verified(OWN_KEY) == "a"
+    for key, code in ((ROOT, "invalid"), (shared, "invalid"), (OWN_KEY + "c", "not_ready")):
+        with pytest.raises(Refused, match=code):
+            verified(key)
+
+
 @pytest.mark.parametrize(
     "token",
     [b"", b".", b"..", b"...", b"a.b", b"\x00", b"\xff" * 10, b"x" * 100_000, b"eyJ.eyJ.x" * 1000],

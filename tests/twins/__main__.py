@@ -3,10 +3,10 @@
     python tests/twins [HISTORIES]
     SEED=17 python tests/twins
 
-The first form prints its progress, and at the end one shortened history for each kind of
-difference. The second form shows one history with all its steps. `JOBS` sets how many processes
-run; the default is one a core. Exits with 1 if an observer could see a difference, or if the
-histories did not have every pair of settings.
+The first form prints its progress, the first seed of each kind of difference, and at the end one
+shortened history for each kind. The second form shows one history with all its steps. `JOBS` sets
+how many processes run; the default is one a core. Exits with 1 if an observer could see a
+difference, or if the histories did not have every pair of settings.
 """
 
 import os
@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
         for done, (seed_, kinds) in enumerate(pool.imap_unordered(_run, range(number), 4), start=1):
             failed += bool(kinds)
             for kind in kinds:
+                if kind not in found:
+                    print(f"SEED={seed_}: {kind}", flush=True)
                 found.setdefault(kind, []).append(seed_)
             if time.monotonic() - printed >= _EVERY or done == number:
                 printed = time.monotonic()

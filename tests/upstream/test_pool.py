@@ -72,6 +72,7 @@ class Origin:
         """The connection of each request."""
         self.opened = 0
         self.writers: list[asyncio.StreamWriter] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.answer: Callable[[asyncio.StreamWriter, int], Awaitable[None] | None] = (
             lambda writer, _: writer.write(OK)
         )
@@ -79,6 +80,9 @@ class Origin:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection, self.opened = self.opened, self.opened + 1
         self.writers.append(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         number = 0
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -91,6 +95,15 @@ class Origin:
                     await waited
                 number += 1
         writer.close()
+
+    async def close(self) -> None:
+        """End all connections, and their tasks and transports before the loop ends."""
+        for writer in self.writers:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        ends = (writer.wait_closed() for writer in self.writers)
+        await asyncio.gather(*self._tasks, *ends, return_exceptions=True)
 
 
 @pytest.fixture
@@ -105,8 +118,7 @@ async def pool(origin: Origin, clock: Clock | None = None) -> AsyncIterator[Pool
         made = Pool("127.0.0.1", port, context=None, connect_timeout=2, clock=clock or Clock())
         yield made
         made.close()
-        for writer in origin.writers:
-            writer.close()
+        await origin.close()
 
 
 async def ended(condition: Callable[[], object]) -> None:

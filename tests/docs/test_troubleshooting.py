@@ -1,0 +1,93 @@
+"""Each command of docs/TROUBLESHOOTING.md shows its symptom on a gateway that has it."""
+
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from support.engines import free_port
+from support.world import KEPT, Gateway, claims, environ, read, running_upstream, sign
+
+from bff.ops import check
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/TROUBLESHOOTING.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+COMMANDS = {
+    name: command
+    for name, text in SECTIONS.items()
+    for command in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+}
+SYMPTOMS = {
+    "CORS error": "this origin is not allowed",
+    "401 every time": "PROBLEM  signature",
+    "403 for a new chat": "name: chat-1",
+    "Empty list": "name: none\n403",
+    "410 for a chat": "/realtime/v1/sessions/{session}/out",
+    "429 for everybody": "BFF_TRUSTED_PROXIES",
+    "Stale state": "cache-status: bff;",
+    "A stream stops after a minute": "ended after 1.",
+    "502 for every session": "PROBLEM  ",
+    "503 over_budget": " loads left now",
+    "503 not_ready": "health ",
+    "It does not start": "The settings can be used.",
+    "A proxy changes answers": "OK       isolation",
+    "The store is down": "PROBLEM",
+}
+"""A part of what each command prints."""
+CAUSES = {
+    "502 for every session": {"TRIGGER_API_URL": "http://127.0.0.1:1"},
+    "The store is down": {"BFF_STORE_URL": "redis://127.0.0.1:1/0"},
+}
+"""Settings that cause a symptom."""
+
+
+def test_each_symptom_has_a_command() -> None:
+    assert list(COMMANDS) == list(SECTIONS) == list(SYMPTOMS)
+
+
+def test_page_names_the_checks_of_a_token() -> None:
+    source = (ROOT / "bff/tokens/explain.py").read_text()
+    for name in ("signature", "environment", "expiry", "not before"):
+        assert f'"{name}"' in source
+        assert f"`{name}`" in SECTIONS["401 every time"]
+
+
+def test_each_page_that_a_check_names_has_its_section() -> None:
+    for page in check.Page:
+        path, _, anchor = page.partition("#")
+        text = (ROOT / path).read_text()
+        heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in heads}
+
+
+def test_commands_show_their_symptoms(upstream: running_upstream) -> None:
+    changes: dict[str, str | None] = {
+        "BFF_CHAT": "true",
+        "BFF_ALLOWED_ORIGINS": "https://other.example.com",
+        "BFF_OPS_PORT": str(free_port()),
+    }
+    with Gateway(upstream.port, **changes) as gateway:
+        good = gateway.token(*read("chat-1"))
+        foreign = sign(claims(time.time(), *read("chat-1")), "a key that the gateway does not have")
+        tokens = {"401 every time": foreign, "Empty list": gateway.token()}
+
+        def shown(name: str) -> str:
+            settings = environ(**changes | {"TRIGGER_API_URL": f"http://127.0.0.1:{upstream.port}"})
+            settings |= CAUSES.get(name, {})
+            token = tokens.get(name, good)
+            text = re.sub(r"^bff ", f"{sys.executable} -m bff ", COMMANDS[name], flags=re.MULTILINE)
+            done = subprocess.run(
+                ["bash", "-c", text.replace("Timeout-Seconds: 90", "Timeout-Seconds: 1")],
+                env=KEPT | settings | {"GATEWAY": gateway.url, "CHAT": "chat-1", "TOKEN": token},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            return done.stdout + done.stderr
+
+        with ThreadPoolExecutor(3) as pool:
+            printed = dict(zip(COMMANDS, pool.map(shown, COMMANDS), strict=True))
+    assert {name for name in COMMANDS if SYMPTOMS[name] not in printed[name]} == set(), printed
