@@ -41,6 +41,8 @@ LATENCY = 0.03
 """Seconds of a call upstream."""
 PATIENCE = 30.0
 """Seconds after the last step in which every request must be answered."""
+_INSTANT = 0.001
+"""Seconds between what is asked and what happens to the world at the same time."""
 _CURSOR = re.compile(rb'"(?:next|previous)":"([^"]+)"')
 _REQUEST_ID = re.compile(rb"(?<=\r\nx-request-id: )[^\r]*")
 
@@ -185,6 +187,9 @@ class Twin:
             await self._start(stack)
             for step in self._history.steps:
                 await self._sleep_until(step.at)
+                if not isinstance(step, Ask):
+                    # What was asked at the same time is done, in whatever turns of the loop.
+                    await asyncio.sleep(_INSTANT)
                 if self._side in step.worlds:
                     await self._take(step)
             await asyncio.sleep(PATIENCE)
