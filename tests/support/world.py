@@ -21,6 +21,7 @@ import uvicorn
 
 from bff.app import Service
 from bff.config import reader
+from bff.copies.readiness import READINESS_ID
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 from bff.ops.tracing import Tracing
 from bff.telemetry import Telemetry
@@ -248,8 +249,8 @@ class World:
 
     @property
     def calls(self) -> int:
-        """How many requests upstream saw."""
-        return len(self.upstream.seen)
+        """How many requests upstream saw, apart from the gateway's own question."""
+        return sum(not seen.raw_path.endswith(READINESS_ID) for seen in self.upstream.seen)
 
     async def settle(self) -> None:
         """Let loads in the background end."""
