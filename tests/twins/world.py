@@ -42,7 +42,7 @@ LATENCY = 0.03
 PATIENCE = 30.0
 """Seconds after the last step in which every request must be answered."""
 _INSTANT = 0.001
-"""Seconds between what is asked and what happens to the world at the same time."""
+"""Seconds between a request and a change of upstream that come at the same moment."""
 _CURSOR = re.compile(rb'"(?:next|previous)":"([^"]+)"')
 _REQUEST_ID = re.compile(rb"(?<=\r\nx-request-id: )[^\r]*")
 
@@ -188,7 +188,7 @@ class Twin:
             for step in self._history.steps:
                 await self._sleep_until(step.at)
                 if not isinstance(step, Ask):
-                    # What was asked at the same time is done, in whatever turns of the loop.
+                    # Requests of the same moment end first, in however many turns of the loop.
                     await asyncio.sleep(_INSTANT)
                 if self._side in step.worlds:
                     await self._take(step)
