@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jwt
 import pytest
-from support.demos import running_demo
+from support.demos import printed_by, running_demo
 from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ, http
 
 from bff import __version__
@@ -130,13 +130,7 @@ def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> Non
     command = [sys.executable, "-u", "-m", "bff", "demo", "--upstream-only", "--port", "0"]
     with subprocess.Popen(command, env=KEPT, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            printed = ""
-            while "Ctrl-C" not in printed:
-                line = process.stdout.readline()
-                assert line, printed
-                printed += line
-            lines = printed.replace("8787", str(port)).replace("\\\n", "").splitlines()
+            lines = printed_by(process).replace("8787", str(port)).replace("\\\n", "").splitlines()
             exports = [line for line in lines if line.startswith("export ")]
             ask = next(line for line in lines if line.startswith("curl "))
             script = tmp_path / "paste.sh"
@@ -178,11 +172,7 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     try:
-        printed = ""
-        while "Ctrl-C" not in printed:
-            line = process.stdout.readline()
-            assert line, printed
-            printed += line
+        printed = printed_by(process)
         # The printed commands, without comments and prose.
         lines = [x for x in printed.splitlines() if re.match(r"(curl|[A-Z]+=)", x)]
         first = next(line for line in lines if line.startswith("curl"))

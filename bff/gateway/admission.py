@@ -145,8 +145,24 @@ class Admission:
         Raises:
             Refused: ``token_revoked``.
         """
-        if self._revocations.token(holder.jti, holder.subjects, holder.issued, request.wall):
+        if self._is_token_revoked(holder, request.wall):
             raise Refused("token_revoked")
+
+    def why_ended(self, token: bytes, holder: Holder[Grant], wall: float) -> str | None:
+        """Tell why the *token* of an open stream does not hold any more, as metrics name it.
+
+        None if it still holds. The stream itself checks the sessions that it shows.
+        """
+        if self._revocations.any and self._is_token_revoked(holder, wall):
+            return "revoked"
+        try:
+            self._verifier.verify(token, wall)
+        except Refused as refused:
+            return "expired" if refused.refusal.code == "token_expired" else "key"
+        return None
+
+    def _is_token_revoked(self, holder: Holder[Grant], wall: float) -> bool:
+        return self._revocations.token(holder.jti, holder.subjects, holder.issued, wall)
 
     def charge_bad_token(self, request: RequestContext, refusal: Refusal) -> None:
         """Charge a bad token to its address, by the limit for bad tokens.

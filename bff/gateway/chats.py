@@ -223,18 +223,12 @@ class Chats:
             or (grounds.shows_reason and not self.chat.shows_reason)
         ):
             return "policy"
-        if self._revocations.any and self._is_revoked(grounds, wall):
+        if self._revocations.any and self._is_session_revoked(grounds, wall):
             return "revoked"
-        try:
-            config.verifier.verify(grounds.token, wall)
-        except Refused as refused:
-            return "expired" if refused.refusal.code == "token_expired" else "key"
-        return None
+        return self._admission.why_ended(grounds.token, caller, wall)
 
-    def _is_revoked(self, grounds: Grounds, wall: float) -> bool:
+    def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
         caller, revocations = grounds.caller, self._revocations
-        if revocations.token(caller.jti, caller.subjects, caller.issued, wall):
-            return True
         has_pair = self.pairs.has(caller.environment, grounds.session_id)
         if not has_pair and revocations.session_changes > grounds.session_changes:
             return True  # its other id may be revoked: the browser comes back and is decided anew

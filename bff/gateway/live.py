@@ -325,20 +325,14 @@ class Live:
             or before.projection != config.projection
         ):
             return "policy"
-        if self._revocations.any and self._is_revoked(grounds, wall):
+        if self._revocations.any and self._is_session_revoked(grounds, wall):
             return "revoked"
-        try:
-            config.verifier.verify(grounds.request.token, wall)
-        except Refused as refused:
-            return "expired" if refused.refusal.code == "token_expired" else "key"
-        return None
+        return self._admission.why_ended(grounds.request.token, caller, wall)
 
-    def _is_revoked(self, grounds: Grounds, wall: float) -> bool:
-        caller, revocations = grounds.caller, self._revocations
-        if revocations.token(caller.jti, caller.subjects, caller.issued, wall):
-            return True
+    def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
+        caller = grounds.caller
         return any(
-            revocations.session(
+            self._revocations.session(
                 name, self._pairs.other(caller.environment, name), caller.issued, wall
             )
             for name in _shown(grounds)

@@ -2169,14 +2169,21 @@ FAULTS = [
     Fault(
         56,
         "bff/gateway/chats.py",
-        "if self._revocations.any and self._is_revoked(grounds, wall):",
+        "if self._revocations.any and self._is_session_revoked(grounds, wall):",
         "if False:",
         f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
     ),
     Fault(
         56,
-        "bff/gateway/chats.py",
-        "            config.verifier.verify(grounds.token, wall)\n",
+        "bff/gateway/admission.py",
+        "        if self._revocations.any and self._is_token_revoked(holder, wall):",
+        "        if False:",
+        f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
+    ),
+    Fault(
+        56,
+        "bff/gateway/admission.py",
+        "            self._verifier.verify(token, wall)\n",
         "            pass\n",
         f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
     ),
@@ -2332,7 +2339,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/live.py",
-        "if self._revocations.any and self._is_revoked(grounds, wall):",
+        "if self._revocations.any and self._is_session_revoked(grounds, wall):",
         "if False:",
         f"{_LIVE}::test_revocation_ends_the_stream",
     ),
@@ -2345,9 +2352,9 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/gateway/live.py",
-        "config.verifier.verify(grounds.request.token, wall)",
-        "pass",
+        "bff/gateway/admission.py",
+        "            self._verifier.verify(token, wall)\n",
+        "            pass\n",
         f"{_LIVE}::test_removed_key_ends_the_stream",
     ),
     Fault(

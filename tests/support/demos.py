@@ -22,15 +22,21 @@ def running_demo(*command: str | Path, cwd: Path, environ: dict[str, str]) -> It
     )
     assert process.stdout is not None
     try:
-        printed = ""
-        while "Ctrl-C" not in printed:
-            line = process.stdout.readline()
-            assert line, printed
-            printed += line
-        yield printed
+        yield printed_by(process)
     finally:
         with contextlib.suppress(ProcessLookupError):
             # A terminal sends the signal to the whole group, which make, uvx and bff form.
             os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=30)
         process.stdout.close()
+
+
+def printed_by(process: subprocess.Popen[str]) -> str:
+    """Wait until a demo serves; return what it printed."""
+    assert process.stdout is not None
+    printed = ""
+    while "Ctrl-C" not in printed:
+        line = process.stdout.readline()
+        assert line, printed
+        printed += line
+    return printed
