@@ -143,14 +143,14 @@ def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> Non
                         f"BFF_OPS_PORT=0 {sys.executable} -m bff serve --port {port} &",
                         "trap 'kill $!' EXIT",
                         ask.replace(
-                            "curl", "curl -s --retry-connrefused --retry 9 --retry-delay 1"
+                            "curl", "curl -s --retry-connrefused --retry 60 --retry-delay 1"
                         ),
                     ]
                 )
             )
             done = subprocess.run(
                 ["bash", str(script)],
-                env=KEPT, capture_output=True, text=True, timeout=60, check=True,
+                env=KEPT, capture_output=True, text=True, timeout=120, check=True,
             )  # fmt: skip
         finally:
             process.kill()
