@@ -29,6 +29,7 @@ from support.world import (
     running_upstream,
     sign,
 )
+from support.world import until as wait_until
 
 from bff.config import reader, settings
 from bff.demo.upstream import session
@@ -124,7 +125,7 @@ def test_gateway_starts_alone_when_the_store_is_optional(tmp_path: Path) -> None
     engine = Engine("valkey", tmp_path)
     changes = {"BFF_STORE_URL": engine.url, "BFF_STORE_OPTIONAL": "true"}
     with running_upstream() as upstream, Gateway(upstream.port, **changes) as gateway:
-        assert gateway.output.count('"store_away"') == 1
+        wait_until(lambda: gateway.output.count('"store_away"') == 1)
 
 
 async def test_error_says_why_the_store_cannot_be_used(own_engine: Engine) -> None:

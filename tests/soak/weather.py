@@ -37,6 +37,7 @@ from support.hostile import descriptors, metric, resident
 from support.world import ENVIRONMENT_ID, PATH, Gateway, claims, sign, until
 
 from bff.demo.upstream import session
+from bff.upstream.pool import IDLE_SECONDS
 
 HERE = Path(__file__).parent
 SIGNING_KEYS = [f"soak-signing-key-0123456789abcdef-{number}" for number in range(3)]
@@ -352,7 +353,7 @@ class Soak:
         # A short run on a busy machine must see these, so each storm begins with two of them.
         deck: list[Callable[[], Awaitable[None]]] = [
             [self.kill_upstream, self.kill_store],
-            [self.jump, self.kill_replica],
+            [self.kill_replica, self.jump],  # the last comes first: it takes no time
         ][number]
         troubles = [
             *(self.kill_upstream, self.freeze_upstream, self.turn_weather, self.turn_weather),
@@ -655,6 +656,10 @@ class Soak:
         for replica in self.replicas:
             replica.jump(0.0)
         await asyncio.sleep(2.5)
+        # The last loads of browsers that left leave connections, which are kept for a while.
+        ends = time.monotonic() + IDLE_SECONDS + 6
+        while self.measured()[1] > self.at_first[1] + 5 and time.monotonic() < ends:
+            await asyncio.sleep(0.2)
         for replica in self.replicas:
             self.findings.loads_left += metric(replica, "bff_loads_in_flight")
             left = metric(replica, "bff_connections")
