@@ -148,18 +148,6 @@ class Live:
         head = request.head
         return head.fields.events and self.enabled and head.method == "GET"
 
-    def whole(self, query: Query, names: Sequence[str]) -> Query:
-        """Make the query of a list that shows all sessions at once.
-
-        Raises:
-            Refused: ``bad_request``.
-        """
-        if len(names) > MAX_FOLLOWED:
-            raise Refused(
-                "bad_request", f"An event stream shows at most {MAX_FOLLOWED} sessions of a token"
-            )
-        return replace(query, size=MAX_FOLLOWED)
-
     def open(self, answers: Answers, pending: PendingListener) -> Response:
         """Open a listener.
 
@@ -343,6 +331,19 @@ class Live:
         return all(
             self._introspector.is_accepted(grounds.caller, name, now) for name in _shown(grounds)
         )
+
+
+def without_pages(query: Query, names: Sequence[str]) -> Query:
+    """Make the query of a listener: it shows all the sessions that a token names.
+
+    Raises:
+        Refused: ``bad_request``.
+    """
+    if len(names) > MAX_FOLLOWED:
+        raise Refused(
+            "bad_request", f"An event stream shows at most {MAX_FOLLOWED} sessions of a token"
+        )
+    return replace(query, size=MAX_FOLLOWED)
 
 
 def _shown(grounds: Grounds) -> list[str]:
