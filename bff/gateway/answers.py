@@ -13,6 +13,7 @@ from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import SESSION
+from bff.limits.headers import rate_lines
 from bff.request import RequestHead
 from bff.response import (
     EventStream,
@@ -20,7 +21,6 @@ from bff.response import (
     Representation,
     Response,
     ResponseBuilder,
-    rate_lines,
     server_timing,
 )
 from bff.sessions.copy import Copy

@@ -380,8 +380,8 @@ FAULTS = [
     Fault(
         29,
         "bff/server/fast_path.py",
-        'self._answers[-2] = b"connection: close\\r\\n\\r\\n"',
-        "pass",
+        "            self._unsent.end_connection()\n",
+        "",
         f"{_WIRE}::test_29_nothing_is_answered_after_the_last_request",
     ),
     Fault(
@@ -407,14 +407,14 @@ FAULTS = [
     ),
     Fault(
         29,
-        "bff/server/fast_path.py",
+        "bff/server/header_cache.py",
         'HTTP/1\\.1" % PLAIN_PATH',
         'HTTP/1\\.[01]" % PLAIN_PATH',
         f"{_FAST_PATH}::test_kept_header_lines_are_read_as_if_parsed",
     ),
     Fault(
         32,
-        "bff/server/fast_path.py",
+        "bff/server/header_cache.py",
         "_MAX_HEADER_BYTES, getsizeof=itemgetter(1)",
         "10**9, getsizeof=itemgetter(1)",
         f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
@@ -526,10 +526,10 @@ FAULTS = [
     ),
     Fault(
         32,
-        "bff/server/fast_path.py",
+        "bff/server/header_cache.py",
         "return 2 * len(lines) + _ENTRY_BYTES + _VALUE_BYTES * values",
         "return 2 * len(lines) + _ENTRY_BYTES",
-        f"{_FAST_PATH}::test_header_cache_does_not_underestimate_its_memory",
+        "tests/server/test_header_cache.py::test_header_cache_does_not_underestimate_its_memory",
     ),
     Fault(
         32,
@@ -548,7 +548,7 @@ FAULTS = [
     Fault(
         33,
         "bff/server/connection.py",
-        "        self._idle_since = None\n        if not self._incomplete:\n",
+        "        self._idle.stop()\n        if not self._incomplete:\n",
         "        if not self._incomplete:\n",
         f"{_CONNECTION}::test_connection_is_not_idle_while_a_request_arrives",
     ),
