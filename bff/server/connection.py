@@ -327,7 +327,7 @@ class BoundedProtocol(HeldProtocol):
             self._idle.start()
 
     def _close_idle(self) -> None:
-        """Close a connection without a request; what its browser has not read is lost."""
+        """Close the connection. An answer that its browser has not read is lost."""
         if self.transport.get_write_buffer_size():
             self._close_unread()
         else:

@@ -715,14 +715,14 @@ FAULTS = [
     ),
     Fault(
         68,
-        "bff/gateway/decide.py",
+        "bff/gateway/claimants.py",
         "        caller = introspector.caller(claimant, request.now)\n        if caller is not None:",
         "        caller = claimant._caller\n        if caller is not None:",
         f"{_WORK}::test_68_invented_token_gets_no_list",
     ),
     Fault(
         68,
-        "bff/gateway/decide.py",
+        "bff/gateway/claimants.py",
         "            introspector.count_refused(request, claimant)  # 429\n",
         "",
         f"{_WORK}::test_68_each_request_of_an_invented_token_is_counted",
@@ -1885,14 +1885,14 @@ FAULTS = [
     Fault(
         54,
         "bff/gateway/lists.py",
-        "unless=lambda copy: gateway.is_usable(copy, request.now),",
+        "unless=lambda copy: gateway.cache.is_usable(copy, request.now),",
         "unless=lambda copy: True,",
         f"{_RETURNS}::test_54_copy_that_grows_too_old_in_a_wait_is_not_listed",
     ),
     Fault(
         54,
         "bff/gateway/pending.py",
-        "if copy is not None and gateway.is_usable(copy, self.request.now) else None",
+        "if copy is not None and cache.is_usable(copy, self.request.now) else None",
         "",
         f"{_RETURNS}::test_54_fallback_that_grows_too_old_is_not_served",
     ),
