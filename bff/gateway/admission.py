@@ -108,7 +108,8 @@ class Admission:
         """
         window = self._limits.bad_token.look(request.address, request.now)
         if window.exhausted:
-            self._charge(request, window)
+            window.charge()
+            _refuse_exceeded(request, window)
 
     def why_invalid(self, request: RequestContext) -> str:
         """Name the first check that the token fails, for the log."""
@@ -170,11 +171,11 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self._limits.bad_token.window(request.address, request.now)
+        window = self._limits.bad_token.charge(request.address, request.now)
         self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
         if refusal.code == "secret_key_sent":
             self._telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-        self._charge(request, window)
+        _refuse_exceeded(request, window)
 
     def charge_unverified(self, request: RequestContext) -> Window:
         """Charge an unverified token as if it were bad; returns the window, for a refund.
@@ -182,15 +183,9 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self._limits.bad_token.window(request.address, request.now)
-        self._charge(request, window)
+        window = self._limits.bad_token.charge(request.address, request.now)
+        _refuse_exceeded(request, window)
         return window
-
-    def _charge(self, request: RequestContext, window: Window) -> None:
-        window.charge()
-        if window.exceeded:
-            request.window = window
-            raise Refused("rate_limited") from None
 
     # -- the caller
 
@@ -272,6 +267,12 @@ class Admission:
     ) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
         return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
+
+
+def _refuse_exceeded(request: RequestContext, window: Window) -> None:
+    if window.exceeded:
+        request.window = window
+        raise Refused("rate_limited") from None
 
 
 def _refund(windows: list[Window]) -> None:

@@ -223,12 +223,14 @@ class Answers:
             methods=request.route.methods,
         )
         # Over a limit only the first request of a window is logged: a flood must not fill the log.
-        if not limited or request.window.first:
+        if (not limited or request.window.first) and self._telemetry.may_log(
+            "request_refused", request.now
+        ):
             trouble = response.status >= _INTERNAL_SERVER_ERROR
-            self._telemetry.often(
+            level = logging.WARNING if trouble else logging.INFO
+            self._telemetry.log.log(
+                level,
                 "request_refused",
-                request.now,
-                logging.WARNING if trouble else logging.INFO,
                 request_id=request.request_id.decode(),
                 route=request.route.label,
                 status=response.status,

@@ -148,7 +148,7 @@ FAULTS = [
         "bff/gateway/admission.py",
         "        window = limiter.charge(address, request.now)\n",
         "        from bff.sessions import ids\n"
-        "        count = limiter.charge if head.path.startswith(ids.ROUTE) else limiter.window\n"
+        "        count = limiter.charge if head.path.startswith(ids.ROUTE) else limiter.look\n"
         "        window = count(address, request.now)\n",
         f"{_PATHS}::test_08_another_spelling_does_not_bypass_the_limits",
     ),
