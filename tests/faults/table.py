@@ -199,8 +199,7 @@ FAULTS = [
         "bff/gateway/lookup.py",
         "        self._admission.authorize(request, caller, entry)\n",
         "",
-        "tests/incidents/test_incident_13.py::"
-        "test_13_a_refusal_reveals_nothing_about_another_callers_copy",
+        f"{_REVOCATIONS}::test_revoked_session_causes_no_load",
     ),
     Fault(
         13,
