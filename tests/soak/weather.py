@@ -705,7 +705,7 @@ class Soak:
         for replica in self.replicas:
             replica.jump(0.0)
         await asyncio.sleep(2.5)
-        # Refused browsers may come again, so their loads have their turns; idle connections are kept.
+        # Loads of refused browsers have their turns, and idle connections are kept for a while.
         ends = time.monotonic() + IDLE_SECONDS + EPOCH + 30
         while (
             self.measured()[1] > self.at_first[1] + 5
