@@ -19,8 +19,8 @@ from bff.metrics import REQUESTS
 from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
 from bff.sessions import ids
 from bff.tokens.mint import mint
-from bff.upstream.client import Client, sockets
 from bff.upstream.connection import Answer
+from bff.upstream.other_hosts import Client, sockets
 from bff.upstream.pool import trusted
 
 _TOKEN_SECONDS: Final = 120

@@ -21,10 +21,10 @@ from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.telemetry import Telemetry
 from bff.upstream.api import Quota, Upstream, read_quota
-from bff.upstream.client import Network
 from bff.upstream.connection import Answer
 from bff.upstream.credentials import Credentials
 from bff.upstream.identity import api_error
+from bff.upstream.other_hosts import Network
 
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
 """Lists the newest session, if the secret key may list sessions."""
