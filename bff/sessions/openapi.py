@@ -235,7 +235,7 @@ def _chat_paths() -> dict[str, Schema]:
         "streamChat",
         _CHATS,
         "Follow a chat",
-        "The chat's stream, live, without what is not for browsers.",
+        "The chat's stream, live, without the parts that are not for browsers.",
         parameters=[_SESSION_PARAMETER, *(_header(*pair) for pair in names.items())],
         responses={
             "200": response("The events as they come", COMMON, events),
@@ -292,7 +292,7 @@ def _chat_schemas() -> Schema:
 def _schemas(policy: Policy, by_type: Mapping[str, Policy]) -> Schema:
     other: Schema = FIELDS["type"].schema
     if by_type:
-        # A type that has no policy of its own: longer than each that has one.
+        # An example of a type without a policy: it is longer than each type that has one.
         another = f"not.{max(by_type, key=len)}"
         other = other | {"not": {"enum": [*by_type]}, "examples": [another]}
     kinds = [_session(policy, other)]
