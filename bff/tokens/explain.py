@@ -84,8 +84,11 @@ def _of_source(
         algorithm in source.algorithms,
         f"it has {_short(algorithm)}; the source accepts {', '.join(source.algorithms)}",
     )
-    named = [claims.get("aud")] if not isinstance(claims.get("aud"), list) else claims["aud"]
-    accepted = bool(set(map(_short, named)) & set(source.audiences)) or not source.audiences
+    audience = claims.get("aud")
+    named = audience if isinstance(audience, list) else [audience]
+    accepted = audience is None
+    if source.audiences:
+        accepted = any(isinstance(one, str) and one in source.audiences for one in named)
     yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
     if not source.keys.trusted(wall):
         yield Check("signature", None, "the gateway has no trusted keys of the source now")
