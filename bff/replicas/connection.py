@@ -41,8 +41,8 @@ RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 
 
 MAX_RETRY_SECONDS: Final = 4.0
-"""Seconds: bound of that pause. It doubles each time the store soon goes down again, which
-spares requests a wait for a failing store."""
+"""Longest pause in seconds between two heartbeats while the store is down. The pause doubles each
+time the store soon goes down again, so that requests seldom wait for a failing store."""
 
 
 STABLE_HEARTBEATS: Final = 5
@@ -58,8 +58,8 @@ _OPEN_SECONDS: Final = 3.0
 
 
 _MAX_TURNS: Final = 32
-"""Loads that wait for an answer at once; the others wait for their turn, and their time begins
-then. Without the bound, a page that starts a hundred loads would make each of its loads late."""
+"""Loads that wait for an answer at the same time. The time of the others begins with their turn.
+Without the bound, a page that starts a hundred loads would make each of them late."""
 
 
 _GRACE_SECONDS: Final = 0.001
@@ -67,16 +67,16 @@ _GRACE_SECONDS: Final = 0.001
 
 
 _BUSY_SECONDS: Final = 0.005
-"""Seconds: the event loop is busy if it wakes up later from the shortest sleep."""
+"""Seconds; the event loop is busy if it takes this long to wake up from `_GRACE_SECONDS`."""
 
 
 _IDLE_WAKE_UPS: Final = 3
-"""A heartbeat is late only if the event loop then wakes up in time as often as this, in a row: an
-answer may wait to be read in a process that is busy."""
+"""Wake-ups in time, in a row, after which an unanswered heartbeat is late. Before that the process
+may be busy, and the answer unread."""
 
 
 _MAX_WAKE_UPS: Final = 500
-"""Bounds the wake-ups that a heartbeat waits for: it is late even in a process that stays busy."""
+"""Most wake-ups that a heartbeat waits for. After them it is late even in a busy process."""
 
 
 _PAUSE_SECONDS: Final = 0.05
@@ -258,7 +258,7 @@ class Connection:
         self.check()
 
     def _accept(self, exchange: _Exchange) -> list[Any] | None:
-        """Look for errors among the answers; None if there are any."""
+        """Return the answers; None if one of them is an error."""
         commands, results = exchange.commands, exchange.results
         failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
         if not failed:
@@ -346,7 +346,7 @@ class Connection:
     async def _beat(self, commands: list[Command], timeout: float) -> list[Any] | None:
         """Send a heartbeat past the queue; None if the store does not answer in time.
 
-        A process that is busy reads answers late, so the time counts only while it is not.
+        A busy process reads answers late, so it waits longer before it calls the store late.
         """
         if self._beating is not None:  # the former heartbeat still waits: the store is silent
             await asyncio.wait([self._beating], timeout=timeout)
@@ -376,8 +376,8 @@ class Connection:
                 # While the store is down, no caller waits for it and none causes a heartbeat.
                 await asyncio.wait_for(self._heartbeat_due.wait(), pause)
             self._heartbeat_due.clear()
-            # A store stays up only if it answers as quickly as a request needs it, and comes up
-            # only if it does so with time to spare.
+            # A store stays up only if it answers as quickly as a request needs. A store that is
+            # down comes up only if it answers twice as quickly.
             await if_available(self.heartbeat(self.timeout / 2 if self.up else self.timeout / 4))
 
 
