@@ -248,9 +248,9 @@ class Connection(asyncio.Protocol):
         self._on_end(self)
 
     def _after_interim(self, data: bytes) -> bytes:
-        """Return the bytes of the answer: what follows interim answers; empty if not known yet.
+        """Return the bytes after the interim answers; empty until the answer begins.
 
-        The parser alone would accept empty lines between them, and RTSP.
+        The parser would accept empty lines between answers, and RTSP.
         """
         data, self._start = self._start + data, b""
         at = 0
@@ -318,7 +318,7 @@ class Connection(asyncio.Protocol):
             raise UpstreamInvalid
 
     def on_message_complete(self) -> None:
-        """Note that the answer is complete; whether the connection goes on is known only now."""
+        """Note that the answer is complete, and whether the connection can be kept."""
         assert self._parser is not None  # noqa: S101  it calls this method
         self._complete = True
         if self._streamed or not self._parser.should_keep_alive():
