@@ -25,8 +25,8 @@ from bff.sessions.policy import Policy
 
 _EVENTS: Final = "text/event-stream"
 _DESCRIPTION: Final = """\
-The browser-facing gateway of Trigger.dev sessions. `HEAD` answers as `GET` does, without a body,
-but for streams. `OPTIONS` is 204 for any path, with CORS headers for an allowed origin. Other
+The browser-facing gateway of Trigger.dev sessions. `HEAD` answers as `GET` does, without a body;
+chats have no `HEAD`. `OPTIONS` is 204 for any path, with CORS headers for an allowed origin. Other
 methods on these paths are 405 `method_not_allowed`; other paths below `/api/` and `/realtime/` are
 410 `not_served`, all others 404 `not_found`. Every request, also one for a list, counts once
 against the caller's rate limit. A request that prefers text/event-stream gets the session, or the
