@@ -80,12 +80,11 @@ ANSWER_SECONDS: Final = _histogram(
 )
 CACHE: Final = _counter(
     "bff_cache",
-    "Lookups of a session, alone or as a member of a list, by result: hit (fresh copy), stale (old "
-    "copy, reloaded in the background), miss (loaded), joined (waited for the load of another "
-    "request), negative (upstream has no such session), last_resort (old copy, because a load "
-    "failed or has to wait), late (no copy, and the load has to wait for the budget), unavailable "
-    "(a member of a list that could not be loaded for another reason); and by "
-    "environment.",
+    "Lookups of a session, alone or as a member of a list, by environment and result: hit (fresh "
+    "copy), stale (old copy, reloaded in the background), miss (loaded), joined (waited for the "
+    "load of another request), negative (upstream has no such session), last_resort (old copy, "
+    "because a load failed or has to wait), late (no copy, and the load has to wait for the "
+    "budget), unavailable (a member of a list that could not be loaded for another reason).",
     "environment",
     "result",
 )

@@ -310,7 +310,7 @@ class Settings:
         "BFF_IDLE_TIMEOUT",
         values.positive_seconds,
         "seconds after which the gateway closes a connection that sends no request or reads no "
-        "response; set it longer than the idle timeout of the proxy in front",
+        "response; the idle timeout of a proxy in front must be shorter",
         default="75",
         reloadable=False,
     )
@@ -325,7 +325,7 @@ class Settings:
         "BFF_UPSTREAM_CA_FILE",
         values.ca_file,
         "a file with certificates (PEM) of authorities that the gateway trusts beside the "
-        "system's: for an upstream, or a server of keys, with a certificate of your own authority",
+        "system's, such as your own authority for an upstream or a server of keys",
         reloadable=False,
     )
     upstream_timeout: float = setting(

@@ -138,9 +138,9 @@ class Readiness:
             return None
         if name in verifier.pending:
             return (
-                "the gateway accepts no token, because it has not fetched the environment's id, "
-                "or that differs from the settings: see environment_id_… in the log; if upstream "
-                "has no route for the id, set BFF_ENVIRONMENT_ID"
+                "the gateway accepts no token: it has not fetched the environment's id, or that "
+                "differs from the settings; see environment_id_… in the log, or set "
+                "BFF_ENVIRONMENT_ID"
             )
         issuer = next((one for one in verifier.issuers if one.environment == name), None)
         if issuer is not None and (issuer.keys or issuer.upstream):

@@ -2,9 +2,9 @@
 
 Framing is as strict as on the browsers' side. httptools refuses what is malformed: both lengths, a
 repeated length, a bad chunk, a folded line, a bare line feed. `Connection` refuses what is valid
-and yet unsafe: an unknown transfer coding, a compressed body, and a body that ends with the
-connection, because a cut answer would look complete. Interim answers (1xx) are skipped. A byte that
-arrives without a request ends the connection, so it is never taken for an answer.
+and yet unsafe: an unknown transfer coding, and a compressed body. It also refuses a body that ends
+with the connection, because a cut answer would look complete. Interim answers (1xx) are skipped. A
+byte that arrives without a request ends the connection, so it is never taken for an answer.
 """
 
 import asyncio

@@ -173,8 +173,8 @@ class Pool:
     async def send(self, request: Request) -> Answer:
         """Send *request* and return the whole answer; the caller bounds the time.
 
-        A GET that got no byte back on a kept connection is sent once more, on a new connection:
-        upstream closed the kept one before it read the request.
+        A GET that got no byte back on a kept connection is sent once more, on a new connection.
+        Upstream closed the kept one before it read the request.
 
         Raises:
             UpstreamError: `UpstreamUnavailable`, `UpstreamTimeout` (of the connect) or
