@@ -38,6 +38,7 @@ from support.hostile import descriptors, metric, resident
 from support.world import ENVIRONMENT_ID, PATH, Gateway, claims, sign, until
 
 from bff.demo.upstream import session
+from bff.limits.hot_sessions import EPOCH
 from bff.upstream.pool import IDLE_SECONDS
 
 HERE = Path(__file__).parent
@@ -704,9 +705,12 @@ class Soak:
         for replica in self.replicas:
             replica.jump(0.0)
         await asyncio.sleep(2.5)
-        # The last loads of browsers that left leave connections, which are kept for a while.
-        ends = time.monotonic() + IDLE_SECONDS + 6
-        while self.measured()[1] > self.at_first[1] + 5 and time.monotonic() < ends:
+        # Loads of refused browsers have their turns, and idle connections are kept for a while.
+        ends = time.monotonic() + IDLE_SECONDS + EPOCH + 30
+        while (
+            self.measured()[1] > self.at_first[1] + 5
+            or any(metric(replica, "bff_loads_in_flight") for replica in self.replicas)
+        ) and time.monotonic() < ends:
             await asyncio.sleep(0.2)
         for replica in self.replicas:
             self.findings.loads_left += metric(replica, "bff_loads_in_flight")
