@@ -44,7 +44,7 @@ from bff.telemetry import Telemetry
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.upstream.api import Upstream
-from bff.upstream.client import Network
+from bff.upstream.other_hosts import Network
 
 T = TypeVar("T")
 
