@@ -241,7 +241,8 @@ class Chats:
         """Charge a message to its caller, before its body is read.
 
         Raises:
-            Refused: ``rate_limited``, ``over_budget``, ``overloaded`` or ``message_too_large``.
+            Refused: ``rate_limited``, ``over_budget``, ``overloaded``, ``too_many_messages`` or
+                ``message_too_large``.
         """
         self._admission.charge_caller(request, caller)
         self.refuse_paused(request, caller)

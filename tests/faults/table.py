@@ -2317,6 +2317,13 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/response.py",
+        'if refusal.code == "rate_limited":',
+        "if status == _TOO_MANY_REQUESTS and window.headers:",
+        "tests/sessions/test_openapi_answers.py::test_each_error_is_sent_as_it_is_described",
+    ),
+    Fault(
+        0,
         "bff/chat/streams.py",
         "if (*session, cursor) in self._unreadable:",
         "if False:",
