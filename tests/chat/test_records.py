@@ -129,6 +129,27 @@ SENTINELS = {
     ),
     "header of a data record": batch(record(headers=[["public-access-token", TOKEN]])),
     "headers that are no list": batch(record(headers={"0": [TOKEN]}), record(headers=TOKEN)),
+    "body of a record whose headers are no list": batch(
+        record(headers={"trigger-control": "turn-complete"}, body=TOKEN),
+        record(headers="trigger-control", body={"publicAccessToken": TOKEN, "data": TOKEN}),
+    ),
+    "body of a record with a malformed header": batch(
+        record(headers=[{"name": "trigger-control"}], body={"data": TOKEN}),
+        record(headers=["trigger-control", "turn-complete"], body={"data": TOKEN}),
+        record(headers=[["x", "y"], None], body={"data": TOKEN}),
+    ),
+    "control in other letters": batch(
+        record(headers=[["Trigger-Control ", "turn-complete"]], body={"data": TOKEN}),
+        record(headers=[["x", "y"], ["", "trim"]], body={"data": TOKEN}),
+    ),
+    "id of a legacy record": batch(record(body={"data": LEGACY, "id": TOKEN})),
+    "legacy record in a list": batch(
+        record(body={"data": [LEGACY]}), record(body=[[LEGACY]]), record(body=[json.dumps(LEGACY)])
+    ),
+    "legacy record in an envelope twice": batch(record(body={"data": {"data": LEGACY}, "id": "p"})),
+    "envelope in a string": batch(record(body=json.dumps({"data": LEGACY, "id": "p"}))),
+    "type in other letters": batch(record(body={"data": LEGACY | {"type": " Trigger:Turn"}})),
+    "id of the SDK's own control": batch(record(body={"data": {"type": "trigger:", "id": TOKEN}})),
     "legacy record": batch(record(body={"data": LEGACY, "id": "p"})),
     "legacy record in a string": batch(record(body={"data": json.dumps(LEGACY), "id": "p"})),
     "legacy record in a string in a string": batch(
@@ -212,7 +233,8 @@ def test_body_with_repeated_keys_becomes_an_empty_record() -> None:
     "body",
     [
         "", "1", "null", '"text"', '"\\"text\\""', "[]", '{"data":"plain text"}', '{"data":12}',
-        '{"data":null}', '{"data":[{"type":"trigger:x"}]}', '{"id":"p"}', "{}",
+        '{"data":null}', '{"data":[{"type":"text"}]}', '{"data":{"data":{"n":1},"id":"p"}}',
+        '{"id":"p"}', "{}",
         '{"data":{"n":' + "9" * 5000 + "}}", '{"data":{"n":1e999,"i":1.10}}', ' {"data" : 1 } ',
         '{"data":{"delta":"\\ud83d"}}', '{"data":{"delta":"\u2028\x7fü😀"}}',
     ],
