@@ -31,7 +31,8 @@ LARGE_ANSWER: Final = 32 * 1024
 only if it stays in the buffer of the connection."""
 _UNREAD_BYTES: Final = 8192
 """Bytes that a browser may leave unread before they count."""
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
+_CODING: Final = b"transfer-encoding"
+_FRAMING: Final = frozenset((b"content-length", _CODING))
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
 
@@ -239,6 +240,8 @@ class BoundedProtocol(HeldProtocol):
             self._framed = True
             if value != b"0":
                 self._has_body = True
+            if name == _CODING and value.strip(b" \t").lower() != b"chunked":
+                raise Refused("bad_request", "Send no transfer coding but chunked")
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -292,6 +295,8 @@ class BoundedProtocol(HeldProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Refused("bad_request", "Speak HTTP/1.1")
+        if version == "1.0" and self._framed and any(n == _CODING for n, _ in self.headers):
+            raise Refused("bad_request", "Send no transfer coding with HTTP/1.0")  # RFC 9112 §6.1
         if self._hosts > 1 or (not self._hosts and version == "1.1"):  # RFC 9112 §3.2
             raise Refused("bad_request", "Send one Host header")
         # Request smuggling: a proxy may read the body of such a request as the next request.
