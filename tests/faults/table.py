@@ -2354,6 +2354,13 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/gateway/introspection.py",
+        'return code == "not_found" or (',
+        'return code != "internal" or (',
+        "tests/gateway/test_chats.py::test_token_that_only_upstream_verifies_chats",
+    ),
+    Fault(
+        0,
         "bff/gateway/chats.py",
         "if ids.has_dots(session_id):",
         "if False:",
