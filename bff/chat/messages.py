@@ -193,7 +193,7 @@ def _is_resolved(part: Mapping[str, Any]) -> bool:
 
 
 def _drop(holder: Any, key: str) -> bool:
-    """Drop *key* of a `metadata`; tell whether it was there."""
+    """Drop *key* of a `metadata`; tell whether it had the key."""
     metadata = holder.get("metadata") if isinstance(holder, dict) else None
     return isinstance(metadata, dict) and metadata.pop(key, _ABSENT) is not _ABSENT
 

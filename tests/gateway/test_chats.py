@@ -283,4 +283,10 @@ async def test_token_that_only_upstream_verifies_chats(clock: Clock, verify: str
             await out(world, token=token(*BOTH, key="forged" * 8)),
         ):
             assert refused.status_code in (401, 403)
+        world.answer(403, {"code": "unauthorized", "error": "Unauthorized"})
+        for refused in (
+            await append(world, token=token(*BOTH, "read:tasks:1")),
+            await out(world, token=token(*BOTH, "read:tasks:2")),
+        ):
+            assert code(refused) == (403, "unauthorized"), "upstream contradicts the scopes"
         assert sent(world) == []

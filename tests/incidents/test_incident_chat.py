@@ -208,11 +208,12 @@ class Page:
         return [int(number) for number in re.findall(rb'"seq_num":(\d+)', self.received)]
 
 
+DRAIN_SECONDS = 4
 LIVE = CHAT | {
     "BFF_STREAM_OPEN_LIMIT": "off",
     "BFF_MAX_STREAMS_PER_CALLER": "1000",
     "BFF_MAX_STREAMS": "4000",
-    "BFF_DRAIN_SECONDS": "4",
+    "BFF_DRAIN_SECONDS": str(DRAIN_SECONDS),
 }
 
 
@@ -277,8 +278,13 @@ def test_59_ends_of_a_shutdown_are_spread_and_lose_nothing(
         try:
             gateway.process.send_signal(signal.SIGTERM)
             began = time.monotonic()
+
+            def seconds(page: Page) -> float:
+                page.rest()
+                return time.monotonic() - began
+
             with ThreadPoolExecutor(STREAMS) as pool:
-                list(pool.map(Page.rest, pages))
+                ends = list(pool.map(seconds, pages))
             assert gateway.process.wait(timeout=20) == 0
             assert time.monotonic() - began < 10
         finally:
@@ -293,7 +299,10 @@ def test_59_ends_of_a_shutdown_are_spread_and_lose_nothing(
                 resumed.received += resumed.read()
             resumed.socket.close()
             assert page.numbers + resumed.numbers == list(range(len(channel.out)))
-    assert len({len(page.numbers) for page in pages}) > 5, "the ends are spread"
+    # A busy machine delays ends, so it makes neither bound fail.
+    early = sum(end < DRAIN_SECONDS / 2 for end in ends)
+    assert early <= STREAMS * 0.6, "at half of the time about half of the streams have ended"
+    assert len({len(page.numbers) for page in pages}) > 5, "and not all of them together"
 
 
 @pytest.mark.parametrize("fast", ["true", "false"], ids=["fast path", "asgi"])
