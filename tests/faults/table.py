@@ -57,6 +57,12 @@ if not _is_signature(signature, signed, key):
                 continue
             verified = TRIGGER_ALGORITHM.verify(token, key)"""
 
+_CHECKED_AND_VERIFIED = f"""\
+if len(signature) != _SIGNATURE_BYTES:
+            return None
+        for key, issuers in self._keys.items():
+            {_VERIFIED}"""
+
 _LOOKUP = """\
             named = self._aliases.find(request, caller, session_id)  # 403 429 5xx
 """
@@ -79,9 +85,10 @@ FAULTS = [
     Fault(
         1,
         "bff/tokens/verify.py",
-        _VERIFIED,
+        _CHECKED_AND_VERIFIED,
         # (Zeros do not change an HMAC key, but satisfy PyJWT's rule of its length.)
-        "import json, jwt\n"
+        "for key, issuers in self._keys.items():\n"
+        "            import json, jwt\n"
         "            try: verified = json.loads(jwt.PyJWS().decode(token, key.ljust(64, '\\0'), "
         "algorithms=[jwt.get_unverified_header(token)['alg']]))\n"
         "            except Exception: raise Refused('token_invalid')",
