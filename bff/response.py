@@ -86,6 +86,10 @@ class Response:
 class EventStream(Protocol):
     """Events that come as time passes."""
 
+    @property
+    def cut(self) -> bool:
+        """Whether the stream has ended too early; its connection then ends without a last chunk."""
+
     def bound(self, hold: Callable[[int], bool]) -> None:
         """Let *hold* count the bytes of an event that is not complete; False ends the stream."""
 

@@ -16,7 +16,7 @@ from bff.errors import Refusal, Refused
 from bff.limits.client_address import browser_address
 from bff.request import HeaderFields
 from bff.response import EventStream, Response
-from bff.server.asgi import ADMIT, HOLD, STREAM
+from bff.server.asgi import ADMIT, CUT, HOLD, STREAM
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.buffers import Holding
 from bff.server.uvicorn_adapter import UvicornProtocol
@@ -82,7 +82,9 @@ class HeldProtocol(UvicornProtocol):
     def pause_writing(self) -> None:
         """Give the browser a bounded time to read the answers."""
         super().pause_writing()
-        if not self._holding.unread(self.transport.get_write_buffer_size()):
+        # A relayed stream has reserved its large events, and stops until the browser reads.
+        room = self._holding.unread(self.transport.get_write_buffer_size())
+        if not room and not self.is_relaying:
             self._connections.count("buffers_full")
             self.transport.abort()
             return
@@ -252,7 +254,7 @@ class BoundedProtocol(HeldProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        common: dict[str, object] = {HOLD: self.hold_body, STREAM: self.begin_stream}
+        common = {HOLD: self.hold_body, STREAM: self.begin_stream, CUT: self.transport.close}
         super().hand_over(common | (extensions or {}))
         self._in_head = False
 
