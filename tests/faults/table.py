@@ -16,6 +16,7 @@ class Fault:
 
 _LIVE = "tests/gateway/test_live.py"
 _HOSTILE_CHATS = "tests/server/test_hostile_chats.py"
+_STREAM_BYTES = "tests/server/test_stream_bytes.py"
 _RECORDS = "tests/chat/test_records.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
@@ -2358,6 +2359,34 @@ FAULTS = [
         'kept.get("message"), self.identity_field',
         "None, self.identity_field",
         "tests/chat/test_messages.py::test_identity_is_dropped_of_the_message_itself",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        "if not room and not self.is_relaying:",
+        "if not room:",
+        f"{_STREAM_BYTES}::test_slow_browser_pauses_upstream_and_is_not_cut",
+    ),
+    Fault(
+        0,
+        "bff/stream_registry.py",
+        " or self.is_memory_full():",
+        ":",
+        f"{_STREAM_BYTES}::test_stream_is_refused_while_memory_is_full",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "self.cut = self._reason is None",
+        "self.cut = False",
+        f"{_STREAM_BYTES}::test_cut_of_upstream_is_a_cut_for_the_browser",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if waited >= ROOM_SECONDS or self._reason is not None:",
+        "if True:",
+        "tests/chat/test_streams.py::test_stream_waits_for_room_and_reads_nothing",
     ),
     Fault(
         0,

@@ -160,10 +160,12 @@ async def test_slow_browser_pauses_upstream_and_is_not_cut(
 async def test_stream_is_refused_while_memory_is_full(
     opened: tuple[Side, FakeTransport, Live],
 ) -> None:
-    side, _, _ = opened
+    side, _, live = opened
     side.world.service.connections.buffers.change("198.51.100.7", 10**12)
 
     answer = await side.feed_unsettled(side.connect(), STREAM)
 
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"overloaded" in answer
+    await turns()
+    assert live.opens == 1, "the first stream; upstream was not asked for another one"

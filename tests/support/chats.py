@@ -103,6 +103,8 @@ class Live:
         """The gateway closed upstream's side."""
         self.paused = False
         """The gateway reads nothing of upstream's side."""
+        self.opens = 0
+        """Streams that the gateway opened upstream."""
         self.upstream = Stream(200, EVENTS, cast("Any", self))
         self.received = b""
 
@@ -127,6 +129,7 @@ class Live:
         return before
 
     async def _stream(self, *_: object) -> Stream:
+        self.opens += 1
         return self.upstream
 
     async def _read(self, response: StreamResponse) -> None:
