@@ -202,8 +202,7 @@ FAULTS = [
         "bff/gateway/lookup.py",
         "        self._admission.authorize(request, caller, entry)\n",
         "",
-        "tests/incidents/test_incident_13.py::"
-        "test_13_a_refusal_reveals_nothing_about_another_callers_copy",
+        f"{_REVOCATIONS}::test_revoked_session_causes_no_load",
     ),
     Fault(
         13,
@@ -320,8 +319,9 @@ FAULTS = [
     Fault(
         25,
         "bff/tokens/verify.py",
-        _VERIFIED,
-        "import json, jwt\n"
+        _CHECKED_AND_VERIFIED,
+        "for key, issuers in self._keys.items():\n"
+        "            import json, jwt\n"
         "            try: verified = json.loads(jwt.PyJWS().decode("
         "token, key, options={'verify_signature': False}))\n"
         "            except Exception: raise Refused('token_invalid')",
@@ -1618,6 +1618,13 @@ FAULTS = [
         "        done, _ = await asyncio.wait(near, timeout=seconds, return_when=until)\n",
         "        done: set[object] = set()\n",
         f"{_LOAD_QUEUE}::test_retrieve_waits_for_its_turn",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "queued = load if seconds <= TURN_SECONDS else load.successor()",
+        "queued = load",
+        f"{_LOAD_QUEUE}::test_load_that_the_store_denies_for_long_refuses_at_once",
     ),
     Fault(
         49,
