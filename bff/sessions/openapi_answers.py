@@ -1,6 +1,6 @@
 """The answers of the OpenAPI document: headers, refusals, and a schema for each status. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -177,8 +177,8 @@ def error_schemas(*, chat: bool, live: bool) -> Schema:
     return schemas
 
 
-def _error(status: int, text: str, codes: list[ErrorCode]) -> Schema:
-    properties: Schema = {"error": TEXT, "code": {"type": "string", "enum": codes}}
+def _error(status: int, text: str, codes: Sequence[ErrorCode]) -> Schema:
+    properties: Schema = {"error": TEXT, "code": {"type": "string", "enum": [*codes]}}
     optional: Schema = {}
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         properties["code"] = {"const": "rate_limited"}

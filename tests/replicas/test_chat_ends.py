@@ -32,7 +32,7 @@ async def test_revocations_end_the_streams_of_all_replicas(
         answer = await worlds[0].ops.post("/revocations", json=revocation)
         assert answer.status_code == 200
         ending = [streams[number], streams[number + 3]]
-        await until(lambda ending=ending: all(live.reading.done() for live in ending))  # type: ignore[misc]
+        await until(lambda ending=ending: all(live.reading.done() for live in ending))
         assert all(live.closed for live in ending), "upstream's side too"
         assert sum(live.reading.done() for live in streams) == 2 * number + 2, "no other stream"
 

@@ -36,7 +36,7 @@ def chunked(*lines: str, version: str = "1.1") -> bytes:
     return post(*lines, body=CHUNKS, length=False, version=version)
 
 
-def ids() -> Iterator[tuple[str, bytes, str]]:
+def ids() -> Iterator[tuple[str, str, str]]:
     """Ids that name no session, or another one after a second decoding."""
     malformed = [
         ".", "..", "%2e%2e", "%2E", "", "%00", "chat-1%00", "chat-1%0d%0a", "%ff", "%ED%A0%80",

@@ -139,7 +139,7 @@ async def test_slow_browser_pauses_upstream_and_is_not_cut(
     side, transport, live = opened
     buffers = side.world.service.connections.buffers
     buffers.change("198.51.100.7", 10**12)  # the memory of all connections is full
-    transport.get_write_buffer_size = lambda: 9000  # type: ignore[method-assign]
+    transport.get_write_buffer_size = lambda: 9000
     transport.protocol.pause_writing()  # as the transport does when the browser reads nothing
     sent = len(transport.sent)
     events = [batch({"type": "text-delta", "delta": "x" * 2000}, first=n) for n in range(60)]
