@@ -48,6 +48,7 @@ _ENVELOPE: Final = frozenset(("data", "id"))
 """Keys of a body: the app's chunk, and the id by which the official client drops repetitions."""
 _MAX_STRINGS: Final = 4
 """Levels of JSON within strings that the filter parses."""
+_BEGINNINGS: Final = frozenset('{["')
 _PLAIN_TYPE: Final = re.compile(r"trigger:[a-z-]{1,64}")
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,21}")
 """An id of a record: shorter than any key or token."""
@@ -310,6 +311,8 @@ def _own_type(chunk: object) -> str | None:
     for _ in range(_MAX_STRINGS):
         if not isinstance(chunk, str):
             break
+        if chunk.lstrip()[:1] not in _BEGINNINGS:
+            return None  # a text of the app; to let the parser fail costs more
         try:
             chunk = _load_unique(chunk)
         except json.JSONDecodeError:
@@ -323,7 +326,7 @@ def _own_type(chunk: object) -> str | None:
         if chunk.keys() <= _ENVELOPE:  # an envelope in an envelope
             inner = chunk.values()
     elif isinstance(chunk, list):
-        inner = chunk
+        inner = [one for one in chunk if isinstance(one, (dict, list, str))]
     if any(_own_type(one) is not None for one in inner):
         raise _Odd
     return None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -243,6 +244,18 @@ def test_bodies_of_the_app_pass_unchanged(body: str) -> None:
     assert [one["body"] for one in Filtered().feed(batch(record() | {"body": body})).records] == [
         body
     ]
+
+
+@pytest.mark.parametrize("element", ['""', '"x"', "{}", "[]", '{"a":1}', "1"])
+def test_cost_of_a_large_body_is_bounded(element: str) -> None:
+    body = f'{{"data":[{",".join([element] * (250_000 // len(element)))}]}}'
+    stream = batch(record() | {"body": body})
+    began = time.process_time()
+
+    (passed,) = Filtered().feed(stream).records
+
+    assert passed["body"] == body
+    assert time.process_time() - began < 1.0, "Python objects, not a search for each of them"
 
 
 def test_half_a_surrogate_pair_in_a_body_passes_unchanged() -> None:

@@ -264,7 +264,7 @@ def test_expired_token_in_mid_answer_is_replaced(both: Callable[..., dict[str, A
 
 def test_stream_that_upstream_cuts_loses_nothing(both: Callable[..., dict[str, Any]]) -> None:
     def conversation(side: Side) -> dict[str, Any]:
-        side.upstream.app.chats.cut_after = 3
+        side.upstream.app.chats.cut_after = 6
         side.open()
         return side.call("send", text="a b c d e f")
 
