@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from support.chats import BOTH, CHAT, ROUTE, Live, batch, message
 from support.differential import (
+    FakeLoop,
     FakeTransport,
     Side,
     authorization,
@@ -155,6 +156,23 @@ async def test_slow_browser_pauses_upstream_and_is_not_cut(
     await turns()
     assert not live.paused
     assert transport.sent.count(b'"seq_num"') == len(events), "nothing is lost"
+
+
+async def test_browser_that_reads_nothing_is_cut_in_the_end(
+    opened: tuple[Side, FakeTransport, Live],
+) -> None:
+    _, transport, live = opened
+    loop = FakeLoop()
+    transport.protocol.loop = loop
+    transport.protocol.pause_writing()
+    assert loop.seconds == [75], "BFF_IDLE_TIMEOUT"
+    assert not transport.closed
+
+    loop.timers[0].run()
+    await turns()
+
+    assert transport.closed
+    assert live.closed, "upstream's side too"
 
 
 async def test_stream_is_refused_while_memory_is_full(
