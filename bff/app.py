@@ -330,6 +330,7 @@ def _make_protocol(
         trusted=settings.trusted_proxies,
         count=lambda reason: telemetry.count(metrics.CLOSED_CONNECTIONS, reason),
     )
+    gateway.streams.is_memory_full = lambda: connections.buffers.full
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )

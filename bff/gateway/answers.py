@@ -16,6 +16,7 @@ from bff.gateway.routes import SESSION
 from bff.limits.headers import rate_lines
 from bff.request import RequestHead
 from bff.response import (
+    NO_RETRY,
     EventStream,
     PushedStream,
     Representation,
@@ -178,10 +179,11 @@ class Answers:
         self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
     ) -> Response:
         """Answer a message with what upstream made of it."""
+        lines = rate_lines(request.window, request.now, request.wall)
         response = self._responses.message(
             status,
             json.dumps(body).encode(),
-            rate_lines(request.window, request.now, request.wall),
+            lines + NO_RETRY if code else lines,
             origin=request.head.fields.origin,
             request_id=request.request_id,
         )
