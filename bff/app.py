@@ -187,6 +187,7 @@ class Service:
             listeners=listeners,
             appends=Appends(lambda: self.now),
             part_ids=lambda: os.urandom(16).hex(),
+            peeks=SingleFlight(self._spawn),
         )
 
     def _make_sharing(self, settings: Settings) -> Sharing:
@@ -223,6 +224,9 @@ class Service:
             count=telemetry.count,
             on_purge=self._purge,
             on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
+            on_turn=lambda environment, ids, number, ended: self.gateway.answering.learn(
+                environment, ids, number, ended=ended
+            ),
         )
 
     def _share(self, settings: Settings) -> None:

@@ -27,10 +27,13 @@ _BOM: Final = b"\xef\xbb\xbf"
 _COMMAND: Final = ""
 """The name of the first header of a command to the stream's storage."""
 _CONTROL: Final = "trigger-control"
+_TURN_END: Final = "turn-complete"
+_IN_EVENT: Final = "session-in-event-id"
+"""The header that names the last message that a turn has answered."""
 _ALLOWED: Final = {
     _COMMAND: re.compile(r"[a-z-]{1,32}"),
     _CONTROL: re.compile(r"[a-z-]{1,64}"),
-    "session-in-event-id": re.compile(r"[0-9]{1,20}"),
+    _IN_EVENT: re.compile(r"[0-9]{1,20}"),
     "session-closed": re.compile(r"true|false"),
 }
 """Headers of commands and controls that are kept, each with its values."""
@@ -81,6 +84,8 @@ class RecordFilter:
         """The sequence number of the last record that the browser has; -1 for none."""
         self.records = 0
         """Data records that were passed on."""
+        self.answered = -1
+        """The number of the last message whose turn has ended, by the controls; -1 if none has."""
         self._counts = counts
         self._shows_reason = shows_reason
         self._max = max_event_bytes
@@ -196,7 +201,8 @@ class RecordFilter:
         if isinstance(headers, list) and headers:
             names = [_name(header) for header in headers]
             if names[0] == _COMMAND or _CONTROL in names:
-                passed["headers"] = self._headers(headers, names)
+                passed["headers"] = kept = self._headers(headers, names)
+                self._note_turn(dict(kept))
                 passed["body"] = ""
                 self.cursor = number
                 return passed
@@ -207,15 +213,19 @@ class RecordFilter:
         self.records += 1
         return passed
 
-    def _headers(self, headers: list[Any], names: list[str | None]) -> list[list[str]]:
+    def _note_turn(self, headers: dict[str, str]) -> None:
+        if headers.get(_CONTROL) == _TURN_END and _IN_EVENT in headers:
+            self.answered = max(self.answered, int(headers[_IN_EVENT]))
+
+    def _headers(self, headers: list[Any], names: list[str | None]) -> list[tuple[str, str]]:
         kept = []
         for header, name in zip(headers, names, strict=True):
             value = header[1] if name is not None and len(header) > 1 else None
             if isinstance(value, str) and self._is_allowed(name, value):
-                kept.append([name, value])
+                kept.append((name or "", value))
             else:
                 self._count_header(name)
-        return kept  # type: ignore[return-value]
+        return kept
 
     def _is_allowed(self, name: str | None, value: str) -> bool:
         if name == _REASON:

@@ -43,6 +43,8 @@ class ChatStream:
         address: the key of its browser's address.
         session: environment and id.
         grounds: what it was allowed by; `Streams.check` passes it on.
+        passed: called after records have passed, with the number of the last message whose turn
+            they ended; see `RecordFilter.answered`.
     """
 
     streams: "Streams"
@@ -52,6 +54,7 @@ class ChatStream:
     grounds: Any
     records: RecordFilter
     began: float
+    passed: Callable[[int], None] = field(default=lambda _: None)
     _hold: Callable[[int], bool] = field(default=lambda _: True)
     _upstream: Upstream | None = None
     _reason: str | None = None
@@ -95,6 +98,7 @@ class ChatStream:
                 if events:
                     if self.streams.is_first(self):
                         self.streams.observe_first(self)
+                    self.passed(self.records.answered)
                     yield events
                 if self.records.failed:
                     self.streams.note_unreadable(self)

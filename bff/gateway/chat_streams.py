@@ -68,6 +68,9 @@ class PendingStream:
                 chats.counts, shows_reason=chats.chat.shows_reason, cursor=_cursor(self.options)
             ),
             began=request.now,
+            passed=lambda answered: chats.turns.passed(
+                caller.environment, chats.ids_of(caller, self.session_id), answered
+            ),
         )
         chats.streams.add(stream)
         try:

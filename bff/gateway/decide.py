@@ -32,16 +32,18 @@ from bff.gateway.lists import Lists
 from bff.gateway.live import TICK_SECONDS, Live
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
+from bff.gateway.peeks import Peeks
 from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
 from bff.limits.rate import LeasePending
+from bff.live.answering import Answering, NoAnswering
 from bff.live.listener import Listener
 from bff.live.listeners import Listeners
 from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
-from bff.sessions.copy import Copy, State
+from bff.sessions.copy import Copy, Key, State
 from bff.stream_registry import CHECK_SECONDS
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller, Claimant
@@ -66,6 +68,7 @@ class Gateway:
         listeners: the open event streams of session state.
         appends: the messages under way.
         part_ids: makes an id for a message that has none.
+        peeks: runs the requests that tell whether agents are answering, one for each session.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Gateway:
         listeners: Listeners,
         appends: Appends,
         part_ids: Callable[[], str],
+        peeks: "SingleFlight[Key, None]",
     ) -> None:
         self.cache = cache
         self.introspections = introspections
@@ -94,6 +98,17 @@ class Gateway:
         self.streams = streams
         self.listeners = listeners
         listeners.show, listeners.newest = self.show_change, self.newest
+        listeners.version = self.version
+        self.answering = Answering(
+            lambda: clock()[0], changed=listeners.changed_beside, announce=sharing.announce_turn
+        )
+        self._peeks = Peeks(
+            self.answering,
+            in_flight=peeks,
+            sharing=sharing,
+            telemetry=telemetry,
+            clock=clock,
+        )
         self._appends = appends
         self._part_ids = part_ids
         self._pauses: dict[str, float] = {}
@@ -122,6 +137,8 @@ class Gateway:
         moved = before.origins != config.origins
         if moved or config.verifier is not before.verifier:
             self.introspections.forget()
+        if moved:
+            self.answering.forget()
         self._use(config)
         if moved or before.projection != config.projection:
             self.cache.clear(loads=moved)
@@ -143,6 +160,7 @@ class Gateway:
             loader=self.loader,
             telemetry=self.telemetry,
         )
+        answering = self.answering if config.live.answering else NoAnswering()
         self.chats = Chats(
             config,
             admission=admission,
@@ -154,6 +172,7 @@ class Gateway:
             appends=self._appends,
             part_ids=self._part_ids,
             pauses=self._pauses,
+            turns=answering,
         )
         members = Members(admission=admission, introspector=self._introspector, lookup=self._lookup)
         self._aliases = Aliases(config, pairs=self.loader.pairs, members=members)
@@ -167,6 +186,8 @@ class Gateway:
             revocations=self.revocations,
             pairs=self.loader.pairs,
             listeners=self.listeners,
+            answering=answering,
+            peeks=self._peeks,
         )
         self._lists = Lists(
             config,
@@ -321,6 +342,10 @@ class Gateway:
     def newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""
         return self._live.newest(environment, name, self.clock()[0])
+
+    def version(self, copy: Copy) -> int:
+        """Make the stamp of the document that listeners see of a copy."""
+        return self._live.version(copy)
 
     def _admit_again(self, pending: Pending) -> Response | Pending:
         """Decide after a wait; every result of a wait passes this method, a refusal included.

@@ -22,9 +22,11 @@ from bff.gateway.answers import STALE_IF_ERROR, Answers
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector
 from bff.gateway.lookup import Lookup
+from bff.gateway.peeks import Peeks
 from bff.gateway.pending import PendingLoad, Resumable
 from bff.limits.client_address import is_trusted
 from bff.live import events
+from bff.live.answering import Answering, NoAnswering
 from bff.live.listener import Listener
 from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners, Watch
 from bff.response import Response
@@ -94,6 +96,8 @@ class Live:
     Args:
         listeners: those that are open.
         pairs: the ids of sessions that loads brought.
+        answering: whether agents are answering.
+        peeks: ask upstream for that.
     """
 
     def __init__(
@@ -108,8 +112,12 @@ class Live:
         revocations: Revocations,
         pairs: Pairs,
         listeners: Listeners,
+        answering: Answering | NoAnswering,
+        peeks: Peeks,
     ) -> None:
         self._config = config
+        self._answering = answering
+        self._peeks = peeks
         self.enabled = config.live.enabled
         self._admission = admission
         self._answers = answers
@@ -175,9 +183,11 @@ class Live:
             names=pending.names,
             began=request.now,
         )
-        documents = [answers.event(request, caller, copy) for copy in pending.shown.values()]
+        documents = []
         for name, copy in pending.shown.items():
-            listener.set_stamp(name, events.stamp(copy.etag))
+            answering = self._answering.of(copy)
+            documents.append(answers.event(request, caller, copy, answering))
+            listener.set_stamp(name, events.stamp(copy.etag, answering))
         for name, refusal in pending.unavailable.items():
             listener.set_stamp(name, events.stamp_of_refusal(name, refusal.code))
         opening = events.opening(request.request_id)
@@ -215,8 +225,9 @@ class Live:
         if not self._introspector.is_accepted(caller, shown_as, now):
             return  # upstream has not verified the token for this session
         request.now, request.wall = now, wall
+        answering = self._answering.of(copy)
         try:
-            document = self._answers.event(request, caller, copy)
+            document = self._answers.event(request, caller, copy, answering)
         except Refused:  # a revocation; a session that is not shown causes no byte
             if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
@@ -224,7 +235,11 @@ class Live:
         if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
-            listener.show(shown_as, events.stamp(copy.etag), document)
+            listener.show(shown_as, events.stamp(copy.etag, answering), document)
+
+    def version(self, copy: Copy) -> int:
+        """Make the stamp of the document that listeners see of a copy."""
+        return events.stamp(copy.etag, self._answering.of(copy))
 
     def newest(self, environment: str, name: str, now: float) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""
@@ -241,6 +256,7 @@ class Live:
             self._ask(watch, now, wall)
             if number % 100 == 0:
                 yield
+        self._peeks.start(self._config, now)
 
     def _ask(self, watch: Watch, now: float, wall: float) -> None:
         """Look a session up as a poll does; a copy that is fresh needs no load."""
@@ -259,13 +275,17 @@ class Live:
                 watch.old = True
             return
         if isinstance(served, PendingLoad):
-            watch.old |= served.fallback is not None
+            if served.fallback is not None:
+                watch.old = True
+                self._peeks.want(self._answering, served.fallback, now, ages.ttl)
+                self._listeners.update(served.fallback)
             if watch.load is not served.load:
                 watch.load = served.load
                 served.task.add_done_callback(partial(self._loaded, watch))
             served.load.leave(again=True)  # nobody waits for it: the copy comes to `changed`
             return
         copy, outcome = served
+        self._peeks.want(self._answering, copy, now, ages.ttl)
         self._listeners.changed(copy)
         watch.old = outcome is STALE_IF_ERROR
         fresh_until = ages.fresh_until(copy, copy.share.stretch)
@@ -311,6 +331,7 @@ class Live:
             or environment is None
             or environment.origin != before.environments[caller.environment].origin
             or before.projection != config.projection
+            or before.live.answering != config.live.answering
         ):
             return "policy"
         if self._revocations.any and self._is_session_revoked(grounds, wall):

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
+from bff.live.answering import Peek
 from bff.replicas.codec import Namespace
 from bff.replicas.lookups import LoadRequest
 from bff.replicas.sharing import Sharing
@@ -60,6 +61,27 @@ class Alone:
     ) -> Introspection:
         """Ask upstream about a token."""
         return await ask()
+
+    async def peek(
+        self,
+        environment: str,
+        id_: str,  # noqa: ARG002
+        budget: Budget,
+        ttl: float,  # noqa: ARG002
+        ask: Callable[[], Awaitable[Peek]],
+    ) -> Peek | None:
+        """Ask upstream, if the *budget* allows it; None if it is spent."""
+        wait = await self.limits.spend(environment, budget, timeout=0.0)
+        return await ask() if wait <= 0 else None
+
+    def announce_turn(
+        self,
+        environment: str,
+        ids: tuple[str, ...],
+        number: int,
+        ended: bool,  # noqa: FBT001
+    ) -> None:
+        """Tell nobody."""
 
     def check(self) -> None:
         """Do nothing: there is no store that could be down."""

@@ -1,4 +1,4 @@
-"""Announcements of replicas to one another: purges and revocations.
+"""Announcements of replicas to one another: purges, revocations, and turns of chats.
 
 An announcement is a message on a stream, not on a channel: a replica that was cut off reads what
 was announced meanwhile, and one that starts reads the revocations that are kept.
@@ -42,7 +42,11 @@ class Stream:
     kept: int
 
 
-STREAMS: Final = {"purges": Stream(10_000), "revocations": Stream(100_000)}
+STREAMS: Final = {
+    "purges": Stream(10_000),
+    "revocations": Stream(100_000),
+    "turns": Stream(1_000),
+}
 
 
 Message = tuple[bytes, list[tuple[bytes, bytes]]]

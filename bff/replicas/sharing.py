@@ -5,19 +5,22 @@ limits and budget by the number of replicas that ran when the store was last up.
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from bff.clock import Clock
 from bff.errors import Refusal
+from bff.limits.budget import Budget
+from bff.live.answering import PENDING_SECONDS, Peek
 from bff.replicas.announcements import STREAMS
 from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, reveal
-from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome
+from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome, PeekLookup
 from bff.replicas.purge_log import PurgeLog
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_limits import SharedLimits
-from bff.replicas.shared_loads import SharedLoads
+from bff.replicas.shared_loads import SharedLoads, SharedLookup
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreUnavailable, if_available
 from bff.sessions.copy import Copy
@@ -40,6 +43,8 @@ class Sharing:
         count: counts a metric.
         on_purge: deletes a session of an environment in this process.
         on_revocation: applies a revocation that this or another replica announced.
+        on_turn: learns of a message to a session, or of the end of its turn: environment, ids,
+            number of the message, whether its turn has ended.
 
     Attributes:
         limits: what callers and loads may spend in all replicas together.
@@ -61,6 +66,7 @@ class Sharing:
         count: Callable[..., None],
         on_purge: Callable[[str, str], None],
         on_revocation: Callable[[str], object],
+        on_turn: Callable[[str, tuple[str, ...], int, bool], None],
     ) -> None:
         self.store = store
         self.namespaces: Mapping[str, Namespace] = {}
@@ -71,6 +77,7 @@ class Sharing:
         self._spawn = spawn
         self._on_purge = on_purge
         self._on_revocation = on_revocation
+        self._on_turn = on_turn
         self._purges = PurgeLog(STREAMS["purges"].kept - 1)
         self.limits = SharedLimits(store, clock=clock, spawn=spawn, count=count)
         self._loads = SharedLoads(
@@ -194,7 +201,69 @@ class Sharing:
         introspection, _, _ = await self._loads.get(lookup, lambda *_: ask())
         return introspection
 
-    # -- purges and revocations
+    async def peek(
+        self,
+        environment: str,
+        id_: str,
+        budget: Budget,
+        ttl: float,
+        ask: Callable[[], Awaitable[Peek]],
+    ) -> Peek | None:
+        """Get a peek of the last *ttl* seconds: another replica's, or the one that *ask* makes.
+
+        Returns:
+            None if the *budget* is spent.
+        """
+        namespace = self.namespaces.get(environment)
+
+        async def spend(wait: float | None, timeout: float) -> Peek | None:
+            if wait is None:
+                wait = await self.limits.spend(environment, budget, timeout=timeout)
+            elif wait <= 0:
+                budget.spend(self._clock()[0])  # this replica counts it too, as in `load`
+            return await ask() if wait <= 0 else None
+
+        if namespace is None or not self.up:
+            return await spend(None, self.timeout)
+        lookup: SharedLookup[Peek | None] = PeekLookup(
+            namespace=namespace,
+            key=self._key,
+            session_id=id_,
+            budget=SharedBudget(namespace.origin, budget.limit, budget.seconds, budget.name),
+            fresh_for=ttl,
+            clock=self._clock,
+            is_current=lambda: self.namespaces.get(environment) is namespace,
+        )
+        peek, _, _ = await self._loads.get(lookup, spend)
+        return peek
+
+    # -- announcements
+
+    def announce_turn(
+        self,
+        environment: str,
+        ids: tuple[str, ...],
+        number: int,
+        ended: bool,  # noqa: FBT001
+    ) -> None:
+        """Tell other replicas of message *number* to a session, or of the end of its turn."""
+        namespace = self.namespaces.get(environment)
+        if namespace is None or not self.up:
+            return
+        _, wall = self._clock()
+        turn = conceal(self._key, json.dumps([ids, number, ended, wall])).decode()
+        self._spawn(self._publish_turn(namespace.origin, turn))
+
+    async def _publish_turn(self, origin: str, turn: str) -> None:
+        await if_available(self.store.publish("turns", origin=origin, turn=turn))
+
+    def _receive_turn(self, origin: str, turn: str) -> None:
+        ids, number, ended, wall = json.loads(reveal(self._key, turn.encode()))
+        if abs(self._clock()[1] - wall) > PENDING_SECONDS:
+            return  # a replica that starts reads old announcements
+        for environment, namespace in self.namespaces.items():
+            if namespace.origin == origin:
+                self._on_turn(environment, tuple(ids), number, ended)
 
     async def purge(self, environment: str, id_: str) -> None:
         """Delete a session in the store and in every replica, under both its ids.
@@ -233,6 +302,8 @@ class Sharing:
     def _receive(self, number: str, message: dict[str, str]) -> None:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
+        elif "turn" in message:
+            self._receive_turn(message["origin"], message["turn"])
         elif "place" in message:
             id_ = reveal(self._key, message["id"].encode())
             self._apply_purge(message["place"], id_, number)
