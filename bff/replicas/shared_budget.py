@@ -36,6 +36,20 @@ class Denials:
         remembered, next_ = self._waits.get(budget, (-inf, -inf))
         return next_ - now if now < min(remembered, next_) else 0.0
 
+    def ask(self, budget: SharedBudget, now: float) -> float:
+        """Return the wait as `wait` does; if it is 0, the caller asks the store, for all others.
+
+        Many loads may wait for one budget. When the memory ends, one of them asks at a time.
+        """
+        wait = self.wait(budget, now)
+        if not wait and budget in self._waits:
+            self._waits[budget] = now + _MEMORY_SECONDS, self._waits[budget][1]
+        return wait
+
+    def forget(self, budget: SharedBudget) -> None:
+        """Forget that the budget was spent: the store allowed a load."""
+        self._waits.pop(budget, None)
+
     def record(self, budget: SharedBudget, now: float, seconds: float) -> None:
         """Remember that the store allows no load for *seconds*."""
         self._waits[budget] = now + _MEMORY_SECONDS, now + seconds

@@ -106,12 +106,14 @@ class SharedLimits:
         """
         shared, wait = self._budget(environment, budget), None
         if shared is not None and self.up:
-            if remembered := self.denials.wait(shared, self._clock()[0]):
+            if remembered := self.denials.ask(shared, self._clock()[0]):
                 return remembered
             async with self._store.turns:
                 wait = await if_available(self._store.spend(shared, timeout=timeout))
             if wait:
                 self.denials.record(shared, self._clock()[0], wait)
+            elif wait is not None:
+                self.denials.forget(shared)
         if wait is None:
             budget.replicas = self.replicas
             wait = budget.wait(self._clock()[0])

@@ -239,7 +239,7 @@ class SharedLoads:
             # We wait for another replica's load, so only the last poll counts against the timeout.
             async with self._store.turns:
                 deadline.left, (sent, _) = left, self._clock()
-                remembered = self._denials.wait(budget, sent)
+                remembered = self._denials.ask(budget, sent)
                 looked_up = await deadline.wait(
                     self._store.load(
                         lookup.prefix,
@@ -253,6 +253,7 @@ class SharedLoads:
                 )
             entry = self._decode(lookup, looked_up.value, looked_up.left, sent)
             if looked_up.claimed:
+                self._denials.forget(budget)
                 return _Search(Claim(token, looked_up.time, self._clock()[0]), entry, 0.0)
             if entry is not None and lookup.is_answer(entry):
                 return _Search(entry=entry)

@@ -24,3 +24,18 @@ def test_denial_holds_for_no_other_budget() -> None:
     denials.record(BUDGET, 100.0, 30.0)
 
     assert denials.wait(SharedBudget("origin", 20, 60.0), 100.0) == 0.0
+
+
+def test_one_load_asks_for_all_when_the_memory_ends() -> None:
+    denials = Denials()
+    denials.record(BUDGET, 100.0, 30.0)
+
+    assert [denials.ask(BUDGET, 101.0) for _ in range(3)] == [0.0, 29.0, 29.0]
+
+
+def test_allowed_load_ends_the_memory() -> None:
+    denials = Denials()
+    denials.record(BUDGET, 100.0, 30.0)
+    denials.forget(BUDGET)
+
+    assert [denials.ask(BUDGET, 100.5) for _ in range(3)] == [0.0, 0.0, 0.0]
