@@ -224,9 +224,7 @@ class Service:
             count=telemetry.count,
             on_purge=self._purge,
             on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
-            on_turn=lambda environment, ids, number, ended: self.gateway.answering.learn(
-                environment, ids, number, ended=ended
-            ),
+            on_news=lambda *news: self.gateway.receive_news(*news),  # noqa: PLW0108  made later
         )
 
     def _share(self, settings: Settings) -> None:

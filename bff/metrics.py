@@ -343,9 +343,13 @@ LISTENER_ENDS: Final = _counter(
     "bff_listener_ends",
     "Event streams of session state that ended, by reason: browser (left, or read too slowly), "
     "expired, revoked, key (its key was removed), policy (the settings changed what it may see), "
-    "unverified (upstream has to verify its token again), shutdown, failed.",
+    "unverified (upstream has to verify its token again), outdated (a newer token of the person "
+    "names a new session), shutdown, failed.",
     "reason",
-    initial=("browser", "expired", "revoked", "key", "policy", "unverified", "shutdown", "failed"),
+    initial=(
+        *("browser", "expired", "revoked", "key", "policy", "unverified", "outdated"),
+        *("shutdown", "failed"),
+    ),
 )
 LISTENER_SECONDS: Final = _histogram(
     "bff_listener_seconds",

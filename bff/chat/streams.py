@@ -128,7 +128,13 @@ class Streams(StreamRegistry[ChatStream]):
     """
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
-        super().__init__(telemetry, clock, ends=metrics.STREAM_ENDS, seconds=metrics.STREAM_SECONDS)
+        super().__init__(
+            telemetry,
+            clock,
+            ends=metrics.STREAM_ENDS,
+            seconds=metrics.STREAM_SECONDS,
+            kind="chat",
+        )
         self._waiting_first: set[ChatStream] = set()
         self._unreadable: TTLCache[tuple[str, str, int], None] = TTLCache(
             _MAX_UNREADABLE, UNREADABLE_SECONDS, timer=clock

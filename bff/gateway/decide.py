@@ -8,7 +8,7 @@ It first checks whether this caller may read the session.
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from bff import metrics
 from bff.chat.appends import Appends
@@ -53,6 +53,11 @@ from bff.tokens.scopes import Grant
 
 HOLDERS: Final = (PendingStream, PendingMessage)
 """Pending answers that hold what they must release, whatever the decision is."""
+
+
+RECENT_SECONDS: Final = 60.0
+"""Seconds after its issue in which a token is announced to other replicas: a page uses a new token
+at once."""
 
 
 class Gateway:
@@ -100,7 +105,9 @@ class Gateway:
         listeners.show, listeners.newest = self.show_change, self.newest
         listeners.version = self.version
         self.answering = Answering(
-            lambda: clock()[0], changed=listeners.changed_beside, announce=sharing.announce_turn
+            lambda: clock()[0],
+            changed=listeners.changed_beside,
+            announce=lambda environment, *turn: sharing.announce(environment, "turn", *turn),
         )
         self._peeks = Peeks(
             self.answering,
@@ -149,7 +156,10 @@ class Gateway:
         self.loader.apply(config)
         self._routes = Routes(config.pages, chat=config.chat.enabled)
         self.admission = admission = Admission(
-            config, revocations=self.revocations, telemetry=self.telemetry
+            config,
+            revocations=self.revocations,
+            telemetry=self.telemetry,
+            on_token=self.note_token,
         )
         self.answers = Answers(config.responses, admission=admission, telemetry=self.telemetry)
         self._introspector.apply(config, admission)
@@ -342,6 +352,25 @@ class Gateway:
     def newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""
         return self._live.newest(environment, name, self.clock()[0])
+
+    def note_token(self, caller: Caller[Grant]) -> None:
+        """End the lists of all replicas that a new token makes outdated."""
+        names, is_recent = caller.granted.ids, self.clock()[1] - caller.issued < RECENT_SECONDS
+        if caller.has_actor and names and self.config.live.enabled:
+            key = caller.environment, caller.key
+            self.listeners.outdate(key, names, caller.issued)
+            if is_recent:
+                news = caller.key.hex(), list(names), caller.issued
+                self.sharing.announce(caller.environment, "token", *news)
+
+    def receive_news(self, environment: str, kind: str, *news: Any) -> None:
+        """Use an announcement of a replica."""
+        if kind == "token":
+            key, names, issued = news
+            self.listeners.outdate((environment, bytes.fromhex(key)), names, issued)
+        elif kind == "turn":
+            ids, number, ended = news
+            self.answering.learn(environment, tuple(ids), number, ended=ended)
 
     def version(self, copy: Copy) -> int:
         """Make the stamp of the document that listeners see of a copy."""

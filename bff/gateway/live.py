@@ -24,6 +24,7 @@ from bff.gateway.introspection import Introspector
 from bff.gateway.lookup import Lookup
 from bff.gateway.peeks import Peeks
 from bff.gateway.pending import PendingLoad, Resumable
+from bff.gateway.routes import LIST
 from bff.limits.client_address import is_trusted
 from bff.live import events
 from bff.live.answering import Answering, NoAnswering
@@ -199,6 +200,8 @@ class Live:
             self._listeners.count("sessions")
         listener.begin_with(opening)
         self._listeners.add(listener)
+        if request.route is LIST and caller.has_actor:
+            self._listeners.lists.add(listener, caller.granted.ids, caller.issued)
         for name, copy in pending.shown.items():  # other loads may have ended during the wait
             if self.newest(caller.environment, name, request.now)[0] is not copy:
                 listener.postpone(name)

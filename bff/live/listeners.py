@@ -8,13 +8,14 @@ gateway decides for each event whether a listener may see it.
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import count
 from typing import Final
 
 from bff import metrics
 from bff.live import events
 from bff.live.listener import Listener
+from bff.live.lists import Lists
 from bff.sessions.copy import Copy, Key
 from bff.stream_registry import CHECK_SECONDS, StreamRegistry
 from bff.telemetry import Telemetry
@@ -75,7 +76,11 @@ class Listeners(StreamRegistry[Listener]):
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
         super().__init__(
-            telemetry, clock, ends=metrics.LISTENER_ENDS, seconds=metrics.LISTENER_SECONDS
+            telemetry,
+            clock,
+            ends=metrics.LISTENER_ENDS,
+            seconds=metrics.LISTENER_SECONDS,
+            kind="listener",
         )
         self.show: Callable[[Listener, str, Copy | None], None]
         """Decides about one change for one listener; `Gateway` sets it."""
@@ -83,6 +88,7 @@ class Listeners(StreamRegistry[Listener]):
         """Finds the newest copy of a session, and whether anything is known of it."""
         self.version: Callable[[Copy], int] = lambda copy: events.stamp(copy.etag)
         """Makes the stamp of the document that listeners see of a copy."""
+        self.lists = Lists(clock)
         self.followed = 0
         self._watches: dict[Key, Watch] = {}
         self._due: list[tuple[float, int, Watch]] = []
@@ -127,7 +133,13 @@ class Listeners(StreamRegistry[Listener]):
             del watch.followers[stream]
             if not watch.followers:
                 del self._watches[watch.key]
+        self.lists.remove(stream)
         super().remove(stream, reason)
+
+    def outdate(self, caller: Hashable, names: Iterable[str], issued: float) -> None:
+        """End the lists of a caller who has a newer token that names a new session."""
+        for listener in self.lists.outdated(caller, names, issued):
+            listener.end("outdated")
 
     # -- changes
 

@@ -1,6 +1,7 @@
 """A gateway without a store: the methods of `sharing.Sharing`, which share nothing."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from bff.clock import Clock
 from bff.errors import Refusal
@@ -74,13 +75,7 @@ class Alone:
         wait = await self.limits.spend(environment, budget, timeout=0.0)
         return await ask() if wait <= 0 else None
 
-    def announce_turn(
-        self,
-        environment: str,
-        ids: tuple[str, ...],
-        number: int,
-        ended: bool,  # noqa: FBT001
-    ) -> None:
+    def announce(self, environment: str, *news: Any) -> None:
         """Tell nobody."""
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Announcements of replicas to one another: purges, revocations, and turns of chats.
+"""Announcements of replicas to one another: purges, revocations, and news for listeners.
 
 An announcement is a message on a stream, not on a channel: a replica that was cut off reads what
 was announced meanwhile, and one that starts reads the revocations that are kept.
@@ -45,7 +45,7 @@ class Stream:
 STREAMS: Final = {
     "purges": Stream(10_000),
     "revocations": Stream(100_000),
-    "turns": Stream(1_000),
+    "news": Stream(1_000),
 }
 
 

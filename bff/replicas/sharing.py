@@ -13,7 +13,7 @@ from typing import Any, Final
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
-from bff.live.answering import PENDING_SECONDS, Peek
+from bff.live.answering import Peek
 from bff.replicas.announcements import STREAMS
 from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, reveal
 from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome, PeekLookup
@@ -26,6 +26,8 @@ from bff.replicas.valkey import StoreUnavailable, if_available
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
+_NEWS_SECONDS: Final = 60.0
+"""Seconds after which an announcement for listeners is no longer of use."""
 _RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the stale copy and starts no load."""
 
@@ -43,8 +45,7 @@ class Sharing:
         count: counts a metric.
         on_purge: deletes a session of an environment in this process.
         on_revocation: applies a revocation that this or another replica announced.
-        on_turn: learns of a message to a session, or of the end of its turn: environment, ids,
-            number of the message, whether its turn has ended.
+        on_news: receives the environment and the values of each `announce`.
 
     Attributes:
         limits: what callers and loads may spend in all replicas together.
@@ -66,7 +67,7 @@ class Sharing:
         count: Callable[..., None],
         on_purge: Callable[[str, str], None],
         on_revocation: Callable[[str], object],
-        on_turn: Callable[[str, tuple[str, ...], int, bool], None],
+        on_news: Callable[..., None],
     ) -> None:
         self.store = store
         self.namespaces: Mapping[str, Namespace] = {}
@@ -77,7 +78,7 @@ class Sharing:
         self._spawn = spawn
         self._on_purge = on_purge
         self._on_revocation = on_revocation
-        self._on_turn = on_turn
+        self._on_news = on_news
         self._purges = PurgeLog(STREAMS["purges"].kept - 1)
         self.limits = SharedLimits(store, clock=clock, spawn=spawn, count=count)
         self._loads = SharedLoads(
@@ -239,31 +240,24 @@ class Sharing:
 
     # -- announcements
 
-    def announce_turn(
-        self,
-        environment: str,
-        ids: tuple[str, ...],
-        number: int,
-        ended: bool,  # noqa: FBT001
-    ) -> None:
-        """Tell other replicas of message *number* to a session, or of the end of its turn."""
+    def announce(self, environment: str, *news: Any) -> None:
+        """Tell other replicas what listeners there may need to know: values that JSON has."""
         namespace = self.namespaces.get(environment)
-        if namespace is None or not self.up:
-            return
-        _, wall = self._clock()
-        turn = conceal(self._key, json.dumps([ids, number, ended, wall])).decode()
-        self._spawn(self._publish_turn(namespace.origin, turn))
+        if namespace is not None and self.up:
+            _, wall = self._clock()
+            text = conceal(self._key, json.dumps([wall, *news])).decode()
+            self._spawn(self._publish_news(namespace.origin, text))
 
-    async def _publish_turn(self, origin: str, turn: str) -> None:
-        await if_available(self.store.publish("turns", origin=origin, turn=turn))
+    async def _publish_news(self, origin: str, text: str) -> None:
+        await if_available(self.store.publish("news", origin=origin, news=text))
 
-    def _receive_turn(self, origin: str, turn: str) -> None:
-        ids, number, ended, wall = json.loads(reveal(self._key, turn.encode()))
-        if abs(self._clock()[1] - wall) > PENDING_SECONDS:
+    def _receive_news(self, origin: str, text: str) -> None:
+        sent, *news = json.loads(reveal(self._key, text.encode()))
+        if abs(self._clock()[1] - sent) > _NEWS_SECONDS:
             return  # a replica that starts reads old announcements
         for environment, namespace in self.namespaces.items():
             if namespace.origin == origin:
-                self._on_turn(environment, tuple(ids), number, ended)
+                self._on_news(environment, *news)
 
     async def purge(self, environment: str, id_: str) -> None:
         """Delete a session in the store and in every replica, under both its ids.
@@ -302,8 +296,8 @@ class Sharing:
     def _receive(self, number: str, message: dict[str, str]) -> None:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
-        elif "turn" in message:
-            self._receive_turn(message["origin"], message["turn"])
+        elif "news" in message:
+            self._receive_news(message["origin"], message["news"])
         elif "place" in message:
             id_ = reveal(self._key, message["id"].encode())
             self._apply_purge(message["place"], id_, number)
