@@ -53,6 +53,7 @@ class Grounds:
     Attributes:
         config: the settings by which it was checked last.
         changes: how many revocations there were then.
+        filters: whether the query filters sessions.
     """
 
     request: RequestContext
@@ -60,6 +61,7 @@ class Grounds:
     query: Query
     config: RuntimeConfig
     changes: int
+    filters: bool
     listener: Listener | None = None
 
 
@@ -174,7 +176,14 @@ class Live:
         )
         if self._listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:
             raise Refused("overloaded", retry_after=1.0)
-        grounds = Grounds(request, caller, pending.query, config, self._revocations.changes)
+        grounds = Grounds(
+            request,
+            caller,
+            pending.query,
+            config,
+            self._revocations.changes,
+            filters=pending.query.filters,
+        )
         grounds.listener = listener = Listener(
             self._listeners,
             environment=caller.environment,
@@ -235,7 +244,7 @@ class Live:
             if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
             return
-        if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
+        if grounds.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
             listener.show(shown_as, events.stamp(copy.etag, answering), document)

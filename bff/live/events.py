@@ -74,6 +74,7 @@ def sessions(documents: Iterable[bytes], unavailable: list[dict[str, str]], tota
     return b"id: %b\nevent: sessions\ndata: %b\n\n" % (event_id(total), data)
 
 
+@lru_cache(maxsize=8)  # all who follow one session alone get the same bytes
 def session(document: bytes, total: int) -> bytes:
     """Make the event for one new or changed session. JSON holds no line break."""
     return b"id: %b\nevent: session\ndata: %b\n\n" % (event_id(total), document)
