@@ -5,6 +5,9 @@ BIN     = $(VENV)/bin
 # The packages that frontends run, for the tests; without npm those tests say that they are skipped.
 NODE_MODULES = $(if $(shell command -v npm),tests/sdk/node_modules/.package-lock.json)
 
+# Hundreds of tests start a gateway, and each would compile it.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
 .PHONY: help demo example setup test test-python test-programs coverage faults histories streams mutants soak soak-faults fuzz \

@@ -36,8 +36,8 @@ IN_A_ROW = 10_000
 """Sessions that are loaded one after another."""
 
 
-def measure(rounds: int) -> dict[str, dict[str, float]]:
-    """Return the least and the median of the microseconds of each."""
+def measure(rounds: int, row: int = IN_A_ROW) -> dict[str, dict[str, float]]:
+    """Return the least and the median of the microseconds of each; *row* loads are in a row."""
     port = _free_port()
     origin = subprocess.Popen(["taskset", "-c", "1", sys.executable, str(ORIGIN), str(port)])
     os.sched_setaffinity(0, {0})
@@ -47,14 +47,16 @@ def measure(rounds: int) -> dict[str, dict[str, float]]:
             Path(os.devnull).open("w") as nowhere,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            return runner.run(_rounds(rounds, f"http://127.0.0.1:{port}", Telemetry(nowhere)))
+            return runner.run(_rounds(rounds, row, f"http://127.0.0.1:{port}", Telemetry(nowhere)))
     finally:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
         origin.kill()
         origin.wait()
 
 
-async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
+async def _rounds(
+    rounds: int, row: int, url: str, telemetry: Telemetry
+) -> dict[str, dict[str, float]]:
     service, load = _loading(url, telemetry)
     numbers = count()
     limits = httpx2.Limits(max_connections=100, max_keepalive_connections=10)
@@ -67,7 +69,7 @@ async def _rounds(rounds: int, url: str, telemetry: Telemetry) -> dict[str, dict
 
         took = await _in_turns({"bare client call": call, "load": load}, rounds)
     await service.network.aclose()
-    return took | await in_a_row(url, telemetry)
+    return took | await _in_a_row(row, url, telemetry)
 
 
 def _loading(url: str, telemetry: Telemetry) -> tuple[Service, Callable[[], Awaitable[None]]]:
@@ -117,19 +119,19 @@ async def _in_turns(
     }
 
 
-async def in_a_row(url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
-    """Load 10,000 sessions, one after another; the last must cost no more than the first."""
+async def _in_a_row(row: int, url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
+    """Load *row* sessions, one after another; the last must cost no more than the first."""
     service, load = _loading(url, telemetry)
     took = []
-    for _ in range(IN_A_ROW // LOADS):
+    for _ in range(row // LOADS):
         began = time.process_time()
         for _ in range(LOADS):
             await load()
         took.append((time.process_time() - began) / LOADS * 1e6)
     await service.network.aclose()
-    parts = {"first": took[1:11], "last": took[-10:]}
+    parts = {"first thousand": took[1:11], "last thousand": took[-10:]}
     return {
-        f"load, {which} thousand of {IN_A_ROW:,}": {
+        f"load, {which} of {row:,}": {
             "least": min(times),
             "median": statistics.median(times),
         }

@@ -209,7 +209,7 @@ def test_list_refusal_is_an_sdk_error(node: Node, front: Front, gateway: Gateway
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(policy=policies, documents=st.lists(documents, min_size=1, max_size=3))
 def test_sdk_parses_every_answer_under_any_policy(

@@ -55,6 +55,12 @@ if not _is_signature(signature, signed, key):
                 continue
             verified = TRIGGER_ALGORITHM.verify(token, key)"""
 
+_CHECKED_AND_VERIFIED = f"""\
+if len(signature) != _SIGNATURE_BYTES:
+            return None
+        for key, issuers in self._keys.items():
+            {_VERIFIED}"""
+
 _LOOKUP = """\
             named = self._aliases.find(request, caller, session_id)  # 403 429 5xx
 """
@@ -77,9 +83,10 @@ FAULTS = [
     Fault(
         1,
         "bff/tokens/verify.py",
-        _VERIFIED,
+        _CHECKED_AND_VERIFIED,
         # (Zeros do not change an HMAC key, but satisfy PyJWT's rule of its length.)
-        "import json, jwt\n"
+        "for key, issuers in self._keys.items():\n"
+        "            import json, jwt\n"
         "            try: verified = json.loads(jwt.PyJWS().decode(token, key.ljust(64, '\\0'), "
         "algorithms=[jwt.get_unverified_header(token)['alg']]))\n"
         "            except Exception: raise Refused('token_invalid')",
@@ -192,8 +199,7 @@ FAULTS = [
         "bff/gateway/lookup.py",
         "        self._admission.authorize(request, caller, entry)\n",
         "",
-        "tests/incidents/test_incident_13.py::"
-        "test_13_a_refusal_reveals_nothing_about_another_callers_copy",
+        f"{_REVOCATIONS}::test_revoked_session_causes_no_load",
     ),
     Fault(
         13,

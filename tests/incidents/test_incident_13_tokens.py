@@ -125,7 +125,7 @@ class Foreign(Opaque):
     kind = "source"
 
 
-for machine, examples in ((Opaque, 60), (Foreign, 20)):
+for machine, examples in ((Opaque, 20), (Foreign, 10)):
     machine.TestCase.settings = settings(
         max_examples=int(os.environ.get("EXAMPLES", examples)),
         stateful_step_count=40,

@@ -77,7 +77,7 @@ def test_schemathesis_finds_no_contradiction(
             f"--header=Authorization: Bearer {served.token(*scopes)}",
             f"--header=Origin: {ORIGIN}",
             "--checks=all",
-            "--max-examples=25",
+            "--max-examples=10",
             "--seed=1",
             "--generation-database=none",
             "--no-color",
@@ -239,7 +239,7 @@ def _validator(document: dict[str, Any], schema: dict[str, Any]) -> Any:
     return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(policy=policies, some=st.lists(documents, min_size=1, max_size=3))
 def test_document_describes_bodies_under_any_policy(
     policy: dict[str, str], some: list[dict[str, object]]

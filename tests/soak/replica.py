@@ -3,12 +3,14 @@
     python tests/soak/replica.py FILE
 
 FILE holds two doubles: seconds to add to the wall clock, and the number of tasks in the event loop.
+Its 17th byte says whether the disk of the log is full.
 The third byte of the file `upstream` beside it says to which loopback address a name leads.
 Otherwise this equals the real command, whose service takes the clock as an argument.
 """
 
 import asyncio
 import mmap
+import os
 import socket
 import struct
 import sys
@@ -26,15 +28,19 @@ from bff.upstream import pool
 
 def main(file: str) -> None:
     with Path(file).open("r+b") as opened:
-        shared = mmap.mmap(opened.fileno(), 16)
-    written = 0.0
+        shared = mmap.mmap(opened.fileno(), 17)
+    log = [os.dup(1), os.open("/dev/full", os.O_WRONLY)]
+    written, full = 0.0, 0
 
     def clock() -> tuple[float, float]:
-        nonlocal written
+        nonlocal written, full
         now = time.monotonic()
         if now - written > 0.2:
             written = now
             struct.pack_into("d", shared, 8, len(asyncio.all_tasks()))
+        if full != shared[16]:
+            full = shared[16]
+            os.dup2(log[full], 1)
         return now, time.time() + struct.unpack_from("d", shared)[0]
 
     with Path(file).with_name("upstream").open("r+b") as opened:

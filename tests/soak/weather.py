@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import random
+import resource
 import signal
 import socket
 import struct
@@ -151,10 +152,13 @@ class Replica(Gateway):
         """Set while the log is read."""
         self.reads.set()
         file = folder / f"replica-{number}"
-        file.write_bytes(bytes(16))
+        file.write_bytes(bytes(17))
         with file.open("r+b") as opened:
-            self._shared = mmap.mmap(opened.fileno(), 16)
-        self._command = [sys.executable, str(HERE / "replica.py"), str(file)]
+            self._shared = mmap.mmap(opened.fileno(), 17)
+        # Children that are not the gateway's own end beside it, as a container's orphans do.
+        foreign = 'for s in 1 3 9; do sleep $s >/dev/null 2>&1 & done; exec "$@"'
+        program = [sys.executable, str(HERE / "replica.py"), str(file)]
+        self._command = ["/bin/sh", "-c", foreign, "sh", *program]
 
     def begin(self) -> None:
         self.lives += 1
@@ -183,6 +187,15 @@ class Replica(Gateway):
 
     def jump(self, seconds: float) -> None:
         struct.pack_into("d", self._shared, 0, seconds)
+
+    @contextmanager
+    def full_disk(self):
+        """Let the system refuse each line of the log, as a full disk does."""
+        self._shared[16] = 1
+        try:
+            yield
+        finally:
+            self._shared[16] = 0
 
     @property
     def tasks(self) -> float:
@@ -316,6 +329,7 @@ class Soak:
             self.write("secret_keys", SECRET_KEYS[:1])
             self.store = stack.enter_context(Engine("valkey", self.folder))
             self.store_lock = asyncio.Lock()
+            self.secret_keys, self.descriptors = asyncio.Lock(), asyncio.Lock()
             self.upstream = Upstream(self.folder)
             self.upstream.begin()
             stack.callback(self.upstream.end)
@@ -360,7 +374,7 @@ class Soak:
             self.move_upstream,
             *(self.kill_store, self.freeze_store, self.kill_replica, self.freeze_replica),
             *(self.jump, self.jump, self.purge, self.rotate_signing, self.rotate_secret),
-            self.stall_log,
+            *(self.stall_log, self.fill_disk, self.take_descriptors),
         ]
         await asyncio.sleep(0.3 * number)
         while time.monotonic() < self.until - 1:
@@ -424,20 +438,49 @@ class Soak:
                 await self.pause(2)
 
     async def stall_log(self) -> None:
-        """Read the log of one replica no further for a while, as a full pipe or a slow disk does.
-
-        Its lines about the store are read late, so it counts as alone meanwhile.
-        """
+        """Read the log of one replica no further for a while: its pipe fills, as at a slow disk."""
         replica = self.dice.choice(self.replicas)
+        with self.unheard(replica):
+            replica.reads.clear()
+            try:
+                await self.pause(8)
+            finally:
+                replica.reads.set()
+                await asyncio.sleep(0.2)
+
+    async def fill_disk(self) -> None:
+        """Lose the log of one replica for a while."""
+        replica = self.dice.choice(self.replicas)
+        with self.unheard(replica), replica.full_disk():
+            await self.pause(8)
+
+    @contextmanager
+    def unheard(self, replica: Replica):
+        """Count *replica* as alone: its lines about the store come late, or never."""
         replica.alone.insert(-1, [time.monotonic(), float("inf")])
         interval = replica.alone[-2]
-        replica.reads.clear()
         try:
-            await self.pause(8)
+            yield
         finally:
-            replica.reads.set()
-            await asyncio.sleep(0.2)
             interval[1] = time.monotonic()
+
+    async def take_descriptors(self) -> None:
+        """Leave one replica hardly a descriptor: for browsers, upstream, the store and its files.
+
+        It cannot read a changed file of keys meanwhile, so no key rotates.
+        """
+        replica = self.dice.choice(self.replicas)
+        async with replica.lock, self.secret_keys, self.descriptors:
+            await asyncio.sleep(max(0.0, self.keys.changed + NOTICED - time.monotonic()))
+            pid = replica.process.pid
+            usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            short = descriptors(pid) + 3, usual[1]
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, short)
+            try:
+                await self.pause(2)
+            finally:
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+                await asyncio.sleep(1)
 
     async def jump(self) -> None:
         """Move each replica's wall clock separately, some of them back to the real time."""
@@ -462,7 +505,7 @@ class Soak:
     async def rotate_signing(self) -> None:
         """Write one or two of the three keys into the file."""
         now = time.monotonic()
-        if now - self.keys.changed > NOTICED + 1:
+        if now - self.keys.changed > NOTICED + 1 and not self.descriptors.locked():
             good = set(self.dice.sample(range(3), self.dice.choice([1, 2])))
             self.keys = Keys(good, now, self.keys.good)
             self.write("signing_keys", [SIGNING_KEYS[number] for number in sorted(good)])
@@ -473,14 +516,15 @@ class Soak:
         new = (old + 1) % 3
         if time.monotonic() > self.until - NOTICED - 2:
             return
-        self.findings.done["secret keys rotated"] += 1
-        self.upstream.keys({old, new})
-        self.write("secret_keys", [SECRET_KEYS[new], SECRET_KEYS[old]])
-        await asyncio.sleep(NOTICED / 2 if self.seconds < 60 else NOTICED)
-        self.upstream.keys({new})
-        await self.pause()
-        self.write("secret_keys", [SECRET_KEYS[new]])
-        await asyncio.sleep(1)
+        async with self.secret_keys:
+            self.findings.done["secret keys rotated"] += 1
+            self.upstream.keys({old, new})
+            self.write("secret_keys", [SECRET_KEYS[new], SECRET_KEYS[old]])
+            await asyncio.sleep(NOTICED / 2 if self.seconds < 60 else NOTICED)
+            self.upstream.keys({new})
+            await self.pause()
+            self.write("secret_keys", [SECRET_KEYS[new]])
+            await asyncio.sleep(1)
 
     # -- browsers
 

@@ -1,5 +1,6 @@
 """Copies of the code for programs that change it: `make faults` and `make mutants`."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def run_tests(
         return subprocess.run(
             [python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
             cwd=copy,
+            env=os.environ | {"EXAMPLES": "120"},  # generated tests in their long form
             capture_output=True,
             text=True,
             timeout=timeout,

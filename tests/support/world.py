@@ -302,7 +302,7 @@ class running_upstream:  # noqa: N801  reads as what it is: with running_upstrea
 
     @property
     def seen(self) -> list[Seen]:
-        """Its requests, but those that a gateway sends on its own, at start and while it is idle."""
+        """Its requests, apart from those that a gateway sends at start and while it is idle."""
         own = (PATH + READINESS_ID, "/api/v1/auth/")
         return [one for one in self.app.seen if not one.raw_path.startswith(own)]
 

@@ -78,6 +78,19 @@ async def test_session_is_revoked_under_either_id(world: World, named: str, id_:
     assert await ask(world, world.token(*read("chat-1")), id_) == (200, "")
 
 
+@pytest.mark.parametrize("seconds", [3, 8, 100], ids=["stale", "stale-if-error", "expired"])
+async def test_revoked_session_causes_no_load(world: World, seconds: int) -> None:
+    token = world.token(*read("chat-1"))
+    assert await ask(world, token) == (200, "")
+    world.clock.advance(seconds)
+
+    await revoke(world, session=FRIENDLY["chat-1"])
+
+    assert await ask(world, token) == (403, "unauthorized")
+    await world.settle()
+    assert world.calls == 1
+
+
 async def test_moment_revokes_all_tokens_issued_before(world: World) -> None:
     tokens = [world.token(*read("chat-1"), jti=str(n)) for n in range(5)]
     world.clock.advance(10)

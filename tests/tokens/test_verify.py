@@ -4,7 +4,7 @@ import hmac
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from support.issuers import b64, forge, segment
@@ -182,6 +182,7 @@ _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     inserted=st.sampled_from((b"", b"", b"", b"=", b"==", b"!", b"\n", b"A", b"\xff", b".")),
     spare=st.integers(0, 3),
 )
+@example(header={}, keys=[KEYS[1], KEYS[0]], signer=KEYS[0], cut=0, inserted=b"", spare=0)
 def test_check_before_pyjwt_changes_no_answer(
     header: dict[str, Any], keys: list[str], signer: str, cut: int, inserted: bytes, spare: int
 ) -> None:

@@ -10,7 +10,7 @@ from twins.history import history
 from twins.loop import VirtualLoop
 
 ROWS = len(combinations.pairwise())
-ROUNDS = 4
+ROUNDS = 2
 """Histories of each row; every second round draws its settings instead."""
 
 
