@@ -233,7 +233,7 @@ class Sharing:
             budget=SharedBudget(namespace.origin, budget.limit, budget.seconds, budget.name),
             fresh_for=ttl,
             clock=self._clock,
-            is_current=lambda: self.namespaces.get(environment) is namespace,
+            is_current=lambda: namespace is self.namespaces.get(environment),
         )
         peek, _, _ = await self._loads.get(lookup, spend)
         return peek
