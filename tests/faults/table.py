@@ -2420,9 +2420,9 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/gateway/peeks.py",
-        "                and self._sharing.limits.wait(name, environment.peeks, now) <= 0\n",
-        "",
+        "bff/replicas/alone.py",
+        "        wait = await self.limits.spend(environment, budget, timeout=0.0)\n",
+        "        wait = 0.0\n",
         f"{_PEEKS}::test_peeks_have_a_budget_and_take_turns",
     ),
     Fault(
@@ -2479,6 +2479,13 @@ FAULTS = [
         "bff/live/lists.py",
         "            self._names[person] = together\n",
         "",
+        "tests/live/test_lists.py::test_name_counts_once_although_no_list_has_it",
+    ),
+    Fault(
+        0,
+        "bff/live/lists.py",
+        "        self._names[person] = self._names.get(person, names) | names\n",
+        "        self._names[person] = names\n",
         "tests/live/test_lists.py::test_different_lists_do_not_end_each_other_for_ever",
     ),
     Fault(

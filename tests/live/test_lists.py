@@ -42,6 +42,17 @@ def test_different_lists_do_not_end_each_other_for_ever() -> None:
     assert ends <= 1
 
 
+def test_name_counts_once_although_no_list_has_it() -> None:
+    lists, one = Lists(lambda: 0.0), listener(Registry())
+    lists.add(one, frozenset("a"), 1.0)
+    first = outdated(lists, ("c",), 2.0)
+    lists.remove(one)
+    lists.add(one, frozenset("a"), 3.0)
+
+    assert first == [one]
+    assert outdated(lists, ("c",), 4.0) == []
+
+
 def test_nothing_stays_of_lists_that_ended() -> None:
     lists, one = Lists(lambda: 0.0), listener(Registry())
     lists.add(one, frozenset("a"), 5.0)
