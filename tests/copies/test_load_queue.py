@@ -400,6 +400,31 @@ def test_slow_poller_gets_its_turn_from_a_store_that_denies() -> None:
         )
 
 
+def test_load_that_the_store_denies_for_long_refuses_at_once() -> None:
+    async def history(it: PolledWorld) -> None:
+        token = it.token("ann", it.add("one", "two", "three"))
+        statuses = [(await it.get(token, id_)).status for id_ in ("one", "two")]
+        now = asyncio.get_running_loop().time
+        began = now()
+
+        refused = await it.get(token, "three")
+        took = now() - began
+        await asyncio.sleep(int(refused.headers["retry-after"]))
+        again = await it.get(token, "three")
+
+        assert statuses == [200, 200]
+        assert (refused.status, took < 1) == (503, True), "its turn is a minute away"
+        assert again.status == 200
+
+    with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
+        played(
+            history,
+            BFF_UPSTREAM_BUDGET="2/minute",
+            BFF_STORE_URL="valkey://127.0.0.1:1",
+            BFF_CACHE_TTL="120",
+        )
+
+
 def _stand_in(shared: Shared, _: object, **arguments: Any) -> StandIn:
     return StandIn(shared, **arguments)
 

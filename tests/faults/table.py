@@ -318,8 +318,9 @@ FAULTS = [
     Fault(
         25,
         "bff/tokens/verify.py",
-        _VERIFIED,
-        "import json, jwt\n"
+        _CHECKED_AND_VERIFIED,
+        "for key, issuers in self._keys.items():\n"
+        "            import json, jwt\n"
         "            try: verified = json.loads(jwt.PyJWS().decode("
         "token, key, options={'verify_signature': False}))\n"
         "            except Exception: raise Refused('token_invalid')",
@@ -1616,6 +1617,13 @@ FAULTS = [
         "        done, _ = await asyncio.wait(near, timeout=seconds, return_when=until)\n",
         "        done: set[object] = set()\n",
         f"{_LOAD_QUEUE}::test_retrieve_waits_for_its_turn",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "queued = load if seconds <= TURN_SECONDS else load.successor()",
+        "queued = load",
+        f"{_LOAD_QUEUE}::test_load_that_the_store_denies_for_long_refuses_at_once",
     ),
     Fault(
         49,

@@ -38,6 +38,7 @@ from support.hostile import descriptors, metric, resident
 from support.world import ENVIRONMENT_ID, PATH, Gateway, claims, sign, until
 
 from bff.demo.upstream import session
+from bff.limits.hot_sessions import EPOCH
 from bff.upstream.pool import IDLE_SECONDS
 
 HERE = Path(__file__).parent
@@ -46,7 +47,8 @@ REPLICAS, CALLERS, SESSIONS, TABS, HURRIED = 3, 3000, 1000, 40, 3
 BUDGET, RATE = 50, 5
 """Calls upstream a second, and requests a second of one caller."""
 TTL, STALE_WHILE_REVALIDATE, STALE_IF_ERROR = 1.0, 1.0, 10.0
-STRETCH = SESSIONS / BUDGET
+MAX_STRETCH = 30.0
+"""Seconds. Callers with more sessions than others get copies as old as this."""
 NOTICED = 4.0
 """Seconds until every replica has loaded a changed file, however often another file changes."""
 WINDOW = 5.0
@@ -134,6 +136,7 @@ class Replica(Gateway):
             BFF_BAD_TOKEN_LIMIT="off",
             BFF_UPSTREAM_TIMEOUT="1",
             BFF_CACHE_TTL=str(TTL),
+            BFF_CACHE_MAX_STRETCH=str(MAX_STRETCH),
             BFF_CACHE_STALE_WHILE_REVALIDATE=str(STALE_WHILE_REVALIDATE),
             BFF_CACHE_STALE_IF_ERROR=str(STALE_IF_ERROR),
             PYTHONPATH=f"{HERE.parent.parent}:{HERE.parent}",
@@ -624,7 +627,9 @@ class Soak:
             findings.unentitled += not named or good is False
             findings.unentitled += json.loads(body)["externalId"] != f"chat-{target}"
             findings.oldest = max(findings.oldest, age)
-            findings.too_old += age > max(TTL, STRETCH) + STALE_IF_ERROR + 1
+            if age > MAX_STRETCH + STALE_IF_ERROR + 1:
+                findings.too_old += 1
+                self.report(f"replica {replica.number}: {headers[b'cache-status']!r}, {age:.0f} s")
             loaded = now - age - 1
             kept = loaded > self.purged.get(target, -NOTICED) + NOTICED
             if named and kept and loaded > replica.loaded.get(target, 0.0):
@@ -700,9 +705,12 @@ class Soak:
         for replica in self.replicas:
             replica.jump(0.0)
         await asyncio.sleep(2.5)
-        # The last loads of browsers that left leave connections, which are kept for a while.
-        ends = time.monotonic() + IDLE_SECONDS + 6
-        while self.measured()[1] > self.at_first[1] + 5 and time.monotonic() < ends:
+        # Loads of refused browsers have their turns, and idle connections are kept for a while.
+        ends = time.monotonic() + IDLE_SECONDS + EPOCH + 30
+        while (
+            self.measured()[1] > self.at_first[1] + 5
+            or any(metric(replica, "bff_loads_in_flight") for replica in self.replicas)
+        ) and time.monotonic() < ends:
             await asyncio.sleep(0.2)
         for replica in self.replicas:
             self.findings.loads_left += metric(replica, "bff_loads_in_flight")
