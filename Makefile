@@ -150,8 +150,8 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 	$(BIN)/python tests/programs/generate_docs.py
 	$(BIN)/python tests/bench/memory.py
 
-listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=9000 says how many
-	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),9000)
+listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=10000 says how many
+	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),10000)
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants $(VENV)-release build tests/*/node_modules tests/bench/node/node_modules \

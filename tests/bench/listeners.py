@@ -8,6 +8,7 @@ Both ends of each connection are on this machine, so LISTENERS needs as many ope
 import asyncio
 import os
 import select
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,14 @@ class Measured:
         spread: seconds between the first and the last listener that got a change.
         cost: microseconds of CPU that a change takes for each listener, the kernel's part included.
         cpu: share of a core while nothing changes.
+        hits: rate of hits beside the quiet listeners, as a part of the rate without them.
     """
 
     kib: float
     spread: float
     cost: float
     cpu: float
+    hits: float
 
 
 async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
@@ -46,6 +49,7 @@ async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
     settings = {f"BFF_{name}": str(2 * listeners + 100) for name in bounds}
     settings |= {"BFF_MAX_LISTENERS": str(8 * listeners)}
     with running_upstream() as upstream, Gateway(upstream.port, **OFF, **settings) as gateway:
+        without = _hits(gateway, quiet)
         before = _memory(gateway)
         pages: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         for start in range(0, listeners, AT_ONCE):
@@ -55,6 +59,7 @@ async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
         cpu = _cpu(gateway)
         await asyncio.to_thread(sleep, quiet)
         cpu = (_cpu(gateway) - cpu) / quiet
+        hits = _hits(gateway, quiet) / without
         document = upstream.app.environments[0].find("chat-1")
         assert document is not None
         costs, spreads = [], []
@@ -65,7 +70,7 @@ async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
             costs.append((_cpu(gateway) - used) / listeners * 1e6)
         for _, writer in pages:
             writer.transport.abort()
-        return Measured(kib, min(spreads), min(costs), cpu)
+        return Measured(kib, min(spreads), min(costs), cpu, hits)
 
 
 async def _open(gateway: Gateway, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -78,6 +83,23 @@ async def _open(gateway: Gateway, number: int) -> tuple[asyncio.StreamReader, as
     await reader.readuntil(b"event: sessions\n")
     await reader.readuntil(b"\n\n\r\n")
     return reader, writer
+
+
+def _hits(gateway: Gateway, seconds: float) -> float:
+    """Measure the rate of hits on one connection, which has 20 requests under way at a time."""
+    request = (
+        f"GET {PATH}chat-1 HTTP/1.1\r\nHost: gateway\r\n"
+        f"Authorization: Bearer {gateway.token(*read('chat-1'))}\r\n\r\n"
+    ).encode()
+    answered, began = 0, perf_counter()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as page:
+        while perf_counter() - began < seconds:
+            page.sendall(request * 20)
+            received = b""
+            while received.count(b"HTTP/1.1 200") < 20 or not received.endswith(b"}"):
+                received += page.recv(262_144)
+            answered += 20
+    return answered / (perf_counter() - began)
 
 
 def _spread(pages: list[asyncio.StreamWriter]) -> float:
@@ -113,11 +135,12 @@ def _cpu(gateway: Gateway) -> float:
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 9000
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 10000
     figures = asyncio.run(measure(number))
     print(
         f"{number} listeners: {figures.kib:.1f} KiB each, {figures.cpu:.1%} of a core while quiet"
     )
+    print(f"hits keep {figures.hits:.0%} of their rate beside them")
     print(
         f"a change: {figures.cost:.0f} µs of CPU each, {figures.spread * 1000:.0f} ms to read all"
     )
