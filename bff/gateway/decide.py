@@ -111,6 +111,7 @@ class Gateway:
         )
         self._peeks = Peeks(
             self.answering,
+            is_followed=listeners.follows,
             in_flight=peeks,
             sharing=sharing,
             telemetry=telemetry,

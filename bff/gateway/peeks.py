@@ -5,6 +5,7 @@ another one has its second. A peek that fails leaves the session unknown.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -27,6 +28,7 @@ class Peeks:
 
     Args:
         answering: what they tell.
+        is_followed: whether a listener follows a session.
         in_flight: runs them, one for each session.
         sharing: the other replicas.
         clock: reads the two clocks.
@@ -36,12 +38,14 @@ class Peeks:
         self,
         answering: Answering,
         *,
+        is_followed: Callable[[Copy], bool],
         in_flight: "SingleFlight[Key, None]",
         sharing: AnySharing,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
         self._answering = answering
+        self._is_followed = is_followed
         self._in_flight = in_flight
         self._sharing = sharing
         self._telemetry = telemetry
@@ -73,6 +77,8 @@ class Peeks:
                 and self._sharing.limits.wait(name, environment.peeks, now) <= 0
             ):
                 key, copy = waiting.popitem(last=False)
+                if not self._is_followed(copy):  # its listeners left while it waited
+                    continue
                 self._in_flight.start(key, self._peek(environment, copy, config.ages.ttl))
 
     async def _peek(self, environment: Environment, copy: Copy, ttl: float) -> None:

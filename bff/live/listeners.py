@@ -104,6 +104,10 @@ class Listeners(StreamRegistry[Listener]):
         """Ids that listeners follow."""
         return len(self._watches)
 
+    def follows(self, copy: Copy) -> bool:
+        """Whether a listener follows the session of *copy*."""
+        return any(key in self._watches for key in copy.keys)
+
     def count(self, event: str) -> None:
         """Count an event."""
         self._telemetry.count(metrics.LISTENER_EVENTS, event)

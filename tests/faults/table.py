@@ -2428,6 +2428,13 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/gateway/peeks.py",
+        "if not self._is_followed(copy):",
+        "if False:",
+        f"{_PEEKS}::test_session_whose_listener_left_is_not_peeked",
+    ),
+    Fault(
+        0,
         "bff/replicas/alone.py",
         "        wait = await self.limits.spend(environment, budget, timeout=0.0)\n",
         "        wait = 0.0\n",

@@ -7,7 +7,7 @@ import pytest
 from support.chats import BOTH, CHAT, append, sent, streams
 from support.listening import Listening, change, check, listen, look, settle
 from support.replicas import Replicas, until
-from support.world import World, read
+from support.world import FRIENDLY, World, read
 
 from bff import metrics
 from bff.demo.upstream import Answer, Seen
@@ -131,6 +131,20 @@ async def test_nothing_is_peeked_without_listeners_or_when_off(live: World) -> N
 
     assert (alone, peeks(live)) == (0, 0)
     assert told(listening) == [None]
+
+
+async def test_session_whose_listener_left_is_not_peeked(live: World) -> None:
+    await live.start(**ANSWERING, BFF_ANSWERING_BUDGET="1/minute")
+    agent(live, idle=True)
+    stays = await listen(live, "chat-1")
+    leaves = await listen(live, "chat-2")
+    await look(live)
+    leaves.leave()
+    for _ in range(3):
+        await look(live, 61)
+
+    assert b"answering" in stays.received
+    assert {path.split("/")[-2] for _, path in sent(live)} == {FRIENDLY["chat-1"]}
 
 
 async def test_peeks_have_a_budget_and_take_turns(live: World) -> None:
