@@ -86,6 +86,11 @@ class Cache(Generic[OutcomeT]):
         """Whether the session was purged since the load of *copy* began; ask after every wait."""
         return self._is_purged(copy.keys, copy.generation)
 
+    def is_usable(self, copy: Copy, now: float) -> bool:
+        """Whether a copy that was found before a wait may still be served after it."""
+        state = self.ages.state(copy, now, copy.share.stretch)
+        return state is not State.EXPIRED and not self.is_purged(copy)
+
     def put(self, copy: Copy, purge_generation: int | None = None) -> None:
         """Keep *copy* under both its ids, and drop the entries that it replaces.
 

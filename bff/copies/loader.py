@@ -19,7 +19,6 @@ from bff.copies.cache import Cache
 from bff.copies.load_queue import TURN_SECONDS, LoadQueue, QueuedLoad
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
-from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
 from bff.sessions import fields, ids
@@ -163,7 +162,9 @@ class Loader:
                     ask=ask,
                     fresh=lambda copy, now: self._cache.ages.fresh(copy, now, load.stretch),
                     fresh_for=self._cache.ages.longest_fresh(load.stretch),
-                    lifetime=partial(self._lifetime, environment.budget),
+                    lifetime=lambda copy: self._cache.ages.lifetime(
+                        copy, environment.budget.hot.stretch
+                    ),
                 )
             )
             if loaded:
@@ -173,10 +174,6 @@ class Loader:
                     self._keep(outcome, generation)
                 return outcome
             # A reload changed the policy, so this copy of another replica may be wrong: look again.
-
-    def _lifetime(self, budget: Budget, copy: Copy) -> float:
-        """Return for how many seconds after its load some replica may serve *copy*."""
-        return self._cache.ages.lifetime(copy, budget.hot.stretch)
 
     async def _ask(
         self,

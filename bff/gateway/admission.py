@@ -31,11 +31,7 @@ _MAX_COOKIES: Final = 256
 
 
 class Admission:
-    """Admits requests by one configuration.
-
-    Args:
-        on_token: called with the caller of each token that a key has verified for the first time.
-    """
+    """Admits requests by one configuration; *on_token* gets the caller of each new token."""
 
     def __init__(
         self,
@@ -122,7 +118,8 @@ class Admission:
         """
         window = self._limits.bad_token.look(request.address, request.now)
         if window.exhausted:
-            self._charge(request, window)
+            window.charge()
+            _refuse_exceeded(request, window)
 
     def why_invalid(self, request: RequestContext) -> str:
         """Name the first check that the token fails, for the log."""
@@ -184,11 +181,11 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self._limits.bad_token.window(request.address, request.now)
+        window = self._limits.bad_token.charge(request.address, request.now)
         self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
         if refusal.code == "secret_key_sent":
             self._telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-        self._charge(request, window)
+        _refuse_exceeded(request, window)
 
     def charge_unverified(self, request: RequestContext) -> Window:
         """Charge an unverified token as if it were bad; returns the window, for a refund.
@@ -196,15 +193,9 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self._limits.bad_token.window(request.address, request.now)
-        self._charge(request, window)
+        window = self._limits.bad_token.charge(request.address, request.now)
+        _refuse_exceeded(request, window)
         return window
-
-    def _charge(self, request: RequestContext, window: Window) -> None:
-        window.charge()
-        if window.exceeded:
-            request.window = window
-            raise Refused("rate_limited") from None
 
     # -- the caller
 
@@ -286,6 +277,12 @@ class Admission:
     ) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
         return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
+
+
+def _refuse_exceeded(request: RequestContext, window: Window) -> None:
+    if window.exceeded:
+        request.window = window
+        raise Refused("rate_limited") from None
 
 
 def _refund(windows: list[Window]) -> None:

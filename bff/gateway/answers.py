@@ -13,6 +13,7 @@ from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import SESSION
+from bff.limits.headers import rate_lines
 from bff.live.events import with_answering
 from bff.request import RequestHead
 from bff.response import (
@@ -21,7 +22,6 @@ from bff.response import (
     Representation,
     Response,
     ResponseBuilder,
-    rate_lines,
     server_timing,
 )
 from bff.sessions.copy import Copy
@@ -232,12 +232,14 @@ class Answers:
             methods=request.route.methods,
         )
         # Over a limit only the first request of a window is logged: a flood must not fill the log.
-        if not limited or request.window.first:
+        if (not limited or request.window.first) and self._telemetry.may_log(
+            "request_refused", request.now
+        ):
             trouble = response.status >= _INTERNAL_SERVER_ERROR
-            self._telemetry.often(
+            level = logging.WARNING if trouble else logging.INFO
+            self._telemetry.log.log(
+                level,
                 "request_refused",
-                request.now,
-                logging.WARNING if trouble else logging.INFO,
                 request_id=request.request_id.decode(),
                 route=request.route.label,
                 status=response.status,

@@ -72,7 +72,7 @@ class PendingList:
         """Make the page. If members are missing or filtered out, it may wait for others."""
         request, caller = self.request, self.caller
         self.listing.forget(
-            unless=lambda copy: gateway.is_usable(copy, request.now),
+            unless=lambda copy: gateway.cache.is_usable(copy, request.now),
             purged=gateway.cache.is_purged,
         )
         for member in self.members:

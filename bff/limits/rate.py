@@ -207,16 +207,6 @@ class Limiter:
         # All windows last equally long, so they end in the order in which they were inserted.
         self._windows: FIFOCache[Hashable, Window] = FIFOCache(max_keys)
 
-    def window(self, key: Hashable, now: float) -> Window:
-        """Return the window of *key* and count nothing.
-
-        Raises:
-            LeasePending: quota has to be leased first.
-        """
-        window = self.charge(key, now)
-        window.refund()
-        return window
-
     def look(self, key: Hashable, now: float) -> Window:
         """Return the window of *key* and begin none: without one, nothing was counted yet.
 
@@ -296,11 +286,11 @@ class Unlimited(Limiter):
     def __init__(self, name: str) -> None:
         super().__init__(name, sys.maxsize, inf)
 
-    def window(self, key: Hashable, now: float) -> Window:  # noqa: ARG002
+    def charge(self, key: Hashable, now: float) -> Window:  # noqa: ARG002
         """Return `UNLIMITED_WINDOW`."""
         return UNLIMITED_WINDOW
 
-    charge = look = window
+    look = charge
 
     def refund(self, key: Hashable) -> None:
         """Take nothing back."""

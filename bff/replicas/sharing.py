@@ -5,29 +5,26 @@ limits and budget by the number of replicas that ran when the store was last up.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from bff.clock import Clock
 from bff.errors import Refusal
-from bff.limits.budget import Budget
-from bff.live.answering import Peek
 from bff.replicas.announcements import STREAMS
 from bff.replicas.codec import Namespace, conceal, copy_name, decode_copy, reveal
-from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome, PeekLookup
+from bff.replicas.lookups import CopyLookup, IntrospectionLookup, LoadRequest, Outcome
 from bff.replicas.purge_log import PurgeLog
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_limits import SharedLimits
-from bff.replicas.shared_loads import SharedLoads, SharedLookup
+from bff.replicas.shared_loads import SharedLoads
+from bff.replicas.shared_news import SharedNews
+from bff.replicas.shared_peeks import SharedPeeks
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreUnavailable, if_available
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
-_NEWS_SECONDS: Final = 60.0
-"""Seconds after which an announcement for listeners is no longer of use."""
 _RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the stale copy and starts no load."""
 
@@ -45,13 +42,15 @@ class Sharing:
         count: counts a metric.
         on_purge: deletes a session of an environment in this process.
         on_revocation: applies a revocation that this or another replica announced.
-        on_news: receives the environment and the values of each `announce`.
+        on_news: see `SharedNews`.
 
     Attributes:
         limits: what callers and loads may spend in all replicas together.
         namespaces: by environment name. An environment whose id is not known yet has none and
             shares nothing, because replicas with other secret keys would make other names.
         negative_ttl: seconds that an absence is kept.
+        announce: see `SharedNews`.
+        peek: see `SharedPeeks`.
         timeout: seconds; a request may wait this long for leases, and as long again for a load.
     """
 
@@ -78,7 +77,6 @@ class Sharing:
         self._spawn = spawn
         self._on_purge = on_purge
         self._on_revocation = on_revocation
-        self._on_news = on_news
         self._purges = PurgeLog(STREAMS["purges"].kept - 1)
         self.limits = SharedLimits(store, clock=clock, spawn=spawn, count=count)
         self._loads = SharedLoads(
@@ -90,6 +88,17 @@ class Sharing:
             tokens=tokens,
             count=count,
         )
+        self._news = SharedNews(
+            store, namespaces=lambda: self.namespaces, clock=clock, spawn=spawn, received=on_news
+        )
+        self.announce = self._news.announce
+        self.peek = SharedPeeks(
+            store,
+            loads=self._loads,
+            limits=self.limits,
+            namespaces=lambda: self.namespaces,
+            clock=clock,
+        ).peek
 
     @property
     def up(self) -> bool:
@@ -202,62 +211,7 @@ class Sharing:
         introspection, _, _ = await self._loads.get(lookup, lambda *_: ask())
         return introspection
 
-    async def peek(
-        self,
-        environment: str,
-        id_: str,
-        budget: Budget,
-        ttl: float,
-        ask: Callable[[], Awaitable[Peek]],
-    ) -> Peek | None:
-        """Get a peek of the last *ttl* seconds: another replica's, or the one that *ask* makes.
-
-        Returns:
-            None if the *budget* is spent.
-        """
-        namespace = self.namespaces.get(environment)
-
-        async def spend(wait: float | None, timeout: float) -> Peek | None:
-            if wait is None:
-                wait = await self.limits.spend(environment, budget, timeout=timeout)
-            elif wait <= 0:
-                budget.spend(self._clock()[0])  # this replica counts it too, as in `load`
-            return await ask() if wait <= 0 else None
-
-        if namespace is None or not self.up:
-            return await spend(None, self.timeout)
-        lookup: SharedLookup[Peek | None] = PeekLookup(
-            namespace=namespace,
-            key=self._key,
-            session_id=id_,
-            budget=SharedBudget(namespace.origin, budget.limit, budget.seconds, budget.name),
-            fresh_for=ttl,
-            clock=self._clock,
-            is_current=lambda: namespace is self.namespaces.get(environment),
-        )
-        peek, _, _ = await self._loads.get(lookup, spend)
-        return peek
-
-    # -- announcements
-
-    def announce(self, environment: str, *news: Any) -> None:
-        """Tell other replicas what listeners there may need to know: values that JSON has."""
-        namespace = self.namespaces.get(environment)
-        if namespace is not None and self.up:
-            _, wall = self._clock()
-            text = conceal(self._key, json.dumps([wall, *news])).decode()
-            self._spawn(self._publish_news(namespace.origin, text))
-
-    async def _publish_news(self, origin: str, text: str) -> None:
-        await if_available(self.store.publish("news", origin=origin, news=text))
-
-    def _receive_news(self, origin: str, text: str) -> None:
-        sent, *news = json.loads(reveal(self._key, text.encode()))
-        if abs(self._clock()[1] - sent) > _NEWS_SECONDS:
-            return  # a replica that starts reads old announcements
-        for environment, namespace in self.namespaces.items():
-            if namespace.origin == origin:
-                self._on_news(environment, *news)
+    # -- purges and revocations
 
     async def purge(self, environment: str, id_: str) -> None:
         """Delete a session in the store and in every replica, under both its ids.
@@ -297,7 +251,7 @@ class Sharing:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
         elif "news" in message:
-            self._receive_news(message["origin"], message["news"])
+            self._news.receive(message["origin"], message["news"])
         elif "place" in message:
             id_ = reveal(self._key, message["id"].encode())
             self._apply_purge(message["place"], id_, number)

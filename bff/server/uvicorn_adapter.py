@@ -185,14 +185,14 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     def drain(self) -> None:
         """End the connection with its next answer: closing it now could lose a request."""
         self.draining = True
-        if self.is_answering():
+        if self.unanswered():
             self.close_after_answer()
 
     def shutdown(self) -> None:
         """End the connection now if no answer is due; the gateway ends streams."""
         if self.stream is not None:
             return
-        if self.is_answering():
+        if self.unanswered():
             self.close_after_answer()
         else:
             self.transport.close()
@@ -202,7 +202,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
 
         Whether it has left altogether shows when the answer is written.
         """
-        if self.stream is not None or not self.is_answering():
+        if self.stream is not None or not self.unanswered():
             return False  # a browser that ended its side does not wait for more events
         self.close_after_answer()
         return True
@@ -224,7 +224,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         ) or self.flow.write_paused
 
     def unanswered(self) -> int:
-        """Count the requests that the application has not answered yet."""
+        """Count the requests that are not answered yet."""
         return len(self.pipeline) + self.is_answering()
 
     def is_answer_started(self) -> bool:

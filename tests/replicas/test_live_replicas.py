@@ -24,7 +24,7 @@ async def test_listeners_of_two_replicas_share_the_loads(replicas: Replicas) -> 
 
 async def test_new_token_at_one_replica_ends_a_list_at_another(replicas: Replicas) -> None:
     one, two = await replicas.several(2)
-    ann = {"act": {"sub": "ann"}, "iat": int(one.clock.wall)}
+    ann = {"act": {"sub": "ann"}, "iat": int(one.service._clock()[1])}
     page = await listen(one, token=one.token(*read("chat-1"), **ann))
     await two.get("chat-2", token=two.token(*read("chat-1", "chat-2"), **ann))
 
