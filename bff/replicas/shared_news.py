@@ -15,7 +15,7 @@ USEFUL_SECONDS: Final = 60.0
 
 
 class SharedNews:
-    """Announces news of an environment to all replicas, and receives theirs.
+    """Announces news of an environment to all replicas, and receives those of others.
 
     Args:
         store: carries them, concealed.

@@ -29,7 +29,7 @@ async def test_one_look_asks_for_a_bounded_number(
     assert parts == 1, "a hundred in each part"
 
 
-async def test_closed_session_is_asked_for_less_often(world: World) -> None:
+async def test_closed_session_is_loaded_less_often(world: World) -> None:
     await world.start(**OFF)
     change(world, "chat-1", closedAt="2026-02-01T00:00:00.500Z")
     await listen(world, "chat-1")

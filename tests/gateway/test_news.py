@@ -43,7 +43,7 @@ async def test_old_and_nameless_tokens_are_not_announced(world: World, sent: Sen
     assert sent.news == []
 
 
-async def test_bad_token_is_no_news(world: World, sent: Sent) -> None:
+async def test_bad_token_announces_nothing(world: World, sent: Sent) -> None:
     page = await listen(world, token=token(world, "chat-1"))
     sent.news.clear()
     forged = token(world, "chat-1", "chat-2")[:-4] + "AAAA"
