@@ -44,6 +44,7 @@ class Gateway:
         self.introspections, self._introspector = lasting.introspections, lasting.introspector
         self.streams, self.listeners = lasting.streams, lasting.listeners
         self.stream_checks, self._request_ids = lasting.stream_checks, lasting.request_ids
+        self.news = lasting.news
         self._use(config)
 
     # -- the story
@@ -208,6 +209,8 @@ class Gateway:
         moved = before.origins != config.origins
         if moved or config.verifier is not before.verifier:
             self.introspections.forget()
+        if moved:
+            self._lasting.answering.forget()
         self._use(config)
         if moved or before.projection != config.projection:
             self.cache.clear(loads=moved)

@@ -124,7 +124,9 @@ class SharedLimits:
     def _budget(self, environment: str, budget: Budget) -> SharedBudget | None:
         """The budget as all replicas know it; None if this environment shares nothing."""
         origin = self.origins.get(environment)
-        return None if origin is None else SharedBudget(origin, budget.limit, budget.seconds)
+        if origin is None:
+            return None
+        return SharedBudget(origin, budget.limit, budget.seconds, budget.name)
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream reports of its bucket; the lower half belongs to the customer."""

@@ -126,7 +126,7 @@ async def test_revoked_stream_has_a_clean_end(opened: tuple[Side, FakeTransport,
     side, transport, live = opened
 
     await side.world.ops.post("/revocations", json={"session": "chat-1"})
-    for _ in side.world.service.gateway.check_streams():
+    for _ in side.world.service.gateway.stream_checks.check():
         pass
     await turns()
 
