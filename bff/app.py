@@ -44,7 +44,7 @@ from bff.telemetry import Telemetry
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.upstream.api import Upstream
-from bff.upstream.client import Network
+from bff.upstream.other_hosts import Network
 
 T = TypeVar("T")
 
@@ -332,6 +332,7 @@ def _make_protocol(
         trusted=settings.trusted_proxies,
         count=lambda reason: telemetry.count(metrics.CLOSED_CONNECTIONS, reason),
     )
+    gateway.streams.is_memory_full = lambda: connections.buffers.full
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )

@@ -86,6 +86,8 @@ class StreamRegistry(Generic[StreamT]):
         self._by_caller: Counter[Hashable] = Counter()
         self._by_address: Counter[str] = Counter()
         self._draining = False
+        self.is_memory_full: Callable[[], bool] = lambda: False
+        """Tells whether connections hold all bytes that they may; the server sets it."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -98,7 +100,7 @@ class StreamRegistry(Generic[StreamT]):
         Raises:
             Refused: ``overloaded`` or ``too_many_streams``.
         """
-        if self._draining or len(self._open) >= bounds.streams:
+        if self._draining or len(self._open) >= bounds.streams or self.is_memory_full():
             raise Refused("overloaded", retry_after=1.0)
         share = max(1, bounds.streams // ADDRESS_SHARE)
         if self._by_caller[caller] >= bounds.streams_per_caller or (

@@ -1,4 +1,4 @@
-"""Builds what the settings decide: a `RuntimeConfig` in place of the former one.
+"""Builds a `RuntimeConfig` from the settings, in place of the former one.
 
 The builder keeps what the new settings do not change: the counts of limits and budgets, fetched
 keys, verified tokens.
@@ -97,7 +97,7 @@ class ConfigBuilder:
         self._trace = trace
         self._on_key = on_key
         self._learned: dict[str, tuple[object, str]] = {}
-        """Environment ids that upstream returned: by name, with what the answer depends on."""
+        """By environment name: the settings that its id depends on, and the id from upstream."""
 
     def learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Remember the id that upstream returned for *environment*."""
@@ -114,7 +114,7 @@ class ConfigBuilder:
         return depends_on == _depends_on(environment) and environment.id not in (None, id_)
 
     def _verified_id(self, environment: EnvironmentSettings) -> str | None:
-        """The id that tokens must have; one that only the store needs changes no decision."""
+        """Return the id that tokens must have. An id only for the store changes no decision."""
         return self.id_of(environment) if environment.learn else environment.id
 
     def namespaces(self, settings: Settings) -> dict[str, Namespace]:

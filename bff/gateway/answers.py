@@ -17,6 +17,7 @@ from bff.limits.headers import rate_lines
 from bff.live.events import with_answering
 from bff.request import RequestHead
 from bff.response import (
+    NO_RETRY,
     EventStream,
     PushedStream,
     Representation,
@@ -187,10 +188,11 @@ class Answers:
         self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
     ) -> Response:
         """Answer a message with what upstream made of it."""
+        lines = rate_lines(request.window, request.now, request.wall)
         response = self._responses.message(
             status,
             json.dumps(body).encode(),
-            rate_lines(request.window, request.now, request.wall),
+            lines + NO_RETRY if code else lines,
             origin=request.head.fields.origin,
             request_id=request.request_id,
         )

@@ -106,7 +106,8 @@ class Chats:
         """Read the id of the path, if the token allows the route for that session.
 
         Raises:
-            Refused: ``invalid_session_id`` or ``unauthorized``.
+            Refused: ``invalid_session_id``, ``unauthorized``, or ``not_found`` for an id that
+                upstream would read as another one.
         """
         match = match_chat(request.head.path)
         assert match is not None  # noqa: S101  the route was matched by it
@@ -116,6 +117,10 @@ class Chats:
         other = self.pairs.other(caller.environment, session_id)
         if granted is None or not granted.covers(session_id, other) or ids.CHANNELS in session_id:
             raise Refused("unauthorized")
+        if ids.has_dots(session_id):
+            raise Refused("invalid_session_id")
+        if not ids.is_reachable(session_id):
+            raise Refused("not_found")
         self.refuse_revoked_session(request, caller, session_id)
         return session_id
 
@@ -245,7 +250,8 @@ class Chats:
         """Charge a message to its caller, before its body is read.
 
         Raises:
-            Refused: ``rate_limited``, ``over_budget``, ``overloaded`` or ``message_too_large``.
+            Refused: ``rate_limited``, ``over_budget``, ``overloaded``, ``too_many_messages`` or
+                ``message_too_large``.
         """
         self._admission.charge_caller(request, caller)
         self.refuse_paused(request, caller)
@@ -312,7 +318,7 @@ def _single(head: RequestHead, names: Container[bytes] = _READ) -> Mapping[bytes
         if name in names:
             if name in fields:
                 raise Refused("bad_request", f"Send one header {name.decode()}")
-            fields[name] = value
+            fields[name] = value.strip(b" \t")
     return fields
 
 

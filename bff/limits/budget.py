@@ -11,7 +11,7 @@ from bff.limits.hot_sessions import HotSessions
 from bff.limits.rate import MAX_RESET
 
 _SAME_SECONDS: Final = 1.0
-"""Seconds. Two answers are about one period of upstream if its ends differ by less than this."""
+"""Seconds. Two answers describe one period of upstream's limit if its ends differ by less."""
 
 
 class Budget:

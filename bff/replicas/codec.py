@@ -106,7 +106,7 @@ def encode_copy(
 
 
 def encode_missing(prefix: str, id_: str, lifetime: float, claimed: int, *, key: bytes) -> bytes:
-    """Write that upstream has no such session; to be believed for *lifetime* seconds."""
+    """Write that upstream has no such session; readers use this for *lifetime* seconds."""
     fields = [id_, None, False, True, inf, float(lifetime)]
     text = conceal(key, json.dumps([prefix, *fields])) + b"\n"
     return _frame(claimed, text, partial(_tag, key))
@@ -187,7 +187,7 @@ def conceal(key: bytes, text: str) -> bytes:
     """Encrypt *text* with *key*, and make a change of the result detectable.
 
     Equal texts have equal results, so the store can compare them. The result begins with an HMAC
-    of the text. It seeds the pad, so different texts have different pads.
+    of the text. The HMAC seeds the pad, so different texts have different pads.
     """
     data = text.encode()
     seed = _seed(key, data)

@@ -33,8 +33,8 @@ UNKNOWN_REPLICAS: Final = 4
 RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 """Seconds between two heartbeats while the store is down."""
 MAX_RETRY_SECONDS: Final = 4.0
-"""Seconds: bound of that pause. It doubles each time the store soon goes down again, which
-spares requests a wait for a failing store."""
+"""Longest pause in seconds between two heartbeats while the store is down. The pause doubles each
+time the store soon goes down again, so that requests seldom wait for a failing store."""
 STABLE_HEARTBEATS: Final = 5
 """Heartbeats after which a store that came back counts as stable."""
 HUNG_SECONDS: Final = 30.0
@@ -42,8 +42,8 @@ HUNG_SECONDS: Final = 30.0
 _OPEN_SECONDS: Final = 3.0
 """Seconds that connecting may take at start, when no request waits."""
 _MAX_TURNS: Final = 32
-"""Loads that wait for an answer at once; the others wait for their turn, and their time begins
-then. Without the bound, a page that starts a hundred loads would make each of its loads late."""
+"""Loads that wait for an answer at the same time. The time of the others begins with their turn.
+Without the bound, a page that starts a hundred loads would make each of them late."""
 _PAUSE_SECONDS: Final = 0.05
 """Shortest pause in seconds between two heartbeats, however many callers cause them."""
 _LATE_HEARTBEATS: Final = 2
@@ -219,7 +219,7 @@ class Connection:
         self.check()
 
     def _accept(self, exchange: _Exchange) -> list[Any] | None:
-        """Look for errors among the answers; None if there are any."""
+        """Return the answers; None if one of them is an error."""
         commands, results = exchange.commands, exchange.results
         failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
         if not failed:
@@ -315,8 +315,8 @@ class Connection:
                 # While the store is down, no caller waits for it and none causes a heartbeat.
                 await asyncio.wait_for(self._heartbeat_due.wait(), pause)
             self._heartbeat_due.clear()
-            # A store stays up only if it answers as quickly as a request needs it, and comes up
-            # only if it does so with time to spare.
+            # A store stays up only if it answers as quickly as a request needs. A store that is
+            # down comes up only if it answers twice as quickly.
             await if_available(self.heartbeat(self.timeout / 2 if self.up else self.timeout / 4))
 
 

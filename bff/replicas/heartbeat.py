@@ -13,12 +13,12 @@ from bff.replicas.valkey import ClientFactory, cancel
 GRACE_SECONDS: Final = 0.001
 """Seconds to read answers that arrived while this process was busy; those are not late."""
 _BUSY_SECONDS: Final = 0.005
-"""Seconds: the event loop is busy if it wakes up later from the shortest sleep."""
+"""Seconds; the event loop is busy if it takes this long to wake up from `GRACE_SECONDS`."""
 _IDLE_WAKE_UPS: Final = 3
-"""A heartbeat is late only if the event loop then wakes up in time as often as this, in a row: an
-answer may wait to be read in a process that is busy."""
+"""Wake-ups in time, in a row, after which an unanswered heartbeat is late. Before that the process
+may be busy, and the answer unread."""
 _MAX_WAKE_UPS: Final = 500
-"""Bounds the wake-ups that a heartbeat waits for: it is late even in a process that stays busy."""
+"""Most wake-ups that a heartbeat waits for. After them it is late even in a busy process."""
 
 
 class HeartbeatLink(ClientLink):

@@ -1,7 +1,7 @@
 """The keys that gateways use in Valkey.
 
 Replicas of two versions share a store during a rollout, so a key changes only with its meaning.
-In a cluster the part in braces decides the node: the keys of one script, or read, share it.
+In a cluster the part in braces selects the node, so all keys of one script or read have the same.
 """
 
 from typing import Final

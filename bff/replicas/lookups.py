@@ -1,9 +1,9 @@
 """The lookups that replicas share: copies of sessions, introspections of tokens, and peeks.
 
-A copy holds what a browser may see: it is projected before it is stored. Its ids are concealed, and
-its name is made with the store key, which the store does not know.
-An introspection grants access, so it carries an HMAC that only gateways with the same secret key
-can make, and its id is made with that key too: the store cannot reveal a token or grant access.
+A copy is projected before it is stored, so it holds only what a browser may see. Its ids are
+concealed, and its name is made with the store key, which the store does not know. An introspection
+grants access. So it carries an HMAC that only gateways with the same secret key can make, and its
+id is made with that key too. The store can neither reveal a token nor grant access.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -44,10 +44,10 @@ class LoadRequest:
 
     Attributes:
         budget: the environment's, which pays for the load.
-        ask: fetches it from upstream. It gets the seconds until the budget of all replicas allows
-            that (0 if it has paid, None if nobody could say), and those that it may wait for the
-            store.
-        fresh: whether a copy may be served without a load, at a time.
+        ask: fetches it from upstream. It gets two numbers of seconds: until the budget of all
+            replicas allows the call (0 if it has paid, None if the store did not answer), and
+            for which it may still wait for the store.
+        fresh: whether a copy may be served without a load at a given time.
         fresh_for: seconds after its load for which `fresh` may allow a copy, at most.
         lifetime: seconds after its load for which some replica may serve a copy.
     """
@@ -166,7 +166,7 @@ class IntrospectionLookup:
 
     @property
     def budget(self) -> SharedBudget:
-        return SharedBudget(self.namespace.origin, 0, 0.0)  # the token's calls are not the key's
+        return SharedBudget(self.namespace.origin, 0, 0.0)  # a call spends the token's quota
 
     def decode(self, value: bytes, moment: Moment) -> Introspection:
         stored = decode_introspection(self.namespace, self.digest, self.session_id, value)

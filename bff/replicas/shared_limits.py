@@ -26,8 +26,8 @@ class SharedLimits:
         count: counts a metric.
 
     Attributes:
-        origins: by environment name, what its budget is called in the store. An environment whose
-            id is not known yet has none, and shares no budget.
+        origins: the name of each environment's budget in the store. An environment whose id is not
+            fetched yet has none, and shares no budget.
         denials: the budgets that the store lately said are spent.
         timeout: seconds that a request may wait for the store.
     """
@@ -89,7 +89,7 @@ class SharedLimits:
     def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:
         """Return the seconds until one more load may start, after *ahead* others; 0 for now.
 
-        While the store is up, only it can say. Then this is 0 unless it lately denied a load.
+        While the store is up, only the store decides; a wait is known only after it denied one.
         """
         shared = self._budget(environment, budget)
         if shared is None or not self.up:

@@ -1,7 +1,7 @@
 """Many replicas that behave as one: one copy, one load, one limit, one budget for all.
 
-While the store is down each replica decides alone: it shares no copies and loads, and it divides
-limits and budget by the number of replicas that ran when the store was last up.
+While the store is down each replica decides alone. It shares no copies and loads. It divides limits
+and budget by the number of replicas that ran when the store was last up.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Sharing:
 
     Attributes:
         limits: what callers and loads may spend in all replicas together.
-        namespaces: by environment name. An environment whose id is not known yet has none and
+        namespaces: by environment name. An environment whose id is not fetched yet has none and
             shares nothing, because replicas with other secret keys would make other names.
         negative_ttl: seconds that an absence is kept.
         announce: see `SharedNews`.
@@ -177,7 +177,7 @@ class Sharing:
         ):
             now, _ = self._clock()
             if now - previous.loaded < request.lifetime(previous):
-                # A refusal for lack of budget says when the next load may start: perhaps sooner.
+                # The budget may allow the next load sooner.
                 retry_after = outcome.retry_after or _RETRY_SECONDS
                 previous.retry_at = now + min(retry_after, _RETRY_SECONDS)
                 return previous, False

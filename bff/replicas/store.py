@@ -38,7 +38,7 @@ class StoredLoad:
     Attributes:
         claimed: whether the load is claimed and spent.
         denied: seconds until the budget may allow the load; 0 if it did not deny it.
-        value: what is stored, answer or not.
+        value: the stored value, whether or not it is an answer.
         left: seconds until the value expires.
         time: microseconds of the store's clock, which tell purges before the load from purges
             during it.
@@ -227,7 +227,7 @@ class Store:
         """Read a value; if it is too old, claim its one load for *seconds*, and spend it.
 
         All of it is one command. A value whose load was claimed longer than *fresh* seconds ago is
-        too old. Without a *token* nothing is claimed, and a load that could be is denied.
+        too old. Without a *token* no load is claimed: a load that could be claimed is denied.
         """
         names = (
             *_budget_keys(budget), keys.value(prefix, id_), keys.claim(prefix, id_),
@@ -271,9 +271,9 @@ class Store:
     ) -> None:
         """Store a value under each of its *ids*, *until* the store's time, and release the claim.
 
-        Only while *token* holds the claim of the first id: without it another replica loads, or the
-        store has lost its data. Never over a value whose load was claimed later. If the store
-        answers, *done* gets the result: kept or superseded.
+        The store keeps it only while *token* holds the claim of the first id. Otherwise another
+        replica loads, or the store has lost its data. It never replaces a value whose load was
+        claimed later. If the store answers, *done* gets the result: kept or superseded.
         """
         names = (keys.claim(prefix, ids[0]), *(keys.value(prefix, id_) for id_ in ids))
         arguments = (token, value, _milliseconds(until), claimed)

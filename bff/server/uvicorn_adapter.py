@@ -128,6 +128,11 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         stream.attach(self)
 
     @property
+    def is_relaying(self) -> bool:
+        """Whether the answer is a stream that is read no faster than the browser reads."""
+        return self.stream is not None and self._pushed is None
+
+    @property
     def paused(self) -> bool:
         """Whether the browser has to read before a pushed stream writes more."""
         return self.flow.write_paused
@@ -163,7 +168,8 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         finally:
             stream.release("browser")
         if not transport.is_closing():
-            transport.write(b"0\r\n\r\n")
+            if not stream.cut:
+                transport.write(b"0\r\n\r\n")
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

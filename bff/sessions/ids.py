@@ -21,6 +21,7 @@ _FRIENDLY = "session_"
 CHANNELS = ":channels:"
 """Part of a scope that names a channel of a session. An id that contains it names no session."""
 _PLAIN_PATH = re.compile(PLAIN_PATH)
+_DOTS = re.compile(r"(?:^|[/\\])\.{1,2}(?:$|[/\\])")
 _INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 
@@ -78,8 +79,8 @@ def is_id(text: str) -> bool:
     """Whether *text* can be a session's id; `path` accepts no other text."""
     if not 1 <= len(text) <= MAX_ID_CHARACTERS or text in (".", ".."):
         return False
-    # Upstream's ids may hold a tab, but no other control character. A path holds no lone
-    # surrogates, which a token may contain.
+    # Upstream's ids may hold a tab, but no other control character. Lone surrogates come from
+    # tokens; a path cannot hold them.
     return text.isprintable() or not any(
         character != "\t" and unicodedata.category(character) in ("Cc", "Cs") for character in text
     )
@@ -93,10 +94,19 @@ def is_reachable(id_: str) -> bool:
     return "%2f" not in id_.lower()
 
 
-def has_escape(id_: str) -> bool:
-    """Whether *id_* looks percent-encoded: upstream may then read it as the id of another session.
+def has_dots(id_: str) -> bool:
+    """Whether *id_* has a dot segment, as ``../x`` has.
 
-    If upstream then answers with another session, that is not a failure of upstream.
+    A proxy before upstream may decode it and resolve it: what follows an id of a chat would then
+    belong to another path.
+    """
+    return _DOTS.search(id_) is not None
+
+
+def has_escape(id_: str) -> bool:
+    """Whether *id_* looks percent-encoded.
+
+    Upstream may take such an id for the id of another session. This is not a failure of upstream.
     """
     return _ESCAPE.search(id_) is not None
 
@@ -107,7 +117,7 @@ def named(granted: scopes.Grant) -> tuple[str, ...]:
 
 
 def named_in_other_form(granted: scopes.Grant, id_: str) -> tuple[str, ...]:
-    """The named ids one of which may be the other id of *id_*'s session."""
+    """The named ids of the other form: one of them may be the other id of *id_*'s session."""
     friendly = is_friendly(id_)
     # The form is the cheapest to check, so it comes first.
     return tuple(

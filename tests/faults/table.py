@@ -15,6 +15,9 @@ class Fault:
 
 
 _LIVE = "tests/gateway/test_live.py"
+_HOSTILE_CHATS = "tests/server/test_hostile_chats.py"
+_STREAM_BYTES = "tests/server/test_stream_bytes.py"
+_RECORDS = "tests/chat/test_records.py"
 _PEEKS = "tests/gateway/test_peeks.py"
 _LISTENERS = "tests/incidents/test_incident_listeners.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
@@ -2330,6 +2333,111 @@ FAULTS = [
         "if self._by_caller[caller] >= bounds.streams_per_caller or (",
         "if (",
         "tests/chat/test_streams.py::test_caller_and_address_and_process_have_bounds",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "        if not isinstance(headers, list):\n            return True\n",
+        "        if not isinstance(headers, list):\n            return False\n",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "name is None or name.strip().lower() in (_COMMAND, _CONTROL)",
+        "name in (_COMMAND, _CONTROL)",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "if any(_own_type(one) is not None for one in inner):",
+        "if False:",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "if isinstance(id_, str) and _PLAIN_ID.fullmatch(id_):",
+        "if isinstance(id_, str):",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/messages.py",
+        'kept.get("message"), self.identity_field',
+        "None, self.identity_field",
+        "tests/chat/test_messages.py::test_identity_is_dropped_of_the_message_itself",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        "if not room and not self.is_relaying:",
+        "if not room:",
+        f"{_STREAM_BYTES}::test_slow_browser_pauses_upstream_and_is_not_cut",
+    ),
+    Fault(
+        0,
+        "bff/stream_registry.py",
+        " or self.is_memory_full():",
+        ":",
+        f"{_STREAM_BYTES}::test_stream_is_refused_while_memory_is_full",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "self.cut = self._reason is None",
+        "self.cut = False",
+        f"{_STREAM_BYTES}::test_cut_of_upstream_is_a_cut_for_the_browser",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if waited >= ROOM_SECONDS or self._reason is not None:",
+        "if True:",
+        "tests/chat/test_streams.py::test_stream_waits_for_room_and_reads_nothing",
+    ),
+    Fault(
+        0,
+        "bff/gateway/introspection.py",
+        'return code == "not_found" or (',
+        'return code != "internal" or (',
+        "tests/gateway/test_chats.py::test_token_that_only_upstream_verifies_chats",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        "if ids.has_dots(session_id):",
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        "if not ids.is_reachable(session_id):",
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        'if name == _CODING and value.strip(b" \\t").lower() != b"chunked":',
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        'if version == "1.0" and self._framed and any(n == _CODING for n, _ in self.headers):',
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/response.py",
+        'if refusal.code == "rate_limited":',
+        "if status == _TOO_MANY_REQUESTS and window.headers:",
+        "tests/sessions/test_openapi_answers.py::test_each_error_is_sent_as_it_is_described",
     ),
     Fault(
         0,

@@ -48,7 +48,7 @@ from bff.clock import system_clock
 from bff.config import reader
 from bff.ops.check import Result
 from bff.ops.check_gateway import GatewayChecker
-from bff.upstream.client import Client
+from bff.upstream.other_hosts import Client
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
