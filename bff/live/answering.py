@@ -109,6 +109,8 @@ class Answering:
     ) -> None:
         self._clock = clock
         self._changed = changed
+        self._forgotten = -inf
+        """When everything was forgotten last."""
         self._announce = announce
         self._turns: TTLCache[Key, Turn] = TTLCache(_MAX_SESSIONS, 2 * VALID_SECONDS, timer=clock)
 
@@ -118,6 +120,7 @@ class Answering:
     def forget(self) -> None:
         """Forget everything: the environments have moved to another upstream."""
         self._turns.clear()
+        self._forgotten = self._clock()
 
     def of(self, copy: Copy) -> bool | None:
         """Whether the agent of a session is answering; None if that is not known."""
@@ -181,7 +184,7 @@ class Answering:
         """Note the result of a peek."""
         names, idle = tuple(id_ for _, id_ in copy.keys), peek.idle
         turn = self._turn(copy.environment, names)
-        if peek.began <= turn.exact_at:
+        if peek.began <= max(turn.exact_at, self._forgotten):
             return
         now = self._clock()
         turn.idle, turn.learned_at = idle, now

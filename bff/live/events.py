@@ -32,7 +32,7 @@ def stamp(etag: bytes, answering: bool | None = None) -> int:  # noqa: FBT001
     return int.from_bytes(digest, "big")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # few, because a document may be large
 def with_answering(body: bytes, answering: bool | None) -> bytes:  # noqa: FBT001
     """Add to an encoded document whether the agent is answering, if that is known."""
     if answering is None:

@@ -34,7 +34,8 @@ class Measured:
         spread: seconds between the first and the last listener that got a change.
         cost: microseconds of CPU that a change takes for each listener, the kernel's part included.
         cpu: share of a core while nothing changes.
-        hits: rate of hits beside the quiet listeners, as a part of the rate without them.
+        hits: hits that a second of CPU answers beside the quiet listeners, as a part of those that it
+            answers without them.
     """
 
     kib: float
@@ -86,12 +87,15 @@ async def _open(gateway: Gateway, number: int) -> tuple[asyncio.StreamReader, as
 
 
 def _hits(gateway: Gateway, seconds: float) -> float:
-    """Measure the rate of hits on one connection, which has 20 requests under way at a time."""
+    """Measure the hits that a second of the gateway's CPU answers: the machine has other work.
+
+    They come on one connection, which has 20 requests under way at a time.
+    """
     request = (
         f"GET {PATH}chat-1 HTTP/1.1\r\nHost: gateway\r\n"
         f"Authorization: Bearer {gateway.token(*read('chat-1'))}\r\n\r\n"
     ).encode()
-    answered, began = 0, perf_counter()
+    answered, began, used = 0, perf_counter(), _cpu(gateway)
     with socket.create_connection(("127.0.0.1", gateway.port)) as page:
         while perf_counter() - began < seconds:
             page.sendall(request * 20)
@@ -99,7 +103,7 @@ def _hits(gateway: Gateway, seconds: float) -> float:
             while received.count(b"HTTP/1.1 200") < 20 or not received.endswith(b"}"):
                 received += page.recv(262_144)
             answered += 20
-    return answered / (perf_counter() - began)
+    return answered / max(_cpu(gateway) - used, 0.01)
 
 
 def _spread(pages: list[asyncio.StreamWriter]) -> float:

@@ -2551,7 +2551,7 @@ FAULTS = [
     Fault(
         0,
         "bff/live/answering.py",
-        "if peek.began <= turn.exact_at:",
+        "if peek.began <= max(turn.exact_at, self._forgotten):",
         "if False:",
         "tests/live/test_answering.py::test_peek_that_began_before_a_message_tells_less",
     ),

@@ -77,6 +77,15 @@ def test_peek_that_began_before_a_message_tells_less(known: Known, clock: Clock)
     assert known.of(copy()) is False
 
 
+def test_peek_of_another_upstream_says_nothing(known: Known, clock: Clock) -> None:
+    began = clock.now
+    clock.advance(1)
+    known.forget()
+    known.peeked(copy(), Peek(idle=False, began=began))
+
+    assert known.of(copy()) is None
+
+
 def test_message_without_a_record_counts_for_a_bounded_time(known: Known, clock: Clock) -> None:
     known.appended("default", IDS, 7)
     clock.advance(PENDING_SECONDS - 1)
