@@ -61,8 +61,6 @@ class Routes:
         Raises:
             Refused: ``not_served`` (410) or ``not_found`` (404).
         """
-        if head.id is not None:  # nearly every request
-            return SESSION
         path = head.path
         if path.startswith(ids.ROUTE) and b"/" not in path[len(ids.ROUTE) :]:
             return SESSION

@@ -454,9 +454,11 @@ FAULTS = [
     ),
     Fault(
         31,
-        "bff/gateway/routes.py",
-        "if path.startswith(ids.ROUTE) and",
-        'if path.startswith(ids.ROUTE) and not path.endswith(b"healthz") and',
+        "bff/gateway/decide.py",
+        "request.route = route = SESSION if head.id else",
+        'if head.id == "healthz":\n'
+        '            raise Refused("not_served")\n'
+        "        request.route = route = SESSION if head.id else",
         f"{_PATHS}::test_31_id_equal_to_a_route_word_grants_nothing",
     ),
     Fault(
