@@ -197,6 +197,7 @@ class Service:
             listeners=listeners,
             appends=Appends(lambda: self.now),
             part_ids=lambda: os.urandom(16).hex(),
+            peeks_in_flight=SingleFlight(self._spawn),
         )
         return Gateway(config, lasting)
 
@@ -231,6 +232,7 @@ class Service:
             # The gateway and the ops are made later.
             on_purge=lambda name, id_: self.gateway.cache.purge(name, id_),  # noqa: PLW0108
             on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108
+            on_news=lambda *news: self.gateway.news.receive(*news),  # noqa: PLW0108
         )
 
     # -- its life
@@ -330,6 +332,7 @@ def _make_protocol(
         trusted=settings.trusted_proxies,
         count=lambda reason: telemetry.count(metrics.CLOSED_CONNECTIONS, reason),
     )
+    gateway.streams.is_memory_full = lambda: connections.buffers.full
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )

@@ -44,6 +44,7 @@ ErrorCode = Literal[
     "stream_unreadable",
     "stream_version",
     "too_many_streams",
+    "too_many_messages",
     "rate_limited",
     "upstream_rejected_credentials",
     "upstream_unavailable",
@@ -107,6 +108,7 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
         HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"
     ),
     "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams are open at once"),
+    "too_many_messages": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many messages are sent at once"),
     "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
     "upstream_rejected_credentials": Row(
         HTTPStatus.BAD_GATEWAY, "The upstream rejected the gateway's credentials"

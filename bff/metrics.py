@@ -177,6 +177,12 @@ SHARED_INTROSPECTIONS: Final = _counter(
     "the replica lost its claim), dropped (foreign or corrupt).",
     "result",
 )
+SHARED_PEEKS: Final = _counter(
+    "bff_shared_peeks",
+    "Peeks in the store, by result: used, kept, superseded (by a later one, or the replica lost "
+    "its claim), dropped (foreign or corrupt).",
+    "result",
+)
 STORE_UP: Final = _gauge(
     "bff_store_up", "1 if the store answers, 0 if this replica works without it."
 )
@@ -335,14 +341,25 @@ LISTENER_ENDS: Final = _counter(
     "bff_listener_ends",
     "Event streams of session state that ended, by reason: browser (left, or read too slowly), "
     "expired, revoked, key (its key was removed), policy (the settings changed what it may see), "
-    "unverified (upstream has to verify its token again), shutdown, failed.",
+    "unverified (upstream has to verify its token again), outdated (a newer token of the person "
+    "names a new session), shutdown, failed.",
     "reason",
-    initial=("browser", "expired", "revoked", "key", "policy", "unverified", "shutdown", "failed"),
+    initial=(
+        *("browser", "expired", "revoked", "key", "policy", "unverified", "outdated"),
+        *("shutdown", "failed"),
+    ),
 )
 LISTENER_SECONDS: Final = _histogram(
     "bff_listener_seconds",
     "Duration of event streams of session state.",
     (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0),
+)
+PEEKS: Final = _counter(
+    "bff_peeks",
+    "Requests upstream that tell listeners whether an agent is answering, by environment and "
+    "outcome: ok or an error code.",
+    "environment",
+    "outcome",
 )
 LISTENER_EVENTS: Final = _counter(
     "bff_listener_events",

@@ -52,6 +52,8 @@ _EXPOSED: Final = (
     "X-Stream-Version, X-Session-Settled"
 )
 _NO_STORE: Final = b"cache-control: no-store\r\n"
+NO_RETRY: Final = b"x-should-retry: false\r\n"
+"""The SDK repeats every answer that is not a 4xx; the frontend decides about a retry."""
 _SESSION: Final = b"%bx-request-id: %b\r\n%bage: %d\r\ncache-status: bff; %b\r\n%b"
 _SESSION_BODY: Final = (
     _SESSION + b"content-type: application/json; charset=utf-8\r\ncontent-length: %d\r\n"
@@ -85,6 +87,10 @@ class Response:
 
 class EventStream(Protocol):
     """Events that come as time passes."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the stream has ended too early; its connection then ends without a last chunk."""
 
     def bound(self, hold: Callable[[int], bool]) -> None:
         """Let *hold* count the bytes of an event that is not complete; False ends the stream."""
@@ -288,14 +294,13 @@ class ResponseBuilder:
         lines = rate_lines(window, now, wall)
         content_type = b"application/json; charset=utf-8"
         retry_after = refusal.retry_after
-        if status == _TOO_MANY_REQUESTS and window.headers:
+        if refusal.code == "rate_limited":
             content_type = b"application/problem+json; charset=utf-8"
             body = problem(refusal, window, now, wall)
             retry_after = window.reset(now)
         else:
             body = _refusal_body(refusal.code, refusal.text)
-            # The SDK repeats every answer that is not a 4xx; the frontend decides about a retry.
-            lines += b"x-should-retry: false\r\n"
+            lines += NO_RETRY
         if retry_after is not None:
             lines += b"retry-after: %d\r\n" % max(1, ceil(min(retry_after, MAX_RESET)))
         if status == _UNAUTHORIZED:

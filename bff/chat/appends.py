@@ -41,10 +41,10 @@ class Appends:
         """Refuse a message for which there is no room.
 
         Raises:
-            Refused: ``rate_limited`` or ``overloaded``.
+            Refused: ``too_many_messages`` or ``overloaded``.
         """
         if self._by_caller[caller] >= MAX_APPENDS_PER_CALLER:
-            raise Refused("rate_limited", "Too many messages at once", retry_after=1.0)
+            raise Refused("too_many_messages", retry_after=1.0)
         if self._total >= MAX_APPENDS:
             raise Refused("overloaded", retry_after=1.0)
 

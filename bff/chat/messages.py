@@ -37,6 +37,7 @@ _RESOLVED: Final = frozenset(
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 """A string, or the rest of a body that ends in one: without that, each quote would start a search
 to the end of the body."""
+_ABSENT: Final = object()
 _OTHERS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _LEVELS: Final = {ord(bracket): 1 if bracket in "[{" else -1 for bracket in "[]{}"}
 
@@ -74,10 +75,11 @@ class MessagePolicy:
         metadata = kept.get("metadata", {})
         if not isinstance(metadata, dict):
             raise _refused("metadata must be an object, or absent")
-        if self.identity_field in metadata:
-            kept["metadata"] = {k: v for k, v in metadata.items() if k != self.identity_field}
-            dropped += 1
         _check_payload(kept)
+        if self.identity_field is not None:
+            dropped += _drop(kept, self.identity_field) + _drop(
+                kept.get("message"), self.identity_field
+            )
         return Message("message", kept, self.identity_field, dropped)
 
 
@@ -188,6 +190,12 @@ def _is_resolved(part: Mapping[str, Any]) -> bool:
         and isinstance(state, str)
         and state in _RESOLVED
     )
+
+
+def _drop(holder: Any, key: str) -> bool:
+    """Drop *key* of a `metadata`; tell whether it had the key."""
+    metadata = holder.get("metadata") if isinstance(holder, dict) else None
+    return isinstance(metadata, dict) and metadata.pop(key, _ABSENT) is not _ABSENT
 
 
 def _refused(rule: str) -> Refused:

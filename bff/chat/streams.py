@@ -7,6 +7,7 @@ and at the end of the process. A clean end loses nothing, because browsers resum
 record.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -22,6 +23,12 @@ from bff.telemetry import Telemetry
 UNREADABLE_SECONDS: Final = 60.0
 """Seconds for which the gateway remembers where a stream could not be read."""
 _MAX_UNREADABLE: Final = 10_000
+LARGE_EVENTS: Final = 8192
+"""Events of this many bytes need room in memory before they are written. Smaller ones count only if
+they stay in the buffer of the connection."""
+ROOM_SECONDS: Final = 10.0
+"""Seconds for which a stream waits for room in memory; upstream is not read meanwhile."""
+_ROOM_CHECK_SECONDS: Final = 0.1
 
 
 class Upstream(Protocol):
@@ -43,6 +50,10 @@ class ChatStream:
         address: the key of its browser's address.
         session: environment and id.
         grounds: what it was allowed by; `Streams.check` passes it on.
+        cut: whether upstream's side ended before its body did. Then the browser's side ends the
+            same way, because old transports take a clean end for the end of the answer.
+        passed: called after records have passed, with the number of the last message whose turn
+            they ended; see `RecordFilter.answered`.
     """
 
     streams: "Streams"
@@ -52,6 +63,8 @@ class ChatStream:
     grounds: Any
     records: RecordFilter
     began: float
+    cut: bool = False
+    passed: Callable[[int], None] = field(default=lambda _: None)
     _hold: Callable[[int], bool] = field(default=lambda _: True)
     _upstream: Upstream | None = None
     _reason: str | None = None
@@ -64,7 +77,7 @@ class ChatStream:
             upstream.abort()
 
     def bound(self, hold: Callable[[int], bool]) -> None:
-        """Let *hold* count the bytes of an unfinished event; it returns False if it has no room."""
+        """Let *hold* count the bytes of events in memory; it returns False if there is no room."""
         self._hold = hold
 
     def end(self, reason: str) -> None:
@@ -87,32 +100,47 @@ class ChatStream:
         reason = "browser"  # the reason, unless the gateway ends the stream
         try:
             assert self._upstream is not None  # noqa: S101  `connect` comes first
-            feed, held = self.records.feed, 0
+            records, held = self.records, 0
             async for part in self._upstream:
                 if self._reason is not None:
                     break
-                events = feed(part)
+                events = records.feed(part)
+                size = records.buffered + (len(events) if len(events) >= LARGE_EVENTS else 0)
+                if size != held and not await self._reserve(size):
+                    reason = "overloaded"
+                    return
+                held = size
                 if events:
                     if self.streams.is_first(self):
                         self.streams.observe_first(self)
+                    self.passed(self.records.answered)
                     yield events
-                if self.records.failed:
+                if records.failed:
                     self.streams.note_unreadable(self)
                     reason = "unreadable"
                     return
-                if self.records.buffered != held:
-                    held = self.records.buffered
-                    if not self._hold(held):
-                        reason = "overloaded"
-                        return
+                if held > records.buffered:  # the events are written
+                    held = records.buffered
+                    self._hold(held)
             reason = "upstream"
         except UpstreamError:
             reason = "upstream"
+            self.cut = self._reason is None
         except Exception:
             reason = "failed"
             raise
         finally:
             self.release(reason)
+
+    async def _reserve(self, size: int) -> bool:
+        """Count bytes in memory; without room, wait for it. False if none came."""
+        waited = 0.0
+        while not self._hold(size):
+            if waited >= ROOM_SECONDS or self._reason is not None:
+                return False
+            await asyncio.sleep(_ROOM_CHECK_SECONDS)
+            waited += _ROOM_CHECK_SECONDS
+        return True
 
 
 class Streams(StreamRegistry[ChatStream]):
@@ -124,7 +152,13 @@ class Streams(StreamRegistry[ChatStream]):
     """
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
-        super().__init__(telemetry, clock, ends=metrics.STREAM_ENDS, seconds=metrics.STREAM_SECONDS)
+        super().__init__(
+            telemetry,
+            clock,
+            ends=metrics.STREAM_ENDS,
+            seconds=metrics.STREAM_SECONDS,
+            kind="chat",
+        )
         self._waiting_first: set[ChatStream] = set()
         self._unreadable: TTLCache[tuple[str, str, int], None] = TTLCache(
             _MAX_UNREADABLE, UNREADABLE_SECONDS, timer=clock

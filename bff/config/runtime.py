@@ -25,6 +25,7 @@ class Environment:
     Attributes:
         origin: upstream's address, the environment's id and branch. If a reload changes any of
             them, the gateway drops all copies.
+        peeks: pays for the requests that tell listeners whether an agent is answering.
         health: "ok" or the error code of the last readiness check; None before the first. Loads do
             not change it, because a browser chooses their ids.
         checked: when `health` was set, on the clock that never jumps.
@@ -36,6 +37,7 @@ class Environment:
     upstream: Upstream
     chat: ChatUpstream
     budget: Budget
+    peeks: Budget
     health: str | None = None
     checked: float = float("-inf")
     last_load: str | None = None

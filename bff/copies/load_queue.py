@@ -204,10 +204,7 @@ class LoadQueue:
     def request(
         self, id_: str, copy: Copy | None, caller: Hashable, *, stretch: float, alone: bool = False
     ) -> QueuedLoad | None:
-        """Join or queue a load that *caller* waits for; None if the queue is full.
-
-        *alone* says that the request is for this session alone.
-        """
+        """Join or queue a load for *caller* (*alone*: no list waits); None if the queue is full."""
         load = self.get(id_)
         if load is None:
             load = QueuedLoad(id_, copy, stretch, self)

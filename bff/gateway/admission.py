@@ -4,6 +4,7 @@ The checks are methods, in the order in which `decide` makes them. Each raises a
 request go on.
 """
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -30,10 +31,15 @@ _MAX_COOKIES: Final = 256
 
 
 class Admission:
-    """Admits requests by one configuration."""
+    """Admits requests by one configuration; *on_token* gets the caller of each new token."""
 
     def __init__(
-        self, config: RuntimeConfig, *, revocations: Revocations, telemetry: Telemetry
+        self,
+        config: RuntimeConfig,
+        *,
+        revocations: Revocations,
+        telemetry: Telemetry,
+        on_token: Callable[[Caller[Grant]], None],
     ) -> None:
         self._trusted_proxies = config.trusted_proxies
         self._limits = config.limits
@@ -41,6 +47,7 @@ class Admission:
         self._token_cookie = config.token_cookie
         self._revocations = revocations
         self._telemetry = telemetry
+        self._on_token = on_token
 
     # -- the address
 
@@ -88,6 +95,7 @@ class Admission:
         try:
             request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
             holder = self._verifier.recall(request.token, request.wall)
+            is_new = holder is None
             if holder is None:
                 if request.waited is None:  # after a wait the token is no longer unknown
                     self._refuse_flood(request)
@@ -98,6 +106,8 @@ class Admission:
             if refused.refusal.status == _UNAUTHORIZED:
                 self.charge_bad_token(request, refused.refusal)
             raise
+        if is_new and isinstance(holder, Caller):
+            self._on_token(holder)
         return holder
 
     def _refuse_flood(self, request: RequestContext) -> None:

@@ -14,8 +14,10 @@ from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import SESSION
 from bff.limits.headers import rate_lines
+from bff.live.events import with_answering
 from bff.request import RequestHead
 from bff.response import (
+    NO_RETRY,
     EventStream,
     PushedStream,
     Representation,
@@ -145,14 +147,22 @@ class Answers:
         lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
         return self._representation(request, page, cache_status, lines)
 
-    def event(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> bytes:
+    def event(
+        self,
+        request: RequestContext,
+        caller: Caller[Grant],
+        copy: Copy,
+        answering: bool | None,  # noqa: FBT001
+    ) -> bytes:
         """Return a session for an event, if the caller may read it: the bytes that a poll gets.
+
+        *answering* is added to them if it is known.
 
         Raises:
             Refused: ``unauthorized``.
         """
         self._admission.authorize(request, caller, copy)
-        return copy.body
+        return with_answering(copy.body, answering)
 
     def events(self, request: RequestContext, stream: PushedStream) -> Response:
         """Answer with the events of a listener, each of which `event` has authorized."""
@@ -178,10 +188,11 @@ class Answers:
         self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
     ) -> Response:
         """Answer a message with what upstream made of it."""
+        lines = rate_lines(request.window, request.now, request.wall)
         response = self._responses.message(
             status,
             json.dumps(body).encode(),
-            rate_lines(request.window, request.now, request.wall),
+            lines + NO_RETRY if code else lines,
             origin=request.head.fields.origin,
             request_id=request.request_id,
         )

@@ -23,6 +23,7 @@ from bff.gateway.lookup import Lookup
 from bff.gateway.pending import PendingLoad, Resumable, wait_for
 from bff.gateway.routes import CHAT_IN, match_chat
 from bff.limits.client_address import browser_address, is_trusted
+from bff.live.answering import TurnEvents
 from bff.request import RequestHead
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Holder
@@ -68,6 +69,7 @@ class Chats:
         appends: the messages under way.
         part_ids: makes an id for a message that has none.
         pauses: by environment, until when upstream wants no messages.
+        turns: learns of messages, and of turns that end.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class Chats:
         appends: Appends,
         part_ids: Callable[[], str],
         pauses: dict[str, float],
+        turns: TurnEvents,
     ) -> None:
         self.config = config
         self.chat = config.chat
         self.streams = streams
         self.appends = appends
         self.pauses = pauses
+        self.turns = turns
         self.pairs = pairs
         self.counts = counts
         self._lookup = lookup
@@ -102,7 +106,8 @@ class Chats:
         """Read the id of the path, if the token allows the route for that session.
 
         Raises:
-            Refused: ``invalid_session_id`` or ``unauthorized``.
+            Refused: ``invalid_session_id``, ``unauthorized``, or ``not_found`` for an id that
+                upstream would read as another one.
         """
         match = match_chat(request.head.path)
         assert match is not None  # noqa: S101  the route was matched by it
@@ -112,6 +117,10 @@ class Chats:
         other = self.pairs.other(caller.environment, session_id)
         if granted is None or not granted.covers(session_id, other) or ids.CHANNELS in session_id:
             raise Refused("unauthorized")
+        if ids.has_dots(session_id):
+            raise Refused("invalid_session_id")
+        if not ids.is_reachable(session_id):
+            raise Refused("not_found")
         self.refuse_revoked_session(request, caller, session_id)
         return session_id
 
@@ -241,7 +250,8 @@ class Chats:
         """Charge a message to its caller, before its body is read.
 
         Raises:
-            Refused: ``rate_limited``, ``over_budget``, ``overloaded`` or ``message_too_large``.
+            Refused: ``rate_limited``, ``over_budget``, ``overloaded``, ``too_many_messages`` or
+                ``message_too_large``.
         """
         self._admission.charge_caller(request, caller)
         self.refuse_paused(request, caller)
@@ -308,7 +318,7 @@ def _single(head: RequestHead, names: Container[bytes] = _READ) -> Mapping[bytes
         if name in names:
             if name in fields:
                 raise Refused("bad_request", f"Send one header {name.decode()}")
-            fields[name] = value
+            fields[name] = value.strip(b" \t")
     return fields
 
 

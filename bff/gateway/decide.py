@@ -44,6 +44,7 @@ class Gateway:
         self.introspections, self._introspector = lasting.introspections, lasting.introspector
         self.streams, self.listeners = lasting.streams, lasting.listeners
         self.stream_checks, self._request_ids = lasting.stream_checks, lasting.request_ids
+        self.news = lasting.news
         self._use(config)
 
     # -- the story
@@ -108,7 +109,7 @@ class Gateway:
     def _serve_chat(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
         """Decide a request for a chat, once its token is verified for that session."""
         session_id = self.chats.named_id(request, caller)  # 400 403
-        if not self._introspector.is_accepted(caller, session_id, request.now):
+        if not self._introspector.admits_chat(caller, session_id, request.now):
             # Upstream's answer is about the session; the chat is decided after it.
             return self._introspector.verify(request, caller, (session_id,))
         decide = decide_stream if request.route is CHAT_OUT else decide_message
@@ -208,6 +209,8 @@ class Gateway:
         moved = before.origins != config.origins
         if moved or config.verifier is not before.verifier:
             self.introspections.forget()
+        if moved:
+            self._lasting.answering.forget()
         self._use(config)
         if moved or before.projection != config.projection:
             self.cache.clear(loads=moved)

@@ -23,16 +23,22 @@ from bff.gateway.claimants import Claimants
 from bff.gateway.introspection import Introspector, Outcome
 from bff.gateway.lists import Lists
 from bff.gateway.live import Live
+from bff.gateway.live_loads import LiveLoads
 from bff.gateway.lookup import Lookup
 from bff.gateway.members import Members
+from bff.gateway.news import News
+from bff.gateway.peeks import Peeks
 from bff.gateway.routes import Routes
 from bff.gateway.stream_checks import StreamChecks
+from bff.live.answering import Answering, NoAnswering
 from bff.live.listeners import Listeners
 from bff.replicas.alone import AnySharing
-from bff.sessions.copy import Copy
+from bff.sessions.copy import Copy, Key
 from bff.telemetry import Telemetry
+from bff.tokens.caller import Caller
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
+from bff.tokens.scopes import Grant
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +54,7 @@ class LastingParts:
         listeners: the open event streams of session state.
         appends: the messages under way.
         part_ids: makes an id for a message that has none.
+        peeks_in_flight: runs peeks, one for each session.
         pauses: by environment, until when upstream wants no messages.
     """
 
@@ -64,11 +71,15 @@ class LastingParts:
     listeners: Listeners
     appends: Appends
     part_ids: Callable[[], str]
+    peeks_in_flight: "SingleFlight[Key, None]"
     pauses: dict[str, float] = field(default_factory=dict)
     loader: Loader = field(init=False)
     readiness: Readiness = field(init=False)
     introspector: Introspector = field(init=False)
     stream_checks: StreamChecks = field(init=False)
+    answering: Answering = field(init=False)
+    peeks: Peeks = field(init=False)
+    news: News = field(init=False)
 
     def __post_init__(self, config: RuntimeConfig) -> None:
         self.loader = Loader(
@@ -94,6 +105,24 @@ class LastingParts:
             clock=self.clock,
         )
         self.stream_checks = StreamChecks(self.streams, self.listeners, self.clock)
+        self.answering = Answering(
+            lambda: self.clock()[0],
+            changed=self.listeners.changed_beside,
+            announce=lambda name, *turn: self.sharing.announce(name, "turn", *turn),
+        )
+        self.peeks = Peeks(
+            self.answering,
+            is_followed=self.listeners.follows,
+            in_flight=self.peeks_in_flight,
+            sharing=self.sharing,
+            telemetry=self.telemetry,
+            clock=self.clock,
+        )
+        self.news = News(self.listeners, self.answering, self.sharing, self.clock)
+
+
+def _ignore(_: Caller[Grant]) -> None:
+    """Note no token: there are no lists that it could make outdated."""
 
 
 class Features:
@@ -103,7 +132,13 @@ class Features:
         loader, introspector = lasting.loader, lasting.introspector
         revocations, telemetry = lasting.revocations, lasting.telemetry
         self.routes = Routes(config.pages, chat=config.chat.enabled)
-        self.admission = admission = Admission(config, revocations=revocations, telemetry=telemetry)
+        self.admission = admission = Admission(
+            config,
+            revocations=revocations,
+            telemetry=telemetry,
+            on_token=lasting.news.note_token if config.live.enabled else _ignore,
+        )
+        answering = lasting.answering if config.live.answering else NoAnswering()
         self.answers = Answers(config.responses, admission=admission, telemetry=telemetry)
         self.lookup = Lookup(
             config, admission=admission, cache=lasting.cache, loader=loader, telemetry=telemetry
@@ -119,6 +154,7 @@ class Features:
             appends=lasting.appends,
             part_ids=lasting.part_ids,
             pauses=lasting.pauses,
+            turns=answering,
         )
         self.claimants = Claimants(introspector, self.chats)
         members = Members(admission=admission, introspector=introspector, lookup=self.lookup)
@@ -133,6 +169,14 @@ class Features:
             revocations=revocations,
             pairs=loader.pairs,
             listeners=lasting.listeners,
+            answering=answering,
+        )
+        loads = LiveLoads(
+            config,
+            listeners=lasting.listeners,
+            lookup=self.lookup,
+            answering=answering,
+            peeks=lasting.peeks,
         )
         self.lists = Lists(
             config,
@@ -143,4 +187,4 @@ class Features:
             telemetry=telemetry,
         )
         introspector.apply(config, admission)
-        lasting.stream_checks.apply(self.chats, self.live)
+        lasting.stream_checks.apply(self.chats, self.live, loads)

@@ -186,6 +186,20 @@ class Introspector:
         digest = caller.digest
         return digest is None or self._introspections.accepted(digest, session_id, now)
 
+    def admits_chat(self, caller: Caller[Grant], session_id: str, now: float) -> bool:
+        """Whether upstream has verified the caller's token, and nothing speaks against this chat.
+
+        A chat may be followed before its session exists, and a token that only sends messages may
+        not read the session: upstream's answer to a load then says nothing against the chat.
+        """
+        digest = caller.digest
+        if digest is None or self._introspections.accepted(digest, session_id, now):
+            return True
+        code, _ = self._introspections.refused(digest, session_id, now) or ("", 0.0)
+        return code == "not_found" or (
+            code == "unauthorized" and not caller.granted.covers(session_id)
+        )
+
     def count_refused(self, request: RequestContext, subject: Subject) -> None:
         """Count a request that was refused before anyone verified its token.
 

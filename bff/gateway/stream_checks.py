@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from bff.chat.streams import Streams
 from bff.clock import Clock
 from bff.gateway.chats import Chats
-from bff.gateway.live import TICK_SECONDS, Live
+from bff.gateway.live import Live
+from bff.gateway.live_loads import TICK_SECONDS, LiveLoads
 from bff.live.listener import Listener
 from bff.live.listeners import Listeners
 from bff.sessions.copy import Copy
@@ -32,11 +33,13 @@ class StreamChecks:
         self._clock = clock
         self._chats: Chats
         self._live: Live
+        self._loads: LiveLoads
         listeners.show, listeners.newest = self._show, self._newest
 
-    def apply(self, chats: Chats, live: Live) -> None:
+    def apply(self, chats: Chats, live: Live, loads: LiveLoads) -> None:
         """Decide by these from now on."""
-        self._chats, self._live = chats, live
+        self._chats, self._live, self._loads = chats, live, loads
+        self._listeners.version = live.version
 
     async def watch_streams(self, beat: Callable[[], None]) -> None:
         """Check all streams again and again."""
@@ -62,7 +65,7 @@ class StreamChecks:
 
     def look(self) -> Iterator[None]:
         """Ask for the loads that listeners need now; yields between parts of the work."""
-        return self._live.look(*self._clock())
+        return self._loads.look(*self._clock())
 
     def _show(self, listener: Listener, name: str, copy: Copy | None) -> None:
         self._live.show(listener, name, copy, *self._clock())

@@ -22,9 +22,12 @@ class Budget:
 
     Args:
         limit: None for no limit of the gateway; upstream's limit counts all the same.
+        name: what its calls are called in the store; budgets of one environment have different
+            names.
     """
 
-    def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
+    def __init__(self, limit: int | None, seconds: float = 1.0, *, name: str = "spent") -> None:
+        self.name = name
         self.limit = limit
         self.seconds = seconds
         self.replicas = 1

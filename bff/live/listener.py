@@ -74,6 +74,8 @@ class Listener:
         "stamps",
         "total",
     )  # fmt: skip
+    cut = False
+    """Its events come from this process, so nothing cuts them."""
 
     def __init__(
         self,

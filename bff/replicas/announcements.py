@@ -1,4 +1,4 @@
-"""Announcements of replicas to one another: purges and revocations.
+"""Announcements of replicas to one another: purges, revocations, and news for listeners.
 
 An announcement is a message on a stream, not on a channel. So a replica that was cut off reads the
 announcements that it missed, and a replica that starts reads the kept revocations.
@@ -42,7 +42,11 @@ class Stream:
     kept: int
 
 
-STREAMS: Final = {"purges": Stream(10_000), "revocations": Stream(100_000)}
+STREAMS: Final = {
+    "purges": Stream(10_000),
+    "revocations": Stream(100_000),
+    "news": Stream(1_000),
+}
 
 
 Message = tuple[bytes, list[tuple[bytes, bytes]]]

@@ -17,9 +17,9 @@ def window(name: str) -> str:
     return f"{_PREFIX}:w:{name}"
 
 
-def spent(origin: str) -> str:
-    """Times of the last loads of an environment."""
-    return f"{_PREFIX}:{{{origin}}}:spent"
+def spent(origin: str, name: str = "spent") -> str:
+    """Times of the last calls that one budget of an environment paid."""
+    return f"{_PREFIX}:{{{origin}}}:{name}"
 
 
 def allowance(origin: str) -> str:

@@ -16,11 +16,13 @@ class SharedBudget:
 
     Attributes:
         limit: None for no limit of the gateway; 0 for loads that spend nothing.
+        name: which of the environment's budgets it is; see `Budget`.
     """
 
     origin: str
     limit: int | None
     seconds: float
+    name: str = "spent"
 
 
 class Denials:

@@ -185,7 +185,7 @@ class Store:
 
     async def spend(self, budget: SharedBudget, *, timeout: float) -> float:
         """Spend one load; returns the seconds to wait instead, or 0."""
-        names = _budget_keys(budget.origin)
+        names = _budget_keys(budget)
         command = ("EVAL", scripts.LOAD, len(names), *names, *_budget_arguments(budget))
         ((milliseconds, *_),) = await self.connection.execute(command, timeout=timeout)
         return float(milliseconds) / 1000
@@ -230,7 +230,7 @@ class Store:
         too old. Without a *token* no load is claimed: a load that could be claimed is denied.
         """
         names = (
-            *_budget_keys(budget.origin), keys.value(prefix, id_), keys.claim(prefix, id_),
+            *_budget_keys(budget), keys.value(prefix, id_), keys.claim(prefix, id_),
         )  # fmt: skip
         arguments = (
             *_budget_arguments(budget), token, _milliseconds(seconds),
@@ -305,8 +305,9 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _budget_keys(origin: str) -> tuple[str, ...]:
-    return keys.spent(origin), keys.allowance(origin), keys.pause(origin)
+def _budget_keys(budget: SharedBudget) -> tuple[str, ...]:
+    origin = budget.origin
+    return keys.spent(origin, budget.name), keys.allowance(origin), keys.pause(origin)
 
 
 def _budget_arguments(budget: SharedBudget) -> tuple[Any, ...]:

@@ -20,6 +20,8 @@ HOLD: Final = "bff.hold"
 """The extension that counts bytes that a request holds in memory; False if there is no room."""
 STREAM: Final = "bff.stream"
 """The extension that tells a connection that its answer is a stream, which ends it."""
+CUT: Final = "bff.cut"
+"""The extension that closes the connection, so that a stream has no last chunk."""
 ADMIT: Final = "bff.admit"
 """The extension that returns a response if there is room for it in memory, else a refusal."""
 PENDING: Final = "bff.pending"
@@ -143,6 +145,8 @@ async def _write_stream(
         async with aclosing(stream.events()) as events:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
+        if stream.cut and CUT in extensions:
+            extensions[CUT]()
         await send({"type": "http.response.body", "body": b""})
     finally:
         leaving.cancel()

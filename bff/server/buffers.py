@@ -28,6 +28,11 @@ class Buffers:
         self._is_trusted = is_trusted
         self._by_address: Counter[str] = Counter()
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing more may be held."""
+        return self.held >= self._limit
+
     def has_room(self, address: str, size: int) -> bool:
         """Whether *address* may hold *size* bytes more.
 

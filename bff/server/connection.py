@@ -16,7 +16,7 @@ from bff.errors import Refusal, Refused
 from bff.limits.client_address import browser_address
 from bff.request import HeaderFields
 from bff.response import EventStream, Response
-from bff.server.asgi import ADMIT, HOLD, STREAM
+from bff.server.asgi import ADMIT, CUT, HOLD, STREAM
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.buffers import Holding
 from bff.server.timers import Deadline, IdleTimer
@@ -32,7 +32,8 @@ LARGE_ANSWER: Final = 32 * 1024
 only if it stays in the buffer of the connection."""
 _UNREAD_BYTES: Final = 8192
 """Bytes that a browser may leave unread before they count."""
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding"))
+_CODING: Final = b"transfer-encoding"
+_FRAMING: Final = frozenset((b"content-length", _CODING))
 Refuse = Callable[[Refusal, str, bytes | None], Response]
 """Renders a refusal for a peer's address and an ``Origin``."""
 
@@ -81,7 +82,9 @@ class HeldProtocol(UvicornProtocol):
     def pause_writing(self) -> None:
         """Give the browser a bounded time to read the answers."""
         super().pause_writing()
-        if not self._holding.unread(self.transport.get_write_buffer_size()):
+        # A relayed stream has reserved its large events, and stops until the browser reads.
+        room = self._holding.unread(self.transport.get_write_buffer_size())
+        if not room and not self.is_relaying:
             self._connections.count("buffers_full")
             self.transport.abort()
             return
@@ -233,6 +236,8 @@ class BoundedProtocol(HeldProtocol):
             self._framed = True
             if value != b"0":
                 self._has_body = True
+            if name == _CODING and value.strip(b" \t").lower() != b"chunked":
+                raise Refused("bad_request", "Send no transfer coding but chunked")
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -243,7 +248,7 @@ class BoundedProtocol(HeldProtocol):
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application; later header lines are trailers."""
-        common: dict[str, object] = {HOLD: self.hold_body, STREAM: self.begin_stream}
+        common = {HOLD: self.hold_body, STREAM: self.begin_stream, CUT: self.transport.close}
         super().hand_over(common | (extensions or {}))
         self._in_head = False
 
@@ -286,6 +291,8 @@ class BoundedProtocol(HeldProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise Refused("bad_request", "Speak HTTP/1.1")
+        if version == "1.0" and self._framed and any(n == _CODING for n, _ in self.headers):
+            raise Refused("bad_request", "Send no transfer coding with HTTP/1.0")  # RFC 9112 §6.1
         if self._hosts > 1 or (not self._hosts and version == "1.1"):  # RFC 9112 §3.2
             raise Refused("bad_request", "Send one Host header")
         # Request smuggling: a proxy may read the body of such a request as the next request.

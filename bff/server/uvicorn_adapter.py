@@ -8,6 +8,7 @@ path is used only with the sources that it was tested with.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,12 @@ def why_unusable() -> str | None:
     if sha256(b"".join(sources)).hexdigest() not in _SUPPORTED:
         return f"it was not tested with uvicorn {uvicorn.__version__}"
     return None
+
+
+@lru_cache(maxsize=8)  # thousands of pushed streams write the same event
+def _chunk(data: bytes) -> bytes:
+    """Make a chunk of an answer (RFC 9112 §7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class ClosedSafeTransport:
@@ -121,6 +128,11 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         stream.attach(self)
 
     @property
+    def is_relaying(self) -> bool:
+        """Whether the answer is a stream that is read no faster than the browser reads."""
+        return self.stream is not None and self._pushed is None
+
+    @property
     def paused(self) -> bool:
         """Whether the browser has to read before a pushed stream writes more."""
         return self.flow.write_paused
@@ -128,7 +140,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     def send_event(self, data: bytes) -> None:
         """Write an event of a pushed stream as a chunk."""
         if not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.transport.write(_chunk(data))
 
     def finish_stream(self) -> None:
         """End a pushed stream and the connection, once the browser has read it."""
@@ -156,7 +168,8 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         finally:
             stream.release("browser")
         if not transport.is_closing():
-            transport.write(b"0\r\n\r\n")
+            if not stream.cut:
+                transport.write(b"0\r\n\r\n")
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -21,6 +21,7 @@ _FRIENDLY = "session_"
 CHANNELS = ":channels:"
 """Part of a scope that names a channel of a session. An id that contains it names no session."""
 _PLAIN_PATH = re.compile(PLAIN_PATH)
+_DOTS = re.compile(r"(?:^|[/\\])\.{1,2}(?:$|[/\\])")
 _INVALID_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 
@@ -91,6 +92,15 @@ def is_reachable(id_: str) -> bool:
     Upstream decodes an encoded slash twice, so it looks for another session than ``a%2Fb``.
     """
     return "%2f" not in id_.lower()
+
+
+def has_dots(id_: str) -> bool:
+    """Whether *id_* has a dot segment, as ``../x`` has.
+
+    A proxy before upstream may decode it and resolve it: what follows an id of a chat would then
+    belong to another path.
+    """
+    return _DOTS.search(id_) is not None
 
 
 def has_escape(id_: str) -> bool:

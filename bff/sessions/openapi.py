@@ -13,6 +13,8 @@ from bff.sessions.openapi_answers import (
     HEADERS,
     JSON,
     LIMITED,
+    OF_CHATS,
+    OF_STREAMS,
     REPRESENTATION,
     TEXT,
     codes_of,
@@ -102,7 +104,9 @@ def document(
     """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     headers: dict[str, Schema] = {
-        name: {"description": text, "schema": schema} for name, (schema, text) in HEADERS.items()
+        name: {"description": text, "schema": schema}
+        for name, (schema, text) in HEADERS.items()
+        if chat or name not in OF_STREAMS
     }
     headers["Vary"]["schema"] = {"const": vary(cookie=cookie is not None, live=live)}
     schemes = {"token": _TOKEN} | ({"cookie": _COOKIE | {"name": cookie}} if cookie else {})
@@ -122,7 +126,7 @@ def document(
                 ("One session", "The state of a session, as the policy lets browsers see it"),
                 [_SESSION_PARAMETER],
                 "Session",
-                ["bad_request", "invalid_session_id", "unauthorized", "not_found"],
+                ["invalid_session_id", "not_found"],
                 live=live,
             ),
             ids.LIST_ROUTE.decode(): _path(
@@ -130,7 +134,7 @@ def document(
                 ("A chat list", "The sessions that the token names, in its order, page by page"),
                 _list_parameters(visible),
                 "Sessions",
-                ["bad_request", "unauthorized"],
+                [],
                 "X-Unavailable-Sessions",
                 live=live,
             ),
@@ -141,7 +145,7 @@ def document(
             "securitySchemes": schemes,
             "headers": headers,
             "schemas": _schemas(policy, by_type)
-            | error_schemas(chat=chat)
+            | error_schemas(chat=chat, live=live)
             | (_chat_schemas() if chat else {}),
         },
     }
@@ -165,9 +169,21 @@ def _list_parameters(visible: Iterable[str]) -> list[Schema]:
     ]
 
 
-_UPSTREAM: Final = codes_of(
-    HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT
+_EVERY: Final[tuple[ErrorCode, ...]] = (
+    *("bad_request", "head_too_large", "rate_limited", "overloaded", "internal"),
 )
+"""Codes that every route has, those of the connection among them."""
+_UPSTREAM: Final[tuple[ErrorCode, ...]] = tuple(
+    code
+    for code in codes_of(
+        HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT
+    )
+    if code not in OF_CHATS
+)
+_USUAL: Final[tuple[ErrorCode, ...]] = tuple(
+    dict.fromkeys((*_EVERY, *codes_of(HTTPStatus.UNAUTHORIZED), "unauthorized", *_UPSTREAM))
+)
+"""Codes of every route that needs a token."""
 
 
 def _path(
@@ -184,7 +200,6 @@ def _path(
     A 200 and a 304 may have *more* headers than the usual ones. With *live* it can be an event
     stream.
     """
-    usual: list[ErrorCode] = [*_UPSTREAM, "rate_limited", "internal"]
     headers = (*COMMON, *REPRESENTATION, *LIMITED, *more)
     content: Schema = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     if live:
@@ -194,7 +209,7 @@ def _path(
     responses = {
         "200": response(texts[0], headers, content),
         "304": response("The browser has the current copy (If-None-Match)", headers),
-        **refusals([*codes, *codes_of(HTTPStatus.UNAUTHORIZED), *usual]),
+        **refusals([*_USUAL, *codes]),
     }
     parameters = [*parameters, _IF_NONE_MATCH]
     return {"get": _operation(id_, _SESSIONS, *texts, parameters=parameters, responses=responses)}
@@ -202,15 +217,13 @@ def _path(
 
 def _chat_paths() -> dict[str, Schema]:
     """Describe the routes of chats."""
-    usual: list[ErrorCode] = [
-        *("bad_request", "invalid_session_id", "unauthorized", "not_found", "rate_limited"),
-        *codes_of(HTTPStatus.UNAUTHORIZED),
-        *_UPSTREAM,
-        "internal",
-    ]
+    usual: list[ErrorCode] = [*_USUAL, "invalid_session_id", "not_found"]
     accepted = {"schema": {"$ref": "#/components/schemas/MessageAccepted"}}
     message = {"schema": {"$ref": "#/components/schemas/Message"}}
-    refused: list[ErrorCode] = ["invalid_message", "foreign_chat", "message_too_large"]
+    refused: list[ErrorCode] = [
+        *("invalid_message", "foreign_chat", "message_too_large", "session_closed"),
+        *("too_many_messages", "message_unconfirmed"),
+    ]
     post = _operation(
         "sendMessage",
         _CHATS,
@@ -220,8 +233,8 @@ def _chat_paths() -> dict[str, Schema]:
         parameters=[_SESSION_PARAMETER, _header("X-Part-Id", "Stores the message once")],
         requestBody={"required": True, "content": {JSON: message}},
         responses={
-            "200": response("Upstream has the message", COMMON, {JSON: accepted}),
-            **refusals([*usual, *refused, "session_closed"]),
+            "200": response("Upstream has the message", (*COMMON, *LIMITED), {JSON: accepted}),
+            **refusals([*usual, *refused], message=True),
         },
     )
     events = {_EVENTS: {"schema": TEXT, "example": ": ping\n\n"}}
@@ -238,8 +251,12 @@ def _chat_paths() -> dict[str, Schema]:
         "The chat's stream, live, without the parts that are not for browsers.",
         parameters=[_SESSION_PARAMETER, *(_header(*pair) for pair in names.items())],
         responses={
-            "200": response("The events as they come", COMMON, events),
-            **refusals([*usual, "stream_unreadable", "too_many_streams"]),
+            "200": response(
+                "The events as they come",
+                (*COMMON, *LIMITED, *OF_STREAMS),
+                events,
+            ),
+            **refusals([*usual, "stream_unreadable", "stream_version", "too_many_streams"]),
         },
     )
     return {CHAT_IN: {"post": post}, CHAT_OUT: {"get": get}}
@@ -251,7 +268,7 @@ def _header(name: str, text: str) -> Schema:
 
 def _page(id_: str, summary: str) -> Schema:
     ok = response(summary, COMMON, {JSON: {"schema": {"type": "object"}}})
-    responses = {"200": ok, **refusals(["rate_limited", "internal"])}
+    responses = {"200": ok, **refusals([*_EVERY])}
     return {"get": _operation(id_, _SERVICE, summary, summary, security=[], responses=responses)}
 
 

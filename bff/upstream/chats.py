@@ -50,6 +50,9 @@ class StreamOptions:
     latest: bool = False
 
 
+_PEEK: Final = StreamOptions(seconds=1, peek=True, latest=True)
+
+
 class ChatUpstream:
     """The chat routes of one environment's API.
 
@@ -130,6 +133,16 @@ class ChatUpstream:
             _abort(stream)
             raise
         return stream
+
+    async def peek(self, session_id: str) -> bool:
+        """Whether the last record of a session's stream ends a turn; it reads the head alone.
+
+        Raises:
+            UpstreamError: as `open`.
+        """
+        stream = await self.open(session_id, _PEEK)
+        stream.abort()
+        return stream.headers.get("x-session-settled") == "true"
 
     def _request(
         self, method: bytes, session_id: str, route: str, lines: bytes, body: bytes = b""

@@ -26,7 +26,7 @@ def test_one_callers_uploads_refuse_nobody_else(appends: Appends) -> None:
     for _ in range(MAX_APPENDS_PER_CALLER):
         assert refused(appends, "slow") is None
 
-    assert refused(appends, "slow") == "rate_limited"
+    assert refused(appends, "slow") == "too_many_messages"
     assert refused(appends, "ann") is None
     appends.end("slow")
     assert refused(appends, "slow") is None

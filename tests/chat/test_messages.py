@@ -149,6 +149,15 @@ def test_identity_takes_the_place_of_a_forged_one(metadata: dict[str, Any]) -> N
     assert policy.read(raw).dropped == ("__bff" in metadata)
 
 
+def test_identity_is_dropped_of_the_message_itself() -> None:
+    said = USER | {"metadata": {"__bff": "forged", "plan": "free"}}
+
+    written = sent(body(PAYLOAD | {"message": said}), MessagePolicy(identity_field="__bff"))
+
+    assert written["payload"]["message"]["metadata"] == {"plan": "free"}
+    assert "forged" not in json.dumps(written)
+
+
 def test_identity_stands_in_messages_without_metadata() -> None:
     assert sent(body(), MessagePolicy(identity_field="__bff"))["payload"]["metadata"] == {
         "__bff": "signed"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -129,6 +130,27 @@ SENTINELS = {
     ),
     "header of a data record": batch(record(headers=[["public-access-token", TOKEN]])),
     "headers that are no list": batch(record(headers={"0": [TOKEN]}), record(headers=TOKEN)),
+    "body of a record whose headers are no list": batch(
+        record(headers={"trigger-control": "turn-complete"}, body=TOKEN),
+        record(headers="trigger-control", body={"publicAccessToken": TOKEN, "data": TOKEN}),
+    ),
+    "body of a record with a malformed header": batch(
+        record(headers=[{"name": "trigger-control"}], body={"data": TOKEN}),
+        record(headers=["trigger-control", "turn-complete"], body={"data": TOKEN}),
+        record(headers=[["x", "y"], None], body={"data": TOKEN}),
+    ),
+    "control in other letters": batch(
+        record(headers=[["Trigger-Control ", "turn-complete"]], body={"data": TOKEN}),
+        record(headers=[["x", "y"], ["", "trim"]], body={"data": TOKEN}),
+    ),
+    "id of a legacy record": batch(record(body={"data": LEGACY, "id": TOKEN})),
+    "legacy record in a list": batch(
+        record(body={"data": [LEGACY]}), record(body=[[LEGACY]]), record(body=[json.dumps(LEGACY)])
+    ),
+    "legacy record in an envelope twice": batch(record(body={"data": {"data": LEGACY}, "id": "p"})),
+    "envelope in a string": batch(record(body=json.dumps({"data": LEGACY, "id": "p"}))),
+    "type in other letters": batch(record(body={"data": LEGACY | {"type": " Trigger:Turn"}})),
+    "id of the SDK's own control": batch(record(body={"data": {"type": "trigger:", "id": TOKEN}})),
     "legacy record": batch(record(body={"data": LEGACY, "id": "p"})),
     "legacy record in a string": batch(record(body={"data": json.dumps(LEGACY), "id": "p"})),
     "legacy record in a string in a string": batch(
@@ -212,7 +234,8 @@ def test_body_with_repeated_keys_becomes_an_empty_record() -> None:
     "body",
     [
         "", "1", "null", '"text"', '"\\"text\\""', "[]", '{"data":"plain text"}', '{"data":12}',
-        '{"data":null}', '{"data":[{"type":"trigger:x"}]}', '{"id":"p"}', "{}",
+        '{"data":null}', '{"data":[{"type":"text"}]}', '{"data":{"data":{"n":1},"id":"p"}}',
+        '{"id":"p"}', "{}",
         '{"data":{"n":' + "9" * 5000 + "}}", '{"data":{"n":1e999,"i":1.10}}', ' {"data" : 1 } ',
         '{"data":{"delta":"\\ud83d"}}', '{"data":{"delta":"\u2028\x7fü😀"}}',
     ],
@@ -221,6 +244,18 @@ def test_bodies_of_the_app_pass_unchanged(body: str) -> None:
     assert [one["body"] for one in Filtered().feed(batch(record() | {"body": body})).records] == [
         body
     ]
+
+
+@pytest.mark.parametrize("element", ['""', '"x"', "{}", "[]", '{"a":1}', "1"])
+def test_cost_of_a_large_body_is_bounded(element: str) -> None:
+    body = f'{{"data":[{",".join([element] * (250_000 // len(element)))}]}}'
+    stream = batch(record() | {"body": body})
+    began = time.process_time()
+
+    (passed,) = Filtered().feed(stream).records
+
+    assert passed["body"] == body
+    assert time.process_time() - began < 1.0, "Python objects, not a search for each of them"
 
 
 def test_half_a_surrogate_pair_in_a_body_passes_unchanged() -> None:

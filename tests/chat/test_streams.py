@@ -2,16 +2,18 @@
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
+from support.virtual_time import run
 from support.world import Clock
 
 from bff import metrics
 from bff.chat.records import RecordFilter
-from bff.chat.streams import ChatStream, Streams
+from bff.chat.streams import LARGE_EVENTS, ROOM_SECONDS, ChatStream, Streams
 from bff.errors import Refused, UpstreamUnavailable
 from bff.stream_registry import Bounds
 from bff.telemetry import Telemetry
@@ -146,14 +148,57 @@ async def test_release_counts_once(registry: Registry) -> None:
     assert (registry.ended("browser"), registry.ended("failed")) == (1, 0)
 
 
-async def test_event_without_room_in_memory_ends_the_stream(registry: Registry) -> None:
-    stream = registry.open()
-    connected(stream).parts.put_nowait(b"x" * 1000)
-    stream.bound(lambda size: size < 500)
+def test_event_without_room_in_memory_ends_the_stream(registry: Registry) -> None:
+    async def history() -> float:
+        stream = registry.open()
+        connected(stream).parts.put_nowait(b"x" * 1000)
+        stream.bound(lambda size: size < 500)
+        await read(stream)
+        return asyncio.get_running_loop().time()
 
-    await read(stream)
-
+    assert run(history) == pytest.approx(ROOM_SECONDS, abs=0.2)
     assert registry.ended("overloaded") == 1
+
+
+@pytest.mark.parametrize("size", [10, 2 * LARGE_EVENTS])
+def test_stream_waits_for_room_and_reads_nothing(registry: Registry, size: int) -> None:
+    event = EVENT.replace(b'"1"', json.dumps(json.dumps("x" * size)).encode())
+    held: list[int] = []
+
+    async def history() -> bytes:
+        loop, stream = asyncio.get_running_loop(), registry.open()
+        upstream = connected(stream)
+
+        def hold(size: int) -> bool:
+            held.append(size)
+            return size == 0 or loop.time() > 3.0
+
+        stream.bound(hold)
+        reading = asyncio.create_task(read(stream))
+        for part in (event[:-4], event[-4:], EVENT, None):
+            upstream.parts.put_nowait(part)
+        await asyncio.sleep(1.0)
+        assert upstream.parts.qsize() == 3, "upstream is not read meanwhile"
+        return await reading
+
+    assert run(history).count(b"event: batch") == 2
+    assert held[-1] == 0, "all of it is released"
+    assert max(held) >= size
+    assert registry.ended("upstream") == 1
+
+
+async def test_stream_tells_a_cut_of_upstream_from_its_own_end(registry: Registry) -> None:
+    ended, cut = registry.open(), registry.open()
+    for stream in (ended, cut):
+        connected(stream)
+    ended.end("revoked")
+    assert cut._upstream is not None
+    cut._upstream.abort()
+
+    for stream in (ended, cut):
+        await read(stream)
+
+    assert (ended.cut, cut.cut) == (False, True)
 
 
 def test_caller_and_address_and_process_have_bounds(registry: Registry) -> None:

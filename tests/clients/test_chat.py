@@ -6,9 +6,12 @@ messages that the page shows must be the same.
 
 import json
 import re
+import socket
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -261,11 +264,76 @@ def test_expired_token_in_mid_answer_is_replaced(both: Callable[..., dict[str, A
 
 def test_stream_that_upstream_cuts_loses_nothing(both: Callable[..., dict[str, Any]]) -> None:
     def conversation(side: Side) -> dict[str, Any]:
-        side.upstream.app.chats.cut_after = 3
+        side.upstream.app.chats.cut_after = 6
         side.open()
         return side.call("send", text="a b c d e f")
 
     assert text_of(both(conversation)["messages"][-1]) == "a b c d e f — answered, üñí 😀 done."
+
+
+class CuttingRelay:
+    """Passes connections on, and resets the browser's side of the first stream within an event."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.cut = 0
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                browser, _ = self._server.accept()
+                threading.Thread(target=self._relay, args=(browser,), daemon=True).start()
+
+    def _relay(self, browser: socket.socket) -> None:
+        with browser, socket.create_connection(("127.0.0.1", self._port)) as server:
+            asking = threading.Thread(target=self._ask, args=(browser, server), daemon=True)
+            asking.start()
+            passed = b""
+            with suppress(OSError):
+                while part := server.recv(65536):
+                    passed += part
+                    if not self.cut and passed.count(b"text-delta") >= 3:
+                        self.cut += 1
+                        browser.sendall(part[: part.rfind(b"text-delta") + 30])
+                        reset = struct.pack("ii", 1, 0)
+                        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                        break
+                    browser.sendall(part)
+            with suppress(OSError):
+                browser.shutdown(socket.SHUT_RD)
+            asking.join()
+
+    def _ask(self, browser: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):
+            while part := browser.recv(65536):
+                server.sendall(part)
+            server.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+
+def test_socket_that_is_cut_in_mid_word_loses_nothing(
+    sides: list[Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def conversation(side: Side) -> dict[str, Any]:
+        side.upstream.app.chats.pace = 0.02
+        side.open()
+        return side.call("send", text="a b c d e f")
+
+    relays = [CuttingRelay(int(side.url.rpartition(":")[2])) for side in sides]
+    for side, relay in zip(sides, relays, strict=True):
+        monkeypatch.setattr(side, "url", relay.url)
+    report = hold(sides, conversation)
+
+    assert text_of(report["messages"][-1]) == "a b c d e f — answered, üñí 😀 done."
+    assert [relay.cut for relay in relays] == [1, 1]
+    for relay in relays:
+        relay.close()
 
 
 def test_unreadable_event_ends_the_turn_for_good(sides: list[Side]) -> None:

@@ -116,7 +116,7 @@ def expired(way: Way) -> dict[str, Any]:
 
 
 def cut(way: Way) -> dict[str, Any]:
-    way.upstream.app.chats.cut_after = 6
+    way.upstream.app.chats.cut_after = 9
     way.open()
     return way.ask("send", text="a b c d e f")
 

@@ -15,6 +15,11 @@ class Fault:
 
 
 _LIVE = "tests/gateway/test_live.py"
+_HOSTILE_CHATS = "tests/server/test_hostile_chats.py"
+_STREAM_BYTES = "tests/server/test_stream_bytes.py"
+_RECORDS = "tests/chat/test_records.py"
+_PEEKS = "tests/gateway/test_peeks.py"
+_LISTENERS = "tests/incidents/test_incident_listeners.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
@@ -2331,6 +2336,111 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/chat/records.py",
+        "        if not isinstance(headers, list):\n            return True\n",
+        "        if not isinstance(headers, list):\n            return False\n",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "name is None or name.strip().lower() in (_COMMAND, _CONTROL)",
+        "name in (_COMMAND, _CONTROL)",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "if any(_own_type(one) is not None for one in inner):",
+        "if False:",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "if isinstance(id_, str) and _PLAIN_ID.fullmatch(id_):",
+        "if isinstance(id_, str):",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/messages.py",
+        'kept.get("message"), self.identity_field',
+        "None, self.identity_field",
+        "tests/chat/test_messages.py::test_identity_is_dropped_of_the_message_itself",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        "if not room and not self.is_relaying:",
+        "if not room:",
+        f"{_STREAM_BYTES}::test_slow_browser_pauses_upstream_and_is_not_cut",
+    ),
+    Fault(
+        0,
+        "bff/stream_registry.py",
+        " or self.is_memory_full():",
+        ":",
+        f"{_STREAM_BYTES}::test_stream_is_refused_while_memory_is_full",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "self.cut = self._reason is None",
+        "self.cut = False",
+        f"{_STREAM_BYTES}::test_cut_of_upstream_is_a_cut_for_the_browser",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "if waited >= ROOM_SECONDS or self._reason is not None:",
+        "if True:",
+        "tests/chat/test_streams.py::test_stream_waits_for_room_and_reads_nothing",
+    ),
+    Fault(
+        0,
+        "bff/gateway/introspection.py",
+        'return code == "not_found" or (',
+        'return code != "internal" or (',
+        "tests/gateway/test_chats.py::test_token_that_only_upstream_verifies_chats",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        "if ids.has_dots(session_id):",
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        "if not ids.is_reachable(session_id):",
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        'if name == _CODING and value.strip(b" \\t").lower() != b"chunked":',
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/server/connection.py",
+        'if version == "1.0" and self._framed and any(n == _CODING for n, _ in self.headers):',
+        "if False:",
+        f"{_HOSTILE_CHATS}::test_hostile_requests_get_a_code_and_go_nowhere",
+    ),
+    Fault(
+        0,
+        "bff/response.py",
+        'if refusal.code == "rate_limited":',
+        "if status == _TOO_MANY_REQUESTS and window.headers:",
+        "tests/sessions/test_openapi_answers.py::test_each_error_is_sent_as_it_is_described",
+    ),
+    Fault(
+        0,
         "bff/chat/streams.py",
         "if (*session, cursor) in self._unreadable:",
         "if False:",
@@ -2346,8 +2456,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/answers.py",
-        "        self._admission.authorize(request, caller, copy)\n        return copy.body",
-        "        return copy.body",
+        "        self._admission.authorize(request, caller, copy)\n        return with_answering(copy.body, answering)",
+        "        return with_answering(copy.body, answering)",
         f"{_LIVE}::test_revoked_session_of_a_list_causes_no_byte",
     ),
     Fault(
@@ -2405,5 +2515,128 @@ FAULTS = [
         "        self.resume_stream()\n",
         "",
         "tests/server/test_listening.py::test_reader_that_stops_holds_few_bytes_and_gets_the_newest",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "            or before.live.answering != config.live.answering\n",
+        "",
+        f"{_PEEKS}::test_switching_it_ends_the_streams",
+    ),
+    Fault(
+        0,
+        "bff/stream_registry.py",
+        """\
+        self._telemetry.often(
+            "stream_ended", now, kind=self._kind, reason=reason, seconds=round(seconds, 3)
+        )
+""",
+        "",
+        "tests/test_stream_registry.py::test_log_tells_the_reason_of_each_end_and_stays_small",
+    ),
+    Fault(
+        0,
+        "bff/gateway/peeks.py",
+        "if not self._is_followed(copy):",
+        "if False:",
+        f"{_PEEKS}::test_session_whose_listener_left_is_not_peeked",
+    ),
+    Fault(
+        0,
+        "bff/replicas/alone.py",
+        "        wait = await self.limits.spend(environment, budget, timeout=0.0)\n",
+        "        wait = 0.0\n",
+        f"{_PEEKS}::test_peeks_have_a_budget_and_take_turns",
+    ),
+    Fault(
+        0,
+        "bff/live/answering.py",
+        "if peek.began <= max(turn.exact_at, self._forgotten):",
+        "if False:",
+        "tests/live/test_answering.py::test_peek_that_began_before_a_message_tells_less",
+    ),
+    Fault(
+        0,
+        "bff/config/live_settings.py",
+        'if not live.answering or firsts.isdisjoint(("answering", "*")):',
+        "if True:",
+        "tests/config/test_live_settings.py::test_answering_replaces_nothing_that_the_policy_shows",
+    ),
+    Fault(
+        70,
+        "bff/gateway/live.py",
+        "        if wall >= caller.expires:\n",
+        "        if False:\n",
+        f"{_LISTENERS}::test_70_stream_ends_with_its_token",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "if turn.idle is None or now - turn.learned_at >= VALID_SECONDS:\n            return None",
+        "if turn.idle is None or now - turn.learned_at >= VALID_SECONDS:\n            return False",
+        f"{_LISTENERS}::test_71_unknown_answering_is_absent",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "elif turn.started or now >= turn.until:",
+        "else:",
+        f"{_LISTENERS}::test_71_message_is_answered_before_the_agent_has_begun",
+    ),
+    Fault(
+        72,
+        "bff/live/answering.py",
+        "        if now < turn.peek_at:\n",
+        "        if False:\n",
+        f"{_LISTENERS}::test_72_peeks_cost_one_request_a_session_and_ttl",
+    ),
+    Fault(
+        73,
+        "bff/live/lists.py",
+        "if len(before) < len(together) <= _MAX_NAMES:",
+        "if False:",
+        f"{_LISTENERS}::test_73_token_for_a_new_chat_ends_the_list",
+    ),
+    Fault(
+        0,
+        "bff/live/lists.py",
+        "            self._names[person] = together\n",
+        "",
+        "tests/live/test_lists.py::test_name_counts_once_although_no_list_has_it",
+    ),
+    Fault(
+        0,
+        "bff/live/lists.py",
+        "        self._names[person] = self._names.get(person, names) | names\n",
+        "        self._names[person] = names\n",
+        "tests/live/test_lists.py::test_different_lists_do_not_end_each_other_for_ever",
+    ),
+    Fault(
+        96,
+        "bff/gateway/live_loads.py",
+        "        _, name = watch.key\n",
+        "        _, name = watch.key\n        self._lookup._cache.purge(*watch.key)\n",
+        f"{_LISTENERS}::test_96_five_hundred_listeners_cost_one_load_a_ttl",
+    ),
+    Fault(
+        97,
+        "bff/live/listeners.py",
+        "watches = [self._watches[key] for key in copy.keys if key in self._watches]",
+        "watches = list(self._watches.values())",
+        f"{_LISTENERS}::test_97_hidden_session_changes_no_byte_of_a_listener",
+    ),
+    Fault(
+        98,
+        "bff/gateway/live.py",
+        "        grounds.listener = listener = Listener(",
+        "        self._cache.clear(loads=False)\n        grounds.listener = listener = Listener(",
+        f"{_LISTENERS}::test_98_reconnect_storm_costs_one_load_a_session",
+    ),
+    Fault(
+        99,
+        "bff/gateway/live.py",
+        "if head.fields.last_event_id == events.event_id(listener.total):",
+        "if False:",
+        f"{_LISTENERS}::test_99_known_state_is_not_sent_again_after_a_reconnect",
     ),
 ]

@@ -1,14 +1,16 @@
 """The stream of a chat: from the request to the head of the answer."""
 
+import asyncio
 import json
 
 import pytest
-from support.chats import BOTH, CHAT, EVENTS, ROUTE, batch, code, out, sent, streams
+from support.chats import BOTH, CHAT, EVENTS, ROUTE, Live, batch, code, out, sent, streams
 from support.world import ORIGIN, World
 
 from bff import metrics
 from bff.chat.records import UNREADABLE
 from bff.demo.upstream import Answer, Seen
+from bff.errors import UpstreamUnavailable
 
 
 @pytest.fixture
@@ -164,3 +166,27 @@ async def test_opens_spend_nothing_of_the_budget(chats: World) -> None:
 
     assert [(await out(chats)).status_code for _ in range(5)] == [200] * 5
     assert [path for _, path in sent(chats)] == [f"{ROUTE}chat-1/out"] * 5
+
+
+async def test_opens_and_cuts_leave_no_task_and_no_count(chats: World) -> None:
+    """Browsers leave, upstream ends or cuts; `make streams` does it on sockets."""
+    await chats.start(**CHAT, BFF_STREAM_OPEN_LIMIT="off")
+    streams, counts = chats.service.gateway.streams, chats.telemetry.counts
+    token, tasks = chats.token(*BOTH), len(asyncio.all_tasks())
+    for number in range(300):
+        live = Live(chats)
+        await live.open(token)
+        await live.send(batch({"type": "start"})[: 40 if number % 2 else None])
+        if number % 3 == 0:
+            live.reading.cancel()
+        else:
+            live.upstream.end(None if number % 3 == 1 else UpstreamUnavailable())
+        await asyncio.wait([live.reading])
+        assert live.closed
+
+    assert len(streams) == 0
+    assert not streams._by_caller
+    assert not streams._waiting_first
+    assert len(asyncio.all_tasks()) == tasks
+    ends = {key[1]: n for key, n in counts.items() if key[0] == metrics.STREAM_ENDS}
+    assert ends == {"browser": 100, "upstream": 200}

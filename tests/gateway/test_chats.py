@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.chats import BOTH, CHAT, ROUTE, append, code, message, out, sent, streams
-from support.world import FRIENDLY, World, read
+from support.world import FRIENDLY, OWN_KEY, ROOT_KEY, Clock, World, claims, read, sign
 
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, Routes, match_chat
 
@@ -258,3 +258,35 @@ async def test_preflight_allows_the_routes_and_exposes_their_headers(chats: Worl
         assert name in preflight.headers["access-control-allow-headers"]
     for name in ("X-Stream-Version", "X-Session-Settled"):
         assert name in stream.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("verify", ["upstream", "local,upstream"])
+async def test_token_that_only_upstream_verifies_chats(clock: Clock, verify: str) -> None:
+    """The session may not exist yet, and a token that only sends may not read it."""
+    keys = None if verify == "upstream" else OWN_KEY
+    allowed = {"BFF_CHAT_TRIGGER_TOKENS": "true", "BFF_VERIFY": verify, "BFF_SIGNING_KEYS": keys}
+    async with World(clock, **CHAT, **allowed) as world:
+        streams(world)
+
+        def token(*scopes: str, key: str = ROOT_KEY) -> str:
+            return sign(claims(clock.wall, *scopes), key)
+
+        assert (await append(world, token=token(*BOTH))).status_code == 200
+        assert (await append(world, token=token("write:sessions:chat-1"))).status_code == 200
+        assert (await out(world, token=token("read:sessions:chat-1"))).status_code == 200
+        assert (await out(world, id_="new", token=token("read:sessions:new"))).status_code == 200
+        world.upstream.seen.clear()
+        for refused in (
+            await append(world, token=token("read:sessions:chat-1")),
+            await out(world, token=token("write:sessions:chat-1")),
+            await append(world, token=token(*BOTH, key="forged" * 8)),
+            await out(world, token=token(*BOTH, key="forged" * 8)),
+        ):
+            assert refused.status_code in (401, 403)
+        world.answer(403, {"code": "unauthorized", "error": "Unauthorized"})
+        for refused in (
+            await append(world, token=token(*BOTH, "read:tasks:1")),
+            await out(world, token=token(*BOTH, "read:tasks:2")),
+        ):
+            assert code(refused) == (403, "unauthorized"), "upstream contradicts the scopes"
+        assert sent(world) == []

@@ -19,7 +19,7 @@ def descriptions() -> dict[str, dict[str, Any]]:
     """Describe gateways by name: with few features, and with each of them."""
     return {
         "closed": openapi.document(Policy(), {}, bff.__version__),
-        "chats": openapi.document(_OPEN, {}, bff.__version__, chat=True),
+        "chats": openapi.document(_OPEN, {}, bff.__version__, chat=True, live=True),
         "types": openapi.document(
             Policy(),
             {"chat.agent": _OPEN, "chat.support": Policy()},

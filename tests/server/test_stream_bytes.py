@@ -1,14 +1,27 @@
 """A chat gets the same bytes with the fast path and without it."""
 
+import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
 
 import pytest
-from support.chats import BOTH, CHAT, ROUTE, message
-from support.differential import authorization, both_sides, connect_both, feed_both, request
+from support.chats import BOTH, CHAT, ROUTE, Live, batch, message
+from support.differential import (
+    FakeLoop,
+    FakeTransport,
+    Side,
+    authorization,
+    both_sides,
+    connect_both,
+    feed_both,
+    request,
+)
 from support.world import ORIGIN, Clock
 
 from bff.demo.chat_upstream import PretendChats
+from bff.errors import UpstreamUnavailable
+from bff.upstream.connection import MAX_UNREAD_BYTES
 
 OUT, APPEND = f"{ROUTE}chat-1/out", f"{ROUTE}chat-1/in/append"
 GRANTED = authorization(*BOTH)
@@ -65,3 +78,111 @@ async def test_chats_get_equal_bytes_on_both_paths(
             clock.advance(chance.choice([0, 0, 1, 5]))
 
     assert {b"200", b"400", b"403", b"429"} <= seen, seen
+
+
+@pytest.fixture(params=[False, True], ids=["asgi", "fast path"])
+async def opened(
+    clock: Clock, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Side, FakeTransport, Live]]:
+    """A browser's connection with an open stream, whose parts the test sends."""
+    async with both_sides(clock, **CHAT) as sides:
+        side = sides[request.param]
+        live = Live(side.world)
+        live.take_over()
+        transport = side.connect(FakeLoop())
+        await side.feed_unsettled(transport, STREAM)
+        assert transport.sent.startswith(b"HTTP/1.1 200 ")
+        yield side, transport, live
+        live.abort()
+        await turns()
+
+
+STREAM = request(GRANTED, target=OUT)
+LAST = b"0\r\n\r\n"
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("error", [None, UpstreamUnavailable()], ids=["end", "cut"])
+async def test_cut_of_upstream_is_a_cut_for_the_browser(
+    opened: tuple[Side, FakeTransport, Live], error: UpstreamUnavailable | None
+) -> None:
+    """An old transport takes a clean end for the end of the answer, and resumes after a cut."""
+    _, transport, live = opened
+    await live.send(batch({"type": "start"}))
+
+    live.upstream.end(error)
+    await turns()
+
+    assert transport.closed
+    assert b"start" in transport.sent
+    assert transport.sent.endswith(LAST) is (error is None)
+
+
+async def test_revoked_stream_has_a_clean_end(opened: tuple[Side, FakeTransport, Live]) -> None:
+    side, transport, live = opened
+
+    await side.world.ops.post("/revocations", json={"session": "chat-1"})
+    for _ in side.world.service.gateway.stream_checks.check():
+        pass
+    await turns()
+
+    assert live.closed
+    assert transport.sent.endswith(LAST)
+
+
+async def test_slow_browser_pauses_upstream_and_is_not_cut(
+    opened: tuple[Side, FakeTransport, Live],
+) -> None:
+    side, transport, live = opened
+    buffers = side.world.service.connections.buffers
+    buffers.change("198.51.100.7", 10**12)  # the memory of all connections is full
+    transport.get_write_buffer_size = lambda: 9000
+    transport.protocol.pause_writing()  # as the transport does when the browser reads nothing
+    sent = len(transport.sent)
+    events = [batch({"type": "text-delta", "delta": "x" * 2000}, first=n) for n in range(60)]
+    for event in events:
+        await live.send(event)
+
+    assert not transport.closed
+    assert live.paused
+    assert live.upstream._unread > MAX_UNREAD_BYTES
+    assert len(transport.sent) - sent < 5000, "one event is on its way"
+    transport.protocol.resume_writing()
+    await turns()
+    await turns()
+    assert not live.paused
+    assert transport.sent.count(b'"seq_num"') == len(events), "nothing is lost"
+
+
+async def test_browser_that_reads_nothing_is_cut_in_the_end(
+    opened: tuple[Side, FakeTransport, Live],
+) -> None:
+    _, transport, live = opened
+    loop = transport.protocol.loop
+    transport.protocol.pause_writing()
+    assert loop.timers[-1].seconds == 75, "BFF_IDLE_TIMEOUT"
+    assert not transport.closed
+
+    loop.timers[-1].run()
+    await turns()
+
+    assert transport.closed
+    assert live.closed, "upstream's side too"
+
+
+async def test_stream_is_refused_while_memory_is_full(
+    opened: tuple[Side, FakeTransport, Live],
+) -> None:
+    side, _, live = opened
+    side.world.service.connections.buffers.change("198.51.100.7", 10**12)
+
+    answer = await side.feed_unsettled(side.connect(), STREAM)
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"overloaded" in answer
+    await turns()
+    assert live.opens == 1, "the first stream; upstream was not asked for another one"

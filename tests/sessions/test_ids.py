@@ -132,3 +132,13 @@ def test_only_a_text_that_can_be_a_path_is_an_id(text: str) -> None:
     if ids.is_id(text):
         path = ids.path(text)
         assert ids.parse_id(path.removeprefix("/api/v1/sessions/").encode()) == text
+
+
+@pytest.mark.parametrize("id_", [".", "..", "../x", "a/..", "a/./b", "..\\x", "a\\.."])
+def test_dot_segment_of_an_id_is_recognised(id_: str) -> None:
+    assert ids.has_dots(id_)
+
+
+@pytest.mark.parametrize("id_", ["...", "a..b", "../x".replace("/", "-"), ".a", "a./b", "a/.b"])
+def test_dots_within_a_segment_are_allowed(id_: str) -> None:
+    assert not ids.has_dots(id_)

@@ -101,25 +101,35 @@ class Live:
         self._world = world
         self.closed = False
         """The gateway closed upstream's side."""
+        self.paused = False
+        """The gateway reads nothing of upstream's side."""
+        self.opens = 0
+        """Streams that the gateway opened upstream."""
         self.upstream = Stream(200, EVENTS, cast("Any", self))
         self.received = b""
 
     async def open(self, token: str, **headers: str) -> Response:
         """Open the stream; reads it in a task if it is one."""
         gateway, clock = self._world.service.gateway, self._world.clock
-        api: Any = self._world.service.network.api
-        before, api.stream = api.stream, self._stream
+        before = self.take_over()
         lines = [(b"authorization", f"Bearer {token}".encode())]
         lines += [(n.replace("_", "-").encode(), v.encode()) for n, v in headers.items()]
         head = RequestHead.read("GET", f"{ROUTE}chat-1/out".encode(), b"", lines, "192.0.2.1")
         response = await gateway.finish(gateway.decide(head, *clock()))
-        api.stream = before
+        self._world.service.network.api.stream = before  # type: ignore[method-assign]
         if isinstance(response, StreamResponse):
             self.reading = asyncio.create_task(self._read(response))
             await asyncio.sleep(0)
         return response
 
+    def take_over(self) -> Any:
+        """Be upstream's side of all streams from now on; return what opened them before."""
+        api: Any = self._world.service.network.api
+        before, api.stream = api.stream, self._stream
+        return before
+
     async def _stream(self, *_: object) -> Stream:
+        self.opens += 1
         return self.upstream
 
     async def _read(self, response: StreamResponse) -> None:
@@ -148,7 +158,7 @@ class Live:
         self.upstream.end(UpstreamUnavailable())
 
     def resume_reading(self) -> None:
-        pass
+        self.paused = False
 
     def pause_reading(self) -> None:
-        pass
+        self.paused = True
