@@ -109,6 +109,36 @@ class QueuedLoad(Turn):
         return self.queue.expected(self, now)
 
 
+class _Alarm:
+    """One timer, which fires at the earliest of the times for which it was set."""
+
+    __slots__ = ("_due", "_then", "_timer")
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
+        """When the timer fires. A handle of uvloop has no time if that is very soon."""
+
+    def set(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if self._timer is not None:
+            if self._due <= due:
+                return
+            self._timer.cancel()
+        self._due = due
+        self._timer = loop.call_at(due, self._fire)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _fire(self) -> None:
+        self._timer = None  # it may fire a little early; `start_loads` then sets a new one
+        self._then()
+
+
 class LoadQueue:
     """The loads of one environment.
 
@@ -147,9 +177,7 @@ class LoadQueue:
         self._unspent = 0
         self._holds = 0
         self._swept = -inf
-        self._timer: asyncio.Handle | None = None
-        self._due = 0.0
-        """When the timer fires. A handle of uvloop has no time if that is very soon."""
+        self._alarm = _Alarm(self.start_loads)
         self._stopped = False
 
     def __len__(self) -> int:
@@ -233,8 +261,7 @@ class LoadQueue:
     def stop(self) -> None:
         """Start no more loads, and refuse those that wait."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         for load in self._queue.clear():
             self._refuse(load, None)
 
@@ -260,7 +287,7 @@ class LoadQueue:
                 break
             self._start(*turn, now, up=up)
         if wait > 0 and self._queue:
-            self._wake_after(wait)
+            self._alarm.set(wait)
 
     def _sweep(self, now: float) -> None:
         """Remove the loads that nobody needs any more."""
@@ -345,17 +372,3 @@ class LoadQueue:
             del self._loads[load.id]
         if not load.outcome.done():
             load.outcome.set_result(outcome)
-
-    def _wake_after(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        if self._timer is not None:
-            if self._due <= due:
-                return
-            self._timer.cancel()
-        self._due = due
-        self._timer = loop.call_at(due, self._wake)
-
-    def _wake(self) -> None:
-        self._timer = None  # a timer may fire a little early; `start_loads` then sets a new one
-        self.start_loads()

@@ -483,8 +483,8 @@ def test_timer_that_is_due_at_once_works_in_uvloop() -> None:
 
     async def wake() -> None:
         for seconds in (0.0001, 0.0002, 0.00005):
-            made._wake_after(seconds)
+            made._alarm.set(seconds)
         await asyncio.sleep(0.05)
 
     uvloop.run(wake())
-    assert made._timer is None
+    assert made._alarm._timer is None
