@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Stamps are made one after another, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help demo example setup test test-python test-programs coverage faults histories streams mutants soak soak-faults fuzz \
+.PHONY: help demo example setup test test-python test-programs coverage faults histories streams storm mutants soak soak-faults fuzz \
   twins bench listeners simulate audit release lint api-lint format docs programs lock clean
 
 help: ## Show this
@@ -63,6 +63,9 @@ histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls and chec
 
 streams: $(VENV)/dev ## Open and cut OPENS=10000 chat streams, and stop a gateway with STREAMS=500
 	OPENS=$(or $(OPENS),10000) STREAMS=$(or $(STREAMS),500) $(BIN)/python -m pytest tests/incidents/test_incident_chat.py
+
+storm: $(VENV)/dev ## Let STORM=10000 listeners come back within a second
+	STORM=$(or $(STORM),10000) $(BIN)/python -m pytest -k storm tests/incidents/test_incident_listeners.py
 
 twins: $(VENV)/dev ## Let HISTORIES=10000 random histories pass in twin worlds, and print what observers see of secrets
 	$(BIN)/python tests/twins $(or $(HISTORIES),10000)
@@ -147,8 +150,8 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 	$(BIN)/python tests/programs/generate_docs.py
 	$(BIN)/python tests/bench/memory.py
 
-listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=9000 says how many
-	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),9000)
+listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=10000 says how many
+	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),10000)
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) $(VENV)-audit $(VENV)-fuzz $(VENV)-mutants $(VENV)-release build tests/*/node_modules tests/bench/node/node_modules \

@@ -17,23 +17,23 @@ from bff.background import Background, Beat
 from bff.chat.appends import Appends
 from bff.chat.streams import Streams
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages, same_environment
+from bff.config.builder import ConfigBuilder, ages
 from bff.config.reload import Reload
-from bff.config.settings import EnvironmentSettings, Settings
+from bff.config.settings import Settings
 from bff.copies.cache import Cache
 from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
+from bff.gateway.features import LastingParts
 from bff.live.listeners import Listeners
 from bff.ops.admin import Ops, ops_protocol
-from bff.ops.environment_id import learn
+from bff.ops.changes import Changes, report_key
 from bff.ops.gauges import read_gauges
-from bff.ops.key_refresh import IdRequest, KeyRefresh
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
 from bff.replicas.sharing import Sharing
 from bff.replicas.store import Store
-from bff.replicas.valkey import StoreError
+from bff.replicas.valkey import StoreAddress, StoreError
 from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.bounds import Bounds, ConnectionLimiter
@@ -44,7 +44,7 @@ from bff.telemetry import Telemetry
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
 from bff.upstream.api import Upstream
-from bff.upstream.client import Network
+from bff.upstream.other_hosts import Network
 
 T = TypeVar("T")
 
@@ -86,7 +86,6 @@ class Service:
         max_connections: int | None = None,
         unconfirmed: frozenset[str] = frozenset(),
     ) -> None:
-        self._unconfirmed = set(unconfirmed)
         telemetry.level = settings.log_level
         self._clock = clock
         self._telemetry = telemetry
@@ -95,18 +94,12 @@ class Service:
         self._timeout = settings.upstream_timeout
         self._tasks: set[asyncio.Task[Any]] = set()
         self.background = Background(telemetry)
-        self.reload = Reload(
-            settings,
-            read=reload or (lambda: settings),
-            apply=self._apply,
-            telemetry=telemetry,
-        )
         self.network = network or Network.open(
             ca_file=settings.upstream_ca_file,
             connect_timeout=settings.upstream_connect_timeout,
             clock=clock,
         )
-        shared = self._make_sharing(settings) if settings.store_url else None
+        shared = self._make_sharing(settings, settings.store_url) if settings.store_url else None
         self.sharing: AnySharing = shared or Alone(clock)
         self._builder = ConfigBuilder(
             self.network.api,
@@ -115,9 +108,8 @@ class Service:
             provider=shared.limits if shared else None,
             clock=clock,
             trace=tracing.upstream if tracing else _untraced,
-            on_key=self._use_key,
+            on_key=partial(report_key, telemetry, clock),
         )
-        self._share(settings)
         self.gateway = self._make_gateway(settings)
         self.connections, self.bounded_protocol = _make_protocol(
             settings,
@@ -135,7 +127,24 @@ class Service:
         )
         """Makes the protocol of each connection on the browser port."""
         telemetry.gauges = partial(read_gauges, self)
-        self.key_refresh = self._make_key_refresh()
+        self.changes = Changes(
+            settings,
+            builder=self._builder,
+            gateway=self.gateway,
+            sharing=self.sharing,
+            connections=self.connections,
+            background=self.background,
+            fetch=lambda url: self.network.others.fetch(url, timeout=self._timeout),
+            telemetry=telemetry,
+            clock=clock,
+            unconfirmed=unconfirmed,
+        )
+        self.reload = Reload(
+            settings,
+            read=reload or (lambda: settings),
+            apply=self.changes.apply,
+            telemetry=telemetry,
+        )
         self.browser_app = Starlette(
             routes=routes,
             middleware=[Middleware(ErrorBoundary, gateway=self.gateway)],
@@ -173,8 +182,9 @@ class Service:
             on_mismatch=lambda: telemetry.count(metrics.MISMATCHED_COPIES),
             on_copy=listeners.changed,
         )
-        return Gateway(
-            self._builder.first(settings),
+        config = self._builder.first(settings)
+        lasting = LastingParts(
+            config=config,
             cache=cache,
             introspections=Introspections(),
             in_flight=SingleFlight(self._spawn),
@@ -187,11 +197,12 @@ class Service:
             listeners=listeners,
             appends=Appends(lambda: self.now),
             part_ids=lambda: os.urandom(16).hex(),
+            peeks_in_flight=SingleFlight(self._spawn),
         )
+        return Gateway(config, lasting)
 
-    def _make_sharing(self, settings: Settings) -> Sharing:
+    def _make_sharing(self, settings: Settings, address: StoreAddress) -> Sharing:
         telemetry = self._telemetry
-        assert settings.store_url is not None  # noqa: S101  the caller checks it
 
         def changed(reason: str | None) -> None:
             if reason is None:
@@ -199,18 +210,15 @@ class Service:
             else:
                 telemetry.log.warning("store_away", reason=reason, replicas=store.replicas)
 
-        def token() -> str:
-            return os.urandom(8).hex()
-
         store = Store(
-            settings.store_url,
+            address,
             background=self.background,
             timeout=settings.store_timeout,
-            name=token(),
+            name=_token(),
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
             revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
-            tokens=token,
+            tokens=_token,
             random=os.urandom,
         )
         return Sharing(
@@ -219,85 +227,12 @@ class Service:
             deadline=self._timeout,
             clock=self._clock,
             spawn=self._spawn,
-            tokens=token,
+            tokens=_token,
             count=telemetry.count,
-            on_purge=self._purge,
-            on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108  made later
-        )
-
-    def _share(self, settings: Settings) -> None:
-        """Apply the settings, and the ids learned so far, to the sharing."""
-        secrets = [key.reveal().encode() for e in settings.environments for key in e.secret_keys]
-        self.sharing.apply(self._builder.namespaces(settings), settings.cache_negative_ttl, secrets)
-
-    def _purge(self, environment: str, id_: str) -> None:
-        self.gateway.cache.purge(environment, id_)
-
-    def _make_key_refresh(self) -> KeyRefresh:
-        config, builder, settings = self.gateway.config, self._builder, self.reload.settings
-        return KeyRefresh(
-            lambda url: self.network.others.fetch(url, timeout=self._timeout),
-            config.verifier.sources,
-            {
-                e.name: IdRequest(
-                    partial(learn, config.environments[e.name].upstream),
-                    partial(self._learn, e),
-                    is_needed=e.learn,
-                )
-                for e in settings.environments
-                if ((e.learn or settings.store_url) and builder.id_of(e) is None)
-                or e.name in self._unconfirmed
-            },
-            clock=self._clock,
-            telemetry=self._telemetry,
-        )
-
-    # -- changes while it runs
-
-    def _apply(self, settings: Settings) -> None:
-        """Use new settings: all of them, or none if they cannot be built."""
-        config = self._builder.next(settings, self.gateway.config, self.reload.settings)
-        self.gateway.apply(config)
-        self._telemetry.level = settings.log_level
-        self.connections.trusted = config.trusted_proxies
-        self._share(settings)
-        before = {e.name: e for e in self.reload.settings.environments}
-        self._unconfirmed |= {
-            e.name
-            for e in settings.environments
-            if e.id is not None
-            and (e.name not in before or not same_environment(e, before[e.name]))
-        }
-        self.reload.settings = settings
-        self.key_refresh = self._make_key_refresh()
-        self._start_key_refresh()
-
-    def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
-        """Use the id that upstream returned for *environment*, or refuse tokens if it is wrong."""
-        self._unconfirmed.discard(environment.name)
-        self._builder.learn(environment, id_)
-        if self._builder.differs(environment):
-            self._telemetry.log.error(
-                "environment_id_differs",
-                environment=environment.name,
-                remedy="no token is accepted: correct BFF_ENVIRONMENT_ID, BFF_BRANCH or "
-                "TRIGGER_SECRET_KEY; bff check --probe shows the id of the key",
-            )
-        settings = self.reload.settings
-        self.gateway.apply(self._builder.next(settings, self.gateway.config, settings))
-        self._share(settings)
-
-    def _use_key(self, environment: str, number: int) -> None:
-        """Report that upstream rejected a secret key, so that the next one took over."""
-        self._telemetry.count(metrics.SECRET_KEY_CHANGES, environment)
-        self._telemetry.often(
-            "secret_key_rejected",
-            self.now,
-            logging.ERROR,
-            environment=environment,
-            now_used=number,
-            remedy="upstream rejects the key that was used before; if it is rotated out, remove it "
-            "from TRIGGER_SECRET_KEY",
+            # The gateway and the ops are made later.
+            on_purge=lambda name, id_: self.gateway.cache.purge(name, id_),  # noqa: PLW0108
+            on_revocation=lambda text: self.ops.apply_revocation(text),  # noqa: PLW0108
+            on_news=lambda *news: self.gateway.news.receive(*news),  # noqa: PLW0108
         )
 
     # -- its life
@@ -312,14 +247,16 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         await self.connect()
-        self._start_key_refresh()
+        self.changes.start()
         self.reload.start()
         self.background.start("settings_watch", self.reload.watch, deadline=30.0)
         lag = partial(measure_lag, self._telemetry, self._clock)
         self.background.start("loop_lag", lag, deadline=30.0)
         self.background.start("readiness", self.gateway.readiness.run, deadline=120.0)
-        self.background.start("streams", self.gateway.watch_streams, deadline=30.0)
-        self.background.start("listeners", self.gateway.watch_listeners, deadline=30.0)
+        self.background.start("streams", self.gateway.stream_checks.watch_streams, deadline=30.0)
+        self.background.start(
+            "listeners", self.gateway.stream_checks.watch_listeners, deadline=30.0
+        )
         yield
         self.reload.stop()
         await self.background.stop(
@@ -350,9 +287,6 @@ class Service:
                 await self.sharing.stop()
                 raise
             self._telemetry.log.warning("store_away", reason=str(exc))
-
-    def _start_key_refresh(self) -> None:
-        self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
 
     def drain(self) -> None:
         """End the open streams, spread over the time that the settings give."""
@@ -402,6 +336,10 @@ def _make_protocol(
     return connections, partial(
         BoundedProtocol, bounds=bounds, connections=connections, refuse=gateway.malformed
     )
+
+
+def _token() -> str:
+    return os.urandom(8).hex()
 
 
 def _untraced(upstream: Upstream) -> Upstream:

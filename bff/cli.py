@@ -1,4 +1,4 @@
-"""The command line: what serves and checks; `bff.commands` has the other commands.
+"""The command line: the commands that serve and check; `bff.commands` has the others.
 
 These two modules alone print, exit or read the environment.
 """
@@ -53,8 +53,8 @@ def main() -> None:
 def _confirm_ids(settings: Settings) -> frozenset[str]:
     """Compare each environment's id with upstream's; exit if one is wrong.
 
-    Returns the environments whose id upstream did not tell; the gateway asks again later. It is not
-    a reason to wait: an upstream outage must not keep a gateway from starting.
+    Returns the environments whose id upstream did not return; the gateway asks again later. It does
+    not wait, because an upstream outage must not keep a gateway from starting.
     """
 
     async def confirm() -> tuple[list[str], frozenset[str]]:
@@ -83,7 +83,7 @@ _NEXT_PORTS: Final = 20
 
 
 def _listen_near(first: int) -> socket.socket:
-    """Listen on loopback at the first free port from *first* on, and say so if it is another."""
+    """Listen on loopback at the first free port from *first* on; print another port."""
     for port in range(first, first + _NEXT_PORTS):
         try:
             browser = server.listen("127.0.0.1", port)
@@ -98,7 +98,7 @@ def _listen_near(first: int) -> socket.socket:
 def _fork(
     workers: int, settings: Settings, telemetry: Telemetry
 ) -> tuple[WorkerPeers | None, Worker]:
-    """Fork the workers; return in each its peers and what it is."""
+    """Fork the workers; return in each its peers and its `Worker`."""
     if workers == 1:
         return None, Worker()
     if settings.store_url is None:
@@ -216,8 +216,8 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help=f"Port of the gateway; default: {demo_.GATEWAY_PORT}, or the next one that is free. With "
-    f"--upstream-only, of the pretend upstream; default: {demo_.UPSTREAM_PORT}.",
+    help=f"Port of the gateway; default: {demo_.GATEWAY_PORT}, or the next free one. With "
+    f"--upstream-only: port of the pretend upstream; default: {demo_.UPSTREAM_PORT}.",
 )
 @click.option(
     "--upstream-only",

@@ -170,7 +170,7 @@ def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
     "--issued-before",
     type=float,
     metavar="SECONDS",
-    help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all of them.",
+    help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all such.",
 )
 @revoke_.option_once(
     "--ttl",
@@ -179,7 +179,7 @@ def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
     help="How long the revocation is kept (default: 30 days); longer than your tokens live.",
 )
 @click.option("--list", "listing", is_flag=True, help="List the revocations in force.")
-@click.option("--undo", is_flag=True, help="Undo the revocation that is named in the same way.")
+@click.option("--undo", is_flag=True, help="Undo the revocation that the other options name.")
 @_ops_option
 def revoke(
     sessions: tuple[str, ...],

@@ -3,7 +3,7 @@
     Refusal             a value: the answer that a browser gets in place of the session
     Exception
     ├── Refused         ends a request with a `Refusal`
-    └── UpstreamError   upstream's trouble; `copies.loader` alone turns it into a `Refusal`
+    └── UpstreamError   upstream's trouble; a load or a chat turns it into a `Refusal`
         ├── UpstreamUnavailable
         ├── UpstreamTimeout
         ├── UpstreamInvalid
@@ -14,10 +14,9 @@
         ├── TokenRejected
         └── TokenForbidden
 
-Each refusal is one row of `REFUSALS`. Its code is public. Its status is what frontends and the
-official SDK act on: the SDK mints a new token on 401 and 403 and starts a paid run on 404, so no
-trouble upstream ever uses one of these. Its text never holds a token, a key or upstream's
-own words.
+Each refusal is one row of `REFUSALS`. Its code is public. Frontends and the official SDK act on its
+status: the SDK mints a new token on 401 and 403, and starts a paid run on 404. So no trouble
+upstream uses one of these. Its text never holds a token, a key or upstream's own words.
 """
 
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ REFUSALS: Final[dict[ErrorCode, Row]] = {
         "The upstream's answer was lost, so the message may have arrived: it was sent once",
     ),
     "stream_unreadable": Row(
-        HTTPStatus.GONE, "The stream holds an event that cannot be read; it ends before it"
+        HTTPStatus.GONE, "The stream ends, because its next event cannot be read"
     ),
     "stream_version": Row(
         HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"

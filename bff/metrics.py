@@ -64,9 +64,8 @@ def _histogram(name: str, help_: str, buckets: tuple[float, ...]) -> str:
 
 REQUESTS: Final = _counter(
     "bff_requests",
-    "Answers to browsers, by route, status, error code, the path that served them (fast, asgi, or "
-    "none for bytes that are not an HTTP request) and the environment of the token (empty without "
-    "a good one).",
+    "Answers to browsers, by route, status, error code, served_by (fast or asgi; none for bytes "
+    "that are not an HTTP request) and environment (empty without a valid token).",
     "route",
     "status",
     "code",
@@ -75,18 +74,17 @@ REQUESTS: Final = _counter(
 )
 ANSWER_SECONDS: Final = _histogram(
     "bff_answer_seconds",
-    "Time from a request's head to its answer: for answers from memory below the first bound, for "
-    "the others the wait for loads, upstream or the store.",
+    "Time from a request's head to its answer. Answers from memory count in the first bucket; the "
+    "others waited for a load, upstream or the store.",
     (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
 CACHE: Final = _counter(
     "bff_cache",
-    "Lookups of a session, alone or as a member of a list, by result: hit (fresh copy), stale (old "
-    "copy, reloaded in the background), miss (loaded), joined (waited for the load of another "
-    "request), negative (upstream has no such session), last_resort (old copy, because a load "
-    "failed or has to wait), late (no copy, and the load has to wait for the budget), unavailable "
-    "(a member of a list that could not be loaded for another reason); and by "
-    "environment.",
+    "Lookups of a session, alone or as a member of a list, by environment and result: hit (fresh "
+    "copy), stale (old copy, reloaded in the background), miss (loaded), joined (waited for the "
+    "load of another request), negative (upstream has no such session), last_resort (old copy, "
+    "because a load failed or has to wait), late (no copy, and the load has to wait for the "
+    "budget), unavailable (a member of a list that could not be loaded for another reason).",
     "environment",
     "result",
 )
@@ -179,6 +177,12 @@ SHARED_INTROSPECTIONS: Final = _counter(
     "the replica lost its claim), dropped (foreign or corrupt).",
     "result",
 )
+SHARED_PEEKS: Final = _counter(
+    "bff_shared_peeks",
+    "Peeks in the store, by result: used, kept, superseded (by a later one, or the replica lost "
+    "its claim), dropped (foreign or corrupt).",
+    "result",
+)
 STORE_UP: Final = _gauge(
     "bff_store_up", "1 if the store answers, 0 if this replica works without it."
 )
@@ -261,7 +265,7 @@ VERIFIED_TOKENS: Final = _gauge("bff_verified_tokens", "Verified tokens in memor
 REVOCATIONS: Final = _gauge("bff_revocations", "Revocations in force.")
 STRETCHED_TTL_SECONDS: Final = _gauge(
     "bff_stretched_ttl_seconds",
-    "Longest freshness of a copy: of the caller whose sessions need most of the budget.",
+    "Longest stretch: the copies of the caller with the most hot sessions are fresh for this time.",
     "environment",
 )
 BUDGET_LEFT: Final = _gauge(
@@ -337,14 +341,25 @@ LISTENER_ENDS: Final = _counter(
     "bff_listener_ends",
     "Event streams of session state that ended, by reason: browser (left, or read too slowly), "
     "expired, revoked, key (its key was removed), policy (the settings changed what it may see), "
-    "unverified (upstream has to verify its token again), shutdown, failed.",
+    "unverified (upstream has to verify its token again), outdated (a newer token of the person "
+    "names a new session), shutdown, failed.",
     "reason",
-    initial=("browser", "expired", "revoked", "key", "policy", "unverified", "shutdown", "failed"),
+    initial=(
+        *("browser", "expired", "revoked", "key", "policy", "unverified", "outdated"),
+        *("shutdown", "failed"),
+    ),
 )
 LISTENER_SECONDS: Final = _histogram(
     "bff_listener_seconds",
     "Duration of event streams of session state.",
     (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0),
+)
+PEEKS: Final = _counter(
+    "bff_peeks",
+    "Requests upstream that tell listeners whether an agent is answering, by environment and "
+    "outcome: ok or an error code.",
+    "environment",
+    "outcome",
 )
 LISTENER_EVENTS: Final = _counter(
     "bff_listener_events",

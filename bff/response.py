@@ -1,7 +1,8 @@
 """How an answer to a browser looks on the wire.
 
-This module writes the header lines, with two exceptions: `bff.gateway.answers` adds
-``x-unavailable-sessions`` to a list, and `bff.server` adds ``connection: close`` to a last answer.
+This module writes the header lines, with three exceptions: `bff.limits.headers` writes those of a
+limit, `bff.gateway.answers` adds ``x-unavailable-sessions`` to a list, and `bff.server` adds
+``connection: close`` to a last answer.
 
 The head of a response is kept as the bytes that are sent. So the parts that many responses share
 are built once: for each origin, each copy and each refusal.
@@ -16,7 +17,8 @@ from math import ceil
 from typing import Final, Protocol
 
 from bff.errors import Refusal
-from bff.limits.rate import MAX_RESET, UNLIMITED_WINDOW, Limiter, Window
+from bff.limits.headers import problem, rate_lines
+from bff.limits.rate import MAX_RESET, UNLIMITED_WINDOW, Window
 
 _METHOD_NOT_ALLOWED: Final = HTTPStatus.METHOD_NOT_ALLOWED
 _NOT_MODIFIED: Final = HTTPStatus.NOT_MODIFIED
@@ -294,7 +296,7 @@ class ResponseBuilder:
         retry_after = refusal.retry_after
         if refusal.code == "rate_limited":
             content_type = b"application/problem+json; charset=utf-8"
-            body = _problem(refusal, window, now, wall)
+            body = problem(refusal, window, now, wall)
             retry_after = window.reset(now)
         else:
             body = _refusal_body(refusal.code, refusal.text)
@@ -338,34 +340,6 @@ def server_timing(seconds: float) -> bytes:
     return b"server-timing: bff;dur=%.1f\r\n" % (seconds * 1000)
 
 
-def rate_lines(window: Window, now: float, wall: float) -> bytes:
-    """Make the rate limit's lines: upstream's (reset in Unix milliseconds) and the IETF's."""
-    if not window.headers:
-        return b""
-    reset, remaining = window.reset(now), window.remaining
-    return _rate_template(window.limiter) % (
-        remaining,
-        ceil((wall + reset) * 1000),
-        remaining,
-        ceil(reset),
-    )
-
-
-@lru_cache(maxsize=16)
-def _rate_template(limiter: Limiter) -> bytes:
-    """Make the part of the lines that is the same for one limiter."""
-    return (
-        b"x-ratelimit-limit: %d\r\nx-ratelimit-remaining: %%d\r\nx-ratelimit-reset: %%d\r\n"
-        b'ratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%%d;t=%%d\r\n'
-    ) % (
-        limiter.limit,
-        limiter.name.encode(),
-        limiter.limit,
-        limiter.seconds,
-        limiter.name.encode(),
-    )
-
-
 def _challenge(refusal: Refusal) -> bytes:
     # RFC 6750 §3.1: a request without a token gets no error code.
     if refusal.code == "token_missing":
@@ -374,35 +348,3 @@ def _challenge(refusal: Refusal) -> bytes:
         b'www-authenticate: Bearer realm="bff", error="invalid_token", error_description="%b"\r\n'
         % refusal.text.encode("latin-1")
     )
-
-
-def _problem(refusal: Refusal, window: Window, now: float, wall: float) -> bytes:
-    seconds = window.reset(now)
-    return _problem_template(refusal.code, refusal.text, window.limiter) % {
-        b"remaining": window.remaining,
-        b"reset": ceil((wall + seconds) * 1000),
-        b"seconds": seconds,
-    }
-
-
-@lru_cache(maxsize=64)
-def _problem_template(code: str, detail: str, limiter: Limiter) -> bytes:
-    """Make the part of a 429 that is the same each time: a flood must not cost a JSON encoder."""
-    remaining, reset, seconds = "%(remaining)d", "%(reset)d", "%(seconds).3f"
-    text = f"{detail}: {remaining}/{limiter.limit} requests remaining. Retry in {seconds} seconds."
-    problem = {
-        "error": text,
-        "code": code,
-        "title": "Rate Limit Exceeded",
-        "status": _TOO_MANY_REQUESTS,
-        "type": "https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/429",
-        "detail": text,
-        "reset": reset,
-        "limit": limiter.limit,
-        "remaining": remaining,
-        "secondsUntilReset": seconds,
-    }
-    template = json.dumps(problem)
-    for number in (remaining, reset, seconds):
-        template = template.replace(f'"{number}"', number)
-    return template.encode()

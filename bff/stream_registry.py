@@ -65,15 +65,23 @@ class StreamRegistry(Generic[StreamT]):
         clock: seconds on the clock that never jumps.
         ends: the counter of their ends, by reason.
         seconds: the histogram of their durations.
+        kind: what the log calls them.
     """
 
     def __init__(
-        self, telemetry: Telemetry, clock: Callable[[], float], *, ends: str, seconds: str
+        self,
+        telemetry: Telemetry,
+        clock: Callable[[], float],
+        *,
+        ends: str,
+        seconds: str,
+        kind: str,
     ) -> None:
         self._telemetry = telemetry
         self._clock = clock
         self._ends = ends
         self._seconds = seconds
+        self._kind = kind
         self._open: dict[StreamT, None] = {}
         self._by_caller: Counter[Hashable] = Counter()
         self._by_address: Counter[str] = Counter()
@@ -111,8 +119,14 @@ class StreamRegistry(Generic[StreamT]):
         del self._open[stream]
         _count_down(self._by_caller, stream.caller)
         _count_down(self._by_address, stream.address)
+        now = self._clock()
+        seconds = now - stream.began
         self._telemetry.count(self._ends, reason)
-        self._telemetry.observe(self._seconds, self._clock() - stream.began)
+        self._telemetry.observe(self._seconds, seconds)
+        # Bounded, because thousands may end at once; the log never waits.
+        self._telemetry.often(
+            "stream_ended", now, kind=self._kind, reason=reason, seconds=round(seconds, 3)
+        )
 
     def check(self, allowed: Callable[[Any], str | None]) -> Iterator[None]:
         """End the streams for which *allowed* returns a reason; yields between parts of the work.

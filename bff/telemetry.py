@@ -93,13 +93,21 @@ class Telemetry:
 
         *now* is the monotonic time in seconds.
         """
-        second, lines = self._lines.get(event, (0, 0))
-        lines = lines + 1 if second == int(now) else 1
-        self._lines[event] = int(now), lines
-        if lines <= LINES_PER_SECOND:
+        if self.may_log(event, now):
             self.log.log(level, event, **fields)
-        else:
-            self.count(metrics.LOG_LINES_DROPPED, event)
+
+    def may_log(self, event: str, now: float) -> bool:
+        """Whether `often` would log one more line, which is counted.
+
+        A flood of refusals need not make the fields of lines that nobody writes.
+        """
+        at, (second, lines) = int(now), self._lines.get(event, (0, 0))
+        lines = lines + 1 if second == at else 1
+        self._lines[event] = at, lines
+        if lines > LINES_PER_SECOND:
+            self.counts[metrics.LOG_LINES_DROPPED, event] += 1
+            return False
+        return True
 
     def observe(self, name: str, value: float) -> None:
         """Add *value* to a histogram."""

@@ -12,19 +12,6 @@ from bff import background, metrics
 BFF = Path(background.__file__).parent
 
 
-async def test_new_trusted_proxies_count_for_connections(
-    world: World,
-) -> None:
-    await world.start(BFF_MAX_CONNECTIONS_PER_ADDRESS="1")
-    doors = world.service.connections
-    assert [doors.enter("192.0.2.9"), doors.enter("192.0.2.9")] == [True, False]
-
-    world.reload(BFF_TRUSTED_PROXIES="192.0.2.0/24")
-    assert doors.enter("192.0.2.9")
-    world.reload(BFF_TRUSTED_PROXIES=None)
-    assert not doors.enter("192.0.2.9")
-
-
 async def test_gauge_shows_when_each_key_was_used(world: World) -> None:
     await world.start(BFF_SIGNING_KEYS=f"{NEW_KEY},{OWN_KEY}")
     await world.get("chat-1", token=world.signed_with(OWN_KEY, "chat-1"))

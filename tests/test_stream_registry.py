@@ -1,6 +1,7 @@
 """Streams of any kind: their bounds, and the order of their ends."""
 
 import io
+import json
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from support.world import Clock
 from bff import metrics
 from bff.errors import Refused
 from bff.stream_registry import CHECKED_AT_ONCE, Bounds, StreamRegistry
-from bff.telemetry import Telemetry
+from bff.telemetry import LINES_PER_SECOND, Telemetry
 
 
 @dataclass(eq=False)
@@ -27,12 +28,18 @@ class Stream:
 
 
 @pytest.fixture
-def streams(clock: Clock) -> StreamRegistry[Stream]:
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def streams(clock: Clock, log: io.StringIO) -> StreamRegistry[Stream]:
     return StreamRegistry(
-        Telemetry(io.StringIO()),
+        Telemetry(log),
         lambda: clock.now,
         ends=metrics.LISTENER_ENDS,
         seconds=metrics.LISTENER_SECONDS,
+        kind="listener",
     )
 
 
@@ -79,3 +86,19 @@ async def test_drain_refuses_and_ends_all(streams: StreamRegistry[Stream]) -> No
 
     assert all(stream.ends[0] == "shutdown" for stream in opened)
     assert refused(streams) == "overloaded"
+
+
+def test_log_tells_the_reason_of_each_end_and_stays_small(
+    streams: StreamRegistry[Stream], log: io.StringIO, clock: Clock
+) -> None:
+    opened = [Stream(began=clock.now) for _ in range(200)]
+    for stream in opened:
+        streams.add(stream)
+    clock.advance(1.5)
+    for stream in opened:
+        streams.remove(stream, "revoked")
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+
+    assert len(lines) == LINES_PER_SECOND
+    ended = {"event": "stream_ended", "kind": "listener", "reason": "revoked", "seconds": 1.5}
+    assert ended.items() <= lines[0].items()

@@ -77,7 +77,9 @@ def test_documentation_lists_every_log_event() -> None:
     section = OPERATIONS.read_text().partition("## Logs")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`(\w+)`", section)) - {"request_id", "worker"}
     sources = [path.read_text() for path in (OPERATIONS.parents[1] / "bff").rglob("*.py")]
-    call = r"(?:log\.(?:info|warning|error)|\.often|\.exception)\(\s*\"(\w+)\""
+    call = (
+        r"(?:log\.(?:info|warning|error)\(|\.often\(|\.exception\(|log\.log\(\s*level,)\s*\"(\w+)\""
+    )
 
     logged = {event for source in sources for event in re.findall(call, source)}
     logged |= {"slow_answer", "answer_sampled", "server"}  # their names or levels are computed

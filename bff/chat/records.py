@@ -30,10 +30,13 @@ _SIMPLE: Final = re.compile(r"(?:id:[^\n]*\n)?event: ([^\n]*)\n(?:id:[^\n]*\n)?d
 _COMMAND: Final = ""
 """The name of the first header of a command to the stream's storage."""
 _CONTROL: Final = "trigger-control"
+_TURN_END: Final = "turn-complete"
+_IN_EVENT: Final = "session-in-event-id"
+"""The header that names the last message that a turn has answered."""
 _ALLOWED: Final = {
     _COMMAND: re.compile(r"[a-z-]{1,32}"),
     _CONTROL: re.compile(r"[a-z-]{1,64}"),
-    "session-in-event-id": re.compile(r"[0-9]{1,20}"),
+    _IN_EVENT: re.compile(r"[0-9]{1,20}"),
     "session-closed": re.compile(r"true|false"),
 }
 """Headers of commands and controls that are kept, each with its values."""
@@ -88,6 +91,8 @@ class RecordFilter:
         """The sequence number of the last record that the browser has; -1 for none."""
         self.records = 0
         """Data records that were passed on."""
+        self.answered = -1
+        """The number of the last message whose turn has ended, by the controls; -1 if none has."""
         self._counts = counts
         self._shows_reason = shows_reason
         self._max = max_event_bytes
@@ -214,7 +219,9 @@ class RecordFilter:
         body, kept = "", "[]"
         headers = record.get("headers")
         if headers and self._is_control(headers):
-            kept = self._headers(headers)
+            shown = self._headers(headers)
+            self._note_turn(dict(shown))
+            kept = _dumps(shown)
         else:
             body = self._body(record.get("body"))
             self.records += 1
@@ -235,17 +242,21 @@ class RecordFilter:
             self._count_header(name)
         return False
 
-    def _headers(self, headers: object) -> str:
-        """Write the headers that browsers may see."""
+    def _note_turn(self, headers: dict[str, str]) -> None:
+        if headers.get(_CONTROL) == _TURN_END and _IN_EVENT in headers:
+            self.answered = max(self.answered, int(headers[_IN_EVENT]))
+
+    def _headers(self, headers: object) -> list[tuple[str, str]]:
+        """Return the headers that browsers may see."""
         kept = []
         for header in headers if isinstance(headers, list) else ():
             name = _name(header)
             value = header[1] if name is not None and len(header) > 1 else None
             if isinstance(value, str) and self._is_allowed(name, value):
-                kept.append([name, value])
+                kept.append((name or "", value))
             else:
                 self._count_header(name)
-        return _dumps(kept)
+        return kept
 
     def _is_allowed(self, name: str | None, value: str) -> bool:
         if name == _REASON:

@@ -52,6 +52,8 @@ class ChatStream:
         grounds: what it was allowed by; `Streams.check` passes it on.
         cut: whether upstream's side ended before its body did. Then the browser's side ends the
             same way, because old transports take a clean end for the end of the answer.
+        passed: called after records have passed, with the number of the last message whose turn
+            they ended; see `RecordFilter.answered`.
     """
 
     streams: "Streams"
@@ -62,6 +64,7 @@ class ChatStream:
     records: RecordFilter
     began: float
     cut: bool = False
+    passed: Callable[[int], None] = field(default=lambda _: None)
     _hold: Callable[[int], bool] = field(default=lambda _: True)
     _upstream: Upstream | None = None
     _reason: str | None = None
@@ -110,6 +113,7 @@ class ChatStream:
                 if events:
                     if self.streams.is_first(self):
                         self.streams.observe_first(self)
+                    self.passed(self.records.answered)
                     yield events
                 if records.failed:
                     self.streams.note_unreadable(self)
@@ -148,7 +152,13 @@ class Streams(StreamRegistry[ChatStream]):
     """
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
-        super().__init__(telemetry, clock, ends=metrics.STREAM_ENDS, seconds=metrics.STREAM_SECONDS)
+        super().__init__(
+            telemetry,
+            clock,
+            ends=metrics.STREAM_ENDS,
+            seconds=metrics.STREAM_SECONDS,
+            kind="chat",
+        )
         self._waiting_first: set[ChatStream] = set()
         self._unreadable: TTLCache[tuple[str, str, int], None] = TTLCache(
             _MAX_UNREADABLE, UNREADABLE_SECONDS, timer=clock

@@ -1,4 +1,4 @@
-"""Builds what the settings decide: a `RuntimeConfig` in place of the former one.
+"""Builds a `RuntimeConfig` from the settings, in place of the former one.
 
 The builder keeps what the new settings do not change: the counts of limits and budgets, fetched
 keys, verified tokens.
@@ -14,6 +14,7 @@ from bff.chat.config import ChatConfig
 from bff.chat.identity import Signer
 from bff.chat.messages import MessagePolicy
 from bff.clock import Clock
+from bff.config.live_settings import LiveSettings
 from bff.config.runtime import Environment, Limits, RuntimeConfig
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.config.token_sources import SourceSettings
@@ -96,7 +97,7 @@ class ConfigBuilder:
         self._trace = trace
         self._on_key = on_key
         self._learned: dict[str, tuple[object, str]] = {}
-        """Environment ids that upstream returned: by name, with what the answer depends on."""
+        """By environment name: the settings that its id depends on, and the id from upstream."""
 
     def learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Remember the id that upstream returned for *environment*."""
@@ -113,7 +114,7 @@ class ConfigBuilder:
         return depends_on == _depends_on(environment) and environment.id not in (None, id_)
 
     def _verified_id(self, environment: EnvironmentSettings) -> str | None:
-        """The id that tokens must have; one that only the store needs changes no decision."""
+        """Return the id that tokens must have. An id only for the store changes no decision."""
         return self.id_of(environment) if environment.learn else environment.id
 
     def namespaces(self, settings: Settings) -> dict[str, Namespace]:
@@ -188,7 +189,7 @@ class ConfigBuilder:
         )
         return RuntimeConfig(
             environments={
-                e.name: self._environment(e, environments.get(e.name))
+                e.name: self._environment(e, settings.live, environments.get(e.name))
                 for e in settings.environments
             },
             verifier=verifier,
@@ -220,6 +221,7 @@ class ConfigBuilder:
             chat=_chat_config(settings),
             live=LiveConfig(
                 enabled=settings.live.enabled,
+                answering=settings.live.answering,
                 bounds=Bounds(
                     streams=settings.live.max_listeners,
                     streams_per_caller=settings.live.max_listeners_per_caller,
@@ -229,15 +231,12 @@ class ConfigBuilder:
         )
 
     def _environment(
-        self, environment: EnvironmentSettings, before: Environment | None
+        self, environment: EnvironmentSettings, live: LiveSettings, before: Environment | None
     ) -> Environment:
-        rate = environment.upstream_budget
         origin = (environment.api_url, self._verified_id(environment), environment.branch)
-        limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
-        budget = Budget(limit, seconds)
-        if before is not None and before.origin == origin:
-            kept = before.budget
-            budget = kept if (kept.limit, kept.seconds) == (limit, seconds) else budget
+        kept = before if before is not None and before.origin == origin else None
+        budget = _budget(environment.upstream_budget, "spent", kept.budget if kept else None)
+        peeks = _budget(live.answering_budget, "peeks", kept.peeks if kept else None)
         credentials = Credentials(
             url=environment.api_url,
             secret_keys=[key.reveal() for key in environment.secret_keys],
@@ -253,7 +252,7 @@ class ConfigBuilder:
             clock=self._clock,
         )
         chat = ChatUpstream(self._transport, credentials=credentials, timeout=self._timeout)
-        return Environment(environment.name, origin, self._trace(upstream), chat, budget)
+        return Environment(environment.name, origin, self._trace(upstream), chat, budget, peeks)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
         """Use what upstream reports of its bucket, in this process and in other replicas."""
@@ -261,6 +260,14 @@ class ConfigBuilder:
         limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
         budget.observe(now, limit=limit, remaining=remaining, reset=reset)
         self._sharing.limits.observe(name, limit=limit, remaining=remaining, reset=reset)
+
+
+def _budget(rate: Rate | None, name: str, before: Budget | None) -> Budget:
+    """Make a budget; one that has the same rate is kept, with what it has counted."""
+    limit, seconds = (rate.limit, rate.seconds) if rate else (None, 1)
+    if before is not None and (before.limit, before.seconds) == (limit, seconds):
+        return before
+    return Budget(limit, seconds, name=name)
 
 
 def _limiter(

@@ -1,4 +1,4 @@
-"""The settings of chats, and what they must not be together."""
+"""The settings of chats, and the combinations of them that are mistakes."""
 
 import re
 from collections.abc import Iterable
@@ -104,33 +104,33 @@ class ChatSettings:
     identity_headers: tuple[str, ...] = setting(
         "BFF_IDENTITY_HEADERS",
         _header_names,
-        "headers that an identity repeats; they are read from trusted proxies only, which must "
-        "overwrite them",
+        "headers whose values an identity repeats. The gateway reads them from trusted proxies "
+        "only, which must overwrite those of browsers",
         default="",
     )
     message_limit: Rate | None = setting(
         "BFF_MESSAGE_LIMIT",
         values.rate,
-        "messages per caller; a stop is not counted; `off`",
+        "messages per caller, or `off`; a stop is not counted",
         default="20/minute",
     )
     message_daily_limit: Rate | None = setting(
         "BFF_MESSAGE_DAILY_LIMIT",
         _long_rate,
-        "messages per caller over a longer time, such as `200/day`; `off`",
+        "messages per caller over a longer time, such as `200/day`, or `off`",
         default="off",
     )
     message_total_limit: Rate | None = setting(
         "BFF_MESSAGE_TOTAL_LIMIT",
         _long_rate,
-        "messages of all callers of an environment together, such as `5000/day`; `off`",
+        "messages of all callers of an environment together, such as `5000/day`, or `off`",
         default="off",
     )
     stream_limit: Rate | None = setting(
         "BFF_STREAM_OPEN_LIMIT",
         values.rate,
-        "streams that a caller opens; the official transport opens one for each message, and again "
-        "after a minute of silence; `off`",
+        "streams that a caller opens, or `off`. The official transport opens one for each message, "
+        "and again after a minute of silence",
         default="30/minute",
     )
     max_streams: int = setting(
@@ -163,7 +163,7 @@ class ChatSettings:
 def problems(
     chat: ChatSettings, *, trigger_tokens: Iterable[str], keys: Iterable[Secret], has_proxies: bool
 ) -> list[str]:
-    """Tell what is wrong with the settings together, each with a remedy.
+    """List the mistakes in the combination of settings, each with a remedy.
 
     Args:
         chat: the settings.
@@ -174,8 +174,8 @@ def problems(
     mistakes = []
     if chat.enabled and not chat.trigger_tokens:
         mistakes += [
-            f"BFF_CHAT of environment {name!r} would hide nothing: a browser's token is accepted "
-            "by Trigger.dev too, so it can read past the gateway; set BFF_SIGNING_KEYS to a key of "
+            f"BFF_CHAT of environment {name!r} would hide nothing: Trigger.dev accepts the tokens "
+            "of browsers too, so they can read past the gateway; set BFF_SIGNING_KEYS to a key of "
             "your own (openssl rand -hex 32) and BFF_VERIFY=local, or write "
             "BFF_CHAT_TRIGGER_TOKENS=true"
             for name in trigger_tokens
@@ -188,8 +188,10 @@ def problems(
         )
     field, key = chat.identity_field, chat.identity_key
     if (field is None) != (key is None):
-        missing = "BFF_IDENTITY_FIELD" if field is None else "BFF_IDENTITY_KEY"
-        mistakes.append(f"{missing} is not set, but the other half of the identity is; set both")
+        missing, present = "BFF_IDENTITY_KEY", "BFF_IDENTITY_FIELD"
+        if field is None:
+            missing, present = present, missing
+        mistakes.append(f"{missing} is not set, but {present} is; set both")
     if field is not None and chat.input == "any":
         mistakes.append(
             "BFF_IDENTITY_FIELD has no effect with BFF_INPUT=any, which sends bodies as they come; "
@@ -197,8 +199,8 @@ def problems(
         )
     if key is not None and key in set(keys):
         mistakes.append(
-            "BFF_IDENTITY_KEY is also a signing key or a secret key; the agent holds it, so make "
-            "one of its own: openssl rand -hex 32"
+            "BFF_IDENTITY_KEY is also a signing key or a secret key; the agent holds it, so use a "
+            "key for identities alone: openssl rand -hex 32"
         )
     if chat.identity_headers and field is None:
         mistakes.append("BFF_IDENTITY_HEADERS has no effect without BFF_IDENTITY_FIELD; set it")

@@ -1,9 +1,12 @@
 """The settings of live session state."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bff.config import values
 from bff.config.declaration import setting
+from bff.config.values import Rate
+from bff.sessions.policy import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +33,30 @@ class LiveSettings:
         "open event streams of session state of one caller in each worker; further ones get 429",
         default="10",
     )
+    answering: bool = setting(
+        "BFF_EXPOSE_ANSWERING",
+        values.flag,
+        "`true` adds `metadata.answering` to the documents of event streams: whether the agent is "
+        "answering. The gateway then asks upstream about each session that a listener follows",
+        default="false",
+    )
+    answering_budget: Rate | None = setting(
+        "BFF_ANSWERING_BUDGET",
+        values.rate,
+        "requests that the gateway may send upstream for `BFF_EXPOSE_ANSWERING`, beside those of "
+        "`BFF_UPSTREAM_BUDGET`; `off` for no bound",
+        default="5/second",
+    )
+
+
+def problems(live: LiveSettings, policies: Iterable[Policy]) -> list[str]:
+    """Tell what is wrong with the settings together, each with a remedy."""
+    firsts = {path.partition(".")[0] for policy in policies for path in policy.metadata}
+    if not live.answering or firsts.isdisjoint(("answering", "*")):
+        return []
+    problem = (
+        "BFF_EXPOSE_ANSWERING would replace metadata.answering of the application, which "
+        "BFF_EXPOSE_METADATA shows; name the keys of BFF_EXPOSE_METADATA without it and without "
+        "*, or remove one of the settings"
+    )
+    return [problem]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from bff.config import chat_settings
+from bff.config import chat_settings, live_settings
 from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
 from bff.config.live_settings import LiveSettings
@@ -68,6 +68,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         _check_verify(reader, environment, sources)
     if not reader.problems:
         reader.problems += _chat_problems(chat, environments, sources, settings)
+        shown = [policy for policy in (default_policy, *policies.values()) if policy is not None]
+        reader.problems += live_settings.problems(live, shown)
     if reader.problems or default_policy is None:
         raise SettingsError([reader.redact(text) for text in reader.problems], reader.reports)
     return Settings(

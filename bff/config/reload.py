@@ -1,6 +1,6 @@
 """Changes settings without a restart: on a signal, or when one of their files changes.
 
-Two mechanisms look at the files, because a removed key must not depend on one: a loop looks at
+Two mechanisms watch the files, because the removal of a key must not depend on one. A loop looks at
 their times every second, and a timer reads all settings again twice a minute.
 """
 
@@ -147,10 +147,10 @@ def wait_for_settings(
 class Watch:
     """Looks at files from time to time.
 
-    A change counts once the files have looked the same twice, so that the gateway does not read
-    half of a file that is being written, or after `MAX_LOOKS`. Symbolic links are followed:
-    Kubernetes changes a mounted secret by pointing a link elsewhere, and the system sends no notice
-    of that.
+    A change counts when the files have looked the same twice, or after `MAX_LOOKS`. So the gateway
+    does not read half of a file that is being written. It follows symbolic links, because
+    Kubernetes changes a mounted secret by pointing a link elsewhere, without a notice of the
+    system.
     """
 
     def __init__(self, files: Iterable[str]) -> None:

@@ -25,9 +25,10 @@ class Environment:
     Attributes:
         origin: upstream's address, the environment's id and branch. If a reload changes any of
             them, the gateway drops all copies.
+        peeks: pays for the requests that tell listeners whether an agent is answering.
         health: "ok" or the error code of the last readiness check; None before the first. Loads do
             not change it, because a browser chooses their ids.
-        checked: when `health` was learned, on the clock that never jumps.
+        checked: when `health` was set, on the clock that never jumps.
         last_load: "ok" or the error code of the last load, for the log; None before the first.
     """
 
@@ -36,6 +37,7 @@ class Environment:
     upstream: Upstream
     chat: ChatUpstream
     budget: Budget
+    peeks: Budget
     health: str | None = None
     checked: float = float("-inf")
     last_load: str | None = None
@@ -65,8 +67,8 @@ class RuntimeConfig:
         policies: by session type. Every other type has `default_policy`.
         pages: public JSON by path.
         token_cookie: the name of a cookie that may hold the token.
-        chat: what the settings decide about chats.
-        live: what the settings decide about event streams.
+        chat: the settings of chats.
+        live: the settings of event streams.
     """
 
     environments: Mapping[str, Environment]

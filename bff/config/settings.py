@@ -1,9 +1,9 @@
 """Every setting, declared once.
 
-A field that is made by `setting` declares its setting completely: the variable, which is also the
-key in the file, the type, how it is read, the default, the documentation, whether `NAME_FILE` works
-and whether a reload can change it. `bff.config.reader` fills these classes in; the keys of a token
-source are declared in `bff.config.token_sources`.
+A field made by `setting` declares everything about its setting: the variable (also the key in the
+file), type, reader, default and documentation, whether `NAME_FILE` works, and whether a reload can
+change it. `bff.config.reader` fills these classes. `bff.config.token_sources` declares the keys of
+a token source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -54,8 +54,8 @@ class EnvironmentSettings:
         values.environment_id,
         "the environment's id, which tokens must have as `sub`, unless a key of your own signed "
         "them with `sub: bff`. If it is set, the gateway compares it with the id that upstream "
-        "tells for the secret key, and does not start if they differ. If the gateway needs the id "
-        "and it is not set, it asks upstream",
+        "returns for the secret key, and does not start if they differ. If it is not set and the "
+        "gateway needs it, the gateway fetches it from upstream",
     )
     verify: tuple[str, ...] = setting(
         "BFF_VERIFY",
@@ -175,18 +175,18 @@ class Settings:
         default="",
     )
     rate_limit: Rate | None = setting(
-        "BFF_RATE_LIMIT", values.rate, "requests per caller; `off`", default="300/minute"
+        "BFF_RATE_LIMIT", values.rate, "requests per caller, or `off`", default="300/minute"
     )
     ip_rate_limit: Rate | None = setting(
         "BFF_IP_RATE_LIMIT",
         values.rate,
-        "requests per IPv4 address or IPv6 /64; `off`",
+        "requests per IPv4 address or IPv6 /64, or `off`",
         default="3000/minute",
     )
     bad_token_limit: Rate | None = setting(
         "BFF_BAD_TOKEN_LIMIT",
         values.rate,
-        "bad tokens per IPv4 address or IPv6 /64; `off`",
+        "bad tokens per IPv4 address or IPv6 /64, or `off`",
         default="60/minute",
     )
     cache_ttl: float = setting(
@@ -223,7 +223,7 @@ class Settings:
     cache_max_stretch: float = setting(
         "BFF_CACHE_MAX_STRETCH",
         values.seconds,
-        "seconds for which a copy counts as fresh at most, while a caller requests more sessions "
+        "the most seconds for which a copy counts as fresh, while a caller requests more sessions "
         "than its part of the upstream budget can load",
         default="60",
     )
@@ -257,7 +257,7 @@ class Settings:
     fast_path: bool = setting(
         "BFF_FAST_PATH",
         values.flag,
-        "`true` serves sessions without ASGI, hits at several times the requests a second; "
+        "`true` serves sessions without ASGI, which allows several times as many hits a second; "
         "`false` serves every request through ASGI",
         default="true",
         reloadable=False,
@@ -265,8 +265,8 @@ class Settings:
     max_connections: int = setting(
         "BFF_MAX_CONNECTIONS",
         values.count,
-        "browser connections of each worker, those of listeners among them; it closes further ones "
-        "at once",
+        "browser connections of each worker, including those of listeners; the worker closes "
+        "further ones at once",
         default="16000",
         reloadable=False,
     )
@@ -288,7 +288,7 @@ class Settings:
     max_head_bytes: int = setting(
         "BFF_MAX_HEAD_BYTES",
         values.count,
-        "bytes of a request's line and headers, or of its body's framing; a larger one gets 431",
+        "bytes of a request's line and headers, or of its body's framing; more get 431",
         default="65536",
         reloadable=False,
     )
@@ -309,8 +309,8 @@ class Settings:
     idle_timeout: float = setting(
         "BFF_IDLE_TIMEOUT",
         values.positive_seconds,
-        "seconds until a connection is closed that sends no request or reads no response; set it "
-        "longer than the idle timeout of the proxy in front",
+        "seconds after which the gateway closes a connection that sends no request or reads no "
+        "response; the idle timeout of a proxy in front must be shorter",
         default="75",
         reloadable=False,
     )
@@ -325,7 +325,7 @@ class Settings:
         "BFF_UPSTREAM_CA_FILE",
         values.ca_file,
         "a file with certificates (PEM) of authorities that the gateway trusts beside the "
-        "system's: for an upstream, or a server of keys, with a certificate of your own authority",
+        "system's, such as your own authority for an upstream or a server of keys",
         reloadable=False,
     )
     upstream_timeout: float = setting(
@@ -344,7 +344,7 @@ class Settings:
     """By session type."""
     reports: tuple[SettingReport, ...] = field(compare=False)
     files: tuple[str, ...] = field(compare=False)
-    """The files that were read; a change of one means a reload."""
+    """The files that were read; a change of one causes a reload."""
 
 
 SETTINGS = {

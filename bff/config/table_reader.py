@@ -46,7 +46,7 @@ class TableReader:
 
     @property
     def reports(self) -> tuple[SettingReport, ...]:
-        """Every setting that was read; complete once all are, because all secrets are hidden."""
+        """Every setting that was read. Read it after all of them, because it hides all secrets."""
         return tuple(
             replace(one, section=self.redact(one.section), shown=self.redact(one.shown))
             for one in self._reports
@@ -131,7 +131,7 @@ class TableReader:
         return "environment" if value is self._environ.get(row.name) else "BFF_CONFIG"
 
     def file(self, name: str, path: str) -> str | None:
-        """Read the file that the setting *name* names; return None and report a problem if not."""
+        """Read the file that the setting *name* names; on a problem report it and return None."""
         path = mend(path)
         try:
             typed.check_path(name, path)

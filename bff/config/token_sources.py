@@ -82,7 +82,7 @@ class SourceSettings:
 def read_token_sources(
     reader: TableReader, tables: object, environments: Sequence[str]
 ) -> list[SourceSettings]:
-    """Read the token sources, which speak for *environments*."""
+    """Read the token sources; each is for one of *environments*."""
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         reader.problems.append("BFF_CONFIG: write each token source under [[token_sources]]")
         return []

@@ -1,8 +1,8 @@
 """Checks values for traces of people, shells, env files and orchestrators.
 
 A value is mended only if it can mean nothing else: white space around it, and the byte order mark
-of a file. Every other trace of a tool or of copy and paste is a problem with a remedy, because the
-gateway would otherwise use it as a part of a key, an id or a list. No problem quotes the value.
+of a file. Every other trace of a tool or of copy and paste is a problem with a remedy. Otherwise
+the gateway would use it as a part of a key, an id or a list. No problem quotes the value.
 """
 
 import base64

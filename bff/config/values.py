@@ -175,7 +175,7 @@ _STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md
 
 
 def ca_file(text: str) -> str:
-    """Parse the path of a file with certificates of authorities."""
+    """Check that a file holds certificates of authorities; return its path."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
     except ssl.SSLError:
@@ -263,7 +263,8 @@ def host_names(text: str) -> tuple[str, ...]:
 
 
 _WIDEST: Final = {4: 8, 6: 7}
-"""The shortest prefix of a proxy's network; 10.0.0.0/8 and fc00::/7 are the largest private."""
+"""The shortest prefix of a proxy's network; 10.0.0.0/8 and fc00::/7 are the largest private
+ones."""
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -5,8 +5,8 @@ clock that never jumps.
 
 Mutable state: `_entries` by id and `_ring` by age, changed by `_insert` and `_remove` only;
 `loads`, the load in flight for each id; and `_purged`, the last purges, changed by `purge` and
-`clear`. A purge is remembered even if no load is in flight: an introspection, another replica's
-copy in the store, or a waiting request may still bring an older copy.
+`clear`. The cache remembers a purge even if no load is in flight. An introspection, a copy of
+another replica, or a waiting request may still bring an older copy.
 """
 
 import asyncio
@@ -86,6 +86,11 @@ class Cache(Generic[OutcomeT]):
         """Whether the session was purged since the load of *copy* began; ask after every wait."""
         return self._is_purged(copy.keys, copy.generation)
 
+    def is_usable(self, copy: Copy, now: float) -> bool:
+        """Whether a copy that was found before a wait may still be served after it."""
+        state = self.ages.state(copy, now, copy.share.stretch)
+        return state is not State.EXPIRED and not self.is_purged(copy)
+
     def put(self, copy: Copy, purge_generation: int | None = None) -> None:
         """Keep *copy* under both its ids, and drop the entries that it replaces.
 
@@ -97,7 +102,7 @@ class Cache(Generic[OutcomeT]):
             return
         before = self._entries.get(copy.keys[0])
         if isinstance(before, Copy):
-            # A session is hot once in an epoch, however often it is loaded.
+            # A session counts as hot once in an epoch, however often it is loaded.
             copy.share, copy.hot_until = before.share, before.hot_until
         self._insert(copy)
         self._on_copy(copy)

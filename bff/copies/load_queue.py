@@ -1,9 +1,9 @@
 """Starts the loads of one environment in their turn, as the budget allows.
 
-Every load but a readiness check waits in this queue, if only for a moment: it starts at once while
-the budget has room. `limits.queue` decides about the order. Without a store the queue spends from
-the budget before it starts a load. With one the load itself spends, because another replica may
-have the copy; if the store denies it, the load comes back into the queue.
+Every load passes through this queue, except readiness checks. It starts at once while the budget
+has room. `limits.queue` decides about the order. Without a store the queue spends from the budget
+before it starts a load. With a store the load itself spends, because another replica may have the
+copy. If the store denies the load, it comes back into the queue.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from bff.replicas.alone import AnySharing
 from bff.sessions.copy import Copy
 
 TURN_SECONDS: Final = 1.25
-"""Seconds that a request without any copy waits for the turn of its load: longer than until the
-next turn of a budget per second."""
+"""Seconds that a request without any copy waits for the turn of its load. The next turn of a budget
+per second comes sooner."""
 MAX_IN_FLIGHT: Final = 100
 """Loads in flight of one environment: there is one connection upstream for each."""
 _MAX_OF_CALLER: Final = 80
@@ -80,7 +80,7 @@ class QueuedLoad(Turn):
         return self.task is None and not self.outcome.done()
 
     def leave(self, *, again: bool) -> None:
-        """Count one waiting request less; *again* says that the browser may send it again."""
+        """Count one waiting request less; with *again* the browser may send it again."""
         self.waiting -= 1
         if again:
             self.keep()
@@ -88,7 +88,7 @@ class QueuedLoad(Turn):
             self.queue.remove(self)
 
     def keep(self, seconds: float = 0.0) -> None:
-        """Need it longer, because a browser may send its request again after *seconds*."""
+        """Keep it needed: a browser may send its request again after *seconds*."""
         until = self.queue.now() + min(seconds, MAX_RESET) + EPOCH
         self.needed_until = max(self.needed_until, until)
 
@@ -97,7 +97,7 @@ class QueuedLoad(Turn):
         return self.waiting > 0 or self.queue.now() < self.needed_until
 
     def successor(self) -> "QueuedLoad":
-        """Make the load that waits on when the requests for this one are refused."""
+        """Make the load that stays in the queue when the requests for this one are refused."""
         load = QueuedLoad(self.id, self.copy, self.stretch, self.queue)
         load.needed_until, load.callers = self.needed_until, self.callers
         load.number, load.before = self.number, self.before
@@ -149,7 +149,7 @@ class LoadQueue:
         self._swept = -inf
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
-        """When the timer fires: uvloop gives a handle without a time if that is very soon."""
+        """When the timer fires. A handle of uvloop has no time if that is very soon."""
         self._stopped = False
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class LoadQueue:
     def request(
         self, id_: str, copy: Copy | None, caller: Hashable, *, stretch: float, alone: bool = False
     ) -> QueuedLoad | None:
-        """Join or queue a load that *caller* waits for (*alone*?); None if the queue is full."""
+        """Join or queue a load for *caller* (*alone*: no list waits); None if the queue is full."""
         load = self.get(id_)
         if load is None:
             load = QueuedLoad(id_, copy, stretch, self)
@@ -220,7 +220,7 @@ class LoadQueue:
         return self._wait(now, self._queue.ahead(load)) if waits else 0.0
 
     def remove(self, load: QueuedLoad) -> None:
-        """Take a queued load out, which no request waits for."""
+        """Take out a queued load that no request waits for."""
         self._queue.remove(load)
         self._refuse(load, None)
 
@@ -253,8 +253,8 @@ class LoadQueue:
             wait = self._wait(now)
             if (up and self._unspent >= MAX_UNSPENT) or (not up and wait > 0):
                 break
-            # While the store denies calls, a load that it has not denied may start: another
-            # replica may have a copy.
+            # While the store denies calls, a load that it has not denied starts nevertheless,
+            # because another replica may have a copy.
             turn = self._queue.pop(self._may_start, new=wait > 0)
             if turn is None:
                 break
@@ -305,7 +305,7 @@ class LoadQueue:
     def _put_back(self, load: QueuedLoad, caller: Hashable, outcome: Outcome) -> bool:
         """Queue *load* again if the store denied it, and it is still needed.
 
-        If its turn is far, the requests that wait for it are refused, and a successor waits on.
+        If its turn is far, its requests are refused, and a successor stays in the queue.
         """
         if load.spent or not isinstance(outcome, Refusal) or outcome.code != "over_budget":
             return False

@@ -1,8 +1,8 @@
 """Loads sessions: one load for each session, however many requests and replicas wait for it.
 
-A load spends from the budget, fetches, validates, projects, encodes and hashes once. It
-drops hidden fields before it keeps anything. A load ends in a copy or a refusal and
-never raises, because many requests may wait for it.
+A load spends from the budget, fetches, validates, projects, encodes and hashes once. It drops
+hidden fields before it keeps anything. It ends in a copy or a refusal and never raises, because
+many requests may wait for it.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from bff.copies.cache import Cache
 from bff.copies.load_queue import TURN_SECONDS, LoadQueue, QueuedLoad
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
-from bff.limits.budget import Budget
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
 from bff.sessions import fields, ids
@@ -51,7 +50,7 @@ class Loader:
     """Starts loads, keeps the copies, and learns from each load about upstream.
 
     Args:
-        config: what the settings decide; `apply` changes it.
+        config: the settings in force; `apply` replaces them.
         clock: reads the two clocks.
         sharing: shares loads and budget with other replicas.
     """
@@ -163,7 +162,9 @@ class Loader:
                     ask=ask,
                     fresh=lambda copy, now: self._cache.ages.fresh(copy, now, load.stretch),
                     fresh_for=self._cache.ages.longest_fresh(load.stretch),
-                    lifetime=partial(self._lifetime, environment.budget),
+                    lifetime=lambda copy: self._cache.ages.lifetime(
+                        copy, environment.budget.hot.stretch
+                    ),
                 )
             )
             if loaded:
@@ -173,10 +174,6 @@ class Loader:
                     self._keep(outcome, generation)
                 return outcome
             # A reload changed the policy, so this copy of another replica may be wrong: look again.
-
-    def _lifetime(self, budget: Budget, copy: Copy) -> float:
-        """Return for how many seconds after its load some replica may serve *copy*."""
-        return self._cache.ages.lifetime(copy, budget.hot.stretch)
 
     async def _ask(
         self,
@@ -190,7 +187,8 @@ class Loader:
     ) -> Copy | Refusal:
         """Spend one call and ask upstream; *timeout* bounds the wait for the store, in seconds.
 
-        *wait* is 0 if the call is spent, and the seconds to wait if it was denied.
+        *wait* is 0 if the call is spent, and the seconds to wait if it was denied; with None this
+        method spends it.
         """
         if wait is None:
             wait = await self._spend(environment, timeout)
@@ -245,9 +243,8 @@ class Loader:
             self._telemetry.exception("load_failed", exc)
             return Refusal("internal"), None
         entry = self._cache.find(environment.name, id_, started)
-        if not (
-            isinstance(entry, Copy) and entry.loaded > started
-        ):  # otherwise a load that began later ended first
+        superseded = isinstance(entry, Copy) and entry.loaded > started
+        if not superseded:
             self._keep(copy, generation)
         return copy, None
 
@@ -309,7 +306,7 @@ def _report(
     seconds: float,
     now: float,
 ) -> None:
-    """Log a load: at once if it changes what the last one said of upstream, else now and then."""
+    """Log a load: always if it shows that upstream has failed or recovered, else now and then."""
     healthy = code in ("ok", "not_found", "over_budget")
     health = "ok" if healthy else code
     line: dict[str, Any] = {

@@ -1,9 +1,9 @@
 """Readiness: whether the gateway can decide requests, and what it knows about upstream.
 
-An upstream outage does not make a gateway unready: it still decides requests, serves copies and
-tells browsers what is wrong, where an empty load balancer would send errors without CORS headers.
-Only readiness checks decide whether upstream works. A load does not, because a browser chooses its
-id.
+An upstream outage does not make a gateway unready. The gateway still decides requests, serves
+copies and tells browsers what is wrong. A load balancer without a ready gateway would send errors
+without CORS headers. Only readiness checks decide whether upstream works. A load does not, because
+a browser chooses its id.
 """
 
 import asyncio
@@ -138,14 +138,14 @@ class Readiness:
             return None
         if name in verifier.pending:
             return (
-                "the environment's id is not known yet, or differs from the settings, so the "
-                "gateway cannot tell its tokens: the log says why (environment_id_…); if upstream "
-                "cannot tell it, set BFF_ENVIRONMENT_ID"
+                "the gateway accepts no token: it has not fetched the environment's id, or that "
+                "differs from the settings; see environment_id_… in the log, or set "
+                "BFF_ENVIRONMENT_ID"
             )
         issuer = next((one for one in verifier.issuers if one.environment == name), None)
         if issuer is not None and (issuer.keys or issuer.upstream):
             return None
-        return "no key to verify its tokens with is known or trusted: see bff_key_fetches_total"
+        return "the gateway has no trusted key for its tokens: see bff_key_fetches_total"
 
     def upstream(self, environment: Environment) -> str:
         """Say whether upstream works, by the last readiness check."""

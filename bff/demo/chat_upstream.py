@@ -1,8 +1,8 @@
 """The chat routes of the pretend Trigger.dev API, with an agent that answers each message.
 
-It behaves as the running server was measured to: an append is stored as it comes and once for each
-part id, a stream starts after `Last-Event-ID`, and a finished turn brings a token. The records come
-as several writers write them, and with commands to the storage between them.
+It imitates the measured behaviour of the server. It stores an append as it comes, once for each
+part id. A stream starts after `Last-Event-ID`, and a finished turn brings a token. The records have
+the forms of several writers, with commands to the storage between them.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ class PretendChats:
         self._turns: set[asyncio.Task[None]] = set()
 
     def channel(self, environment: Any, id_: str) -> Channel:
-        """The channel of a session by either of its ids; it may be read before the session is."""
+        """Return a session's channel by either id; browsers may read it before the session is."""
         document = environment.find(id_)
         key = (document["externalId"] or document["id"]) if document else id_
         return self.channels.setdefault((environment.id, key), Channel())
@@ -115,7 +115,7 @@ class PretendChats:
         *,
         credential: tuple[Any, tuple[str, ...] | None],
     ) -> None:
-        """Answer a request of one of the two routes, whose *credential* is known."""
+        """Answer a request for one of the two routes; *credential* is the sender's."""
         match = ROUTE.fullmatch(request.raw_path)
         assert match is not None  # noqa: S101  the caller matched it
         environment, scopes = credential

@@ -13,7 +13,7 @@ from bff.tokens.mint import mint
 
 GATEWAY_PORT = 8787
 UPSTREAM_PORT = 8030
-"""Trigger.dev's own port where people host it themselves."""
+"""The port of a self-hosted Trigger.dev."""
 ENVIRONMENT_ID = "env_demo"
 TOKEN_SECONDS = 3600
 """Lifetime of the demo's tokens."""

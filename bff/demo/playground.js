@@ -2,7 +2,7 @@
 
 const SESSIONS = "/api/v1/sessions";
 const POLL_SECONDS = 2;
-const LIST_EVERY = 3; // polls
+const LIST_EVERY = 3; // polls, if the gateway sends no events
 const ROWS = 12;
 const ONE_LINE = 72; // characters of a JSON value that is written on one line
 // What the words of Cache-Status mean, by the first that an answer's header contains.
@@ -22,6 +22,7 @@ const viewers = Object.entries(tokens).filter(([name]) => name.startsWith("viewe
 let selected = "chat-live";
 let polling = true;
 let watching = true;
+let stopList; // ends the event stream of the list
 let reset = 0;
 let listed = ""; // when the list arrived that the page shows
 let sent = 0;
@@ -144,7 +145,47 @@ async function list() {
   }
   listed = clock();
   tellCopy($("list-how"), response);
-  $("chats").replaceChildren(...body.data.map((session) => {
+  drawList(body.data, body.unavailable);
+}
+
+/** Follow the list by its event stream; returns false if the gateway sends no events. */
+async function followList() {
+  const chats = new Map();
+  let unavailable = [];
+  for (let last = ""; ; await new Promise((again) => setTimeout(again, 1000))) {
+    if (!polling) continue;
+    stopList = new AbortController();
+    const { signal } = stopList;
+    const headers = { authorization: `Bearer ${tokens.ann}`, accept: "text/event-stream", "last-event-id": last };
+    const response = await fetch(SESSIONS, { headers, cache: "no-store", signal }).catch(() => undefined);
+    if (response?.ok && !response.headers.get("content-type").startsWith("text/event-stream")) return false;
+    if (!response?.ok) {
+      $("list-how").textContent = `${response?.status ?? "no answer"}; the list is of ${listed || "no time"}`;
+      continue;
+    }
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    for (let part; (part = await reader.read().catch(() => undefined)) && !part.done; ) {
+      const blocks = (text + part.value).split("\n\n");
+      text = blocks.pop();
+      for (const block of blocks) {
+        const [id, event, json] = ["id", "event", "data"].map((name) => block.match(`(?:^|\n)${name}: (.*)`)?.[1]);
+        const data = json && JSON.parse(json);
+        if (event === "sessions") [, unavailable] = [chats.clear(), data.unavailable];
+        for (const chat of event === "sessions" ? data.data : event === "session" ? [data] : []) chats.set(chat.id, chat);
+        if (event === "gone") for (const [id, chat] of chats) if ([id, chat.externalId].includes(data.id)) chats.delete(id);
+        if (block.startsWith(": ")) $("list-how").textContent = `an event stream, ${block.slice(2)}`;
+        if (!id) continue;
+        [last, listed] = [id, clock()];
+        $("list-how").textContent = `an event stream, last event at ${listed}`;
+        drawList([...chats.values()], unavailable);
+      }
+    }
+  }
+}
+
+function drawList(sessions, unavailable) {
+  $("chats").replaceChildren(...sessions.map((session) => {
     const button = element("button", session.externalId);
     button.setAttribute("aria-current", session.externalId === selected);
     button.append(element("small", session.closedAt ? "closed" : "open"));
@@ -153,8 +194,8 @@ async function list() {
     item.append(button);
     return item;
   }).map(keepFocus()));
-  $("unavailable").hidden = !body.unavailable;
-  $("unavailable").textContent = `${body.unavailable?.length ?? 0} cannot be loaded now`;
+  $("unavailable").hidden = !unavailable?.length;
+  $("unavailable").textContent = `${unavailable?.length ?? 0} cannot be loaded now`;
 }
 
 /** Each answer replaces the buttons of the list; the focus returns to the same chat. */
@@ -311,6 +352,7 @@ async function outage() {
 const presses = {
   poll: () => {
     polling = !polling;
+    if (!polling) stopList?.abort();
     $("poll").setAttribute("aria-pressed", polling);
   },
   viewers: () => {
@@ -331,9 +373,12 @@ $("others").textContent = viewers.length;
 setInterval(countdown, 1000);
 setInterval(totals, 1000);
 viewers.forEach(watch);
+let hasEvents = true;
+await list();
+followList().then((follows) => (hasEvents = follows));
 for (let turn = 0; ; turn++) {
   if (polling) {
-    if (turn % LIST_EVERY === 0) await list();
+    if (!hasEvents && turn % LIST_EVERY === 0) await list();
     await show();
   }
   document.body.dataset.turn = turn;

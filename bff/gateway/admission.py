@@ -4,6 +4,7 @@ The checks are methods, in the order in which `decide` makes them. Each raises a
 request go on.
 """
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -30,10 +31,15 @@ _MAX_COOKIES: Final = 256
 
 
 class Admission:
-    """Admits requests by one configuration."""
+    """Admits requests by one configuration; *on_token* gets the caller of each new token."""
 
     def __init__(
-        self, config: RuntimeConfig, *, revocations: Revocations, telemetry: Telemetry
+        self,
+        config: RuntimeConfig,
+        *,
+        revocations: Revocations,
+        telemetry: Telemetry,
+        on_token: Callable[[Caller[Grant]], None],
     ) -> None:
         self._trusted_proxies = config.trusted_proxies
         self._limits = config.limits
@@ -41,6 +47,7 @@ class Admission:
         self._token_cookie = config.token_cookie
         self._revocations = revocations
         self._telemetry = telemetry
+        self._on_token = on_token
 
     # -- the address
 
@@ -88,6 +95,7 @@ class Admission:
         try:
             request.token = fields.token or cookie or _bearer_token(fields.authorization or b"")
             holder = self._verifier.recall(request.token, request.wall)
+            is_new = holder is None
             if holder is None:
                 if request.waited is None:  # after a wait the token is no longer unknown
                     self._refuse_flood(request)
@@ -98,6 +106,8 @@ class Admission:
             if refused.refusal.status == _UNAUTHORIZED:
                 self.charge_bad_token(request, refused.refusal)
             raise
+        if is_new and isinstance(holder, Caller):
+            self._on_token(holder)
         return holder
 
     def _refuse_flood(self, request: RequestContext) -> None:
@@ -108,7 +118,8 @@ class Admission:
         """
         window = self._limits.bad_token.look(request.address, request.now)
         if window.exhausted:
-            self._charge(request, window)
+            window.charge()
+            _refuse_exceeded(request, window)
 
     def why_invalid(self, request: RequestContext) -> str:
         """Name the first check that the token fails, for the log."""
@@ -170,11 +181,11 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self._limits.bad_token.window(request.address, request.now)
+        window = self._limits.bad_token.charge(request.address, request.now)
         self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
         if refusal.code == "secret_key_sent":
             self._telemetry.log.error("secret_key_sent_by_browser", remedy="rotate the key")
-        self._charge(request, window)
+        _refuse_exceeded(request, window)
 
     def charge_unverified(self, request: RequestContext) -> Window:
         """Charge an unverified token as if it were bad; returns the window, for a refund.
@@ -182,15 +193,9 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
-        window = self._limits.bad_token.window(request.address, request.now)
-        self._charge(request, window)
+        window = self._limits.bad_token.charge(request.address, request.now)
+        _refuse_exceeded(request, window)
         return window
-
-    def _charge(self, request: RequestContext, window: Window) -> None:
-        window.charge()
-        if window.exceeded:
-            request.window = window
-            raise Refused("rate_limited") from None
 
     # -- the caller
 
@@ -272,6 +277,12 @@ class Admission:
     ) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
         return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
+
+
+def _refuse_exceeded(request: RequestContext, window: Window) -> None:
+    if window.exceeded:
+        request.window = window
+        raise Refused("rate_limited") from None
 
 
 def _refund(windows: list[Window]) -> None:

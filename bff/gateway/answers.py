@@ -13,6 +13,8 @@ from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import SESSION
+from bff.limits.headers import rate_lines
+from bff.live.events import with_answering
 from bff.request import RequestHead
 from bff.response import (
     NO_RETRY,
@@ -21,7 +23,6 @@ from bff.response import (
     Representation,
     Response,
     ResponseBuilder,
-    rate_lines,
     server_timing,
 )
 from bff.sessions.copy import Copy
@@ -146,14 +147,22 @@ class Answers:
         lines = b"x-unavailable-sessions: %d\r\n" % unavailable if unavailable else b""
         return self._representation(request, page, cache_status, lines)
 
-    def event(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> bytes:
+    def event(
+        self,
+        request: RequestContext,
+        caller: Caller[Grant],
+        copy: Copy,
+        answering: bool | None,  # noqa: FBT001
+    ) -> bytes:
         """Return a session for an event, if the caller may read it: the bytes that a poll gets.
+
+        *answering* is added to them if it is known.
 
         Raises:
             Refused: ``unauthorized``.
         """
         self._admission.authorize(request, caller, copy)
-        return copy.body
+        return with_answering(copy.body, answering)
 
     def events(self, request: RequestContext, stream: PushedStream) -> Response:
         """Answer with the events of a listener, each of which `event` has authorized."""
@@ -225,12 +234,14 @@ class Answers:
             methods=request.route.methods,
         )
         # Over a limit only the first request of a window is logged: a flood must not fill the log.
-        if not limited or request.window.first:
+        if (not limited or request.window.first) and self._telemetry.may_log(
+            "request_refused", request.now
+        ):
             trouble = response.status >= _INTERNAL_SERVER_ERROR
-            self._telemetry.often(
+            level = logging.WARNING if trouble else logging.INFO
+            self._telemetry.log.log(
+                level,
                 "request_refused",
-                request.now,
-                logging.WARNING if trouble else logging.INFO,
                 request_id=request.request_id.decode(),
                 route=request.route.label,
                 status=response.status,

@@ -210,8 +210,12 @@ class PendingMessage:
         answer = read_answer(self._answer, shows_reason=self.chats.chat.shows_reason)
         self._count(answer.code)
         if not answer.code:
+            number = answer.body.get("seq")
+            if number is not None and self._kind != "stop":
+                ids = self.chats.ids_of(self.caller, self.session_id)
+                self.chats.turns.appended(self.caller.environment, ids, number)
             gateway.answers.log_message(
-                self.request, self.caller, self.session_id, self._kind, answer.body.get("seq")
+                self.request, self.caller, self.session_id, self._kind, number
             )
         return gateway.answers.message(self.request, answer.status, answer.body, answer.code)
 

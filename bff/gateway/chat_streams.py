@@ -1,6 +1,7 @@
 """Opens the stream of a chat: waits for upstream's head, then hands both sides to the server."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from bff.chat.records import RecordFilter
 from bff.chat.streams import ChatStream
@@ -68,6 +69,9 @@ class PendingStream:
                 chats.counts, shows_reason=chats.chat.shows_reason, cursor=_cursor(self.options)
             ),
             began=request.now,
+            passed=partial(
+                chats.turns.passed, caller.environment, chats.ids_of(caller, self.session_id)
+            ),
         )
         chats.streams.add(stream)
         try:

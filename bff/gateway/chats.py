@@ -23,6 +23,7 @@ from bff.gateway.lookup import Lookup
 from bff.gateway.pending import PendingLoad, Resumable, wait_for
 from bff.gateway.routes import CHAT_IN, match_chat
 from bff.limits.client_address import browser_address, is_trusted
+from bff.live.answering import TurnEvents
 from bff.request import RequestHead
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Holder
@@ -68,6 +69,7 @@ class Chats:
         appends: the messages under way.
         part_ids: makes an id for a message that has none.
         pauses: by environment, until when upstream wants no messages.
+        turns: learns of messages, and of turns that end.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class Chats:
         appends: Appends,
         part_ids: Callable[[], str],
         pauses: dict[str, float],
+        turns: TurnEvents,
     ) -> None:
         self.config = config
         self.chat = config.chat
         self.streams = streams
         self.appends = appends
         self.pauses = pauses
+        self.turns = turns
         self.pairs = pairs
         self.counts = counts
         self._lookup = lookup

@@ -6,47 +6,22 @@ the request again, and decides on the copy that the load brought. `answers` make
 It first checks whether this caller may read the session.
 """
 
-import asyncio
-from collections.abc import Callable, Iterator
 from typing import Final
 
 from bff import metrics
-from bff.chat.appends import Appends
-from bff.chat.streams import Streams
-from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
-from bff.copies.cache import Cache
-from bff.copies.loader import Loader
-from bff.copies.readiness import Readiness
-from bff.copies.single_flight import SingleFlight
 from bff.errors import Refusal, Refused
-from bff.gateway.admission import Admission
-from bff.gateway.aliases import Aliases
-from bff.gateway.answers import Answers
 from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
-from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
-from bff.gateway.introspection import Introspector, Outcome
-from bff.gateway.lists import Lists
-from bff.gateway.live import TICK_SECONDS, Live
-from bff.gateway.lookup import Lookup
-from bff.gateway.members import Members
+from bff.gateway.features import Features, LastingParts
 from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
-from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION, Routes
+from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION
 from bff.limits.rate import LeasePending
-from bff.live.listener import Listener
-from bff.live.listeners import Listeners
-from bff.replicas.alone import AnySharing
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
-from bff.sessions.copy import Copy, State
-from bff.stream_registry import CHECK_SECONDS
-from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller, Claimant
-from bff.tokens.introspected import Introspections
-from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
 
 HOLDERS: Final = (PendingStream, PendingMessage)
@@ -58,124 +33,19 @@ class Gateway:
 
     Args:
         config: what the settings decide; `apply` changes it.
-        in_flight: runs introspections, one for each token and session.
-        clock: reads the two clocks, after a wait.
-        request_ids: makes the id of an answer.
-        sharing: the other replicas.
-        streams: the open streams of chats.
-        listeners: the open event streams of session state.
-        appends: the messages under way.
-        part_ids: makes an id for a message that has none.
+        lasting: the parts that outlive a change of the settings.
     """
 
-    def __init__(
-        self,
-        config: RuntimeConfig,
-        *,
-        cache: "Cache[Copy | Refusal]",
-        introspections: Introspections,
-        in_flight: "SingleFlight[tuple[bytes, str], Outcome]",
-        revocations: Revocations,
-        telemetry: Telemetry,
-        clock: Clock,
-        request_ids: Callable[[], bytes],
-        sharing: AnySharing,
-        streams: Streams,
-        listeners: Listeners,
-        appends: Appends,
-        part_ids: Callable[[], str],
-    ) -> None:
-        self.cache = cache
-        self.introspections = introspections
-        self.revocations = revocations
-        self.telemetry = telemetry
-        self.sharing = sharing
-        self.clock = clock
-        self.streams = streams
-        self.listeners = listeners
-        listeners.show, listeners.newest = self.show_change, self.newest
-        self._appends = appends
-        self._part_ids = part_ids
-        self._pauses: dict[str, float] = {}
-        self._request_ids = request_ids
-        self.loader = Loader(config, cache=cache, telemetry=telemetry, clock=clock, sharing=sharing)
-        self.readiness = Readiness(
-            self.loader, cache=cache, sharing=sharing, telemetry=telemetry, clock=clock
-        )
-        self._introspector = Introspector(
-            introspections,
-            in_flight=in_flight,
-            loader=self.loader,
-            sharing=sharing,
-            telemetry=telemetry,
-            clock=clock,
-        )
+    def __init__(self, config: RuntimeConfig, lasting: LastingParts) -> None:
+        self._lasting = lasting
+        self.cache, self.clock, self.sharing = lasting.cache, lasting.clock, lasting.sharing
+        self.telemetry, self.revocations = lasting.telemetry, lasting.revocations
+        self.loader, self.readiness = lasting.loader, lasting.readiness
+        self.introspections, self._introspector = lasting.introspections, lasting.introspector
+        self.streams, self.listeners = lasting.streams, lasting.listeners
+        self.stream_checks, self._request_ids = lasting.stream_checks, lasting.request_ids
+        self.news = lasting.news
         self._use(config)
-
-    def apply(self, config: RuntimeConfig) -> None:
-        """Use *config* from now on. No request sees a part of it: this method awaits nothing.
-
-        Copies stay, unless they would look different now or come from another upstream. A load in
-        flight goes on: its document is projected by the new policy when it arrives.
-        """
-        before = self.config
-        moved = before.origins != config.origins
-        if moved or config.verifier is not before.verifier:
-            self.introspections.forget()
-        self._use(config)
-        if moved or before.projection != config.projection:
-            self.cache.clear(loads=moved)
-
-    def _use(self, config: RuntimeConfig) -> None:
-        self.config = config
-        self.cache.ages, self.cache.max_bytes = config.ages, config.max_bytes
-        self.loader.apply(config)
-        self._routes = Routes(config.pages, chat=config.chat.enabled)
-        self.admission = admission = Admission(
-            config, revocations=self.revocations, telemetry=self.telemetry
-        )
-        self.answers = Answers(config.responses, admission=admission, telemetry=self.telemetry)
-        self._introspector.apply(config, admission)
-        self._lookup = Lookup(
-            config,
-            admission=admission,
-            cache=self.cache,
-            loader=self.loader,
-            telemetry=self.telemetry,
-        )
-        self.chats = Chats(
-            config,
-            admission=admission,
-            revocations=self.revocations,
-            lookup=self._lookup,
-            pairs=self.loader.pairs,
-            counts=self.telemetry.counts,
-            streams=self.streams,
-            appends=self._appends,
-            part_ids=self._part_ids,
-            pauses=self._pauses,
-        )
-        members = Members(admission=admission, introspector=self._introspector, lookup=self._lookup)
-        self._aliases = Aliases(config, pairs=self.loader.pairs, members=members)
-        self._live = Live(
-            config,
-            admission=admission,
-            answers=self.answers,
-            cache=self.cache,
-            introspector=self._introspector,
-            lookup=self._lookup,
-            revocations=self.revocations,
-            pairs=self.loader.pairs,
-            listeners=self.listeners,
-        )
-        self._lists = Lists(
-            config,
-            admission=admission,
-            answers=self.answers,
-            members=members,
-            live=self._live,
-            telemetry=self.telemetry,
-        )
 
     # -- the story
 
@@ -206,7 +76,10 @@ class Gateway:
             return self.answers.public_page(request, route.page)  # 200
         holder = admission.authenticate(request)  # 400 401 429
         if isinstance(holder, Claimant):
-            return self._admit(request, holder)
+            admitted = self._claimants.admit(request, holder)  # 401 403 429 5xx
+            if not isinstance(admitted, Caller):
+                return admitted
+            holder = admitted
         return self.serve(request, holder)
 
     def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
@@ -286,40 +159,6 @@ class Gateway:
         except LeasePending as lease:
             return self._wait_for_lease(pending.request, lease)
 
-    async def watch_streams(self, beat: Callable[[], None]) -> None:
-        """Check all streams again and again."""
-        while True:
-            for _ in self.check_streams():
-                await asyncio.sleep(0)
-            beat()
-            await asyncio.sleep(CHECK_SECONDS)
-
-    def check_streams(self) -> Iterator[None]:
-        """End each stream that is not allowed any more; yields between parts of the work."""
-        yield from self.streams.check(lambda of: self.chats.why_ended(of, self.clock()[1]))
-        yield from self.listeners.check(lambda of: self._live.why_ended(of, *self.clock()))
-        yield from self.listeners.heartbeats(self.clock()[0])
-
-    async def watch_listeners(self, beat: Callable[[], None]) -> None:
-        """Ask for the loads that listeners need, again and again."""
-        while True:
-            for _ in self.look_for_listeners():
-                await asyncio.sleep(0)
-            beat()
-            await asyncio.sleep(TICK_SECONDS)
-
-    def look_for_listeners(self) -> Iterator[None]:
-        """Ask for the loads that listeners need now; yields between parts of the work."""
-        return self._live.look(*self.clock())
-
-    def show_change(self, listener: Listener, name: str, copy: Copy | None) -> None:
-        """Show one change to one listener, if it may see it."""
-        self._live.show(listener, name, copy, *self.clock())
-
-    def newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
-        """Find the newest copy of a session; the flag says whether anything is known of it."""
-        return self._live.newest(environment, name, self.clock()[0])
-
     def _admit_again(self, pending: Pending) -> Response | Pending:
         """Decide after a wait; every result of a wait passes this method, a refusal included.
 
@@ -338,48 +177,6 @@ class Gateway:
 
     # -- beside the story
 
-    def _admit(self, request: RequestContext, claimant: Claimant[Grant]) -> Response | Pending:
-        """Let upstream verify a token for one session that it names, before anything is shown."""
-        introspector = self._introspector
-        caller = introspector.caller(claimant, request.now)
-        if caller is not None:
-            return self.serve(request, caller)
-        try:
-            named, requested = self._named_by(request, claimant)
-        except Refused:
-            introspector.count_refused(request, claimant)  # 429
-            raise
-        if requested:
-            return introspector.start(request, claimant, named[0])  # 401 429 5xx
-        return introspector.verify(request, claimant, named)  # 401 429 5xx
-
-    def _named_by(
-        self, request: RequestContext, claimant: Claimant[Grant]
-    ) -> tuple[tuple[str, ...], bool]:
-        """Return ids that the token names, and whether it is the requested session's.
-
-        Raises:
-            Refused: ``unauthorized`` or ``invalid_session_id``.
-        """
-        granted, head = claimant.granted, request.head
-        if request.route in (CHAT_IN, CHAT_OUT):
-            return (self.chats.named_id(request, claimant),), False
-        if request.route is LIST:
-            named = ids.named(granted)
-            if not named:
-                raise Refused("unauthorized")
-            return named, False
-        session_id = head.id or ids.parse_id(head.path[len(ids.ROUTE) :])
-        if not ids.covers(granted, session_id):
-            # A forged token must not learn which sessions the gateway knows.
-            named = ids.named_in_other_form(granted, session_id)
-            if not named:
-                raise Refused("unauthorized")
-            return named, False
-        if not ids.is_reachable(session_id):
-            raise Refused("unauthorized")
-        return (session_id,), True
-
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Refund the address, because the decision starts again after the wait."""
         limits = self.config.limits
@@ -387,11 +184,6 @@ class Gateway:
             self.admission.refund_address(request)
         deadline = self.clock()[0] + self.sharing.timeout
         return PendingLease(request, pending.window, pending.lease, deadline)
-
-    def is_usable(self, copy: Copy, now: float) -> bool:
-        """Whether a copy that was found before a wait may still be served after it."""
-        state = self.cache.ages.state(copy, now, copy.share.stretch)
-        return state is not State.EXPIRED and not self.cache.is_purged(copy)
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
         """Answer a request that failed unexpectedly, and log where."""
@@ -404,3 +196,30 @@ class Gateway:
         head = RequestHead("", b"", HeaderFields(origin=origin), peer, served_by="none")
         request = RequestContext(head, self._request_ids(), *self.clock())
         return self.answers.refusal(request, refusal)
+
+    # -- the settings
+
+    def apply(self, config: RuntimeConfig) -> None:
+        """Use *config* from now on. No request sees a part of it: this method awaits nothing.
+
+        Copies stay, unless they would look different now or come from another upstream. A load in
+        flight goes on: its document is projected by the new policy when it arrives.
+        """
+        before = self.config
+        moved = before.origins != config.origins
+        if moved or config.verifier is not before.verifier:
+            self.introspections.forget()
+        if moved:
+            self._lasting.answering.forget()
+        self._use(config)
+        if moved or before.projection != config.projection:
+            self.cache.clear(loads=moved)
+
+    def _use(self, config: RuntimeConfig) -> None:
+        self.config = config
+        self.cache.ages, self.cache.max_bytes = config.ages, config.max_bytes
+        self.loader.apply(config)
+        made = Features(config, self._lasting)
+        self.admission, self.answers, self._routes = made.admission, made.answers, made.routes
+        self._claimants, self._aliases, self._lookup = made.claimants, made.aliases, made.lookup
+        self.chats, self._lists, self._live = made.chats, made.lists, made.live

@@ -15,7 +15,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR, Answers, CacheOutcome
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import PendingIntrospection
-from bff.gateway.live import Live
+from bff.gateway.live import Live, without_pages
 from bff.gateway.members import WHOLE_REQUEST, Members
 from bff.gateway.pending import (
     FALLBACK_SECONDS,
@@ -72,7 +72,7 @@ class PendingList:
         """Make the page. If members are missing or filtered out, it may wait for others."""
         request, caller = self.request, self.caller
         self.listing.forget(
-            unless=lambda copy: gateway.is_usable(copy, request.now),
+            unless=lambda copy: gateway.cache.is_usable(copy, request.now),
             purged=gateway.cache.is_purged,
         )
         for member in self.members:
@@ -129,7 +129,7 @@ class Lists:
             )
         named = ids.named(caller.granted)
         if is_live:
-            query = self._live.whole(query, named)
+            query = without_pages(query, named)
         self._admission.charge_caller(request, caller)
         return self.answer(request, caller, Listing(query, named, caller.key, request.wall), {})
 

@@ -3,14 +3,11 @@
 A listener takes the path of a poll until there is an answer; then the answer is an event stream.
 From then on it is like a poll that is repeated at each change: the token, the settings and the
 revocations are checked again, and `answers` authorizes the caller for the copy's own ids.
-Listeners ask for loads as polls do, in turns, so that a session is loaded once a TTL for all.
 """
 
-import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 from bff.config.runtime import RuntimeConfig
@@ -18,15 +15,17 @@ from bff.copies.cache import Cache
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.answers import STALE_IF_ERROR, Answers
+from bff.gateway.answers import Answers
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector
 from bff.gateway.lookup import Lookup
-from bff.gateway.pending import PendingLoad, Resumable
+from bff.gateway.pending import Resumable
+from bff.gateway.routes import LIST
 from bff.limits.client_address import is_trusted
 from bff.live import events
+from bff.live.answering import Answering, NoAnswering
 from bff.live.listener import Listener
-from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners, Watch
+from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners
 from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.sessions.list_query import Query
@@ -35,10 +34,6 @@ from bff.tokens.caller import Caller
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant
 
-TICK_SECONDS: Final = 0.1
-"""Seconds between two looks for sessions that need a load."""
-LOOKED_UP_AT_ONCE: Final = 500
-"""Sessions that one look asks for at most: the work of a second is bounded."""
 EVERYTHING: Final = Query()
 """The query of a listener that follows one session."""
 
@@ -50,6 +45,7 @@ class Grounds:
     Attributes:
         config: the settings by which it was checked last.
         changes: how many revocations there were then.
+        filters: whether the query filters sessions.
     """
 
     request: RequestContext
@@ -57,6 +53,7 @@ class Grounds:
     query: Query
     config: RuntimeConfig
     changes: int
+    filters: bool
     listener: Listener | None = None
 
 
@@ -94,6 +91,7 @@ class Live:
     Args:
         listeners: those that are open.
         pairs: the ids of sessions that loads brought.
+        answering: whether agents are answering.
     """
 
     def __init__(
@@ -108,8 +106,10 @@ class Live:
         revocations: Revocations,
         pairs: Pairs,
         listeners: Listeners,
+        answering: Answering | NoAnswering,
     ) -> None:
         self._config = config
+        self._answering = answering
         self.enabled = config.live.enabled
         self._admission = admission
         self._answers = answers
@@ -148,18 +148,6 @@ class Live:
         head = request.head
         return head.fields.events and self.enabled and head.method == "GET"
 
-    def whole(self, query: Query, names: Sequence[str]) -> Query:
-        """Make the query of a list that shows all sessions at once.
-
-        Raises:
-            Refused: ``bad_request``.
-        """
-        if len(names) > MAX_FOLLOWED:
-            raise Refused(
-                "bad_request", f"An event stream shows at most {MAX_FOLLOWED} sessions of a token"
-            )
-        return replace(query, size=MAX_FOLLOWED)
-
     def open(self, answers: Answers, pending: PendingListener) -> Response:
         """Open a listener.
 
@@ -177,7 +165,14 @@ class Live:
         )
         if self._listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:
             raise Refused("overloaded", retry_after=1.0)
-        grounds = Grounds(request, caller, pending.query, config, self._revocations.changes)
+        grounds = Grounds(
+            request,
+            caller,
+            pending.query,
+            config,
+            self._revocations.changes,
+            filters=pending.query.filters,
+        )
         grounds.listener = listener = Listener(
             self._listeners,
             environment=caller.environment,
@@ -187,9 +182,11 @@ class Live:
             names=pending.names,
             began=request.now,
         )
-        documents = [answers.event(request, caller, copy) for copy in pending.shown.values()]
+        documents = []
         for name, copy in pending.shown.items():
-            listener.set_stamp(name, events.stamp(copy.etag))
+            answering = self._answering.of(copy)
+            documents.append(answers.event(request, caller, copy, answering))
+            listener.set_stamp(name, events.stamp(copy.etag, answering))
         for name, refusal in pending.unavailable.items():
             listener.set_stamp(name, events.stamp_of_refusal(name, refusal.code))
         opening = events.opening(request.request_id)
@@ -201,6 +198,8 @@ class Live:
             self._listeners.count("sessions")
         listener.begin_with(opening)
         self._listeners.add(listener)
+        if request.route is LIST and caller.has_actor:
+            self._listeners.lists.add(listener, caller.granted.ids, caller.issued)
         for name, copy in pending.shown.items():  # other loads may have ended during the wait
             if self.newest(caller.environment, name, request.now)[0] is not copy:
                 listener.postpone(name)
@@ -227,16 +226,21 @@ class Live:
         if not self._introspector.is_accepted(caller, shown_as, now):
             return  # upstream has not verified the token for this session
         request.now, request.wall = now, wall
+        answering = self._answering.of(copy)
         try:
-            document = self._answers.event(request, caller, copy)
+            document = self._answers.event(request, caller, copy, answering)
         except Refused:  # a revocation; a session that is not shown causes no byte
             if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
             return
-        if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
+        if grounds.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
-            listener.show(shown_as, events.stamp(copy.etag), document)
+            listener.show(shown_as, events.stamp(copy.etag, answering), document)
+
+    def version(self, copy: Copy) -> int:
+        """Make the stamp of the document that listeners see of a copy."""
+        return events.stamp(copy.etag, self._answering.of(copy))
 
     def newest(self, environment: str, name: str, now: float) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""
@@ -244,59 +248,6 @@ class Live:
         if isinstance(entry, Copy):
             return entry, True
         return None, entry is not None
-
-    # -- loads
-
-    def look(self, now: float, wall: float) -> Iterator[None]:
-        """Ask for the loads that listeners need; yields between parts of the work."""
-        for number, watch in enumerate(self._listeners.due(now, LOOKED_UP_AT_ONCE), start=1):
-            self._ask(watch, now, wall)
-            if number % 100 == 0:
-                yield
-
-    def _ask(self, watch: Watch, now: float, wall: float) -> None:
-        """Look a session up as a poll does; a copy that is fresh needs no load."""
-        grounds: Grounds = watch.next_follower().grounds
-        request, caller, ages = grounds.request, grounds.caller, self._config.ages
-        request.now, request.wall = now, wall
-        _, name = watch.key
-        try:
-            served = self._lookup.find(request, caller, name)
-        except Refused as refused:
-            if refused.refusal.code == "not_found":
-                stretch = self._stretch(request, caller)
-                watch.due = now + max(ages.ttl, min(stretch, ages.max_stretch), ages.negative_ttl)
-                self._listeners.missing(watch)
-            elif refused.refusal.code != "unauthorized":  # another follower is next
-                watch.old = True
-            return
-        if isinstance(served, PendingLoad):
-            watch.old |= served.fallback is not None
-            if watch.load is not served.load:
-                watch.load = served.load
-                served.task.add_done_callback(partial(self._loaded, watch))
-            served.load.leave(again=True)  # nobody waits for it: the copy comes to `changed`
-            return
-        copy, outcome = served
-        self._listeners.changed(copy)
-        watch.old = outcome is STALE_IF_ERROR
-        fresh_until = ages.fresh_until(copy, copy.share.stretch)
-        if now < fresh_until:
-            # Looked up again sooner, because the stretch may become shorter.
-            watch.due = min(fresh_until, now + max(1.0, (fresh_until - now) / 4))
-
-    def _stretch(self, request: RequestContext, caller: Caller[Grant]) -> float:
-        hot = self._config.environments[caller.environment].budget.hot
-        return hot.stretch_of(caller.limit_key(request.address))
-
-    def _loaded(self, watch: Watch, outcome: "asyncio.Future[Copy | Refusal]") -> None:
-        watch.load = None
-        brought = None if outcome.cancelled() else outcome.result()
-        if isinstance(brought, Refusal):
-            if brought.code == "not_found":
-                self._listeners.missing(watch)
-            else:
-                watch.old = True
 
     # -- the end
 
@@ -323,6 +274,7 @@ class Live:
             or environment is None
             or environment.origin != before.environments[caller.environment].origin
             or before.projection != config.projection
+            or before.live.answering != config.live.answering
         ):
             return "policy"
         if self._revocations.any and self._is_session_revoked(grounds, wall):
@@ -343,6 +295,19 @@ class Live:
         return all(
             self._introspector.is_accepted(grounds.caller, name, now) for name in _shown(grounds)
         )
+
+
+def without_pages(query: Query, names: Sequence[str]) -> Query:
+    """Make the query of a listener: it shows all the sessions that a token names.
+
+    Raises:
+        Refused: ``bad_request``.
+    """
+    if len(names) > MAX_FOLLOWED:
+        raise Refused(
+            "bad_request", f"An event stream shows at most {MAX_FOLLOWED} sessions of a token"
+        )
+    return replace(query, size=MAX_FOLLOWED)
 
 
 def _shown(grounds: Grounds) -> list[str]:

@@ -65,9 +65,6 @@ class Resumable(Protocol):
     ) -> "Response | Pending":
         """Answer from a copy, or with the events of its session."""
 
-    def is_usable(self, copy: Copy, now: float) -> bool:
-        """Whether a copy that was found before a wait may still be served after it."""
-
 
 class Pending(Protocol):
     """An answer that has to be waited for."""
@@ -177,8 +174,8 @@ class PendingLoad:
         return served
 
     def _fallback(self, gateway: Resumable) -> Copy | None:
-        copy = self.fallback
-        return copy if copy is not None and gateway.is_usable(copy, self.request.now) else None
+        copy, cache = self.fallback, gateway.cache
+        return copy if copy is not None and cache.is_usable(copy, self.request.now) else None
 
 
 def conclude_member(

@@ -12,9 +12,9 @@ from bff.request import RequestHead
 from bff.sessions import ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """One route.
+    """One route. Routes are compared by identity, several times a request.
 
     Attributes:
         label: its name in metrics and in the log.

@@ -11,7 +11,7 @@ from bff.limits.hot_sessions import HotSessions
 from bff.limits.rate import MAX_RESET
 
 _SAME_SECONDS: Final = 1.0
-"""Seconds. Two answers are about one period of upstream if its ends differ by less than this."""
+"""Seconds. Two answers describe one period of upstream's limit if its ends differ by less."""
 
 
 class Budget:
@@ -22,9 +22,12 @@ class Budget:
 
     Args:
         limit: None for no limit of the gateway; upstream's limit counts all the same.
+        name: what its calls are called in the store; budgets of one environment have different
+            names.
     """
 
-    def __init__(self, limit: int | None, seconds: float = 1.0) -> None:
+    def __init__(self, limit: int | None, seconds: float = 1.0, *, name: str = "spent") -> None:
+        self.name = name
         self.limit = limit
         self.seconds = seconds
         self.replicas = 1

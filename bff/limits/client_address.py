@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 _MAX_HOPS: Final = 32
-"""The addresses of X-Forwarded-For that are read, from the right: it bounds a request's cost."""
+"""Addresses of X-Forwarded-For that are read, from the right. It bounds the cost of a request."""
 
 Network = IPv4Network | IPv6Network
 

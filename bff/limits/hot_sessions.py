@@ -35,12 +35,12 @@ class Share:
 
     @property
     def size(self) -> int:
-        """How many hot sessions are the caller's."""
+        """The number of the caller's hot sessions."""
         return max(self.hot, self.before)
 
 
 NO_SHARE: Final = Share()
-"""The share of a session that no caller was counted for."""
+"""The share of a session that counts for no caller."""
 
 
 class HotSessions:
@@ -69,8 +69,8 @@ class HotSessions:
     def count(self, share: Share, caller: Hashable, now: float, ttl: float) -> Share:
         """Count a session that is requested for the first time in this epoch.
 
-        It stays in its *share* while it is hot; otherwise *caller* gets it. *ttl* is the time for
-        which a copy is fresh without a stretch. Returns the share that the session is in now.
+        It stays in its *share* while it is hot; otherwise *caller* gets it. Without a stretch a
+        copy is fresh for *ttl* seconds. Returns the share that the session is in now.
         """
         if now >= self.epoch_ends:
             self._begin_epoch(now)

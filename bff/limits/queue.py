@@ -1,10 +1,10 @@
 """The queue of loads that wait for the upstream budget: fair between callers, and bounded. No I/O.
 
 Callers take turns, so a caller with many loads delays nobody else by more than one load a turn. A
-turn of a caller counts whatever it loads: one that requests wait for, or a refresh in the
-background. Awaited loads go before refreshes, which still get a part of the turns. A caller's loads
-without a copy come first, then the one with the oldest copy. Nobody has two turns in a row while
-others wait, so one caller takes at most half of the budget.
+refresh in the background takes a turn as a load does that requests wait for. Awaited loads go
+before refreshes, which still get a part of the turns. A caller's loads without a copy come first,
+then the one with the oldest copy. Nobody has two turns in a row while others wait, so one caller
+takes at most half of the budget.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -16,8 +16,8 @@ MAX_TURNS: Final = 1000
 MAX_OF_CALLER: Final = 200
 """Loads of one caller that wait, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
-"""In this many turns one is for a refresh in the background, if one waits: among the turns of one
-caller, and among those of all callers if a caller with nothing but refreshes is next."""
+"""One turn in this many is for a refresh in the background, if one waits. This holds for the turns
+of one caller, and for those of all callers while a caller with only refreshes waits."""
 
 
 class Turn:
@@ -40,9 +40,10 @@ class Turn:
         self.urgent = False
         """Whether a request waits for this load alone."""
         self.denied = False
-        """Whether it had a turn, in which the budget that replicas share denied it."""
+        """Whether the budget that replicas share denied it in its turn."""
         self.before = (0, 0, 0)
-        """Before it had a turn: the rank of its caller, and what counted towards a refresh."""
+        """For `put_back`: the rank of its caller and the two counts of turns since a refresh,
+        before its turn."""
         self.callers: set[Hashable] = set()
 
     @property
@@ -111,7 +112,7 @@ class FairQueue(Generic[TurnT]):
         self._numbers = count(1)
         self._ranks = count(1)
         self._passed = 0
-        """Turns of callers who wait, since the last turn of one with nothing but refreshes."""
+        """Turns of callers with awaited loads since the last turn of one with only refreshes."""
         self._last: Hashable = None
         """The caller who had the last turn."""
 
@@ -192,13 +193,13 @@ class FairQueue(Generic[TurnT]):
         return turns
 
     def ahead(self, turn: TurnT) -> int:
-        """Return how many loads start before *turn*, or one less, if no more of them come."""
+        """Return how many loads start before *turn* if no more come; it may be one too few."""
         mine = (self._callers[caller] for caller in turn.callers if turn in self)
         counts = [self._ahead(one, turn) for one in mine]
         return min((*counts, max(0, len(self) - 1))) if counts else 0
 
     def _ahead(self, mine: _Caller[TurnT], turn: TurnT) -> int:
-        """Return how many loads start before *turn*, as one of the caller's loads."""
+        """Return how many loads start before *turn* on behalf of the caller *mine*."""
         refreshes, awaited = mine.loads
         if turn.key not in awaited:
             return len(self)
@@ -207,19 +208,19 @@ class FairQueue(Generic[TurnT]):
         turns, left, longest = before, 0, 0
         for one in self._callers.values():
             if one is not mine:
-                some, more = map(len, (one.loads[True], one.loads[False]))
-                while_waiting = some and some + min(more, some // (REFRESH_EVERY - 1) + 1)
+                waited, more = map(len, (one.loads[True], one.loads[False]))
+                while_waiting = waited and waited + min(more, waited // (REFRESH_EVERY - 1) + 1)
                 turns += min(while_waiting, before + (self._order(one) < self._order(mine)))
                 left += more
                 longest = max(longest, while_waiting)
-        # Other callers' refreshes come between, and before each turn that nobody else waits for.
+        # Refreshes of other callers come between, and before each turn for which only *mine* waits.
         due = turns // (REFRESH_EVERY - 1) + 1 + max(0, before + 1 - longest)
         return turns + min(due, left)
 
     def _next(
         self, may_start: Callable[[Hashable], bool], *, new: bool
     ) -> tuple[_Caller[TurnT] | None, _Caller[TurnT] | None]:
-        """Return who is next among the callers with nothing but refreshes, and among the others."""
+        """Return the next caller with only refreshes, and the next of the other callers."""
         first: list[_Caller[TurnT] | None] = [None, None]
         for one in self._callers.values():
             waits = one.has(awaited=True, new=new)

@@ -12,13 +12,13 @@ from typing import Final, Protocol
 from cachetools import FIFOCache
 
 MAX_RESET: Final = 60.0
-"""Seconds. A reset of upstream that is further away counts as this, and no answer names a later
-one: the official SDK waits until the reset, however long that is."""
+"""Seconds. A later reset of upstream counts as this, and no answer names a later one, because the
+official SDK waits until the reset."""
 LEASE_DIVISOR: Final = 4
 """Replicas together hold at most this part (a quarter) of a window's remaining quota unused."""
 ALONE_SECONDS: Final = 1.0
-"""Seconds after a lease that failed or came too late in which a window is counted by this process
-alone. Its next requests do not wait for another lease, and the one that waited is decided."""
+"""Seconds for which this process counts a window alone after a lease failed or was late. So the
+request that waited is decided, and the next ones do not wait for another lease."""
 _NEVER: Final = sys.maxsize
 
 
@@ -57,8 +57,9 @@ class LeasePending(Exception):
 class Window:
     """The use of a limit by one key.
 
-    `granted` is what the key may use in this process: without a provider the whole limit; with
-    one the quota leased until now, or this replica's share while the provider is down or late.
+    `granted` is the quota that the key may use in this process. Without a provider it is the whole
+    limit. With one it is the quota leased until now, or this replica's share while the provider is
+    down or late.
     """
 
     headers = True
@@ -204,21 +205,11 @@ class Limiter:
         self.seconds = seconds
         self.exact = exact
         self._provider = provider
-        # All windows last equally long, so they end in the order in which they were inserted.
+        # All windows have the same length, so they end in the order in which they were inserted.
         self._windows: FIFOCache[Hashable, Window] = FIFOCache(max_keys)
 
-    def window(self, key: Hashable, now: float) -> Window:
-        """Return the window of *key* and count nothing.
-
-        Raises:
-            LeasePending: quota has to be leased first.
-        """
-        window = self.charge(key, now)
-        window.refund()
-        return window
-
     def look(self, key: Hashable, now: float) -> Window:
-        """Return the window of *key* and begin none: without one, nothing was counted yet.
+        """Return the window of *key*, or `UNLIMITED_WINDOW` if nothing was counted yet; begin none.
 
         Raises:
             LeasePending: quota has to be leased first.
@@ -256,7 +247,7 @@ class Limiter:
     def renew(self, window: Window, ends: float) -> Window:
         """Replace *window* by a new one, which begins with what was used beyond the grants.
 
-        A new object, because a later refund belongs to the old window.
+        The new window is a new object, because a later refund belongs to the old one.
         """
         new = Window(self, window.key, ends, leased=True)
         new.used = max(0, window.used - window.granted)
@@ -296,11 +287,11 @@ class Unlimited(Limiter):
     def __init__(self, name: str) -> None:
         super().__init__(name, sys.maxsize, inf)
 
-    def window(self, key: Hashable, now: float) -> Window:  # noqa: ARG002
+    def charge(self, key: Hashable, now: float) -> Window:  # noqa: ARG002
         """Return `UNLIMITED_WINDOW`."""
         return UNLIMITED_WINDOW
 
-    charge = look = window
+    look = charge
 
     def refund(self, key: Hashable) -> None:
         """Take nothing back."""

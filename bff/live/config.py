@@ -11,7 +11,9 @@ class LiveConfig:
 
     Attributes:
         enabled: whether a request may have one.
+        answering: whether its documents tell that the agent is answering.
     """
 
     enabled: bool
+    answering: bool
     bounds: Bounds

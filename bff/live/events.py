@@ -24,9 +24,22 @@ _RETRY_SPREAD: Final = 4000
 
 
 @lru_cache(maxsize=256)  # a change is shown to many listeners
-def stamp(etag: bytes) -> int:
-    """Make the stamp of a shown document from its entity tag."""
-    return int.from_bytes(base64.urlsafe_b64decode(etag.strip(b'"')), "big")
+def stamp(etag: bytes, answering: bool | None = None) -> int:  # noqa: FBT001
+    """Make the stamp of a shown document from its entity tag, and from what is added to it."""
+    digest = base64.urlsafe_b64decode(etag.strip(b'"'))
+    if answering is not None:
+        digest = sha256(digest + b"%d" % answering).digest()[:_STAMP_BYTES]
+    return int.from_bytes(digest, "big")
+
+
+@lru_cache(maxsize=32)  # few, because a document may be large
+def with_answering(body: bytes, answering: bool | None) -> bytes:  # noqa: FBT001
+    """Add to an encoded document whether the agent is answering, if that is known."""
+    if answering is None:
+        return body
+    document = json.loads(body)
+    document["metadata"] = {**(document["metadata"] or {}), "answering": answering}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def stamp_of_refusal(name: str, code: str) -> int:
@@ -61,6 +74,7 @@ def sessions(documents: Iterable[bytes], unavailable: list[dict[str, str]], tota
     return b"id: %b\nevent: sessions\ndata: %b\n\n" % (event_id(total), data)
 
 
+@lru_cache(maxsize=8)  # all who follow one session alone get the same bytes
 def session(document: bytes, total: int) -> bytes:
     """Make the event for one new or changed session. JSON holds no line break."""
     return b"id: %b\nevent: session\ndata: %b\n\n" % (event_id(total), document)

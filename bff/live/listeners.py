@@ -8,13 +8,14 @@ gateway decides for each event whether a listener may see it.
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import count
 from typing import Final
 
 from bff import metrics
 from bff.live import events
 from bff.live.listener import Listener
+from bff.live.lists import Lists
 from bff.sessions.copy import Copy, Key
 from bff.stream_registry import CHECK_SECONDS, StreamRegistry
 from bff.telemetry import Telemetry
@@ -40,19 +41,19 @@ class Watch:
         key: environment and id.
         followers: the listeners that follow it; the first one is the next to ask for a load.
         due: when it may need a load.
-        etag: of the copy that was shown last; empty if there is no such session.
+        version: the stamp of the document that was shown last; 0 if there is no such session.
         copy: the copy that is being shown.
         old: whether the session cannot be loaded, so that its copy gets older.
         load: the load that the loop waits for.
     """
 
-    __slots__ = ("copy", "due", "etag", "followers", "key", "load", "old")
+    __slots__ = ("copy", "due", "followers", "key", "load", "old", "version")
 
     def __init__(self, key: Key, due: float) -> None:
         self.key = key
         self.due = due
         self.followers: dict[Listener, None] = {}
-        self.etag: bytes | None = None
+        self.version: int | None = None
         self.copy: Copy | None = None
         self.old = False
         self.load: object = None
@@ -75,12 +76,19 @@ class Listeners(StreamRegistry[Listener]):
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
         super().__init__(
-            telemetry, clock, ends=metrics.LISTENER_ENDS, seconds=metrics.LISTENER_SECONDS
+            telemetry,
+            clock,
+            ends=metrics.LISTENER_ENDS,
+            seconds=metrics.LISTENER_SECONDS,
+            kind="listener",
         )
         self.show: Callable[[Listener, str, Copy | None], None]
         """Decides about one change for one listener; `Gateway` sets it."""
         self.newest: Callable[[str, str], tuple[Copy | None, bool]]
         """Finds the newest copy of a session, and whether anything is known of it."""
+        self.version: Callable[[Copy], int] = lambda copy: events.stamp(copy.etag)
+        """Makes the stamp of the document that listeners see of a copy."""
+        self.lists = Lists(clock)
         self.followed = 0
         self._watches: dict[Key, Watch] = {}
         self._due: list[tuple[float, int, Watch]] = []
@@ -95,6 +103,10 @@ class Listeners(StreamRegistry[Listener]):
     def watched(self) -> int:
         """Ids that listeners follow."""
         return len(self._watches)
+
+    def follows(self, copy: Copy) -> bool:
+        """Whether a listener follows the session of *copy*."""
+        return any(key in self._watches for key in copy.keys)
 
     def count(self, event: str) -> None:
         """Count an event."""
@@ -125,7 +137,13 @@ class Listeners(StreamRegistry[Listener]):
             del watch.followers[stream]
             if not watch.followers:
                 del self._watches[watch.key]
+        self.lists.remove(stream)
         super().remove(stream, reason)
+
+    def outdate(self, caller: Hashable, names: Iterable[str], issued: float) -> None:
+        """End the lists of a caller who has a newer token that names a new session."""
+        for listener in self.lists.outdated(caller, names, issued):
+            listener.end("outdated")
 
     # -- changes
 
@@ -134,17 +152,32 @@ class Listeners(StreamRegistry[Listener]):
         if not self._watches:
             return
         for key in copy.keys:
-            watch = self._watches.get(key)
-            if watch is not None:
-                watch.old = False
-                if watch.etag != copy.etag:
-                    watch.etag, watch.copy = copy.etag, copy
+            if key in self._watches:
+                self._watches[key].old = False
+        self.update(copy)
+
+    def changed_beside(self, environment: str, ids: Iterable[str]) -> None:
+        """Show a session again: a part of its document that no copy holds may have changed."""
+        for id_ in ids:
+            if (environment, id_) in self._watches:
+                copy, _ = self.newest(environment, id_)
+                if copy is not None:
+                    self.update(copy)
+
+    def update(self, copy: Copy) -> None:
+        """Show a copy to all who follow its session, unless it was shown last."""
+        watches = [self._watches[key] for key in copy.keys if key in self._watches]
+        if watches:
+            version = self.version(copy)
+            for watch in watches:
+                if watch.version != version:
+                    watch.version, watch.copy = version, copy
                     self._spread(watch)
 
     def missing(self, watch: Watch) -> None:
         """Tell all followers that there is no such session."""
-        if watch.etag != b"":
-            watch.etag, watch.copy = b"", None
+        if watch.version != 0:
+            watch.version, watch.copy = 0, None
             self._spread(watch)
 
     def _spread(self, watch: Watch) -> None:

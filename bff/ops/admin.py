@@ -38,8 +38,8 @@ from bff.telemetry import Telemetry, merge
 from bff.tokens.revocations import Revocation, RevocationError, parse
 
 LEARN_SECONDS: Final = 10.0
-"""A new worker waits this long for its peers' revocations, which may be many: it must not accept a
-revoked token."""
+"""Seconds that a new worker waits for its peers' revocations, which may be many. Without them it
+could accept a revoked token."""
 _MAX_CONNECTIONS: Final = 128
 """Connections on the ops port; the descriptors for them are kept free."""
 _MAX_HEAD: Final = 16384
@@ -51,7 +51,7 @@ _MAX_BODY: Final = 8192
 
 
 class Ops:
-    """The routes of the ops port. It also executes the orders of other workers in this one.
+    """Serves the ops port, and executes the orders of other workers in this one.
 
     Args:
         gateway: the gateway of this worker.
@@ -286,7 +286,7 @@ class Ops:
 
 
 def ops_protocol() -> "partial[BoundedProtocol]":
-    """Return what makes the protocol of a connection on the ops port: few, small and short."""
+    """Return the factory of connections to the ops port, with tight bounds."""
     bounds = Bounds(
         head_bytes=_MAX_HEAD,
         headers=100,

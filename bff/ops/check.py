@@ -56,7 +56,7 @@ class Finding:
     text: str
     """The observation and, for a problem, its remedy."""
     page: Page | None = None
-    """The section for a problem; None for the one of all findings of its checker."""
+    """The section for a problem; None for the usual section of its checker."""
 
 
 def expect(

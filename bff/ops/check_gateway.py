@@ -1,7 +1,7 @@
 """Tests a running gateway through the address that browsers use (`bff check --probe --url`).
 
 It mints a token that names the session and a token that does not, and compares the answers to both.
-They differ from a gateway's if a proxy or CDN in front caches or changes answers.
+A proxy or CDN in front that caches or changes answers makes them differ from a gateway's answers.
 """
 
 import json
@@ -19,8 +19,8 @@ from bff.metrics import REQUESTS
 from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
 from bff.sessions import ids
 from bff.tokens.mint import mint
-from bff.upstream.client import Client, sockets
 from bff.upstream.connection import Answer
+from bff.upstream.other_hosts import Client, sockets
 from bff.upstream.pool import trusted
 
 _TOKEN_SECONDS: Final = 120

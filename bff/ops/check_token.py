@@ -51,7 +51,7 @@ async def explain_token(settings: Settings, token: str, wall: float) -> tuple[li
 
 
 async def _fetch_keys(checker: UpstreamChecker, source: Source, wall: float) -> None:
-    """Fetch the keys of a source, if they come from an address; without them it stays unsure."""
+    """Fetch the keys of a source that has an address; without them its signature is UNSURE."""
     if source.keys.url is None:
         return
     try:

@@ -21,10 +21,10 @@ from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.telemetry import Telemetry
 from bff.upstream.api import Quota, Upstream, read_quota
-from bff.upstream.client import Network
 from bff.upstream.connection import Answer
 from bff.upstream.credentials import Credentials
 from bff.upstream.identity import api_error
+from bff.upstream.other_hosts import Network
 
 _NEWEST: Final = "/api/v1/sessions?page[size]=1"
 """Lists the newest session, if the secret key may list sessions."""
@@ -78,7 +78,7 @@ class UpstreamChecker(Checker):
         yield self._compare_clocks("upstream", answer)
 
     async def confirm_ids(self) -> tuple[list[str], frozenset[str]]:
-        """Compare the ids in the settings with those that upstream tells, before a start.
+        """Compare the ids in the settings with those that upstream returns, before a start.
 
         Returns:
             The problems, and the environments whose id could not be compared.
@@ -98,7 +98,7 @@ class UpstreamChecker(Checker):
         return problems, frozenset(one.name for one, id_ in pairs if id_ is None)
 
     async def with_id(self, environment: EnvironmentSettings) -> EnvironmentSettings:
-        """Complete the settings of an environment with the id that upstream tells."""
+        """Complete the settings of an environment with the id that upstream returns."""
         if not environment.learn:
             return environment
         id_, _ = await _learn(self._upstream(environment))
@@ -168,7 +168,7 @@ async def _learn(upstream: Upstream, key: int | None = None) -> tuple[str | None
     except IdUnknown as unknown:
         return None, unknown.remedy
     except UpstreamError as error:
-        return None, f"upstream does not tell it ({error.code})"
+        return None, f"upstream does not return it ({error.code})"
 
 
 async def _next_key_findings(

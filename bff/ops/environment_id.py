@@ -1,8 +1,8 @@
-"""Learns to which environment a secret key belongs, or says why upstream does not tell.
+"""Fetches the id of the environment that a secret key belongs to, or says why that fails.
 
 Without the right id, a token of one preview branch could read the sessions of another, because all
-branches have one signing key. Upstream tells the id of a root or unrestricted key on one route, and
-of a restricted key only inside a token that it mints.
+branches have one signing key. Upstream returns the id for a root or unrestricted key on one route,
+and for a restricted key only inside a token that it mints.
 """
 
 import base64
@@ -20,15 +20,15 @@ PUBLIC_TOKENS_PATH: Final = "/api/v1/auth/public-tokens"
 _TOKEN_REQUEST: Final = json.dumps(
     {"scopes": ["read:sessions:bff_environment_check"], "expirationTime": "1m"}
 ).encode()
-"""Asks for a token that reads a session which does not exist; nobody gets the token."""
+"""Requests a token for a session that does not exist; nobody gets the token."""
 _REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 class IdUnknown(Exception):
-    """Upstream does not tell the id.
+    """Upstream does not return the id.
 
     Attributes:
-        remedy: what is wrong and what to do, in the words of the settings.
+        remedy: the mistake and what to do, with the names of settings.
         is_final: only a change of the settings or of the key can help.
     """
 
@@ -64,7 +64,7 @@ def is_refusal(answer: Answer) -> bool:
 
 
 def explain(answer: Answer, upstream: Upstream) -> str:
-    """Say why upstream refused the key, in the words of the settings."""
+    """Say why upstream refused the key, with the names of settings."""
     error = str(_document(answer).get("error", ""))
     match answer.status if api_error(answer) is not None else None:
         case HTTPStatus.UNAUTHORIZED if "branch" in error and not upstream.credentials.has_branch:
@@ -82,7 +82,7 @@ def explain(answer: Answer, upstream: Upstream) -> str:
         case HTTPStatus.FORBIDDEN:
             return "the key may not read sessions: give it read:sessions"
         case HTTPStatus.NOT_FOUND:
-            return "upstream has no route that tells it: set BFF_ENVIRONMENT_ID"
+            return "upstream has no route for the id: set BFF_ENVIRONMENT_ID"
     return (
         f"upstream, or something before it, answers {int(answer.status)}: check TRIGGER_API_URL, "
         "and the proxies between"
@@ -90,7 +90,7 @@ def explain(answer: Answer, upstream: Upstream) -> str:
 
 
 def _subject(answer: Answer) -> str | None:
-    """Read the id out of the answer: as it stands, or out of the token in it."""
+    """Read the id out of the answer, or out of the token in it."""
     if answer.status != HTTPStatus.OK:
         return None
     document = _document(answer)

@@ -26,13 +26,13 @@ REJECTED_SECONDS: Final = 60.0
 another key, permission or branch can change that answer."""
 
 CONFIRM_SECONDS: Final = 1.0
-"""Seconds before the request that confirms an id of the settings, so that calls which browsers wait
-for go first."""
+"""Seconds before the request that confirms an id of the settings. So the calls for which browsers
+wait go first."""
 
 
 @dataclass(frozen=True, slots=True)
 class IdRequest:
-    """Which environment a secret key belongs to.
+    """A request for the id of the environment that a secret key belongs to.
 
     Attributes:
         ask: asks upstream; raises `UpstreamError` or `IdUnknown`.
@@ -78,7 +78,7 @@ class KeyRefresh:
         self._telemetry = telemetry
 
     def loops(self) -> list[Run]:
-        """Return what has to run beside requests: a loop for each key set and for each id."""
+        """Return the loops that run beside requests: one for each key set and each id."""
         return [
             *(partial(self._refresh_forever, source) for source in self._sources),
             *(partial(self._learn, name, request) for name, request in self._unknown.items()),

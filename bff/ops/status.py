@@ -158,7 +158,7 @@ def _environment(
     budget = now.worst(metrics.BUDGET_LEFT, min, environment=name)
     stretch = now.worst(metrics.STRETCHED_TTL_SECONDS, max, environment=name)
     left = "no bound" if math.isinf(budget) else f"{budget:.0f} loads left now"
-    yield f"  budget     {left}; copies stay fresh for at least {stretch:.1f} s"
+    yield f"  budget     {left}; longest stretch {stretch:.1f} s"
     key = now.worst(metrics.SECRET_KEY_IN_USE, max, environment=name)
     if key > 1:
         yield f"  key        number {key:.0f} is used: upstream rejected the first"
@@ -194,7 +194,7 @@ def _answer_time(now: Reading, before: Reading | None) -> str:
 def _grown(
     now: Reading, before: Reading | None, name: str, by: str, **labels: str
 ) -> dict[str, float]:
-    """How much a counter grew; a worker that was replaced starts at 0, and counts from there."""
+    """Return how much a counter grew; a total that fell counts from 0 (a replaced worker)."""
     old = {} if before is None else before.total(name, by, **labels)
     return {
         key: value - old.get(key, 0.0) if value >= old.get(key, 0.0) else value

@@ -76,7 +76,7 @@ class Tracing:
                 "BFF_TRACING needs OpenTelemetry; install it: pip install 'bff-gateway[tracing]'"
             ) from None
         resource = Resource.create({"service.name": "bff", "service.version": __version__})
-        # Its own hook at the end of the process would wait for a collector that does not answer.
+        # The provider's own hook at exit would wait for a collector that does not answer.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._success = SpanExportResult.SUCCESS
         self._waiting = 0

@@ -1,10 +1,12 @@
 """A gateway without a store: the methods of `sharing.Sharing`, which share nothing."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
+from bff.live.answering import Peek
 from bff.replicas.codec import Namespace
 from bff.replicas.lookups import LoadRequest
 from bff.replicas.sharing import Sharing
@@ -60,6 +62,21 @@ class Alone:
     ) -> Introspection:
         """Ask upstream about a token."""
         return await ask()
+
+    async def peek(
+        self,
+        environment: str,
+        id_: str,  # noqa: ARG002
+        budget: Budget,
+        ttl: float,  # noqa: ARG002
+        ask: Callable[[], Awaitable[Peek]],
+    ) -> Peek | None:
+        """Ask upstream, if the *budget* allows it; None if it is spent."""
+        wait = await self.limits.spend(environment, budget, timeout=0.0)
+        return await ask() if wait <= 0 else None
+
+    def announce(self, environment: str, *news: Any) -> None:
+        """Tell nobody."""
 
     def check(self) -> None:
         """Do nothing: there is no store that could be down."""

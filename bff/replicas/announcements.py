@@ -1,7 +1,7 @@
-"""Announcements of replicas to one another: purges and revocations.
+"""Announcements of replicas to one another: purges, revocations, and news for listeners.
 
-An announcement is a message on a stream, not on a channel: a replica that was cut off reads what
-was announced meanwhile, and one that starts reads the revocations that are kept.
+An announcement is a message on a stream, not on a channel. So a replica that was cut off reads the
+announcements that it missed, and a replica that starts reads the kept revocations.
 """
 
 import asyncio
@@ -42,7 +42,11 @@ class Stream:
     kept: int
 
 
-STREAMS: Final = {"purges": Stream(10_000), "revocations": Stream(100_000)}
+STREAMS: Final = {
+    "purges": Stream(10_000),
+    "revocations": Stream(100_000),
+    "news": Stream(1_000),
+}
 
 
 Message = tuple[bytes, list[tuple[bytes, bytes]]]
@@ -98,10 +102,10 @@ class Listener:
             self._background.start("store_listener", listen, deadline=HUNG_SECONDS)
 
     async def catch_up(self) -> None:
-        """Wait until all messages of this moment are read: no revoked token may be accepted.
+        """Wait until this replica has read all present messages, so it accepts no revoked token.
 
         Raises:
-            StoreError: that takes too long.
+            StoreError: the store is too slow.
         """
         self._caught_up.clear()
         try:
@@ -168,7 +172,7 @@ def _text(data: bytes) -> str:
 
 
 def _unique(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Raises ValueError if a field is repeated: no reader may choose one of the two."""
+    """Refuse a repeated field (ValueError): a reader must not choose one of the two."""
     message = {_text(name): _text(value) for name, value in fields}
     if len(message) != len(fields):
         raise ValueError("repeated field")

@@ -51,6 +51,11 @@ class Namespace:
         """The key prefix of introspections; their ids are made with the sealing key."""
         return f"{{{self.origin}}}:verdicts"
 
+    @property
+    def peeks_prefix(self) -> str:
+        """The key prefix of peeks, which all gateways of the environment share."""
+        return f"{{{self.origin}}}:peeked"
+
 
 class ForeignError(Exception):
     """A stored value was written by no gateway, or does not match the request."""
@@ -101,7 +106,7 @@ def encode_copy(
 
 
 def encode_missing(prefix: str, id_: str, lifetime: float, claimed: int, *, key: bytes) -> bytes:
-    """Write that upstream has no such session; to be believed for *lifetime* seconds."""
+    """Write that upstream has no such session; readers use this for *lifetime* seconds."""
     fields = [id_, None, False, True, inf, float(lifetime)]
     text = conceal(key, json.dumps([prefix, *fields])) + b"\n"
     return _frame(claimed, text, partial(_tag, key))
@@ -121,6 +126,31 @@ def decode_copy(prefix: str, id_: str, value: bytes, *, key: bytes) -> StoredCop
     if written_for != prefix or id_ not in (stored.id, stored.external_id):
         return None
     return stored if [type(field) for field in fields] in _FIELD_TYPES else None
+
+
+def peek_name(key: bytes, id_: str) -> str:
+    """Make the name of a peek, as `copy_name` does."""
+    return hmac.digest(key, b"peek" + id_.encode(), "sha256").hex()[:32]
+
+
+def encode_peek(
+    prefix: str, id_: str, peek: tuple[bool, float], lifetime: float, claimed: int, *, key: bytes
+) -> bytes:
+    """Write a *peek*: whether the session is idle, and when it began (Unix seconds)."""
+    text = conceal(key, json.dumps([prefix, id_, *peek, float(lifetime)]))
+    return _frame(claimed, text, partial(_tag, key))
+
+
+def decode_peek(
+    prefix: str, id_: str, value: bytes, *, key: bytes
+) -> tuple[bool, float, float] | None:
+    """Read a peek: idle, begin, lifetime; None if it is not one of that session."""
+    _, text = _unframe(value, partial(_tag, key))
+    if text is None:
+        return None
+    # The tag is right, so a gateway wrote it, and its form needs no check.
+    written_for, of, idle, began, lifetime = json.loads(reveal(key, text))
+    return (idle, began, lifetime) if (written_for, of) == (prefix, id_) else None
 
 
 def introspection_id(namespace: Namespace, digest: bytes, id_: str) -> str:
@@ -157,7 +187,7 @@ def conceal(key: bytes, text: str) -> bytes:
     """Encrypt *text* with *key*, and make a change of the result detectable.
 
     Equal texts have equal results, so the store can compare them. The result begins with an HMAC
-    of the text. It seeds the pad, so different texts have different pads.
+    of the text. The HMAC seeds the pad, so different texts have different pads.
     """
     data = text.encode()
     seed = _seed(key, data)

@@ -16,73 +16,36 @@ from typing import Any, Final
 
 from bff.background import Background, Beat
 from bff.replicas import keys, scripts
+from bff.replicas.heartbeat import GRACE_SECONDS, HeartbeatLink
 from bff.replicas.link import ClientLink, Command, DirectLink
 from bff.replicas.valkey import (
     ClientFactory,
     StoreUnavailable,
-    cancel,
     if_available,
 )
 
 HEARTBEAT_SECONDS: Final = 1.0
 """Seconds between two heartbeats while the store is up; each says that this replica runs."""
-
-
 REPLICA_SECONDS: Final = 5.0
 """Seconds after its last heartbeat in which a replica still counts as running."""
-
-
 UNKNOWN_REPLICAS: Final = 4
 """Number of replicas to assume until the store has answered once."""
-
-
 RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 """Seconds between two heartbeats while the store is down."""
-
-
 MAX_RETRY_SECONDS: Final = 4.0
-"""Seconds: bound of that pause. It doubles each time the store soon goes down again, which
-spares requests a wait for a failing store."""
-
-
+"""Longest pause in seconds between two heartbeats while the store is down. The pause doubles each
+time the store soon goes down again, so that requests seldom wait for a failing store."""
 STABLE_HEARTBEATS: Final = 5
 """Heartbeats after which a store that came back counts as stable."""
-
-
 HUNG_SECONDS: Final = 30.0
 """Seconds after which a loop without a new round counts as hung: no wait in a round is as long."""
-
-
 _OPEN_SECONDS: Final = 3.0
 """Seconds that connecting may take at start, when no request waits."""
-
-
 _MAX_TURNS: Final = 32
-"""Loads that wait for an answer at once; the others wait for their turn, and their time begins
-then. Without the bound, a page that starts a hundred loads would make each of its loads late."""
-
-
-_GRACE_SECONDS: Final = 0.001
-"""Seconds to read answers that arrived while this process was busy; those are not late."""
-
-
-_BUSY_SECONDS: Final = 0.005
-"""Seconds: the event loop is busy if it wakes up later from the shortest sleep."""
-
-
-_IDLE_WAKE_UPS: Final = 3
-"""A heartbeat is late only if the event loop then wakes up in time as often as this, in a row: an
-answer may wait to be read in a process that is busy."""
-
-
-_MAX_WAKE_UPS: Final = 500
-"""Bounds the wake-ups that a heartbeat waits for: it is late even in a process that stays busy."""
-
-
+"""Loads that wait for an answer at the same time. The time of the others begins with their turn.
+Without the bound, a page that starts a hundred loads would make each of them late."""
 _PAUSE_SECONDS: Final = 0.05
 """Shortest pause in seconds between two heartbeats, however many callers cause them."""
-
-
 _LATE_HEARTBEATS: Final = 2
 """Late heartbeats in a row after which the store is down: one may be a pause of the store."""
 
@@ -157,14 +120,13 @@ class Connection:
         self.timeout = timeout
         self._clients, self._background = clients, background
         self._requests = ClientLink(clients) if clients.cluster else DirectLink(clients)
-        self._heart = ClientLink(clients)
+        self._heart = HeartbeatLink(clients)
         self._name = name
         self._count = count
         self._changed = changed
         self._on_marker = on_marker
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
-        self._beating: asyncio.Task[None] | None = None
         self._queue: list[_Exchange] = []
         self._unawaited: set[asyncio.Future[Any]] = set()
         self._heartbeats = 0
@@ -194,7 +156,6 @@ class Connection:
         if self._unawaited:
             await asyncio.wait(self._unawaited, timeout=self.timeout)
         await self._background.stop("store_heartbeats")
-        await cancel([self._beating] if self._beating else [])
         for link in (self._requests, self._heart):
             await link.close()
 
@@ -249,7 +210,7 @@ class Connection:
     def _expire(self, exchange: _Exchange) -> None:
         """Read answers that arrived while this process was busy; then the exchange is late."""
         loop = asyncio.get_running_loop()
-        exchange.timer = loop.call_later(_GRACE_SECONDS, self._end_late, exchange)
+        exchange.timer = loop.call_later(GRACE_SECONDS, self._end_late, exchange)
 
     def _end_late(self, exchange: _Exchange) -> None:
         exchange.late = True
@@ -258,7 +219,7 @@ class Connection:
         self.check()
 
     def _accept(self, exchange: _Exchange) -> list[Any] | None:
-        """Look for errors among the answers; None if there are any."""
+        """Return the answers; None if one of them is an error."""
         commands, results = exchange.commands, exchange.results
         failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
         if not failed:
@@ -315,7 +276,7 @@ class Connection:
             ("GET", keys.MARKER),
         ]
         for _ in range(_LATE_HEARTBEATS):
-            results = await self._beat(commands, timeout)
+            results = await self._heart.beat(commands, timeout)
             if results is not None:
                 break
             self._count("late", len(commands))
@@ -329,7 +290,9 @@ class Connection:
                 self._fail(errors[0])
             else:
                 self._count("foreign", 1)
-                await self._beat([("UNLINK", keys.REPLICAS), ("UNLINK", keys.MARKER)], timeout)
+                await self._heart.beat(
+                    [("UNLINK", keys.REPLICAS), ("UNLINK", keys.MARKER)], timeout
+                )
             raise StoreUnavailable
         if not isinstance(replicas, int):  # a server that is not Valkey
             self._fail(self._clients.not_valkey())
@@ -343,30 +306,6 @@ class Connection:
             self._changed(None)
         self._on_marker(marker)
 
-    async def _beat(self, commands: list[Command], timeout: float) -> list[Any] | None:
-        """Send a heartbeat past the queue; None if the store does not answer in time.
-
-        A process that is busy reads answers late, so the time counts only while it is not.
-        """
-        if self._beating is not None:  # the former heartbeat still waits: the store is silent
-            await asyncio.wait([self._beating], timeout=timeout)
-            if not self._beating.done():
-                return None
-        results: list[Any] = []
-        self._beating = asyncio.create_task(
-            self._heart.send([(command, results.append) for command in commands])
-        )
-        await asyncio.wait([self._beating], timeout=timeout)
-        loop, idle, wake_ups = asyncio.get_running_loop(), 0, 0
-        while not self._beating.done() and idle < _IDLE_WAKE_UPS and wake_ups < _MAX_WAKE_UPS:
-            began = loop.time()
-            await asyncio.sleep(_GRACE_SECONDS)
-            idle = idle + 1 if loop.time() - began < _BUSY_SECONDS else 0
-            wake_ups += 1
-        if not self._beating.done():
-            return None
-        return results
-
     async def _send_heartbeats(self, beat: Beat) -> None:
         while True:
             beat()
@@ -376,8 +315,8 @@ class Connection:
                 # While the store is down, no caller waits for it and none causes a heartbeat.
                 await asyncio.wait_for(self._heartbeat_due.wait(), pause)
             self._heartbeat_due.clear()
-            # A store stays up only if it answers as quickly as a request needs it, and comes up
-            # only if it does so with time to spare.
+            # A store stays up only if it answers as quickly as a request needs. A store that is
+            # down comes up only if it answers twice as quickly.
             await if_available(self.heartbeat(self.timeout / 2 if self.up else self.timeout / 4))
 
 

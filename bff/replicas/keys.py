@@ -1,7 +1,7 @@
 """The keys that gateways use in Valkey.
 
 Replicas of two versions share a store during a rollout, so a key changes only with its meaning.
-In a cluster the part in braces decides the node: the keys of one script, or read, share it.
+In a cluster the part in braces selects the node, so all keys of one script or read have the same.
 """
 
 from typing import Final
@@ -17,9 +17,9 @@ def window(name: str) -> str:
     return f"{_PREFIX}:w:{name}"
 
 
-def spent(origin: str) -> str:
-    """Times of the last loads of an environment."""
-    return f"{_PREFIX}:{{{origin}}}:spent"
+def spent(origin: str, name: str = "spent") -> str:
+    """Times of the last calls that one budget of an environment paid."""
+    return f"{_PREFIX}:{{{origin}}}:{name}"
 
 
 def allowance(origin: str) -> str:

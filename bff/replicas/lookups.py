@@ -1,9 +1,9 @@
-"""The two lookups that replicas share: copies of sessions, and introspections of tokens.
+"""The lookups that replicas share: copies of sessions, introspections of tokens, and peeks.
 
-A copy holds what a browser may see: it is projected before it is stored. Its ids are concealed, and
-its name is made with the store key, which the store does not know.
-An introspection grants access, so it carries an HMAC that only gateways with the same secret key
-can make, and its id is made with that key too: the store cannot reveal a token or grant access.
+A copy is projected before it is stored, so it holds only what a browser may see. Its ids are
+concealed, and its name is made with the store key, which the store does not know. An introspection
+grants access. So it carries an HMAC that only gateways with the same secret key can make, and its
+id is made with that key too. The store can neither reveal a token nor grant access.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,16 +15,20 @@ from bff import metrics
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
+from bff.live.answering import Peek
 from bff.replicas.codec import (
     ForeignError,
     Namespace,
     copy_name,
     decode_copy,
     decode_introspection,
+    decode_peek,
     encode_copy,
     encode_introspection,
     encode_missing,
+    encode_peek,
     introspection_id,
+    peek_name,
 )
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_loads import Moment, PurgedError, Value
@@ -40,10 +44,10 @@ class LoadRequest:
 
     Attributes:
         budget: the environment's, which pays for the load.
-        ask: fetches it from upstream. It gets the seconds until the budget of all replicas allows
-            that (0 if it has paid, None if nobody could say), and those that it may wait for the
-            store.
-        fresh: whether a copy may be served without a load, at a time.
+        ask: fetches it from upstream. It gets two numbers of seconds: until the budget of all
+            replicas allows the call (0 if it has paid, None if the store did not answer), and
+            for which it may still wait for the store.
+        fresh: whether a copy may be served without a load at a given time.
         fresh_for: seconds after its load for which `fresh` may allow a copy, at most.
         lifetime: seconds after its load for which some replica may serve a copy.
     """
@@ -162,7 +166,7 @@ class IntrospectionLookup:
 
     @property
     def budget(self) -> SharedBudget:
-        return SharedBudget(self.namespace.origin, 0, 0.0)  # the token's calls are not the key's
+        return SharedBudget(self.namespace.origin, 0, 0.0)  # a call spends the token's quota
 
     def decode(self, value: bytes, moment: Moment) -> Introspection:
         stored = decode_introspection(self.namespace, self.digest, self.session_id, value)
@@ -182,3 +186,58 @@ class IntrospectionLookup:
         others = set(outcome.ids) - {self.session_id}
         ids = {introspection_id(self.namespace, self.digest, id_) for id_ in others}
         return Value(data, ids, outcome.until)
+
+
+@dataclass(frozen=True, slots=True)
+class PeekLookup:
+    """A lookup of a peek. Nothing is stored for a peek that failed: another replica may try.
+
+    Attributes:
+        key: the store key.
+        session_id: the friendly id.
+        fresh_for: seconds from the begin of a peek in which no other is made.
+        is_current: whether the settings still give the environment this namespace.
+    """
+
+    metric: ClassVar = metrics.SHARED_PEEKS
+
+    namespace: Namespace
+    key: bytes
+    session_id: str
+    budget: SharedBudget
+    fresh_for: float
+    clock: Clock
+    is_current: Callable[[], bool]
+
+    @property
+    def prefix(self) -> str:
+        return self.namespace.peeks_prefix
+
+    @property
+    def id(self) -> str:
+        return peek_name(self.key, self.session_id)
+
+    def decode(self, value: bytes, moment: Moment) -> Peek:
+        stored = decode_peek(self.prefix, self.session_id, value, key=self.key)
+        if stored is None:
+            raise ForeignError
+        idle, began, lifetime = stored
+        return Peek(idle, moment(began, lifetime))
+
+    def is_answer(self, entry: Peek | None) -> bool:
+        return entry is not None and self.clock()[0] - entry.began < self.fresh_for
+
+    def encode(self, outcome: Peek | None, _: Peek | None, claimed: int) -> Value | None:
+        if outcome is None:
+            return None
+        now, wall = self.clock()
+        began = wall - (now - outcome.began)
+        data = encode_peek(
+            self.prefix,
+            self.session_id,
+            (outcome.idle, began),
+            self.fresh_for,
+            claimed,
+            key=self.key,
+        )
+        return Value(data, set(), outcome.began + self.fresh_for)

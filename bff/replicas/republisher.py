@@ -2,9 +2,9 @@
 
 A marker in the store names its data and says whether that has every revocation. A store that was
 flushed or restarted has no marker, or one with another name. Each heartbeat reads the marker. A
-replica that finds another one announces all revocations that it knows and the store lacks, and then
-marks the data as complete. A replica that starts waits until the data is complete; if no other
-replica completes it, that replica does so itself.
+replica that finds another marker announces all revocations that it knows and the store lacks, and
+then marks the data as complete. A replica that starts waits until the data is complete, and
+completes it if no other replica does.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from bff.replicas.connection import Connection
 from bff.replicas.valkey import StoreError, StoreUnavailable
 
 OTHERS_SECONDS: Final = 10.0
-"""Seconds that a replica which may lack revocations waits for others to complete the data: longer
-than a replica needs to notice that the store is back."""
+"""Seconds for which a replica that may lack revocations lets others complete the data. A replica
+needs less to notice that the store is back."""
 
 
 _POLL_SECONDS: Final = 0.25
@@ -89,7 +89,7 @@ class Republisher:
         self._ready = asyncio.Event()
 
     def on_marker(self, marker: bytes | None) -> None:
-        """Look at the marker that a heartbeat read."""
+        """Complete the data if the marker that a heartbeat read has changed."""
         if marker is not None and marker == self._confirmed:
             return
         if not self._running:
@@ -131,8 +131,8 @@ class Republisher:
                 )
                 continue
             if self.data is None:
-                # The data gets its name before the first look at it: if it is lost after that, the
-                # name is lost too.
+                # The data gets its name before this replica reads it. If the store then loses its
+                # data, it loses the name too.
                 marker, _ = await self._announce(self._tokens().encode(), "name")
                 continue
             revocations = self._revocations()

@@ -1,7 +1,7 @@
 """The Lua scripts of `lua/`, read once at import.
 
 The comment at the top of each file states what the script does, its KEYS, ARGV and result. Replicas
-send the text of a script (without its comments) with each use, so neither a restart nor a failover
+send the text of a script with each use, without its comments. So neither a restart nor a failover
 of the store can lose it.
 """
 

@@ -5,8 +5,9 @@ from math import inf
 from typing import Final
 
 _MEMORY_SECONDS: Final = 1.0
-"""Seconds for which this replica remembers that the budget is spent, without asking the store for
-each load. No longer: upstream may report a new period of its bucket to another replica."""
+"""Seconds for which this replica remembers that the budget is spent, instead of asking the store
+for each load. It is short, because upstream may report a new period of its bucket to another
+replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +16,13 @@ class SharedBudget:
 
     Attributes:
         limit: None for no limit of the gateway; 0 for loads that spend nothing.
+        name: which of the environment's budgets it is; see `Budget`.
     """
 
     origin: str
     limit: int | None
     seconds: float
+    name: str = "spent"
 
 
 class Denials:
@@ -35,7 +38,7 @@ class Denials:
         return next_ - now if now < min(remembered, next_) else 0.0
 
     def ask(self, budget: SharedBudget, now: float) -> float:
-        """Return the wait as `wait` does; if it is 0, the caller asks the store, for all others.
+        """Return the wait as `wait` does; if it is 0, the caller asks the store for all callers.
 
         Many loads may wait for one budget. When the memory ends, one of them asks at a time.
         """

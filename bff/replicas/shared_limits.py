@@ -26,8 +26,8 @@ class SharedLimits:
         count: counts a metric.
 
     Attributes:
-        origins: by environment name, what its budget is called in the store. An environment whose
-            id is not known yet has none, and shares no budget.
+        origins: the name of each environment's budget in the store. An environment whose id is not
+            fetched yet has none, and shares no budget.
         denials: the budgets that the store lately said are spent.
         timeout: seconds that a request may wait for the store.
     """
@@ -89,7 +89,7 @@ class SharedLimits:
     def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:
         """Return the seconds until one more load may start, after *ahead* others; 0 for now.
 
-        While the store is up, only it can say. Then this is 0 unless it lately denied a load.
+        While the store is up, only the store decides; a wait is known only after it denied one.
         """
         shared = self._budget(environment, budget)
         if shared is None or not self.up:
@@ -124,7 +124,9 @@ class SharedLimits:
     def _budget(self, environment: str, budget: Budget) -> SharedBudget | None:
         """The budget as all replicas know it; None if this environment shares nothing."""
         origin = self.origins.get(environment)
-        return None if origin is None else SharedBudget(origin, budget.limit, budget.seconds)
+        if origin is None:
+            return None
+        return SharedBudget(origin, budget.limit, budget.seconds, budget.name)
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream reports of its bucket; the lower half belongs to the customer."""

@@ -163,14 +163,15 @@ class _Search(Generic[T]):
     claim: Claim | None = None
     entry: T | None = None
     wait: float | None = None
-    """Seconds until the budget allows the load; 0 if it is spent; None if nobody could say."""
+    """Seconds until the budget allows the load; 0 if it is spent; None if the store did not
+    answer."""
 
 
 class SharedLoads:
     """Makes loads, each by one replica for all.
 
-    A load waits for one command to the store before it asks upstream: the command reads the value,
-    claims the load and spends it. Another one, for which nobody waits, stores the result.
+    A load waits for one command to the store before it calls upstream. The command reads the value,
+    claims the load and spends it. Another command, for which nothing waits, stores the result.
 
     Args:
         store: where results and claims are.
@@ -206,8 +207,8 @@ class SharedLoads:
     ) -> tuple[T, T | None, bool]:
         """Get what another replica stored, or *load* it while no other replica does.
 
-        *load* gets the seconds until the budget allows it (0 if it is spent, None if that is not
-        known), and those that it may still wait for the store.
+        *load* gets two numbers of seconds: until the budget allows it (0 if it is spent, None if
+        the store did not answer), and for which it may still wait for the store.
 
         Returns:
             The outcome; the entry stored before, fresh or not; whether this replica loaded it.

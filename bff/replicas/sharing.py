@@ -1,7 +1,7 @@
 """Many replicas that behave as one: one copy, one load, one limit, one budget for all.
 
-While the store is down each replica decides alone: it shares no copies and loads, and it divides
-limits and budget by the number of replicas that ran when the store was last up.
+While the store is down each replica decides alone. It shares no copies and loads. It divides limits
+and budget by the number of replicas that ran when the store was last up.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from bff.replicas.purge_log import PurgeLog
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_limits import SharedLimits
 from bff.replicas.shared_loads import SharedLoads
+from bff.replicas.shared_news import SharedNews
+from bff.replicas.shared_peeks import SharedPeeks
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreUnavailable, if_available
 from bff.sessions.copy import Copy
@@ -40,12 +42,15 @@ class Sharing:
         count: counts a metric.
         on_purge: deletes a session of an environment in this process.
         on_revocation: applies a revocation that this or another replica announced.
+        on_news: see `SharedNews`.
 
     Attributes:
         limits: what callers and loads may spend in all replicas together.
-        namespaces: by environment name. An environment whose id is not known yet has none and
+        namespaces: by environment name. An environment whose id is not fetched yet has none and
             shares nothing, because replicas with other secret keys would make other names.
         negative_ttl: seconds that an absence is kept.
+        announce: see `SharedNews`.
+        peek: see `SharedPeeks`.
         timeout: seconds; a request may wait this long for leases, and as long again for a load.
     """
 
@@ -61,6 +66,7 @@ class Sharing:
         count: Callable[..., None],
         on_purge: Callable[[str, str], None],
         on_revocation: Callable[[str], object],
+        on_news: Callable[..., None],
     ) -> None:
         self.store = store
         self.namespaces: Mapping[str, Namespace] = {}
@@ -82,6 +88,17 @@ class Sharing:
             tokens=tokens,
             count=count,
         )
+        self._news = SharedNews(
+            store, namespaces=lambda: self.namespaces, clock=clock, spawn=spawn, received=on_news
+        )
+        self.announce = self._news.announce
+        self.peek = SharedPeeks(
+            store,
+            loads=self._loads,
+            limits=self.limits,
+            namespaces=lambda: self.namespaces,
+            clock=clock,
+        ).peek
 
     @property
     def up(self) -> bool:
@@ -160,7 +177,7 @@ class Sharing:
         ):
             now, _ = self._clock()
             if now - previous.loaded < request.lifetime(previous):
-                # A refusal for lack of budget says when the next load may start: perhaps sooner.
+                # The budget may allow the next load sooner.
                 retry_after = outcome.retry_after or _RETRY_SECONDS
                 previous.retry_at = now + min(retry_after, _RETRY_SECONDS)
                 return previous, False
@@ -233,6 +250,8 @@ class Sharing:
     def _receive(self, number: str, message: dict[str, str]) -> None:
         if "revocation" in message:
             self._on_revocation(message["revocation"])
+        elif "news" in message:
+            self._news.receive(message["origin"], message["news"])
         elif "place" in message:
             id_ = reveal(self._key, message["id"].encode())
             self._apply_purge(message["place"], id_, number)

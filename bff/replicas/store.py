@@ -38,7 +38,7 @@ class StoredLoad:
     Attributes:
         claimed: whether the load is claimed and spent.
         denied: seconds until the budget may allow the load; 0 if it did not deny it.
-        value: what is stored, answer or not.
+        value: the stored value, whether or not it is an answer.
         left: seconds until the value expires.
         time: microseconds of the store's clock, which tell purges before the load from purges
             during it.
@@ -185,7 +185,7 @@ class Store:
 
     async def spend(self, budget: SharedBudget, *, timeout: float) -> float:
         """Spend one load; returns the seconds to wait instead, or 0."""
-        names = _budget_keys(budget.origin)
+        names = _budget_keys(budget)
         command = ("EVAL", scripts.LOAD, len(names), *names, *_budget_arguments(budget))
         ((milliseconds, *_),) = await self.connection.execute(command, timeout=timeout)
         return float(milliseconds) / 1000
@@ -227,10 +227,10 @@ class Store:
         """Read a value; if it is too old, claim its one load for *seconds*, and spend it.
 
         All of it is one command. A value whose load was claimed longer than *fresh* seconds ago is
-        too old. Without a *token* nothing is claimed, and a load that could be is denied.
+        too old. Without a *token* no load is claimed: a load that could be claimed is denied.
         """
         names = (
-            *_budget_keys(budget.origin), keys.value(prefix, id_), keys.claim(prefix, id_),
+            *_budget_keys(budget), keys.value(prefix, id_), keys.claim(prefix, id_),
         )  # fmt: skip
         arguments = (
             *_budget_arguments(budget), token, _milliseconds(seconds),
@@ -271,9 +271,9 @@ class Store:
     ) -> None:
         """Store a value under each of its *ids*, *until* the store's time, and release the claim.
 
-        Only while *token* holds the claim of the first id: without it another replica loads, or the
-        store has lost its data. Never over a value whose load was claimed later. If the store
-        answers, *done* gets the result: kept or superseded.
+        The store keeps it only while *token* holds the claim of the first id. Otherwise another
+        replica loads, or the store has lost its data. It never replaces a value whose load was
+        claimed later. If the store answers, *done* gets the result: kept or superseded.
         """
         names = (keys.claim(prefix, ids[0]), *(keys.value(prefix, id_) for id_ in ids))
         arguments = (token, value, _milliseconds(until), claimed)
@@ -305,8 +305,9 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _budget_keys(origin: str) -> tuple[str, ...]:
-    return keys.spent(origin), keys.allowance(origin), keys.pause(origin)
+def _budget_keys(budget: SharedBudget) -> tuple[str, ...]:
+    origin = budget.origin
+    return keys.spent(origin, budget.name), keys.allowance(origin), keys.pause(origin)
 
 
 def _budget_arguments(budget: SharedBudget) -> tuple[Any, ...]:

@@ -225,8 +225,8 @@ def _tls_connection() -> Any:
     """Make the class of a TLS connection, with the same rules in every version of Python.
 
     From 3.13 on, Python refuses certificates without some extensions of RFC 5280, which many
-    private authorities leave out. A store has often such an authority, so the chain and the host
-    name are verified, and the extensions are not.
+    private authorities leave out. A store often has such an authority, so the gateway verifies the
+    chain and the host name, and not the extensions.
     """
     from valkey.asyncio.connection import SSLConnection  # noqa: PLC0415
 

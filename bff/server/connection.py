@@ -19,6 +19,7 @@ from bff.response import EventStream, Response
 from bff.server.asgi import ADMIT, CUT, HOLD, STREAM
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.buffers import Holding
+from bff.server.timers import Deadline, IdleTimer
 from bff.server.uvicorn_adapter import UvicornProtocol
 
 LINGER_SECONDS: Final = 2.0
@@ -61,7 +62,7 @@ class HeldProtocol(UvicornProtocol):
         self._bounds = bounds
         self._connections = connections
         self._render = refuse
-        self._unread_timer: asyncio.TimerHandle | None = None
+        self._unread = Deadline(self.loop)
         self._waiting_bytes = 0
         """Bytes of complete requests that wait for their answers."""
         self._holding = Holding(connections.buffers, self.peer)
@@ -75,8 +76,7 @@ class HeldProtocol(UvicornProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release all bytes."""
         self._holding.close()
-        if self._unread_timer is not None:
-            self._unread_timer.cancel()
+        self._unread.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -88,15 +88,13 @@ class HeldProtocol(UvicornProtocol):
             self._connections.count("buffers_full")
             self.transport.abort()
             return
-        self._unread_timer = self.loop.call_later(self._bounds.idle_seconds, self._close_unread)
+        self._unread.set(self._bounds.idle_seconds, self._close_unread)
 
     def resume_writing(self) -> None:
-        """Stop that timer: the browser reads again."""
+        """End that time: the browser reads again."""
         super().resume_writing()
         self._holding.unread(0)
-        if self._unread_timer is not None:
-            self._unread_timer.cancel()
-            self._unread_timer = None
+        self._unread.cancel()
 
     def hand_over(self, extensions: dict[str, object] | None = None) -> None:
         """Give the request to the application, and count it until it is answered."""
@@ -162,9 +160,8 @@ class BoundedProtocol(HeldProtocol):
         """Sum of the reads that the request is in, so at least the request's own size."""
         self._body_bytes = 0
         """Size of the request's body without its framing."""
-        self._deadline: asyncio.TimerHandle | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
-        self._idle_since: float | None = None
+        self._deadline = Deadline(self.loop)
+        self._idle = IdleTimer(self.loop, bounds.idle_seconds, self._close_idle)
 
     # -- callbacks of the transport
 
@@ -172,7 +169,7 @@ class BoundedProtocol(HeldProtocol):
         """Accept a connection, or close it if there are too many."""
         super().connection_made(transport)
         if self._connections.enter(self.peer):
-            self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
+            self._deadline.set(self._bounds.request_seconds, self._close_incomplete)
         else:
             self._refused = True
             transport.abort()
@@ -180,9 +177,8 @@ class BoundedProtocol(HeldProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
-        for timer in (self._deadline, self._idle_timer):
-            if timer is not None:
-                timer.cancel()
+        self._deadline.cancel()
+        self._idle.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -202,16 +198,14 @@ class BoundedProtocol(HeldProtocol):
             self._refuse(cause.refusal if isinstance(cause, Refused) else Refusal("bad_request"))
             return
         if not self._incomplete:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+            self._deadline.cancel()
         elif self._request_bytes - self._body_bytes > self._bounds.head_bytes or (
             self._in_head and len(self.headers) > self._bounds.headers
         ):
             self._refuse(Refusal("head_too_large"))
-        elif self._deadline is None or self._request_bytes == self._read_bytes:
+        elif not self._deadline.is_set or self._request_bytes == self._read_bytes:
             # The request began in this read.
-            self._set_deadline(self._bounds.request_seconds, self._close_incomplete)
+            self._deadline.set(self._bounds.request_seconds, self._close_incomplete)
         if not self.hold_requests(self._head_bytes()) and not self._refused:
             self._refuse(Refusal("overloaded", retry_after=1.0))
 
@@ -222,7 +216,7 @@ class BoundedProtocol(HeldProtocol):
         if self.is_closing_after_answer():
             raise Refused("bad_request")
         # Not as soon as bytes arrive: empty lines must not keep an idle connection open.
-        self._idle_since = None
+        self._idle.stop()
         if not self._incomplete:
             self._request_bytes = self._read_bytes
         self._incomplete = self._in_head = True
@@ -271,7 +265,7 @@ class BoundedProtocol(HeldProtocol):
     def finish_stream(self) -> None:
         """End a pushed stream, and give the browser a bounded time to read it."""
         super().finish_stream()
-        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+        self._deadline.set(self._bounds.idle_seconds, self._close_unread)
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""
@@ -335,37 +329,16 @@ class BoundedProtocol(HeldProtocol):
         super().on_response_complete()
         self.hold_requests(self._head_bytes())
         if self.transport.is_closing():
-            self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+            self._deadline.set(self._bounds.idle_seconds, self._close_unread)
         elif not self.is_answering():
-            self._start_idle()
+            self._idle.start()
 
-    def _start_idle(self) -> None:
-        """Note that every request is answered.
-
-        One timer per connection, set again when it expires: a new timer for each request costs as
-        much as a decision.
-        """
-        self._idle_since = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self._bounds.idle_seconds, self._check_idle)
-
-    def _check_idle(self) -> None:
-        """Close the connection if it was idle for too long."""
-        self._idle_timer = None
-        if self._idle_since is None:
-            return
-        remaining = self._idle_since + self._bounds.idle_seconds - self.loop.time()
-        if remaining > 0:
-            self._idle_timer = self.loop.call_later(remaining, self._check_idle)
-        elif self.transport.get_write_buffer_size():
+    def _close_idle(self) -> None:
+        """Close the connection. An answer that its browser has not read is lost."""
+        if self.transport.get_write_buffer_size():
             self._close_unread()
         else:
             self.transport.close()
-
-    def _set_deadline(self, seconds: float, close: Callable[[], None]) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, close)
 
     def _close_incomplete(self) -> None:
         # No answer is sent: a browser that opened the connection early would take it for the
@@ -406,4 +379,4 @@ class BoundedProtocol(HeldProtocol):
 
     def _close_lingering(self) -> None:
         self.transport.write_eof()
-        self._set_deadline(LINGER_SECONDS, self.transport.abort)
+        self._deadline.set(LINGER_SECONDS, self.transport.abort)

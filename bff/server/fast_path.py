@@ -11,47 +11,38 @@ last of these answers says that the connection ends, as without the fast path. A
 `BoundedProtocol` apply.
 """
 
-import contextlib
-import re
 from functools import partial
 from http import HTTPStatus
-from operator import itemgetter
 from typing import Any, Final
-
-from cachetools import FIFOCache
 
 from bff.clock import Clock
 from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
-from bff.request import HeaderFields, RequestHead
+from bff.request import RequestHead
 from bff.response import PushedResponse, Response, StreamResponse
 from bff.server.asgi import PENDING
 from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
+from bff.server.header_cache import HeaderCache
 from bff.server.uvicorn_adapter import why_unusable
-from bff.sessions.ids import PLAIN_PATH
 
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
 
+Parts = tuple[bytes, bytes, bytes, bytes]
+"""An answer: the status line with the server's headers, header lines, the end of them, body."""
+_LAST: Final = b"connection: close\r\n\r\n"
+"""The end of the header lines of a last answer."""
 _END: Final = b"\r\n\r\n"
 """The end of a request without a body."""
 _MAX_REPEATED: Final = 4096
 """Bytes of a request that a connection keeps, to recognise the same request."""
-_MAX_HEADER_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of memory, estimated, that the kept header lines and their fields may take."""
-_ENTRY_BYTES: Final = 500
-"""Estimated memory of one entry beyond twice its header lines."""
-_VALUE_BYTES: Final = 40
-"""Estimated memory of one more value of a header that may be repeated."""
 _MAX_UNSENT: Final = 65536
 """Bytes of answers that one read may produce before its next requests queue in uvicorn."""
 _PATH_CHARACTERS: Final = (
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~%!$&'()*+,;=:@/"
 )
 """Characters of a path without query and fragment (RFC 3986 §3.3)."""
-_REQUEST_LINE: Final = re.compile(rb"(GET|HEAD|OPTIONS) (%b) HTTP/1\.1" % PLAIN_PATH)
-"""A request line with one meaning, whatever header lines follow."""
 
 
 def protocol(
@@ -69,44 +60,6 @@ def why_off(*, enabled: bool, tracing: bool) -> str | None:
     if not enabled:
         return "BFF_FAST_PATH is false"
     return "BFF_TRACING is on, and a span needs a task" if tracing else why_unusable()
-
-
-class HeaderCache:
-    """The fields of header lines that were parsed before, for all connections of one server.
-
-    The same header lines have the same meaning on every connection and for every session.
-    """
-
-    def __init__(self) -> None:
-        self.entries: FIFOCache[bytes, tuple[HeaderFields, int]] = FIFOCache(
-            _MAX_HEADER_BYTES, getsizeof=itemgetter(1)
-        )
-        """Fields and estimated memory, by everything after the request line."""
-
-    def keep(self, data: bytes, fields: HeaderFields) -> None:
-        """Keep *fields* for the header lines of *data*, which is one whole request."""
-        line = _REQUEST_LINE.match(data)
-        lines = data[line.end() :] if line else b""
-        if lines and lines not in self.entries:
-            with contextlib.suppress(ValueError):  # larger than the whole cache
-                self.entries[lines] = fields, _cost(lines, fields)
-
-    def read(self, data: bytes, peer: str) -> RequestHead | None:
-        """Read *data* as one whole request; None unless its header lines are kept."""
-        line = _REQUEST_LINE.match(data)
-        if line is None:
-            return None
-        try:
-            fields, _ = self.entries[data[line.end() :]]
-        except KeyError:
-            return None
-        method, path, id_ = line.groups()
-        return RequestHead(method.decode(), path, fields, peer, id_.decode())
-
-
-def _cost(lines: bytes, fields: HeaderFields) -> int:
-    values = len(fields.forwarded) + len(fields.cookies)
-    return 2 * len(lines) + _ENTRY_BYTES + _VALUE_BYTES * values
 
 
 class Shared:
@@ -136,6 +89,35 @@ class Shared:
         return start
 
 
+class UnsentAnswers:
+    """The answers to one read, which are written together."""
+
+    __slots__ = ("_parts", "size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._parts) // 4
+
+    def add(self, parts: Parts) -> None:
+        """Add an answer."""
+        self._parts += parts
+        self.size += sum(map(len, parts))
+
+    def end_connection(self) -> None:
+        """Say in the last of them that the connection ends."""
+        self._parts[-2] = _LAST
+
+    def take(self) -> bytes:
+        """Return the bytes of all, and forget them."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self.size = 0
+        return data
+
+
 class FastPathProtocol(BoundedProtocol):
     """One connection."""
 
@@ -154,10 +136,7 @@ class FastPathProtocol(BoundedProtocol):
         """The decision on the next request to be parsed, which has to wait."""
         self._repeated = b""
         """The last read, if it was exactly the request of `_head`."""
-        self._answers: list[bytes] = []
-        """Answers of this read that are not written yet, each in four parts."""
-        self._unsent = 0
-        """Bytes in `_answers`."""
+        self._unsent = UnsentAnswers()
         self._read = b""
         """The current read."""
         self._waiting: RequestHead | None = None
@@ -184,7 +163,7 @@ class FastPathProtocol(BoundedProtocol):
         response = None if head is None or self.must_queue() else self._decide(head)
         if response is not None:
             self.transport.write(b"".join(self._parts(response)))
-            self._start_idle()
+            self._idle.start()
         elif head is not None and self._pending is not None:
             self._wait(head, data, keep=False)
         else:
@@ -198,16 +177,14 @@ class FastPathProtocol(BoundedProtocol):
         self._read = data
         super().data_received(data)
         self._read = b""  # an idle connection must not hold its last bytes
-        if self._answers:
-            self.transport.write(b"".join(self._answers))
-            self._answers.clear()
-            self._unsent = 0
+        if self._unsent.size:
+            self.transport.write(self._unsent.take())
             if self._refused:
                 if not self.is_answering():
                     self.transport.close()
-                    self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+                    self._deadline.set(self._bounds.idle_seconds, self._close_unread)
             elif not self._incomplete and not self.is_answering():
-                self._start_idle()
+                self._idle.start()
         alone = between_requests and self._requests == 1 and not self._refused
         head = self._head if alone else None
         if self._pending is not None and self._head is not None:
@@ -235,7 +212,7 @@ class FastPathProtocol(BoundedProtocol):
             or not self.parser.should_keep_alive()
             or self.parser.should_upgrade()
             or self._requests > MAX_PIPELINED
-            or self._unsent > _MAX_UNSENT
+            or self._unsent.size > _MAX_UNSENT
             or self.must_queue()
         )
         if not self._eligible:
@@ -251,13 +228,11 @@ class FastPathProtocol(BoundedProtocol):
             self._accepted = False
             response = self._decide(head)
             if response is not None:
-                parts = self._parts(response)
-                self._answers += parts
-                self._unsent += sum(map(len, parts))
+                self._unsent.add(self._parts(response))
                 self._accepted = response.status < _BAD_REQUEST
                 return
             end = self._read.find(_END)
-            if not self._answers and 0 <= end == len(self._read) - len(_END):
+            if not self._unsent.size and 0 <= end == len(self._read) - len(_END):
                 return  # the read ends with this request, so `_parse` lets a task wait
             head.served_by = "asgi"
             pending, self._pending = self._pending, None
@@ -293,7 +268,8 @@ class FastPathProtocol(BoundedProtocol):
         """Let a task wait for the answer to *head*; *keep* its header lines if *data* is all."""
         pending, self._pending = self._pending, None
         assert pending is not None  # noqa: S101  the caller checks it
-        self._idle_since, self._waiting = None, head
+        self._idle.stop()
+        self._waiting = head
         self.start_task(self._finish(head, pending, data if keep else b""))
         self._hold(len(data), head)
 
@@ -319,18 +295,14 @@ class FastPathProtocol(BoundedProtocol):
         self.hold_requests(0)
         if self.transport.is_closing() or self._refused:
             return
-        if len(response.body) >= LARGE_ANSWER:
-            response = self._admit_large(response, head)
-        start, lines, blank, body = self._parts(response)
         last = self._closing and not self._held
-        if last:
-            blank = b"connection: close\r\n\r\n"
-        self.transport.write(b"".join((start, lines, blank, body)))
+        parts = self._parts(self._admit_large(response, head), last=last)
+        self.transport.write(b"".join(parts))
         if last:
             self.transport.close()
-            self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+            self._deadline.set(self._bounds.idle_seconds, self._close_unread)
             return
-        self._start_idle()
+        self._idle.start()
         if data and response.status < _BAD_REQUEST:
             self._shared.headers.keep(data, head.fields)
         if self._held:
@@ -355,11 +327,11 @@ class FastPathProtocol(BoundedProtocol):
             self.push(head, response.stream)
             return
         await self.relay(head, response.stream)
-        self._set_deadline(self._bounds.idle_seconds, self._close_unread)
+        self._deadline.set(self._bounds.idle_seconds, self._close_unread)
 
-    def _parts(self, response: Response) -> tuple[bytes, bytes, bytes, bytes]:
+    def _parts(self, response: Response, *, last: bool = False) -> Parts:
         start = self._shared.start(response.status, self.server_headers())
-        return start, response.head, b"\r\n", response.body
+        return start, response.head, _LAST if last else b"\r\n", response.body
 
     def _admit_large(self, response: Response, head: RequestHead) -> Response:
         """Return *response* if there is room for it; it is written before the next read."""
@@ -373,32 +345,23 @@ class FastPathProtocol(BoundedProtocol):
         """Answer the next request as the last: not by what is kept of the one before."""
         super().drain()
         self._repeated = b""
-        if self._waiting is not None:
-            self._closing = True
 
-    def shutdown(self) -> None:
-        """Close the connection, or let the answer that is waited for be its last."""
+    def close_after_answer(self) -> None:
+        """End the connection with its newest answer, which a task may wait for."""
         if self._waiting is not None:
             self._closing = True
         else:
-            super().shutdown()
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection for the answer that is waited for, as for the application's."""
-        if self._waiting is not None:
-            self._closing = True
-            return True
-        return super().eof_received()
+            super().close_after_answer()
 
     def unanswered(self) -> int:
         """Count the requests that wait, with that of the fast path."""
         return super().unanswered() + (self._waiting is not None)
 
     def _requests_ahead(self) -> int:
-        return len(self._answers) // 4 + super()._requests_ahead()
+        return len(self._unsent) + super()._requests_ahead()
 
     def _close_after_due_answers(self) -> bool:
-        if self._answers and not self.is_answering():
-            self._answers[-2] = b"connection: close\r\n\r\n"
+        if self._unsent.size and not self.is_answering():
+            self._unsent.end_connection()
             return True
         return super()._close_after_due_answers()

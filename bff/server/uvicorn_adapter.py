@@ -8,6 +8,7 @@ path is used only with the sources that it was tested with.
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,12 @@ def why_unusable() -> str | None:
     if sha256(b"".join(sources)).hexdigest() not in _SUPPORTED:
         return f"it was not tested with uvicorn {uvicorn.__version__}"
     return None
+
+
+@lru_cache(maxsize=8)  # thousands of pushed streams write the same event
+def _chunk(data: bytes) -> bytes:
+    """Make a chunk of an answer (RFC 9112 §7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class ClosedSafeTransport:
@@ -133,7 +140,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     def send_event(self, data: bytes) -> None:
         """Write an event of a pushed stream as a chunk."""
         if not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.transport.write(_chunk(data))
 
     def finish_stream(self) -> None:
         """End a pushed stream and the connection, once the browser has read it."""
@@ -184,14 +191,14 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     def drain(self) -> None:
         """End the connection with its next answer: closing it now could lose a request."""
         self.draining = True
-        if self.is_answering():
+        if self.unanswered():
             self.close_after_answer()
 
     def shutdown(self) -> None:
         """End the connection now if no answer is due; the gateway ends streams."""
         if self.stream is not None:
             return
-        if self.is_answering():
+        if self.unanswered():
             self.close_after_answer()
         else:
             self.transport.close()
@@ -201,7 +208,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
 
         Whether it has left altogether shows when the answer is written.
         """
-        if self.stream is not None or not self.is_answering():
+        if self.stream is not None or not self.unanswered():
             return False  # a browser that ended its side does not wait for more events
         self.close_after_answer()
         return True
@@ -223,7 +230,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         ) or self.flow.write_paused
 
     def unanswered(self) -> int:
-        """Count the requests that the application has not answered yet."""
+        """Count the requests that are not answered yet."""
         return len(self.pipeline) + self.is_answering()
 
     def is_answer_started(self) -> bool:

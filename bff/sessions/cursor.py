@@ -1,7 +1,7 @@
 """Cursors of a chat list: the position of the next page, and the late sessions. No I/O.
 
-A cursor works for one caller only. It also holds a digest of the ids on earlier pages, so that a
-token with another list is noticed: by position alone, sessions could be skipped.
+A cursor works for one caller only. It also holds a digest of the ids on earlier pages. So the
+gateway notices a token with another list, in which the position could skip sessions.
 """
 
 import base64
@@ -19,7 +19,7 @@ _OWNER_BYTES: Final = 10
 _LIST_BYTES: Final = 6
 """Bytes of the digest that tells the lists of one caller apart."""
 _MORE: Final = 0x80
-"""The bit of a byte that says that its number goes on in the next byte."""
+"""The bit of a byte whose number continues in the next byte."""
 
 
 class CursorError(Exception):

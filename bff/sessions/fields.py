@@ -103,7 +103,7 @@ FIELDS: Final[dict[str, Field]] = {
     "externalId": Field(_TEXT, "shown", null=True, details={"examples": ["chat-1"]}),
     "type": Field(_TEXT, "shown", details={"examples": ["chat.agent"]}),
     "taskIdentifier": Field(_TEXT, "shown", details={"examples": ["my-chat"]}),
-    # It holds the first message and secrets of the app's backend; the SDK needs no more than this.
+    # It holds the first message and secrets of the app's backend; the SDK needs only the stub.
     "triggerConfig": Field(_OBJECT, "hidden", absent=True, stub={"basePayload": {}}),
     "currentRunId": Field(
         _TEXT,

@@ -79,8 +79,8 @@ def is_id(text: str) -> bool:
     """Whether *text* can be a session's id; `path` accepts no other text."""
     if not 1 <= len(text) <= MAX_ID_CHARACTERS or text in (".", ".."):
         return False
-    # Upstream's ids may hold a tab, but no other control character. A path holds no lone
-    # surrogates, which a token may contain.
+    # Upstream's ids may hold a tab, but no other control character. Lone surrogates come from
+    # tokens; a path cannot hold them.
     return text.isprintable() or not any(
         character != "\t" and unicodedata.category(character) in ("Cc", "Cs") for character in text
     )
@@ -104,9 +104,9 @@ def has_dots(id_: str) -> bool:
 
 
 def has_escape(id_: str) -> bool:
-    """Whether *id_* looks percent-encoded: upstream may then read it as the id of another session.
+    """Whether *id_* looks percent-encoded.
 
-    If upstream then answers with another session, that is not a failure of upstream.
+    Upstream may take such an id for the id of another session. This is not a failure of upstream.
     """
     return _ESCAPE.search(id_) is not None
 
@@ -117,7 +117,7 @@ def named(granted: scopes.Grant) -> tuple[str, ...]:
 
 
 def named_in_other_form(granted: scopes.Grant, id_: str) -> tuple[str, ...]:
-    """The named ids one of which may be the other id of *id_*'s session."""
+    """The named ids of the other form: one of them may be the other id of *id_*'s session."""
     friendly = is_friendly(id_)
     # The form is the cheapest to check, so it comes first.
     return tuple(

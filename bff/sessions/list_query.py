@@ -18,7 +18,7 @@ MAX_TEXT: Final = 1024
 MAX_QUERY_BYTES: Final = 65536
 """Bytes of a query: enough for all parameters with the longest values, percent-encoded."""
 _OF_PAGES: Final = ("size", "after", "before")
-"""Members of a query that are about pages."""
+"""Members of a query that select a page."""
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 """Seconds of each unit of a period."""
@@ -149,9 +149,9 @@ class Parameter:
 
     Attributes:
         member: the member of `Query` that it sets.
-        read: reads a text, at a Unix time; returns None if the text is wrong.
-        expected: a right value, in words.
-        schema: a right value, as JSON schema.
+        read: reads a text, given the Unix time; returns None if the text is wrong.
+        expected: the valid values, in words.
+        schema: the valid values, as JSON schema.
         fields: the fields of a session that it reads.
     """
 

@@ -27,8 +27,8 @@ from bff.sessions.policy import Policy
 
 _EVENTS: Final = "text/event-stream"
 _DESCRIPTION: Final = """\
-The browser-facing gateway of Trigger.dev sessions. `HEAD` answers as `GET` does, without a body,
-but for streams. `OPTIONS` is 204 for any path, with CORS headers for an allowed origin. Other
+The browser-facing gateway of Trigger.dev sessions. `HEAD` answers as `GET` does, without a body;
+chats have no `HEAD`. `OPTIONS` is 204 for any path, with CORS headers for an allowed origin. Other
 methods on these paths are 405 `method_not_allowed`; other paths below `/api/` and `/realtime/` are
 410 `not_served`, all others 404 `not_found`. Every request, also one for a list, counts once
 against the caller's rate limit. A request that prefers text/event-stream gets the session, or the
@@ -248,7 +248,7 @@ def _chat_paths() -> dict[str, Schema]:
         "streamChat",
         _CHATS,
         "Follow a chat",
-        "The chat's stream, live, without what is not for browsers.",
+        "The chat's stream, live, without the parts that are not for browsers.",
         parameters=[_SESSION_PARAMETER, *(_header(*pair) for pair in names.items())],
         responses={
             "200": response(
@@ -309,7 +309,7 @@ def _chat_schemas() -> Schema:
 def _schemas(policy: Policy, by_type: Mapping[str, Policy]) -> Schema:
     other: Schema = FIELDS["type"].schema
     if by_type:
-        # A type that has no policy of its own: longer than each that has one.
+        # An example of a type without a policy: it is longer than each type that has one.
         another = f"not.{max(by_type, key=len)}"
         other = other | {"not": {"enum": [*by_type]}, "examples": [another]}
     kinds = [_session(policy, other)]

@@ -1,13 +1,13 @@
 """A chat list: selects the sessions of one page from those that a token names. Decides without I/O.
 
 The sessions have the order in which the token names them, so the backend that mints the token
-decides the order. A page has one entry for each session that exists and passes the filters, and one
-for each session that the gateway cannot load now: no session is missing without notice. Filters
-read only what the browser may see.
+decides the order. A page has one entry for each session that exists and passes the filters. It also
+has one for each session that the gateway cannot load now, so no session is missing without notice.
+Filters read only what the browser may see.
 
 A session is late if its load has to wait for the budget. The page reports it, and its cursor
-carries it: a client that follows `pagination.next` gets it at the end of the list, where it is
-tried again, at most twice.
+carries it to the end of the list. A client that follows `pagination.next` gets there, and the
+gateway tries to load it again, at most twice.
 """
 
 import json
@@ -29,7 +29,7 @@ Outcome = Copy | Refusal
 
 
 def is_late(outcome: Outcome | None) -> bool:
-    """Whether the session is only not loaded yet, for lack of budget."""
+    """Whether only the budget has kept the gateway from loading the session."""
     return isinstance(outcome, Refusal) and outcome.code == "over_budget"
 
 
@@ -53,7 +53,7 @@ class Page:
     unavailable: dict[str, Refusal]
     """Named ids whose sessions may exist, but cannot be loaded now."""
     refusal: Refusal | None
-    """The answer in place of the page, if it holds no session and would seem to be the end."""
+    """The answer in place of a page that holds no session and would look like the end."""
     etag: bytes
     head: bytes
     body: bytes
@@ -93,7 +93,7 @@ class Listing:
             self._forward = self._begin is None
 
     def _read(self, text: str, parameter: str) -> Cursor | None:
-        """Read a cursor. The cursor of another list leads to the first page: nothing is skipped."""
+        """Read a cursor. The cursor of another list leads to the first page."""
         try:
             return cursor.read(text, self.named, self.caller)
         except CursorError:
@@ -102,7 +102,7 @@ class Listing:
 
     @property
     def only_late(self) -> bool:
-        """Whether the page only tries late sessions again, because all others had their turn."""
+        """Whether the page only tries late sessions again, because no others are left."""
         return self._begin is not None and self._begin.position == len(self.named)
 
     def forget(self, *, unless: Callable[[Copy], bool], purged: Callable[[Copy], bool]) -> None:
@@ -119,8 +119,8 @@ class Listing:
 
         *find* returns the outcome for an id, or None if a load has to end first. The first round
         waits for as many sessions as the page holds, and for one more, which shows whether there is
-        a next page. If too few of them exist or match, the next round waits for twice as many, and
-        so on: the number of rounds stays small even if few sessions match.
+        a next page. If too few of them exist or match, the next round waits for twice as many. So
+        the number of rounds stays small even if few sessions match.
         """
         order, regular = self._order()
         entries: list[tuple[int, Outcome]] = []
@@ -144,7 +144,7 @@ class Listing:
         return self._write(shown if self._forward else shown[::-1], pagination)
 
     def _order(self) -> tuple[Sequence[int], int]:
-        """The positions in the order of the page, late sessions last; and how many are not late."""
+        """Return the positions in order, late sessions last, and the number of the others."""
         begin, end = self._begin, len(self.named)
         if begin is None:
             return range(end), end
@@ -237,10 +237,10 @@ class Listing:
     def _refusal(
         self, unavailable: dict[str, Refusal], pagination: dict[str, str]
     ) -> Refusal | None:
-        """The answer if no session can be shown: an empty page would say that none exists.
+        """Return the answer if no session can be shown; an empty page would mean that none exists.
 
-        If more pages follow, the page is shown nevertheless, so that a broken session is passed
-        over. But a poll of the first page has to learn that its sessions are only late.
+        None if more pages follow: the browser gets the page and passes over a broken session. A
+        first page of late sessions is refused nevertheless, so a poll learns that they are late.
         """
         late = [refusal for refusal in unavailable.values() if is_late(refusal)]
         if "next" in pagination and not (late and self._begin is None):

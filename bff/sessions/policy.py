@@ -4,8 +4,8 @@ A path names a value and everything below it; ``*`` stands for every key of a ma
 a list. The policy drops every value that no path names. A path that expects a map or a list where
 the document holds a scalar names nothing.
 
-The SDK's parser accepts the result of every policy: a required field is always shown, and a hidden
-one is null where the parser needs it. ``metadata`` is a map or null, ``tags`` is a list,
+The SDK's parser accepts the result of every policy. A required field is always shown. A hidden
+field that the parser needs is null. ``metadata`` is a map or null, ``tags`` is a list,
 ``triggerConfig`` is absent or an empty stub.
 
 `bff.sessions.fields` says which fields the default policy shows.
@@ -38,7 +38,7 @@ _NOTHING = object()
 
 
 class PolicyError(ValueError):
-    """An impossible policy. *parameter* is the one of `Policy`; *remedy* says what to write."""
+    """An impossible policy: *parameter* of `Policy` is wrong; *remedy* says what to write."""
 
     def __init__(self, parameter: str, remedy: str) -> None:
         super().__init__(remedy)

@@ -1,7 +1,7 @@
 """The signature algorithms of tokens: the only module that uses PyJWT.
 
 Every algorithm has an engine of its own that knows no other algorithm. A key is bound to one
-algorithm, so what a token says of its algorithm cannot turn a public key into an HMAC key.
+algorithm, so the ``alg`` of a token cannot turn a public key into an HMAC key.
 
 The settings of token sources take their list of algorithms from this module.
 """
@@ -64,7 +64,7 @@ class Algorithm:
             raise ValueError(f"not a key for {self.name}") from exc
 
     def is_signature(self, signature: bytes, signed: bytes, key: Any) -> bool:
-        """Whether *key* made the encoded *signature*; nothing of the token is parsed for it."""
+        """Whether *key* made the encoded *signature*. It parses nothing of the token."""
         if len(signature) > _MAX_SIGNATURE_BYTES:
             return False
         try:

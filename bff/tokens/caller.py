@@ -1,8 +1,8 @@
 """Callers and claimants: reads them from claims, and decides which tokens are one caller's.
 
-A `Claimant` holds a token that nobody has verified: it can only be refused. A `Caller` comes out of
-verification alone: `read_caller` for a signature that a key verified, and `accepted` for a token
-that upstream accepted. All code that shows anything, or counts a person, takes a `Caller`.
+A `Claimant` holds a token that nobody has verified: it can only be refused. Only verification makes
+a `Caller`: `read_caller` after a key verified the signature, `accepted` after upstream accepted the
+token. All code that shows anything, or counts a person, takes a `Caller`.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from bff.tokens.jwks import KeySet
 GrantT = TypeVar("GrantT")
 
 SKEW_SECONDS: Final = 60.0
-"""Seconds. Bounds how far in the future a token may be issued, to allow for the minting server's
-clock. A token that is issued later would escape all revocations until then."""
+"""Seconds that a token may be issued in the future, because the minting server's clock may be fast.
+Every revocation sent before a token's time of issue misses that token."""
 
 
 @dataclass(slots=True, eq=False)

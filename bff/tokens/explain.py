@@ -1,7 +1,7 @@
 """Explains a token check by check: for the log of a refusal, and for `bff token --explain`.
 
-The verifier decides; this module only tells the reasons, in the field's words. It never shows the
-token, a key or a signature.
+The verifier decides; this module only names the reasons. It never shows the token, a key or a
+signature.
 """
 
 import hmac
@@ -82,13 +82,16 @@ def _of_source(
     yield Check(
         "algorithm",
         algorithm in source.algorithms,
-        f"it has {_short(algorithm)}, the source {', '.join(source.algorithms)}",
+        f"it has {_short(algorithm)}; the source accepts {', '.join(source.algorithms)}",
     )
-    named = [claims.get("aud")] if not isinstance(claims.get("aud"), list) else claims["aud"]
-    accepted = bool(set(map(_short, named)) & set(source.audiences)) or not source.audiences
+    audience = claims.get("aud")
+    named = audience if isinstance(audience, list) else [audience]
+    accepted = audience is None
+    if source.audiences:
+        accepted = any(isinstance(one, str) and one in source.audiences for one in named)
     yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
     if not source.keys.trusted(wall):
-        yield Check("signature", None, "the source's keys are not known")
+        yield Check("signature", None, "the gateway has no trusted keys of the source now")
         return
     try:
         source.verify(token, header, wall)
@@ -106,7 +109,7 @@ def _of_trigger(
 ) -> Iterable[Check]:
     yield Check("issuer", claims.get("iss") == ISSUER, f"it has {_short(claims.get('iss'))}")
     name, algorithm = TRIGGER_ALGORITHM.name, header.get("alg")
-    yield Check("algorithm", algorithm == name, f"it has {_short(algorithm)}, {name} is needed")
+    yield Check("algorithm", algorithm == name, f"it has {_short(algorithm)}; {name} is required")
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
     yield Check("audience", AUDIENCE in audiences, f"it has {', '.join(map(_short, audiences))}")
@@ -142,7 +145,7 @@ def _of_trigger(
         yield Check("environment", None, "the gateway does not know its environment's id yet")
     else:
         ids = ", ".join(str(issuer.id) for issuer in among)
-        yield _bad("environment", f"sub is {_short(subject)}, but BFF_ENVIRONMENT_ID {ids}")
+        yield _bad("environment", f"sub is {_short(subject)}, but BFF_ENVIRONMENT_ID is {ids}")
 
 
 def _dates(claims: dict[str, Any], wall: float) -> Iterable[Check]:

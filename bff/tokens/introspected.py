@@ -2,7 +2,7 @@
 
 An introspection is about one token, by its hash, and one session, by either of its ids. Accepted
 tokens and refusals are kept apart, so that bad tokens cannot push out good ones. Times are seconds
-on the monotonic clock, and lifetimes start when upstream answered, to whichever replica.
+on the monotonic clock. A lifetime starts when upstream answered, to this or another replica.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ ACCEPTED_SECONDS: Final = 60.0
 """Seconds. An accepted token is introspected again after this time, so a token that upstream
 revokes is refused within it."""
 AUTHENTIC_SECONDS: Final = 900.0
-"""Seconds. For this long, a token that upstream accepted once is not charged to the bad-token limit
-while it is introspected again; otherwise an upstream outage would rate-limit everyone."""
+"""Seconds for which an accepted token is introspected again without a charge to the bad-token
+limit. Otherwise an upstream outage would rate-limit everyone."""
 
 
 REFUSED_SECONDS: Final = 5.0
@@ -93,7 +93,7 @@ class Introspections:
     def verified(self, digest: bytes, now: float) -> bool:
         """Whether upstream verified the token in the last minute, for any session.
 
-        Then the holder is a caller; which sessions it may read, `accepted` tells.
+        Then the holder is a caller. `accepted` tells which sessions it may read.
         """
         return self._verified.get(digest, 0.0) > now
 
@@ -128,8 +128,8 @@ class Introspections:
         elif code == "token_invalid":
             self._authentic.pop(digest, None)
             self._verified.pop(digest, None)
-        whole = code in ("token_invalid", "over_budget")  # about the token, not about a session
-        self._refused[digest, _ANY if whole else id_] = (answered_at + seconds, code)
+        about_token = code in ("token_invalid", "over_budget")
+        self._refused[digest, _ANY if about_token else id_] = (answered_at + seconds, code)
 
     def _verify(self, digest: bytes, until: float) -> None:
         self._verified[digest] = max(until, self._verified.get(digest, 0.0))

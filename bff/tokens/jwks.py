@@ -28,7 +28,7 @@ MAX_RSA_BITS: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and the only algorithm that it is for. Keys are equal if their material is."""
+    """A key and the only algorithm that it is for. Equal material has an equal fingerprint."""
 
     id: str | None
     algorithm: Algorithm
@@ -48,7 +48,7 @@ def read_jwks(text: str | bytes, algorithms: Sequence[str]) -> tuple[Key, ...]:
     Keys of another type or use are ignored, as the RFC requires.
 
     Raises:
-        ValueError: the text is not a JWK set, or it holds a private key or no key to read.
+        ValueError: the text is not a JWK set, holds a private key, or holds no usable key.
     """
     try:
         jwks = strict_json.loads(text)["keys"]

@@ -1,9 +1,8 @@
 """Tokens that an operator revokes before they expire. No I/O.
 
-A revocation names a token (`jti`), a session, a subject, or nothing (all tokens). Except for a
-`jti`, it revokes tokens that were issued before a moment: the app decides anew when it mints a
-token later. A token that does not say when it was issued counts as issued before every moment.
-Times are Unix seconds.
+A revocation names a token (`jti`), a session, a subject, or nothing (all tokens). Without a `jti`
+it revokes the tokens that were issued before a moment; the app decides again when it mints a token
+later. A token without a time of issue counts as issued before every moment. Times are Unix seconds.
 """
 
 import json
@@ -41,7 +40,7 @@ class Revocation:
     made: float = 0.0
     """When the operator sent it. The later of a revocation and an undoing counts."""
     undone: bool = False
-    """Whether it undoes earlier revocations of the same; it is kept as long as they would be."""
+    """Whether it undoes earlier revocations of the same kind and value; it is kept as long."""
 
     def encode(self) -> str:
         """Write it as JSON, for `decode`."""
@@ -161,7 +160,7 @@ class Revocations:
     def add(self, new: Revocation, wall: float) -> None:
         """Add a revocation or an undoing, or extend the revocation that names the same.
 
-        In whatever order replicas receive them, the result is the same.
+        The result does not depend on the order in which replicas receive them.
 
         Raises:
             RevocationError: no room is left.

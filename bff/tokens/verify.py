@@ -1,13 +1,13 @@
 """Verifies bearer tokens: a token becomes a caller.
 
 Trigger.dev's own tokens must have its algorithm, issuer and audience. The key that verifies a token
-decides which environments it may be for, and its ``sub`` decides which of them it is for. A preview
-branch has its parent's signing key, so without ``sub`` a token of one branch could read another.
+belongs to one or more environments, and the token's ``sub`` selects one of them. A preview branch
+has its parent's signing key, so without ``sub`` a token of one branch could read another.
 Tokens of other issuers are verified by the keys of their `Source` and no others. If upstream may
 verify an environment's tokens, a token that no key verifies becomes a `Claimant`.
 
-The signature comes before the contents. To choose a source and a key, the verifier reads a token
-before that, within bounds on bytes and members, by code in C.
+The verifier checks a signature before it parses the contents. Only to choose a source and a key, it
+reads an unverified token, within bounds on bytes and members.
 """
 
 import base64
@@ -28,7 +28,7 @@ from bff.tokens.issuers import Source
 ISSUER: Final = "https://id.trigger.dev"
 AUDIENCE: Final = "https://api.trigger.dev"
 OWN_SUBJECT: Final = "bff"
-"""The ``sub`` of a token whose signing key alone tells its environment."""
+"""The ``sub`` of a token whose signing key alone determines its environment."""
 MAX_TOKEN_BYTES: Final = 32 * 1024
 """Bytes. Bounds the work for one token; a token that names 200 sessions has about 12 KiB."""
 MAX_UNVERIFIED_BYTES: Final = 16 * 1024
@@ -59,7 +59,7 @@ class Issuer:
     """Whether the id is still to be fetched; until then no token is accepted."""
 
     def accepts(self, subject: str, *, own: bool = False) -> bool:
-        """Whether a token of *subject* is for this environment; *own* if its key says so."""
+        """Whether a token of *subject* is for this environment; with *own* its key says so."""
         return not self.pending and (own or self.id in (None, subject))
 
 
@@ -121,7 +121,7 @@ class Verifier(Generic[GrantT]):
         return self._uses.values()
 
     def recall(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT] | None:
-        """Return who holds *token*, if it was verified before; this reads nothing of the token."""
+        """Return the holder of *token* if it was verified before, without reading the token."""
         try:
             holder = self._verified[token]
         except KeyError:
@@ -136,7 +136,7 @@ class Verifier(Generic[GrantT]):
         return holder
 
     def verify(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
-        """Return who holds *token* at *wall* (Unix seconds).
+        """Return the holder of *token* at *wall* (Unix seconds).
 
         Raises:
             Refused: ``secret_key_sent``, ``token_invalid``, ``token_expired`` or ``not_ready``.
@@ -155,7 +155,7 @@ class Verifier(Generic[GrantT]):
         return holder
 
     def remember(self, token: bytes, holder: Caller[GrantT] | Claimant[GrantT]) -> None:
-        """Keep who holds a token that is verified, or that upstream accepted."""
+        """Keep the holder of a token that a key verified, or that upstream accepted."""
         self._verified[token] = holder
 
     def _check(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
@@ -187,7 +187,7 @@ class Verifier(Generic[GrantT]):
         return self._sources.get(issuer) if isinstance(issuer, str) else None
 
     def _check_claims(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
-        """Choose by its claims who verifies a token that no signing key verifies."""
+        """Choose a source or upstream to verify a token that no signing key verifies."""
         if not self._algorithms or len(token) > MAX_UNVERIFIED_BYTES:
             raise Refused("token_invalid")
         header, claims = read_unverified(token, self._algorithms)
@@ -260,10 +260,10 @@ def _is_supported(header: Mapping[str, Any]) -> bool:
 
 
 def names_environment(key: str, subject: object, issuers: Sequence[Issuer]) -> bool:
-    """Whether the *key* of a token tells its environment, so that *subject* need not.
+    """Whether *key* alone determines a token's environment, and *subject* says so.
 
-    A root key cannot: a preview branch has its parent's. A key that several environments have
-    cannot either. *issuers* are those that have the key.
+    A root key does not, because a preview branch has its parent's key. A key of several
+    environments does not either. *issuers* are those that have the key.
     """
     return subject == OWN_SUBJECT and len(issuers) == 1 and not key.startswith("tr_")
 
@@ -279,8 +279,8 @@ def _environment(
         key: that key; None if upstream verifies the token.
 
     Raises:
-        Refused: ``token_invalid``, or ``not_ready`` if it may be one whose id is still to be
-            fetched.
+        Refused: ``token_invalid``, or ``not_ready`` if the token may be for an environment whose
+            id is still to be fetched.
     """
     audience, subject = claims.get("aud"), claims.get("sub")
     audiences = audience if isinstance(audience, list) else [audience]

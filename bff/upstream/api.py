@@ -1,9 +1,9 @@
 """Calls Trigger.dev's API and turns its troubles into `UpstreamError`.
 
 This module holds the secret key. It sends the key to one host, on requests that take only the
-session's id from the browser. `bff.upstream.pool` sends the requests: it follows no redirect, keeps
-no cookie, resolves no dots in a path, and takes no credentials and no proxy from the environment.
-It also sends a GET again if upstream closed the connection before the GET arrived.
+session's id from the browser. `bff.upstream.pool` sends the requests. It follows no redirect, keeps
+no cookie and resolves no dots in a path. It takes no credentials and no proxy from the environment.
+It sends a GET again if upstream closed the connection before the GET arrived.
 
 An answer counts as the API's only if it looks like the API's (`bff.upstream.identity`). Anything
 else is upstream's trouble, whatever its status says.
@@ -57,8 +57,8 @@ class Upstream:
 
     Args:
         transport: sends the requests.
-        credentials: sign the requests. If upstream rejects the secret key and there is a next one,
-            a load is sent once more with it.
+        credentials: sign the requests. If upstream rejects the secret key, a load is sent once
+            more with the next one.
         timeout: seconds for a whole answer, connecting and retrying included.
         observe: called with the quota of each accepted answer that describes one.
         clock: reads the two clocks.
@@ -88,8 +88,8 @@ class Upstream:
         Args:
             path: below the API's address.
             read: reads the body; raises `UpstreamInvalid` if the API cannot have sent it.
-            again: awaited before a second call, which follows when the key is rejected and there
-                is a next one. It spends that call from the budget, or raises.
+            again: awaited before a second call, with the next secret key. It spends that call from
+                the budget, or raises.
 
         Raises:
             UpstreamError: `SessionNotFound`; `UpstreamRateLimited` for upstream's own 429, with
@@ -184,7 +184,7 @@ class Upstream:
             document = read(answer.body)
             _observed(answer, observe)
             return document
-        if status == HTTPStatus.TOO_MANY_REQUESTS:  # a CDN's too: fewer calls are right
+        if status == HTTPStatus.TOO_MANY_REQUESTS:  # also from a CDN: fewer calls help
             if api_error(answer) is not None:
                 _observed(answer, observe)
             raise UpstreamRateLimited(retry_after=retry_after(answer.headers, self._wall()))

@@ -1,8 +1,8 @@
 """Calls the chat routes of Trigger.dev's API: sends one message, opens one stream.
 
-Both use a connection of their own, outside the pool of loads: a stream lasts, and a message must
-not be lost to a kept connection that is just being closed. Everything that is sent is built from
-checked values; nothing of the browser's request is copied.
+Both use a connection of their own, outside the pool of loads. A stream lasts, and a message must
+not be lost to a kept connection that is just being closed. The module builds each request from
+checked values and copies nothing from the browser's request.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class StreamOptions:
 
     Attributes:
         cursor: the number of the last record that the browser has; digits.
-        seconds: after which upstream ends the stream.
+        seconds: the time after which upstream ends the stream.
         peek: end at once if no turn is under way.
         latest: begin with the next record.
     """
@@ -48,6 +48,9 @@ class StreamOptions:
     seconds: int = 60
     peek: bool = False
     latest: bool = False
+
+
+_PEEK: Final = StreamOptions(seconds=1, peek=True, latest=True)
 
 
 class ChatUpstream:
@@ -66,7 +69,7 @@ class ChatUpstream:
         self._timeout = timeout
 
     async def append(self, session_id: str, body: bytes, part_id: str) -> Answer:
-        """Send a message once; returns upstream's answer, of any status but its troubles.
+        """Send a message once; returns an answer that is about the message.
 
         Raises:
             UpstreamError: upstream's trouble. If its `sent` is true, the message may have arrived.
@@ -96,7 +99,7 @@ class ChatUpstream:
         try:
             return self._checked(answer, used)
         except (UpstreamUnavailable, UpstreamInvalid) as error:
-            error.sent = True  # something answered, and what it did with the message is not known
+            error.sent = True  # the answering server may have accepted the message
             raise
 
     async def open(self, session_id: str, options: StreamOptions) -> Stream:
@@ -130,6 +133,16 @@ class ChatUpstream:
             _abort(stream)
             raise
         return stream
+
+    async def peek(self, session_id: str) -> bool:
+        """Whether the last record of a session's stream ends a turn; it reads the head alone.
+
+        Raises:
+            UpstreamError: as `open`.
+        """
+        stream = await self.open(session_id, _PEEK)
+        stream.abort()
+        return stream.headers.get("x-session-settled") == "true"
 
     def _request(
         self, method: bytes, session_id: str, route: str, lines: bytes, body: bytes = b""

@@ -2,9 +2,9 @@
 
 Framing is as strict as on the browsers' side. httptools refuses what is malformed: both lengths, a
 repeated length, a bad chunk, a folded line, a bare line feed. `Connection` refuses what is valid
-and yet unsafe: an unknown transfer coding, a compressed body, and a body that ends with the
-connection, because a cut answer would look complete. Interim answers (1xx) are skipped. A byte that
-arrives without a request ends the connection, so it is never taken for an answer.
+and yet unsafe: an unknown transfer coding, and a compressed body. It also refuses a body that ends
+with the connection, because a cut answer would look complete. Interim answers (1xx) are skipped. A
+byte that arrives without a request ends the connection, so it is never taken for an answer.
 """
 
 import asyncio
@@ -248,9 +248,9 @@ class Connection(asyncio.Protocol):
         self._on_end(self)
 
     def _after_interim(self, data: bytes) -> bytes:
-        """Return the bytes of the answer: what follows interim answers; empty if not known yet.
+        """Return the bytes after the interim answers; empty until the answer begins.
 
-        The parser alone would accept empty lines between them, and RTSP.
+        The parser would accept empty lines between answers, and RTSP.
         """
         data, self._start = self._start + data, b""
         at = 0
@@ -318,7 +318,7 @@ class Connection(asyncio.Protocol):
             raise UpstreamInvalid
 
     def on_message_complete(self) -> None:
-        """Note that the answer is complete; whether the connection goes on is known only now."""
+        """Note that the answer is complete, and whether the connection can be kept."""
         assert self._parser is not None  # noqa: S101  it calls this method
         self._complete = True
         if self._streamed or not self._parser.should_keep_alive():

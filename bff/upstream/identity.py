@@ -1,4 +1,4 @@
-"""Tells the API's own errors from those of whatever else may answer at its address.
+"""Tells the API's errors from those of another server that answers at its address.
 
 A browser acts on 401, 403 and 404: it mints a token, or starts a paid run. So the gateway believes
 them only of an answer that looks like the API's. A CDN, a login page, a proxy, another service or
@@ -24,7 +24,7 @@ _LIMITED: Final = frozenset(("reset", "limit", "remaining", "secondsUntilReset")
 _MISSING: Final = ("Not found", "Resource not found")
 """The API's texts for what does not exist."""
 _NAMES: Final = frozenset(("", *(status.phrase.casefold() for status in HTTPStatus)))
-"""Texts that frameworks send for want of a better one; the API says more."""
+"""Texts that frameworks send by default; the API's texts say more."""
 
 
 def is_json(headers: Mapping[str, str]) -> bool:

@@ -1,9 +1,9 @@
 """Keeps connections to the origins that the settings name, and sends requests on them.
 
-A `Pool` has the connections to one origin. A request takes the connection that was used last; so
-the others become idle and end, and nothing that a request does depends on how many are open or
-wait. Beyond the most connections a request waits for its turn. A connection ends at a maximum age,
-so a changed DNS answer is followed soon, however steady the load.
+A `Pool` has the connections to one origin. A request takes the connection that was used last, so
+unneeded connections become idle and end. The cost of a request does not depend on the number of
+connections and waiting requests. At `MAX_CONNECTIONS` a request waits for its turn. A connection
+ends at a maximum age, so the pool soon follows a changed DNS answer, however steady the load.
 """
 
 import asyncio
@@ -30,13 +30,14 @@ MAX_CONNECTIONS: Final = 100
 MAX_WAITING: Final = 2000
 """Requests to one origin that wait for a connection; each is also bounded by its own timeout."""
 IDLE_SECONDS: Final = 4.0
-"""Seconds that an idle connection is kept: below the five after which common servers close it. A
-request on a connection that is just being closed fails, and only a GET is sent again."""
+"""Seconds that an idle connection is kept. Common servers close it after five. A request on a
+connection that is just being closed fails, and only a GET is sent again."""
 MAX_AGE_SECONDS: Final = 45.0
-"""Seconds of a connection's life: with one answer more, a changed address is followed in a minute.
-Lives differ by up to a quarter, so that connections opened together do not end together."""
+"""Seconds of a connection's life. With one last answer it is under a minute, in which the pool
+follows a changed address. Lives differ by up to a quarter, so that connections which were opened
+together do not end together."""
 _GOLDEN: Final = 0.618
-"""Its multiples, without their whole part, spread evenly between 0 and 1: so do the lives."""
+"""The fractional parts of its multiples spread evenly between 0 and 1, and so do the lives."""
 _FAMILY_DELAY: Final = 0.25
 """Seconds until the next address is tried as well (RFC 8305 §8)."""
 _SWEEP_SECONDS: Final = 1.0
@@ -172,8 +173,8 @@ class Pool:
     async def send(self, request: Request) -> Answer:
         """Send *request* and return the whole answer; the caller bounds the time.
 
-        A GET that got no byte back on a kept connection is sent once more, on a new connection:
-        upstream closed the kept one before it read the request.
+        A GET that got no byte back on a kept connection is sent once more, on a new connection.
+        Upstream closed the kept one before it read the request.
 
         Raises:
             UpstreamError: `UpstreamUnavailable`, `UpstreamTimeout` (of the connect) or

@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 
 from bff.demo.upstream import session
 from bff.request import HeaderFields, RequestHead
-from bff.server import fast_path, run
+from bff.server import run
+from bff.server.header_cache import HeaderCache
 
 
 def resident() -> int:
@@ -72,7 +73,7 @@ async def main(copies: int, tokens: int, connections: int, requests: int) -> Non
         print(f"verified token: {(resident() - before) / len(gateway.config.verifier):,.0f} bytes "
               f"({len(gateway.config.verifier):,} kept of {tokens:,})")  # fmt: skip
 
-        cache, before = fast_path.HeaderCache(), resident()
+        cache, before = HeaderCache(), resident()
         for one in made:
             headers = [(b"authorization", b"Bearer " + one), (b"origin", b"https://app.example")]
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)

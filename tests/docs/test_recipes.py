@@ -97,7 +97,8 @@ def test_log_fields_come_from_a_fixed_list() -> None:
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and re.search(
-                r"\blog\.(info|warning|error|bind)$|\.often$|\.exception$", ast.unparse(node.func)
+                r"\blog\.(info|warning|error|log|bind)$|\.often$|\.exception$",
+                ast.unparse(node.func),
             ):
                 for keyword in node.keywords:
                     name = keyword.arg or ast.unparse(keyword.value)

@@ -1,5 +1,6 @@
 """The repository keeps its own promises: what the documentation says is what the code does."""
 
+import ast
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from bff.sessions.policy import Policy
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
+MAX_FILE_LINES, MAX_CLASS_LINES = 400, 250
 DESIGN, SETTINGS_PAGE = (ROOT / "docs" / f"{name}.md" for name in ("DESIGN", "SETTINGS"))
 
 
@@ -127,6 +129,24 @@ def test_design_tree_lists_every_module() -> None:
     modules = {(f"{path.parent}/".removeprefix("./"), path.stem) for path in files}
 
     assert shown == {pair for pair in modules if not pair[1].startswith("__")}
+
+
+def test_files_and_classes_are_short() -> None:
+    long = []
+    for path in (ROOT / "bff").rglob("*.py"):
+        text = path.read_text()
+        lines = {"": len(text.splitlines())} | {
+            node.name: (node.end_lineno or 0) - node.lineno + 1
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.ClassDef)
+        }
+        long += [
+            (str(path.relative_to(ROOT)), name, count)
+            for name, count in lines.items()
+            if count > (MAX_CLASS_LINES if name else MAX_FILE_LINES)
+        ]
+
+    assert long == [], "docs/DESIGN.md tells the bounds: cut where a part has a name of its own"
 
 
 def test_every_file_that_a_page_names_exists() -> None:

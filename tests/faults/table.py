@@ -18,6 +18,8 @@ _LIVE = "tests/gateway/test_live.py"
 _HOSTILE_CHATS = "tests/server/test_hostile_chats.py"
 _STREAM_BYTES = "tests/server/test_stream_bytes.py"
 _RECORDS = "tests/chat/test_records.py"
+_PEEKS = "tests/gateway/test_peeks.py"
+_LISTENERS = "tests/incidents/test_incident_listeners.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
@@ -158,7 +160,7 @@ FAULTS = [
         "bff/gateway/admission.py",
         "        window = limiter.charge(address, request.now)\n",
         "        from bff.sessions import ids\n"
-        "        count = limiter.charge if head.path.startswith(ids.ROUTE) else limiter.window\n"
+        "        count = limiter.charge if head.path.startswith(ids.ROUTE) else limiter.look\n"
         "        window = count(address, request.now)\n",
         f"{_PATHS}::test_08_another_spelling_does_not_bypass_the_limits",
     ),
@@ -390,8 +392,8 @@ FAULTS = [
     Fault(
         29,
         "bff/server/fast_path.py",
-        'self._answers[-2] = b"connection: close\\r\\n\\r\\n"',
-        "pass",
+        "            self._unsent.end_connection()\n",
+        "",
         f"{_WIRE}::test_29_nothing_is_answered_after_the_last_request",
     ),
     Fault(
@@ -417,14 +419,14 @@ FAULTS = [
     ),
     Fault(
         29,
-        "bff/server/fast_path.py",
+        "bff/server/header_cache.py",
         'HTTP/1\\.1" % PLAIN_PATH',
         'HTTP/1\\.[01]" % PLAIN_PATH',
         f"{_FAST_PATH}::test_kept_header_lines_are_read_as_if_parsed",
     ),
     Fault(
         32,
-        "bff/server/fast_path.py",
+        "bff/server/header_cache.py",
         "_MAX_HEADER_BYTES, getsizeof=itemgetter(1)",
         "10**9, getsizeof=itemgetter(1)",
         f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
@@ -536,10 +538,10 @@ FAULTS = [
     ),
     Fault(
         32,
-        "bff/server/fast_path.py",
+        "bff/server/header_cache.py",
         "return 2 * len(lines) + _ENTRY_BYTES + _VALUE_BYTES * values",
         "return 2 * len(lines) + _ENTRY_BYTES",
-        f"{_FAST_PATH}::test_header_cache_does_not_underestimate_its_memory",
+        "tests/server/test_header_cache.py::test_header_cache_does_not_underestimate_its_memory",
     ),
     Fault(
         32,
@@ -558,7 +560,7 @@ FAULTS = [
     Fault(
         33,
         "bff/server/connection.py",
-        "        self._idle_since = None\n        if not self._incomplete:\n",
+        "        self._idle.stop()\n        if not self._incomplete:\n",
         "        if not self._incomplete:\n",
         f"{_CONNECTION}::test_connection_is_not_idle_while_a_request_arrives",
     ),
@@ -725,14 +727,14 @@ FAULTS = [
     ),
     Fault(
         68,
-        "bff/gateway/decide.py",
+        "bff/gateway/claimants.py",
         "        caller = introspector.caller(claimant, request.now)\n        if caller is not None:",
         "        caller = claimant._caller\n        if caller is not None:",
         f"{_WORK}::test_68_invented_token_gets_no_list",
     ),
     Fault(
         68,
-        "bff/gateway/decide.py",
+        "bff/gateway/claimants.py",
         "            introspector.count_refused(request, claimant)  # 429\n",
         "",
         f"{_WORK}::test_68_each_request_of_an_invented_token_is_counted",
@@ -1902,14 +1904,14 @@ FAULTS = [
     Fault(
         54,
         "bff/gateway/lists.py",
-        "unless=lambda copy: gateway.is_usable(copy, request.now),",
+        "unless=lambda copy: gateway.cache.is_usable(copy, request.now),",
         "unless=lambda copy: True,",
         f"{_RETURNS}::test_54_copy_that_grows_too_old_in_a_wait_is_not_listed",
     ),
     Fault(
         54,
         "bff/gateway/pending.py",
-        "if copy is not None and gateway.is_usable(copy, self.request.now) else None",
+        "if copy is not None and cache.is_usable(copy, self.request.now) else None",
         "",
         f"{_RETURNS}::test_54_fallback_that_grows_too_old_is_not_served",
     ),
@@ -2452,8 +2454,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/answers.py",
-        "        self._admission.authorize(request, caller, copy)\n        return copy.body",
-        "        return copy.body",
+        "        self._admission.authorize(request, caller, copy)\n        return with_answering(copy.body, answering)",
+        "        return with_answering(copy.body, answering)",
         f"{_LIVE}::test_revoked_session_of_a_list_causes_no_byte",
     ),
     Fault(
@@ -2511,5 +2513,128 @@ FAULTS = [
         "        self.resume_stream()\n",
         "",
         "tests/server/test_listening.py::test_reader_that_stops_holds_few_bytes_and_gets_the_newest",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "            or before.live.answering != config.live.answering\n",
+        "",
+        f"{_PEEKS}::test_switching_it_ends_the_streams",
+    ),
+    Fault(
+        0,
+        "bff/stream_registry.py",
+        """\
+        self._telemetry.often(
+            "stream_ended", now, kind=self._kind, reason=reason, seconds=round(seconds, 3)
+        )
+""",
+        "",
+        "tests/test_stream_registry.py::test_log_tells_the_reason_of_each_end_and_stays_small",
+    ),
+    Fault(
+        0,
+        "bff/gateway/peeks.py",
+        "if not self._is_followed(copy):",
+        "if False:",
+        f"{_PEEKS}::test_session_whose_listener_left_is_not_peeked",
+    ),
+    Fault(
+        0,
+        "bff/replicas/alone.py",
+        "        wait = await self.limits.spend(environment, budget, timeout=0.0)\n",
+        "        wait = 0.0\n",
+        f"{_PEEKS}::test_peeks_have_a_budget_and_take_turns",
+    ),
+    Fault(
+        0,
+        "bff/live/answering.py",
+        "if peek.began <= max(turn.exact_at, self._forgotten):",
+        "if False:",
+        "tests/live/test_answering.py::test_peek_that_began_before_a_message_tells_less",
+    ),
+    Fault(
+        0,
+        "bff/config/live_settings.py",
+        'if not live.answering or firsts.isdisjoint(("answering", "*")):',
+        "if True:",
+        "tests/config/test_live_settings.py::test_answering_replaces_nothing_that_the_policy_shows",
+    ),
+    Fault(
+        70,
+        "bff/gateway/live.py",
+        "        if wall >= caller.expires:\n",
+        "        if False:\n",
+        f"{_LISTENERS}::test_70_stream_ends_with_its_token",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "if turn.idle is None or now - turn.learned_at >= VALID_SECONDS:\n            return None",
+        "if turn.idle is None or now - turn.learned_at >= VALID_SECONDS:\n            return False",
+        f"{_LISTENERS}::test_71_unknown_answering_is_absent",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "elif turn.started or now >= turn.until:",
+        "else:",
+        f"{_LISTENERS}::test_71_message_is_answered_before_the_agent_has_begun",
+    ),
+    Fault(
+        72,
+        "bff/live/answering.py",
+        "        if now < turn.peek_at:\n",
+        "        if False:\n",
+        f"{_LISTENERS}::test_72_peeks_cost_one_request_a_session_and_ttl",
+    ),
+    Fault(
+        73,
+        "bff/live/lists.py",
+        "if len(before) < len(together) <= _MAX_NAMES:",
+        "if False:",
+        f"{_LISTENERS}::test_73_token_for_a_new_chat_ends_the_list",
+    ),
+    Fault(
+        0,
+        "bff/live/lists.py",
+        "            self._names[person] = together\n",
+        "",
+        "tests/live/test_lists.py::test_name_counts_once_although_no_list_has_it",
+    ),
+    Fault(
+        0,
+        "bff/live/lists.py",
+        "        self._names[person] = self._names.get(person, names) | names\n",
+        "        self._names[person] = names\n",
+        "tests/live/test_lists.py::test_different_lists_do_not_end_each_other_for_ever",
+    ),
+    Fault(
+        96,
+        "bff/gateway/live_loads.py",
+        "        _, name = watch.key\n",
+        "        _, name = watch.key\n        self._lookup._cache.purge(*watch.key)\n",
+        f"{_LISTENERS}::test_96_five_hundred_listeners_cost_one_load_a_ttl",
+    ),
+    Fault(
+        97,
+        "bff/live/listeners.py",
+        "watches = [self._watches[key] for key in copy.keys if key in self._watches]",
+        "watches = list(self._watches.values())",
+        f"{_LISTENERS}::test_97_hidden_session_changes_no_byte_of_a_listener",
+    ),
+    Fault(
+        98,
+        "bff/gateway/live.py",
+        "        grounds.listener = listener = Listener(",
+        "        self._cache.clear(loads=False)\n        grounds.listener = listener = Listener(",
+        f"{_LISTENERS}::test_98_reconnect_storm_costs_one_load_a_session",
+    ),
+    Fault(
+        99,
+        "bff/gateway/live.py",
+        "if head.fields.last_event_id == events.event_id(listener.total):",
+        "if False:",
+        f"{_LISTENERS}::test_99_known_state_is_not_sent_again_after_a_reconnect",
     ),
 ]

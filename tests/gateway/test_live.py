@@ -432,6 +432,31 @@ async def test_revoked_session_of_a_list_causes_no_byte(live: World) -> None:
     assert listening.events() == []
 
 
+async def test_token_for_a_new_session_ends_the_lists_of_its_person(live: World) -> None:
+    def token(who: str, *names: str) -> str:
+        return live.token(*read(*names), act={"sub": who}, iat=int(live.clock.wall))
+
+    anns = await listen(live, None, token=token("ann", "chat-1"))
+    single = await listen(live, "chat-1", token=token("ann", "chat-1"))
+    bens = await listen(live, None, token=token("ben", "chat-1"))
+    await live.get("chat-1", token=token("ann", "chat-1"))
+    for one in (anns, single, bens):
+        one.events()
+    live.clock.advance(5)
+    fresh = token("ann", "chat-2")
+    await live.get("chat-2", token=fresh[:-2] + "AA")
+    forged = anns.events()
+    await live.get("chat-2", token=fresh)
+
+    assert forged == []
+    assert [event.data for event in anns.events()] == [{"reason": "outdated"}]
+    assert (single.events(), bens.events()) == ([], [])
+    again = await listen(live, None, token=token("ann", "chat-1", "chat-2"))
+    assert len(again.events()[0].data["data"]) == 2
+    await live.get("chat-2", token=fresh)
+    assert again.events() == []
+
+
 async def test_removed_key_ends_the_stream(live: World) -> None:
     await live.start(**OFF | {"BFF_SIGNING_KEYS": f"{NEW_KEY},{OWN_KEY}"})
     listening = await listen(live, "chat-1")

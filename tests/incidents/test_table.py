@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-NUMBERS = {*range(1, 60), *range(64, 70), *range(80, 96)}
+NUMBERS = {*range(1, 60), *range(64, 74), *range(80, 100)}
 
 
 def _table() -> dict[int, tuple[str, str]]:

@@ -13,7 +13,7 @@ from bff.config import reader
 from bff.demo.upstream import Answer
 from bff.ops.check import Finding, Result
 from bff.ops.check_gateway import GatewayChecker
-from bff.upstream.client import Client
+from bff.upstream.other_hosts import Client
 
 
 class Body(httpx2.AsyncByteStream):

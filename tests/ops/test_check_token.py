@@ -66,7 +66,7 @@ def test_missing_id_is_learned(upstream: running_upstream) -> None:
         BFF_ENVIRONMENT_ID=None,
     )
 
-    assert "sub is env_branch, but BFF_ENVIRONMENT_ID env_test" in done.stdout
+    assert "sub is env_branch, but BFF_ENVIRONMENT_ID is env_test" in done.stdout
 
 
 def test_keys_of_a_source_are_fetched(tmp_path) -> None:
@@ -82,4 +82,4 @@ def test_keys_of_a_source_are_fetched(tmp_path) -> None:
     gone = explain(pair.sign(good), BFF_CONFIG=str(file))
 
     assert "OK       signature: a key of the source verifies it" in done.stdout
-    assert "UNSURE   signature: the source's keys are not known" in gone.stdout
+    assert "UNSURE   signature: the gateway has no trusted keys of the source now" in gone.stdout

@@ -41,7 +41,7 @@ def test_screen_of_a_running_gateway(gateway: Gateway) -> None:
     for text in (
         "environment default\n",
         "  health     the upstream ",
-        " loads left now; copies stay fresh for at least ",
+        " loads left now; longest stretch ",
         "  loads      1 ok",
         "  token_missing",
         "  unauthorized",
@@ -99,7 +99,7 @@ def test_two_readings_give_the_rates_between_them() -> None:
     assert "in the last 10 s" in text
     assert "answers      12.1 a second" in text
     assert "hits       100.0 % of 30 lookups" in text
-    assert "7 loads left now; copies stay fresh for at least 3.2 s" in text
+    assert "7 loads left now; longest stretch 3.2 s" in text
     assert "key        number 2 is used" in text
     refusals = text.partition("refusals\n")[2].splitlines()
     assert [line.split()[0] for line in refusals] == ["over_budget", "rate_limited"]

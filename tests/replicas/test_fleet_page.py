@@ -30,9 +30,9 @@ FACTS = (
     f"all replicas, for at most {rate.MAX_RESET:g} seconds",
     f"reads the last {STREAMS['revocations'].kept:,} before it serves",
     f"the store keeps the last {STREAMS['purges'].kept:,}",
-    f"is accepted for {introspected.ACCEPTED_SECONDS:g} seconds from upstream's answer",
-    f"a refusal holds for {introspected.REFUSED_SECONDS:g} seconds",
-    f"`BFF_STORE_TIMEOUT` ({reader.load(environ()).store_timeout:g} seconds): half of it",
+    f"An acceptance holds for {introspected.ACCEPTED_SECONDS:g} seconds from upstream's answer",
+    f"A refusal holds for {introspected.REFUSED_SECONDS:g} seconds",
+    f"`BFF_STORE_TIMEOUT` ({reader.load(environ()).store_timeout:g} seconds). Half of it",
     f"by {connection.UNKNOWN_REPLICAS} if it never was",
     f"again within {connection.STABLE_HEARTBEATS} heartbeats",
     f"down to every {connection.MAX_RETRY_SECONDS:g} seconds",
@@ -101,8 +101,8 @@ def test_measured_times_are_those_of_the_benchmark() -> None:
         for server in ("bff", "bff, Valkey")
     ]
     assert (
-        "a miss takes {} ms of CPU without a store and {} ms with one, one at a time; "
-        "{} and {} ms with 1,000 at once".format(*times)
+        "one miss at a time takes {} ms of CPU without a store and {} ms with one. "
+        "With 1,000 at once, each takes {} and {} ms".format(*times)
     ) in SENTENCES
 
 

@@ -152,8 +152,8 @@ async def test_gateway_stops_reading_from_a_slow_reader(clock: Clock) -> None:
 async def test_idle_connection_closes_and_a_busy_one_does_not(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         for side in sides:
-            transport, loop = side.connect(), FakeLoop()
-            transport.protocol.loop = loop
+            loop = FakeLoop()
+            transport = side.connect(loop)
             await side.feed(transport, PREFLIGHT)
             assert loop.seconds == [75]
             loop.now += 60
@@ -170,8 +170,8 @@ async def test_idle_connection_closes_and_a_busy_one_does_not(clock: Clock) -> N
 
 async def test_connection_is_not_idle_while_a_request_arrives(clock: Clock) -> None:
     async with both_sides(clock) as sides:
-        transport, loop = sides[1].connect(), FakeLoop()
-        transport.protocol.loop = loop
+        loop = FakeLoop()
+        transport = sides[1].connect(loop)
         await sides[1].feed(transport, PREFLIGHT + b"GET / HT")
         assert loop.seconds == [10], "the deadline of the second request"
         await sides[1].feed(transport, b"TP/1.1\r\n")
@@ -190,8 +190,8 @@ async def test_connection_is_not_idle_while_a_request_arrives(clock: Clock) -> N
 async def test_empty_lines_do_not_keep_a_connection_open(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         for side in sides:
-            transport, loop = side.connect(), FakeLoop()
-            transport.protocol.loop = loop
+            loop = FakeLoop()
+            transport = side.connect(loop)
             await side.feed(transport, PREFLIGHT)
             for _ in range(15):
                 loop.now += 5
@@ -203,20 +203,21 @@ async def test_empty_lines_do_not_keep_a_connection_open(clock: Clock) -> None:
 
 async def test_connection_is_not_idle_during_a_load(clock: Clock) -> None:
     async with both_sides(clock) as sides:
-        transport = sides[1].connect()
+        loop = FakeLoop()
+        transport = sides[1].connect(loop)
         transport.protocol.data_received(PREFLIGHT + request(GOOD))
         assert transport.sent.startswith(b"HTTP/1.1 204")
-        assert transport.protocol._idle_timer is None
+        assert loop.seconds == []
         await sides[1].settle()
         assert transport.sent.count(b"HTTP/1.1 200") == 1
-        assert transport.protocol._idle_timer is not None
+        assert loop.seconds == [75]
 
 
 async def test_connection_closes_when_its_last_answer_is_not_read(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         for side in sides:
-            transport, loop = side.connect(), FakeLoop()
-            transport.protocol.loop = loop
+            loop = FakeLoop()
+            transport = side.connect(loop)
             transport.close = lambda t=transport: setattr(t, "closed", True)
             await side.feed(transport, PREFLIGHT + b"NOT HTTP\r\n\r\n")
             assert transport.closed

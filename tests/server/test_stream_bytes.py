@@ -89,7 +89,7 @@ async def opened(
         side = sides[request.param]
         live = Live(side.world)
         live.take_over()
-        transport = side.connect()
+        transport = side.connect(FakeLoop())
         await side.feed_unsettled(transport, STREAM)
         assert transport.sent.startswith(b"HTTP/1.1 200 ")
         yield side, transport, live
@@ -126,7 +126,7 @@ async def test_revoked_stream_has_a_clean_end(opened: tuple[Side, FakeTransport,
     side, transport, live = opened
 
     await side.world.ops.post("/revocations", json={"session": "chat-1"})
-    for _ in side.world.service.gateway.check_streams():
+    for _ in side.world.service.gateway.stream_checks.check():
         pass
     await turns()
 
@@ -162,13 +162,12 @@ async def test_browser_that_reads_nothing_is_cut_in_the_end(
     opened: tuple[Side, FakeTransport, Live],
 ) -> None:
     _, transport, live = opened
-    loop = FakeLoop()
-    transport.protocol.loop = loop
+    loop = transport.protocol.loop
     transport.protocol.pause_writing()
-    assert loop.seconds == [75], "BFF_IDLE_TIMEOUT"
+    assert loop.timers[-1].seconds == 75, "BFF_IDLE_TIMEOUT"
     assert not transport.closed
 
-    loop.timers[0].run()
+    loop.timers[-1].run()
     await turns()
 
     assert transport.closed

@@ -145,7 +145,7 @@ class Live:
 
     async def ended(self) -> bool:
         """Let the gateway check its streams once; tell whether this one has ended."""
-        for _ in self._world.service.gateway.check_streams():
+        for _ in self._world.service.gateway.stream_checks.check():
             pass
         for _ in range(5):
             await asyncio.sleep(0)

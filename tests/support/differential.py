@@ -123,10 +123,12 @@ class Side:
         self.config = run.config(world.service.browser_app, lifespan=False, protocol=protocol)
         self.config.load()
 
-    def connect(self) -> FakeTransport:
+    def connect(self, loop: FakeLoop | None = None) -> FakeTransport:
         transport = FakeTransport()
         make: Any = self.config.http_protocol_class
-        transport.protocol = make(config=self.config, server_state=self.state, app_state={})
+        transport.protocol = make(
+            config=self.config, server_state=self.state, app_state={}, _loop=loop
+        )
         transport.protocol.connection_made(transport)
         return transport
 

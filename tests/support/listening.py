@@ -127,7 +127,7 @@ async def listen(
 async def look(world: World, seconds: float = 0.0) -> None:
     """Let time pass, ask for the loads that listeners need, and let them end."""
     world.clock.advance(seconds)
-    for _ in world.service.gateway.look_for_listeners():
+    for _ in world.service.gateway.stream_checks.look():
         pass
     await settle(world)
 
@@ -141,7 +141,7 @@ async def settle(world: World) -> None:
 
 def check(world: World) -> None:
     """Let the gateway check all streams once, and send heartbeats."""
-    for _ in world.service.gateway.check_streams():
+    for _ in world.service.gateway.stream_checks.check():
         pass
 
 

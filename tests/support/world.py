@@ -25,9 +25,9 @@ from bff.copies.readiness import READINESS_ID
 from bff.demo.upstream import Answer, Environment, PretendUpstream, Seen, session
 from bff.ops.tracing import Tracing
 from bff.telemetry import Telemetry
-from bff.upstream.client import Client, Network
 from bff.upstream.connection import Answer as UpstreamAnswer
 from bff.upstream.connection import Request, Stream
+from bff.upstream.other_hosts import Client, Network
 from bff.upstream.pool import Address
 
 ROOT_KEY = "tr_prod_rootKEYsentinel000000001"

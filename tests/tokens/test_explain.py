@@ -2,6 +2,7 @@
 
 import json
 from base64 import urlsafe_b64encode
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,6 +113,15 @@ def test_token_of_a_source_is_checked_by_its_keys() -> None:
     assert failed(sign(good), sources=[source(pair)]) == ["algorithm", "signature"]
     unknown = checks(pair.sign(good), sources=[source(pair, known=False)])
     assert unknown["signature"].passed is None
+
+
+def test_audience_fails_when_the_source_has_none() -> None:
+    pair = KeyPair("RS256", "a")
+    without = replace(source(pair), audiences=())
+    good = {"iss": "https://one", "sub": "ann", "exp": WALL + 60}
+
+    assert failed(pair.sign(good), sources=[without]) == []
+    assert "audience" in failed(pair.sign(good | {"aud": "chat"}), sources=[without])
 
 
 @pytest.mark.parametrize("value", [None, True, 1e300, -1e300, "x", [], {}, float("1e15")])

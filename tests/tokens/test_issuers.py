@@ -289,7 +289,7 @@ async def test_new_key_is_fetched_while_no_request_waits_for_it(
         await outcome(sourced, token(sourced, "keycloak", key=stranger))
     assert len(fetches()) == before
 
-    await sourced.service.key_refresh.refresh(source)
+    await sourced.service.changes.key_refresh.refresh(source)
 
     assert (await outcome(sourced, good)) == (200, "")
 
@@ -302,7 +302,7 @@ async def test_removed_key_ends_the_tokens_that_it_verified(
     jwks.keys["auth0"] = [KEYS["supabase"], KeyPair("RS256", "auth0-9")]
     source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
 
-    await sourced.service.key_refresh.refresh(source)
+    await sourced.service.changes.key_refresh.refresh(source)
 
     assert (await outcome(sourced, changed)) == (401, "token_invalid")
     assert (await outcome(sourced, other))[0] == 200
@@ -335,7 +335,7 @@ async def test_keys_are_trusted_for_a_day_while_their_server_fails(
     source = sourced.service.gateway.config.verifier._sources["https://my-tenant.eu.auth0.com/"]
     before = len(jwks.seen)
 
-    await sourced.service.key_refresh.refresh(source)
+    await sourced.service.changes.key_refresh.refresh(source)
 
     assert jwks.seen[before:] == ["/auth0"], "one request, and no redirect is followed"
     assert source.keys.wait(sourced.clock.now) == 10
@@ -345,7 +345,7 @@ async def test_keys_are_trusted_for_a_day_while_their_server_fails(
     sourced.clock.advance(1)
     assert (await outcome(sourced, good)) == (503, "not_ready"), "the token may be valid"
     jwks.answer = None
-    await sourced.service.key_refresh.refresh(source)
+    await sourced.service.changes.key_refresh.refresh(source)
     assert (await outcome(sourced, good))[0] == 200
 
 

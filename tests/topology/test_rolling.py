@@ -48,7 +48,7 @@ from bff.clock import system_clock
 from bff.config import reader
 from bff.ops.check import Result
 from bff.ops.check_gateway import GatewayChecker
-from bff.upstream.client import Client
+from bff.upstream.other_hosts import Client
 
 ROOT = Path(__file__).parents[2]
 CADDYFILE = ROOT / "deploy" / "Caddyfile"
@@ -116,6 +116,8 @@ class Caddy:
 WITHOUT_DATA = {
     "bff_key_fetches_total",
     "bff_messages_total",
+    "bff_peeks_total",
+    "bff_shared_peeks_total",
     "bff_shared_verdicts_total",
     "bff_stream_headers_dropped_total",
     "bff_token_tests_total",
@@ -300,6 +302,21 @@ def test_app_and_sessions_share_an_origin(topology: Topology) -> None:
     assert app.status_code == 200
     assert "x-request-id" not in app.headers
     assert ops == [404] * 4
+
+
+def test_caddy_passes_events_at_once(topology: Topology) -> None:
+    document = topology.upstream.app.environments[0].find("chat-2")
+    assert document is not None
+    headers = topology.token("chat-2") | {"accept": "text/event-stream"}
+    with (
+        topology.caddy.browser(timeout=10) as browser,
+        browser.stream("GET", PATH + "chat-2", headers=headers) as response,
+    ):
+        lines = response.iter_lines()
+        assert "event: sessions" in lines
+        document["taskIdentifier"] = "another"
+        assert "event: session" in lines, "a small event arrives alone"
+        assert "another" in next(lines)
 
 
 def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology) -> None:

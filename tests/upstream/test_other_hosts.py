@@ -8,8 +8,8 @@ import pytest
 from support.raw_upstream import Handler, http, server
 
 from bff.errors import UpstreamError
-from bff.upstream.client import Client, sockets
 from bff.upstream.connection import MAX_BODY_BYTES
+from bff.upstream.other_hosts import Client, sockets
 
 
 def client() -> Client:

@@ -1,0 +1,65 @@
+"""News for listeners: announcements of which a loss does no harm, because they only save time."""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from bff.clock import Clock
+from bff.replicas.codec import Namespace, conceal, reveal
+from bff.replicas.store import Store
+from bff.replicas.valkey import if_available
+
+USEFUL_SECONDS: Final = 60.0
+"""Seconds after which news are ignored: a replica that starts reads old announcements."""
+
+
+class SharedNews:
+    """Announces news of an environment to all replicas, and receives those of others.
+
+    Args:
+        store: carries them, concealed.
+        namespaces: by environment name; an environment without one shares nothing.
+        clock: reads the two clocks.
+        spawn: runs a coroutine to its end in a task of its own.
+        received: gets the environment and the values of each `announce`, of this replica's too.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        namespaces: Callable[[], Mapping[str, Namespace]],
+        clock: Clock,
+        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
+        received: Callable[..., None],
+    ) -> None:
+        self._store = store
+        self._namespaces = namespaces
+        self._clock = clock
+        self._spawn = spawn
+        self._received = received
+
+    def announce(self, environment: str, *news: Any) -> None:
+        """Tell all replicas *news*, which JSON can write; nobody waits for it."""
+        namespace = self._namespaces().get(environment)
+        if namespace is not None and self._store.up:
+            _, wall = self._clock()
+            text = conceal(self._store.key.agreed, json.dumps([wall, *news])).decode()
+            self._spawn(self._publish(namespace.origin, text))
+
+    async def _publish(self, origin: str, text: str) -> None:
+        await if_available(self._store.publish("news", origin=origin, news=text))
+
+    def receive(self, origin: str, text: str) -> None:
+        """Pass on an announcement.
+
+        Raises:
+            ValueError: no gateway wrote it.
+        """
+        sent, *news = json.loads(reveal(self._store.key.agreed, text.encode()))
+        if abs(self._clock()[1] - sent) > USEFUL_SECONDS:
+            return
+        for environment, namespace in self._namespaces().items():
+            if namespace.origin == origin:
+                self._received(environment, *news)

@@ -1,0 +1,71 @@
+"""Heartbeats: what counts as late."""
+
+import asyncio
+import time
+from typing import Any
+
+from bff.replicas.heartbeat import HeartbeatLink
+
+PING: list[tuple[Any, ...]] = [("PING",)]
+
+
+class Clients:
+    """A client whose answers come after `seconds`."""
+
+    def __init__(self) -> None:
+        self.seconds, self.sent = 0.0, 0
+
+    def connect(self, _: float) -> "Clients":
+        return self
+
+    def pipeline(self, **_: bool) -> "Clients":
+        return self
+
+    def execute_command(self, *_: Any) -> None:
+        self.sent += 1
+
+    async def execute(self, **_: bool) -> list[bytes]:
+        await asyncio.sleep(self.seconds)
+        return [b"PONG"]
+
+    async def close(self, client: "Clients") -> None:
+        pass
+
+
+def linked() -> tuple[HeartbeatLink, Any]:
+    clients: Any = Clients()
+    return HeartbeatLink(clients), clients
+
+
+async def test_heartbeat_returns_the_answers() -> None:
+    link, _ = linked()
+
+    assert await link.beat(PING, 1.0) == [b"PONG"]
+    await link.close()
+
+
+async def test_heartbeat_without_an_answer_in_time_is_late() -> None:
+    link, clients = linked()
+    clients.seconds = 3600.0
+
+    assert await link.beat(PING, 0.01) is None
+    assert await link.beat(PING, 0.01) is None
+    assert clients.sent == 1, "a silent store gets no second heartbeat"
+    await link.close()
+
+
+async def test_busy_process_does_not_make_a_heartbeat_late() -> None:
+    link, clients = linked()
+    clients.seconds = 0.05
+    busy = asyncio.create_task(_block(until=time.monotonic() + 0.15))
+
+    assert await link.beat(PING, 0.02) == [b"PONG"]
+    await busy
+    await link.close()
+
+
+async def _block(until: float) -> None:
+    """Block the event loop again and again, so that it wakes up late."""
+    while time.monotonic() < until:
+        time.sleep(0.01)  # noqa: ASYNC251  it blocks on purpose
+        await asyncio.sleep(0)
