@@ -2253,10 +2253,8 @@ FAULTS = [
     Fault(
         59,
         "bff/chat/records.py",
-        """            passed[-1]["seq_num"],
-""",
-        """            passed[0]["seq_num"],
-""",
+        "id: {self.cursor}",
+        "id: {self.cursor - 1}",
         "tests/properties/test_property_resume.py::test_twenty_reconnects_lose_and_double_nothing",
     ),
     Fault(
@@ -2276,7 +2274,7 @@ FAULTS = [
     Fault(
         95,
         "bff/chat/records.py",
-        "    if not (isinstance(type_, str) and type_.startswith(_OWN)):",
+        "    if not (isinstance(type_, str) and type_.lstrip().lower().startswith(_OWN)):",
         "    if True:",
         f"{_CHAT}::test_95_token_of_a_finished_turn_never_passes",
     ),
@@ -2290,8 +2288,8 @@ FAULTS = [
     Fault(
         0,
         "bff/chat/messages.py",
-        "        if self.identity_field is not None:\n",
-        "        if False:\n",
+        "        if self.identity_field is not None:\n            metadata",
+        "        if False:\n            metadata",
         "tests/chat/test_messages.py::test_identity_takes_the_place_of_a_forged_one",
     ),
     Fault(
