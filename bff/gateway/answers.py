@@ -26,7 +26,7 @@ from bff.response import (
     server_timing,
 )
 from bff.sessions.copy import Copy
-from bff.sessions.page import Page
+from bff.sessions.list_answer import Page
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant

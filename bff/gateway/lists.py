@@ -31,7 +31,7 @@ from bff.gateway.pending import (
 from bff.response import Response
 from bff.sessions import ids, list_query
 from bff.sessions.copy import Copy
-from bff.sessions.page import Listing, is_late
+from bff.sessions.list_answer import Listing, is_late
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.scopes import Grant

@@ -28,8 +28,8 @@ from bff.live.listener import Listener
 from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners
 from bff.response import Response
 from bff.sessions.copy import Copy
+from bff.sessions.list_answer import unavailable_members
 from bff.sessions.list_query import Query
-from bff.sessions.page import unavailable_members
 from bff.tokens.caller import Caller
 from bff.tokens.revocations import Revocations
 from bff.tokens.scopes import Grant

@@ -1590,14 +1590,14 @@ FAULTS = [
     ),
     Fault(
         49,
-        "bff/sessions/page.py",
+        "bff/sessions/list_answer.py",
         "            if index < regular and is_late(outcome):\n",
         "            if False:\n",
         f"{_FAIRNESS}::test_49_three_users_who_follow_next_miss_nothing",
     ),
     Fault(
         49,
-        "bff/sessions/page.py",
+        "bff/sessions/list_answer.py",
         "            if index < regular and is_late(outcome):\n",
         "            if False:\n",
         f"{_FAIRNESS}::test_49_late_member_comes_with_the_next_page",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from bff.errors import Refusal, Refused
 from bff.sessions.copy import Copy
 from bff.sessions.cursor import Cursor
+from bff.sessions.list_answer import Listing, Outcome, Page
 from bff.sessions.list_query import Query
-from bff.sessions.page import Listing, Outcome, Page
 
 NAMES = [f"n{number}" for number in range(8)]
 COPIES = {
