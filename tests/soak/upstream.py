@@ -80,7 +80,7 @@ def main(host: str, port: int, sessions: int, folder: Path) -> None:  # noqa: C9
     app = PretendUpstream(environment, clock=time.time)
     app.override = override
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http=Protocol)
-    with socket.create_server((host, port), backlog=512) as sock:
+    with socket.create_server((host, port), backlog=512, reuse_port=True) as sock:
         asyncio.run(uvicorn.Server(config).serve(sockets=[sock]))
 
 

@@ -205,11 +205,24 @@ class Replica(Gateway):
         return struct.unpack_from("d", self._shared, 8)[0]
 
 
+HOSTS = ("127.0.0.1", "127.0.0.2")
+"""The addresses of upstream, in turns."""
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Keep other programs from a port, also while nothing listens there."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind((host, port))
+    return reserved
+
+
 class Upstream:
     """The process of the pretend upstream, and its controls."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
+        self._reserved = [_reserve(host, self.port) for host in HOSTS]
         self.lock = asyncio.Lock()
         self._folder = folder
         (folder / "upstream").write_bytes(bytes(3))
@@ -219,7 +232,7 @@ class Upstream:
         self._address = 0
 
     def begin(self) -> None:
-        host, program = f"127.0.0.{self._address + 1}", HERE / "upstream.py"
+        host, program = HOSTS[self._address], HERE / "upstream.py"
         self.process = subprocess.Popen(
             [sys.executable, program, host, str(self.port), str(SESSIONS), self._folder],
             env=os.environ | {"PYTHONPATH": f"{HERE.parent.parent}:{HERE.parent}"},
@@ -234,7 +247,7 @@ class Upstream:
         old = self.process
         self._address = 1 - self._address
         self.begin()
-        await asyncio.to_thread(_listens, f"127.0.0.{self._address + 1}", self.port)
+        await asyncio.to_thread(_listens, HOSTS[self._address], self.port)
         self._control[2] = self._address
         await asyncio.sleep(seconds)
         old.kill()
