@@ -1,6 +1,7 @@
 """A gateway without a store shares nothing, and needs no other code for it."""
 
 import inspect
+from typing import Any
 
 import pytest
 from support.world import Clock
@@ -33,7 +34,7 @@ PARTS = {"announce": SharedNews.announce, "peek": SharedPeeks.peek}
 def test_every_method_has_the_arguments_of_the_shared_one(own: type, other: type) -> None:
     for name, method in inspect.getmembers(own, inspect.isfunction):
         if not name.startswith("_"):
-            shared = PARTS.get(name) or getattr(other, name)
+            shared: Any = PARTS.get(name) or getattr(other, name)
             assert list(inspect.signature(method).parameters) == list(
                 inspect.signature(shared).parameters
             ), name

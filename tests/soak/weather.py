@@ -242,6 +242,11 @@ class Upstream:
         self.process.kill()
         self.process.wait()
 
+    def close(self) -> None:
+        self.end()
+        for reserved in self._reserved:
+            reserved.close()
+
     async def move(self, seconds: float) -> None:
         """Start at another address, let names lead there, and end the old one *seconds* later."""
         old = self.process
@@ -348,7 +353,7 @@ class Soak:
             self.secret_keys, self.descriptors = asyncio.Lock(), asyncio.Lock()
             self.upstream = Upstream(self.folder)
             self.upstream.begin()
-            stack.callback(self.upstream.end)
+            stack.callback(self.upstream.close)
             self.replicas = [
                 Replica(number, self.upstream.port, self.folder, self.store.url)
                 for number in range(REPLICAS)
