@@ -331,7 +331,8 @@ def _warm(port: int, workload: Workload) -> tuple[int, str]:
             f"http://127.0.0.1:{port}{path}", None, headers, method=method
         )
         try:
-            with urllib.request.urlopen(asked, timeout=20) as answer:
+            # A gateway with an empty store waits ten seconds for revocations, on a busy machine more.
+            with urllib.request.urlopen(asked, timeout=120) as answer:
                 status, etag = answer.status, answer.headers.get("etag") or etag
         except urllib.error.HTTPError as error:
             status, etag = error.code, error.headers.get("etag") or etag
