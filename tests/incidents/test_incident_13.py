@@ -507,7 +507,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("EXAMPLES", "40")),
+    max_examples=int(os.environ.get("EXAMPLES", "30")),
     stateful_step_count=50,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes; a failure shows its steps
