@@ -125,7 +125,7 @@ class Foreign(Opaque):
     kind = "source"
 
 
-for machine, examples in ((Opaque, 12), (Foreign, 8)):
+for machine, examples in ((Opaque, 20), (Foreign, 10)):
     machine.TestCase.settings = settings(
         max_examples=int(os.environ.get("EXAMPLES", examples)),
         stateful_step_count=40,
