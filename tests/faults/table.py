@@ -1807,6 +1807,13 @@ FAULTS = [
     ),
     Fault(
         52,
+        "bff/replicas/shared_budget.py",
+        "            self._waits[budget] = now + _MEMORY_SECONDS, self._waits[budget][1]\n",
+        "            pass\n",
+        "tests/replicas/test_shared_budget.py::test_one_load_asks_for_all_when_the_memory_ends",
+    ),
+    Fault(
+        52,
         "bff/limits/rate.py",
         "self._alone_until = now + ALONE_SECONDS",
         "pass",
