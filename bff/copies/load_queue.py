@@ -113,7 +113,7 @@ class QueuedLoad(Turn):
         """Seconds until its turn, if no more loads come."""
         return self.queue.expected(self, now)
 
-    def patience(self, now: float) -> float:
+    def longest_wait(self, now: float) -> float:
         """Seconds that a request without any copy waits for its turn."""
         return TURN_SECONDS if self.queue.may_be_delayed(now) else UNBOUNDED_SECONDS
 
@@ -287,15 +287,10 @@ class LoadQueue:
     def _start_at_once(self, load: QueuedLoad, caller: Hashable) -> bool:
         """Start *load* without a turn in the queue: nothing waits, and there is room."""
         now, up = load.since, self._sharing.up
-        if (
-            self._queue
-            or self._holds
-            or self._stopped
-            or self._total >= MAX_IN_FLIGHT
-            or (up and self._unspent >= MAX_UNSPENT)
-            or not self._may_start(caller)
-            or self._wait(now) > 0
-        ):
+        busy = self._total >= MAX_IN_FLIGHT or (up and self._unspent >= MAX_UNSPENT)
+        if busy or self._queue or self._holds or self._stopped:
+            return False
+        if not self._may_start(caller) or self._wait(now) > 0:
             return False
         self._queue.pass_by(load, caller)
         self._loads[load.id] = load
@@ -382,11 +377,7 @@ class LoadQueue:
         return True
 
     def _add(self, load: QueuedLoad, caller: Hashable, *, awaited: bool) -> bool:
-        """Queue *load* if there is room. A full queue may refuse another load in its place.
-
-        Returns:
-            False if the queue refused *load*.
-        """
+        """Queue *load*; False if a full queue refused it. It may refuse another in its place."""
         most = MAX_OF_CALLER if self.may_be_delayed(self.now()) else MAX_TURNS
         loser = self._queue.add(load, caller, awaited=awaited, most=most)
         if loser is load:

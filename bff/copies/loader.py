@@ -119,18 +119,15 @@ class Loader:
         *,
         alone: bool,
     ) -> tuple[QueuedLoad | None, bool]:
-        """Join or queue the load that *caller* waits for.
+        """Join or queue the load that *caller* waits for; *alone*: the request is for it alone.
 
-        *alone* says that the request is for this session alone.
-
-        Returns:
-            The load, or None if the queue is full; whether another request had queued it.
+        Returns the load, or None if the queue is full; and whether another request had queued it.
         """
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
-        found, queue = self.find_load(environment.name, id_), self.queue(environment.name)
-        key = id_ if found is None else found.id
+        in_queue, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        key = id_ if in_queue is None else in_queue.id
         load = queue.request(key, copy, caller, stretch=stretch, alone=alone)
-        return load, found is not None
+        return load, in_queue is not None
 
     def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""

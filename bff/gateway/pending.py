@@ -229,12 +229,12 @@ async def wait_for(
 ) -> None:
     """Wait for all loads, or for the *first*; for queued loads at most *timeout* seconds.
 
-    Without *timeout*, the wait takes at most the patience of a request without any copy. If every
-    load has a fallback, the wait takes at most `FALLBACK_SECONDS`.
+    Without *timeout*, they get the longest wait of their loads. If every load has a fallback, the
+    wait takes at most `FALLBACK_SECONDS`.
     """
     began, _ = gateway.clock()
     if timeout is None:
-        timeout = max((m.load.patience(began) for m in members if m.load), default=TURN_SECONDS)
+        timeout = max((m.load.longest_wait(began) for m in members if m.load), default=TURN_SECONDS)
     until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
     again = False
     try:

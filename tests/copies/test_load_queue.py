@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -521,7 +520,7 @@ async def test_page_asks_the_store_for_few_loads_at_once(replicas: Replicas) -> 
             now -= 1
             return await ask(wait, timeout)
 
-        return await load(replace(request, ask=pay_and_ask))
+        return await load(request._replace(ask=pay_and_ask))
 
     sharing.load = counted
     token = world.token(*read(*ids))
