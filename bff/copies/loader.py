@@ -21,7 +21,7 @@ from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
-from bff.sessions import fields, ids
+from bff.sessions import ids
 from bff.sessions.copy import Copy, NegativeEntry, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
@@ -256,7 +256,8 @@ class Loader:
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""
         policy = self.config.policies.get(str(document["type"]), self.config.default_policy)
-        self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
+        if unknown := document.keys() - policy.known:
+            self._telemetry.unknown_fields(unknown)
         shown = policy.project(document)
         try:
             body = _ENCODER.encode(shown).encode()

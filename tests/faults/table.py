@@ -1738,7 +1738,7 @@ FAULTS = [
     Fault(
         49,
         "bff/copies/load_queue.py",
-        "        return self._running[caller] < _MAX_OF_CALLER\n",
+        "        return self._running.get(caller, 0) < _MAX_OF_CALLER\n",
         "        return True\n",
         f"{_LOAD_QUEUE}::test_slow_loads_of_one_caller_leave_room_for_others",
     ),
