@@ -126,8 +126,7 @@ class Loader:
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
         in_queue, queue = self.find_load(environment.name, id_), self.queue(environment.name)
         key = id_ if in_queue is None else in_queue.id
-        load = queue.request(key, copy, caller, stretch=stretch, alone=alone)
-        return load, in_queue is not None
+        return queue.request(key, copy, caller, stretch=stretch, alone=alone), in_queue is not None
 
     def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
@@ -256,7 +255,7 @@ class Loader:
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""
         policy = self.config.policies.get(str(document["type"]), self.config.default_policy)
-        if unknown := document.keys() - policy.known:
+        if unknown := document.keys() - policy.field_names:
             self._telemetry.unknown_fields(unknown)
         shown = policy.project(document)
         try:

@@ -29,7 +29,7 @@ def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
     if (
         not isinstance(document, dict)
         or (body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document))
-        or not _has_its_fields(document)
+        or not _is_complete(document)
         or not is_friendly(document["id"])
         or is_friendly(document["externalId"] or "")
     ):
@@ -39,7 +39,7 @@ def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
     return document
 
 
-def _has_its_fields(document: dict[str, Any]) -> bool:
+def _is_complete(document: dict[str, Any]) -> bool:
     for name, row in FIELDS.items():
         if not (row.accepts(document[name]) if name in document else row.absent):
             return False
