@@ -551,7 +551,7 @@ FAULTS = [
         "bff/server/fast_path.py",
         "            self._accepted = False\n",
         "",
-        f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
+        f"{_FAST_PATH}::test_lines_of_a_request_for_the_application_are_not_kept",
     ),
     Fault(
         32,
