@@ -142,20 +142,30 @@ class PendingLoad:
         """Wait for the load."""
         await wait_for(gateway, self.request, [self])
 
-    def call_back(self, gateway: Resumable, then: Callable[[], None]) -> None:
-        """Call *then* at the end of the wait, which is that of `wait` without a task."""
+    def call_back(self, gateway: Resumable, then: Callable[[], None]) -> Callable[[], None]:
+        """Call *then* at the end of the wait, which is that of `wait` without a task.
+
+        Returns what to call if the browser leaves; it does nothing after the end.
+        """
         load, fallback, (began, _) = self.load, self.fallback, gateway.clock()
 
-        def end(_: object = None) -> None:
-            load.outcome.remove_done_callback(end)
+        def stop() -> bool:
             if timer is not None:
                 timer.cancel()
+            return load.outcome.remove_done_callback(end) > 0
+
+        def end(_: object = None) -> None:
+            stop()
             leave([self], again=True)
             self.request.waited = (self.request.waited or 0.0) + gateway.clock()[0] - began
             then()
 
+        def leave_early() -> None:
+            if stop():
+                leave([self], again=False)
+
         def end_if_queued() -> None:
-            if fallback is not None or load.queued:
+            if not load.outcome.done() and (fallback is not None or load.queued):
                 end()
 
         timer = None
@@ -163,6 +173,7 @@ class PendingLoad:
             seconds = load.longest_wait(began) if fallback is None else FALLBACK_SECONDS
             timer = asyncio.get_running_loop().call_later(seconds, end_if_queued)
         load.outcome.add_done_callback(end)
+        return leave_early
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""

@@ -12,6 +12,7 @@ last of these answers says that the connection ends, as without the fast path. A
 `BoundedProtocol` apply.
 """
 
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -142,6 +143,7 @@ class FastPathProtocol(BoundedProtocol):
         """The current read."""
         self._waiting: RequestHead | None = None
         """The request that waits for its answer."""
+        self._leave_early: Callable[[], None] | None = None
         self._held: list[bytes] = []
         """Reads that arrived while it waits."""
         self._closing = False
@@ -272,7 +274,7 @@ class FastPathProtocol(BoundedProtocol):
         self._idle.stop()
         self._waiting = head
         write = partial(self._write, head, data if keep else b"")
-        self._shared.gateway.call_back(pending, write, self.start_task)
+        self._leave_early = self._shared.gateway.call_back(pending, write, self.start_task)
         self._hold(len(data), head)
 
     def _hold(self, size: int, head: RequestHead) -> None:
@@ -286,7 +288,7 @@ class FastPathProtocol(BoundedProtocol):
 
     def _write(self, head: RequestHead, data: bytes, response: Response) -> None:
         """Write the answer that the request of *head* waited for."""
-        self._waiting = None
+        self._waiting = self._leave_early = None
         if isinstance(response, StreamResponse):
             self.start_task(self._join(response))
             return
@@ -338,6 +340,12 @@ class FastPathProtocol(BoundedProtocol):
         return admitted
 
     # -- the end of the connection
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for no load any more."""
+        if self._leave_early is not None:
+            self._leave_early()
+        super().connection_lost(exc)
 
     def drain(self) -> None:
         """Answer the next request as the last: not by what is kept of the one before."""

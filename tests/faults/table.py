@@ -1717,6 +1717,13 @@ FAULTS = [
     ),
     Fault(
         49,
+        "bff/server/fast_path.py",
+        "            self._leave_early()\n",
+        "            pass\n",
+        f"{_FAST_PATH}::test_load_of_a_browser_that_left_takes_no_turn",
+    ),
+    Fault(
+        49,
         "bff/copies/load_queue.py",
         "        most = MAX_OF_CALLER if self.may_be_delayed(self.now()) else MAX_TURNS\n",
         "        most = MAX_OF_CALLER\n",

@@ -459,3 +459,19 @@ async def test_request_that_arrives_during_a_wait_is_answered_after_it(clock: Cl
             answers.append(transport.sent.count(b"HTTP/1.1 200"))
             assert transport.sent.index(b"session_") < transport.sent.index(b'"status": "ok"')
     assert answers == [2, 2]
+
+
+async def test_load_of_a_browser_that_left_takes_no_turn(clock: Clock) -> None:
+    async with both_sides(clock, BFF_UPSTREAM_BUDGET="1/second") as sides:
+        side = sides[1]
+        queue = side.world.service.gateway.loader.queue("default")
+        for target, waits in (("chat-1", 0), ("chat-2", 1)):
+            transport = side.connect()
+            transport.protocol.data_received(request(TYPE_WIDE, target=PATH + target))
+            assert len(queue) == waits
+
+        transport.protocol.connection_lost(None)
+
+        assert len(queue) == 0
+        await side.settle()
+        assert not transport.late_writes

@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -110,8 +109,12 @@ class PolledWorld:
         answer = gateway.decide(head, *self.world.clock())
         if self.fast_path and isinstance(answer, PendingLoad):
             called: asyncio.Future[Response] = loop.create_future()
-            gateway.call_back(answer, partial(_set, called), _no_task)
-            answer = await called
+            leave = gateway.call_back(answer, called.set_result, _no_task)
+            try:
+                answer = await called
+            except asyncio.CancelledError:
+                leave()
+                raise
         response = await gateway.finish(answer)
         body, ended = json.loads(response.body), loop.time()
         shown = body.get("data", [body] if response.status == 200 else [])
@@ -130,11 +133,6 @@ class PolledWorld:
             next=body.get("pagination", {}).get("next"),
             headers={name.decode(): text.decode() for name, text in response.headers()},
         )
-
-
-def _set(called: "asyncio.Future[Response]", response: Response) -> None:
-    if not called.done():  # the browser may have left
-        called.set_result(response)
 
 
 def _no_task(_: object) -> None:
