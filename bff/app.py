@@ -323,6 +323,7 @@ def _make_protocol(
         headers=settings.max_headers,
         request_seconds=settings.request_timeout,
         idle_seconds=settings.idle_timeout,
+        unread_seconds=settings.idle_timeout,
         connections=max_connections,
         connections_per_address=settings.max_connections_per_address,
         buffered_bytes=settings.max_buffered_bytes,

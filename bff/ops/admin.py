@@ -292,6 +292,7 @@ def ops_protocol() -> "partial[BoundedProtocol]":
         headers=100,
         request_seconds=10.0,
         idle_seconds=75.0,
+        unread_seconds=75.0,
         connections=_MAX_CONNECTIONS,
         connections_per_address=_MAX_CONNECTIONS,
         buffered_bytes=_MAX_BUFFERED,

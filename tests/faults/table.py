@@ -575,7 +575,7 @@ FAULTS = [
     ),
     Fault(
         33,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         'self._connections.count("unread_answer")',
         "return",
         f"{_WIRE}::test_33_slow_reader_costs_bounded_memory_for_a_bounded_time",
@@ -1345,7 +1345,7 @@ FAULTS = [
     ),
     Fault(
         87,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         "        if size < LARGE_ANSWER:\n            return response\n",
         "        return response\n",
         "tests/incidents/test_incident_connections.py::test_87_unread_pages_take_bounded_memory",
@@ -2378,7 +2378,7 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         "if not room and not self.is_relaying:",
         "if not room:",
         f"{_STREAM_BYTES}::test_slow_browser_pauses_upstream_and_is_not_cut",
