@@ -137,17 +137,7 @@ class ConfigBuilder:
 
     def first(self, settings: Settings) -> RuntimeConfig:
         """Build the configuration that the gateway starts with."""
-        limits = Limits(
-            address=Unlimited("address"),
-            page=Unlimited("page"),
-            bad_token=Unlimited("bad-token"),
-            caller=Unlimited("caller"),
-            stream=Unlimited("stream-open"),
-            message=Unlimited("message"),
-            message_daily=Unlimited("message-daily"),
-            message_total=Unlimited("message-total"),
-        )
-        return self._build(settings, {}, limits, None, sources(settings, None, ()))
+        return self._build(settings, {}, Limits(), None, sources(settings, None, ()))
 
     def next(
         self, settings: Settings, before: RuntimeConfig, settings_before: Settings
@@ -179,35 +169,32 @@ class ConfigBuilder:
             verifier = Verifier(issuers, ids.grant, sources=token_sources, before=verifier)
         limiter = partial(_limiter, provider=self._provider)
         exact = partial(limiter, exact=True)
+        chat, live = settings.chat, settings.live
         description = openapi.document(
             settings.default_policy,
             settings.policies,
             __version__,
             cookie=settings.token_cookie,
-            chat=settings.chat.enabled,
-            live=settings.live.enabled,
+            chat=chat.enabled,
+            live=live.enabled,
         )
         return RuntimeConfig(
             environments={
-                e.name: self._environment(e, settings.live, environments.get(e.name))
+                e.name: self._environment(e, live, environments.get(e.name))
                 for e in settings.environments
             },
             verifier=verifier,
             ages=ages(settings),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
-                address=limiter("address", settings.ip_rate_limit, limits.address),
-                page=limiter("page", settings.ip_rate_limit, limits.page),
-                bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
-                caller=limiter("caller", settings.rate_limit, limits.caller),
-                stream=limiter("stream-open", settings.chat.stream_limit, limits.stream),
-                message=exact("message", settings.chat.message_limit, limits.message),
-                message_daily=exact(
-                    "message-daily", settings.chat.message_daily_limit, limits.message_daily
-                ),
-                message_total=exact(
-                    "message-total", settings.chat.message_total_limit, limits.message_total
-                ),
+                address=limiter(settings.ip_rate_limit, limits.address),
+                page=limiter(settings.ip_rate_limit, limits.page),
+                bad_token=limiter(settings.bad_token_limit, limits.bad_token),
+                caller=limiter(settings.rate_limit, limits.caller),
+                stream=limiter(chat.stream_limit, limits.stream),
+                message=exact(chat.message_limit, limits.message),
+                message_daily=exact(chat.message_daily_limit, limits.message_daily),
+                message_total=exact(chat.message_total_limit, limits.message_total),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
@@ -215,16 +202,15 @@ class ConfigBuilder:
             responses=ResponseBuilder(
                 settings.allowed_origins,
                 cookie=settings.token_cookie is not None,
-                live=settings.live.enabled,
+                live=live.enabled,
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             chat=_chat_config(settings),
             live=LiveConfig(
-                enabled=settings.live.enabled,
-                answering=settings.live.answering,
+                enabled=live.enabled,
+                answering=live.answering,
                 bounds=Bounds(
-                    streams=settings.live.max_listeners,
-                    streams_per_caller=settings.live.max_listeners_per_caller,
+                    streams=live.max_listeners, streams_per_caller=live.max_listeners_per_caller
                 ),
             ),
             pages=_pages(settings, description),
@@ -271,18 +257,13 @@ def _budget(rate: Rate | None, name: str, before: Budget | None) -> Budget:
 
 
 def _limiter(
-    name: str,
-    rate: Rate | None,
-    before: Limiter,
-    *,
-    provider: QuotaProvider | None,
-    exact: bool = False,
+    rate: Rate | None, before: Limiter, *, provider: QuotaProvider | None, exact: bool = False
 ) -> Limiter:
     if rate is None:
-        return Unlimited(name)
+        return Unlimited(before.name)
     if (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds, provider=provider, exact=exact)
+    return Limiter(before.name, rate.limit, rate.seconds, provider=provider, exact=exact)
 
 
 def _chat_config(settings: Settings) -> ChatConfig:

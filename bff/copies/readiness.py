@@ -16,10 +16,9 @@ from bff.clock import Clock
 from bff.config.runtime import Environment
 from bff.copies.cache import Cache
 from bff.copies.loader import KEY_REMEDY, Loader
-from bff.errors import Refusal, Refused, UpstreamError
+from bff.errors import Refused, UpstreamError
 from bff.replicas.alone import AnySharing
 from bff.sessions import ids
-from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
 from bff.upstream.pool import cause
 
@@ -45,7 +44,7 @@ class Readiness:
         self,
         loader: Loader,
         *,
-        cache: "Cache[Copy | Refusal]",
+        cache: Cache,
         sharing: AnySharing,
         telemetry: Telemetry,
         clock: Clock,

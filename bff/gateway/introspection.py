@@ -8,7 +8,8 @@ reaches its limit before many of them reach upstream. Only this module makes a c
 import asyncio
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from math import inf
+from typing import Final
 
 from bff import metrics
 from bff.clock import Clock
@@ -20,6 +21,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.answers import outcome_of_load
 from bff.gateway.context import RequestContext
 from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
+from bff.limits.rate import Unlimited, UnlimitedWindow, Window
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy
@@ -47,21 +49,8 @@ Outcome = Copy | Refusal | None
 """The session's copy, a refusal, or None if another replica made the call."""
 
 
-class Charge(Protocol):
-    """A charge that is refunded if the token proves to be authentic."""
-
-    def refund(self) -> None:
-        """Refund it."""
-
-
-class _NoCharge:
-    """An authentic token is not charged to the bad-token limit."""
-
-    def refund(self) -> None:
-        """Refund nothing."""
-
-
-NO_CHARGE: Final[Charge] = _NoCharge()
+NO_CHARGE: Final[Window] = UnlimitedWindow(Unlimited("bad-token"), None, inf, leased=False)
+"""The charge of an authentic token. It is not that of a limit which is off: that counts as one."""
 Subject = Caller[Grant] | Claimant[Grant]
 """The holder of a token that upstream verifies, once for each session."""
 
@@ -76,7 +65,8 @@ class PendingIntrospection:
     task: "asyncio.Task[Outcome]"
     collapsed: bool
     """Whether another request started the introspection."""
-    charge: Charge
+    charge: Window
+    """It is refunded if the token proves to be authentic."""
     config: RuntimeConfig
     introspector: "Introspector"
     fallback: None = None
@@ -256,7 +246,7 @@ class Introspector:
             request, subject, session_id, task, collapsed, charge, self._config, self
         )
 
-    def _charge(self, request: RequestContext, subject: Subject) -> Charge:
+    def _charge(self, request: RequestContext, subject: Subject) -> Window:
         """Charge an introspection that is about to start."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             raise Refused("over_budget", retry_after=1)
@@ -265,7 +255,7 @@ class Introspector:
         return self._admission.charge_unverified(request)
 
     async def _introspect(
-        self, subject: Subject, session_id: str, token: bytes, charge: Charge
+        self, subject: Subject, session_id: str, token: bytes, charge: Window
     ) -> Outcome:
         """Load the session with the browser's token, or take another replica's introspection.
 
@@ -340,7 +330,7 @@ class Introspector:
         return outcome
 
     def _refused(
-        self, request: RequestContext, subject: Subject, refusal: Refusal, charge: Charge
+        self, request: RequestContext, subject: Subject, refusal: Refusal, charge: Window
     ) -> Refusal:
         """Charge for upstream's refusal; returns the refusal for the browser."""
         try:

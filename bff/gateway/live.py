@@ -100,7 +100,7 @@ class Live:
         *,
         admission: Admission,
         answers: Answers,
-        cache: "Cache[Copy | Refusal]",
+        cache: Cache,
         introspector: Introspector,
         lookup: Lookup,
         revocations: Revocations,

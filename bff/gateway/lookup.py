@@ -1,13 +1,11 @@
 """The shared copy of a session: fresh, stale, or to be loaded."""
 
-from contextlib import AbstractContextManager
-
 from bff import metrics
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
 from bff.copies.load_queue import TURN_SECONDS
 from bff.copies.loader import Loader
-from bff.errors import Refusal, Refused
+from bff.errors import Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR
 from bff.gateway.context import RequestContext
@@ -26,7 +24,7 @@ class Lookup:
         config: RuntimeConfig,
         *,
         admission: Admission,
-        cache: "Cache[Copy | Refusal]",
+        cache: Cache,
         loader: Loader,
         telemetry: Telemetry,
     ) -> None:
@@ -36,10 +34,6 @@ class Lookup:
         self._cache = cache
         self._loader = loader
         self._telemetry = telemetry
-
-    def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
-        """Start no load inside the `with` block; after it the most urgent load starts first."""
-        return self._loader.queue(caller.environment).hold()
 
     def find(
         self,

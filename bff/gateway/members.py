@@ -6,6 +6,7 @@ Each member has the same copy, load and decision as a session alone.
 from contextlib import AbstractContextManager
 from typing import Final
 
+from bff.copies.loader import Loader
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
@@ -22,14 +23,17 @@ WHOLE_REQUEST: Final = frozenset(("token_invalid", "token_revoked", "rate_limite
 class Members:
     """Finds members by one configuration."""
 
-    def __init__(self, *, admission: Admission, introspector: Introspector, lookup: Lookup) -> None:
+    def __init__(
+        self, *, admission: Admission, introspector: Introspector, lookup: Lookup, loader: Loader
+    ) -> None:
         self._admission = admission
         self._introspector = introspector
         self._lookup = lookup
+        self._loader = loader
 
     def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
         """Start no load inside the `with` block; after it sessions without a copy come first."""
-        return self._lookup.hold(caller)
+        return self._loader.queue(caller.environment).hold()
 
     def find(
         self, request: RequestContext, caller: Caller[Grant], session_id: str

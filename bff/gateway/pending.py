@@ -43,7 +43,7 @@ class Resumable(Protocol):
     config: RuntimeConfig
     admission: Admission
     answers: Answers
-    cache: "Cache[Copy | Refusal]"
+    cache: Cache
     sharing: AnySharing
 
     def clock(self) -> tuple[float, float]:
