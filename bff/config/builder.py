@@ -7,6 +7,7 @@ keys, verified tokens.
 import hmac
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from bff import __version__
@@ -64,6 +65,7 @@ def _pages(settings: Settings, description: object) -> dict[bytes, bytes]:
     }
 
 
+@dataclass(eq=False)
 class ConfigBuilder:
     """Builds configurations for one gateway.
 
@@ -78,26 +80,15 @@ class ConfigBuilder:
             took over because upstream rejected the one before.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        timeout: float,
-        sharing: AnySharing,
-        provider: QuotaProvider | None,
-        clock: Clock,
-        trace: Callable[[Upstream], Upstream],
-        on_key: Callable[[str, int], None],
-    ) -> None:
-        self._transport = transport
-        self._timeout = timeout
-        self._sharing = sharing
-        self._provider = provider
-        self._clock = clock
-        self._trace = trace
-        self._on_key = on_key
-        self._learned: dict[str, tuple[object, str]] = {}
-        """By environment name: the settings that its id depends on, and the id from upstream."""
+    transport: Transport
+    timeout: float
+    sharing: AnySharing
+    provider: QuotaProvider | None
+    clock: Clock
+    trace: Callable[[Upstream], Upstream]
+    on_key: Callable[[str, int], None]
+    _learned: dict[str, tuple[object, str]] = field(default_factory=dict)
+    """By environment name: the settings that its id depends on, and the id from upstream."""
 
     def learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Remember the id that upstream returned for *environment*."""
@@ -167,7 +158,7 @@ class ConfigBuilder:
         )
         if verifier is None or (verifier.issuers, verifier.sources) != (issuers, token_sources):
             verifier = Verifier(issuers, ids.grant, sources=token_sources, before=verifier)
-        limiter = partial(_limiter, provider=self._provider)
+        limiter = partial(_limiter, provider=self.provider)
         exact = partial(limiter, exact=True)
         chat, live = settings.chat, settings.live
         description = openapi.document(
@@ -228,24 +219,24 @@ class ConfigBuilder:
             secret_keys=[key.reveal() for key in environment.secret_keys],
             branch=environment.branch,
             user_agent=f"bff/{__version__}",
-            on_key=partial(self._on_key, environment.name),
+            on_key=partial(self.on_key, environment.name),
         )
         upstream = Upstream(
-            self._transport,
+            self.transport,
             credentials=credentials,
-            timeout=self._timeout,
+            timeout=self.timeout,
             observe=partial(self._observe, environment.name, budget),
-            clock=self._clock,
+            clock=self.clock,
         )
-        chat = ChatUpstream(self._transport, credentials=credentials, timeout=self._timeout)
-        return Environment(environment.name, origin, self._trace(upstream), chat, budget, peeks)
+        chat = ChatUpstream(self.transport, credentials=credentials, timeout=self.timeout)
+        return Environment(environment.name, origin, self.trace(upstream), chat, budget, peeks)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
         """Use what upstream reports of its bucket, in this process and in other replicas."""
-        now, wall = self._clock()
+        now, wall = self.clock()
         limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
         budget.observe(now, limit=limit, remaining=remaining, reset=reset)
-        self._sharing.limits.observe(name, limit=limit, remaining=remaining, reset=reset)
+        self.sharing.limits.observe(name, limit=limit, remaining=remaining, reset=reset)
 
 
 def _budget(rate: Rate | None, name: str, before: Budget | None) -> Budget:

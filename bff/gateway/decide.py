@@ -13,6 +13,7 @@ from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
+from bff.gateway.claimants import admit
 from bff.gateway.context import RequestContext
 from bff.gateway.features import Features, LastingParts
 from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
@@ -76,7 +77,7 @@ class Gateway:
             return self.answers.public_page(request, route.page)  # 200
         holder = admission.authenticate(request)  # 400 401 429
         if isinstance(holder, Claimant):
-            admitted = self._claimants.admit(request, holder)  # 401 403 429 5xx
+            admitted = admit(self._introspector, self.chats, request, holder)  # 401 403 429 5xx
             if not isinstance(admitted, Caller):
                 return admitted
             holder = admitted
@@ -221,5 +222,5 @@ class Gateway:
         self.loader.apply(config)
         made = Features(config, self._lasting)
         self.admission, self.answers, self._routes = made.admission, made.answers, made.routes
-        self._claimants, self._aliases, self._lookup = made.claimants, made.aliases, made.lookup
+        self._aliases, self._lookup = made.aliases, made.lookup
         self.chats, self._lists, self._live = made.chats, made.lists, made.live

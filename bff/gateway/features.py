@@ -20,7 +20,6 @@ from bff.gateway.admission import Admission
 from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
 from bff.gateway.chats import Chats
-from bff.gateway.claimants import Claimants
 from bff.gateway.introspection import Introspector
 from bff.gateway.lists import Lists
 from bff.gateway.live import Live
@@ -148,7 +147,6 @@ class Features:
             pauses=lasting.pauses,
             turns=answering,
         )
-        self.claimants = Claimants(introspector, self.chats)
         members = Members(
             admission=admission, introspector=introspector, lookup=self.lookup, loader=loader
         )

@@ -4,6 +4,7 @@ Each member has the same copy, load and decision as a session alone.
 """
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Final
 
 from bff.copies.loader import Loader
@@ -20,20 +21,18 @@ WHOLE_REQUEST: Final = frozenset(("token_invalid", "token_revoked", "rate_limite
 """Codes of refusals that end the whole request, because every other member would get them too."""
 
 
+@dataclass(eq=False)
 class Members:
     """Finds members by one configuration."""
 
-    def __init__(
-        self, *, admission: Admission, introspector: Introspector, lookup: Lookup, loader: Loader
-    ) -> None:
-        self._admission = admission
-        self._introspector = introspector
-        self._lookup = lookup
-        self._loader = loader
+    admission: Admission
+    introspector: Introspector
+    lookup: Lookup
+    loader: Loader
 
     def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
         """Start no load inside the `with` block; after it sessions without a copy come first."""
-        return self._loader.queue(caller.environment).hold()
+        return self.loader.queue(caller.environment).hold()
 
     def find(
         self, request: RequestContext, caller: Caller[Grant], session_id: str
@@ -44,10 +43,10 @@ class Members:
             Refused: one of `WHOLE_REQUEST`; others are about this member, and returned.
         """
         try:
-            if not self._introspector.is_accepted(caller, session_id, request.now):
-                return self._introspector.start(request, caller, session_id)
-            self._admission.charge_caller(request, caller)
-            return self._lookup.find(request, caller, session_id, alone=False)
+            if not self.introspector.is_accepted(caller, session_id, request.now):
+                return self.introspector.start(request, caller, session_id)
+            self.admission.charge_caller(request, caller)
+            return self.lookup.find(request, caller, session_id, alone=False)
         except Refused as refused:
             if refused.refusal.code in WHOLE_REQUEST:
                 raise

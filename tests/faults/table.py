@@ -730,14 +730,14 @@ FAULTS = [
     Fault(
         68,
         "bff/gateway/claimants.py",
-        "        caller = introspector.caller(claimant, request.now)\n        if caller is not None:",
-        "        caller = claimant._caller\n        if caller is not None:",
+        "    caller = introspector.caller(claimant, request.now)\n    if caller is not None:",
+        "    caller = claimant._caller\n    if caller is not None:",
         f"{_WORK}::test_68_invented_token_gets_no_list",
     ),
     Fault(
         68,
         "bff/gateway/claimants.py",
-        "            introspector.count_refused(request, claimant)  # 429\n",
+        "        introspector.count_refused(request, claimant)  # 429\n",
         "",
         f"{_WORK}::test_68_each_request_of_an_invented_token_is_counted",
     ),
@@ -1052,7 +1052,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/store.py",
-        "await self.republisher.ready()",
+        "await self.republisher.ready.wait()",
         "pass",
         "tests/replicas/test_announcements.py::test_replica_reads_revocations_before_it_serves",
     ),
@@ -2544,7 +2544,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/peeks.py",
-        "if not self._is_followed(copy):",
+        "if not self.is_followed(copy):",
         "if False:",
         f"{_PEEKS}::test_session_whose_listener_left_is_not_peeked",
     ),
