@@ -32,7 +32,6 @@ from bff.sessions.copy import Ages
 from bff.stream_registry import Bounds
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet, read_jwks, shared_key
-from bff.tokens.scopes import Grant
 from bff.tokens.verify import Issuer, Verifier
 from bff.upstream.api import Quota, Upstream
 from bff.upstream.chats import ChatUpstream
@@ -143,15 +142,13 @@ class ConfigBuilder:
         settings: Settings,
         environments: Mapping[str, Environment],
         limits: Limits,
-        verifier: Verifier[Grant] | None,
+        verifier: Verifier | None,
         token_sources: tuple[Source, ...],
     ) -> RuntimeConfig:
         issuers = tuple(
-            Issuer(
-                e.name,
+            issuer(
+                e,
                 self._verified_id(e),
-                tuple(key.reveal() for key in e.signing_keys),
-                upstream="upstream" in e.verify,
                 pending=(e.learn and self.id_of(e) is None) or self.differs(e),
             )
             for e in settings.environments
@@ -214,21 +211,15 @@ class ConfigBuilder:
         kept = before if before is not None and before.origin == origin else None
         budget = _budget(environment.upstream_budget, "spent", kept.budget if kept else None)
         peeks = _budget(live.answering_budget, "peeks", kept.peeks if kept else None)
-        credentials = Credentials(
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
-            user_agent=f"bff/{__version__}",
-            on_key=partial(self.on_key, environment.name),
-        )
+        own_credentials = credentials(environment, partial(self.on_key, environment.name))
         upstream = Upstream(
             self.transport,
-            credentials=credentials,
+            credentials=own_credentials,
             timeout=self.timeout,
             observe=partial(self._observe, environment.name, budget),
             clock=self.clock,
         )
-        chat = ChatUpstream(self.transport, credentials=credentials, timeout=self.timeout)
+        chat = ChatUpstream(self.transport, credentials=own_credentials, timeout=self.timeout)
         return Environment(environment.name, origin, self.trace(upstream), chat, budget, peeks)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
@@ -285,6 +276,26 @@ def ages(settings: Settings) -> Ages:
         negative_ttl=settings.cache_negative_ttl,
         max_stretch=settings.cache_max_stretch,
     )
+
+
+def credentials(
+    environment: EnvironmentSettings, on_key: Callable[[int], None] = lambda _: None
+) -> Credentials:
+    """Make the credentials of the gateway for an environment; *on_key* gets each change of key."""
+    return Credentials(
+        url=environment.api_url,
+        secret_keys=[key.reveal() for key in environment.secret_keys],
+        branch=environment.branch,
+        user_agent=f"bff/{__version__}",
+        on_key=on_key,
+    )
+
+
+def issuer(environment: EnvironmentSettings, id_: str | None, *, pending: bool) -> Issuer:
+    """Make the issuer of an environment's own tokens, which must have the id *id_*."""
+    keys = tuple(key.reveal() for key in environment.signing_keys)
+    upstream = "upstream" in environment.verify
+    return Issuer(environment.name, id_, keys, upstream=upstream, pending=pending)
 
 
 def _seal(environment: EnvironmentSettings, id_: str) -> bytes:

@@ -12,7 +12,6 @@ from bff.live.config import LiveConfig
 from bff.response import ResponseBuilder
 from bff.sessions.copy import Ages
 from bff.sessions.policy import Policy
-from bff.tokens.scopes import Grant
 from bff.tokens.verify import Verifier
 from bff.upstream.api import Upstream
 from bff.upstream.chats import ChatUpstream
@@ -72,7 +71,7 @@ class RuntimeConfig:
     """
 
     environments: Mapping[str, Environment]
-    verifier: Verifier[Grant]
+    verifier: Verifier
     ages: Ages
     max_bytes: int
     limits: Limits

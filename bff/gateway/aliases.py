@@ -30,7 +30,6 @@ from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 MAX_UNKNOWN: Final = 20
 """Named sessions that are looked up for one request, at most: a list's default page size."""
@@ -47,7 +46,7 @@ class PendingAlias:
     """
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     outcomes: dict[str, Refusal]
     """The refusal of each named session whose lookup has failed, by id."""
@@ -115,7 +114,7 @@ class Aliases:
     pairs: Pairs
     members: Members
 
-    def candidates(self, caller: Caller[Grant], session_id: str) -> str | list[str]:
+    def candidates(self, caller: Caller, session_id: str) -> str | list[str]:
         """Return the named id of the session with *session_id*, or the named ids to look up.
 
         The pairs of all named ids are read, whatever *session_id* is; it only decides the match.
@@ -135,9 +134,7 @@ class Aliases:
             raise Refused("unauthorized")
         return unknown
 
-    def find(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
-    ) -> str | PendingAlias:
+    def find(self, request: RequestContext, caller: Caller, session_id: str) -> str | PendingAlias:
         """Return the named id of the session with *session_id*, or wait until it is known.
 
         Raises:

@@ -22,7 +22,6 @@ from bff.gateway.pending import Pending, Resumable
 from bff.limits.rate import LeasePending
 from bff.response import Response
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 from bff.upstream.connection import Answer
 
 PAUSE_SECONDS: Final = 1.0
@@ -32,7 +31,7 @@ _CLOSED: Final = "Cannot append to a closed session"
 
 
 def decide_message(
-    chats: Chats, request: RequestContext, caller: Caller[Grant], session_id: str
+    chats: Chats, request: RequestContext, caller: Caller, session_id: str
 ) -> Pending:
     """Decide a request to send a message, before its body is read.
 
@@ -48,7 +47,7 @@ class PendingMessage:
     """Waits for what comes next on the way of a message."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     part_id: str
     chats: Chats

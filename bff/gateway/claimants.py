@@ -12,12 +12,11 @@ from bff.gateway.pending import Pending
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Claimant
-from bff.tokens.scopes import Grant
 
 
 def admit(
-    introspector: Introspector, chats: Chats, request: RequestContext, claimant: Claimant[Grant]
-) -> Caller[Grant] | Pending:
+    introspector: Introspector, chats: Chats, request: RequestContext, claimant: Claimant
+) -> Caller | Pending:
     """Return the caller, if upstream verified the token lately; else let upstream verify it.
 
     Raises:
@@ -37,7 +36,7 @@ def admit(
 
 
 def _named(
-    chats: Chats, request: RequestContext, claimant: Claimant[Grant]
+    chats: Chats, request: RequestContext, claimant: Claimant
 ) -> tuple[tuple[str, ...], bool]:
     """Return ids that the token names, and whether it is the requested session's.
 

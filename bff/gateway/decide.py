@@ -23,7 +23,6 @@ from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Claimant
-from bff.tokens.scopes import Grant
 
 HOLDERS: Final = (PendingStream, PendingMessage)
 """Pending answers that hold what they must release, whatever the decision is."""
@@ -83,7 +82,7 @@ class Gateway:
             holder = admitted
         return self.serve(request, holder)
 
-    def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+    def serve(self, request: RequestContext, caller: Caller) -> Response | Pending:
         """Decide a request whose token a key, or upstream, has verified."""
         request.environment = caller.environment
         if request.route is LIST:
@@ -107,7 +106,7 @@ class Gateway:
         self.admission.charge_caller(request, caller)  # 429
         return self.answer(request, caller, session_id)
 
-    def _serve_chat(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+    def _serve_chat(self, request: RequestContext, caller: Caller) -> Response | Pending:
         """Decide a request for a chat, once its token is verified for that session."""
         session_id = self.chats.named_id(request, caller)  # 400 403
         if not self._introspector.admits_chat(caller, session_id, request.now):
@@ -117,7 +116,7 @@ class Gateway:
         return decide(self.chats, request, caller, session_id)
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Caller, session_id: str
     ) -> Response | Pending:
         """Answer from the shared copy, or wait for its load."""
         served = self._lookup.find(request, caller, session_id)  # 403 404 503
@@ -126,7 +125,7 @@ class Gateway:
         return self.answer_with(request, caller, session_id, served)  # 200 304 403
 
     def answer_with(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str, served: Served
+        self, request: RequestContext, caller: Caller, session_id: str, served: Served
     ) -> Response | Pending:
         """Answer from a copy, or with the events of its session."""
         copy, outcome = served

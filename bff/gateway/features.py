@@ -37,7 +37,6 @@ from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
-from bff.tokens.scopes import Grant
 
 
 class LastingParts:
@@ -112,7 +111,7 @@ class LastingParts:
         self.news = News(self.listeners, self.answering, sharing, clock)
 
 
-def _ignore(_: Caller[Grant]) -> None:
+def _ignore(_: Caller) -> None:
     """Note no token: there are no lists that it could make outdated."""
 
 

@@ -35,7 +35,6 @@ from bff.tokens.introspected import (
     Introspections,
     refusal_seconds,
 )
-from bff.tokens.scopes import Grant
 
 MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
@@ -51,7 +50,7 @@ Outcome = Copy | Refusal | None
 
 NO_CHARGE: Final[Window] = UnlimitedWindow(Unlimited("bad-token"), None, inf, leased=False)
 """The charge of an authentic token. It is not that of a limit which is off: that counts as one."""
-Subject = Caller[Grant] | Claimant[Grant]
+Subject = Caller | Claimant
 """The holder of a token that upstream verifies, once for each session."""
 
 
@@ -136,7 +135,7 @@ class PendingCaller:
         return gateway.serve(self.request, verified(pending.subject))
 
 
-def verified(subject: Subject) -> Caller[Grant]:
+def verified(subject: Subject) -> Caller:
     """Return the caller; only for a token that upstream has just verified."""
     return subject if isinstance(subject, Caller) else accepted(subject)
 
@@ -167,16 +166,16 @@ class Introspector:
         """Use *config* from now on."""
         self._config, self._admission = config, admission
 
-    def caller(self, claimant: Claimant[Grant], now: float) -> Caller[Grant] | None:
+    def caller(self, claimant: Claimant, now: float) -> Caller | None:
         """Return the caller, if upstream verified the token in the last minute."""
         return accepted(claimant) if self._introspections.verified(claimant.digest, now) else None
 
-    def is_accepted(self, caller: Caller[Grant], session_id: str, now: float) -> bool:
+    def is_accepted(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether the caller's token is verified for this session."""
         digest = caller.digest
         return digest is None or self._introspections.accepted(digest, session_id, now)
 
-    def admits_chat(self, caller: Caller[Grant], session_id: str, now: float) -> bool:
+    def admits_chat(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether upstream has verified the caller's token, and nothing speaks against this chat.
 
         A chat may be followed before its session exists, and a token that only sends messages may

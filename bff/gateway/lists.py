@@ -34,7 +34,6 @@ from bff.sessions.copy import Copy
 from bff.sessions.list_answer import Listing, is_late
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 LATE_SECONDS: Final = 3.0
 """Seconds that a page waits for the turns of loads if it only tries late sessions again. It waits
@@ -48,7 +47,7 @@ class PendingList:
     """Waits for the members that a page needs."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     listing: Listing
     sources: "Sources"
     members: list[PendingMember]
@@ -100,7 +99,7 @@ class Lists:
     live: Live
     telemetry: Telemetry
 
-    def decide(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+    def decide(self, request: RequestContext, caller: Caller) -> Response | Pending:
         """Decide a list.
 
         Raises:
@@ -127,7 +126,7 @@ class Lists:
         return self.answer(request, caller, Listing(query, named, caller.key, request.wall), {})
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], listing: Listing, sources: Sources
+        self, request: RequestContext, caller: Caller, listing: Listing, sources: Sources
     ) -> Response | Pending:
         """Answer with a page from memory, or return the members to wait for."""
         members: list[PendingMember] = []

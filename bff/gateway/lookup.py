@@ -13,7 +13,6 @@ from bff.gateway.pending import FALLBACK_SECONDS, PendingLoad, Served
 from bff.sessions.copy import Copy, NegativeEntry, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 
 class Lookup:
@@ -38,7 +37,7 @@ class Lookup:
     def find(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         *,
         alone: bool = True,
@@ -73,7 +72,7 @@ class Lookup:
         return self._refresh(request, caller, session_id, environment, entry, alone=alone)
 
     def _count_hot(
-        self, request: RequestContext, caller: Caller[Grant], environment: Environment, copy: Copy
+        self, request: RequestContext, caller: Caller, environment: Environment, copy: Copy
     ) -> None:
         """Count the session as hot, once in an epoch."""
         hot, key = environment.budget.hot, caller.limit_key(request.address)
@@ -83,7 +82,7 @@ class Lookup:
     def _refresh(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         environment: Environment,
         copy: Copy,
@@ -107,7 +106,7 @@ class Lookup:
     def _load(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         environment: Environment,
         fallback: Copy | None,

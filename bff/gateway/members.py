@@ -15,7 +15,6 @@ from bff.gateway.introspection import Introspector, PendingIntrospection
 from bff.gateway.lookup import Lookup
 from bff.gateway.pending import PendingLoad, Served
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 WHOLE_REQUEST: Final = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 """Codes of refusals that end the whole request, because every other member would get them too."""
@@ -30,12 +29,12 @@ class Members:
     lookup: Lookup
     loader: Loader
 
-    def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
+    def hold(self, caller: Caller) -> AbstractContextManager[None]:
         """Start no load inside the `with` block; after it sessions without a copy come first."""
         return self.loader.queue(caller.environment).hold()
 
     def find(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Caller, session_id: str
     ) -> Served | PendingLoad | PendingIntrospection | Refusal:
         """Find one member.
 

@@ -8,7 +8,6 @@ from bff.live.answering import Answering
 from bff.live.listeners import Listeners
 from bff.replicas.alone import AnySharing
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 _RECENT_SECONDS: Final = 60.0
 """Seconds after its issue in which a token is announced: a page uses a new token at once."""
@@ -30,7 +29,7 @@ class News:
     sharing: AnySharing
     clock: Clock
 
-    def note_token(self, caller: Caller[Grant]) -> None:
+    def note_token(self, caller: Caller) -> None:
         """End the lists of all replicas that a new token makes outdated."""
         names = caller.granted.ids
         if not (caller.has_actor and names):
