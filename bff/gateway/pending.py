@@ -139,7 +139,17 @@ class PendingLoad:
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the load."""
-        await wait_for(gateway, self.request, [self])
+        if self.fallback is not None or not self.load.spent:
+            await wait_for(gateway, self.request, [self])
+            return
+        # It calls upstream, and nothing can be served before it ends: no timer is needed.
+        request, load, (began, _), again = self.request, self.load, gateway.clock(), False
+        try:
+            await asyncio.shield(load.outcome)
+            again = True
+        finally:
+            load.leave(again=again)
+        request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""
@@ -210,15 +220,18 @@ async def wait_for(
     gateway: Resumable,
     request: RequestContext,
     members: Sequence[PendingMember],
-    timeout: float = TURN_SECONDS,
+    timeout: float | None = None,
     *,
     first: bool = False,
 ) -> None:
     """Wait for all loads, or for the *first*; for queued loads at most *timeout* seconds.
 
-    If every load has a fallback, the wait takes at most `FALLBACK_SECONDS`.
+    Without *timeout*, they get the longest wait of their loads. If every load has a fallback, the
+    wait takes at most `FALLBACK_SECONDS`.
     """
     began, _ = gateway.clock()
+    if timeout is None:
+        timeout = max((m.load.longest_wait(began) for m in members if m.load), default=TURN_SECONDS)
     until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
     again = False
     try:

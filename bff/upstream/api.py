@@ -160,12 +160,25 @@ class Upstream:
         return await self._bounded(self._send(method, path, lines, body))
 
     async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do *work* within the timeout."""
+        """Do *work* within the timeout; `asyncio.timeout` costs four times as much."""
+        task, expired = asyncio.current_task(), False
+        assert task is not None  # noqa: S101  coroutines run in tasks
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        cancelling = task.cancelling()
+        timer = asyncio.get_running_loop().call_later(self._timeout, expire)
         try:
-            async with asyncio.timeout(self._timeout):
-                return await work
-        except TimeoutError:
-            raise UpstreamTimeout from None
+            return await work
+        except asyncio.CancelledError:
+            if expired and task.uncancel() <= cancelling:
+                raise UpstreamTimeout from None
+            raise
+        finally:
+            timer.cancel()
 
     async def _send(self, method: str, path: str, lines: bytes, body: bytes = b"") -> Answer:
         address = self.credentials.address

@@ -1563,8 +1563,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return self.loaded, self.number - (MAX_TURNS if self.urgent else 0)\n",
-        "        return 0.0, self.number\n",
+        "        turn.rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)\n",
+        "        turn.rank = 0.0, turn.number\n",
         "tests/limits/test_queue.py::test_never_loaded_comes_first_then_the_oldest_copy",
     ),
     Fault(
@@ -1661,15 +1661,15 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "(MAX_TURNS if self.urgent else 0)",
+        "(MAX_TURNS if turn.urgent else 0)",
         "0",
         f"{_LOAD_QUEUE}::test_retrieve_goes_before_the_callers_own_list",
     ),
     Fault(
         49,
         "bff/limits/queue.py",
-        "(MAX_TURNS if self.urgent else 0)",
-        "(10**9 if self.urgent else 0)",
+        "(MAX_TURNS if turn.urgent else 0)",
+        "(10**9 if turn.urgent else 0)",
         "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
     ),
     Fault(
@@ -1706,6 +1706,34 @@ FAULTS = [
         "        if self.queued and not self.is_needed():\n",
         "        if False:\n",
         f"{_LOAD_QUEUE}::test_load_that_nobody_waits_for_leaves_the_queue",
+    ),
+    Fault(
+        49,
+        "bff/gateway/pending.py",
+        "        if self.fallback is not None or not self.load.spent:\n",
+        "        if self.fallback is not None or self.load.queued:\n",
+        f"{_LOAD_QUEUE}::test_denied_requests_wait_no_longer_than_others",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        most = MAX_OF_CALLER if self.may_be_delayed(self.now()) else MAX_TURNS\n",
+        "        most = MAX_OF_CALLER\n",
+        f"{_LOAD_QUEUE}::test_burst_without_a_budget_waits_for_a_slow_upstream",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        return TURN_SECONDS if self.queue.may_be_delayed(now) else UNBOUNDED_SECONDS\n",
+        "        return TURN_SECONDS\n",
+        f"{_LOAD_QUEUE}::test_burst_without_a_budget_waits_for_a_slow_upstream",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        return TURN_SECONDS if self.queue.may_be_delayed(now) else UNBOUNDED_SECONDS\n",
+        "        return UNBOUNDED_SECONDS\n",
+        f"{_LOAD_QUEUE}::test_request_waits_no_longer_than_it_promises",
     ),
     Fault(
         49,
