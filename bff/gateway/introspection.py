@@ -40,7 +40,7 @@ MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
 
 _MAX_TRIES: Final = 3
-"""Named sessions for which a request lets upstream verify its token, while upstream fails."""
+"""While upstream fails, a token is verified about at most this many of its sessions in turn."""
 _OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
 """Codes of refusals that may concern one session alone."""
 
@@ -49,7 +49,8 @@ Outcome = Copy | Refusal | None
 
 
 NO_CHARGE: Final[Window] = UnlimitedWindow(Unlimited("bad-token"), None, inf, leased=False)
-"""The charge of an authentic token. It is not that of a limit which is off: that counts as one."""
+"""Stands for a token that is not charged, because it is authentic. A limit that is off charges with
+another object, `UNLIMITED_WINDOW`."""
 Subject = Caller | Claimant
 """The holder of a token that upstream verifies, once for each session."""
 
@@ -178,8 +179,8 @@ class Introspector:
     def admits_chat(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether upstream has verified the caller's token, and nothing speaks against this chat.
 
-        A chat may be followed before its session exists, and a token that only sends messages may
-        not read the session: upstream's answer to a load then says nothing against the chat.
+        A chat may be followed before its session exists (404), and a token that only sends messages
+        may not read the session (403). Such a refusal of a load says nothing against the chat.
         """
         digest = caller.digest
         if digest is None or self._introspections.accepted(digest, session_id, now):
@@ -206,7 +207,7 @@ class Introspector:
     def verify(
         self, request: RequestContext, subject: Subject, named: tuple[str, ...]
     ) -> PendingCaller:
-        """Verify a token about the first of the *named* sessions that upstream does not fail for.
+        """Let upstream verify a token, about the first *named* session for which it does not fail.
 
         Raises:
             Refused: as `start`.

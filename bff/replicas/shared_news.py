@@ -1,4 +1,4 @@
-"""News for listeners: announcements of which a loss does no harm, because they only save time."""
+"""News for listeners: announcements that only save time, so losing one does no harm."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ class SharedNews:
     received: Callable[..., None]
 
     def announce(self, environment: str, *news: Any) -> None:
-        """Tell all replicas *news*, which JSON can write; nobody waits for it."""
+        """Announce *news*, values that JSON can hold, to all replicas; nobody waits for it."""
         namespace = self.namespaces().get(environment)
         if namespace is not None and self.store.up:
             _, wall = self.clock()
