@@ -7,7 +7,6 @@ copy. If the store denies the load, it comes back into the queue.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -180,7 +179,7 @@ class LoadQueue:
         self._queue: FairQueue[QueuedLoad] = FairQueue()
         self._loads: dict[str, QueuedLoad] = {}
         """Queued or in flight, by id."""
-        self._running: Counter[Hashable] = Counter()
+        self._running: dict[Hashable, int] = {}
         """Loads in flight, by the caller whose turn started them."""
         self._total = 0
         self._unspent = 0
@@ -327,7 +326,7 @@ class LoadQueue:
         return self._sharing.limits.wait(self._environment, self._budget(), now, ahead)
 
     def _may_start(self, caller: Hashable) -> bool:
-        return self._running[caller] < _MAX_OF_CALLER
+        return self._running.get(caller, 0) < _MAX_OF_CALLER
 
     def _start(self, caller: Hashable, load: QueuedLoad, now: float, *, up: bool) -> None:
         if now > load.since and (outcome := self._recent(load, now)) is not None:
@@ -338,7 +337,7 @@ class LoadQueue:
             self._unspent += 1
         else:
             self._budget().spend(now)
-        self._running[caller] += 1
+        self._running[caller] = self._running.get(caller, 0) + 1
         self._total += 1
         load.task = self._load(load)
         load.task.add_done_callback(partial(self._ended, load, caller))

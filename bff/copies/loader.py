@@ -21,7 +21,7 @@ from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
-from bff.sessions import fields, ids
+from bff.sessions import ids
 from bff.sessions.copy import Copy, NegativeEntry, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
@@ -126,8 +126,7 @@ class Loader:
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
         in_queue, queue = self.find_load(environment.name, id_), self.queue(environment.name)
         key = id_ if in_queue is None else in_queue.id
-        load = queue.request(key, copy, caller, stretch=stretch, alone=alone)
-        return load, in_queue is not None
+        return queue.request(key, copy, caller, stretch=stretch, alone=alone), in_queue is not None
 
     def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
@@ -256,7 +255,8 @@ class Loader:
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""
         policy = self.config.policies.get(str(document["type"]), self.config.default_policy)
-        self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
+        if unknown := document.keys() - policy.field_names:
+            self._telemetry.unknown_fields(unknown)
         shown = policy.project(document)
         try:
             body = _ENCODER.encode(shown).encode()

@@ -137,19 +137,14 @@ class PendingLoad:
         """The future of the load's outcome."""
         return self.load.outcome
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether only the end of the call upstream ends the wait, so it takes no timer."""
+        return self.fallback is None and self.load.spent
+
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the load."""
-        if self.fallback is not None or not self.load.spent:
-            await wait_for(gateway, self.request, [self])
-            return
-        # It calls upstream, and nothing can be served before it ends: no timer is needed.
-        request, load, (began, _), again = self.request, self.load, gateway.clock(), False
-        try:
-            await asyncio.shield(load.outcome)
-            again = True
-        finally:
-            load.leave(again=again)
-        request.waited = (request.waited or 0.0) + gateway.clock()[0] - began
+        await wait_for(gateway, self.request, [self])
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""

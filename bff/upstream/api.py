@@ -80,9 +80,9 @@ class Upstream:
         self._clock = clock
         self._accepted = True
 
-    async def get(
+    def get(
         self, path: str, *, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """GET *path* and read the body of a 200.
 
         Args:
@@ -96,7 +96,7 @@ class Upstream:
                 ``retry_after``; or another of upstream's troubles.
             Exception: whatever *again* raises.
         """
-        return await self._bounded(self._get(path, read, again))
+        return self._bounded(self._get(path, read, again))
 
     async def _get(
         self, path: str, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
@@ -180,11 +180,13 @@ class Upstream:
         finally:
             timer.cancel()
 
-    async def _send(self, method: str, path: str, lines: bytes, body: bytes = b"") -> Answer:
+    def _send(
+        self, method: str, path: str, lines: bytes, body: bytes = b""
+    ) -> Coroutine[Any, Any, Answer]:
         address = self.credentials.address
         target = address.target + path.encode() or b"/"
         request = Request(method.encode(), target, _ACCEPT + lines, body)
-        return await self._transport.send(address, request)
+        return self._transport.send(address, request)
 
     def _read(
         self, answer: Answer, read: Callable[[bytes], T], observe: Callable[[Quota], None]

@@ -360,12 +360,13 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream/api.py",
-        "        return await self._transport.send(address, request)\n",
-        "        answer = await self._transport.send(address, request)\n"
+        '        answer = await self._send("GET", path, credentials.signed(used))\n',
+        '        answer = await self._send("GET", path, credentials.signed(used))\n'
         '        if "location" in answer.headers:\n'
+        "            from bff.upstream.pool import Address\n"
         '            address = Address.read(answer.headers["location"])\n'
-        "            answer = await self._transport.send(address, request)\n"
-        "        return answer\n",
+        '            request = Request(b"GET", address.target, _ACCEPT + credentials.signed(used))\n'
+        "            answer = await self._transport.send(address, request)\n",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
@@ -1710,8 +1711,8 @@ FAULTS = [
     Fault(
         49,
         "bff/gateway/pending.py",
-        "        if self.fallback is not None or not self.load.spent:\n",
-        "        if self.fallback is not None or self.load.queued:\n",
+        "        return self.fallback is None and self.load.spent\n",
+        "        return self.fallback is None and not self.load.queued\n",
         f"{_LOAD_QUEUE}::test_denied_requests_wait_no_longer_than_others",
     ),
     Fault(
@@ -1738,7 +1739,7 @@ FAULTS = [
     Fault(
         49,
         "bff/copies/load_queue.py",
-        "        return self._running[caller] < _MAX_OF_CALLER\n",
+        "        return self._running.get(caller, 0) < _MAX_OF_CALLER\n",
         "        return True\n",
         f"{_LOAD_QUEUE}::test_slow_loads_of_one_caller_leave_room_for_others",
     ),
