@@ -7,12 +7,11 @@ from functools import cached_property
 from bff.chat.config import ChatConfig
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
-from bff.limits.rate import Limiter
+from bff.limits.rate import Limiter, Unlimited
 from bff.live.config import LiveConfig
 from bff.response import ResponseBuilder
 from bff.sessions.copy import Ages
 from bff.sessions.policy import Policy
-from bff.tokens.scopes import Grant
 from bff.tokens.verify import Verifier
 from bff.upstream.api import Upstream
 from bff.upstream.chats import ChatUpstream
@@ -45,17 +44,17 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limiters. A limit that is off is an `Unlimited`."""
+    """The limiters. A limit that is off is an `Unlimited`, and so is each before the settings."""
 
-    address: Limiter
-    page: Limiter
+    address: Limiter = Unlimited("address")
+    page: Limiter = Unlimited("page")
     """Counts requests for public pages, by the browser's address."""
-    bad_token: Limiter
-    caller: Limiter
-    stream: Limiter
-    message: Limiter
-    message_daily: Limiter
-    message_total: Limiter
+    bad_token: Limiter = Unlimited("bad-token")
+    caller: Limiter = Unlimited("caller")
+    stream: Limiter = Unlimited("stream-open")
+    message: Limiter = Unlimited("message")
+    message_daily: Limiter = Unlimited("message-daily")
+    message_total: Limiter = Unlimited("message-total")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class RuntimeConfig:
     """
 
     environments: Mapping[str, Environment]
-    verifier: Verifier[Grant]
+    verifier: Verifier
     ages: Ages
     max_bytes: int
     limits: Limits

@@ -25,7 +25,6 @@ from bff.request import RequestHead
 from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller, Holder
-from bff.tokens.scopes import Grant
 
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 
@@ -43,7 +42,7 @@ class Resumable(Protocol):
     config: RuntimeConfig
     admission: Admission
     answers: Answers
-    cache: "Cache[Copy | Refusal]"
+    cache: Cache
     sharing: AnySharing
 
     def clock(self) -> tuple[float, float]:
@@ -52,16 +51,16 @@ class Resumable(Protocol):
     def decide(self, head: RequestHead, now: float, wall: float) -> "Response | Pending":
         """Decide a request from its start."""
 
-    def serve(self, request: RequestContext, caller: Caller[Grant]) -> "Response | Pending":
+    def serve(self, request: RequestContext, caller: Caller) -> "Response | Pending":
         """Decide a request of a caller whose token is verified."""
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Caller, session_id: str
     ) -> "Response | Pending":
         """Answer from the shared copy, or wait for its load."""
 
     def answer_with(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str, served: "Served"
+        self, request: RequestContext, caller: Caller, session_id: str, served: "Served"
     ) -> "Response | Pending":
         """Answer from a copy, or with the events of its session."""
 
@@ -125,7 +124,7 @@ class PendingLoad:
     """Waits for the load of a session's copy."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     load: QueuedLoad
     fallback: Copy | None
@@ -212,7 +211,7 @@ class PendingLoad:
 
 
 def conclude_member(
-    gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
+    gateway: Resumable, pending: PendingMember, caller: Caller
 ) -> "Response | Pending":
     """Answer with the result of a wait for one session; look it up again if that was purged."""
     request = pending.request
@@ -226,9 +225,7 @@ def conclude_member(
     return gateway.answer_with(request, caller, pending.session_id, served)
 
 
-def outcome(
-    gateway: Resumable, pending: PendingMember, holder: Holder[Grant]
-) -> Served | Refusal | None:
+def outcome(gateway: Resumable, pending: PendingMember, holder: Holder) -> Served | Refusal | None:
     """Take the result of a wait for one session.
 
     A refusal of a revoked session becomes ``unauthorized``: it reveals nothing else.

@@ -24,8 +24,9 @@ from bff.gateway.pending import Pending
 from bff.request import RequestHead
 from bff.response import PushedResponse, Response, StreamResponse
 from bff.server.asgi import PENDING
-from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
+from bff.server.connection import MAX_PIPELINED, BoundedProtocol
 from bff.server.header_cache import HeaderCache
+from bff.server.slow_readers import LARGE_ANSWER
 from bff.server.uvicorn_adapter import why_unusable
 
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
@@ -185,7 +186,7 @@ class FastPathProtocol(BoundedProtocol):
             if self._refused:
                 if not self.is_answering():
                     self.transport.close()
-                    self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+                    self.limit_last_answer()
             elif not self._incomplete and not self.is_answering():
                 self._idle.start()
         alone = between_requests and self._requests == 1 and not self._refused
@@ -300,7 +301,7 @@ class FastPathProtocol(BoundedProtocol):
         self.transport.write(b"".join(parts))
         if last:
             self.transport.close()
-            self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+            self.limit_last_answer()
             return
         self._idle.start()
         if data and response.status < _BAD_REQUEST:
@@ -327,7 +328,7 @@ class FastPathProtocol(BoundedProtocol):
             self.push(head, response.stream)
             return
         await self.relay(head, response.stream)
-        self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+        self.limit_last_answer()
 
     def _parts(self, response: Response, *, last: bool = False) -> Parts:
         start = self._shared.start(response.status, self.server_headers())

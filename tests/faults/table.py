@@ -576,7 +576,7 @@ FAULTS = [
     ),
     Fault(
         33,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         'self._connections.count("unread_answer")',
         "return",
         f"{_WIRE}::test_33_slow_reader_costs_bounded_memory_for_a_bounded_time",
@@ -731,14 +731,14 @@ FAULTS = [
     Fault(
         68,
         "bff/gateway/claimants.py",
-        "        caller = introspector.caller(claimant, request.now)\n        if caller is not None:",
-        "        caller = claimant._caller\n        if caller is not None:",
+        "    caller = introspector.caller(claimant, request.now)\n    if caller is not None:",
+        "    caller = claimant._caller\n    if caller is not None:",
         f"{_WORK}::test_68_invented_token_gets_no_list",
     ),
     Fault(
         68,
         "bff/gateway/claimants.py",
-        "            introspector.count_refused(request, claimant)  # 429\n",
+        "        introspector.count_refused(request, claimant)  # 429\n",
         "",
         f"{_WORK}::test_68_each_request_of_an_invented_token_is_counted",
     ),
@@ -1053,7 +1053,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/store.py",
-        "await self.republisher.ready()",
+        "await self.republisher.ready.wait()",
         "pass",
         "tests/replicas/test_announcements.py::test_replica_reads_revocations_before_it_serves",
     ),
@@ -1346,7 +1346,7 @@ FAULTS = [
     ),
     Fault(
         87,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         "        if size < LARGE_ANSWER:\n            return response\n",
         "        return response\n",
         "tests/incidents/test_incident_connections.py::test_87_unread_pages_take_bounded_memory",
@@ -2414,7 +2414,7 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         "if not room and not self.is_relaying:",
         "if not room:",
         f"{_STREAM_BYTES}::test_slow_browser_pauses_upstream_and_is_not_cut",
@@ -2580,7 +2580,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/peeks.py",
-        "if not self._is_followed(copy):",
+        "if not self.is_followed(copy):",
         "if False:",
         f"{_PEEKS}::test_session_whose_listener_left_is_not_peeked",
     ),
