@@ -127,7 +127,9 @@ class ConfigBuilder:
 
     def first(self, settings: Settings) -> RuntimeConfig:
         """Build the configuration that the gateway starts with."""
-        return self._build(settings, {}, Limits(), None, sources(settings, None, ()))
+        return self._build(
+            settings, {}, Limits.before_settings(), None, sources(settings, None, ())
+        )
 
     def next(
         self, settings: Settings, before: RuntimeConfig, settings_before: Settings

@@ -1,7 +1,7 @@
 """The configuration that the gateway uses: everything that can change while it runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from bff.chat.config import ChatConfig
@@ -44,17 +44,24 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limiters. A limit that is off is an `Unlimited`, and so is each before the settings."""
+    """The limiters: an `Unlimited` for each that is off. Without defaults, none is forgotten.
 
-    address: Limiter = Unlimited("address")
-    page: Limiter = Unlimited("page")
-    """Counts requests for public pages, by the browser's address."""
-    bad_token: Limiter = Unlimited("bad-token")
-    caller: Limiter = Unlimited("caller")
-    stream: Limiter = Unlimited("stream-open")
-    message: Limiter = Unlimited("message")
-    message_daily: Limiter = Unlimited("message-daily")
-    message_total: Limiter = Unlimited("message-total")
+    `page` counts requests for public pages, by the browser's address.
+    """
+
+    address: Limiter
+    page: Limiter
+    bad_token: Limiter
+    caller: Limiter
+    stream: Limiter
+    message: Limiter
+    message_daily: Limiter
+    message_total: Limiter
+
+    @classmethod
+    def before_settings(cls) -> "Limits":
+        """Make the limits that hold until the settings are read, when no request is answered."""
+        return cls(**{one.name: Unlimited(one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
