@@ -185,7 +185,9 @@ class ConfigBuilder:
             __version__,
             cookie=settings.token_cookie,
             chat=settings.chat.enabled,
+            any_message=settings.chat.input == "any",
             live=settings.live.enabled,
+            answering=settings.live.answering,
         )
         return RuntimeConfig(
             environments={
