@@ -72,7 +72,7 @@ def live_schemas(session: Schema, unavailable: Schema, *, answering: bool) -> Sc
     ends = {"type": "string", "enum": [*metrics.LISTENER_REASONS]}
     return {
         "LiveEvent": {
-            "description": "Fields of an event. A comment, such as `: ok`, is none",
+            "description": "Fields of an event; comments, such as `: ok`, have no event",
             "anyOf": [
                 _event("sessions", _reference("LiveSessions"), id=_LIVE_ID),
                 _event("session", document, id=_LIVE_ID),

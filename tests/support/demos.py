@@ -31,6 +31,7 @@ def running_demo(*command: str | Path, cwd: Path, environ: dict[str, str]) -> It
             process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
             raise
         finally:
             process.stdout.close()
