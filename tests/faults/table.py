@@ -2570,6 +2570,13 @@ FAULTS = [
         "tests/config/test_live_settings.py::test_answering_replaces_nothing_that_the_policy_shows",
     ),
     Fault(
+        58,
+        "bff/live/listener.py",
+        "            sink.finish_stream()  # a task that pulls events would wait for ever\n",
+        "            del sink\n",
+        "tests/live/test_listener.py::test_pulled_events_end_when_the_browser_leaves",
+    ),
+    Fault(
         70,
         "bff/gateway/live.py",
         "        if wall >= caller.expires:\n",
