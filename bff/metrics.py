@@ -141,11 +141,11 @@ BAD_TOKENS: Final = _counter(
 LIMITED: Final = _counter(
     "bff_limited",
     "Requests refused by a rate limit, by limit: address, page, bad-token, caller, stream-open, "
-    "message, message-daily, message-total.",
+    "stop, message, message-daily, message-total.",
     "limit",
     initial=(
         *("address", "page", "bad-token", "caller"),
-        *("stream-open", "message", "message-daily", "message-total"),
+        *("stream-open", "stop", "message", "message-daily", "message-total"),
     ),
 )
 DROPPED_FIELDS: Final = _counter(

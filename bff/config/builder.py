@@ -38,6 +38,8 @@ from bff.upstream.chats import ChatUpstream
 from bff.upstream.credentials import Credentials
 from bff.upstream.pool import Transport
 
+STOPS = Rate(60, 60)
+"""Stops of one caller. A person presses the button less often than once a second."""
 MAX_DRAIN_SECONDS = 8.0
 """Seconds over which the ends of streams are spread at most: a stop takes at most ten."""
 
@@ -143,6 +145,7 @@ class ConfigBuilder:
             bad_token=Unlimited("bad-token"),
             caller=Unlimited("caller"),
             stream=Unlimited("stream-open"),
+            stop=Unlimited("stop"),
             message=Unlimited("message"),
             message_daily=Unlimited("message-daily"),
             message_total=Unlimited("message-total"),
@@ -203,6 +206,7 @@ class ConfigBuilder:
                 bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
                 caller=limiter("caller", settings.rate_limit, limits.caller),
                 stream=limiter("stream-open", settings.chat.stream_limit, limits.stream),
+                stop=limiter("stop", STOPS, limits.stop),
                 message=exact("message", settings.chat.message_limit, limits.message),
                 message_daily=exact(
                     "message-daily", settings.chat.message_daily_limit, limits.message_daily

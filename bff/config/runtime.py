@@ -53,6 +53,8 @@ class Limits:
     bad_token: Limiter
     caller: Limiter
     stream: Limiter
+    stop: Limiter
+    """Counts stops, which no limit of messages counts."""
     message: Limiter
     message_daily: Limiter
     message_total: Limiter

@@ -32,7 +32,7 @@ class Body(httpx2.AsyncByteStream):
 
 
 class Events(httpx2.AsyncByteStream):
-    """A stream, of which a proxy passes so many parts on at once; after it comes a heartbeat."""
+    """A stream; a proxy passes its first parts on at once. A heartbeat follows each part."""
 
     def __init__(self, world: World, stream: EventStream, passed: int) -> None:
         self._world = world
