@@ -219,7 +219,7 @@ class Service:
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
             revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
-            waits=partial(telemetry.log.info, "store_incomplete", seconds=OTHERS_SECONDS),
+            waits=lambda: telemetry.log.info("store_incomplete", seconds=OTHERS_SECONDS),
             tokens=_token,
             random=os.urandom,
         )

@@ -154,7 +154,7 @@ class PendingMessage:
         return self._check_session(gateway)
 
     def _read_message(self, policy: MessagePolicy) -> Message:
-        """Read the body; what is not a stop needs the room and the quota of a message."""
+        """Read the body. Only a stop passes without the room and the quota of a message."""
         try:
             message = policy.read(self._body)
         except Refused as refused:
