@@ -16,7 +16,7 @@ from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.context import RequestContext
 from bff.gateway.features import Features, LastingParts
-from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served, leave
+from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION
 from bff.limits.rate import LeasePending
 from bff.request import HeaderFields, RequestHead
@@ -184,18 +184,16 @@ class Gateway:
         then: Callable[[Response], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """Call *then* with the response, without a task if only a call upstream has to end.
+        """Call *then* with the response. A wait for more than a load gets a task from *spawn*.
 
-        A task for each miss would cost 9 % of it. Other waits get one from *spawn*.
+        A task for each miss would cost 9 % of it.
         """
-        if not isinstance(pending, PendingLoad) or not pending.is_under_way:
+        if not isinstance(pending, PendingLoad):
             spawn(self._finish_and_call(pending, then))
             return
         began, _ = self.clock()
 
-        def ended(_: object) -> None:
-            pending.request.waited = self.clock()[0] - began
-            leave([pending], again=True)
+        def decide_again() -> None:
             try:
                 answer = self._decide_again(pending)
             except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
@@ -206,7 +204,7 @@ class Gateway:
             else:
                 self.call_back(answer, then, spawn)
 
-        pending.task.add_done_callback(ended)
+        pending.call_back(self, decide_again)
 
     async def _finish_and_call(self, pending: Pending, then: Callable[[Response], None]) -> None:
         try:

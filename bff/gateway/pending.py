@@ -7,7 +7,7 @@ token expired, lost its key or was revoked meanwhile.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -138,14 +138,31 @@ class PendingLoad:
         """The future of the load's outcome."""
         return self.load.outcome
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether only the end of the call upstream ends the wait, so it takes no timer."""
-        return self.fallback is None and self.load.spent
-
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the load."""
         await wait_for(gateway, self.request, [self])
+
+    def call_back(self, gateway: Resumable, then: Callable[[], None]) -> None:
+        """Call *then* at the end of the wait, which is that of `wait` without a task."""
+        load, fallback, (began, _) = self.load, self.fallback, gateway.clock()
+
+        def end(_: object = None) -> None:
+            load.outcome.remove_done_callback(end)
+            if timer is not None:
+                timer.cancel()
+            leave([self], again=True)
+            self.request.waited = (self.request.waited or 0.0) + gateway.clock()[0] - began
+            then()
+
+        def end_if_queued() -> None:
+            if fallback is not None or load.queued:
+                end()
+
+        timer = None
+        if fallback is not None or not load.spent:
+            seconds = load.longest_wait(began) if fallback is None else FALLBACK_SECONDS
+            timer = asyncio.get_running_loop().call_later(seconds, end_if_queued)
+        load.outcome.add_done_callback(end)
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""

@@ -551,7 +551,7 @@ FAULTS = [
         "bff/server/fast_path.py",
         "            self._accepted = False\n",
         "",
-        f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
+        f"{_FAST_PATH}::test_lines_of_a_request_for_the_application_are_not_kept",
     ),
     Fault(
         32,
@@ -1564,8 +1564,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        turn.rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)\n",
-        "        turn.rank = 0.0, turn.number\n",
+        "        rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)\n",
+        "        rank = 0.0, turn.number\n",
         "tests/limits/test_queue.py::test_never_loaded_comes_first_then_the_oldest_copy",
     ),
     Fault(
@@ -1711,8 +1711,8 @@ FAULTS = [
     Fault(
         49,
         "bff/gateway/pending.py",
-        "        return self.fallback is None and self.load.spent\n",
-        "        return self.fallback is None and not self.load.queued\n",
+        "        if fallback is not None or not load.spent:\n",
+        "        if fallback is not None:\n",
         f"{_LOAD_QUEUE}::test_denied_requests_wait_no_longer_than_others",
     ),
     Fault(

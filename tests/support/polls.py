@@ -54,6 +54,7 @@ class PolledWorld:
         delays: draws the seconds that upstream takes.
         read_at: by session, when upstream read it.
         reads: the time and session of each call.
+        fast_path: whether requests wait for a load without a task.
     """
 
     world: World
@@ -61,6 +62,7 @@ class PolledWorld:
     broken: set[str] = field(default_factory=set)
     reads: list[tuple[float, str]] = field(default_factory=list)
     numbers: int = 10_000
+    fast_path: bool = True
 
     async def answer(self, seen: Seen) -> Any:
         id_ = seen.raw_path.rpartition("/")[2]
@@ -106,7 +108,7 @@ class PolledWorld:
         headers = [(b"origin", ORIGIN.encode()), (b"authorization", b"Bearer " + token.encode())]
         head = RequestHead.read("GET", path.encode(), query.encode(), headers, "192.0.2.1")
         answer = gateway.decide(head, *self.world.clock())
-        if isinstance(answer, PendingLoad) and answer.is_under_way:  # as on the fast path
+        if self.fast_path and isinstance(answer, PendingLoad):
             called: asyncio.Future[Response] = loop.create_future()
             gateway.call_back(answer, partial(_set, called), _no_task)
             answer = await called
