@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -276,3 +277,9 @@ def test_isolation_is_unsure_without_a_signing_key(gateway: Gateway, live: dict[
 
     assert "isolation is not tested: minting" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_page_says_how_long_the_check_waits_for_events() -> None:
+    page = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+
+    assert f"waits up to {check_gateway.LATER_EVENT_SECONDS:g} seconds for the second event" in page
