@@ -25,6 +25,7 @@ from bff.ops.changes import Changes, report_key
 from bff.ops.gauges import read_gauges
 from bff.ops.tracing import TracedEndpoint, Tracing
 from bff.replicas.alone import Alone, AnySharing
+from bff.replicas.republisher import OTHERS_SECONDS
 from bff.replicas.sharing import Sharing
 from bff.replicas.store import Store
 from bff.replicas.valkey import StoreAddress, StoreError
@@ -194,6 +195,7 @@ class Service:
             count=lambda outcome, by: telemetry.count(metrics.STORE_COMMANDS, outcome, by=by),
             changed=changed,
             revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
+            waits=lambda: telemetry.log.info("store_incomplete", seconds=OTHERS_SECONDS),
             tokens=_token,
             random=os.urandom,
         )

@@ -115,7 +115,12 @@ def _fork(
 
 
 async def _serve(
-    service: Service, browser: Any, ops: Any, *more: Any, worker: Worker | None = None
+    service: Service,
+    browser: Any,
+    ops: Any,
+    *more: Any,
+    worker: Worker | None = None,
+    drains: bool = True,
 ) -> None:
     browser_config = server.config(service.browser_app, lifespan=True, protocol=service.protocol)
     ops_config = server.config(service.ops_app, lifespan=False, protocol=service.ops_protocol)
@@ -123,6 +128,7 @@ async def _serve(
         [*more, (browser_config, browser)],
         (ops_config, ops),
         worker=worker,
+        drains=drains,
         on_stop=service.drain,
         on_short=service.note_short,
     )
@@ -248,7 +254,8 @@ def demo(port: int | None, upstream_only: bool) -> None:
             click.echo(f"bff status --ops {server.address(ops)} shows it as operators see it.")
             click.echo(stage.lines(f"http://{server.address(browser)}"))
             pretend = server.config(stage.upstream, lifespan=False)
-            await _serve(service, browser, ops, (pretend, upstream))
+            # No proxy is in front, so Ctrl-C ends the demo at once.
+            await _serve(service, browser, ops, (pretend, upstream), drains=False)
 
         _run(run())
 

@@ -141,11 +141,11 @@ BAD_TOKENS: Final = _counter(
 LIMITED: Final = _counter(
     "bff_limited",
     "Requests refused by a rate limit, by limit: address, page, bad-token, caller, stream-open, "
-    "message, message-daily, message-total.",
+    "stop, message, message-daily, message-total.",
     "limit",
     initial=(
         *("address", "page", "bad-token", "caller"),
-        *("stream-open", "message", "message-daily", "message-total"),
+        *("stream-open", "stop", "message", "message-daily", "message-total"),
     ),
 )
 DROPPED_FIELDS: Final = _counter(
@@ -337,6 +337,10 @@ LISTENERS: Final = _gauge(
 FOLLOWED: Final = _gauge(
     "bff_followed_sessions", "Session ids that listeners follow; each is loaded once a TTL."
 )
+LISTENER_REASONS: Final = (
+    *("expired", "revoked", "key", "policy", "unverified", "outdated", "shutdown", "failed"),
+)
+"""Reasons that the last event of a listener gives."""
 LISTENER_ENDS: Final = _counter(
     "bff_listener_ends",
     "Event streams of session state that ended, by reason: browser (left, or read too slowly), "
@@ -344,10 +348,7 @@ LISTENER_ENDS: Final = _counter(
     "unverified (upstream has to verify its token again), outdated (a newer token of the person "
     "names a new session), shutdown, failed.",
     "reason",
-    initial=(
-        *("browser", "expired", "revoked", "key", "policy", "unverified", "outdated"),
-        *("shutdown", "failed"),
-    ),
+    initial=("browser", *LISTENER_REASONS),
 )
 LISTENER_SECONDS: Final = _histogram(
     "bff_listener_seconds",

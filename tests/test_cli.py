@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import jwt
 import pytest
 from support.demos import printed_by, running_demo
@@ -199,6 +200,31 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     assert re.search(r"^\s+60 200$", pasted, re.MULTILINE)
     assert re.search(r"^\s+1 429$", pasted, re.MULTILINE)
     assert process.returncode == 0
+
+
+# Ctrl-C may wait for nothing, however long `bff serve` would.
+_NEVER = """
+from bff.cli import main
+from bff.server import run
+run.DRAIN_SECONDS = run.SHUTDOWN_SECONDS = 3600
+main(["demo", "--port", "0"])
+"""
+
+
+def test_demo_ends_at_once_with_open_connections() -> None:
+    with (
+        httpx2.Client(timeout=30) as kept,
+        httpx2.Client(timeout=30) as live,
+        running_demo(sys.executable, "-c", _NEVER, cwd=ROOT, environ=KEPT) as printed,
+    ):
+        base = re.search(r"A gateway answers at (http://[\d.]+:\d+)", printed)[1]
+        token = re.search(r"^ANN='Authorization: (Bearer \S+)'$", printed, re.MULTILINE)[1]
+        headers = {"authorization": token, "accept": "text/event-stream"}
+        assert kept.get(base + "/healthz").status_code == 200
+        request = live.build_request("GET", base + "/api/v1/sessions", headers=headers)
+        events = live.send(request, stream=True).iter_text()
+        assert "event: sessions" in next(events) + next(events, "")
+    # `running_demo` has sent SIGINT, and waited for the end.
 
 
 def test_make_demo_works_beside_another_demo() -> None:

@@ -38,6 +38,8 @@ from bff.upstream.chats import ChatUpstream
 from bff.upstream.credentials import Credentials
 from bff.upstream.pool import Transport
 
+STOPS = Rate(60, 60)
+"""Stops of one caller. A person presses the button less often than once a second."""
 MAX_DRAIN_SECONDS = 8.0
 """Seconds over which the ends of streams are spread at most: a stop takes at most ten."""
 
@@ -166,7 +168,9 @@ class ConfigBuilder:
             __version__,
             cookie=settings.token_cookie,
             chat=chat.enabled,
+            any_message=chat.input == "any",
             live=live.enabled,
+            answering=live.answering,
         )
         return RuntimeConfig(
             environments={
@@ -182,6 +186,7 @@ class ConfigBuilder:
                 bad_token=limiter(settings.bad_token_limit, limits.bad_token),
                 caller=limiter(settings.rate_limit, limits.caller),
                 stream=limiter(chat.stream_limit, limits.stream),
+                stop=limiter(STOPS, limits.stop),
                 message=exact(chat.message_limit, limits.message),
                 message_daily=exact(chat.message_daily_limit, limits.message_daily),
                 message_total=exact(chat.message_total_limit, limits.message_total),

@@ -1,7 +1,7 @@
 """The configuration that the gateway uses: everything that can change while it runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 from bff.chat.config import ChatConfig
@@ -54,14 +54,29 @@ class Limits:
     bad_token: Limiter
     caller: Limiter
     stream: Limiter
+    stop: Limiter
+    """Counts stops, which no limit of messages counts."""
     message: Limiter
     message_daily: Limiter
     message_total: Limiter
 
     @classmethod
     def before_settings(cls) -> "Limits":
-        """Make the limits that hold until the settings are read, when no request is answered."""
-        return cls(**{one.name: Unlimited(one.name) for one in fields(cls)})
+        """Make the limits that hold until the settings are read, when no request is answered.
+
+        Their names are those of the limits that replace them.
+        """
+        return cls(
+            address=Unlimited("address"),
+            page=Unlimited("page"),
+            bad_token=Unlimited("bad-token"),
+            caller=Unlimited("caller"),
+            stream=Unlimited("stream-open"),
+            stop=Unlimited("stop"),
+            message=Unlimited("message"),
+            message_daily=Unlimited("message-daily"),
+            message_total=Unlimited("message-total"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

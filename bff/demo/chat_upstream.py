@@ -25,6 +25,8 @@ MAX_APPEND_BYTES = 1024 * 1024
 DEFAULT_SECONDS = 60
 MAX_SECONDS = 600
 PING_SECONDS = 5.0
+TURN_END = ["trigger-control", "turn-complete"]
+"""The header of the record that ends a turn."""
 _CLOSED = "Cannot append to a closed session"
 
 
@@ -52,7 +54,7 @@ class Channel:
     def idle(self) -> bool:
         """Whether the last turn is complete."""
         headers = (name for record in self.out[-2:] for name in record.get("headers") or ())
-        return ["trigger-control", "turn-complete"] in headers
+        return TURN_END in headers
 
     async def read(self, start: int, seconds: float, ping: float) -> AsyncIterator[list[Record]]:
         """Yield the records from *start* as they come, and an empty list for each ping."""
@@ -241,7 +243,7 @@ class PretendChats:
             channel.write(timestamp=now, headers=[], body=body)
             return
         headers = [
-            ["trigger-control", "turn-complete"],
+            TURN_END,
             ["public-access-token", token],
             ["session-in-event-id", str(seq)],
             ["session-in-consumed-id", str(seq)],

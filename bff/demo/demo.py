@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from bff.config import reader, settings
 from bff.demo import playground, playground_chat
+from bff.demo.chat_upstream import TURN_END
 from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
 from bff.tokens.mint import mint
 
@@ -25,6 +26,8 @@ ANN_CHATS = ("chat-live", "chat-closing", "chat-done")
 WORD_SECONDS = 0.1
 """Time between two words of an agent's answer: enough to press stop."""
 IDENTITY_FIELD = "__bff"
+PEEKS = "12/minute"
+"""Few, because all messages of the demo pass the gateway, which then knows who is answering."""
 VIEWERS = 19
 """Other browsers that the playground plays. Each has a token of its own for the live chat."""
 ORIGINS = tuple(
@@ -64,6 +67,9 @@ class Demo:
                 "BFF_CHAT": "true",
                 "BFF_IDENTITY_FIELD": IDENTITY_FIELD,
                 "BFF_IDENTITY_KEY": self.identity_key,
+                "BFF_EXPOSE_ANSWERING": "true",
+                "BFF_ANSWERING_BUDGET": PEEKS,
+                "BFF_DRAIN_SECONDS": "0.1",
             }
         )
 
@@ -199,6 +205,11 @@ def make(clock: Callable[[], float]) -> Demo:
     upstream = PretendUpstream(environment, clock=clock, live=live)
     upstream.chats.pace = WORD_SECONDS
     upstream.chats.answer = _answer
+    for (
+        document
+    ) in environment.sessions.values():  # the first turn, which a new session begins with
+        channel = upstream.chats.channel(environment, document["id"])
+        channel.write(timestamp=round(started * 1000), headers=[TURN_END], body="")
     return Demo(upstream, root_key, secrets.token_hex(32), secrets.token_hex(32), clock)
 
 

@@ -188,7 +188,8 @@ function drawList(sessions, unavailable) {
   $("chats").replaceChildren(...sessions.map((session) => {
     const button = element("button", session.externalId);
     button.setAttribute("aria-current", session.externalId === selected);
-    button.append(element("small", session.closedAt ? "closed" : "open"));
+    const state = session.closedAt ? "closed" : session.metadata?.answering ? "answering" : "open";
+    button.append(element("small", state, state));
     button.addEventListener("click", () => select(session.externalId));
     const item = document.createElement("li");
     item.append(button);

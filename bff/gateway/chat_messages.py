@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from bff import metrics
+from bff.chat.appends import MAX_STOP_BYTES, Places
 from bff.chat.identity import Speaker
-from bff.chat.messages import Message
+from bff.chat.messages import Message, MessagePolicy
 from bff.config.runtime import RuntimeConfig
 from bff.errors import REFUSALS, ErrorCode, Refusal, Refused, UpstreamError, UpstreamRateLimited
 from bff.gateway.chats import Chats
@@ -35,11 +36,32 @@ def decide_message(
 ) -> Pending:
     """Decide a request to send a message, before its body is read.
 
+    Whether it is a stop, its body tells. So a body that is small enough for one is read although
+    its caller may send no message now: a stop has bounds of its own.
+
     Raises:
-        Refused: 413 429 503.
+        Refused: 400 413 429 503.
     """
-    chats.admit_message(request, caller)
-    return PendingMessage(request, caller, session_id, chats.part_id(request), chats)
+    appends, is_small, late = chats.appends, _may_be_stop(chats, request), None
+    try:
+        chats.admission.charge_caller(request, caller)
+    except Refused as refused:
+        if not is_small:
+            raise
+        late = refused.refusal
+    chats.refuse_paused(request, caller)
+    chats.refuse_large(request)
+    places = appends.stops if is_small else appends.messages
+    places.refuse(chats.key(request, caller))
+    part_id = chats.part_id(request)
+    return PendingMessage(request, caller, session_id, part_id, chats, places, late)
+
+
+def _may_be_stop(chats: Chats, request: RequestContext) -> bool:
+    if chats.chat.messages is None:  # nothing tells a stop from other bodies
+        return False
+    lengths = [value for name, value in request.head.lines if name == b"content-length"]
+    return len(lengths) == 1 and len(lengths[0]) <= 3 and int(lengths[0]) <= MAX_STOP_BYTES  # noqa: PLR2004  digits
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +73,10 @@ class PendingMessage:
     session_id: str
     part_id: str
     chats: Chats
+    places: Places
+    """Where it is counted."""
+    late: Refusal | None
+    """The refusal of a message that is not a stop; None if its caller may send one."""
     _work: "Callable[[Resumable], Awaitable[None]] | None" = None
     _then: "Callable[[Resumable], Response | Pending] | None" = None
     _body: bytes = b""
@@ -92,7 +118,7 @@ class PendingMessage:
     def abandon(self) -> None:
         """Count the message as ended."""
         if self._counted:
-            self.chats.appends.end(self._key)
+            self.places.end(self._key)
             self._counted = False
 
     @property
@@ -107,7 +133,7 @@ class PendingMessage:
     async def _read_body(self, _: Resumable) -> None:
         chats, body = self.chats, self.request.head.body
         assert body is not None  # noqa: S101  the request is for a chat
-        chats.appends.begin(self._key)
+        self.places.begin(self._key)
         self._counted = True
         data = await body.receive(chats.chat.max_message_bytes)
         if data is None:
@@ -118,13 +144,29 @@ class PendingMessage:
         chats, caller = self.chats, self.caller
         policy = chats.chat.messages
         if policy is not None:
-            self._message = message = policy.read(self._body)
+            self._message = message = self._read_message(policy)
             self._kind = message.kind
             chats.counts[metrics.MESSAGE_FIELDS_DROPPED,] += message.dropped
         has_pair = chats.pairs.has(caller.environment, self.session_id)
         if chats.must_load(caller, self.session_id) or not (has_pair or self._names_session()):
             return self._next(self._load_pair, self._check_session)
         return self._check_session(gateway)
+
+    def _read_message(self, policy: MessagePolicy) -> Message:
+        """Read the body. Only a stop passes without the room and the quota of a message."""
+        try:
+            message = policy.read(self._body)
+        except Refused as refused:
+            raise Refused.of(self.late or refused.refusal) from None
+        if message.kind != "stop":
+            if self.late is not None:
+                raise Refused.of(self.late)
+            messages = self.chats.appends.messages
+            if self.places is not messages:
+                messages.begin(self._key)
+                self.places.end(self._key)
+                self.places = messages
+        return message
 
     def _names_session(self) -> bool:
         """Whether the gateway knows that the message's `chatId` is an id of the session."""
@@ -146,17 +188,31 @@ class PendingMessage:
     # -- the limits
 
     def _charge(self, _: Resumable) -> Response | Pending:
-        message = self._message
-        if message is None or message.kind != "stop":
-            try:
-                self.chats.charge_message(
-                    self.request, self.caller, (self.session_id, self.part_id), self._body
-                )
-            except LeasePending as pending:
-                self._lease = pending
-                return self._next(self._wait_for_lease, self._charge)
+        part = self.session_id, self.part_id
+        try:
+            if self._message is not None and self._message.kind == "stop":
+                self._charge_stop()
+            else:
+                self.chats.charge_message(self.request, self.caller, part, self._body)
+        except LeasePending as pending:
+            self._lease = pending
+            return self._next(self._wait_for_lease, self._charge)
         self.chats.refuse_paused(self.request, self.caller)
         return self._next(self._send, self._finish)
+
+    def _charge_stop(self) -> None:
+        """Charge a stop to a limit of its own, in place of the caller's requests.
+
+        Raises:
+            Refused: ``rate_limited``.
+            LeasePending: quota has to be leased first; nothing was counted.
+        """
+        request, limits = self.request, self.chats.config.limits
+        key = self.caller.limit_key(request.address)
+        request.window = window = limits.stop.charge(key, request.now)
+        if window.exceeded:
+            raise Refused("rate_limited")
+        limits.caller.refund(key)
 
     async def _wait_for_lease(self, gateway: Resumable) -> None:
         assert self._lease is not None  # noqa: S101  `_charge` set it

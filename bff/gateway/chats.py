@@ -95,7 +95,7 @@ class Chats:
         self.pairs = pairs
         self.counts = counts
         self._lookup = lookup
-        self._admission = admission
+        self.admission = admission
         self._revocations = revocations
         self._part_ids = part_ids
 
@@ -183,7 +183,7 @@ class Chats:
             Refused: ``bad_request``, ``rate_limited``, ``overloaded`` or ``too_many_streams``.
         """
         options = _options(_single(request.head), caller.expires - request.wall)
-        self._admission.charge_stream(request, caller)
+        self.admission.charge_stream(request, caller)
         self.refuse_stream(request, caller)
         return options
 
@@ -233,7 +233,7 @@ class Chats:
             return "policy"
         if self._revocations.any and self._is_session_revoked(grounds, wall):
             return "revoked"
-        return self._admission.why_ended(grounds.token, caller, wall)
+        return self.admission.why_ended(grounds.token, caller, wall)
 
     def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
         caller, revocations = grounds.caller, self._revocations
@@ -245,19 +245,15 @@ class Chats:
 
     # -- messages
 
-    def admit_message(self, request: RequestContext, caller: Caller) -> None:
-        """Charge a message to its caller, before its body is read.
+    def refuse_large(self, request: RequestContext) -> None:
+        """Refuse a message that is too large by its head.
 
         Raises:
-            Refused: ``rate_limited``, ``over_budget``, ``overloaded``, ``too_many_messages`` or
-                ``message_too_large``.
+            Refused: ``message_too_large``, or ``bad_request`` if a header is repeated.
         """
-        self._admission.charge_caller(request, caller)
-        self.refuse_paused(request, caller)
         length = _single(request.head).get(b"content-length", b"0")
         if len(length) > 15 or int(length) > self.chat.max_message_bytes:  # noqa: PLR2004  digits
             raise Refused("message_too_large")
-        self.appends.refuse(self.key(request, caller))
 
     def refuse_paused(self, request: RequestContext, caller: Caller) -> None:
         """Refuse a message while upstream wants none.
@@ -285,7 +281,7 @@ class Chats:
         key = self.key(request, caller)
         if self.appends.is_charged(key, part, body):
             return
-        self._admission.charge_message(request, caller)
+        self.admission.charge_message(request, caller)
         self.appends.charged(key, part, body)
 
     def part_id(self, request: RequestContext) -> str:

@@ -202,14 +202,15 @@ class Listener:
         self._sink.send_event(events.end(reason))
         self._listeners.count("end")
         self.release(reason)
-        self._sink.finish_stream()
 
     def release(self, reason: str) -> None:
-        """Count the end; the second call does nothing."""
+        """Count the end, and end the browser's side; the second call does nothing."""
         if not self._released:
             self._released = True
             self._dirty = None
+            sink, self._sink = self._sink, _DETACHED
             self._listeners.remove(self, self._reason or reason)
+            sink.finish_stream()  # a task that pulls events would wait for ever
 
 
 class _Reader:

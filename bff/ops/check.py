@@ -41,6 +41,7 @@ class Result(Enum):
 class Page(StrEnum):
     """The section of the documentation for a problem."""
 
+    BUFFERING = "docs/OPERATIONS.md#behind-a-proxy-or-cdn"
     PROXY = "docs/TROUBLESHOOTING.md#a-proxy-changes-answers"
     SETTINGS = "docs/TROUBLESHOOTING.md#it-does-not-start"
     STORE = "docs/TROUBLESHOOTING.md#the-store-is-down"

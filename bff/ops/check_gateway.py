@@ -2,6 +2,7 @@
 
 It mints a token that names the session and a token that does not, and compares the answers to both.
 A proxy or CDN in front that caches or changes answers makes them differ from a gateway's answers.
+It also opens an event stream: a proxy that collects answers holds the first event back.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import Final
 from bff import __version__
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
-from bff.errors import REFUSALS
+from bff.errors import REFUSALS, UpstreamTimeout
+from bff.live.listeners import HEARTBEAT_SECONDS
 from bff.metrics import REQUESTS
 from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
 from bff.sessions import ids
@@ -25,6 +27,14 @@ from bff.upstream.pool import trusted
 
 _TOKEN_SECONDS: Final = 120
 """Lifetime of the minted tokens; a check takes a few seconds."""
+FIRST_EVENT_SECONDS: Final = 5.0
+"""Seconds for the first event of a stream; a gateway sends it at once."""
+LATER_EVENT_SECONDS: Final = HEARTBEAT_SECONDS + 10.0
+"""Seconds for what follows: a proxy that collects small parts often passes the first one on."""
+_OPENING: Final = 2
+"""Blocks with which a stream begins: the time of reconnects, and the first event."""
+_NOTHING: Final = f"no event of a stream has come after {FIRST_EVENT_SECONDS:g} s"
+_EVENTS: Final = "text/event-stream"
 _FOREIGN_ORIGIN: Final = "https://bff-check.invalid"
 
 
@@ -122,6 +132,8 @@ class GatewayChecker(Checker):
             "only",
         )
         yield self._compare_clocks("the gateway", again)
+        # The last one, because it waits for a heartbeat.
+        yield await self._stream_finding(url + ids.LIST_ROUTE.decode(), entitled)
 
     async def _environment_finding(
         self, environment: EnvironmentSettings, target: str, id_: str
@@ -171,13 +183,29 @@ class GatewayChecker(Checker):
             "CORS headers; remove them from its configuration",
         )
 
+    async def _stream_finding(self, target: str, entitled: Mapping[str, str]) -> Finding:
+        """Test that the events of a list come at once: the first one, and what follows."""
+        if not self._settings.live.enabled:
+            return Finding(Result.UNSURE, "event streams are not tested: BFF_LIVE is false")
+        # Browsers accept compressed answers, so a proxy may compress what they get.
+        headers = self._headers(entitled, accept=_EVENTS, **{"accept-encoding": "gzip, br"})
+        waits = {_OPENING: FIRST_EVENT_SECONDS, _OPENING + 1: LATER_EVENT_SECONDS}
+        try:
+            answer = await self._client.follow(target, headers, waits=waits)
+        except UpstreamTimeout:
+            return _collected(_NOTHING)
+        return _events_finding(answer)
+
     async def _send(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
         return await self._client.ask(
             method,
             url,
-            {"user-agent": f"bff/{__version__}", **headers},
+            self._headers(headers),
             timeout=self._settings.upstream_timeout,
         )
+
+    def _headers(self, headers: Mapping[str, str], **more: str) -> dict[str, str]:
+        return {"user-agent": f"bff/{__version__}", **headers, **more}
 
 
 def _code(answer: Answer) -> str:
@@ -187,6 +215,38 @@ def _code(answer: Answer) -> str:
     except (ValueError, LookupError, TypeError):
         return ""
     return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
+
+
+def _events_finding(answer: Answer) -> Finding:
+    if answer.status != HTTPStatus.OK:
+        text = f"a request for an event stream gets {answer.status}{_code(answer)}"
+        return Finding(Result.PROBLEM, f"{text}, not 200: read the gateway's log")
+    if not answer.headers.get("content-type", "").startswith(_EVENTS):
+        return Finding(
+            Result.PROBLEM,
+            "a request for an event stream gets no stream: a proxy in front changes Accept, or the "
+            "gateway runs with BFF_LIVE=false",
+        )
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        return Finding(
+            Result.PROBLEM,
+            "a proxy in front compresses event streams, and may collect them: turn its compression "
+            "off for text/event-stream",
+            Page.BUFFERING,
+        )
+    came = answer.body.count(b"\n\n")
+    if came < _OPENING:
+        return _collected(_NOTHING)
+    if came == _OPENING:
+        return _collected(
+            f"after its first event, a stream is silent for {LATER_EVENT_SECONDS:g} s"
+        )
+    return Finding(Result.OK, "the events of a stream come at once")
+
+
+def _collected(observed: str) -> Finding:
+    remedy = "a proxy in front collects answers; turn its buffering off for streams"
+    return Finding(Result.PROBLEM, f"{observed}: {remedy}", Page.BUFFERING)
 
 
 def _isolation_finding(refused: list[Answer], anonymous: Answer, session: str | None) -> Finding:

@@ -51,6 +51,7 @@ class Republisher:
         revocations: lists what this replica knows.
         join: makes this replica able to read and write what the others do.
         catch_up: reads the announcements that are kept.
+        waits: called when this replica begins to wait for the others.
         tokens: makes names of data.
 
     Attributes:
@@ -66,6 +67,7 @@ class Republisher:
         revocations: Callable[[], Sequence[Revocation]],
         join: Callable[[], Awaitable[None]],
         catch_up: Callable[[], Awaitable[None]],
+        waits: Callable[[], None],
         tokens: Callable[[], str],
     ) -> None:
         self.data: bytes | None = None
@@ -74,6 +76,7 @@ class Republisher:
         self._revocations = revocations
         self._join = join
         self._catch_up = catch_up
+        self._waits = waits
         self._tokens = tokens
         self._confirmed: bytes | None = None
         """The marker of the data that this replica has completed or found complete."""
@@ -113,6 +116,9 @@ class Republisher:
         """Make the data complete; returns its marker."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + OTHERS_SECONDS
+        state, _ = _parse(marker)
+        if state != _COMPLETE and not self._knows_all:
+            self._waits()
         while True:
             state, self.data = _parse(marker)
             if state != _COMPLETE and not self._knows_all and loop.time() < ends:

@@ -65,6 +65,7 @@ class Store:
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
         revocations: lists the revocations that this replica knows.
+        waits: called when this replica begins to wait for revocations of other replicas.
         tokens: makes tokens that no other replica makes.
         random: makes random bytes.
 
@@ -83,6 +84,7 @@ class Store:
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
         revocations: Callable[[], Sequence[Revocation]],
+        waits: Callable[[], None],
         tokens: Callable[[], str],
         random: Callable[[int], bytes],
     ) -> None:
@@ -114,6 +116,7 @@ class Store:
             revocations=revocations,
             join=self._join,
             catch_up=self.listener.catch_up,
+            waits=waits,
             tokens=tokens,
         )
 

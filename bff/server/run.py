@@ -176,6 +176,7 @@ async def run(
     ops: tuple[uvicorn.Config, socket.socket],
     *,
     worker: Worker | None,
+    drains: bool = True,
     on_stop: Callable[[], None],
     on_short: Callable[[], None],
 ) -> None:
@@ -187,11 +188,13 @@ async def run(
         browsers: configuration and socket of each server for browsers, if any.
         ops: those of the ops port.
         worker: this process, if it shares the sockets with others.
+        drains: idle connections of browsers stay open for `DRAIN_SECONDS`, for they may be a
+            proxy's, which would lose a request.
         on_stop: called at the first signal.
         on_short: called when the system has no descriptor for a connection.
     """
     servers = [
-        (_Server(config, worker=worker, drains=True, on_short=on_short), sock)
+        (_Server(config, worker=worker, drains=drains, on_short=on_short), sock)
         for config, sock in browsers
     ]
     last = _Server(ops[0], worker=None, drains=False, on_short=on_short)

@@ -16,6 +16,7 @@ from bff.sessions.openapi_answers import (
     OF_CHATS,
     OF_STREAMS,
     REPRESENTATION,
+    STREAMED,
     TEXT,
     codes_of,
     error_schemas,
@@ -23,20 +24,27 @@ from bff.sessions.openapi_answers import (
     refusals,
     response,
 )
+from bff.sessions.openapi_streams import (
+    chat_content,
+    chat_schemas,
+    live_content,
+    live_schemas,
+    message_schemas,
+)
 from bff.sessions.policy import Policy
 
-_EVENTS: Final = "text/event-stream"
 _DESCRIPTION: Final = """\
 The browser-facing gateway of Trigger.dev sessions. `HEAD` answers as `GET` does, without a body;
 chats have no `HEAD`. `OPTIONS` is 204 for any path, with CORS headers for an allowed origin. Other
 methods on these paths are 405 `method_not_allowed`; other paths below `/api/` and `/realtime/` are
 410 `not_served`, all others 404 `not_found`. Every request, also one for a list, counts once
-against the caller's rate limit. A request that prefers text/event-stream gets the session, or the
-list, as it changes."""
+against the caller's rate limit."""
+_LIVE_DESCRIPTION: Final = """
+A request that prefers text/event-stream gets the session, or the list, as it changes. Such a list
+has no pages."""
 _HIDDEN: Final[Schema] = {"type": "null", "description": "The policy hides this field"}
 _INFO: Final = {
     "title": "bff",
-    "description": _DESCRIPTION,
     "contact": {"name": "The operator of this gateway"},
     "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
 }
@@ -90,7 +98,9 @@ def document(
     *,
     cookie: str | None = None,
     chat: bool = False,
+    any_message: bool = False,
     live: bool = False,
+    answering: bool = False,
 ) -> Schema:
     """Describe a gateway.
 
@@ -100,19 +110,22 @@ def document(
         version: the gateway's.
         cookie: name of the cookie that may hold the token; None if the gateway reads no cookie.
         chat: whether the routes of chats are served.
+        any_message: whether they take every message, of any form.
         live: whether sessions and lists can be event streams.
+        answering: whether these tell that the agent is answering.
     """
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     headers: dict[str, Schema] = {
         name: {"description": text, "schema": schema}
         for name, (schema, text) in HEADERS.items()
-        if chat or name not in OF_STREAMS
+        if (chat or name not in OF_STREAMS) and (chat or live or name not in STREAMED)
     }
     headers["Vary"]["schema"] = {"const": vary(cookie=cookie is not None, live=live)}
+    schemas = _schemas(policy, by_type)
     schemes = {"token": _TOKEN} | ({"cookie": _COOKIE | {"name": cookie}} if cookie else {})
     return {
         "openapi": "3.1.0",
-        "info": _INFO | {"version": version},
+        "info": _info(version, live=live),
         "servers": _SERVERS,
         "tags": [
             {"name": name, "description": text}
@@ -138,17 +151,23 @@ def document(
                 "X-Unavailable-Sessions",
                 live=live,
             ),
-            **(_chat_paths() if chat else {}),
+            **(_chat_paths(any_message=any_message) if chat else {}),
             **{path: _page(*page) for path, page in _PAGES.items()},
         },
         "components": {
             "securitySchemes": schemes,
             "headers": headers,
-            "schemas": _schemas(policy, by_type)
+            "schemas": schemas
+            | (_live_schemas(schemas, answering=answering) if live else {})
             | error_schemas(chat=chat, live=live)
-            | (_chat_schemas() if chat else {}),
+            | (message_schemas(any_message=any_message) | chat_schemas() if chat else {}),
         },
     }
+
+
+def _info(version: str, *, live: bool) -> Schema:
+    text = _DESCRIPTION + (_LIVE_DESCRIPTION if live else "")
+    return _INFO | {"description": text, "version": version}
 
 
 def _operation(id_: str, tag: str, summary: str, description: str, **more: Any) -> Schema:
@@ -202,12 +221,14 @@ def _path(
     """
     headers = (*COMMON, *REPRESENTATION, *LIMITED, *more)
     content: Schema = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    ok = headers
     if live:
-        content[_EVENTS] = {"schema": TEXT, "example": ": ping\n\n"}
+        content |= live_content()
+        ok = (*headers, *STREAMED)
         parameters = [*parameters, _header("Last-Event-ID", "The state that the browser has")]
         codes = [*codes, "too_many_streams"]
     responses = {
-        "200": response(texts[0], headers, content),
+        "200": response(texts[0], ok, content),
         "304": response("The browser has the current copy (If-None-Match)", headers),
         **refusals([*_USUAL, *codes]),
     }
@@ -215,7 +236,12 @@ def _path(
     return {"get": _operation(id_, _SESSIONS, *texts, parameters=parameters, responses=responses)}
 
 
-def _chat_paths() -> dict[str, Schema]:
+def _live_schemas(schemas: Schema, *, answering: bool) -> Schema:
+    unavailable = schemas["Sessions"]["properties"]["unavailable"]
+    return live_schemas(schemas["Session"], unavailable, answering=answering)
+
+
+def _chat_paths(*, any_message: bool) -> dict[str, Schema]:
     """Describe the routes of chats."""
     usual: list[ErrorCode] = [*_USUAL, "invalid_session_id", "not_found"]
     accepted = {"schema": {"$ref": "#/components/schemas/MessageAccepted"}}
@@ -228,8 +254,11 @@ def _chat_paths() -> dict[str, Schema]:
         "sendMessage",
         _CHATS,
         "Send a message",
-        "Sends one message of the official chat transport. Keys that the policy does not name are "
-        "dropped.",
+        "Sends one message, as it comes."
+        if any_message
+        else "Sends one message of the official chat transport. Keys that the policy does not name "
+        "are dropped.",
+        security=[{"token": []}],  # the gateway takes no message with the cookie
         parameters=[_SESSION_PARAMETER, _header("X-Part-Id", "Stores the message once")],
         requestBody={"required": True, "content": {JSON: message}},
         responses={
@@ -237,7 +266,6 @@ def _chat_paths() -> dict[str, Schema]:
             **refusals([*usual, *refused], message=True),
         },
     )
-    events = {_EVENTS: {"schema": TEXT, "example": ": ping\n\n"}}
     names = {
         "Last-Event-ID": "The number of the last record that the browser has",
         "Timeout-Seconds": "Seconds after which the stream ends, 1 to 600",
@@ -253,8 +281,8 @@ def _chat_paths() -> dict[str, Schema]:
         responses={
             "200": response(
                 "The events as they come",
-                (*COMMON, *LIMITED, *OF_STREAMS),
-                events,
+                (*COMMON, *LIMITED, *STREAMED, *OF_STREAMS),
+                chat_content(),
             ),
             **refusals([*usual, "stream_unreadable", "stream_version", "too_many_streams"]),
         },
@@ -270,40 +298,6 @@ def _page(id_: str, summary: str) -> Schema:
     ok = response(summary, COMMON, {JSON: {"schema": {"type": "object"}}})
     responses = {"200": ok, **refusals([*_EVERY])}
     return {"get": _operation(id_, _SERVICE, summary, summary, security=[], responses=responses)}
-
-
-def _chat_schemas() -> Schema:
-    return {
-        "Message": {
-            "type": "object",
-            "description": "A message of the official transport; a stop has no payload",
-            "properties": {
-                "kind": {"type": "string", "enum": ["message", "stop"]},
-                "payload": {
-                    "type": "object",
-                    "properties": {
-                        "trigger": TEXT,
-                        "chatId": TEXT,
-                        "messageId": TEXT,
-                        "message": {"type": "object"},
-                        "metadata": {"type": "object"},
-                        "action": {},
-                    },
-                    "required": ["trigger", "chatId"],
-                },
-            },
-            "required": ["kind"],
-            "examples": [{"kind": "stop"}],
-        },
-        "MessageAccepted": object_of(
-            {
-                "ok": {"const": True},
-                "seq": {"type": "integer"},
-                "pendingVersion": {"type": "boolean"},
-            },
-            optional=("seq", "pendingVersion"),
-        ),
-    }
 
 
 def _schemas(policy: Policy, by_type: Mapping[str, Policy]) -> Schema:

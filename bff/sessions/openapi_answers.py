@@ -22,6 +22,8 @@ LIMITED: Final = (
 """Headers of an answer to a request that a rate limit counted."""
 REPRESENTATION: Final = ("ETag", "Age", "Cache-Status", "Server-Timing")
 """Headers of an answer with a session or a list."""
+STREAMED: Final = ("X-Accel-Buffering",)
+"""Headers of every event stream."""
 OF_STREAMS: Final = ("X-Stream-Version", "X-Session-Settled")
 """Headers of the stream of a chat."""
 HEADERS: Final[dict[str, tuple[Schema, str]]] = {
@@ -50,6 +52,7 @@ HEADERS: Final[dict[str, tuple[Schema, str]]] = {
         "Keeps the SDK from a retry; not on `rate_limited`",
     ),
     "WWW-Authenticate": (TEXT, "RFC 6750"),
+    "X-Accel-Buffering": ({"const": "no"}, "On streams: a proxy must pass each event on at once"),
     "X-Stream-Version": ({"const": "v2"}, "The version of the stream of a chat"),
     "X-Session-Settled": ({"const": "true"}, "No turn is under way"),
     "X-Unavailable-Sessions": ({"type": "integer", "minimum": 1}, "Sessions that the page lacks"),

@@ -7,7 +7,8 @@ supports only what Trigger.dev's API uses.
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -52,20 +53,55 @@ class Client:
         Raises:
             UpstreamError: `UpstreamTimeout`, `UpstreamUnavailable` or `UpstreamInvalid`.
         """
+        async with self._response(method, url, headers, timeout) as (response, _):
+            fields = _fields(response)
+            if fields.get("content-encoding", "identity") != "identity":
+                raise UpstreamInvalid  # `_HEADERS` accepts none, and decoding could fill memory
+            body = bytearray()
+            async for part in response.aiter_raw():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise UpstreamInvalid
+            return Answer(response.status_code, fields, bytes(body))
+
+    async def follow(
+        self, url: str, headers: Mapping[str, str], *, waits: Mapping[int, float]
+    ) -> Answer:
+        """GET a stream of events, and leave; return what came of it.
+
+        Args:
+            url: the address.
+            headers: added to the usual ones.
+            waits: seconds to wait until that many events and comments have come. After the first
+                wait in vain it leaves.
+
+        Raises:
+            UpstreamTimeout: the head has not come in the seconds of the first wait.
+            UpstreamError: as `ask`.
+        """
+        head_timeout = next(iter(waits.values()))
+        async with self._response("GET", url, headers, head_timeout) as (response, limit):
+            limit.reschedule(None)
+            parts, body = response.aiter_raw(), bytearray()
+            for events, seconds in waits.items():
+                try:
+                    async with asyncio.timeout(seconds):
+                        while body.count(b"\n\n") < events and len(body) <= MAX_BODY_BYTES:
+                            body += await anext(parts)
+                except (TimeoutError, StopAsyncIteration):
+                    break
+            return Answer(response.status_code, _fields(response), bytes(body))
+
+    @asynccontextmanager
+    async def _response(
+        self, method: str, url: str, headers: Mapping[str, str], timeout: float
+    ) -> AsyncIterator[tuple[httpx2.Response, asyncio.Timeout]]:
         try:
             async with (
-                asyncio.timeout(timeout),
+                asyncio.timeout(timeout) as limit,
                 self._http.stream(method, url, headers={**_HEADERS, **headers}) as response,
             ):
-                fields = {name.lower(): value for name, value in response.headers.items()}
-                if fields.get("content-encoding", "identity") != "identity":
-                    raise UpstreamInvalid  # `_HEADERS` accepts none, and decoding could fill memory
-                body = bytearray()
-                async for part in response.aiter_raw():
-                    body += part
-                    if len(body) > MAX_BODY_BYTES:
-                        raise UpstreamInvalid
-                return Answer(response.status_code, fields, bytes(body))
+                yield response, limit
         except (TimeoutError, httpx2.TimeoutException):
             raise UpstreamTimeout from None
         except httpx2.RemoteProtocolError:
@@ -85,6 +121,10 @@ class Client:
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise UpstreamUnavailable
         raise UpstreamInvalid
+
+
+def _fields(response: httpx2.Response) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def sockets(context: ssl.SSLContext) -> httpx2.AsyncBaseTransport:

@@ -3,7 +3,15 @@
 import pytest
 from support.world import Clock
 
-from bff.chat.appends import CHARGED_SECONDS, MAX_APPENDS, MAX_APPENDS_PER_CALLER, Appends
+from bff.chat.appends import (
+    CHARGED_SECONDS,
+    MAX_APPENDS,
+    MAX_APPENDS_PER_CALLER,
+    MAX_STOPS,
+    MAX_STOPS_PER_CALLER,
+    Appends,
+    Places,
+)
 from bff.errors import Refused
 
 PART = ("chat-1", "part-1")
@@ -14,31 +22,36 @@ def appends(clock: Clock) -> Appends:
     return Appends(lambda: clock.now)
 
 
-def refused(appends: Appends, caller: str) -> str | None:
+def refused(places: Places, caller: str) -> str | None:
     try:
-        appends.begin(caller)
+        places.begin(caller)
     except Refused as refused:
         return refused.refusal.code
     return None
 
 
 def test_one_callers_uploads_refuse_nobody_else(appends: Appends) -> None:
-    for _ in range(MAX_APPENDS_PER_CALLER):
-        assert refused(appends, "slow") is None
+    for places, each in (
+        (appends.messages, MAX_APPENDS_PER_CALLER),
+        (appends.stops, MAX_STOPS_PER_CALLER),
+    ):
+        for _ in range(each):
+            assert refused(places, "slow") is None
 
-    assert refused(appends, "slow") == "too_many_messages"
-    assert refused(appends, "ann") is None
-    appends.end("slow")
-    assert refused(appends, "slow") is None
+        assert refused(places, "slow") == "too_many_messages"
+        assert refused(places, "ann") is None
+        places.end("slow")
+        assert refused(places, "slow") is None
 
 
 def test_messages_under_way_are_bounded(appends: Appends) -> None:
-    assert [refused(appends, f"caller {n}") for n in range(MAX_APPENDS)] == [None] * MAX_APPENDS
-    assert refused(appends, "one more") == "overloaded"
-    for number in range(MAX_APPENDS):
-        appends.end(f"caller {number}")
+    for places, most in ((appends.messages, MAX_APPENDS), (appends.stops, MAX_STOPS)):
+        assert [refused(places, f"caller {n}") for n in range(most)] == [None] * most
+        assert refused(places, "one more") == "overloaded"
+        for number in range(most):
+            places.end(f"caller {number}")
+        assert not places._by_caller
     assert len(appends) == 0
-    assert not appends._by_caller
 
 
 def test_charge_covers_the_same_message_for_a_while(appends: Appends, clock: Clock) -> None:

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from support.world import World
 
+from bff.config.builder import STOPS
 from bff.config.runtime import Limits
 from bff.config.settings import SETTINGS
 
@@ -22,7 +23,8 @@ async def test_builder_makes_every_limit(world: World) -> None:
 
     limits = world.service.gateway.config.limits
     for field in fields(Limits):
-        assert getattr(limits, field.name).limit == 7, field.name
+        expected = STOPS.limit if field.name == "stop" else 7
+        assert getattr(limits, field.name).limit == expected, field.name
 
 
 async def test_unchanged_limits_keep_their_counts(world: World) -> None:

@@ -40,3 +40,11 @@ def test_demo_token_names_the_environment_and_its_session() -> None:
     assert decoded["scopes"] == ["read:sessions:chat-live"]
     with pytest.raises(jwt.InvalidSignatureError):  # upstream accepts it nowhere
         jwt.decode(token, made.root_key, algorithms=["HS256"], audience=decoded["aud"])
+
+
+def test_no_agent_is_answering_when_the_demo_starts() -> None:
+    made = demo.make(lambda: Clock().wall)
+    environment = made.upstream.environments[0]
+
+    for name in environment.sessions:
+        assert made.upstream.chats.channel(environment, name).idle, name

@@ -25,9 +25,12 @@ def press(page: ConsolePage, name: str) -> None:
 
 
 def test_answer_streams_beside_what_upstream_sent(page: ConsolePage) -> None:
+    state = page.locator("#chats button", has_text="chat-live").locator("small")
+    expect(state).to_have_text("open")
     page.get_by_label("Message").fill("How are you?")
     press(page, "Send")
 
+    expect(state).to_have_text("answering")
     answer = page.locator("#talk .agent").last
     expect(answer).to_contain_text("You said")
     assert "gateways" not in answer.inner_text(), "it arrives word by word"
@@ -36,6 +39,7 @@ def test_answer_streams_beside_what_upstream_sent(page: ConsolePage) -> None:
     expect(removed.first).to_contain_text("public-access-token: eyJ")
     assert not any("text-delta" in line for line in removed.all_inner_texts())
     expect(page.locator("#sent")).to_contain_text("trigger-control: turn-complete")
+    expect(state).to_have_text("open")
     assert page.console == []
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ from support.clients import need
 from support.engines import free_port
 from support.world import FRIENDLY, PATH, Gateway, environ, http, read, running_upstream
 
+from bff.clock import system_clock
+from bff.config import reader
 from bff.demo.chat_upstream import PING_SECONDS
 from bff.demo.upstream import session
 from bff.gateway.chats import MAX_SECONDS
+from bff.ops import check_gateway
+from bff.ops.check import Result
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 
@@ -53,6 +57,21 @@ def nginx_that_caches(gateway: int, home: Path, port: int) -> list[str]:
                 proxy_cache_key $uri;
                 proxy_cache_valid 200 1m;
                 proxy_ignore_headers Cache-Control Expires Vary;
+            }}
+        }}""",
+        home,
+    )
+
+
+def nginx_that_buffers(gateway: int, home: Path, port: int) -> list[str]:
+    """nginx collects answers by default; it also ignores the header by which one forbids it."""
+    return _nginx(
+        f"""
+        server {{
+            listen 127.0.0.1:{port};
+            location / {{
+                proxy_pass http://127.0.0.1:{gateway};
+                proxy_ignore_headers X-Accel-Buffering;
             }}
         }}""",
         home,
@@ -161,6 +180,7 @@ def test_shipped_proxies_pass_every_test(
         done = check(told, "--probe", "--url", url)
         assert done.returncode == 0, done.stdout
         assert "UNSURE" not in done.stdout.partition("gateway at")[2]
+        assert "OK       the events of a stream come at once" in done.stdout
 
         def ask(
             path: str, method: str = "GET", /, content: Any = None, **headers: str
@@ -230,9 +250,28 @@ def test_check_detects_a_proxy_that_caches(
     upstream: running_upstream, gateway: Gateway, tmp_path: Path, proxy: Proxy, found: str
 ) -> None:
     with running(proxy, gateway, tmp_path) as url:
-        told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}")
+        # Without BFF_LIVE the check need not wait for events.
+        told = environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}", BFF_LIVE="false")
         done = check(told, "--probe", "--url", url)
 
     assert done.returncode == 2
     problems = [line for line in done.stdout.splitlines() if line.startswith("  PROBLEM ")]
     assert any(re.search(found, line) for line in problems), done.stdout
+
+
+async def test_check_detects_a_proxy_that_buffers(
+    upstream: running_upstream,
+    gateway: Gateway,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(check_gateway, "LATER_EVENT_SECONDS", 1.0)  # nginx would hold it for ever
+    settings = reader.load(environ(TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}"))
+    (environment,) = settings.environments
+    with running(nginx_that_buffers, gateway, tmp_path) as url:
+        async with aclosing(check_gateway.GatewayChecker(settings, system_clock)) as checker:
+            findings = [one async for one in checker.findings(environment, url, "chat-1")]
+
+    (problem,) = (one for one in findings if one.result is Result.PROBLEM)
+    assert problem.text.startswith("after its first event, a stream is silent")
+    assert problem.page == "docs/OPERATIONS.md#behind-a-proxy-or-cdn"

@@ -20,7 +20,9 @@ async def test_described_claims_make_a_token_that_works(world: World) -> None:
     claims = json.loads(block)
     assert claims["exp"] - claims["iat"] == 15 * 60
     now = int(world.clock.wall)
-    claims |= {"sub": ENVIRONMENT_ID, "iat": now, "exp": now + 900}
+    claims |= {"iat": now, "exp": now + 900}
+    shared = claims | {"sub": ENVIRONMENT_ID}
+    assert (await world.get("chat-1", token=sign(shared))).status_code == 200
 
     one = await world.get("chat-1", token=sign(claims))
     foreign = await world.get("chat-closed", token=sign(claims))
@@ -35,6 +37,15 @@ async def test_described_claims_make_a_token_that_works(world: World) -> None:
         fewer = {name: value for name, value in claims.items() if name != claim}
         refused = await world.get("chat-1", token=sign(fewer))
         assert refused.status_code == (403 if claim == "scopes" else 401), claim
+
+
+async def test_described_events_are_those_of_a_stream(world: World) -> None:
+    (names,) = re.findall(r"`Accept: text/event-stream` send (.+?)\(connect again", PAGE)
+    document = (await world.browser.get("/openapi.json")).json()
+    kinds = document["components"]["schemas"]["LiveEvent"]["anyOf"]
+
+    described = [kind["properties"]["event"]["const"] for kind in kinds]
+    assert re.findall(r"`(\w+)`", names) == described
 
 
 def test_requests_errors_and_settings_are_those_of_the_code() -> None:

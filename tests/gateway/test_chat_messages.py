@@ -1,6 +1,8 @@
 """A message on its way: the policy, the limits, and the answers of both sides."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -18,10 +20,11 @@ from support.chats import (
     message,
     sent,
 )  # fmt: skip
+from support.replicas import until
 from support.world import FRIENDLY, World, read
 
 from bff import metrics
-from bff.chat.appends import MAX_APPENDS_PER_CALLER
+from bff.chat.appends import MAX_APPENDS_PER_CALLER, MAX_STOP_BYTES
 from bff.demo.upstream import Answer, Seen, session
 from bff.errors import REFUSALS
 
@@ -54,6 +57,92 @@ async def test_stop_is_not_counted_as_a_message(chats: World) -> None:
     assert code(await append(chats)) == (429, "rate_limited")
     assert (await append(chats, {"kind": "stop"})).json()["ok"]
     assert json.loads(inputs(chats)[-1]) == {"kind": "stop"}
+
+
+STOP = {"kind": "stop"}
+ONE_REQUEST = CHAT | {"BFF_RATE_LIMIT": "1/minute"}
+
+
+async def poll(world: World) -> httpx2.Response:
+    """Request the session as the caller who sends the messages."""
+    return await world.get("chat-1", token=world.token(*BOTH))
+
+
+async def test_stop_is_not_counted_as_a_request(chats: World) -> None:
+    await chats.start(**ONE_REQUEST)
+
+    assert [(await append(chats, STOP)).status_code for _ in range(3)] == [200] * 3
+    assert (await poll(chats)).status_code == 200, "the one request of this minute"
+    assert code(await poll(chats)) == (429, "rate_limited")
+
+
+async def test_stop_goes_beyond_the_limit_of_requests(chats: World) -> None:
+    await chats.start(**ONE_REQUEST)
+    assert [(await poll(chats)).status_code for _ in range(2)] == [200, 429]
+
+    assert (await append(chats, STOP)).status_code == 200
+    assert inputs(chats) == [b'{"kind":"stop"}']
+
+
+@pytest.mark.parametrize("body", [{"kind": "other"}, b"not json", b"{", {"kind": "message"}])
+async def test_only_a_stop_passes_the_limit_of_requests(chats: World, body: Any) -> None:
+    await chats.start(**ONE_REQUEST)
+    await poll(chats)
+
+    for _ in range(3):
+        assert code(await append(chats, body)) == (429, "rate_limited")
+    small = message("hi")
+    assert len(json.dumps(small)) <= MAX_STOP_BYTES
+    refused = await append(chats, small)
+    assert code(refused) == (429, "rate_limited")
+    assert refused.headers["x-ratelimit-limit"] == "1"
+    assert inputs(chats) == []
+
+
+async def test_stop_has_a_limit_of_its_own(chats: World) -> None:
+    statuses = [(await append(chats, STOP)).status_code for _ in range(61)]
+
+    assert statuses == [200] * 60 + [429]
+    assert (await append(chats)).status_code == 200, "a message is another matter"
+
+
+async def test_large_stop_is_a_message(chats: World) -> None:
+    await chats.start(**ONE_REQUEST)
+    await poll(chats)
+
+    large = STOP | {"rest": "x" * MAX_STOP_BYTES}
+    assert code(await append(chats, large)) == (429, "rate_limited")
+
+
+async def test_stop_goes_while_uploads_are_under_way(chats: World) -> None:
+    appends, rest = chats.service.gateway.chats.appends, asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b" "
+        await rest.wait()
+        yield json.dumps(message()).encode()
+
+    headers = {"authorization": f"Bearer {chats.token(*BOTH)}"}
+    path = f"{ROUTE}chat-1/in/append"
+    uploads = [
+        asyncio.create_task(chats.browser.post(path, headers=headers, content=slow()))
+        for _ in range(MAX_APPENDS_PER_CALLER)
+    ]
+    await until(lambda: len(appends.messages) == MAX_APPENDS_PER_CALLER)
+
+    assert code(await append(chats, message("hi"))) == (429, "too_many_messages")
+    assert (await append(chats, STOP)).status_code == 200
+    assert len(appends.stops) == 0
+    rest.set()
+    assert [(await one).status_code for one in uploads] == [200] * MAX_APPENDS_PER_CALLER
+    assert len(appends) == 0
+
+
+async def test_any_body_is_a_message_where_any_is_sent(chats: World) -> None:
+    await chats.start(**ONE_REQUEST, BFF_INPUT="any")
+    await poll(chats)
+
+    assert code(await append(chats, STOP)) == (429, "rate_limited")
 
 
 async def test_message_21_of_a_minute_is_refused_whatever_the_token(chats: World) -> None:

@@ -287,13 +287,15 @@ async def test_53_first_replica_waits_for_others_for_a_time(
     async with AsyncExitStack() as stack:
         replicas = Replicas(own_engine, stack)
         began = time.monotonic()
-        await replicas.add(**OFF)
+        first = await replicas.add(**OFF)
         assert time.monotonic() - began >= 0.6
+        assert [line["event"] for line in first.logged()].count("store_incomplete") == 1
         assert own_engine.execute("GET", keys.MARKER).startswith("complete ")
         began = time.monotonic()
         monkeypatch.setattr(republisher, "OTHERS_SECONDS", 60.0)
-        await replicas.add(**OFF)
+        second = await replicas.add(**OFF)
         assert time.monotonic() - began < 30.0, "the data is complete"
+        assert "store_incomplete" not in [line["event"] for line in second.logged()]
 
 
 # -- 62: a purge is undone

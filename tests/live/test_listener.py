@@ -147,3 +147,21 @@ async def test_pulled_events_are_bounded(registry: Registry) -> None:
     assert await waiting == events.end("shutdown")
     assert [part async for part in pulled] == []
     assert registry.ends == ["shutdown"]
+
+
+async def test_pulled_events_end_when_the_browser_leaves() -> None:
+    """A server without pushed events has a task that waits for the next one."""
+    registry = Registry()
+    one = listener(registry)
+
+    async def pull() -> list[bytes]:
+        return [data async for data in one.events()]
+
+    pulling = asyncio.create_task(pull())
+    await asyncio.sleep(0)
+    one.release("browser")
+    await asyncio.wait([pulling], timeout=1)
+
+    assert pulling.done()
+    assert await pulling == [b": first\n\n"]
+    assert registry.ends == ["browser"]

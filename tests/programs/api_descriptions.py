@@ -19,13 +19,17 @@ def descriptions() -> dict[str, dict[str, Any]]:
     """Describe gateways by name: with few features, and with each of them."""
     return {
         "closed": openapi.document(Policy(), {}, bff.__version__),
-        "chats": openapi.document(_OPEN, {}, bff.__version__, chat=True, live=True),
+        "live": openapi.document(
+            Policy(), {"chat.agent": _OPEN}, bff.__version__, live=True, answering=True
+        ),
+        "chats": openapi.document(_OPEN, {}, bff.__version__, chat=True, live=True, answering=True),
         "types": openapi.document(
             Policy(),
             {"chat.agent": _OPEN, "chat.support": Policy()},
             bff.__version__,
             cookie="__Host-bff-token",
             chat=True,
+            any_message=True,
         ),
     }
 

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from support.world import OFF, PATH, Gateway, http, read, running_upstream
+from support.world import OFF, PATH, Gateway, http, read, running_upstream, until
 
 Served = tuple[running_upstream, Gateway]
 
@@ -21,7 +21,9 @@ def served() -> Iterator[Served]:
 class Page:
     """A page that listens to one session."""
 
-    def __init__(self, gateway: Gateway, *, unread: int | None = None) -> None:
+    def __init__(
+        self, gateway: Gateway, *, unread: int | None = None, version: str = "1.1"
+    ) -> None:
         self.socket = socket.socket()
         if unread is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, unread)
@@ -29,7 +31,7 @@ class Page:
         self.socket.connect(("127.0.0.1", gateway.port))
         token = gateway.token(*read("chat-1"), act={"sub": f"person-{self.socket.fileno()}"})
         self.socket.sendall(
-            f"GET {PATH}chat-1 HTTP/1.1\r\nHost: gateway\r\nAccept: text/event-stream\r\n"
+            f"GET {PATH}chat-1 HTTP/{version}\r\nHost: gateway\r\nAccept: text/event-stream\r\n"
             f"Authorization: Bearer {token}\r\n\r\n".encode()
         )
         self.received = b""
@@ -94,3 +96,16 @@ def test_reader_that_stops_holds_few_bytes_and_gets_the_newest(served: Served) -
     assert shown < 12, "what it did not read was replaced by newer states"
     for page in (slow, fast):
         page.socket.close()
+
+
+def test_listener_that_left_leaves_no_task(served: Served) -> None:
+    """nginx speaks HTTP/1.0 by default; such a request takes the way through the application."""
+    _, gateway = served
+    page = Page(gateway, version="1.0")
+    page.until(b"event: sessions")
+    page.socket.close()
+    until(lambda: "\nbff_listeners 0" in http.get(gateway.ops_url + "/metrics").text)
+    gateway.process.send_signal(signal.SIGTERM)
+
+    assert gateway.process.wait(timeout=20) == 0
+    assert "server_error" not in gateway.output, "a task of a connection that has ended"

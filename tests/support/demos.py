@@ -27,8 +27,14 @@ def running_demo(*command: str | Path, cwd: Path, environ: dict[str, str]) -> It
         with contextlib.suppress(ProcessLookupError):
             # A terminal sends the signal to the whole group, which make, uvx and bff form.
             os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=30)
-        process.stdout.close()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        finally:
+            process.stdout.close()
 
 
 def printed_by(process: subprocess.Popen[str]) -> str:

@@ -35,7 +35,26 @@ def check(
             assert value["code"] in content["examples"], (value["code"], [*content["examples"]])
     references = {name.lower(): ref["$ref"] for name, ref in described["headers"].items()}
     for name, value in lines:
-        if not name.startswith(_UNDESCRIBED) and name not in ("allow", "x-accel-buffering"):
+        if not name.startswith(_UNDESCRIBED) and name != "allow":
             header = document["components"]["headers"][references[name].split("/")[-1]]
             typed = int(value) if header["schema"].get("type") == "integer" else value
             validator(document, header["schema"]).validate(typed)
+
+
+def check_stream(document: dict[str, Any], operation: dict[str, Any], text: str) -> list[str]:
+    """Fail unless *operation* describes the events of a stream; return the names of the events."""
+    content = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    name = content["contentSchema"]["items"]["$ref"].rpartition("/")[2]
+    kinds = document["components"]["schemas"][name]["anyOf"]
+    seen = []
+    for block in text.split("\n\n"):
+        lines = [line.partition(": ") for line in block.split("\n") if not line.startswith(":")]
+        event = {field: value for field, _, value in lines if field and field != "retry"}
+        if not event:
+            continue
+        (kind,) = [one for one in kinds if validator(document, one).is_valid(event)]
+        data = kind["properties"]["data"]
+        if "contentSchema" in data:
+            validator(document, data["contentSchema"]).validate(json.loads(event["data"]))
+        seen.append(event.get("event", event["data"]))
+    return seen

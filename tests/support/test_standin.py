@@ -129,6 +129,7 @@ def test_stand_in_answers_as_the_real_store(
         count=lambda *_: None,
         changed=lambda _: None,
         revocations=lambda: (),
+        waits=lambda: None,
         tokens=lambda: "0",
         random=os.urandom,
     )
