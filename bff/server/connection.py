@@ -82,9 +82,8 @@ class HeldProtocol(UvicornProtocol):
     def pause_writing(self) -> None:
         """Give the browser a bounded time to read the answers."""
         super().pause_writing()
-        # A relayed stream has reserved its large events, and stops until the browser reads.
         room = self._holding.unread(self.transport.get_write_buffer_size())
-        if not room and not self.is_relaying:
+        if not room and not (self.stream is not None and self.stream.reserves):
             self._connections.count("buffers_full")
             self.transport.abort()
             return
@@ -258,12 +257,12 @@ class BoundedProtocol(HeldProtocol):
         super().begin_stream(stream)
 
     def resume_writing(self) -> None:
-        """Let a pushed stream go on, once the bytes before it are released."""
+        """Let a stream go on, once the bytes before it are released."""
         super().resume_writing()
         self.resume_stream()
 
     def finish_stream(self) -> None:
-        """End a pushed stream, and give the browser a bounded time to read it."""
+        """End a stream, and give the browser a bounded time to read it."""
         super().finish_stream()
         self._deadline.set(self._bounds.idle_seconds, self._close_unread)
 
