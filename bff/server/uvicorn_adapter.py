@@ -66,6 +66,8 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     """The headers of the newest request; names are in lower case."""
     _newest_chunk: ClassVar[tuple[bytes, bytes]] = (b"", b"")
     """The event that some connection wrote last, and its chunk: thousands may write the same."""
+    paused = False
+    """Whether the browser has to read before a stream writes more; no property, for its cost."""
     peer = LOCAL_PEER
     """The address at the other end."""
 
@@ -122,10 +124,15 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self._writes_itself = True
         stream.attach(self)
 
-    @property
-    def paused(self) -> bool:
-        """Whether the browser has to read before a stream writes more."""
-        return self.flow.write_paused
+    def pause_writing(self) -> None:
+        """Note that the browser has to read before a stream writes more."""
+        super().pause_writing()
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """Note that the browser has read."""
+        super().resume_writing()
+        self.paused = False
 
     def send_event(self, data: bytes) -> None:
         """Write an event of a joined stream as a chunk (RFC 9112 §7.1)."""
