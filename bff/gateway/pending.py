@@ -7,7 +7,7 @@ token expired, lost its key or was revoked meanwhile.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -142,6 +142,28 @@ class PendingLoad:
         """Wait for the load."""
         await wait_for(gateway, self.request, [self])
 
+    def call_back(self, gateway: Resumable, then: Callable[[], None]) -> None:
+        """Call *then* at the end of the wait, which is that of `wait` without a task."""
+        load, fallback, (began, _) = self.load, self.fallback, gateway.clock()
+
+        def end(_: object = None) -> None:
+            load.outcome.remove_done_callback(end)
+            if timer is not None:
+                timer.cancel()
+            leave([self], again=True)
+            self.request.waited = (self.request.waited or 0.0) + gateway.clock()[0] - began
+            then()
+
+        def end_if_queued() -> None:
+            if fallback is not None or load.queued:
+                end()
+
+        timer = None
+        if fallback is not None or not load.spent:
+            seconds = load.longest_wait(began) if fallback is None else FALLBACK_SECONDS
+            timer = asyncio.get_running_loop().call_later(seconds, end_if_queued)
+        load.outcome.add_done_callback(end)
+
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""
         if self.fallback is not None and not self.task.done() and not self._fallback(gateway):
@@ -213,15 +235,18 @@ async def wait_for(
     gateway: Resumable,
     request: RequestContext,
     members: Sequence[PendingMember],
-    timeout: float = TURN_SECONDS,
+    timeout: float | None = None,
     *,
     first: bool = False,
 ) -> None:
     """Wait for all loads, or for the *first*; for queued loads at most *timeout* seconds.
 
-    If every load has a fallback, the wait takes at most `FALLBACK_SECONDS`.
+    Without *timeout*, they get the longest wait of their loads. If every load has a fallback, the
+    wait takes at most `FALLBACK_SECONDS`.
     """
     began, _ = gateway.clock()
+    if timeout is None:
+        timeout = max((m.load.longest_wait(began) for m in members if m.load), default=TURN_SECONDS)
     until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
     again = False
     try:

@@ -8,13 +8,15 @@ takes at most half of the budget.
 """
 
 from collections.abc import Callable, Hashable, Iterator
+from heapq import heapify, heappop, heappush
 from itertools import count
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 MAX_TURNS: Final = 1000
 """Loads that wait, at most. If the queue is full, the caller with the most loads loses one."""
 MAX_OF_CALLER: Final = 200
-"""Loads of one caller that wait, at most: two pages of the largest size."""
+"""Loads of one caller that wait for the budget, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
 """One turn in this many is for a refresh in the background, if one waits. This holds for the turns
 of one caller, and for those of all callers while a caller with only refreshes waits."""
@@ -28,13 +30,17 @@ class Turn:
         loaded: when the copy that it replaces was loaded; minus infinity without a copy.
     """
 
-    __slots__ = ("awaited", "before", "callers", "denied", "key", "loaded", "number", "urgent")
+    __slots__ = (
+        "awaited", "before", "callers", "denied", "key", "loaded", "number", "rank", "urgent",
+    )  # fmt: skip
 
     def __init__(self, key: Hashable, loaded: float) -> None:
         self.key = key
         self.loaded = loaded
         self.number = 0
         """Its position in the order of arrival."""
+        self.rank = (loaded, 0)
+        """The order within one caller: the least comes first. The queue sets it."""
         self.awaited = False
         """Whether requests wait for it, or did: it is more than a refresh in the background."""
         self.urgent = False
@@ -46,17 +52,12 @@ class Turn:
         before its turn."""
         self.callers: set[Hashable] = set()
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """The order within one caller: the least comes first.
-
-        An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
-        so the caller's lists do not starve.
-        """
-        return self.loaded, self.number - (MAX_TURNS if self.urgent else 0)
-
 
 TurnT = TypeVar("TurnT", bound=Turn)
+_Ranked = tuple[tuple[float, int], int, TurnT]
+"""An entry of a heap: the rank of a turn, a number that no other entry has, the turn."""
+_SKIPPED: Final = 16
+"""Entries that a heap may hold beyond twice the loads; then it is made again."""
 
 
 class _Caller(Generic[TurnT]):
@@ -68,13 +69,16 @@ class _Caller(Generic[TurnT]):
         loads: its refreshes, and its awaited loads, by key; the index says whether awaited.
     """
 
-    __slots__ = ("loads", "name", "passed", "rank")
+    __slots__ = ("_numbers", "_order", "loads", "name", "passed", "rank")
 
     def __init__(self, name: Hashable, rank: int) -> None:
         self.name = name
         self.rank = rank
         self.passed = 0
         self.loads: tuple[dict[Hashable, TurnT], dict[Hashable, TurnT]] = {}, {}
+        self._order: tuple[list[_Ranked[TurnT]], list[_Ranked[TurnT]]] = [], []
+        """Heaps of `loads` by rank. Entries of turns that left or have another rank are skipped."""
+        self._numbers = count()
 
     @property
     def size(self) -> int:
@@ -82,7 +86,8 @@ class _Caller(Generic[TurnT]):
 
     def has(self, *, awaited: bool, new: bool) -> bool:
         """Whether it has a load of this kind; with *new*, one that was not denied."""
-        return any(not (new and turn.denied) for turn in self.loads[awaited].values())
+        loads = self.loads[awaited]
+        return any(not turn.denied for turn in loads.values()) if new else bool(loads)
 
     def next(self, *, new: bool) -> TurnT:
         """Take its next turn."""
@@ -91,9 +96,27 @@ class _Caller(Generic[TurnT]):
         if has_refresh and self.passed >= REFRESH_EVERY - 1:
             awaited = False
         self.passed = self.passed + 1 if awaited and has_refresh else 0
-        return min(
-            (turn for turn in self.loads[awaited].values() if not (new and turn.denied)), key=_rank
-        )
+        loads, order = self.loads[awaited], self._order[awaited]
+        if new:
+            return min((turn for turn in loads.values() if not turn.denied), key=_rank)
+        while True:
+            rank, _, turn = order[0]
+            if loads.get(turn.key) is turn and turn.rank == rank:
+                return turn
+            heappop(order)
+
+    def holds(self, turn: TurnT) -> bool:
+        """Whether *turn* waits on behalf of this caller."""
+        return any(loads.get(turn.key) is turn for loads in self.loads)
+
+    def push(self, turn: TurnT) -> None:
+        """Put *turn*, which is in `loads`, into the order of ranks."""
+        awaited = turn.key in self.loads[True]
+        loads, order = self.loads[awaited], self._order[awaited]
+        heappush(order, (turn.rank, next(self._numbers), turn))
+        if len(order) > 2 * len(loads) + _SKIPPED:
+            order[:] = [(turn.rank, next(self._numbers), turn) for turn in loads.values()]
+            heapify(order)
 
     def last(self) -> TurnT:
         """Return the load that comes last: a refresh if it has one."""
@@ -104,9 +127,8 @@ class _Caller(Generic[TurnT]):
 class FairQueue(Generic[TurnT]):
     """The loads of one environment that wait for their turn."""
 
-    def __init__(self, max_turns: int = MAX_TURNS, max_of_caller: int = MAX_OF_CALLER) -> None:
+    def __init__(self, max_turns: int = MAX_TURNS) -> None:
         self._max_turns = max_turns
-        self._max_of_caller = max_of_caller
         self._turns: dict[Hashable, TurnT] = {}
         self._callers: dict[Hashable, _Caller[TurnT]] = {}
         self._numbers = count(1)
@@ -125,14 +147,22 @@ class FairQueue(Generic[TurnT]):
     def __contains__(self, turn: TurnT) -> bool:
         return self._turns.get(turn.key) is turn
 
-    def add(self, turn: TurnT, caller: Hashable, *, awaited: bool) -> TurnT | None:
+    def add(
+        self, turn: TurnT, caller: Hashable, *, awaited: bool, most: int = MAX_OF_CALLER
+    ) -> TurnT | None:
         """Queue *turn* on behalf of *caller*, who may be one of several.
 
-        It is *awaited* by requests, or else a refresh in the background. Returns the turn that a
-        full queue gives up, which may be *turn* itself; None if there is room.
+        Args:
+            turn: what to queue.
+            caller: who requests it.
+            awaited: whether requests wait for it; else it is a refresh in the background.
+            most: how many turns of this caller may wait.
+
+        Returns:
+            The turn that a full queue gives up, which may be *turn* itself; None if there is room.
         """
         mine, new, loser = self._callers.get(caller), turn not in self, None
-        if mine and caller not in turn.callers and mine.size >= self._max_of_caller:
+        if mine and caller not in turn.callers and mine.size >= most:
             if not (awaited and mine.loads[False]):
                 return turn if new else None
             loser = self._detach(mine, mine.last())
@@ -144,6 +174,13 @@ class FairQueue(Generic[TurnT]):
         turn.number = turn.number or next(self._numbers)
         self._insert(turn, caller, awaited=awaited)
         return loser
+
+    def pass_by(self, turn: TurnT, caller: Hashable) -> None:
+        """Give *caller* the turn at once, because the queue is empty: as `add` and then `pop`."""
+        turn.number, turn.awaited = next(self._numbers), True
+        turn.callers.add(caller)
+        turn.before = next(self._ranks), 0, self._passed
+        self._passed, self._last = 0, caller
 
     def put_back(self, turn: TurnT, caller: Hashable) -> None:
         """Queue *turn* again, and give *caller* back the turn that it could not use."""
@@ -240,10 +277,21 @@ class FairQueue(Generic[TurnT]):
         refreshes, _ = mine.loads
         if awaited:
             refreshes.pop(turn.key, None)
+        waits = mine.loads[awaited].get(turn.key) is turn
         mine.loads[awaited][turn.key] = turn
+        # An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
+        # so the caller's lists do not starve.
+        rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)
+        moves, turn.rank = rank != turn.rank, rank
         turn.awaited |= awaited
         turn.callers.add(caller)
         self._turns[turn.key] = turn
+        if not waits:
+            mine.push(turn)
+        if moves:
+            for name in turn.callers:
+                if (other := self._callers.get(name)) and other.holds(turn):
+                    other.push(turn)
 
     def _remove(self, turn: TurnT) -> None:
         """Take *turn* out of the queue; it keeps its callers, and may be put back."""
@@ -267,8 +315,7 @@ class FairQueue(Generic[TurnT]):
             del self._callers[mine.name]
 
 
-def _rank(turn: Turn) -> tuple[float, int]:
-    return turn.rank
+_rank: Final = attrgetter("rank")
 
 
 def _size(caller: _Caller[TurnT]) -> int:

@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bff.limits.queue import MAX_TURNS, REFRESH_EVERY, FairQueue, Turn
+from bff.limits.queue import _SKIPPED, MAX_TURNS, REFRESH_EVERY, FairQueue, Turn
 
 
 def filled(**callers: int) -> FairQueue[Turn]:
@@ -91,14 +91,14 @@ def test_load_of_two_callers_goes_in_the_first_turn_of_either() -> None:
 
 
 def test_turns_of_one_caller_are_bounded() -> None:
-    queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
+    queue: FairQueue[Turn] = FairQueue()
     refresh, first, second, third = (Turn(n, 0.0) for n in range(4))
 
-    assert queue.add(refresh, "a", awaited=False) is None
-    assert queue.add(first, "a", awaited=True) is None
-    assert queue.add(second, "a", awaited=True) is refresh, "a refresh leaves first"
-    assert queue.add(third, "a", awaited=True) is third
-    assert queue.add(Turn("b", 0.0), "b", awaited=True) is None
+    assert queue.add(refresh, "a", awaited=False, most=2) is None
+    assert queue.add(first, "a", awaited=True, most=2) is None
+    assert queue.add(second, "a", awaited=True, most=2) is refresh, "a refresh leaves first"
+    assert queue.add(third, "a", awaited=True, most=2) is third
+    assert queue.add(Turn("b", 0.0), "b", awaited=True, most=2) is None
 
 
 def test_full_queue_takes_from_the_caller_with_most() -> None:
@@ -151,9 +151,9 @@ def test_denied_caller_keeps_its_place_among_others() -> None:
 
 def test_load_of_two_callers_is_put_back_for_both() -> None:
     queue, shared = filled(a=1, b=2), Turn("shared", -inf)
+    shared.urgent = True
     for caller in ("a", "b"):
         queue.add(shared, caller, awaited=True)
-    shared.urgent = True
     taken = queue.pop()
     assert taken == ("a", shared)
     queue.put_back(shared, "a")
@@ -246,13 +246,15 @@ def test_callers_take_turns_whatever_they_load(callers: dict[str, tuple[int, int
 
 
 def test_refresh_that_a_request_waits_for_counts_once() -> None:
-    queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
+    queue: FairQueue[Turn] = FairQueue()
     turn, other = Turn("was-refresh", 1.0), Turn("other", 1.0)
-    queue.add(turn, "a", awaited=False)
-    queue.add(turn, "a", awaited=True)
+    queue.add(turn, "a", awaited=False, most=2)
+    queue.add(turn, "a", awaited=True, most=2)
 
-    assert queue.add(other, "a", awaited=True) is None, "it counts once"
-    assert queue.add(Turn("third", 1.0), "a", awaited=True) is not turn, "a request waits for it"
+    assert queue.add(other, "a", awaited=True, most=2) is None, "it counts once"
+    assert queue.add(Turn("third", 1.0), "a", awaited=True, most=2) is not turn, (
+        "a request waits for it"
+    )
 
 
 @given(
@@ -281,3 +283,70 @@ def test_expected_turn_comes_in_time_in_spite_of_refreshes(
 
     for number, (_, turn) in enumerate(iter(queue.pop, None)):
         assert number <= ahead.get(turn.key, inf) + 1
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1), st.integers(0, 3))
+def test_turn_at_once_counts_as_a_turn_in_the_queue(callers: list[str], more: int) -> None:
+    queues: list[FairQueue[Turn]] = [FairQueue(), FairQueue()]
+    for number, caller in enumerate(callers):
+        at_once, queued = Turn(number, -inf), Turn(number, -inf)
+        queues[0].pass_by(at_once, caller)
+        queues[1].add(queued, caller, awaited=True)
+        assert queues[1].pop() == (caller, queued)
+        assert (at_once.callers, at_once.awaited) == (queued.callers, queued.awaited)
+    for queue in queues:
+        for number in range(more):
+            for caller in "abc":
+                queue.add(Turn(f"{caller}{number}", -inf), caller, awaited=True)
+
+    assert drain(queues[0]) == drain(queues[1])
+
+
+def test_entries_that_are_skipped_do_not_pile_up() -> None:
+    """The first turn stays, so no `pop` finds the entries behind it."""
+    queue = filled(a=1)
+    for number in range(1000):
+        turn = Turn(number, 1.0)
+        queue.add(turn, "a", awaited=True)
+        queue.remove(turn)
+
+    assert len(queue._callers["a"]._order[True]) <= 2 * len(queue) + _SKIPPED
+
+
+def test_load_that_becomes_urgent_comes_first_for_each_caller() -> None:
+    queue, shared = filled(a=3, b=3), Turn("shared", -inf)
+    for caller in "ab":
+        queue.add(shared, caller, awaited=True)
+    shared.urgent = True
+    queue.add(shared, "a", awaited=True)
+
+    for caller in "ab":
+        assert queue._callers[caller].next(new=False) is shared
+
+
+@given(st.data())
+def test_heap_has_the_order_of_the_ranks(data: st.DataObject) -> None:
+    """Whatever is queued, joined, urgent, removed or put back."""
+    queue: FairQueue[Turn] = FairQueue(max_turns=12)
+    turns = [Turn(number, data.draw(st.sampled_from([-inf, 1.0, 2.0]))) for number in range(8)]
+    for _ in range(data.draw(st.integers(1, 40))):
+        turn, caller = data.draw(st.sampled_from(turns)), data.draw(st.sampled_from("abc"))
+        match data.draw(st.sampled_from(["await", "await", "refresh", "urgent", "remove", "pop"])):
+            case "await":
+                queue.add(turn, caller, awaited=True, most=4)
+            case "refresh" if turn not in queue:
+                queue.add(turn, caller, awaited=False, most=4)
+            case "urgent":
+                turn.urgent = True
+                queue.add(turn, caller, awaited=True, most=4)
+            case "remove":
+                queue.remove(turn)
+            case "pop" if taken := queue.pop():
+                queue.put_back(taken[1], taken[0])
+        for mine in queue._callers.values():
+            loads = [one for loads in mine.loads for one in loads.values()]
+            passed, first = mine.passed, mine.next(new=False)
+            mine.passed = passed
+            same = mine.loads[first.key in mine.loads[True]].values()
+            assert first.rank == min(turn.rank for turn in same)
+            assert first in loads

@@ -265,6 +265,18 @@ async def test_header_cache_is_bounded_and_keeps_no_refused_lines(
         )
 
 
+async def test_lines_of_a_request_for_the_application_are_not_kept(clock: Clock) -> None:
+    """A load has to be waited for, and the read goes on after the request: the app answers it."""
+    async with both_sides(clock, **OFF) as sides:
+        transports = connect_both(sides)
+        parsed = _count_parsing(transports[1].protocol)
+        await feed_both(sides, PREFLIGHT, transports=transports)
+        for number, target in enumerate(("nope", "nowhere"), start=2):
+            data = request(TYPE_WIDE, target=PATH + target) + b"\r\n"
+            assert statuses(await feed_both(sides, data, transports=transports)) == [404]
+            assert parsed() == number
+
+
 async def test_repeated_bytes_within_a_body_start_no_request(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         transports = connect_both(sides)
