@@ -181,7 +181,7 @@ def contenders() -> tuple[list[Contender], list[str]]:
 
 
 def relays() -> list[Contender]:
-    """Return the servers whose chat streams are measured: ours, and installed ones that relay."""
+    """Return the servers whose chat streams are measured: the gateway, and installed relays."""
     python = sys.executable
     forwards = [python, str(HERE / "bare.py"), "forwards"]
     found = [
