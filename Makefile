@@ -150,7 +150,7 @@ bench: $(VENV)/bench ## Measure beside the peers (Debian's wrk and haproxy); BEN
 	$(BIN)/python tests/programs/generate_docs.py
 	$(BIN)/python tests/bench/memory.py
 
-listeners: $(VENV)/dev ## Measure quiet listeners of one worker; LISTENERS=10000 says how many
+listeners: $(VENV)/dev ## Measure quiet listeners of one worker, LISTENERS=10000, beside a server that only writes
 	$(BIN)/python tests/bench/listeners.py $(or $(LISTENERS),10000)
 
 clean: ## Remove what the targets made

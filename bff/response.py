@@ -9,7 +9,7 @@ are built once: for each origin, each copy and each refusal.
 """
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -85,46 +85,33 @@ class Response:
         return [(name, value) for name, _, value in pairs]
 
 
-class EventStream(Protocol):
-    """Events that come as time passes."""
-
-    @property
-    def cut(self) -> bool:
-        """Whether the stream has ended too early; its connection then ends without a last chunk."""
-
-    def bound(self, hold: Callable[[int], bool]) -> None:
-        """Let *hold* count the bytes of an event that is not complete; False ends the stream."""
-
-    def events(self) -> AsyncGenerator[bytes, None]:
-        """Generate the events as they come."""
-
-    def release(self, reason: str) -> None:
-        """End it, if it has not ended."""
-
-
-@dataclass(slots=True)
-class StreamResponse(Response):
-    """An answer whose body is a stream. It is the last of its connection."""
-
-    stream: EventStream
-
-
 class EventSink(Protocol):
-    """The browser's side of a pushed stream."""
+    """The browser's side of a stream."""
 
     @property
     def paused(self) -> bool:
-        """Whether the browser has to read first; `PushedStream.resume` tells when it has."""
+        """Whether the browser has to read first; `EventStream.resume` tells when it has."""
 
     def send_event(self, data: bytes) -> None:
         """Write an event."""
 
     def finish_stream(self) -> None:
-        """End the stream cleanly, once the browser has read it."""
+        """End the answer, once the browser has read it."""
 
 
-class PushedStream(EventStream, Protocol):
-    """Events that are written as they come, so that a quiet stream needs no task."""
+class EventStream(Protocol):
+    """Events that are written as they come, so that a stream needs no task."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the stream has ended too early; its connection then ends without a last chunk."""
+
+    @property
+    def reserves(self) -> bool:
+        """Whether it counts large events by `bound`, and writes none until the browser reads."""
+
+    def bound(self, hold: Callable[[int], bool]) -> None:
+        """Let *hold* count bytes of events in memory; it returns False if there is no room."""
 
     def attach(self, sink: EventSink) -> None:
         """Write all events to *sink* from now on."""
@@ -132,12 +119,30 @@ class PushedStream(EventStream, Protocol):
     def resume(self) -> None:
         """Write what waited: the browser reads again."""
 
+    def release(self, reason: str) -> None:
+        """End it, if it has not ended; it writes nothing more."""
+
+
+class Detached:
+    """The sink of a stream that has no browser's side yet, or no longer."""
+
+    paused = True
+
+    def send_event(self, data: bytes) -> None:
+        """Write nothing."""
+
+    def finish_stream(self) -> None:
+        """End nothing."""
+
+
+DETACHED: Final = Detached()
+
 
 @dataclass(slots=True)
-class PushedResponse(StreamResponse):
-    """An answer whose events a server may let be pushed, instead of pulling them."""
+class StreamResponse(Response):
+    """An answer whose body is a stream. It is the last of its connection."""
 
-    stream: PushedStream
+    stream: EventStream
 
 
 class Representation(Protocol):
@@ -262,11 +267,11 @@ class ResponseBuilder:
         return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)
 
     def events(
-        self, stream: PushedStream, lines: bytes, *, origin: bytes | None, request_id: bytes
-    ) -> PushedResponse:
+        self, stream: EventStream, lines: bytes, *, origin: bytes | None, request_id: bytes
+    ) -> StreamResponse:
         """Answer with the state of sessions as it changes."""
         head = self._common(origin, request_id) + _EVENTS + lines
-        return PushedResponse(_OK, head + b"connection: close\r\n", b"", stream)
+        return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)
 
     def refusal(
         self,

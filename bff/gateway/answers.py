@@ -19,7 +19,6 @@ from bff.request import RequestHead
 from bff.response import (
     NO_RETRY,
     EventStream,
-    PushedStream,
     Representation,
     Response,
     ResponseBuilder,
@@ -164,7 +163,7 @@ class Answers:
         self._admission.authorize(request, caller, copy)
         return with_answering(copy.body, answering)
 
-    def events(self, request: RequestContext, stream: PushedStream) -> Response:
+    def events(self, request: RequestContext, stream: EventStream) -> Response:
         """Answer with the events of a listener, each of which `event` has authorized."""
         lines = rate_lines(request.window, request.now, request.wall)
         response = self._responses.events(

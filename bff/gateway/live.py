@@ -8,6 +8,7 @@ revocations are checked again, and `answers` authorizes the caller for the copy'
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from bff.config.runtime import RuntimeConfig
@@ -25,7 +26,7 @@ from bff.limits.client_address import is_trusted
 from bff.live import events
 from bff.live.answering import Answering, NoAnswering
 from bff.live.listener import Listener
-from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners
+from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners, Show
 from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.sessions.list_answer import unavailable_members
@@ -206,8 +207,30 @@ class Live:
 
     # -- changes
 
-    def show(
-        self, listener: Listener, name: str, copy: Copy | None, now: float, wall: float
+    def prepared(self, copy: Copy | None, now: float, wall: float) -> Show:
+        """Prepare a change for all listeners that get it at this moment."""
+        if copy is None:
+            return partial(self._hide, now, wall)
+        answering = self._answering.of(copy)
+        return partial(self._show, copy, answering, events.stamp(copy.etag, answering), now, wall)
+
+    def _hide(self, now: float, wall: float, listener: Listener, name: str) -> None:
+        """Tell one listener that there is no such session."""
+        reason = self.why_ended(listener.grounds, now, wall)
+        if reason is not None:
+            listener.end(reason)
+        else:
+            listener.hide(name)
+
+    def _show(
+        self,
+        copy: Copy,
+        answering: bool | None,  # noqa: FBT001
+        stamp: int,
+        now: float,
+        wall: float,
+        listener: Listener,
+        _: str,
     ) -> None:
         """Show one change to one listener, if it may still see the session."""
         grounds: Grounds = listener.grounds
@@ -215,17 +238,13 @@ class Live:
         if reason is not None:
             listener.end(reason)
             return
-        if copy is None:
-            listener.hide(name)
-            return
         shown_as = listener.name_of(copy)
         if shown_as is None:
             return
         request, caller = grounds.request, grounds.caller
-        if not self._introspector.is_accepted(caller, shown_as, now):
+        if caller.digest is not None and not self._introspector.is_accepted(caller, shown_as, now):
             return  # upstream has not verified the token for this session
         request.now, request.wall = now, wall
-        answering = self._answering.of(copy)
         try:
             document = self._answers.event(request, caller, copy, answering)
         except Refused:  # a revocation; a session that is not shown causes no byte
@@ -235,7 +254,7 @@ class Live:
         if grounds.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
-            listener.show(shown_as, events.stamp(copy.etag, answering), document)
+            listener.show(shown_as, stamp, document)
 
     def version(self, copy: Copy) -> int:
         """Make the stamp of the document that listeners see of a copy."""

@@ -12,8 +12,7 @@ from bff.clock import Clock
 from bff.gateway.chats import Chats
 from bff.gateway.live import Live
 from bff.gateway.live_loads import TICK_SECONDS, LiveLoads
-from bff.live.listener import Listener
-from bff.live.listeners import Listeners
+from bff.live.listeners import Listeners, Show
 from bff.sessions.copy import Copy
 from bff.stream_registry import CHECK_SECONDS
 
@@ -34,7 +33,7 @@ class StreamChecks:
         self._chats: Chats
         self._live: Live
         self._loads: LiveLoads
-        listeners.show, listeners.newest = self._show, self._newest
+        listeners.prepared, listeners.newest = self._prepared, self._newest
 
     def apply(self, chats: Chats, live: Live, loads: LiveLoads) -> None:
         """Decide by these from now on."""
@@ -67,8 +66,8 @@ class StreamChecks:
         """Ask for the loads that listeners need now; yields between parts of the work."""
         return self._loads.look(*self._clock())
 
-    def _show(self, listener: Listener, name: str, copy: Copy | None) -> None:
-        self._live.show(listener, name, copy, *self._clock())
+    def _prepared(self, copy: Copy | None) -> Show:
+        return self._live.prepared(copy, *self._clock())
 
     def _newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
         return self._live.newest(environment, name, self._clock()[0])

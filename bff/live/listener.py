@@ -5,16 +5,12 @@ bytes: meanwhile the listener notes which sessions changed, and shows their newe
 browser has read.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 from bff.live import events
-from bff.response import EventSink
+from bff.response import DETACHED, EventSink
 from bff.sessions.copy import Copy
-
-_UNREAD_BYTES: Final = 8192
-"""Bytes that a reader without a connection of its own may leave unread."""
 
 
 class Registry(Protocol):
@@ -28,21 +24,6 @@ class Registry(Protocol):
 
     def show_newest(self, listener: "Listener", name: str) -> None:
         """Show what is in memory of a session."""
-
-
-class _Detached:
-    """The sink of a listener before its browser's side is attached."""
-
-    paused = True
-
-    def send_event(self, data: bytes) -> None:
-        """Write nothing."""
-
-    def finish_stream(self) -> None:
-        """End nothing."""
-
-
-_DETACHED: Final = _Detached()
 
 
 class Listener:
@@ -76,6 +57,7 @@ class Listener:
     )  # fmt: skip
     cut = False
     """Its events come from this process, so nothing cuts them."""
+    reserves = False
 
     def __init__(
         self,
@@ -99,7 +81,7 @@ class Listener:
         self.total = 0
         """The sum of the stamps."""
         self.slot = 0
-        self._sink: EventSink = _DETACHED
+        self._sink: EventSink = DETACHED
         self._opening = b""
         self._dirty: set[str] | None = None
         """Followed ids whose sessions changed while the browser had to read first."""
@@ -181,21 +163,11 @@ class Listener:
     def bound(self, hold: Callable[[int], bool]) -> None:
         """Hold nothing: no event is ever incomplete."""
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield the events, for a server that pulls them."""
-        reader = _Reader(self)
-        self.attach(reader)
-        try:
-            while (data := await reader.next()) is not None:
-                yield data
-        finally:
-            self.release("browser")
-
     def end(self, reason: str) -> None:
         """End the stream with an event that gives the reason; only the first reason counts."""
         if self._reason is None and not self._released:
             self._reason = reason
-            if self._sink is not _DETACHED:
+            if self._sink is not DETACHED:
                 self._finish(reason)
 
     def _finish(self, reason: str) -> None:
@@ -208,47 +180,6 @@ class Listener:
         if not self._released:
             self._released = True
             self._dirty = None
-            sink, self._sink = self._sink, _DETACHED
+            sink, self._sink = self._sink, DETACHED
             self._listeners.remove(self, self._reason or reason)
             sink.finish_stream()  # a task that pulls events would wait for ever
-
-
-class _Reader:
-    """The sink of a listener whose events are pulled."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._ended = False
-        self._waiting: asyncio.Future[None] | None = None
-        self.paused = False
-
-    def send_event(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._size += len(data)
-        self.paused = self._size > _UNREAD_BYTES
-        self._wake()
-
-    def finish_stream(self) -> None:
-        self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
-
-    async def next(self) -> bytes | None:
-        """Wait for events; None at the end."""
-        if self.paused:
-            self.paused = False
-            self._listener.resume()
-        while not self._parts:
-            if self._ended:
-                return None
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-        data = b"".join(self._parts)
-        self._parts.clear()
-        self._size = 0
-        return data

@@ -34,6 +34,10 @@ RECHECK_SECONDS: Final = 0.5
 """Seconds until a session is looked up again while its load is queued or in flight."""
 
 
+Show = Callable[[Listener, str], None]
+"""Decides about one change for one listener, and shows it under the id that it follows."""
+
+
 class Watch:
     """One followed id.
 
@@ -82,8 +86,8 @@ class Listeners(StreamRegistry[Listener]):
             seconds=metrics.LISTENER_SECONDS,
             kind="listener",
         )
-        self.show: Callable[[Listener, str, Copy | None], None]
-        """Decides about one change for one listener; `Gateway` sets it."""
+        self.prepared: Callable[[Copy | None], Show]
+        """Prepares what is the same for all listeners that get a change now; `Gateway` sets it."""
         self.newest: Callable[[str, str], tuple[Copy | None, bool]]
         """Finds the newest copy of a session, and whether anything is known of it."""
         self.version: Callable[[Copy], int] = lambda copy: events.stamp(copy.etag)
@@ -110,7 +114,7 @@ class Listeners(StreamRegistry[Listener]):
 
     def count(self, event: str) -> None:
         """Count an event."""
-        self._telemetry.count(metrics.LISTENER_EVENTS, event)
+        self._telemetry.counts[metrics.LISTENER_EVENTS, event] += 1
 
     # -- listeners come and go
 
@@ -191,9 +195,10 @@ class Listeners(StreamRegistry[Listener]):
         left = SHOWN_AT_ONCE
         while self._changes and left:
             watch, followers = self._changes[0]
+            show, (_, name) = self.prepared(watch.copy), watch.key
             for listener in followers:
                 if listener in watch.followers:
-                    self._show(listener, watch)
+                    self._decide(show, listener, name)
                 left -= 1
                 if not left:
                     break
@@ -205,22 +210,18 @@ class Listeners(StreamRegistry[Listener]):
         if self._showing:
             asyncio.get_running_loop().call_soon(self._show_some)
 
-    def _show(self, listener: Listener, watch: Watch) -> None:
-        _, name = watch.key
-        if listener.must_wait:
-            listener.postpone(name)
-        else:
-            self._decide(listener, name, watch.copy)
-
     def show_newest(self, listener: Listener, name: str) -> None:
         """Show what is in memory of a session."""
         copy, in_memory = self.newest(listener.environment, name)
         if in_memory:
-            self._decide(listener, name, copy)
+            self._decide(self.prepared(copy), listener, name)
 
-    def _decide(self, listener: Listener, name: str, copy: Copy | None) -> None:
+    def _decide(self, show: Show, listener: Listener, name: str) -> None:
+        if listener.must_wait:
+            listener.postpone(name)
+            return
         try:
-            self.show(listener, name, copy)
+            show(listener, name)
         except Exception as exc:  # noqa: BLE001  one listener must not keep a change from the others
             self._telemetry.exception("listener_failed", exc)
             listener.end("failed")

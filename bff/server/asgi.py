@@ -1,8 +1,9 @@
 """The ASGI side of the gateway: reads request heads, writes responses."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,10 @@ ADMIT: Final = "bff.admit"
 """The extension that returns a response if there is room for it in memory, else a refusal."""
 PENDING: Final = "bff.pending"
 """The extension of an ASGI scope that holds the decision of the fast path on this request."""
+
+
+_UNREAD_BYTES: Final = 8192
+"""Bytes of events that may wait for their task; beyond them a stream stops."""
 
 
 class Endpoint:
@@ -138,13 +143,14 @@ async def _write_stream(
         stream.bound(extensions[HOLD])
     if STREAM in extensions:
         extensions[STREAM](stream)
-    leaving = asyncio.create_task(_browser_leaves(receive, stream))
+    events = WaitingEvents(stream)
+    leaving = asyncio.create_task(_browser_leaves(receive, events))
     try:
         start = {"type": "http.response.start", "status": response.status}
         await send(start | {"headers": response.headers()})
-        async with aclosing(stream.events()) as events:
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+        stream.attach(events)
+        while (event := await events.next()) is not None:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
         if stream.cut and CUT in extensions:
             extensions[CUT]()
         await send({"type": "http.response.body", "body": b""})
@@ -153,10 +159,54 @@ async def _write_stream(
         stream.release("browser")
 
 
-async def _browser_leaves(receive: Receive, stream: EventStream) -> None:
+class WaitingEvents:
+    """Events that wait until a task has sent those before: the sink of a stream over ASGI."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self.paused = False
+        self._stream = stream
+        self._events: deque[bytes] = deque()
+        self._bytes = 0
+        self._ended = False
+        self._arrived = asyncio.Event()
+
+    def send_event(self, data: bytes) -> None:
+        """Add an event."""
+        self._events.append(data)
+        self._bytes += len(data)
+        self.paused = self._bytes >= _UNREAD_BYTES
+        self._arrived.set()
+
+    def finish_stream(self) -> None:
+        """Add the end."""
+        self._ended = True
+        self._arrived.set()
+
+    def leave(self) -> None:
+        """End, because the browser left."""
+        self._stream.release("browser")
+        self._events.clear()
+        self.finish_stream()
+
+    async def next(self) -> bytes | None:
+        """Wait for an event; None at the end. The events before it are sent."""
+        while not self._events:
+            if self._ended:
+                return None
+            self._bytes = 0
+            if self.paused:
+                self.paused = False
+                self._stream.resume()
+                continue
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._events.popleft()
+
+
+async def _browser_leaves(receive: Receive, events: WaitingEvents) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    stream.release("browser")
+    events.leave()
 
 
 async def send_response(response: Response, send: Send) -> None:

@@ -159,12 +159,12 @@ class BoundedProtocol(SlowReaderProtocol):
         super().begin_stream(stream)
 
     def resume_writing(self) -> None:
-        """Let a pushed stream go on, once the bytes before it are released."""
+        """Let a stream go on, once the bytes before it are released."""
         super().resume_writing()
         self.resume_stream()
 
     def finish_stream(self) -> None:
-        """End a pushed stream, and give the browser a bounded time to read it."""
+        """End a stream, and give the browser a bounded time to read it."""
         super().finish_stream()
         self.limit_last_answer()
 

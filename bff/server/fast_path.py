@@ -22,7 +22,7 @@ from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.pending import Pending
 from bff.request import RequestHead
-from bff.response import PushedResponse, Response, StreamResponse
+from bff.response import Response, StreamResponse
 from bff.server.asgi import PENDING
 from bff.server.connection import MAX_PIPELINED, BoundedProtocol
 from bff.server.header_cache import HeaderCache
@@ -291,7 +291,7 @@ class FastPathProtocol(BoundedProtocol):
         """Write the answer that the request of *head* waited for."""
         self._waiting = self._leave_early = None
         if isinstance(response, StreamResponse):
-            self.start_task(self._join(response))
+            self._join(response)
             return
         self.hold_requests(0)
         if self.transport.is_closing() or self._refused:
@@ -313,22 +313,18 @@ class FastPathProtocol(BoundedProtocol):
             if self._closing:
                 self.shutdown()
 
-    async def _join(self, response: StreamResponse) -> None:
+    def _join(self, response: StreamResponse) -> None:
         """Join a stream to this connection, as its last answer."""
+        stream = response.stream
         if self.transport.is_closing() or self._refused:
-            response.stream.release("browser")
+            stream.release("browser")
             return
         start = self._shared.start(response.status, self.server_headers())
         self._held, self._repeated = [], b""
         self.hold_requests(0)
-        self.begin_stream(response.stream)
-        response.stream.bound(self.hold_body)
-        head = b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head)
-        if isinstance(response, PushedResponse):
-            self.push(head, response.stream)
-            return
-        await self.relay(head, response.stream)
-        self.limit_last_answer()
+        self.begin_stream(stream)
+        stream.bound(self.hold_body)
+        self.join(b"%b%btransfer-encoding: chunked\r\n\r\n" % (start, response.head), stream)
 
     def _parts(self, response: Response, *, last: bool = False) -> Parts:
         start = self._shared.start(response.status, self.server_headers())

@@ -68,9 +68,8 @@ class SlowReaderProtocol(UvicornProtocol):
     def pause_writing(self) -> None:
         """Give the browser a bounded time to read the answers."""
         super().pause_writing()
-        # A relayed stream has reserved its large events, and stops until the browser reads.
         room = self._holding.unread(self.transport.get_write_buffer_size())
-        if not room and not self.is_relaying:
+        if not room and not (self.stream is not None and self.stream.reserves):
             self._connections.count("buffers_full")
             self.transport.abort()
             return

@@ -7,17 +7,15 @@ path is used only with the sources that it was tested with.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import httptools
 import uvicorn
 from uvicorn.protocols.http import flow_control, httptools_impl
 
-from bff.response import EventStream, PushedStream
+from bff.response import EventStream
 
 LOCAL_PEER: Final = "127.0.0.1"
 """The address of the other end of a Unix socket: only this machine can reach it."""
@@ -36,12 +34,6 @@ def why_unusable() -> str | None:
     if sha256(b"".join(sources)).hexdigest() not in _SUPPORTED:
         return f"it was not tested with uvicorn {uvicorn.__version__}"
     return None
-
-
-@lru_cache(maxsize=8)  # thousands of pushed streams write the same event
-def _chunk(data: bytes) -> bytes:
-    """Make a chunk of an answer (RFC 9112 §7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class ClosedSafeTransport:
@@ -72,6 +64,10 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     url: bytes
     headers: list[tuple[bytes, bytes]]
     """The headers of the newest request; names are in lower case."""
+    _newest_chunk: ClassVar[tuple[bytes, bytes]] = (b"", b"")
+    """The event that some connection wrote last, and its chunk: thousands may write the same."""
+    paused = False
+    """Whether the browser has to read before a stream writes more; no property, for its cost."""
     peer = LOCAL_PEER
     """The address at the other end."""
 
@@ -80,7 +76,8 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self.headers = []
         self.stream: EventStream | None = None
         """The answer, if it is a stream."""
-        self._pushed: PushedStream | None = None
+        self._writes_itself = False
+        """Whether the stream writes its events to this connection itself."""
         self.draining = False
         """The process ends: the next answer is the last of this connection."""
 
@@ -121,56 +118,42 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         self.flow.resume_reading()  # otherwise it would not show that the browser leaves
         self.transport.resume_reading()
 
-    def push(self, head: bytes, stream: PushedStream) -> None:
+    def join(self, head: bytes, stream: EventStream) -> None:
         """Let a stream write its events past the application, without a task."""
         self.transport.write(head)
-        self._pushed = stream
+        self._writes_itself = True
         stream.attach(self)
 
-    @property
-    def is_relaying(self) -> bool:
-        """Whether the answer is a stream that is read no faster than the browser reads."""
-        return self.stream is not None and self._pushed is None
+    def pause_writing(self) -> None:
+        """Note that the browser has to read before a stream writes more."""
+        super().pause_writing()
+        self.paused = True
 
-    @property
-    def paused(self) -> bool:
-        """Whether the browser has to read before a pushed stream writes more."""
-        return self.flow.write_paused
+    def resume_writing(self) -> None:
+        """Note that the browser has read."""
+        super().resume_writing()
+        self.paused = False
 
     def send_event(self, data: bytes) -> None:
-        """Write an event of a pushed stream as a chunk."""
+        """Write an event of a joined stream as a chunk (RFC 9112 §7.1)."""
         if not self.transport.is_closing():
-            self.transport.write(_chunk(data))
+            event, chunk = UvicornProtocol._newest_chunk
+            if event is not data:
+                chunk = b"%x\r\n%b\r\n" % (len(data), data)
+                UvicornProtocol._newest_chunk = data, chunk
+            self.transport.write(chunk)
 
     def finish_stream(self) -> None:
-        """End a pushed stream and the connection, once the browser has read it."""
+        """End a joined stream and the connection, once the browser has read it."""
         if not self.transport.is_closing():
-            self.transport.write(b"0\r\n\r\n")
+            if self.stream is not None and not self.stream.cut:
+                self.transport.write(b"0\r\n\r\n")
             self.transport.close()
 
     def resume_stream(self) -> None:
-        """Let a pushed stream go on: the browser reads again."""
-        if self._pushed is not None:
-            self._pushed.resume()
-
-    async def relay(self, head: bytes, stream: EventStream) -> None:
-        """Write a stream past the application, no faster than the browser reads."""
-        transport, flow = self.transport, self.flow
-        try:
-            transport.write(head)
-            async with aclosing(stream.events()) as events:
-                async for event in events:
-                    if transport.is_closing():
-                        break
-                    transport.write(b"%x\r\n%b\r\n" % (len(event), event))
-                    if flow.write_paused:
-                        await flow.drain()
-        finally:
-            stream.release("browser")
-        if not transport.is_closing():
-            if not stream.cut:
-                transport.write(b"0\r\n\r\n")
-            transport.close()
+        """Let a joined stream go on: the browser reads again."""
+        if self._writes_itself and self.stream is not None:
+            self.stream.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the stream: the browser left."""

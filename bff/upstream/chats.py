@@ -178,13 +178,34 @@ def _check_kind(stream: Stream) -> None:
         raise StreamVersionUnknown
 
 
+class _Body:
+    """Collects the body of a stream."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self.complete: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def receive(self, data: bytes) -> None:
+        self._bytes += data
+        if len(self._bytes) > MAX_BODY_BYTES:
+            self._set(UpstreamInvalid())
+
+    def ended(self, error: UpstreamError | None) -> None:
+        self._set(error)
+
+    def _set(self, error: UpstreamError | None) -> None:
+        if self.complete.done():
+            return
+        if error is not None:
+            self.complete.set_exception(error)
+        else:
+            self.complete.set_result(bytes(self._bytes))
+
+
 async def _whole(stream: Stream) -> Answer:
-    body = bytearray()
-    async for part in stream:
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise UpstreamInvalid
-    return Answer(stream.status, stream.headers, bytes(body))
+    body = _Body()
+    stream.attach(body)
+    return Answer(stream.status, stream.headers, await body.complete)
 
 
 def _abort(stream: Stream | None) -> None:

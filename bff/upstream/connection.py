@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Protocol
 
 import httptools
 
@@ -74,65 +74,81 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class StreamReader(Protocol):
+    """Gets the body of a `Stream` as it arrives, without a task."""
+
+    def receive(self, data: bytes) -> None:
+        """Take the bytes that arrived together."""
+
+    def ended(self, error: UpstreamError | None) -> None:
+        """Note that nothing follows; with *error* if the body is not complete."""
+
+
 @dataclass(slots=True)
 class Stream:
-    """An answer whose body is read while it arrives, no faster than its reader reads.
+    """An answer whose body is read while it arrives, no faster than its reader takes it.
 
-    Iterate over it for the parts of the body. The iteration ends with the body, or with an
-    `UpstreamError` if the connection ends before.
+    Bytes that arrive before there is a reader, or while it has paused, wait; beyond
+    `MAX_UNREAD_BYTES` the connection is not read.
     """
 
     status: int
     headers: Mapping[str, str]
     _connection: "Connection"
+    _reader: StreamReader | None = None
+    _paused: bool = False
     _parts: deque[bytes] = field(default_factory=deque)
     _unread: int = 0
     _ended: bool = False
     _error: UpstreamError | None = None
-    _waiter: asyncio.Future[None] | None = None
 
-    def __aiter__(self) -> Self:
-        return self
+    def attach(self, reader: StreamReader) -> None:
+        """Give the body to *reader*: at once what has arrived."""
+        self._reader = reader
+        self._hand_over()
 
-    async def __anext__(self) -> bytes:
-        """Return the bytes that have arrived; if the buffer is empty, wait."""
-        while not self._parts:
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        part = self._parts.popleft()
-        self._unread -= len(part)
-        if self._unread <= MAX_UNREAD_BYTES // 2:
-            self._connection.resume_reading()
-        return part
+    def pause(self) -> None:
+        """Hold what arrives from now on."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Give the reader what was held, and what arrives from now on."""
+        if self._paused:
+            self._paused = False
+            self._hand_over()
 
     def abort(self) -> None:
         """Close the connection at once."""
         self._connection.abort()
 
-    def feed(self, part: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Add bytes of the body."""
-        self._parts.append(part)
-        self._unread += len(part)
+        if self._reader is not None and not self._paused:
+            self._reader.receive(data)
+            return
+        self._parts.append(data)
+        self._unread += len(data)
         if self._unread > MAX_UNREAD_BYTES:
             self._connection.pause_reading()
-        self._wake()
 
     def end(self, error: UpstreamError | None) -> None:
         """End the body; with *error* if it is not complete."""
         if not self._ended:
             self._ended, self._error = True, error
-            self._wake()
+            self._hand_over()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _hand_over(self) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        while self._parts and not self._paused:
+            data = self._parts.popleft()
+            self._unread -= len(data)
+            reader.receive(data)
+            if self._unread <= MAX_UNREAD_BYTES // 2:
+                self._connection.resume_reading()
+        if self._ended and not self._paused:
+            reader.ended(self._error)
 
 
 class Connection(asyncio.Protocol):
@@ -225,9 +241,11 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, UpstreamInvalid):
             if not self._complete:
+                self._pass_on()
                 self._fail(UpstreamInvalid())
                 return
             self.usable = False
+        self._pass_on()
         if self._complete:
             self._finish(answer)
         elif self._overhead > MAX_HEAD_BYTES:
@@ -305,14 +323,11 @@ class Connection(asyncio.Protocol):
             raise UpstreamInvalid
 
     def on_body(self, body: bytes) -> None:
-        """Keep bytes of the body, or pass them on."""
+        """Keep bytes of the body."""
         self._overhead = 0
-        if self._stream is not None:
-            self._stream.feed(body)
-            return
         self._body.append(body)
         self._body_bytes += len(body)
-        if self._body_bytes > MAX_BODY_BYTES:
+        if self._body_bytes > MAX_BODY_BYTES and self._stream is None:
             raise UpstreamInvalid
 
     def on_message_complete(self) -> None:
@@ -321,6 +336,13 @@ class Connection(asyncio.Protocol):
         self._complete = True
         if self._streamed or not self._parser.should_keep_alive():
             self.usable = False
+
+    def _pass_on(self) -> None:
+        """Give a stream the bytes of its body that this read brought, all at once."""
+        if self._stream is not None and self._body:
+            data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body.clear()
+            self._stream.feed(data)
 
     # -- ends
 

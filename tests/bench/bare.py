@@ -1,20 +1,18 @@
-"""Servers that do no part of the job: the floor, and a route that forwards.
+"""Servers on uvicorn that do no part of the job: answers with fixed bytes, and routes that forward.
 
-The first answer with fixed bytes. An ASGI callable and a Starlette route on uvicorn show the cost of the framework. The loop alone,
-which writes the same bytes for any input, shows the cost of the kernel and the loop.
+An ASGI callable and a Starlette route show the cost of the framework.
 """
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import uvicorn
-import uvloop
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -40,45 +38,35 @@ def forwards(origin: str) -> Starlette:
         base_url=f"http://127.0.0.1:{origin}",
         headers={"authorization": "Bearer tr_dev_sk_bench"},
         trust_env=False,
+        limits=httpx2.Limits(max_connections=None),
+        timeout=None,
     )
 
     async def forward(request: Request) -> Response:
         answer = await client.get(f"/api/v1/sessions/{request.path_params['session']}")
         return Response(answer.content, answer.status_code, media_type="application/json")
 
-    return Starlette(routes=[Route("/api/v1/sessions/{session}", forward)])
+    async def stream(request: Request) -> StreamingResponse:
+        path = f"/realtime/v1/sessions/{request.path_params['session']}/out"
+        sent = client.build_request("GET", path, headers={"accept": "text/event-stream"})
+        answer = await client.send(sent, stream=True)
+        headers = {n: answer.headers[n] for n in ("content-type", "x-stream-version")}
+        close = BackgroundTask(answer.aclose)
+        return StreamingResponse(answer.aiter_raw(), headers=headers, background=close)
 
-
-class Loop(asyncio.Protocol):
-    """Writes as many bytes as a hit."""
-
-    _answer = b"HTTP/1.1 200 OK\r\nx: %b\r\ncontent-length: %d\r\n\r\n%b" % (
-        b"x" * 800,
-        len(BODY),
-        BODY,
-    )
-
-    # uvloop's transports are not instances of asyncio's classes.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-
-    def data_received(self, _: bytes) -> None:
-        self._transport.write(self._answer)
-
-
-async def _loop(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Loop, "127.0.0.1", port, backlog=4096)
-    await server.serve_forever()
+    routes = [
+        Route("/api/v1/sessions/{session}", forward),
+        Route("/realtime/v1/sessions/{session}/out", stream),
+    ]
+    return Starlette(routes=routes)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "loop":
-        uvloop.run(_loop(int(sys.argv[2])))
-    kind, *origin = sys.argv[1], *sys.argv[3:]
+    kind, port, *origin = sys.argv[1:]
     app: Any = (
         forwards(*origin) if origin else {"callable": callable_, "starlette": starlette}[kind]
     )
     uvicorn.run(
-        app, port=int(sys.argv[2]), http="httptools", loop="uvloop", ws="none", lifespan="off",
+        app, port=int(port), http="httptools", loop="uvloop", ws="none", lifespan="off",
         log_config=None, access_log=False, server_header=False, proxy_headers=False,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any
 
 import inside
 import load
+import streams
 
 COLOURS = {
     "bff": "#2563eb",
@@ -17,6 +18,7 @@ FORWARDS = "Starlette + httpx2"
 """The route that one would write by hand."""
 MISSES, ONE_MISS = "misses, 32 browsers", "one miss at a time"
 DIRECTLY = "upstream, directly"
+STREAMS = "streams"
 GREY = "#a8a29e"
 
 
@@ -41,6 +43,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines += added(table)
     if results.get("cold"):
         lines += ["", *load.table(results["cold"])]
+    if results.get("streams"):
+        lines += ["", *streams.table(results["streams"])]
     if results.get("inside"):
         lines += ["", *inside.table(results["inside"])]
     if results.get("startup"):
@@ -81,6 +85,33 @@ def summary(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", told(results), *_later(results)])
 
 
+def stream_summary(results: dict[str, Any]) -> str:
+    """Return the table of chat streams, with its drawing."""
+    rows = results.get("streams")
+    if not rows:
+        return "No run has measured chat streams yet: `make bench` does."
+    had = results["streams_load"]
+    text = (
+        f"{had['busy']} streams with {had['rate']:g} events a second and {had['quiet']:,} with pings. "
+        f"{results.get('later', {}).get(STREAMS, told(results))}"
+    )
+    drawn = "[Drawn](bench/streams.svg)."
+    return "\n".join([*streams.table(rows), "", text, drawn])
+
+
+def stream_svg(rows: dict[str, streams.Row]) -> str:
+    """Draw bars of CPU an event, of the latency of the first delta, and of hits beside streams."""
+    groups = {
+        streams.KEYS[key]: {
+            name: (row[key], f"{row[key]:.0%}" if key == "hits" else f"{row[key]:.1f}")
+            for name, row in sorted(rows.items(), key=lambda one: one[1].get(key, 0.0))
+            if key in row
+        }
+        for key in ("cpu", "first", "hits")
+    }
+    return _bars("Chat streams on one core: less is better, but for hits", groups)
+
+
 def _is_baseline(name: str) -> bool:
     return name.startswith("bare") or name == FORWARDS
 
@@ -108,25 +139,36 @@ def added(table: dict[str, Any]) -> list[str]:
 
 def svg(results: dict[str, Any]) -> str:
     """Draw bars of requests a second, a group for each workload."""
+    groups = {
+        workload: {
+            name: (r["rate"], f"{r['rate']:,.0f}")
+            for name, r in sorted(rows.items(), key=lambda row: -row[1]["rate"])
+        }
+        for workload, rows in results["table"].items()
+    }
+    return _bars(f"Requests a second on one core ({results['date']})", groups)
+
+
+def _bars(title: str, groups: dict[str, dict[str, tuple[float, str]]]) -> str:
+    """Draw groups of bars, each with its value and the text of it."""
     shown: list[str] = []
     y = 34
-    for workload, rows in results["table"].items():
-        shown.append(f'<text x="16" y="{y + 12}" font-weight="bold">{escape(workload)}</text>')
+    for group, bars in groups.items():
+        shown.append(f'<text x="16" y="{y + 12}" font-weight="bold">{escape(group)}</text>')
         y += 20
-        top = max(r["rate"] for r in rows.values())
-        for name, r in sorted(rows.items(), key=lambda row: -row[1]["rate"]):
-            width = 400 * r["rate"] / top
+        top = max((value for value, _ in bars.values()), default=0.0)
+        for name, (value, text) in bars.items():
+            width = 400 * value / top
             shown += [
                 f'<text x="150" y="{y + 11}" text-anchor="end">{escape(name)}</text>',
                 (
                     f'<rect x="158" y="{y}" width="{width:.1f}" height="14" '
                     f'fill="{COLOURS.get(name, GREY)}"/>'
                 ),
-                f'<text x="{164 + width:.1f}" y="{y + 11}">{r["rate"]:,.0f}</text>',
+                f'<text x="{164 + width:.1f}" y="{y + 11}">{text}</text>',
             ]
             y += 18
         y += 12
-    title = f"Requests a second on one core ({results['date']})"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 {y}" width="660" height="{y}" '
         'font-family="system-ui, sans-serif" font-size="12" role="img" '

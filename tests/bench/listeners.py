@@ -9,6 +9,7 @@ import asyncio
 import os
 import select
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from time import perf_counter, sleep
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from support.world import OFF, PATH, Gateway, read, running_upstream
+from support.world import OFF, PATH, Gateway, read, running_upstream, until
 
 AT_ONCE = 200
 QUIET_SECONDS = 5.0
@@ -33,6 +34,9 @@ class Measured:
         kib: memory of a listener.
         spread: seconds between the first and the last listener that got a change.
         cost: microseconds of CPU that a change takes for each listener, the kernel's part included.
+        bare_spread: the spread of a server that writes as much to as many connections, and decides
+            nothing.
+        bare_cost: the cost of that server.
         cpu: share of a core while nothing changes.
         hits: hits that a second of CPU answers beside the quiet listeners, as a part of those that it
             answers without them.
@@ -41,6 +45,8 @@ class Measured:
     kib: float
     spread: float
     cost: float
+    bare_spread: float
+    bare_cost: float
     cpu: float
     hits: float
 
@@ -57,21 +63,64 @@ async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
             numbers = range(start, min(listeners, start + AT_ONCE))
             pages += await asyncio.gather(*(_open(gateway, number) for number in numbers))
         kib = (_memory(gateway) - before) / listeners
-        cpu = _cpu(gateway)
+        cpu = _cpu(gateway.process.pid)
         await asyncio.to_thread(sleep, quiet)
-        cpu = (_cpu(gateway) - cpu) / quiet
+        cpu = (_cpu(gateway.process.pid) - cpu) / quiet
         hits = _hits(gateway, quiet) / without
         document = upstream.app.environments[0].find("chat-1")
         assert document is not None
+        writers = [writer for _, writer in pages]
         costs, spreads = [], []
         for number in range(CHANGES):
-            used = _cpu(gateway)
+            used = _cpu(gateway.process.pid)
             document["taskIdentifier"] = f"task-{number}"
-            spreads.append(_spread([writer for _, writer in pages]))
-            costs.append((_cpu(gateway) - used) / listeners * 1e6)
-        for _, writer in pages:
-            writer.transport.abort()
-        return Measured(kib, min(spreads), min(costs), cpu, hits)
+            spreads.append(_spread(writers))
+            costs.append((_cpu(gateway.process.pid) - used) / listeners * 1e6)
+        _leave(writers)
+    bare_spread, bare_cost = await _bare(listeners)
+    return Measured(kib, min(spreads), min(costs), bare_spread, bare_cost, cpu, hits)
+
+
+async def _bare(listeners: int) -> tuple[float, float]:
+    """Measure the server that writes to all connections and decides nothing: its spread and cost."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = _start_bare(port)
+    try:
+        until(lambda: _listens(port))
+        writers: list[asyncio.StreamWriter] = []
+        while len(writers) < listeners:
+            some = min(AT_ONCE, listeners - len(writers))
+            opened = [asyncio.open_connection("127.0.0.1", port) for _ in range(some)]
+            writers += [writer for _, writer in await asyncio.gather(*opened)]
+        costs, spreads = [], []
+        with socket.create_connection(("127.0.0.1", port)) as trigger:
+            for _ in range(CHANGES):
+                used = _cpu(server.pid)
+                trigger.sendall(b"x")
+                spreads.append(_spread(writers))
+                costs.append((_cpu(server.pid) - used) / listeners * 1e6)
+        _leave(writers)
+        return min(spreads), min(costs)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _start_bare(port: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("loops.py")), "push", str(port)]
+    )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return not asked.connect_ex(("127.0.0.1", port))
+
+
+def _leave(pages: list[asyncio.StreamWriter]) -> None:
+    for writer in pages:
+        writer.transport.abort()
 
 
 async def _open(gateway: Gateway, number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -95,7 +144,7 @@ def _hits(gateway: Gateway, seconds: float) -> float:
         f"GET {PATH}chat-1 HTTP/1.1\r\nHost: gateway\r\n"
         f"Authorization: Bearer {gateway.token(*read('chat-1'))}\r\n\r\n"
     ).encode()
-    answered, began, used = 0, perf_counter(), _cpu(gateway)
+    answered, began, used = 0, perf_counter(), _cpu(gateway.process.pid)
     with socket.create_connection(("127.0.0.1", gateway.port)) as page:
         while perf_counter() - began < seconds:
             page.sendall(request * 20)
@@ -103,7 +152,7 @@ def _hits(gateway: Gateway, seconds: float) -> float:
             while received.count(b"HTTP/1.1 200") < 20 or not received.endswith(b"}"):
                 received += page.recv(262_144)
             answered += 20
-    return answered / max(_cpu(gateway) - used, 0.01)
+    return answered / max(_cpu(gateway.process.pid) - used, 0.01)
 
 
 def _spread(pages: list[asyncio.StreamWriter]) -> float:
@@ -132,9 +181,9 @@ def _memory(gateway: Gateway) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
-def _cpu(gateway: Gateway) -> float:
-    """Read the seconds of CPU that the process has used."""
-    fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(")")[2].split()
+def _cpu(pid: int) -> float:
+    """Read the seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
@@ -148,3 +197,8 @@ if __name__ == "__main__":
     print(
         f"a change: {figures.cost:.0f} µs of CPU each, {figures.spread * 1000:.0f} ms to read all"
     )
+    print(
+        f"a server that only writes: {figures.bare_cost:.0f} µs of CPU each, "
+        f"{figures.bare_spread * 1000:.0f} ms to read all"
+    )
+    print(f"so a change costs {figures.cost / figures.bare_cost:.1f} times what writing it costs")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import chart
 import inside
 import listeners
 import load
+import streams
 
 BENCH = Path(__file__).parent
 
@@ -30,6 +32,34 @@ def test_benchmark_runs_briefly() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("bff", "bff, Valkey"):
         assert f"| hits | {name} |" in done.stdout
+
+
+def test_chat_streams_are_measured_briefly() -> None:
+    load = ("--busy", "3", "--quiet", "3", "--seconds", "0.2", "--rounds", "1")
+    done = subprocess.run(
+        [
+            *(sys.executable, str(BENCH), "--workload", "streams", *load),
+            *("--only", "bff", "--only", "bare loop"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| bff |" in done.stdout
+    assert "| bare loop |" in done.stdout
+
+
+def test_table_and_drawing_of_chat_streams_have_all_servers() -> None:
+    row = {"cpu": 40.0, "rate": 2000.0, "first": 1.5, "first99": 4.0, "kib": 9.0}
+    rows = {"bff": row | {"hits": 0.85}, "nginx": row | {"cpu": 20.0}}
+
+    table, drawn = "\n".join(streams.table(rows)), chart.stream_svg(rows)
+
+    assert "| bff | 40.0 | 2,000 | 1.5 | 4.0 | 9.0 | 85% |" in table
+    assert table.index("| nginx | 20.0") < table.index("| bff |")
+    assert drawn.count(">nginx<") == 2, "it answers no hits"
+    assert drawn.count(">bff<") == 3
 
 
 async def test_listeners_are_measured_briefly() -> None:

@@ -3,8 +3,6 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -25,26 +23,54 @@ class Upstream:
     """Parts that a test sends."""
 
     def __init__(self) -> None:
-        self.parts: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.reader: Any = None
+        self.paused = False
         self.aborted = 0
+        self.waiting: list[bytes | None] = []
+        """Parts that arrived while the reader had paused; None is the end."""
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            part = await self.parts.get()
-            if self.aborted:
-                raise UpstreamUnavailable
-            if part is None:
-                return
-            yield part
+    def attach(self, reader: Any) -> None:
+        self.reader = reader
+        self.send()
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        self.send()
 
     def abort(self) -> None:
         self.aborted += 1
-        self.parts.put_nowait(None)
+
+    def send(self, *parts: bytes | None) -> None:
+        self.waiting += parts
+        while self.waiting and self.reader is not None and not self.paused:
+            part = self.waiting.pop(0)
+            if part is None:
+                self.reader.ended(None)
+            else:
+                self.reader.receive(part)
+
+
+class Browser:
+    def __init__(self) -> None:
+        self.paused = False
+        self.received: list[bytes] = []
+        self.finished = 0
+
+    def send_event(self, data: bytes) -> None:
+        assert not self.finished
+        self.received.append(data)
+
+    def finish_stream(self) -> None:
+        self.finished += 1
 
 
 class Registry:
     def __init__(self, clock: Clock) -> None:
-        self.telemetry = Telemetry(io.StringIO())
+        self.log = io.StringIO()
+        self.telemetry = Telemetry(self.log)
         self.streams = Streams(self.telemetry, lambda: clock.now)
 
     def open(self, caller: str = "ann", address: str = "192.0.2.1", **more: Any) -> ChatStream:
@@ -70,93 +96,113 @@ def registry(clock: Clock) -> Registry:
     return Registry(clock)
 
 
-def connected(stream: ChatStream) -> Upstream:
-    upstream = Upstream()
+def joined(stream: ChatStream) -> tuple[Upstream, Browser]:
+    """Give a stream its two sides."""
+    upstream, browser = Upstream(), Browser()
     stream.connect(upstream)
-    return upstream
+    stream.attach(browser)
+    return upstream, browser
 
 
-async def read(stream: ChatStream) -> bytes:
-    async with aclosing(stream.events()) as events:
-        return b"".join([event async for event in events])
+def test_stream_ends_with_upstream(registry: Registry) -> None:
+    upstream, browser = joined(registry.open())
+    upstream.send(EVENT[:20])
+    assert browser.received == []
+    upstream.send(EVENT[20:], None)
 
-
-async def test_stream_ends_with_upstream(registry: Registry) -> None:
-    stream = registry.open()
-    upstream = connected(stream)
-    for part in (EVENT[:20], EVENT[20:], None):
-        upstream.parts.put_nowait(part)
-
-    assert (await read(stream)).startswith(b"event: batch\nid: 0\n")
+    assert browser.received[0].startswith(b"event: batch\nid: 0\n")
+    assert browser.finished == 1
     assert registry.ended("upstream") == 1
     assert len(registry.streams) == 0
     assert sum(registry.telemetry.observed[metrics.STREAM_FIRST_SECONDS][1]) == 1
 
 
-async def test_stream_ends_while_it_waits(registry: Registry) -> None:
+def test_stream_ends_at_once_for_the_first_reason(registry: Registry) -> None:
     stream = registry.open()
-    upstream = connected(stream)
-    reading = asyncio.create_task(read(stream))
-    await asyncio.sleep(0)
+    upstream, browser = joined(stream)
 
     stream.end("revoked")
     stream.end("expired")
+    upstream.send(EVENT, None)
 
-    assert await reading == b""
-    assert registry.ended("revoked") == 1
+    assert (browser.received, browser.finished) == ([], 1)
+    assert (registry.ended("revoked"), registry.ended("expired")) == (1, 0)
     assert upstream.aborted
     assert len(registry.streams) == 0
 
 
-async def test_stream_that_ended_passes_nothing_more(registry: Registry) -> None:
+def test_stream_that_ended_before_it_is_joined_passes_nothing(registry: Registry) -> None:
     stream = registry.open()
-    upstream = connected(stream)
-    upstream.parts.put_nowait(EVENT)
-
     stream.end("revoked")
+    upstream, browser = joined(stream)
+    upstream.send(EVENT)
 
-    assert await read(stream) == b""
+    assert (browser.received, browser.finished) == ([], 1)
+    assert registry.ended("revoked") == 1
 
 
-async def test_stream_that_ends_while_upstream_is_opened_aborts_it(registry: Registry) -> None:
-    stream = registry.open()
+def test_stream_that_ends_while_upstream_is_opened_aborts_it(registry: Registry) -> None:
+    stream, upstream = registry.open(), Upstream()
     stream.end("shutdown")
+    stream.connect(upstream)
 
-    assert connected(stream).aborted == 1
+    assert upstream.aborted == 1
 
 
-async def test_cancelled_reader_releases_the_stream(registry: Registry) -> None:
+def test_browser_that_leaves_releases_the_stream(registry: Registry) -> None:
     stream = registry.open()
-    upstream = connected(stream)
-    reading = asyncio.create_task(read(stream))
-    await asyncio.sleep(0)
-
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
-
-    assert upstream.aborted
-    assert (registry.ended("browser"), len(registry.streams)) == (1, 0)
-
-
-async def test_release_counts_once(registry: Registry) -> None:
-    stream = registry.open()
+    upstream, browser = joined(stream)
 
     stream.release("browser")
     stream.release("failed")
+    upstream.send(EVENT, None)
 
+    assert upstream.aborted
+    assert browser.received == []
     assert (registry.ended("browser"), registry.ended("failed")) == (1, 0)
+    assert len(registry.streams) == 0
+
+
+def test_failure_of_the_filter_cuts_the_stream_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = registry.open()
+    upstream, browser = joined(stream)
+    monkeypatch.setattr(RecordFilter, "feed", lambda *_: 1 / 0)
+    upstream.send(EVENT)
+
+    assert (browser.finished, stream.cut) == (1, True)
+    assert registry.ended("failed") == 1
+    assert "stream_failed" in registry.log.getvalue()
+
+
+def test_stream_reads_no_faster_than_the_browser(registry: Registry) -> None:
+    stream = registry.open()
+    upstream, browser = joined(stream)
+    browser.paused = True
+    upstream.send(EVENT)
+    assert upstream.paused
+    upstream.send(EVENT, None)
+    assert len(browser.received) == 1
+
+    browser.paused = False
+    stream.resume()
+
+    assert len(browser.received) == 2
+    assert browser.finished == 1
 
 
 def test_event_without_room_in_memory_ends_the_stream(registry: Registry) -> None:
     async def history() -> float:
         stream = registry.open()
-        connected(stream).parts.put_nowait(b"x" * 1000)
         stream.bound(lambda size: size < 500)
-        await read(stream)
+        upstream, browser = joined(stream)
+        upstream.send(b"x" * 1000)
+        while not browser.finished:
+            await asyncio.sleep(0.1)
         return asyncio.get_running_loop().time()
 
-    assert run(history) == pytest.approx(ROOM_SECONDS, abs=0.2)
+    assert run(history) == pytest.approx(ROOM_SECONDS, abs=0.3)
     assert registry.ended("overloaded") == 1
 
 
@@ -167,19 +213,21 @@ def test_stream_waits_for_room_and_reads_nothing(registry: Registry, size: int) 
 
     async def history() -> bytes:
         loop, stream = asyncio.get_running_loop(), registry.open()
-        upstream = connected(stream)
 
         def hold(size: int) -> bool:
             held.append(size)
             return size == 0 or loop.time() > 3.0
 
         stream.bound(hold)
-        reading = asyncio.create_task(read(stream))
-        for part in (event[:-4], event[-4:], EVENT, None):
-            upstream.parts.put_nowait(part)
+        upstream, browser = joined(stream)
+        upstream.send(event[:-4], event[-4:], EVENT, None)
         await asyncio.sleep(1.0)
-        assert upstream.parts.qsize() == 3, "upstream is not read meanwhile"
-        return await reading
+        assert len(upstream.waiting) == 3, "upstream is not read meanwhile"
+        stream.resume()
+        assert len(upstream.waiting) == 3, "a browser that reads again makes no room"
+        while not browser.finished:
+            await asyncio.sleep(0.1)
+        return b"".join(browser.received)
 
     assert run(history).count(b"event: batch") == 2
     assert held[-1] == 0, "all of it is released"
@@ -187,16 +235,46 @@ def test_stream_waits_for_room_and_reads_nothing(registry: Registry, size: int) 
     assert registry.ended("upstream") == 1
 
 
-async def test_stream_tells_a_cut_of_upstream_from_its_own_end(registry: Registry) -> None:
-    ended, cut = registry.open(), registry.open()
-    for stream in (ended, cut):
-        connected(stream)
-    ended.end("revoked")
-    assert cut._upstream is not None
-    cut._upstream.abort()
+def test_large_event_is_held_until_the_browser_has_read_it(registry: Registry) -> None:
+    event = EVENT.replace(b'"1"', json.dumps(json.dumps("x" * LARGE_EVENTS)).encode())
+    held: list[int] = []
+    stream = registry.open()
 
-    for stream in (ended, cut):
-        await read(stream)
+    def hold(size: int) -> bool:
+        held.append(size)
+        return True
+
+    stream.bound(hold)
+    upstream, browser = joined(stream)
+    browser.paused = True
+    upstream.send(event)
+    assert held[-1] > LARGE_EVENTS
+
+    browser.paused = False
+    stream.resume()
+    assert held[-1] == 0
+
+
+def test_stream_that_leaves_waits_for_no_room(registry: Registry) -> None:
+    async def history() -> None:
+        stream = registry.open()
+        stream.bound(lambda _: False)
+        upstream, browser = joined(stream)
+        upstream.send(b"x" * 1000)
+        stream.end("expired")
+        assert browser.finished == 1
+        await asyncio.sleep(2 * ROOM_SECONDS)
+
+    run(history)
+    assert (registry.ended("expired"), registry.ended("overloaded")) == (1, 0)
+
+
+def test_stream_tells_a_cut_of_upstream_from_its_own_end(registry: Registry) -> None:
+    ended, cut = registry.open(), registry.open()
+    joined(ended)
+    upstream, _ = joined(cut)
+    ended.end("revoked")
+    upstream.reader.ended(UpstreamUnavailable())
 
     assert (ended.cut, cut.cut) == (False, True)
 
@@ -231,7 +309,6 @@ def test_counts_are_back_after_many_opens(registry: Registry) -> None:
     assert len(registry.streams) == 0
     assert not registry.streams._by_caller
     assert not registry.streams._by_address
-    assert not registry.streams._waiting_first
 
 
 def test_check_ends_the_streams_whose_grounds_are_gone(registry: Registry) -> None:

@@ -186,7 +186,6 @@ async def test_opens_and_cuts_leave_no_task_and_no_count(chats: World) -> None:
 
     assert len(streams) == 0
     assert not streams._by_caller
-    assert not streams._waiting_first
     assert len(asyncio.all_tasks()) == tasks
     ends = {key[1]: n for key, n in counts.items() if key[0] == metrics.STREAM_ENDS}
     assert ends == {"browser": 100, "upstream": 200}

@@ -11,7 +11,7 @@ from support.world import FRIENDLY, NEW_KEY, OFF, ORIGIN, OWN_KEY, World, read
 
 from bff import metrics
 from bff.demo.upstream import session
-from bff.response import PushedResponse, Response
+from bff.response import Response, StreamResponse
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ async def test_accept_chooses_between_events_and_json(
 ) -> None:
     response = (await listen(live, "chat-1", accept=accept)).response
 
-    assert isinstance(response, PushedResponse) is events
+    assert isinstance(response, StreamResponse) is events
     assert response.status == 200
 
 

@@ -8,6 +8,7 @@ import pytest
 from bff.digests import etag
 from bff.live import events
 from bff.live.listener import Listener
+from bff.server.asgi import WaitingEvents
 from bff.sessions.copy import Copy, make_copy
 
 STAMP = events.stamp(etag(b"one"))
@@ -132,20 +133,21 @@ def test_session_has_one_name_of_those_that_the_token_names(registry: Registry) 
 
 async def test_pulled_events_are_bounded(registry: Registry) -> None:
     one = listener(registry)
-    pulled = one.events()
-    assert await anext(pulled) == b": first\n\n"
+    pulled = WaitingEvents(one)
+    one.attach(pulled)
+    assert await pulled.next() == b": first\n\n"
 
     one.show("chat-1", STAMP, b"x" * 10_000)
     assert one.must_wait
     one.postpone("chat-1")
-    assert len(await anext(pulled)) > 10_000
-    waiting = asyncio.ensure_future(anext(pulled))
+    assert len(await pulled.next() or b"") > 10_000
+    waiting = asyncio.ensure_future(pulled.next())
     await asyncio.sleep(0)
 
     assert registry.asked == ["chat-1"]
     one.end("shutdown")
     assert await waiting == events.end("shutdown")
-    assert [part async for part in pulled] == []
+    assert await pulled.next() is None
     assert registry.ends == ["shutdown"]
 
 
@@ -153,15 +155,14 @@ async def test_pulled_events_end_when_the_browser_leaves() -> None:
     """A server without pushed events has a task that waits for the next one."""
     registry = Registry()
     one = listener(registry)
-
-    async def pull() -> list[bytes]:
-        return [data async for data in one.events()]
-
-    pulling = asyncio.create_task(pull())
+    pulled = WaitingEvents(one)
+    one.attach(pulled)
+    assert await pulled.next() == b": first\n\n"
+    pulling = asyncio.create_task(pulled.next())
     await asyncio.sleep(0)
     one.release("browser")
-    await asyncio.wait([pulling], timeout=1)
+    await asyncio.wait([pulling], timeout=10)
 
     assert pulling.done()
-    assert await pulling == [b": first\n\n"]
+    assert await pulling is None
     assert registry.ends == ["browser"]

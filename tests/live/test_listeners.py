@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from functools import partial
 
 import pytest
 from support.world import Clock
@@ -32,10 +33,10 @@ class Registry(Listeners):
     def __init__(self, clock: Clock) -> None:
         super().__init__(Telemetry(io.StringIO()), lambda: clock.now)
         self.shown: list[Listener] = []
-        self.show = self.show_all
+        self.prepared = lambda copy: partial(self.show_all, copy)
         self.newest = lambda *_: (None, False)
 
-    def show_all(self, listener: Listener, name: str, copy: Copy | None) -> None:
+    def show_all(self, copy: Copy | None, listener: Listener, name: str) -> None:
         self.shown.append(listener)
         if copy is not None:
             listener.show(name, events.stamp(copy.etag), copy.body)
@@ -95,12 +96,12 @@ async def test_listener_that_fails_ends_alone(registry: Registry) -> None:
     bad, _ = registry.open("a")
     _, browser = registry.open("a")
 
-    def show(listener: Listener, name: str, copy: Copy | None) -> None:
+    def show(copy: Copy | None, listener: Listener, name: str) -> None:
         if listener is bad:
             raise ValueError
-        registry.show_all(listener, name, copy)
+        registry.show_all(copy, listener, name)
 
-    registry.show = show
+    registry.prepared = lambda copy: partial(show, copy)
     registry.changed(copy("a"))
 
     assert b"event: session\n" in browser.received

@@ -21,6 +21,7 @@ from bff.ops.check import Finding, Page, Result
 from bff.ops.check_gateway import GatewayChecker
 from bff.request import RequestHead
 from bff.response import EventStream, StreamResponse
+from bff.server.asgi import WaitingEvents
 from bff.upstream.other_hosts import Client
 
 
@@ -42,7 +43,9 @@ class Events(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         number = 0
-        async for part in self._stream.events():
+        events = WaitingEvents(self._stream)
+        self._stream.attach(events)
+        while (part := await events.next()) is not None:
             number += 1
             if number > self._passed:
                 await asyncio.Event().wait()

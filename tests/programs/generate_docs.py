@@ -64,6 +64,7 @@ def tables() -> dict[str, str]:
         "simulation": capacity.table(capacity.published()),
         "leases": capacity.leases_table(),
         "bench": chart.summary(_results()),
+        "streams": chart.stream_summary(_results()),
     }
 
 
@@ -97,6 +98,8 @@ def generated() -> dict[Path, str]:
         ROOT / "docs/bench/bench.svg": chart.svg(_results()),
         ROOT / "deploy/prometheus/operator/prometheusrule.yaml": _prometheus_rule(),
     }
+    if rows := _results().get("streams"):
+        files[ROOT / "docs/bench/streams.svg"] = chart.stream_svg(rows)
     for page in PAGES:
         text = page.read_text()
         for name, table in tables().items():
@@ -110,6 +113,6 @@ def generated() -> dict[Path, str]:
 
 if __name__ == "__main__":
     for path, made in generated().items():
-        if path.read_text() != made:
+        if not path.exists() or path.read_text() != made:
             path.write_text(made)
             print(f"Written: {path.relative_to(ROOT)}")

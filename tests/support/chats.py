@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import aclosing
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -13,6 +12,7 @@ from bff.demo.upstream import Answer, Seen
 from bff.errors import UpstreamUnavailable
 from bff.request import RequestHead
 from bff.response import Response, StreamResponse
+from bff.server.asgi import WaitingEvents
 from bff.upstream.connection import Stream
 
 AGENT_KEY = "agent-key-sentinel-0123456789abcdef"
@@ -133,9 +133,13 @@ class Live:
         return self.upstream
 
     async def _read(self, response: StreamResponse) -> None:
-        async with aclosing(response.stream.events()) as events:
-            async for event in events:
+        events = WaitingEvents(response.stream)
+        response.stream.attach(events)
+        try:
+            while (event := await events.next()) is not None:
                 self.received += event
+        finally:
+            response.stream.release("browser")
 
     async def send(self, data: bytes) -> None:
         """Let upstream send *data*."""

@@ -8,7 +8,7 @@ from typing import Any
 from support.world import ORIGIN, PATH, World
 
 from bff.request import RequestHead
-from bff.response import PushedResponse, Response
+from bff.response import Response, StreamResponse
 
 EVENTS = "text/event-stream"
 LIST = PATH.removesuffix("/")
@@ -88,12 +88,12 @@ class Listening:
 
     def leave(self) -> None:
         """Let the browser leave."""
-        assert isinstance(self.response, PushedResponse)
+        assert isinstance(self.response, StreamResponse)
         self.response.stream.release("browser")
 
     def read(self) -> None:
         """Let the browser read what it left."""
-        assert isinstance(self.response, PushedResponse)
+        assert isinstance(self.response, StreamResponse)
         self.paused = False
         self.response.stream.resume()
 
@@ -119,7 +119,7 @@ async def listen(
     head = RequestHead.read("GET", path.encode(), query.encode(), lines, peer)
     response = await gateway.finish(gateway.decide(head, *world.clock()))
     listening = Listening(world, response)
-    if isinstance(response, PushedResponse):
+    if isinstance(response, StreamResponse):
         response.stream.attach(listening)
     return listening
 

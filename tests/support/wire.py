@@ -11,6 +11,26 @@ from bff.errors import UpstreamError
 from bff.upstream.connection import Answer, Connection
 
 
+class Reader:
+    """Notes what a stream hands over."""
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self.sizes: list[int] = []
+        self.ends: list[UpstreamError | None] = []
+
+    @property
+    def received(self) -> bytes:
+        return bytes(self._received)
+
+    def receive(self, data: bytes) -> None:
+        self._received += data
+        self.sizes.append(len(data))
+
+    def ended(self, error: UpstreamError | None) -> None:
+        self.ends.append(error)
+
+
 class MemoryTransport(asyncio.Transport):
     """The transport of one `Connection`."""
 

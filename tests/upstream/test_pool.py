@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.raw_upstream import certificate, get, http, refusal, server, upstream
+from support.wire import Reader
 from support.world import Clock
 
 from bff.errors import UpstreamError, UpstreamUnavailable
@@ -340,8 +341,11 @@ async def test_stream_has_a_connection_of_its_own(origin: Origin) -> None:
     async with pool(origin) as made:
         await made.send(GET)
         origin.answer = behave
-        stream = await made.stream(GET)
-        assert (stream.status, await anext(stream)) == (200, b"{}")
+        stream, reader = await made.stream(GET), Reader()
+        stream.attach(reader)
+        while not reader.received:
+            await asyncio.sleep(0.01)
+        assert (stream.status, reader.received) == (200, b"{}")
         assert made._used == len(made._idle) == 1
         stream.abort()
         async with asyncio.timeout(5):
@@ -369,8 +373,10 @@ async def test_stream_holds_back_a_fast_upstream(origin: Origin) -> None:
             before = sent
             await asyncio.sleep(0.2)
         assert sent < 16 * 1024 * 1024, "what the kernel's buffers hold, and no more"
-        for _ in range(100):
-            await anext(stream)
+        reader = Reader()
+        stream.attach(reader)
+        while sum(reader.sizes) < 32 * 1024 * 1024:
+            await asyncio.sleep(0.01)
         stream.abort()
 
 
