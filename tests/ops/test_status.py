@@ -5,7 +5,14 @@ import subprocess
 import sys
 
 import pytest
-from support.world import KEPT, Gateway, World, http, read
+from support.world import (
+    KEPT,
+    PATIENCE,
+    Gateway,
+    World,
+    http,
+    read,
+)
 
 from bff import metrics
 from bff.ops import status
@@ -19,7 +26,7 @@ def bff(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
 
 

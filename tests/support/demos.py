@@ -27,7 +27,7 @@ def running_demo(*command: str | Path, cwd: Path, environ: dict[str, str]) -> It
         with contextlib.suppress(ProcessLookupError):
             # A terminal sends the signal to the whole group, which make, uvx and bff form.
             os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=30)
+        process.wait(timeout=60)
         process.stdout.close()
 
 

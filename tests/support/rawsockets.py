@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from support.world import PATH
+from support.world import PATH, PATIENCE
 
 LOOPBACK = "127.0.0.1"
 
@@ -59,7 +59,7 @@ _LAST = b"OPTIONS / HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"
 """A last request, which no limit counts and upstream does not see; the answer is 204."""
 
 
-def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = 1.0) -> Exchange:
+def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = PATIENCE) -> Exchange:
     """Send *data*, with *pause* seconds between its parts, and receive until the gateway closes.
 
     Stops when nothing arrives for *timeout* seconds. If a complete answer leaves the connection
@@ -68,7 +68,7 @@ def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = 1.0) -> E
     """
     began = time.monotonic()
     received, closed, first = b"", False, 0
-    with socket.create_connection((LOOPBACK, port), timeout=10) as connection:
+    with socket.create_connection((LOOPBACK, port), timeout=PATIENCE) as connection:
         try:
             for number, part in enumerate(data):
                 if number and pause:
