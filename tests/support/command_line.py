@@ -13,7 +13,7 @@ from bff.cli import main
 def bff(
     *arguments: str, environ: dict[str, str], stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself, with these variables alone."""
+    """Run a command that ends soon, with these variables alone."""
     with mock.patch.dict(os.environ, KEPT | environ, clear=True):
         done = CliRunner().invoke(main, arguments, input=stdin)
     if done.exception is not None and not isinstance(done.exception, SystemExit):

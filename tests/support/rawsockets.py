@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from support.world import PATH, PATIENCE
 
+from bff.copies.readiness import READINESS_ID
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -120,7 +122,8 @@ Behaviour = Callable[[socket.socket, bytes], None]
 class RawUpstream:
     """An upstream that may break HTTP at any byte.
 
-    `behave` answers; `seen` has the bytes of every head that was received.
+    `behave` answers; `seen` has the bytes of every head that was received, apart from those of the
+    questions that an idle gateway asks.
     """
 
     def __init__(self, behave: Behaviour, port: int = 0) -> None:
@@ -168,7 +171,8 @@ class RawUpstream:
                     buffer = buffer[length:]
                     connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
                     continue
-                self.seen.append(head)
+                if requested_id(head) != READINESS_ID:
+                    self.seen.append(head)
                 self.behave(connection, head)
         self._open.discard(connection)
 
