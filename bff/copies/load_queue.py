@@ -7,7 +7,6 @@ copy. If the store denies the load, it comes back into the queue.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,14 +18,16 @@ from bff.clock import Clock
 from bff.errors import Refusal
 from bff.limits.budget import Budget
 from bff.limits.hot_sessions import EPOCH
-from bff.limits.queue import FairQueue, Turn
+from bff.limits.queue import MAX_OF_CALLER, MAX_TURNS, FairQueue, Turn
 from bff.limits.rate import MAX_RESET
 from bff.replicas.alone import AnySharing
 from bff.sessions.copy import Copy
 
 TURN_SECONDS: Final = 1.25
-"""Seconds that a request without any copy waits for the turn of its load. The next turn of a budget
-per second comes sooner."""
+"""Seconds that a request without any copy waits until the budget allows its load. The next turn of
+a budget per second comes sooner."""
+UNBOUNDED_SECONDS: Final = 10.0
+"""Seconds that it waits if the budget delays no load: only a slow upstream makes it wait."""
 MAX_IN_FLIGHT: Final = 100
 """Loads in flight of one environment: there is one connection upstream for each."""
 _MAX_OF_CALLER: Final = 80
@@ -46,6 +47,7 @@ class QueuedLoad(Turn):
     Args:
         id_: the id by which the session was requested.
         copy: the copy that the load replaces.
+        now: the time, in seconds.
         stretch: seconds for which a copy of another replica counts as fresh: the least of those
             of the callers who requested it.
         queue: the queue that it waits in.
@@ -56,12 +58,14 @@ class QueuedLoad(Turn):
         "waiting",
     )  # fmt: skip
 
-    def __init__(self, id_: str, copy: Copy | None, stretch: float, queue: "LoadQueue") -> None:
+    def __init__(
+        self, id_: str, copy: Copy | None, stretch: float, queue: "LoadQueue", now: float
+    ) -> None:
         super().__init__(id_, -inf if copy is None else copy.loaded)
         self.id = id_
         self.copy = copy
         self.stretch = stretch
-        self.since = queue.now()
+        self.since = now
         self.queue = queue
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Outcome] | None = None
@@ -98,7 +102,7 @@ class QueuedLoad(Turn):
 
     def successor(self) -> "QueuedLoad":
         """Make the load that stays in the queue when the requests for this one are refused."""
-        load = QueuedLoad(self.id, self.copy, self.stretch, self.queue)
+        load = QueuedLoad(self.id, self.copy, self.stretch, self.queue, self.queue.now())
         load.needed_until, load.callers = self.needed_until, self.callers
         load.number, load.before = self.number, self.before
         load.awaited, load.urgent = self.awaited, self.urgent
@@ -107,6 +111,10 @@ class QueuedLoad(Turn):
     def expected(self, now: float) -> float:
         """Seconds until its turn, if no more loads come."""
         return self.queue.expected(self, now)
+
+    def longest_wait(self, now: float) -> float:
+        """Seconds that a request without any copy waits for its turn."""
+        return TURN_SECONDS if self.queue.may_be_delayed(now) else UNBOUNDED_SECONDS
 
 
 class _Alarm:
@@ -171,7 +179,7 @@ class LoadQueue:
         self._queue: FairQueue[QueuedLoad] = FairQueue()
         self._loads: dict[str, QueuedLoad] = {}
         """Queued or in flight, by id."""
-        self._running: Counter[Hashable] = Counter()
+        self._running: dict[Hashable, int] = {}
         """Loads in flight, by the caller whose turn started them."""
         self._total = 0
         self._unspent = 0
@@ -207,16 +215,17 @@ class LoadQueue:
         """Join or queue a load for *caller* (*alone*: no list waits); None if the queue is full."""
         load = self.get(id_)
         if load is None:
-            load = QueuedLoad(id_, copy, stretch, self)
-            if not self._add(load, caller, awaited=True):
+            load = QueuedLoad(id_, copy, stretch, self, self.now())
+            load.urgent = alone
+            if not self._start_at_once(load, caller) and not self._add(load, caller, awaited=True):
                 self._start_turns()  # despite a hold, because a large page can fill the queue
                 if not self._add(load, caller, awaited=True):
                     return None
         else:
             load.stretch = min(load.stretch, stretch)
+            load.urgent |= alone
             if load.queued:
                 self._add(load, caller, awaited=True)
-        load.urgent |= alone
         load.waiting += 1
         self.start_loads()
         return load
@@ -225,7 +234,7 @@ class LoadQueue:
         """Queue a load in the background, unless one exists; no request waits for it."""
         load = self.get(id_)
         if load is None:
-            load = QueuedLoad(id_, copy, stretch, self)
+            load = QueuedLoad(id_, copy, stretch, self, self.now())
         load.stretch = min(load.stretch, stretch)
         load.keep()
         if load.task is None and caller not in load.callers:
@@ -242,9 +251,13 @@ class LoadQueue:
             self._holds -= 1
             self.start_loads()
 
+    def may_be_delayed(self, now: float) -> bool:
+        """Whether the budget may delay a load that is queued now."""
+        return self._budget().may_delay(now, len(self._queue))
+
     def expected(self, load: QueuedLoad, now: float) -> float:
         """See `QueuedLoad.expected`."""
-        waits = load.queued and not self._holds
+        waits = load.queued and not self._holds and self._wait(now, len(self._queue)) > 0
         return self._wait(now, self._queue.ahead(load)) if waits else 0.0
 
     def remove(self, load: QueuedLoad) -> None:
@@ -269,6 +282,19 @@ class LoadQueue:
         """Start the loads whose turn it is."""
         if not self._holds:
             self._start_turns()
+
+    def _start_at_once(self, load: QueuedLoad, caller: Hashable) -> bool:
+        """Start *load* without a turn in the queue: nothing waits, and there is room."""
+        now, up = load.since, self._sharing.up
+        busy = self._total >= MAX_IN_FLIGHT or (up and self._unspent >= MAX_UNSPENT)
+        if busy or self._queue or self._holds or self._stopped:
+            return False
+        if not self._may_start(caller) or self._wait(now) > 0:
+            return False
+        self._queue.pass_by(load, caller)
+        self._loads[load.id] = load
+        self._start(caller, load, now, up=up)
+        return True
 
     def _start_turns(self) -> None:
         if self._stopped or not self._queue:
@@ -300,7 +326,7 @@ class LoadQueue:
         return self._sharing.limits.wait(self._environment, self._budget(), now, ahead)
 
     def _may_start(self, caller: Hashable) -> bool:
-        return self._running[caller] < _MAX_OF_CALLER
+        return self._running.get(caller, 0) < _MAX_OF_CALLER
 
     def _start(self, caller: Hashable, load: QueuedLoad, now: float, *, up: bool) -> None:
         if now > load.since and (outcome := self._recent(load, now)) is not None:
@@ -311,7 +337,7 @@ class LoadQueue:
             self._unspent += 1
         else:
             self._budget().spend(now)
-        self._running[caller] += 1
+        self._running[caller] = self._running.get(caller, 0) + 1
         self._total += 1
         load.task = self._load(load)
         load.task.add_done_callback(partial(self._ended, load, caller))
@@ -350,12 +376,9 @@ class LoadQueue:
         return True
 
     def _add(self, load: QueuedLoad, caller: Hashable, *, awaited: bool) -> bool:
-        """Queue *load* if there is room. A full queue may refuse another load in its place.
-
-        Returns:
-            False if the queue refused *load*.
-        """
-        loser = self._queue.add(load, caller, awaited=awaited)
+        """Queue *load*; False if a full queue refused it. It may refuse another in its place."""
+        most = MAX_OF_CALLER if self.may_be_delayed(self.now()) else MAX_TURNS
+        loser = self._queue.add(load, caller, awaited=awaited, most=most)
         if loser is load:
             return False
         if load in self._queue:

@@ -21,7 +21,7 @@ from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
-from bff.sessions import fields, ids
+from bff.sessions import ids
 from bff.sessions.copy import Copy, NegativeEntry, make_copy
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
@@ -118,20 +118,20 @@ class Loader:
         caller: Hashable,
         *,
         alone: bool,
-    ) -> QueuedLoad | None:
-        """Join or queue the load that *caller* waits for; None if the queue is full.
+    ) -> tuple[QueuedLoad | None, bool]:
+        """Join or queue the load that *caller* waits for; *alone*: the request is for it alone.
 
-        *alone* says that the request is for this session alone.
+        Returns the load, or None if the queue is full; and whether another request had queued it.
         """
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
-        load = self.find_load(environment.name, id_)
-        queue, key = self.queue(environment.name), id_ if load is None else load.id
-        return queue.request(key, copy, caller, stretch=stretch, alone=alone)
+        in_queue, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        key = id_ if in_queue is None else in_queue.id
+        return queue.request(key, copy, caller, stretch=stretch, alone=alone), in_queue is not None
 
     def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
-        load = self.find_load(environment.name, id_)
-        queue, key = self.queue(environment.name), id_ if load is None else load.id
+        load, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        key = id_ if load is None else load.id
         queue.refresh(key, copy, caller, stretch=copy.share.stretch)
 
     def _recent(self, environment: str, load: QueuedLoad, now: float) -> Copy | Refusal | None:
@@ -255,7 +255,8 @@ class Loader:
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""
         policy = self.config.policies.get(str(document["type"]), self.config.default_policy)
-        self._telemetry.unknown_fields(document.keys() - fields.FIELDS - set(policy.fields))
+        if unknown := document.keys() - policy.field_names:
+            self._telemetry.unknown_fields(unknown)
         shown = policy.project(document)
         try:
             body = _ENCODER.encode(shown).encode()

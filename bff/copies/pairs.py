@@ -44,10 +44,8 @@ class Pairs:
 
     def other(self, environment: str, id_: str) -> str | None:
         """Return the other id of a session; None if it has none or is not remembered."""
-        try:
-            return self._other[environment, SESSION, id_][1]
-        except KeyError:
-            return None
+        key = environment, SESSION, id_
+        return self._other[key][1] if key in self._other else None
 
     def forget(self) -> None:
         """Drop all pairs, because the environments have moved to another upstream."""

@@ -6,7 +6,8 @@ the request again, and decides on the copy that the load brought. `answers` make
 It first checks whether this caller may read the session.
 """
 
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from bff import metrics
 from bff.config.runtime import RuntimeConfig
@@ -15,7 +16,7 @@ from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.context import RequestContext
 from bff.gateway.features import Features, LastingParts
-from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
+from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served, leave
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION
 from bff.limits.rate import LeasePending
 from bff.request import HeaderFields, RequestHead
@@ -176,6 +177,43 @@ class Gateway:
         return pending.conclude(self)  # as in `_decide`
 
     # -- beside the story
+
+    def call_back(
+        self,
+        pending: Pending,
+        then: Callable[[Response], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """Call *then* with the response, without a task if only a call upstream has to end.
+
+        A task for each miss would cost 9 % of it. Other waits get one from *spawn*.
+        """
+        if not isinstance(pending, PendingLoad) or not pending.is_under_way:
+            spawn(self._finish_and_call(pending, then))
+            return
+        began, _ = self.clock()
+
+        def ended(_: object) -> None:
+            pending.request.waited = self.clock()[0] - began
+            leave([pending], again=True)
+            try:
+                answer = self._decide_again(pending)
+            except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
+                answer = self.failed(pending.request.head, exc)
+            if isinstance(answer, Response):
+                self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
+                then(answer)
+            else:
+                self.call_back(answer, then, spawn)
+
+        pending.task.add_done_callback(ended)
+
+    async def _finish_and_call(self, pending: Pending, then: Callable[[Response], None]) -> None:
+        try:
+            response = await self.finish(pending)
+        except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
+            response = self.failed(pending.request.head, exc)
+        then(response)
 
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Refund the address, because the decision starts again after the wait."""

@@ -122,9 +122,8 @@ class Lookup:
     ) -> Served | PendingLoad:
         """Wait for the load in flight, or for a new load if its turn is near."""
         now = request.now
-        collapsed = self._loader.find_load(environment.name, session_id) is not None
         key = caller.limit_key(request.address)
-        load = self._loader.request(environment, session_id, fallback, key, alone=alone)
+        load, collapsed = self._loader.request(environment, session_id, fallback, key, alone=alone)
         if load is None:
             expected = environment.budget.wait(now, len(self._loader.queue(environment.name)))
         else:

@@ -138,6 +138,11 @@ class PendingLoad:
         """The future of the load's outcome."""
         return self.load.outcome
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether only the end of the call upstream ends the wait, so it takes no timer."""
+        return self.fallback is None and self.load.spent
+
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the load."""
         await wait_for(gateway, self.request, [self])
@@ -213,15 +218,18 @@ async def wait_for(
     gateway: Resumable,
     request: RequestContext,
     members: Sequence[PendingMember],
-    timeout: float = TURN_SECONDS,
+    timeout: float | None = None,
     *,
     first: bool = False,
 ) -> None:
     """Wait for all loads, or for the *first*; for queued loads at most *timeout* seconds.
 
-    If every load has a fallback, the wait takes at most `FALLBACK_SECONDS`.
+    Without *timeout*, they get the longest wait of their loads. If every load has a fallback, the
+    wait takes at most `FALLBACK_SECONDS`.
     """
     began, _ = gateway.clock()
+    if timeout is None:
+        timeout = max((m.load.longest_wait(began) for m in members if m.load), default=TURN_SECONDS)
     until = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
     again = False
     try:

@@ -52,6 +52,10 @@ class Budget:
             start += periods * self.seconds
         return start - now
 
+    def may_delay(self, now: float, ahead: int) -> bool:
+        """Whether a load after *ahead* others may have to wait for the budget."""
+        return self.limit is not None or self.wait(now, ahead) > 0
+
     def spend(self, now: float) -> None:
         """Count one load; call `wait` first."""
         if self.limit is not None:

@@ -7,14 +7,15 @@ then the one with the oldest copy. Nobody has two turns in a row while others wa
 takes at most half of the budget.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import count
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 
 MAX_TURNS: Final = 1000
 """Loads that wait, at most. If the queue is full, the caller with the most loads loses one."""
 MAX_OF_CALLER: Final = 200
-"""Loads of one caller that wait, at most: two pages of the largest size."""
+"""Loads of one caller that wait for the budget, at most: two pages of the largest size."""
 REFRESH_EVERY: Final = 4
 """One turn in this many is for a refresh in the background, if one waits. This holds for the turns
 of one caller, and for those of all callers while a caller with only refreshes waits."""
@@ -28,13 +29,17 @@ class Turn:
         loaded: when the copy that it replaces was loaded; minus infinity without a copy.
     """
 
-    __slots__ = ("awaited", "before", "callers", "denied", "key", "loaded", "number", "urgent")
+    __slots__ = (
+        "awaited", "before", "callers", "denied", "key", "loaded", "number", "rank", "urgent",
+    )  # fmt: skip
 
     def __init__(self, key: Hashable, loaded: float) -> None:
         self.key = key
         self.loaded = loaded
         self.number = 0
         """Its position in the order of arrival."""
+        self.rank = (loaded, 0)
+        """The order within one caller: the least comes first. The queue sets it."""
         self.awaited = False
         """Whether requests wait for it, or did: it is more than a refresh in the background."""
         self.urgent = False
@@ -45,15 +50,6 @@ class Turn:
         """For `put_back`: the rank of its caller and the two counts of turns since a refresh,
         before its turn."""
         self.callers: set[Hashable] = set()
-
-    @property
-    def rank(self) -> tuple[float, int]:
-        """The order within one caller: the least comes first.
-
-        An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
-        so the caller's lists do not starve.
-        """
-        return self.loaded, self.number - (MAX_TURNS if self.urgent else 0)
 
 
 TurnT = TypeVar("TurnT", bound=Turn)
@@ -91,9 +87,8 @@ class _Caller(Generic[TurnT]):
         if has_refresh and self.passed >= REFRESH_EVERY - 1:
             awaited = False
         self.passed = self.passed + 1 if awaited and has_refresh else 0
-        return min(
-            (turn for turn in self.loads[awaited].values() if not (new and turn.denied)), key=_rank
-        )
+        turns: Iterable[TurnT] = self.loads[awaited].values()
+        return min((turn for turn in turns if not turn.denied) if new else turns, key=_rank)
 
     def last(self) -> TurnT:
         """Return the load that comes last: a refresh if it has one."""
@@ -104,9 +99,8 @@ class _Caller(Generic[TurnT]):
 class FairQueue(Generic[TurnT]):
     """The loads of one environment that wait for their turn."""
 
-    def __init__(self, max_turns: int = MAX_TURNS, max_of_caller: int = MAX_OF_CALLER) -> None:
+    def __init__(self, max_turns: int = MAX_TURNS) -> None:
         self._max_turns = max_turns
-        self._max_of_caller = max_of_caller
         self._turns: dict[Hashable, TurnT] = {}
         self._callers: dict[Hashable, _Caller[TurnT]] = {}
         self._numbers = count(1)
@@ -125,14 +119,22 @@ class FairQueue(Generic[TurnT]):
     def __contains__(self, turn: TurnT) -> bool:
         return self._turns.get(turn.key) is turn
 
-    def add(self, turn: TurnT, caller: Hashable, *, awaited: bool) -> TurnT | None:
+    def add(
+        self, turn: TurnT, caller: Hashable, *, awaited: bool, most: int = MAX_OF_CALLER
+    ) -> TurnT | None:
         """Queue *turn* on behalf of *caller*, who may be one of several.
 
-        It is *awaited* by requests, or else a refresh in the background. Returns the turn that a
-        full queue gives up, which may be *turn* itself; None if there is room.
+        Args:
+            turn: what to queue.
+            caller: who requests it.
+            awaited: whether requests wait for it; else it is a refresh in the background.
+            most: how many turns of this caller may wait.
+
+        Returns:
+            The turn that a full queue gives up, which may be *turn* itself; None if there is room.
         """
         mine, new, loser = self._callers.get(caller), turn not in self, None
-        if mine and caller not in turn.callers and mine.size >= self._max_of_caller:
+        if mine and caller not in turn.callers and mine.size >= most:
             if not (awaited and mine.loads[False]):
                 return turn if new else None
             loser = self._detach(mine, mine.last())
@@ -144,6 +146,13 @@ class FairQueue(Generic[TurnT]):
         turn.number = turn.number or next(self._numbers)
         self._insert(turn, caller, awaited=awaited)
         return loser
+
+    def pass_by(self, turn: TurnT, caller: Hashable) -> None:
+        """Give *caller* the turn at once, because the queue is empty: as `add` and then `pop`."""
+        turn.number, turn.awaited = next(self._numbers), True
+        turn.callers.add(caller)
+        turn.before = next(self._ranks), 0, self._passed
+        self._passed, self._last = 0, caller
 
     def put_back(self, turn: TurnT, caller: Hashable) -> None:
         """Queue *turn* again, and give *caller* back the turn that it could not use."""
@@ -241,6 +250,9 @@ class FairQueue(Generic[TurnT]):
         if awaited:
             refreshes.pop(turn.key, None)
         mine.loads[awaited][turn.key] = turn
+        # An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
+        # so the caller's lists do not starve.
+        turn.rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)
         turn.awaited |= awaited
         turn.callers.add(caller)
         self._turns[turn.key] = turn
@@ -267,8 +279,7 @@ class FairQueue(Generic[TurnT]):
             del self._callers[mine.name]
 
 
-def _rank(turn: Turn) -> tuple[float, int]:
-    return turn.rank
+_rank: Final = attrgetter("rank")
 
 
 def _size(caller: _Caller[TurnT]) -> int:

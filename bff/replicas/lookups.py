@@ -9,7 +9,7 @@ id is made with that key too. The store can neither reveal a token nor grant acc
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from bff import metrics
 from bff.clock import Clock
@@ -38,8 +38,7 @@ from bff.tokens.introspected import UNDECIDED, Introspection
 Outcome = Copy | Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
+class LoadRequest(NamedTuple):
     """A load of one session.
 
     Attributes:

@@ -4,7 +4,6 @@ A connection holds what it has read of requests without an answer, and answers t
 not read. Each amount is small; those of ten thousand connections are not.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +25,7 @@ class Buffers:
         self.held = 0
         self._limit = limit
         self._is_trusted = is_trusted
-        self._by_address: Counter[str] = Counter()
+        self._by_address: dict[str, int] = {}
 
     @property
     def full(self) -> bool:
@@ -47,9 +46,9 @@ class Buffers:
         """Count bytes that *address* begins or ceases to hold."""
         key = address_key(address)
         self.held += by
-        self._by_address[key] += by
-        if not self._by_address[key]:
-            del self._by_address[key]
+        held = self._by_address.pop(key, 0) + by
+        if held:
+            self._by_address[key] = held
 
 
 class Holding:

@@ -1,10 +1,11 @@
 """The fast path: answers requests that need no I/O before an ASGI scope or a task exists.
 
 The scope, the task and the cycle are most of what an ASGI server costs. So `FastPathProtocol`
-decides a complete request without a body as soon as it is parsed. If the decision has to wait, one
-task waits and writes the answer. The application gets every request with unusual framing,
-undecided, and a request in a pipeline that has to wait, together with its decision. Both ways write
-the same bytes (`tests/server/test_fast_path.py`), so the fast path is optional.
+decides a complete request without a body as soon as it is parsed. If the decision has to wait for
+a call upstream, the end of that call writes the answer. For other waits there is one task. The
+application gets every request with unusual framing, undecided, and a request in a pipeline that has
+to wait, together with its decision. Both ways write the same bytes
+(`tests/server/test_fast_path.py`), so the fast path is optional.
 
 The answers to one read are written together when all of it is parsed. If a part is not HTTP, the
 last of these answers says that the connection ends, as without the fast path. All bounds of
@@ -140,11 +141,11 @@ class FastPathProtocol(BoundedProtocol):
         self._read = b""
         """The current read."""
         self._waiting: RequestHead | None = None
-        """The request for whose answer a task waits."""
+        """The request that waits for its answer."""
         self._held: list[bytes] = []
-        """Reads that arrived while that task waits."""
+        """Reads that arrived while it waits."""
         self._closing = False
-        """Whether the server stops: the answer that the task waits for is then the last."""
+        """Whether the server stops: that answer is then the last."""
 
     def data_received(self, data: bytes) -> None:
         """Answer the requests in *data*.
@@ -270,7 +271,8 @@ class FastPathProtocol(BoundedProtocol):
         assert pending is not None  # noqa: S101  the caller checks it
         self._idle.stop()
         self._waiting = head
-        self.start_task(self._finish(head, pending, data if keep else b""))
+        write = partial(self._write, head, data if keep else b"")
+        self._shared.gateway.call_back(pending, write, self.start_task)
         self._hold(len(data), head)
 
     def _hold(self, size: int, head: RequestHead) -> None:
@@ -282,15 +284,11 @@ class FastPathProtocol(BoundedProtocol):
                 self.transport.resume_reading()
             self._end_with(Refusal("overloaded", retry_after=1.0), head.fields.origin)
 
-    async def _finish(self, head: RequestHead, pending: Pending, data: bytes) -> None:
-        gateway = self._shared.gateway
-        try:
-            response = await gateway.finish(pending)
-        except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
-            response = gateway.failed(head, exc)
+    def _write(self, head: RequestHead, data: bytes, response: Response) -> None:
+        """Write the answer that the request of *head* waited for."""
         self._waiting = None
         if isinstance(response, StreamResponse):
-            await self._join(response)
+            self.start_task(self._join(response))
             return
         self.hold_requests(0)
         if self.transport.is_closing() or self._refused:

@@ -29,10 +29,7 @@ def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
     if (
         not isinstance(document, dict)
         or (body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(document))
-        or not all(
-            row.accepts(document[name]) if name in document else row.absent
-            for name, row in FIELDS.items()
-        )
+        or not _is_complete(document)
         or not is_friendly(document["id"])
         or is_friendly(document["externalId"] or "")
     ):
@@ -40,6 +37,13 @@ def parse_document(body: bytes, *, requested_id: str) -> dict[str, Any]:
     if requested_id not in (document["id"], document["externalId"]):
         raise SessionNotFound if has_escape(requested_id) else UpstreamInvalid
     return document
+
+
+def _is_complete(document: dict[str, Any]) -> bool:
+    for name, row in FIELDS.items():
+        if not (row.accepts(document[name]) if name in document else row.absent):
+            return False
+    return True
 
 
 def _too_deep(document: dict[str, Any]) -> bool:

@@ -64,6 +64,8 @@ class Policy:
     _metadata_tree: Tree = field(init=False, repr=False, compare=False)
     _tag_pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _plain_fields: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    field_names: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Names of the top-level fields that the table or this policy knows."""
 
     def __post_init__(self) -> None:
         missing = [name for name in REQUIRED_FIELDS if name not in self.fields]
@@ -83,6 +85,7 @@ class Policy:
             self, "_tag_pattern", re.compile("|".join(map(fnmatch.translate, self.tags)) or "(?!)")
         )
         set_(self, "_plain_fields", tuple(f for f in self.fields if f not in _STUBS))
+        set_(self, "field_names", frozenset(FIELDS).union(self.fields))
 
     @property
     def visible(self) -> frozenset[str]:

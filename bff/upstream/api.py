@@ -80,9 +80,9 @@ class Upstream:
         self._clock = clock
         self._accepted = True
 
-    async def get(
+    def get(
         self, path: str, *, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """GET *path* and read the body of a 200.
 
         Args:
@@ -96,7 +96,7 @@ class Upstream:
                 ``retry_after``; or another of upstream's troubles.
             Exception: whatever *again* raises.
         """
-        return await self._bounded(self._get(path, read, again))
+        return self._bounded(self._get(path, read, again))
 
     async def _get(
         self, path: str, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
@@ -160,18 +160,33 @@ class Upstream:
         return await self._bounded(self._send(method, path, lines, body))
 
     async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do *work* within the timeout."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await work
-        except TimeoutError:
-            raise UpstreamTimeout from None
+        """Do *work* within the timeout; `asyncio.timeout` costs four times as much."""
+        task, expired = asyncio.current_task(), False
+        assert task is not None  # noqa: S101  coroutines run in tasks
 
-    async def _send(self, method: str, path: str, lines: bytes, body: bytes = b"") -> Answer:
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        cancelling = task.cancelling()
+        timer = asyncio.get_running_loop().call_later(self._timeout, expire)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if expired and task.uncancel() <= cancelling:
+                raise UpstreamTimeout from None
+            raise
+        finally:
+            timer.cancel()
+
+    def _send(
+        self, method: str, path: str, lines: bytes, body: bytes = b""
+    ) -> Coroutine[Any, Any, Answer]:
         address = self.credentials.address
         target = address.target + path.encode() or b"/"
         request = Request(method.encode(), target, _ACCEPT + lines, body)
-        return await self._transport.send(address, request)
+        return self._transport.send(address, request)
 
     def _read(
         self, answer: Answer, read: Callable[[bytes], T], observe: Callable[[Quota], None]

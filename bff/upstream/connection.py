@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import httptools
 
@@ -35,8 +35,7 @@ _INTERIM: Final = b"HTTP/1.1 1"
 _END: Final = b"\r\n\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request, with header lines that `header_lines` rendered."""
 
     method: bytes
@@ -67,8 +66,7 @@ def header_lines(*headers: tuple[bytes, bytes]) -> bytes:
     return lines
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A response of any status. Header names are in lower case."""
 
     status: int

@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import count
@@ -86,7 +86,7 @@ def trusted(ca_file: str | None) -> ssl.SSLContext:
 class Transport(Protocol):
     """Sends requests to any origin; tests bring a transport of their own."""
 
-    async def send(self, address: Address, request: Request) -> Answer:
+    def send(self, address: Address, request: Request) -> Coroutine[Any, Any, Answer]:
         """Send *request*; returns the whole answer."""
 
     async def stream(self, address: Address, request: Request) -> Stream:
@@ -126,9 +126,9 @@ class Pools:
             )
         return pool
 
-    async def send(self, address: Address, request: Request) -> Answer:
+    def send(self, address: Address, request: Request) -> Coroutine[Any, Any, Answer]:
         """Send *request*; see `Pool.send`."""
-        return await self.pool(address).send(request)
+        return self.pool(address).send(request)
 
     async def stream(self, address: Address, request: Request) -> Stream:
         """Send *request* on a connection of its own; see `Pool.stream`."""

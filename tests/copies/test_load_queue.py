@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -16,10 +15,12 @@ from support.standin import Shared, StandIn
 from support.virtual_time import VirtualClock, run
 from support.world import OFF, read
 
+from bff.copies import load_queue
 from bff.copies.load_queue import (
     MAX_IN_FLIGHT,
     MAX_UNSPENT,
     TURN_SECONDS,
+    UNBOUNDED_SECONDS,
     LoadQueue,
     QueuedLoad,
 )
@@ -327,9 +328,9 @@ def test_stopping_gateway_refuses_those_who_wait() -> None:
 
 
 def test_full_queue_refuses_and_tells_when_to_come_again() -> None:
+    @patch.object(load_queue, "MAX_OF_CALLER", 2)
     async def history(it: PolledWorld) -> None:
         names = it.add(*(f"chat-{n}" for n in range(6)))
-        queue(it)._queue._max_of_caller = 2
         token = it.token("ann", names)
 
         page = await it.page(token)
@@ -339,6 +340,44 @@ def test_full_queue_refuses_and_tells_when_to_come_again() -> None:
         assert page.next is not None
 
     played(history, BFF_UPSTREAM_BUDGET="3/second")
+
+
+@pytest.mark.parametrize("people", [1, 50])
+def test_burst_without_a_budget_waits_for_a_slow_upstream(people: int) -> None:
+    """Only upstream makes the loads wait, so their number and its slowness refuse nobody."""
+
+    async def history(it: PolledWorld) -> None:
+        it.delays = lambda: 1.0
+        it.world.upstream.environments[0].bucket.limit = 10_000
+        names = it.add(*(f"chat-{n}" for n in range(400)))
+        tokens = [it.world.token("read:sessions", act={"sub": f"p{n}"}) for n in range(people)]
+
+        answers = await asyncio.gather(
+            *(it.get(tokens[n % people], name) for n, name in enumerate(names))
+        )
+
+        assert {answer.status for answer in answers} == {200}
+        assert len(it.reads) == len(names)
+
+    played(history, BFF_UPSTREAM_BUDGET="off")
+
+
+@pytest.mark.parametrize(
+    ("budget", "patience"), [("off", UNBOUNDED_SECONDS), ("1000/second", TURN_SECONDS)]
+)
+def test_request_waits_no_longer_than_it_promises(budget: str, patience: float) -> None:
+    async def history(it: PolledWorld) -> None:
+        it.delays = lambda: 60.0
+        names = it.add(*(f"chat-{n}" for n in range(150)))
+        tokens = [it.token(f"p{n}", [name]) for n, name in enumerate(names)]
+
+        answers = await asyncio.gather(*(it.get(*one) for one in zip(tokens, names, strict=True)))
+
+        late = [answer for answer in answers if answer.status == 503]
+        assert len(late) == 150 - MAX_IN_FLIGHT
+        assert {round(answer.took, 2) for answer in late} == {patience}
+
+    played(history, BFF_UPSTREAM_BUDGET=budget, BFF_UPSTREAM_TIMEOUT="30")
 
 
 # -- replicas
@@ -368,6 +407,26 @@ def test_denied_loads_get_their_turn_at_a_store() -> None:
             assert all(after - at >= 0.99 for at, after in zip(times, times[6:], strict=False))
             for loads in map(queue, worlds):
                 assert (len(loads), loads._total, loads._unspent) == (0, 0, 0)
+
+    with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
+        run(history)
+
+
+def test_denied_requests_wait_no_longer_than_others() -> None:
+    """The load was in flight when they began to wait, and the store sent it back to the queue."""
+
+    async def history() -> None:
+        settings = {"BFF_UPSTREAM_BUDGET": "2/second", "BFF_STORE_URL": "valkey://127.0.0.1:1"}
+        async with polled_world(**settings) as it:
+            ids = it.add(*(f"chat-{n:02}" for n in range(8)))
+            await asyncio.sleep(1)
+
+            answers = await asyncio.gather(
+                *(it.get(it.token(f"p{id_}", [id_]), id_) for id_ in ids)
+            )
+
+            assert sorted(answer.status for answer in answers) == [200] * 4 + [503] * 4
+            assert all(answer.took <= TURN_SECONDS + 0.01 for answer in answers)
 
     with patch("bff.app.Store", partial(_stand_in, Shared(lambda: VirtualClock().now))):
         run(history)
@@ -461,7 +520,7 @@ async def test_page_asks_the_store_for_few_loads_at_once(replicas: Replicas) -> 
             now -= 1
             return await ask(wait, timeout)
 
-        return await load(replace(request, ask=pay_and_ask))
+        return await load(request._replace(ask=pay_and_ask))
 
     sharing.load = counted
     token = world.token(*read(*ids))

@@ -360,12 +360,13 @@ FAULTS = [
     Fault(
         28,
         "bff/upstream/api.py",
-        "        return await self._transport.send(address, request)\n",
-        "        answer = await self._transport.send(address, request)\n"
+        '        answer = await self._send("GET", path, credentials.signed(used))\n',
+        '        answer = await self._send("GET", path, credentials.signed(used))\n'
         '        if "location" in answer.headers:\n'
+        "            from bff.upstream.pool import Address\n"
         '            address = Address.read(answer.headers["location"])\n'
-        "            answer = await self._transport.send(address, request)\n"
-        "        return answer\n",
+        '            request = Request(b"GET", address.target, _ACCEPT + credentials.signed(used))\n'
+        "            answer = await self._transport.send(address, request)\n",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
@@ -1563,8 +1564,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return self.loaded, self.number - (MAX_TURNS if self.urgent else 0)\n",
-        "        return 0.0, self.number\n",
+        "        turn.rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)\n",
+        "        turn.rank = 0.0, turn.number\n",
         "tests/limits/test_queue.py::test_never_loaded_comes_first_then_the_oldest_copy",
     ),
     Fault(
@@ -1661,15 +1662,15 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "(MAX_TURNS if self.urgent else 0)",
+        "(MAX_TURNS if turn.urgent else 0)",
         "0",
         f"{_LOAD_QUEUE}::test_retrieve_goes_before_the_callers_own_list",
     ),
     Fault(
         49,
         "bff/limits/queue.py",
-        "(MAX_TURNS if self.urgent else 0)",
-        "(10**9 if self.urgent else 0)",
+        "(MAX_TURNS if turn.urgent else 0)",
+        "(10**9 if turn.urgent else 0)",
         "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
     ),
     Fault(
@@ -1709,8 +1710,36 @@ FAULTS = [
     ),
     Fault(
         49,
+        "bff/gateway/pending.py",
+        "        return self.fallback is None and self.load.spent\n",
+        "        return self.fallback is None and not self.load.queued\n",
+        f"{_LOAD_QUEUE}::test_denied_requests_wait_no_longer_than_others",
+    ),
+    Fault(
+        49,
         "bff/copies/load_queue.py",
-        "        return self._running[caller] < _MAX_OF_CALLER\n",
+        "        most = MAX_OF_CALLER if self.may_be_delayed(self.now()) else MAX_TURNS\n",
+        "        most = MAX_OF_CALLER\n",
+        f"{_LOAD_QUEUE}::test_burst_without_a_budget_waits_for_a_slow_upstream",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        return TURN_SECONDS if self.queue.may_be_delayed(now) else UNBOUNDED_SECONDS\n",
+        "        return TURN_SECONDS\n",
+        f"{_LOAD_QUEUE}::test_burst_without_a_budget_waits_for_a_slow_upstream",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        return TURN_SECONDS if self.queue.may_be_delayed(now) else UNBOUNDED_SECONDS\n",
+        "        return UNBOUNDED_SECONDS\n",
+        f"{_LOAD_QUEUE}::test_request_waits_no_longer_than_it_promises",
+    ),
+    Fault(
+        49,
+        "bff/copies/load_queue.py",
+        "        return self._running.get(caller, 0) < _MAX_OF_CALLER\n",
         "        return True\n",
         f"{_LOAD_QUEUE}::test_slow_loads_of_one_caller_leave_room_for_others",
     ),

@@ -91,14 +91,14 @@ def test_load_of_two_callers_goes_in_the_first_turn_of_either() -> None:
 
 
 def test_turns_of_one_caller_are_bounded() -> None:
-    queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
+    queue: FairQueue[Turn] = FairQueue()
     refresh, first, second, third = (Turn(n, 0.0) for n in range(4))
 
-    assert queue.add(refresh, "a", awaited=False) is None
-    assert queue.add(first, "a", awaited=True) is None
-    assert queue.add(second, "a", awaited=True) is refresh, "a refresh leaves first"
-    assert queue.add(third, "a", awaited=True) is third
-    assert queue.add(Turn("b", 0.0), "b", awaited=True) is None
+    assert queue.add(refresh, "a", awaited=False, most=2) is None
+    assert queue.add(first, "a", awaited=True, most=2) is None
+    assert queue.add(second, "a", awaited=True, most=2) is refresh, "a refresh leaves first"
+    assert queue.add(third, "a", awaited=True, most=2) is third
+    assert queue.add(Turn("b", 0.0), "b", awaited=True, most=2) is None
 
 
 def test_full_queue_takes_from_the_caller_with_most() -> None:
@@ -151,9 +151,9 @@ def test_denied_caller_keeps_its_place_among_others() -> None:
 
 def test_load_of_two_callers_is_put_back_for_both() -> None:
     queue, shared = filled(a=1, b=2), Turn("shared", -inf)
+    shared.urgent = True
     for caller in ("a", "b"):
         queue.add(shared, caller, awaited=True)
-    shared.urgent = True
     taken = queue.pop()
     assert taken == ("a", shared)
     queue.put_back(shared, "a")
@@ -246,13 +246,15 @@ def test_callers_take_turns_whatever_they_load(callers: dict[str, tuple[int, int
 
 
 def test_refresh_that_a_request_waits_for_counts_once() -> None:
-    queue: FairQueue[Turn] = FairQueue(max_of_caller=2)
+    queue: FairQueue[Turn] = FairQueue()
     turn, other = Turn("was-refresh", 1.0), Turn("other", 1.0)
-    queue.add(turn, "a", awaited=False)
-    queue.add(turn, "a", awaited=True)
+    queue.add(turn, "a", awaited=False, most=2)
+    queue.add(turn, "a", awaited=True, most=2)
 
-    assert queue.add(other, "a", awaited=True) is None, "it counts once"
-    assert queue.add(Turn("third", 1.0), "a", awaited=True) is not turn, "a request waits for it"
+    assert queue.add(other, "a", awaited=True, most=2) is None, "it counts once"
+    assert queue.add(Turn("third", 1.0), "a", awaited=True, most=2) is not turn, (
+        "a request waits for it"
+    )
 
 
 @given(
@@ -281,3 +283,20 @@ def test_expected_turn_comes_in_time_in_spite_of_refreshes(
 
     for number, (_, turn) in enumerate(iter(queue.pop, None)):
         assert number <= ahead.get(turn.key, inf) + 1
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1), st.integers(0, 3))
+def test_turn_at_once_counts_as_a_turn_in_the_queue(callers: list[str], more: int) -> None:
+    queues: list[FairQueue[Turn]] = [FairQueue(), FairQueue()]
+    for number, caller in enumerate(callers):
+        at_once, queued = Turn(number, -inf), Turn(number, -inf)
+        queues[0].pass_by(at_once, caller)
+        queues[1].add(queued, caller, awaited=True)
+        assert queues[1].pop() == (caller, queued)
+        assert (at_once.callers, at_once.awaited) == (queued.callers, queued.awaited)
+    for queue in queues:
+        for number in range(more):
+            for caller in "abc":
+                queue.add(Turn(f"{caller}{number}", -inf), caller, awaited=True)
+
+    assert drain(queues[0]) == drain(queues[1])

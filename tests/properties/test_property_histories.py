@@ -82,6 +82,11 @@ class WatchedQueue(FairQueue[QueuedLoad]):
         """The turns of other callers since the last turn of each caller whose requests wait."""
         self.turns = 0
 
+    def pass_by(self, turn: QueuedLoad, caller: Hashable) -> None:
+        assert not self, "nobody waits"
+        self.turns += 1
+        super().pass_by(turn, caller)
+
     def pop(
         self, may_start: Callable[[Hashable], bool] = lambda _: True, *, new: bool = False
     ) -> tuple[Hashable, QueuedLoad] | None:
