@@ -397,7 +397,6 @@ async def test_replayed_introspection_is_too_old(replicas: Replicas) -> None:
 async def test_foreign_value_of_an_introspection_is_replaced(
     replicas: Replicas, junk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", 1.0)  # some end only by expiry
     one, two = await shifted(replicas, 2)
     token = minted(*read("chat-1"))
     await ask(one, token)
@@ -410,6 +409,7 @@ async def test_foreign_value_of_an_introspection_is_replaced(
                 client.sadd(key, "foreign")
             else:
                 client.set(key, 10**17)
+    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", 1.0)  # some end only by expiry
     for _ in range(4):  # each key is replaced when it is read
         assert (await ask(two, token))[0] == 200
         two.service.gateway.introspections.forget()

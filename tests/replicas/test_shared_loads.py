@@ -285,7 +285,8 @@ async def test_long_load_renews_its_claim(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", 9.0)  # renewed after three
-    one, two = await replicas.several(2, **OFF)
+    changes = OFF | {"BFF_CACHE_TTL": "600", "BFF_UPSTREAM_TIMEOUT": "60"}
+    one, two = await replicas.several(2, **changes)
     release = asyncio.Event()
 
     async def hold(_):

@@ -61,7 +61,6 @@ async def test_store_holds_nothing_hidden_and_every_key_expires(replicas: Replic
 async def test_foreign_value_under_any_key_is_replaced(
     replicas: Replicas, junk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", 1.0)  # some end only by expiry
     wide = dict.fromkeys(("BFF_RATE_LIMIT", "BFF_IP_RATE_LIMIT"), "1000000/minute")
     changes = wide | {"BFF_UPSTREAM_BUDGET": "100/minute", "BFF_CACHE_TTL": "60"}
     (world,) = await replicas.several(1, **changes)
@@ -80,6 +79,7 @@ async def test_foreign_value_under_any_key_is_replaced(
     )
     names = {*contents(replicas.engine), *(name.encode() for name in others)}
     assert len(names) >= 11
+    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", 1.0)  # some end only by expiry
     for key in names:
         with replicas.engine.client() as client:
             client.delete(key)

@@ -123,7 +123,7 @@ class Cluster:
     def __init__(self, kind: str, folder: Path, *options: str) -> None:
         self.nodes = [
             Engine(kind, folder / str(n), "--cluster-enabled", "yes", "--cluster-node-timeout",
-                   "500", "--cluster-port", str(free_port()), *options)
+                   "2000", "--cluster-port", str(free_port()), *options)
             for n in range(self.PRIMARIES + 1)
         ]  # fmt: skip
         for n in range(len(self.nodes)):
