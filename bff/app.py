@@ -14,18 +14,12 @@ from starlette.routing import BaseRoute
 
 from bff import metrics
 from bff.background import Background, Beat
-from bff.chat.appends import Appends
-from bff.chat.streams import Streams
 from bff.clock import Clock, system_clock
-from bff.config.builder import ConfigBuilder, ages
+from bff.config.builder import ConfigBuilder
 from bff.config.reload import Reload
 from bff.config.settings import Settings
-from bff.copies.cache import Cache
-from bff.copies.single_flight import SingleFlight
-from bff.errors import Refusal
 from bff.gateway.decide import Gateway
 from bff.gateway.features import LastingParts
-from bff.live.listeners import Listeners
 from bff.ops.admin import Ops, ops_protocol
 from bff.ops.changes import Changes, report_key
 from bff.ops.gauges import read_gauges
@@ -39,10 +33,8 @@ from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import WorkerPeers
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import make_copy
 from bff.telemetry import Telemetry
-from bff.tokens.introspected import Introspections
-from bff.tokens.revocations import Revocations
 from bff.upstream.api import Upstream
 from bff.upstream.other_hosts import Network
 
@@ -173,31 +165,15 @@ class Service:
     # -- the parts
 
     def _make_gateway(self, settings: Settings) -> Gateway:
-        telemetry = self._telemetry
-        listeners = Listeners(telemetry, lambda: self.now)
-        cache: Cache[Copy | Refusal] = Cache(
-            ages(settings),
-            max_bytes=settings.cache_max_bytes,
-            spawn=self._spawn,
-            on_mismatch=lambda: telemetry.count(metrics.MISMATCHED_COPIES),
-            on_copy=listeners.changed,
-        )
         config = self._builder.first(settings)
         lasting = LastingParts(
-            config=config,
-            cache=cache,
-            introspections=Introspections(),
-            in_flight=SingleFlight(self._spawn),
-            revocations=Revocations(),
-            telemetry=telemetry,
+            config,
+            telemetry=self._telemetry,
             clock=self._clock,
-            request_ids=_request_ids(),
             sharing=self.sharing,
-            streams=Streams(telemetry, lambda: self.now),
-            listeners=listeners,
-            appends=Appends(lambda: self.now),
+            spawn=self._spawn,
+            request_ids=_request_ids(),
             part_ids=lambda: os.urandom(16).hex(),
-            peeks_in_flight=SingleFlight(self._spawn),
         )
         return Gateway(config, lasting)
 
@@ -323,6 +299,7 @@ def _make_protocol(
         headers=settings.max_headers,
         request_seconds=settings.request_timeout,
         idle_seconds=settings.idle_timeout,
+        unread_seconds=settings.idle_timeout,
         connections=max_connections,
         connections_per_address=settings.max_connections_per_address,
         buffered_bytes=settings.max_buffered_bytes,

@@ -14,6 +14,7 @@ from bff.clock import system_clock
 from bff.config import reader
 from bff.config.settings import EnvironmentSettings, Settings, SettingsError
 from bff.health import address
+from bff.ops import client
 from bff.ops import revoke as revoke_
 from bff.ops import status as status_
 from bff.ops.check import Page
@@ -196,7 +197,6 @@ def revoke(
     if listing:
         click.echo("\n".join(_at_ops_port(ops, revoke_.listed)))
         return
-    send = revoke_.undo if undo else revoke_.revoke
     ids = _session_ids(*sessions, *more)
     body = {name: value for name, value in members.items() if value is not None}
     kinds = bool(ids) + len(body.keys() & {"subject", "jti"})
@@ -205,7 +205,7 @@ def revoke(
             "Name what to revoke: one of --session, --actor and --jti, or --issued-before"
         )
     for one in [body | {"session": id_} for id_ in ids] or [body]:
-        click.echo(_at_ops_port(ops, partial(send, body=one)))
+        click.echo(_at_ops_port(ops, partial(revoke_.revoke, body=one, undo=undo)))
 
 
 @click.command()
@@ -236,7 +236,7 @@ def status(watch: bool, once: bool, ops: str | None) -> None:
 def _at_ops_port(ops: str | None, action: Callable[[str, int], T]) -> T:
     """Do something at the ops port; exit if no gateway answers there, or if it refuses."""
     try:
-        address = revoke_.parse_address(ops or _ops_address(read_environ()))
+        address = client.parse_address(ops or _ops_address(read_environ()))
     except ValueError:
         raise click.UsageError(
             "The ops port's address is HOST:PORT or http://HOST:PORT; it comes from --ops, or from "
@@ -244,7 +244,7 @@ def _at_ops_port(ops: str | None, action: Callable[[str, int], T]) -> T:
         ) from None
     try:
         return action(*address)
-    except (revoke_.RevokeError, status_.StatusError) as exc:
+    except client.OpsError as exc:
         exit_with(str(exc), 1)
 
 

@@ -243,16 +243,6 @@ class ResponseBuilder:
             body,
         )
 
-    def page(self, body: bytes, *, origin: bytes | None, request_id: bytes) -> Response:
-        """Answer with JSON that is public and the same for all."""
-        return self._json(_OK, body, b"", origin, request_id)
-
-    def message(
-        self, status: int, body: bytes, lines: bytes, *, origin: bytes | None, request_id: bytes
-    ) -> Response:
-        """Answer a message to a chat."""
-        return self._json(status, body, lines, origin, request_id)
-
     def stream(
         self,
         stream: EventStream,
@@ -309,17 +299,26 @@ class ResponseBuilder:
             lines += b"allow: " + ", ".join((*methods, "OPTIONS")).encode() + b"\r\n"
         elif status == _TOO_LARGE:
             lines += b"connection: close\r\n"  # the rest of the body is not read
-        return self._json(status, body, lines, origin, request_id, content_type)
+        return self.json(
+            status,
+            body,
+            lines,
+            origin=origin,
+            request_id=request_id,
+            content_type=content_type,
+        )
 
-    def _json(
+    def json(
         self,
         status: int,
         body: bytes,
-        lines: bytes,
+        lines: bytes = b"",
+        *,
         origin: bytes | None,
         request_id: bytes,
         content_type: bytes = b"application/json; charset=utf-8",
     ) -> Response:
+        """Answer with JSON that no cache stores; *lines* are more header lines."""
         head = b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n" % (
             self._common(origin, request_id),
             _NO_STORE,

@@ -7,6 +7,7 @@ keys, verified tokens.
 import hmac
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from bff import __version__
@@ -31,7 +32,6 @@ from bff.sessions.copy import Ages
 from bff.stream_registry import Bounds
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet, read_jwks, shared_key
-from bff.tokens.scopes import Grant
 from bff.tokens.verify import Issuer, Verifier
 from bff.upstream.api import Quota, Upstream
 from bff.upstream.chats import ChatUpstream
@@ -64,6 +64,7 @@ def _pages(settings: Settings, description: object) -> dict[bytes, bytes]:
     }
 
 
+@dataclass(eq=False)
 class ConfigBuilder:
     """Builds configurations for one gateway.
 
@@ -78,26 +79,15 @@ class ConfigBuilder:
             took over because upstream rejected the one before.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        timeout: float,
-        sharing: AnySharing,
-        provider: QuotaProvider | None,
-        clock: Clock,
-        trace: Callable[[Upstream], Upstream],
-        on_key: Callable[[str, int], None],
-    ) -> None:
-        self._transport = transport
-        self._timeout = timeout
-        self._sharing = sharing
-        self._provider = provider
-        self._clock = clock
-        self._trace = trace
-        self._on_key = on_key
-        self._learned: dict[str, tuple[object, str]] = {}
-        """By environment name: the settings that its id depends on, and the id from upstream."""
+    transport: Transport
+    timeout: float
+    sharing: AnySharing
+    provider: QuotaProvider | None
+    clock: Clock
+    trace: Callable[[Upstream], Upstream]
+    on_key: Callable[[str, int], None]
+    _learned: dict[str, tuple[object, str]] = field(default_factory=dict)
+    """By environment name: the settings that its id depends on, and the id from upstream."""
 
     def learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Remember the id that upstream returned for *environment*."""
@@ -137,17 +127,9 @@ class ConfigBuilder:
 
     def first(self, settings: Settings) -> RuntimeConfig:
         """Build the configuration that the gateway starts with."""
-        limits = Limits(
-            address=Unlimited("address"),
-            page=Unlimited("page"),
-            bad_token=Unlimited("bad-token"),
-            caller=Unlimited("caller"),
-            stream=Unlimited("stream-open"),
-            message=Unlimited("message"),
-            message_daily=Unlimited("message-daily"),
-            message_total=Unlimited("message-total"),
+        return self._build(
+            settings, {}, Limits.before_settings(), None, sources(settings, None, ())
         )
-        return self._build(settings, {}, limits, None, sources(settings, None, ()))
 
     def next(
         self, settings: Settings, before: RuntimeConfig, settings_before: Settings
@@ -162,52 +144,47 @@ class ConfigBuilder:
         settings: Settings,
         environments: Mapping[str, Environment],
         limits: Limits,
-        verifier: Verifier[Grant] | None,
+        verifier: Verifier | None,
         token_sources: tuple[Source, ...],
     ) -> RuntimeConfig:
         issuers = tuple(
-            Issuer(
-                e.name,
+            issuer(
+                e,
                 self._verified_id(e),
-                tuple(key.reveal() for key in e.signing_keys),
-                upstream="upstream" in e.verify,
                 pending=(e.learn and self.id_of(e) is None) or self.differs(e),
             )
             for e in settings.environments
         )
         if verifier is None or (verifier.issuers, verifier.sources) != (issuers, token_sources):
             verifier = Verifier(issuers, ids.grant, sources=token_sources, before=verifier)
-        limiter = partial(_limiter, provider=self._provider)
+        limiter = partial(_limiter, provider=self.provider)
         exact = partial(limiter, exact=True)
+        chat, live = settings.chat, settings.live
         description = openapi.document(
             settings.default_policy,
             settings.policies,
             __version__,
             cookie=settings.token_cookie,
-            chat=settings.chat.enabled,
-            live=settings.live.enabled,
+            chat=chat.enabled,
+            live=live.enabled,
         )
         return RuntimeConfig(
             environments={
-                e.name: self._environment(e, settings.live, environments.get(e.name))
+                e.name: self._environment(e, live, environments.get(e.name))
                 for e in settings.environments
             },
             verifier=verifier,
             ages=ages(settings),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
-                address=limiter("address", settings.ip_rate_limit, limits.address),
-                page=limiter("page", settings.ip_rate_limit, limits.page),
-                bad_token=limiter("bad-token", settings.bad_token_limit, limits.bad_token),
-                caller=limiter("caller", settings.rate_limit, limits.caller),
-                stream=limiter("stream-open", settings.chat.stream_limit, limits.stream),
-                message=exact("message", settings.chat.message_limit, limits.message),
-                message_daily=exact(
-                    "message-daily", settings.chat.message_daily_limit, limits.message_daily
-                ),
-                message_total=exact(
-                    "message-total", settings.chat.message_total_limit, limits.message_total
-                ),
+                address=limiter(settings.ip_rate_limit, limits.address),
+                page=limiter(settings.ip_rate_limit, limits.page),
+                bad_token=limiter(settings.bad_token_limit, limits.bad_token),
+                caller=limiter(settings.rate_limit, limits.caller),
+                stream=limiter(chat.stream_limit, limits.stream),
+                message=exact(chat.message_limit, limits.message),
+                message_daily=exact(chat.message_daily_limit, limits.message_daily),
+                message_total=exact(chat.message_total_limit, limits.message_total),
             ),
             trusted_proxies=settings.trusted_proxies,
             default_policy=settings.default_policy,
@@ -215,16 +192,15 @@ class ConfigBuilder:
             responses=ResponseBuilder(
                 settings.allowed_origins,
                 cookie=settings.token_cookie is not None,
-                live=settings.live.enabled,
+                live=live.enabled,
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             chat=_chat_config(settings),
             live=LiveConfig(
-                enabled=settings.live.enabled,
-                answering=settings.live.answering,
+                enabled=live.enabled,
+                answering=live.answering,
                 bounds=Bounds(
-                    streams=settings.live.max_listeners,
-                    streams_per_caller=settings.live.max_listeners_per_caller,
+                    streams=live.max_listeners, streams_per_caller=live.max_listeners_per_caller
                 ),
             ),
             pages=_pages(settings, description),
@@ -237,29 +213,23 @@ class ConfigBuilder:
         kept = before if before is not None and before.origin == origin else None
         budget = _budget(environment.upstream_budget, "spent", kept.budget if kept else None)
         peeks = _budget(live.answering_budget, "peeks", kept.peeks if kept else None)
-        credentials = Credentials(
-            url=environment.api_url,
-            secret_keys=[key.reveal() for key in environment.secret_keys],
-            branch=environment.branch,
-            user_agent=f"bff/{__version__}",
-            on_key=partial(self._on_key, environment.name),
-        )
+        own_credentials = credentials(environment, partial(self.on_key, environment.name))
         upstream = Upstream(
-            self._transport,
-            credentials=credentials,
-            timeout=self._timeout,
+            self.transport,
+            credentials=own_credentials,
+            timeout=self.timeout,
             observe=partial(self._observe, environment.name, budget),
-            clock=self._clock,
+            clock=self.clock,
         )
-        chat = ChatUpstream(self._transport, credentials=credentials, timeout=self._timeout)
-        return Environment(environment.name, origin, self._trace(upstream), chat, budget, peeks)
+        chat = ChatUpstream(self.transport, credentials=own_credentials, timeout=self.timeout)
+        return Environment(environment.name, origin, self.trace(upstream), chat, budget, peeks)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:
         """Use what upstream reports of its bucket, in this process and in other replicas."""
-        now, wall = self._clock()
+        now, wall = self.clock()
         limit, remaining, reset = quota.limit, quota.remaining, quota.reset - wall
         budget.observe(now, limit=limit, remaining=remaining, reset=reset)
-        self._sharing.limits.observe(name, limit=limit, remaining=remaining, reset=reset)
+        self.sharing.limits.observe(name, limit=limit, remaining=remaining, reset=reset)
 
 
 def _budget(rate: Rate | None, name: str, before: Budget | None) -> Budget:
@@ -271,18 +241,13 @@ def _budget(rate: Rate | None, name: str, before: Budget | None) -> Budget:
 
 
 def _limiter(
-    name: str,
-    rate: Rate | None,
-    before: Limiter,
-    *,
-    provider: QuotaProvider | None,
-    exact: bool = False,
+    rate: Rate | None, before: Limiter, *, provider: QuotaProvider | None, exact: bool = False
 ) -> Limiter:
     if rate is None:
-        return Unlimited(name)
+        return Unlimited(before.name)
     if (before.limit, before.seconds) == (rate.limit, rate.seconds):
         return before
-    return Limiter(name, rate.limit, rate.seconds, provider=provider, exact=exact)
+    return Limiter(before.name, rate.limit, rate.seconds, provider=provider, exact=exact)
 
 
 def _chat_config(settings: Settings) -> ChatConfig:
@@ -313,6 +278,26 @@ def ages(settings: Settings) -> Ages:
         negative_ttl=settings.cache_negative_ttl,
         max_stretch=settings.cache_max_stretch,
     )
+
+
+def credentials(
+    environment: EnvironmentSettings, on_key: Callable[[int], None] = lambda _: None
+) -> Credentials:
+    """Make the credentials of the gateway for an environment; *on_key* gets each change of key."""
+    return Credentials(
+        url=environment.api_url,
+        secret_keys=[key.reveal() for key in environment.secret_keys],
+        branch=environment.branch,
+        user_agent=f"bff/{__version__}",
+        on_key=on_key,
+    )
+
+
+def issuer(environment: EnvironmentSettings, id_: str | None, *, pending: bool) -> Issuer:
+    """Make the issuer of an environment's own tokens, which must have the id *id_*."""
+    keys = tuple(key.reveal() for key in environment.signing_keys)
+    upstream = "upstream" in environment.verify
+    return Issuer(environment.name, id_, keys, upstream=upstream, pending=pending)
 
 
 def _seal(environment: EnvironmentSettings, id_: str) -> bytes:

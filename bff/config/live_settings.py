@@ -50,7 +50,7 @@ class LiveSettings:
 
 
 def problems(live: LiveSettings, policies: Iterable[Policy]) -> list[str]:
-    """Tell what is wrong with the settings together, each with a remedy."""
+    """List the problems of settings that contradict one another, each with a remedy."""
     firsts = {path.partition(".")[0] for policy in policies for path in policy.metadata}
     if not live.answering or firsts.isdisjoint(("answering", "*")):
         return []

@@ -1,18 +1,17 @@
 """The configuration that the gateway uses: everything that can change while it runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from bff.chat.config import ChatConfig
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
-from bff.limits.rate import Limiter
+from bff.limits.rate import Limiter, Unlimited
 from bff.live.config import LiveConfig
 from bff.response import ResponseBuilder
 from bff.sessions.copy import Ages
 from bff.sessions.policy import Policy
-from bff.tokens.scopes import Grant
 from bff.tokens.verify import Verifier
 from bff.upstream.api import Upstream
 from bff.upstream.chats import ChatUpstream
@@ -45,17 +44,24 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limiters. A limit that is off is an `Unlimited`."""
+    """The limiters: an `Unlimited` for each that is off. Without defaults, none is forgotten.
+
+    `page` counts requests for public pages, by the browser's address.
+    """
 
     address: Limiter
     page: Limiter
-    """Counts requests for public pages, by the browser's address."""
     bad_token: Limiter
     caller: Limiter
     stream: Limiter
     message: Limiter
     message_daily: Limiter
     message_total: Limiter
+
+    @classmethod
+    def before_settings(cls) -> "Limits":
+        """Make the limits that hold until the settings are read, when no request is answered."""
+        return cls(**{one.name: Unlimited(one.name) for one in fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +78,7 @@ class RuntimeConfig:
     """
 
     environments: Mapping[str, Environment]
-    verifier: Verifier[Grant]
+    verifier: Verifier
     ages: Ages
     max_bytes: int
     limits: Limits

@@ -309,8 +309,8 @@ class Settings:
     idle_timeout: float = setting(
         "BFF_IDLE_TIMEOUT",
         values.positive_seconds,
-        "seconds after which the gateway closes a connection that sends no request or reads no "
-        "response; the idle timeout of a proxy in front must be shorter",
+        "seconds after which the gateway closes an idle connection (no request), and that of a "
+        "slow reader (an unread response); the idle timeout of a proxy in front must be shorter",
         default="75",
         reloadable=False,
     )

@@ -12,19 +12,18 @@ another replica, or a waiting request may still bring an older copy.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from bff.copies.single_flight import SingleFlight
+from bff.errors import Refusal
 from bff.sessions.copy import Ages, Copy, Key, NegativeEntry, State
 
 _MAX_PURGED: Final = 10_000
 """Purged keys that are remembered. Beyond it, every copy that is older than a forgotten purge
 counts as purged: purging too much is safe."""
 
-OutcomeT = TypeVar("OutcomeT")
 
-
-class Cache(Generic[OutcomeT]):
+class Cache:
     """The copies of one process.
 
     Args:
@@ -40,9 +39,9 @@ class Cache(Generic[OutcomeT]):
         ages: Ages,
         *,
         max_bytes: int,
-        spawn: Callable[[Coroutine[Any, Any, OutcomeT]], "asyncio.Task[OutcomeT]"],
-        on_mismatch: Callable[[], None] = lambda: None,
-        on_copy: Callable[[Copy], None] = lambda _: None,
+        spawn: Callable[[Coroutine[Any, Any, Copy | Refusal]], "asyncio.Task[Copy | Refusal]"],
+        on_mismatch: Callable[[], None],
+        on_copy: Callable[[Copy], None],
     ) -> None:
         self.ages = ages
         self.bytes = 0
@@ -56,7 +55,7 @@ class Cache(Generic[OutcomeT]):
         self._purged: dict[Key, int] = {}
         self._generation = 0
         self._cleared = 0
-        self.loads: SingleFlight[Key, OutcomeT] = SingleFlight(spawn)
+        self.loads: SingleFlight[Key, Copy | Refusal] = SingleFlight(spawn)
 
     def __len__(self) -> int:
         return len(self._ring)

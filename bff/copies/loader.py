@@ -59,7 +59,7 @@ class Loader:
         self,
         config: RuntimeConfig,
         *,
-        cache: "Cache[Copy | Refusal]",
+        cache: Cache,
         telemetry: Telemetry,
         clock: Clock,
         sharing: AnySharing,

@@ -4,25 +4,23 @@ from typing import Final
 
 from cachetools import LRUCache
 
-SESSION: Final = "session"
-"""The kind of resource in a key, because another kind may use the same ids."""
+from bff.sessions.copy import Key
+
 MAX_BYTES: Final = 8 * 1024 * 1024
 """Bytes of memory for all pairs: enough for about 15,000 sessions with usual ids."""
 _OVERHEAD: Final = 200
 """Bytes of memory that one direction of a pair takes beside its ids; a test measures it."""
 
-_Key = tuple[str, str, str]
-
 
 class Pairs:
-    """Pairs of ids, by environment, kind of resource and either id.
+    """Pairs of ids, by environment and either id.
 
     Args:
         max_bytes: bound on the memory; beyond it, pairs that were not used lately are dropped.
     """
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
-        self._other: LRUCache[_Key, tuple[str, str | None]] = LRUCache(
+        self._other: LRUCache[Key, tuple[str, str | None]] = LRUCache(
             max_bytes, getsizeof=lambda pair: _OVERHEAD + 2 * sum(len(id_ or "") for id_ in pair)
         )
 
@@ -36,15 +34,15 @@ class Pairs:
             self._keep(environment, external_id, id_)
 
     def _keep(self, environment: str, id_: str, other: str | None) -> None:
-        self._other[environment, SESSION, id_] = id_, other
+        self._other[environment, id_] = id_, other
 
     def has(self, environment: str, id_: str) -> bool:
         """Whether a session's pair of ids is remembered."""
-        return (environment, SESSION, id_) in self._other
+        return (environment, id_) in self._other
 
     def other(self, environment: str, id_: str) -> str | None:
         """Return the other id of a session; None if it has none or is not remembered."""
-        key = environment, SESSION, id_
+        key = environment, id_
         return self._other[key][1] if key in self._other else None
 
     def forget(self) -> None:

@@ -7,6 +7,7 @@ a browser chooses its id.
 """
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -16,10 +17,9 @@ from bff.clock import Clock
 from bff.config.runtime import Environment
 from bff.copies.cache import Cache
 from bff.copies.loader import KEY_REMEDY, Loader
-from bff.errors import Refusal, Refused, UpstreamError
+from bff.errors import Refused, UpstreamError
 from bff.replicas.alone import AnySharing
 from bff.sessions import ids
-from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
 from bff.upstream.pool import cause
 
@@ -34,6 +34,7 @@ TROUBLE_SECONDS: Final = 10.0
 """Seconds between two such checks while upstream fails, so that a recovery shows soon."""
 
 
+@dataclass(eq=False)
 class Readiness:
     """Tells an operator which environments can be served, and whether upstream works.
 
@@ -41,21 +42,12 @@ class Readiness:
         is_stopping: whether the gateway shuts down.
     """
 
-    def __init__(
-        self,
-        loader: Loader,
-        *,
-        cache: "Cache[Copy | Refusal]",
-        sharing: AnySharing,
-        telemetry: Telemetry,
-        clock: Clock,
-    ) -> None:
-        self.is_stopping = False
-        self._loader = loader
-        self._cache = cache
-        self._sharing = sharing
-        self._telemetry = telemetry
-        self._clock = clock
+    loader: Loader
+    cache: Cache
+    sharing: AnySharing
+    telemetry: Telemetry
+    clock: Clock
+    is_stopping: bool = False
 
     async def run(self, beat: Beat) -> None:
         """Check upstream periodically until cancelled: an idle gateway notices an outage too."""
@@ -66,10 +58,10 @@ class Readiness:
 
     async def check(self, age: float = CHECK_SECONDS) -> None:
         """Ask upstream about each environment whose health is unknown, bad or *age* seconds old."""
-        now, _ = self._clock()
+        now, _ = self.clock()
         due = [
             environment
-            for environment in self._loader.config.environments.values()
+            for environment in self.loader.config.environments.values()
             if now - environment.checked >= (age if environment.health == "ok" else CHECK_SECONDS)
         ]
         await asyncio.gather(*map(self._ask, due))
@@ -77,10 +69,10 @@ class Readiness:
     async def _ask(self, environment: Environment) -> None:
         """Ask upstream for a session that does not exist; it costs one call of the budget."""
         spend = partial(
-            self._sharing.limits.spend,
+            self.sharing.limits.spend,
             environment.name,
             environment.budget,
-            timeout=self._sharing.timeout,
+            timeout=self.sharing.timeout,
         )
 
         async def spend_again() -> None:
@@ -99,15 +91,15 @@ class Readiness:
         except Refused:
             return
         except Exception as exc:  # noqa: BLE001  one failed check must not end `run`
-            self._telemetry.exception("readiness_check_failed", exc)
+            self.telemetry.exception("readiness_check_failed", exc)
             code = "internal"
-        self._telemetry.count(metrics.UPSTREAM_CHECKS, environment.name, code)
+        self.telemetry.count(metrics.UPSTREAM_CHECKS, environment.name, code)
         self._log(environment, code, why)
-        environment.health, environment.checked = code, self._clock()[0]
+        environment.health, environment.checked = code, self.clock()[0]
 
     def _log(self, environment: Environment, code: str, why: str | None) -> None:
         """Log a change of health, unless the last load met and logged it already."""
-        before, log = environment.health, self._telemetry.log
+        before, log = environment.health, self.telemetry.log
         if code in (before, environment.last_load) or (code == "ok" and before is None):
             return
         fields = {"environment": environment.name, "outcome": code}
@@ -131,8 +123,8 @@ class Readiness:
 
     def _keyless(self, name: str) -> str | None:
         """Say why no token of an environment can be verified; None if one can."""
-        _, wall = self._clock()
-        verifier = self._loader.config.verifier
+        _, wall = self.clock()
+        verifier = self.loader.config.verifier
         sources = [source for source in verifier.sources if source.environment == name]
         if any(source.keys.trusted(wall) for source in sources):
             return None
@@ -149,7 +141,7 @@ class Readiness:
 
     def upstream(self, environment: Environment) -> str:
         """Say whether upstream works, by the last readiness check."""
-        now, _ = self._clock()
+        now, _ = self.clock()
         seconds = now - environment.checked
         if environment.health is None:
             return "the upstream was not checked yet"
@@ -162,6 +154,6 @@ class Readiness:
             text = f"the upstream rejects the secret key, or it may not read sessions: {KEY_REMEDY}"
         else:
             text = f"the upstream fails ({environment.health})"
-        copies = self._cache.has_usable(environment.name, now)
+        copies = self.cache.has_usable(environment.name, now)
         more = "copies are served meanwhile" if copies else "there is no copy to serve"
         return f"{text} ({age}); {more}"

@@ -130,7 +130,7 @@ class PretendChats:
         elif scopes is not None and not allows(
             scopes, "write" if append else "read", document or {"id": None, "externalId": id_}
         ):
-            await _answer(send, 403, _UNAUTHORIZED)
+            await _answer(send, 403, UNAUTHORIZED)
         elif append:
             await self._append(request, receive, send, environment, document)
         else:
@@ -358,7 +358,7 @@ def _said(payload: Mapping[str, Any]) -> str:
     return text or str(payload.get("trigger"))
 
 
-_UNAUTHORIZED = {
+UNAUTHORIZED = {
     "error": "Unauthorized",
     "code": "unauthorized",
     "param": "access_token",

@@ -18,11 +18,9 @@ from urllib.parse import parse_qsl, unquote
 import jwt
 
 from bff.demo.chat_upstream import ROUTE as CHAT_ROUTE
-from bff.demo.chat_upstream import PretendChats, allows, read_body
+from bff.demo.chat_upstream import UNAUTHORIZED, PretendChats, Receive, Send, allows, read_body
 
 Document = dict[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 
 _CORS_METHODS = "GET,HEAD,PUT,PATCH,POST,DELETE"
 _ISSUER, _AUDIENCE = "https://id.trigger.dev", "https://api.trigger.dev"
@@ -245,7 +243,7 @@ class PretendUpstream:
         if document is None:
             return Answer(404, {"error": "Not found"}, headers | {"x-should-retry": "false"})
         if scopes is not None and not can_read(scopes, document):
-            return Answer(403, _UNAUTHORIZED, headers)
+            return Answer(403, UNAUTHORIZED, headers)
         return Answer(200, self.document(document), headers)
 
     def _describe_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
@@ -279,7 +277,7 @@ class PretendUpstream:
             return credential
         environment, scopes, headers = credential
         if scopes is not None and not can_read(scopes, {"id": None, "externalId": None}):
-            return Answer(403, _UNAUTHORIZED, headers)
+            return Answer(403, UNAUTHORIZED, headers)
         size = int(dict(parse_qsl(seen.query)).get("page[size]", "20"))
         newest = sorted(environment.sessions.values(), key=lambda d: d["createdAt"], reverse=True)
         page = [self.document(document) for document in newest[:size]]
@@ -372,12 +370,6 @@ class PretendUpstream:
         return Answer(429, body, {**headers, **_PROBLEM})
 
 
-_UNAUTHORIZED = {
-    "error": "Unauthorized",
-    "code": "unauthorized",
-    "param": "access_token",
-    "type": "authorization",
-}
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
 
 

@@ -21,7 +21,6 @@ from bff.telemetry import Telemetry
 from bff.tokens import explain
 from bff.tokens.caller import Caller, Claimant, Holder
 from bff.tokens.revocations import Revocations
-from bff.tokens.scopes import Grant
 
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
@@ -39,7 +38,7 @@ class Admission:
         *,
         revocations: Revocations,
         telemetry: Telemetry,
-        on_token: Callable[[Caller[Grant]], None],
+        on_token: Callable[[Caller], None],
     ) -> None:
         self._trusted_proxies = config.trusted_proxies
         self._limits = config.limits
@@ -76,7 +75,7 @@ class Admission:
 
     # -- the token
 
-    def authenticate(self, request: RequestContext) -> Caller[Grant] | Claimant[Grant]:
+    def authenticate(self, request: RequestContext) -> Caller | Claimant:
         """Verify the token of a request. For a claimant, upstream still has to verify it.
 
         Raises:
@@ -150,7 +149,7 @@ class Admission:
             raise Refused("bad_request", "Send the token's cookie once")
         return tokens[0] if tokens else None
 
-    def refuse_revoked_token(self, request: RequestContext, holder: Holder[Grant]) -> None:
+    def refuse_revoked_token(self, request: RequestContext, holder: Holder) -> None:
         """Refuse a token that is revoked for every session. This is checked again after every wait.
 
         Raises:
@@ -159,7 +158,7 @@ class Admission:
         if self._is_token_revoked(holder, request.wall):
             raise Refused("token_revoked")
 
-    def why_ended(self, token: bytes, holder: Holder[Grant], wall: float) -> str | None:
+    def why_ended(self, token: bytes, holder: Holder, wall: float) -> str | None:
         """Tell why the *token* of an open stream does not hold any more, as metrics name it.
 
         None if it still holds. The stream itself checks the sessions that it shows.
@@ -172,7 +171,7 @@ class Admission:
             return "expired" if refused.refusal.code == "token_expired" else "key"
         return None
 
-    def _is_token_revoked(self, holder: Holder[Grant], wall: float) -> bool:
+    def _is_token_revoked(self, holder: Holder, wall: float) -> bool:
         return self._revocations.token(holder.jti, holder.subjects, holder.issued, wall)
 
     def charge_bad_token(self, request: RequestContext, refusal: Refusal) -> None:
@@ -199,7 +198,7 @@ class Admission:
 
     # -- the caller
 
-    def charge_caller(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def charge_caller(self, request: RequestContext, caller: Caller) -> None:
         """Charge the caller, once a request.
 
         Raises:
@@ -213,7 +212,7 @@ class Admission:
         if window.used > window.granted:
             raise Refused("rate_limited")
 
-    def charge_stream(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def charge_stream(self, request: RequestContext, caller: Caller) -> None:
         """Charge the caller for a stream in place of a request.
 
         Raises:
@@ -224,7 +223,7 @@ class Admission:
         if window.exceeded:
             raise Refused("rate_limited")
 
-    def charge_message(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def charge_message(self, request: RequestContext, caller: Caller) -> None:
         """Charge the caller and the environment for a message, all of it or nothing.
 
         Raises:
@@ -248,7 +247,7 @@ class Admission:
 
     # -- the session
 
-    def authorize(self, request: RequestContext, caller: Caller[Grant], copy: Copy) -> None:
+    def authorize(self, request: RequestContext, caller: Caller, copy: Copy) -> None:
         """Decide on the copy's own ids: the token may name either of them.
 
         Raises:
@@ -262,7 +261,7 @@ class Admission:
             raise Refused("unauthorized")
 
     def refuse_revoked_session(
-        self, request: RequestContext, holder: Holder[Grant], session_id: str
+        self, request: RequestContext, holder: Holder, session_id: str
     ) -> None:
         """Refuse a session that is revoked by the requested id, before there is a copy of it.
 
@@ -272,9 +271,7 @@ class Admission:
         if self._revocations.session(session_id, None, holder.issued, request.wall):
             raise Refused("unauthorized")
 
-    def is_session_revoked(
-        self, request: RequestContext, holder: Holder[Grant], copy: Copy
-    ) -> bool:
+    def is_session_revoked(self, request: RequestContext, holder: Holder, copy: Copy) -> bool:
         """Whether tokens issued as early as this one may no longer read the session."""
         return self._revocations.session(copy.id, copy.external_id, holder.issued, request.wall)
 

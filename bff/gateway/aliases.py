@@ -30,7 +30,6 @@ from bff.response import Response
 from bff.sessions import ids
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 MAX_UNKNOWN: Final = 20
 """Named sessions that are looked up for one request, at most: a list's default page size."""
@@ -47,7 +46,7 @@ class PendingAlias:
     """
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     outcomes: dict[str, Refusal]
     """The refusal of each named session whose lookup has failed, by id."""
@@ -107,15 +106,15 @@ class PendingAlias:
         return Refusal("unauthorized")
 
 
+@dataclass(eq=False)
 class Aliases:
     """Finds the named session that an id in the other form belongs to, by one configuration."""
 
-    def __init__(self, config: RuntimeConfig, *, pairs: Pairs, members: Members) -> None:
-        self._config = config
-        self._pairs = pairs
-        self._members = members
+    config: RuntimeConfig
+    pairs: Pairs
+    members: Members
 
-    def candidates(self, caller: Caller[Grant], session_id: str) -> str | list[str]:
+    def candidates(self, caller: Caller, session_id: str) -> str | list[str]:
         """Return the named id of the session with *session_id*, or the named ids to look up.
 
         The pairs of all named ids are read, whatever *session_id* is; it only decides the match.
@@ -125,9 +124,9 @@ class Aliases:
         """
         unknown = []
         for named in ids.named_in_other_form(caller.granted, session_id):
-            if self._pairs.other(caller.environment, named) == session_id:
+            if self.pairs.other(caller.environment, named) == session_id:
                 return named
-            if not self._pairs.has(caller.environment, named):
+            if not self.pairs.has(caller.environment, named):
                 unknown.append(named)
         if len(unknown) > MAX_UNKNOWN:
             raise Refused("unauthorized", "Ask by the id of the session that the token names")
@@ -135,9 +134,7 @@ class Aliases:
             raise Refused("unauthorized")
         return unknown
 
-    def find(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
-    ) -> str | PendingAlias:
+    def find(self, request: RequestContext, caller: Caller, session_id: str) -> str | PendingAlias:
         """Return the named id of the session with *session_id*, or wait until it is known.
 
         Raises:
@@ -147,8 +144,8 @@ class Aliases:
         candidates = self.candidates(caller, session_id)
         if isinstance(candidates, str):
             return candidates
-        pending = PendingAlias(request, caller, session_id, {}, [], self, self._config)
-        with self._members.hold(caller):
+        pending = PendingAlias(request, caller, session_id, {}, [], self, self.config)
+        with self.members.hold(caller):
             for named in candidates:
                 if self.look_up(pending, named):
                     leave(pending.members, again=False)
@@ -163,7 +160,7 @@ class Aliases:
         Raises:
             Refused: a refusal that every other named session would meet as well.
         """
-        member = self._members.find(pending.request, pending.caller, named)
+        member = self.members.find(pending.request, pending.caller, named)
         if isinstance(member, Refusal):
             pending.outcomes[named] = member
             return False

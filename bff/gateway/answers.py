@@ -29,10 +29,10 @@ from bff.sessions.copy import Copy
 from bff.sessions.list_answer import Page
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 _INTERNAL_SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR
 _NO_CONTENT: Final = HTTPStatus.NO_CONTENT
+_OK: Final = HTTPStatus.OK
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
 
 SLOW_SECONDS: Final = 1.0
@@ -107,11 +107,11 @@ class Answers:
     def public_page(self, request: RequestContext, page: bytes) -> Response:
         """Answer with public JSON."""
         origin = request.head.fields.origin
-        response = self._responses.page(page, origin=origin, request_id=request.request_id)
+        response = self._responses.json(_OK, page, origin=origin, request_id=request.request_id)
         return self._finish(request, response, "")
 
     def session(
-        self, request: RequestContext, caller: Caller[Grant], copy: Copy, outcome: CacheOutcome
+        self, request: RequestContext, caller: Caller, copy: Copy, outcome: CacheOutcome
     ) -> Response:
         """Answer with a session, if the caller may read it.
 
@@ -128,7 +128,7 @@ class Answers:
         return self._representation(request, copy, outcome.cache_status)
 
     def list_page(
-        self, request: RequestContext, caller: Caller[Grant], page: Page, cache_status: bytes
+        self, request: RequestContext, caller: Caller, page: Page, cache_status: bytes
     ) -> Response:
         """Answer with a page of a list, if the caller may read every session on it.
 
@@ -150,7 +150,7 @@ class Answers:
     def event(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         copy: Copy,
         answering: bool | None,  # noqa: FBT001
     ) -> bytes:
@@ -189,7 +189,7 @@ class Answers:
     ) -> Response:
         """Answer a message with what upstream made of it."""
         lines = rate_lines(request.window, request.now, request.wall)
-        response = self._responses.message(
+        response = self._responses.json(
             status,
             json.dumps(body).encode(),
             lines + NO_RETRY if code else lines,
@@ -201,7 +201,7 @@ class Answers:
     def log_message(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         kind: str,
         seq: int | None,

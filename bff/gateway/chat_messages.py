@@ -22,17 +22,16 @@ from bff.gateway.pending import Pending, Resumable
 from bff.limits.rate import LeasePending
 from bff.response import Response
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 from bff.upstream.connection import Answer
 
 PAUSE_SECONDS: Final = 1.0
-"""Seconds without messages after an upstream 429 that names no time."""
+"""For this long no message is sent after an upstream 429 that names no time."""
 _CLOSED: Final = "Cannot append to a closed session"
 """The text by which servers before 4.8 tell that a session is closed."""
 
 
 def decide_message(
-    chats: Chats, request: RequestContext, caller: Caller[Grant], session_id: str
+    chats: Chats, request: RequestContext, caller: Caller, session_id: str
 ) -> Pending:
     """Decide a request to send a message, before its body is read.
 
@@ -45,10 +44,10 @@ def decide_message(
 
 @dataclass(slots=True, eq=False)
 class PendingMessage:
-    """Waits for what comes next on the way of a message."""
+    """Waits for the next step of a message."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     part_id: str
     chats: Chats
@@ -69,14 +68,14 @@ class PendingMessage:
         return None if self._sent else self.chats.config
 
     async def wait(self, gateway: Resumable) -> None:
-        """Do what comes next; `conclude` tells what goes wrong."""
+        """Do the next step; `conclude` reports its failure."""
         try:
             await (self._work or self._read_body)(gateway)
         except Refused as refused:
             self._refusal = refused.refusal
 
     def conclude(self, gateway: Resumable) -> Response | Pending:
-        """Decide what comes next, or answer.
+        """Answer, or return what to wait for next.
 
         Raises:
             Refused: the policy, a limit, or upstream's trouble.
@@ -128,7 +127,7 @@ class PendingMessage:
         return self._check_session(gateway)
 
     def _names_session(self) -> bool:
-        """Whether the message names its session by an id that is known to be the session's."""
+        """Whether the gateway knows that the message's `chatId` is an id of the session."""
         message = self._message
         return message is None or message.chat_id in (
             None,

@@ -12,12 +12,11 @@ from bff.gateway.context import RequestContext
 from bff.gateway.pending import Pending, Resumable
 from bff.response import Response
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 from bff.upstream.chats import StreamOptions
 
 
 def decide_stream(
-    chats: Chats, request: RequestContext, caller: Caller[Grant], session_id: str
+    chats: Chats, request: RequestContext, caller: Caller, session_id: str
 ) -> Pending:
     """Decide a request for a stream.
 
@@ -35,7 +34,7 @@ class PendingStream:
     """Waits for the session's pair of ids, then for the head of upstream's stream."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     options: StreamOptions
     chats: Chats

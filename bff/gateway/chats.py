@@ -28,7 +28,6 @@ from bff.request import RequestHead
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Holder
 from bff.tokens.revocations import Revocations
-from bff.tokens.scopes import Grant
 from bff.upstream.chats import StreamOptions
 
 MAX_SECONDS: Final = 600
@@ -50,7 +49,7 @@ _PART_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 class Grounds:
     """The facts that allowed a stream; the gateway checks every moment whether they still hold."""
 
-    caller: Caller[Grant]
+    caller: Caller
     token: bytes
     session_id: str
     origin: tuple[str | None, ...]
@@ -102,7 +101,7 @@ class Chats:
 
     # -- what both routes have in common
 
-    def named_id(self, request: RequestContext, caller: Holder[Grant]) -> str:
+    def named_id(self, request: RequestContext, caller: Holder) -> str:
         """Read the id of the path, if the token allows the route for that session.
 
         Raises:
@@ -125,7 +124,7 @@ class Chats:
         return session_id
 
     def refuse_revoked_session(
-        self, request: RequestContext, caller: Holder[Grant], session_id: str
+        self, request: RequestContext, caller: Holder, session_id: str
     ) -> None:
         """Refuse a session that is revoked by either of its ids.
 
@@ -136,16 +135,16 @@ class Chats:
         if self._revocations.session(session_id, other, caller.issued, request.wall):
             raise Refused("unauthorized")
 
-    def must_load(self, caller: Caller[Grant], session_id: str) -> bool:
+    def must_load(self, caller: Caller, session_id: str) -> bool:
         """Whether both ids have to be known first."""
         return self._revocations.any_session and not self.pairs.has(caller.environment, session_id)
 
-    def ids_of(self, caller: Caller[Grant], session_id: str) -> tuple[str, ...]:
+    def ids_of(self, caller: Caller, session_id: str) -> tuple[str, ...]:
         """Both ids of a session, as far as they are known."""
         other = self.pairs.other(caller.environment, session_id)
         return (session_id,) if other is None else (session_id, other)
 
-    def environment(self, caller: Caller[Grant]) -> Environment:
+    def environment(self, caller: Caller) -> Environment:
         """The environment of a caller."""
         return self.config.environments[caller.environment]
 
@@ -153,7 +152,7 @@ class Chats:
         self,
         gateway: Resumable,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
     ) -> None:
         """Load a session, so that both its ids are known; a session that is not made yet has one.
@@ -177,7 +176,7 @@ class Chats:
 
     # -- streams
 
-    def admit_stream(self, request: RequestContext, caller: Caller[Grant]) -> StreamOptions:
+    def admit_stream(self, request: RequestContext, caller: Caller) -> StreamOptions:
         """Charge a stream, and read what the browser chose of it.
 
         Raises:
@@ -188,7 +187,7 @@ class Chats:
         self.refuse_stream(request, caller)
         return options
 
-    def refuse_stream(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def refuse_stream(self, request: RequestContext, caller: Caller) -> None:
         """Refuse a stream for which there is no room.
 
         Raises:
@@ -204,11 +203,11 @@ class Chats:
     def _is_proxy(self, head: RequestHead) -> bool:
         return is_trusted(head.peer, self.config.trusted_proxies)
 
-    def key(self, request: RequestContext, caller: Caller[Grant]) -> Hashable:
+    def key(self, request: RequestContext, caller: Caller) -> Hashable:
         """The key under which streams and messages of a caller are counted."""
         return caller.environment, caller.limit_key(request.address)
 
-    def grounds(self, request: RequestContext, caller: Caller[Grant], session_id: str) -> Grounds:
+    def grounds(self, request: RequestContext, caller: Caller, session_id: str) -> Grounds:
         """The facts that allow a stream."""
         return Grounds(
             caller,
@@ -246,7 +245,7 @@ class Chats:
 
     # -- messages
 
-    def admit_message(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def admit_message(self, request: RequestContext, caller: Caller) -> None:
         """Charge a message to its caller, before its body is read.
 
         Raises:
@@ -260,7 +259,7 @@ class Chats:
             raise Refused("message_too_large")
         self.appends.refuse(self.key(request, caller))
 
-    def refuse_paused(self, request: RequestContext, caller: Caller[Grant]) -> None:
+    def refuse_paused(self, request: RequestContext, caller: Caller) -> None:
         """Refuse a message while upstream wants none.
 
         Raises:
@@ -273,7 +272,7 @@ class Chats:
     def charge_message(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         part: tuple[str, str],
         body: bytes,
     ) -> None:

@@ -14,16 +14,16 @@ from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused
 from bff.gateway.chat_messages import PendingMessage, decide_message
 from bff.gateway.chat_streams import PendingStream, decide_stream
+from bff.gateway.claimants import admit
 from bff.gateway.context import RequestContext
 from bff.gateway.features import Features, LastingParts
-from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served, leave
+from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION
 from bff.limits.rate import LeasePending
 from bff.request import HeaderFields, RequestHead
 from bff.response import Response
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Claimant
-from bff.tokens.scopes import Grant
 
 HOLDERS: Final = (PendingStream, PendingMessage)
 """Pending answers that hold what they must release, whatever the decision is."""
@@ -77,13 +77,13 @@ class Gateway:
             return self.answers.public_page(request, route.page)  # 200
         holder = admission.authenticate(request)  # 400 401 429
         if isinstance(holder, Claimant):
-            admitted = self._claimants.admit(request, holder)  # 401 403 429 5xx
+            admitted = admit(self._introspector, self.chats, request, holder)  # 401 403 429 5xx
             if not isinstance(admitted, Caller):
                 return admitted
             holder = admitted
         return self.serve(request, holder)
 
-    def serve(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+    def serve(self, request: RequestContext, caller: Caller) -> Response | Pending:
         """Decide a request whose token a key, or upstream, has verified."""
         request.environment = caller.environment
         if request.route is LIST:
@@ -107,7 +107,7 @@ class Gateway:
         self.admission.charge_caller(request, caller)  # 429
         return self.answer(request, caller, session_id)
 
-    def _serve_chat(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+    def _serve_chat(self, request: RequestContext, caller: Caller) -> Response | Pending:
         """Decide a request for a chat, once its token is verified for that session."""
         session_id = self.chats.named_id(request, caller)  # 400 403
         if not self._introspector.admits_chat(caller, session_id, request.now):
@@ -117,7 +117,7 @@ class Gateway:
         return decide(self.chats, request, caller, session_id)
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Caller, session_id: str
     ) -> Response | Pending:
         """Answer from the shared copy, or wait for its load."""
         served = self._lookup.find(request, caller, session_id)  # 403 404 503
@@ -126,7 +126,7 @@ class Gateway:
         return self.answer_with(request, caller, session_id, served)  # 200 304 403
 
     def answer_with(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str, served: Served
+        self, request: RequestContext, caller: Caller, session_id: str, served: Served
     ) -> Response | Pending:
         """Answer from a copy, or with the events of its session."""
         copy, outcome = served
@@ -183,19 +183,18 @@ class Gateway:
         pending: Pending,
         then: Callable[[Response], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
-    ) -> None:
-        """Call *then* with the response, without a task if only a call upstream has to end.
+    ) -> Callable[[], None]:
+        """Call *then* with the response. A wait for more than a load gets a task from *spawn*.
 
-        A task for each miss would cost 9 % of it. Other waits get one from *spawn*.
+        A task for each miss would cost 9 % of it. Returns what to call if the browser leaves
+        before, so that nothing is loaded for nobody.
         """
-        if not isinstance(pending, PendingLoad) or not pending.is_under_way:
+        if not isinstance(pending, PendingLoad):
             spawn(self._finish_and_call(pending, then))
-            return
+            return _do_nothing
         began, _ = self.clock()
 
-        def ended(_: object) -> None:
-            pending.request.waited = self.clock()[0] - began
-            leave([pending], again=True)
+        def decide_again() -> None:
             try:
                 answer = self._decide_again(pending)
             except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
@@ -204,9 +203,9 @@ class Gateway:
                 self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
                 then(answer)
             else:
-                self.call_back(answer, then, spawn)
+                spawn(self._finish_and_call(answer, then))
 
-        pending.task.add_done_callback(ended)
+        return pending.call_back(self, decide_again)
 
     async def _finish_and_call(self, pending: Pending, then: Callable[[Response], None]) -> None:
         try:
@@ -259,5 +258,9 @@ class Gateway:
         self.loader.apply(config)
         made = Features(config, self._lasting)
         self.admission, self.answers, self._routes = made.admission, made.answers, made.routes
-        self._claimants, self._aliases, self._lookup = made.claimants, made.aliases, made.lookup
+        self._aliases, self._lookup = made.aliases, made.lookup
         self.chats, self._lists, self._live = made.chats, made.lists, made.live
+
+
+def _do_nothing() -> None:
+    """Let the task go on: it ends soon, and holds what it must release."""

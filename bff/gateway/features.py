@@ -3,9 +3,11 @@
 No request sees a part of new settings, because the gateway replaces all `Features` at once.
 """
 
-from collections.abc import Callable
-from dataclasses import InitVar, dataclass, field
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+from bff import metrics
 from bff.chat.appends import Appends
 from bff.chat.streams import Streams
 from bff.clock import Clock
@@ -14,13 +16,11 @@ from bff.copies.cache import Cache
 from bff.copies.loader import Loader
 from bff.copies.readiness import Readiness
 from bff.copies.single_flight import SingleFlight
-from bff.errors import Refusal
 from bff.gateway.admission import Admission
 from bff.gateway.aliases import Aliases
 from bff.gateway.answers import Answers
 from bff.gateway.chats import Chats
-from bff.gateway.claimants import Claimants
-from bff.gateway.introspection import Introspector, Outcome
+from bff.gateway.introspection import Introspector
 from bff.gateway.lists import Lists
 from bff.gateway.live import Live
 from bff.gateway.live_loads import LiveLoads
@@ -33,95 +33,85 @@ from bff.gateway.stream_checks import StreamChecks
 from bff.live.answering import Answering, NoAnswering
 from bff.live.listeners import Listeners
 from bff.replicas.alone import AnySharing
-from bff.sessions.copy import Copy, Key
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 from bff.tokens.introspected import Introspections
 from bff.tokens.revocations import Revocations
-from bff.tokens.scopes import Grant
 
 
-@dataclass(slots=True, kw_only=True)
 class LastingParts:
     """The parts that outlive a change of the settings: what the gateway remembers, and its tools.
 
-    Attributes:
-        in_flight: runs introspections, one for each token and session.
+    Args:
+        config: the configuration that the gateway starts with.
+        telemetry: its metrics and log.
         clock: reads the two clocks, after a wait.
-        request_ids: makes the id of an answer.
         sharing: the other replicas.
-        streams: the open streams of chats.
-        listeners: the open event streams of session state.
-        appends: the messages under way.
+        spawn: runs a task to its end, even if every request that waits for it leaves.
+        request_ids: makes the id of an answer.
         part_ids: makes an id for a message that has none.
-        peeks_in_flight: runs peeks, one for each session.
-        pauses: by environment, until when upstream wants no messages.
     """
 
-    config: InitVar[RuntimeConfig]
-    cache: "Cache[Copy | Refusal]"
-    introspections: Introspections
-    in_flight: "SingleFlight[tuple[bytes, str], Outcome]"
-    revocations: Revocations
-    telemetry: Telemetry
-    clock: Clock
-    request_ids: Callable[[], bytes]
-    sharing: AnySharing
-    streams: Streams
-    listeners: Listeners
-    appends: Appends
-    part_ids: Callable[[], str]
-    peeks_in_flight: "SingleFlight[Key, None]"
-    pauses: dict[str, float] = field(default_factory=dict)
-    loader: Loader = field(init=False)
-    readiness: Readiness = field(init=False)
-    introspector: Introspector = field(init=False)
-    stream_checks: StreamChecks = field(init=False)
-    answering: Answering = field(init=False)
-    peeks: Peeks = field(init=False)
-    news: News = field(init=False)
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        *,
+        telemetry: Telemetry,
+        clock: Clock,
+        sharing: AnySharing,
+        spawn: Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"],
+        request_ids: Callable[[], bytes],
+        part_ids: Callable[[], str],
+    ) -> None:
+        def now() -> float:
+            return clock()[0]
 
-    def __post_init__(self, config: RuntimeConfig) -> None:
+        self.telemetry, self.clock, self.sharing = telemetry, clock, sharing
+        self.request_ids, self.part_ids = request_ids, part_ids
+        self.introspections, self.revocations = Introspections(), Revocations()
+        self.streams, self.listeners = Streams(telemetry, now), Listeners(telemetry, now)
+        self.appends = Appends(now)
+        self.pauses: dict[str, float] = {}
+        """By environment, until when upstream wants no messages."""
+        self.cache = Cache(
+            config.ages,
+            max_bytes=config.max_bytes,
+            spawn=spawn,
+            on_mismatch=lambda: telemetry.count(metrics.MISMATCHED_COPIES),
+            on_copy=self.listeners.changed,
+        )
         self.loader = Loader(
-            config,
-            cache=self.cache,
-            telemetry=self.telemetry,
-            clock=self.clock,
-            sharing=self.sharing,
+            config, cache=self.cache, telemetry=telemetry, clock=clock, sharing=sharing
         )
         self.readiness = Readiness(
-            self.loader,
-            cache=self.cache,
-            sharing=self.sharing,
-            telemetry=self.telemetry,
-            clock=self.clock,
+            self.loader, cache=self.cache, sharing=sharing, telemetry=telemetry, clock=clock
         )
         self.introspector = Introspector(
             self.introspections,
-            in_flight=self.in_flight,
+            in_flight=SingleFlight(spawn),
             loader=self.loader,
-            sharing=self.sharing,
-            telemetry=self.telemetry,
-            clock=self.clock,
+            sharing=sharing,
+            telemetry=telemetry,
+            clock=clock,
         )
-        self.stream_checks = StreamChecks(self.streams, self.listeners, self.clock)
+        self.stream_checks = StreamChecks(self.streams, self.listeners, clock)
         self.answering = Answering(
-            lambda: self.clock()[0],
+            now,
             changed=self.listeners.changed_beside,
-            announce=lambda name, *turn: self.sharing.announce(name, "turn", *turn),
+            announce=lambda name, *turn: sharing.announce(name, "turn", *turn),
         )
         self.peeks = Peeks(
             self.answering,
             is_followed=self.listeners.follows,
-            in_flight=self.peeks_in_flight,
-            sharing=self.sharing,
-            telemetry=self.telemetry,
-            clock=self.clock,
+            in_flight=SingleFlight(spawn),
+            sharing=sharing,
+            telemetry=telemetry,
+            clock=clock,
         )
-        self.news = News(self.listeners, self.answering, self.sharing, self.clock)
+        self.news = News(self.listeners, self.answering, sharing, clock)
 
 
-def _ignore(_: Caller[Grant]) -> None:
+def _ignore(_: Caller) -> None:
     """Note no token: there are no lists that it could make outdated."""
 
 
@@ -156,8 +146,9 @@ class Features:
             pauses=lasting.pauses,
             turns=answering,
         )
-        self.claimants = Claimants(introspector, self.chats)
-        members = Members(admission=admission, introspector=introspector, lookup=self.lookup)
+        members = Members(
+            admission=admission, introspector=introspector, lookup=self.lookup, loader=loader
+        )
         self.aliases = Aliases(config, pairs=loader.pairs, members=members)
         self.live = Live(
             config,

@@ -8,7 +8,8 @@ reaches its limit before many of them reach upstream. Only this module makes a c
 import asyncio
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from math import inf
+from typing import Final
 
 from bff import metrics
 from bff.clock import Clock
@@ -20,6 +21,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.answers import outcome_of_load
 from bff.gateway.context import RequestContext
 from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
+from bff.limits.rate import Unlimited, UnlimitedWindow, Window
 from bff.replicas.alone import AnySharing
 from bff.response import Response
 from bff.sessions.copy import Copy
@@ -33,13 +35,12 @@ from bff.tokens.introspected import (
     Introspections,
     refusal_seconds,
 )
-from bff.tokens.scopes import Grant
 
 MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
 
 _MAX_TRIES: Final = 3
-"""Named sessions for which a request lets upstream verify its token, while upstream fails."""
+"""While upstream fails, a token is verified about at most this many of its sessions in turn."""
 _OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
 """Codes of refusals that may concern one session alone."""
 
@@ -47,22 +48,10 @@ Outcome = Copy | Refusal | None
 """The session's copy, a refusal, or None if another replica made the call."""
 
 
-class Charge(Protocol):
-    """A charge that is refunded if the token proves to be authentic."""
-
-    def refund(self) -> None:
-        """Refund it."""
-
-
-class _NoCharge:
-    """An authentic token is not charged to the bad-token limit."""
-
-    def refund(self) -> None:
-        """Refund nothing."""
-
-
-NO_CHARGE: Final[Charge] = _NoCharge()
-Subject = Caller[Grant] | Claimant[Grant]
+NO_CHARGE: Final[Window] = UnlimitedWindow(Unlimited("bad-token"), None, inf, leased=False)
+"""Stands for a token that is not charged, because it is authentic. A limit that is off charges with
+another object, `UNLIMITED_WINDOW`."""
+Subject = Caller | Claimant
 """The holder of a token that upstream verifies, once for each session."""
 
 
@@ -76,7 +65,8 @@ class PendingIntrospection:
     task: "asyncio.Task[Outcome]"
     collapsed: bool
     """Whether another request started the introspection."""
-    charge: Charge
+    charge: Window
+    """It is refunded if the token proves to be authentic."""
     config: RuntimeConfig
     introspector: "Introspector"
     fallback: None = None
@@ -146,7 +136,7 @@ class PendingCaller:
         return gateway.serve(self.request, verified(pending.subject))
 
 
-def verified(subject: Subject) -> Caller[Grant]:
+def verified(subject: Subject) -> Caller:
     """Return the caller; only for a token that upstream has just verified."""
     return subject if isinstance(subject, Caller) else accepted(subject)
 
@@ -177,20 +167,20 @@ class Introspector:
         """Use *config* from now on."""
         self._config, self._admission = config, admission
 
-    def caller(self, claimant: Claimant[Grant], now: float) -> Caller[Grant] | None:
+    def caller(self, claimant: Claimant, now: float) -> Caller | None:
         """Return the caller, if upstream verified the token in the last minute."""
         return accepted(claimant) if self._introspections.verified(claimant.digest, now) else None
 
-    def is_accepted(self, caller: Caller[Grant], session_id: str, now: float) -> bool:
+    def is_accepted(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether the caller's token is verified for this session."""
         digest = caller.digest
         return digest is None or self._introspections.accepted(digest, session_id, now)
 
-    def admits_chat(self, caller: Caller[Grant], session_id: str, now: float) -> bool:
+    def admits_chat(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether upstream has verified the caller's token, and nothing speaks against this chat.
 
-        A chat may be followed before its session exists, and a token that only sends messages may
-        not read the session: upstream's answer to a load then says nothing against the chat.
+        A chat may be followed before its session exists (404), and a token that only sends messages
+        may not read the session (403). Such a refusal of a load says nothing against the chat.
         """
         digest = caller.digest
         if digest is None or self._introspections.accepted(digest, session_id, now):
@@ -217,7 +207,7 @@ class Introspector:
     def verify(
         self, request: RequestContext, subject: Subject, named: tuple[str, ...]
     ) -> PendingCaller:
-        """Verify a token about the first of the *named* sessions that upstream does not fail for.
+        """Let upstream verify a token, about the first *named* session for which it does not fail.
 
         Raises:
             Refused: as `start`.
@@ -256,7 +246,7 @@ class Introspector:
             request, subject, session_id, task, collapsed, charge, self._config, self
         )
 
-    def _charge(self, request: RequestContext, subject: Subject) -> Charge:
+    def _charge(self, request: RequestContext, subject: Subject) -> Window:
         """Charge an introspection that is about to start."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             raise Refused("over_budget", retry_after=1)
@@ -265,7 +255,7 @@ class Introspector:
         return self._admission.charge_unverified(request)
 
     async def _introspect(
-        self, subject: Subject, session_id: str, token: bytes, charge: Charge
+        self, subject: Subject, session_id: str, token: bytes, charge: Window
     ) -> Outcome:
         """Load the session with the browser's token, or take another replica's introspection.
 
@@ -340,7 +330,7 @@ class Introspector:
         return outcome
 
     def _refused(
-        self, request: RequestContext, subject: Subject, refusal: Refusal, charge: Charge
+        self, request: RequestContext, subject: Subject, refusal: Refusal, charge: Window
     ) -> Refusal:
         """Charge for upstream's refusal; returns the refusal for the browser."""
         try:

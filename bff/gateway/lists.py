@@ -34,7 +34,6 @@ from bff.sessions.copy import Copy
 from bff.sessions.list_answer import Listing, is_late
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 LATE_SECONDS: Final = 3.0
 """Seconds that a page waits for the turns of loads if it only tries late sessions again. It waits
@@ -48,7 +47,7 @@ class PendingList:
     """Waits for the members that a page needs."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     listing: Listing
     sources: "Sources"
     members: list[PendingMember]
@@ -89,37 +88,30 @@ class PendingList:
         return self.lists.answer(request, caller, self.listing, self.sources)
 
 
+@dataclass(eq=False)
 class Lists:
     """Decides lists by one configuration."""
 
-    def __init__(
-        self,
-        config: RuntimeConfig,
-        *,
-        admission: Admission,
-        answers: Answers,
-        members: Members,
-        live: Live,
-        telemetry: Telemetry,
-    ) -> None:
-        self._config = config
-        self._live = live
-        self._visible = config.visible
-        self._admission = admission
-        self._answers = answers
-        self._members = members
-        self._telemetry = telemetry
+    config: RuntimeConfig
+    admission: Admission
+    answers: Answers
+    members: Members
+    live: Live
+    telemetry: Telemetry
 
-    def decide(self, request: RequestContext, caller: Caller[Grant]) -> Response | Pending:
+    def decide(self, request: RequestContext, caller: Caller) -> Response | Pending:
         """Decide a list.
 
         Raises:
             Refused: ``bad_request``, ``unauthorized``, ``rate_limited``, or a refusal of a member
                 that is one of `WHOLE_REQUEST`.
         """
-        is_live = self._live.is_for(request)
+        is_live = self.live.is_for(request)
         query = list_query.parse(
-            request.head.query, visible=self._visible, wall=request.wall, has_pages=not is_live
+            request.head.query,
+            visible=self.config.visible,
+            wall=request.wall,
+            has_pages=not is_live,
         )
         if caller.granted.every:
             raise Refused(
@@ -130,11 +122,11 @@ class Lists:
         named = ids.named(caller.granted)
         if is_live:
             query = without_pages(query, named)
-        self._admission.charge_caller(request, caller)
+        self.admission.charge_caller(request, caller)
         return self.answer(request, caller, Listing(query, named, caller.key, request.wall), {})
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], listing: Listing, sources: Sources
+        self, request: RequestContext, caller: Caller, listing: Listing, sources: Sources
     ) -> Response | Pending:
         """Answer with a page from memory, or return the members to wait for."""
         members: list[PendingMember] = []
@@ -142,7 +134,7 @@ class Lists:
         def find(session_id: str) -> Copy | Refusal | None:
             result = listing.outcomes.get(session_id)
             if result is None:
-                served = self._members.find(request, caller, session_id)
+                served = self.members.find(request, caller, session_id)
                 if isinstance(served, PendingLoad | PendingIntrospection):
                     members.append(served)
                     return None
@@ -151,17 +143,17 @@ class Lists:
             return result
 
         # The loads of members without a copy start first, whatever their position in the list.
-        with self._members.hold(caller):
+        with self.members.hold(caller):
             page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, sources, members, self, self._config)
-        if page.refusal is None and self._live.is_for(request):
+            return PendingList(request, caller, listing, sources, members, self, self.config)
+        if page.refusal is None and self.live.is_for(request):
             shown = dict(zip(page.shown, page.copies, strict=True))
-            return self._live.start_list(
+            return self.live.start_list(
                 request, caller, listing.named, shown, page.unavailable, listing.query
             )
         cache_status = _summarize([sources[id_] for id_ in page.shown])
-        return self._answers.list_page(request, caller, page, cache_status)
+        return self.answers.list_page(request, caller, page, cache_status)
 
     def keep(
         self,
@@ -176,11 +168,11 @@ class Lists:
             result: Copy | Refusal = served
             if served.code != "not_found":
                 label = "late" if is_late(served) else "unavailable"
-                self._telemetry.count(metrics.CACHE, request.environment, label)
+                self.telemetry.count(metrics.CACHE, request.environment, label)
         else:
             result, source = served
             sources[session_id] = source
-            self._telemetry.count(metrics.CACHE, request.environment, source.label)
+            self.telemetry.count(metrics.CACHE, request.environment, source.label)
         listing.outcomes[session_id] = result
         return result
 

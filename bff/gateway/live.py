@@ -32,7 +32,6 @@ from bff.sessions.list_answer import unavailable_members
 from bff.sessions.list_query import Query
 from bff.tokens.caller import Caller
 from bff.tokens.revocations import Revocations
-from bff.tokens.scopes import Grant
 
 EVERYTHING: Final = Query()
 """The query of a listener that follows one session."""
@@ -49,7 +48,7 @@ class Grounds:
     """
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     query: Query
     config: RuntimeConfig
     changes: int
@@ -65,7 +64,7 @@ class PendingListener:
     """
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     names: Sequence[str]
     shown: Mapping[str, Copy]
     unavailable: Mapping[str, Refusal]
@@ -100,7 +99,7 @@ class Live:
         *,
         admission: Admission,
         answers: Answers,
-        cache: "Cache[Copy | Refusal]",
+        cache: Cache,
         introspector: Introspector,
         lookup: Lookup,
         revocations: Revocations,
@@ -123,7 +122,7 @@ class Live:
     # -- the beginning
 
     def start(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str, copy: Copy
+        self, request: RequestContext, caller: Caller, session_id: str, copy: Copy
     ) -> PendingListener:
         """Answer with the events of one session, of which there is a copy."""
         shown = {session_id: copy}
@@ -132,7 +131,7 @@ class Live:
     def start_list(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         names: Sequence[str],
         shown: Mapping[str, Copy],
         unavailable: Mapping[str, Refusal],

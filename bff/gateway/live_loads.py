@@ -20,7 +20,6 @@ from bff.live.answering import Answering, NoAnswering
 from bff.live.listeners import Listeners, Watch
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 TICK_SECONDS: Final = 0.1
 """Seconds between two looks for sessions that need a load."""
@@ -96,7 +95,7 @@ class LiveLoads:
             # Looked up again sooner, because the stretch may become shorter.
             watch.due = min(fresh_until, now + max(1.0, (fresh_until - now) / 4))
 
-    def _stretch(self, request: RequestContext, caller: Caller[Grant]) -> float:
+    def _stretch(self, request: RequestContext, caller: Caller) -> float:
         hot = self._config.environments[caller.environment].budget.hot
         return hot.stretch_of(caller.limit_key(request.address))
 

@@ -1,13 +1,11 @@
 """The shared copy of a session: fresh, stale, or to be loaded."""
 
-from contextlib import AbstractContextManager
-
 from bff import metrics
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
 from bff.copies.load_queue import TURN_SECONDS
 from bff.copies.loader import Loader
-from bff.errors import Refusal, Refused
+from bff.errors import Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR
 from bff.gateway.context import RequestContext
@@ -15,7 +13,6 @@ from bff.gateway.pending import FALLBACK_SECONDS, PendingLoad, Served
 from bff.sessions.copy import Copy, NegativeEntry, State
 from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 
 class Lookup:
@@ -26,7 +23,7 @@ class Lookup:
         config: RuntimeConfig,
         *,
         admission: Admission,
-        cache: "Cache[Copy | Refusal]",
+        cache: Cache,
         loader: Loader,
         telemetry: Telemetry,
     ) -> None:
@@ -37,14 +34,10 @@ class Lookup:
         self._loader = loader
         self._telemetry = telemetry
 
-    def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
-        """Start no load inside the `with` block; after it the most urgent load starts first."""
-        return self._loader.queue(caller.environment).hold()
-
     def find(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         *,
         alone: bool = True,
@@ -79,7 +72,7 @@ class Lookup:
         return self._refresh(request, caller, session_id, environment, entry, alone=alone)
 
     def _count_hot(
-        self, request: RequestContext, caller: Caller[Grant], environment: Environment, copy: Copy
+        self, request: RequestContext, caller: Caller, environment: Environment, copy: Copy
     ) -> None:
         """Count the session as hot, once in an epoch."""
         hot, key = environment.budget.hot, caller.limit_key(request.address)
@@ -89,7 +82,7 @@ class Lookup:
     def _refresh(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         environment: Environment,
         copy: Copy,
@@ -113,7 +106,7 @@ class Lookup:
     def _load(
         self,
         request: RequestContext,
-        caller: Caller[Grant],
+        caller: Caller,
         session_id: str,
         environment: Environment,
         fallback: Copy | None,

@@ -4,8 +4,10 @@ Each member has the same copy, load and decision as a session alone.
 """
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Final
 
+from bff.copies.loader import Loader
 from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.context import RequestContext
@@ -13,26 +15,26 @@ from bff.gateway.introspection import Introspector, PendingIntrospection
 from bff.gateway.lookup import Lookup
 from bff.gateway.pending import PendingLoad, Served
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 WHOLE_REQUEST: Final = frozenset(("token_invalid", "token_revoked", "rate_limited"))
 """Codes of refusals that end the whole request, because every other member would get them too."""
 
 
+@dataclass(eq=False)
 class Members:
     """Finds members by one configuration."""
 
-    def __init__(self, *, admission: Admission, introspector: Introspector, lookup: Lookup) -> None:
-        self._admission = admission
-        self._introspector = introspector
-        self._lookup = lookup
+    admission: Admission
+    introspector: Introspector
+    lookup: Lookup
+    loader: Loader
 
-    def hold(self, caller: Caller[Grant]) -> AbstractContextManager[None]:
+    def hold(self, caller: Caller) -> AbstractContextManager[None]:
         """Start no load inside the `with` block; after it sessions without a copy come first."""
-        return self._lookup.hold(caller)
+        return self.loader.queue(caller.environment).hold()
 
     def find(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Caller, session_id: str
     ) -> Served | PendingLoad | PendingIntrospection | Refusal:
         """Find one member.
 
@@ -40,10 +42,10 @@ class Members:
             Refused: one of `WHOLE_REQUEST`; others are about this member, and returned.
         """
         try:
-            if not self._introspector.is_accepted(caller, session_id, request.now):
-                return self._introspector.start(request, caller, session_id)
-            self._admission.charge_caller(request, caller)
-            return self._lookup.find(request, caller, session_id, alone=False)
+            if not self.introspector.is_accepted(caller, session_id, request.now):
+                return self.introspector.start(request, caller, session_id)
+            self.admission.charge_caller(request, caller)
+            return self.lookup.find(request, caller, session_id, alone=False)
         except Refused as refused:
             if refused.refusal.code in WHOLE_REQUEST:
                 raise

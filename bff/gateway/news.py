@@ -1,5 +1,6 @@
 """News for listeners that replicas tell one another: new tokens, and turns of chats."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bff.clock import Clock
@@ -7,12 +8,12 @@ from bff.live.answering import Answering
 from bff.live.listeners import Listeners
 from bff.replicas.alone import AnySharing
 from bff.tokens.caller import Caller
-from bff.tokens.scopes import Grant
 
 _RECENT_SECONDS: Final = 60.0
 """Seconds after its issue in which a token is announced: a page uses a new token at once."""
 
 
+@dataclass(eq=False)
 class News:
     """Uses and announces the news of this replica, and uses those of others.
 
@@ -23,29 +24,26 @@ class News:
         clock: reads the two clocks.
     """
 
-    def __init__(
-        self, listeners: Listeners, answering: Answering, sharing: AnySharing, clock: Clock
-    ) -> None:
-        self._listeners = listeners
-        self._answering = answering
-        self._sharing = sharing
-        self._clock = clock
+    listeners: Listeners
+    answering: Answering
+    sharing: AnySharing
+    clock: Clock
 
-    def note_token(self, caller: Caller[Grant]) -> None:
+    def note_token(self, caller: Caller) -> None:
         """End the lists of all replicas that a new token makes outdated."""
         names = caller.granted.ids
         if not (caller.has_actor and names):
             return
-        self._listeners.outdate((caller.environment, caller.key), names, caller.issued)
-        if self._clock()[1] - caller.issued < _RECENT_SECONDS:
+        self.listeners.outdate((caller.environment, caller.key), names, caller.issued)
+        if self.clock()[1] - caller.issued < _RECENT_SECONDS:
             news = caller.key.hex(), list(names), caller.issued
-            self._sharing.announce(caller.environment, "token", *news)
+            self.sharing.announce(caller.environment, "token", *news)
 
     def receive(self, environment: str, kind: str, *news: Any) -> None:
         """Use what another replica, or this one, has announced."""
         if kind == "token":
             key, names, issued = news
-            self._listeners.outdate((environment, bytes.fromhex(key)), names, issued)
+            self.listeners.outdate((environment, bytes.fromhex(key)), names, issued)
         elif kind == "turn":
             ids, number, ended = news
-            self._answering.learn(environment, tuple(ids), number, ended=ended)
+            self.answering.learn(environment, tuple(ids), number, ended=ended)

@@ -6,6 +6,7 @@ another one has its second. A peek that fails leaves the session unknown.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -23,6 +24,7 @@ MAX_PEEKS: Final = 32
 """Peeks under way at once: each has a connection of its own."""
 
 
+@dataclass(eq=False)
 class Peeks:
     """The peeks of one process.
 
@@ -34,24 +36,13 @@ class Peeks:
         clock: reads the two clocks.
     """
 
-    def __init__(
-        self,
-        answering: Answering,
-        *,
-        is_followed: Callable[[Copy], bool],
-        in_flight: "SingleFlight[Key, None]",
-        sharing: AnySharing,
-        telemetry: Telemetry,
-        clock: Clock,
-    ) -> None:
-        self._answering = answering
-        self._is_followed = is_followed
-        self._in_flight = in_flight
-        self._sharing = sharing
-        self._telemetry = telemetry
-        self._clock = clock
-        self._waiting: dict[str, OrderedDict[Key, Copy]] = {}
-        """By environment: the sessions that wait for a peek, in their order."""
+    answering: Answering
+    is_followed: Callable[[Copy], bool]
+    in_flight: "SingleFlight[Key, None]"
+    sharing: AnySharing
+    telemetry: Telemetry
+    clock: Clock
+    _waiting: dict[str, OrderedDict[Key, Copy]] = field(default_factory=dict)
 
     def want(self, answering: Answering | NoAnswering, copy: Copy, now: float, ttl: float) -> None:
         """Queue a peek for a session that listeners follow, if its last one is *ttl* seconds old.
@@ -60,7 +51,7 @@ class Peeks:
         """
         key = copy.keys[0]
         waiting = self._waiting.setdefault(copy.environment, OrderedDict())
-        is_running = self._in_flight.get(key) is not None
+        is_running = self.in_flight.get(key) is not None
         if key in waiting or (not is_running and answering.due(copy, now, ttl)):
             waiting[key] = copy
 
@@ -73,18 +64,18 @@ class Peeks:
                 continue
             while (
                 waiting
-                and len(self._in_flight) < MAX_PEEKS
-                and self._sharing.limits.wait(name, environment.peeks, now) <= 0
+                and len(self.in_flight) < MAX_PEEKS
+                and self.sharing.limits.wait(name, environment.peeks, now) <= 0
             ):
                 key, copy = waiting.popitem(last=False)
-                if not self._is_followed(copy):  # its listeners left while it waited
+                if not self.is_followed(copy):  # its listeners left while it waited
                     continue
-                self._in_flight.start(key, self._peek(environment, copy, config.ages.ttl))
+                self.in_flight.start(key, self._peek(environment, copy, config.ages.ttl))
 
     async def _peek(self, environment: Environment, copy: Copy, ttl: float) -> None:
         outcome = "ok"
         try:
-            peek = await self._sharing.peek(
+            peek = await self.sharing.peek(
                 environment.name,
                 copy.id,
                 environment.peeks,
@@ -99,9 +90,9 @@ class Peeks:
                 waiting.setdefault(copy.keys[0], copy)
                 waiting.move_to_end(copy.keys[0], last=False)
                 return
-            self._answering.peeked(copy, peek)
-        self._telemetry.count(metrics.PEEKS, environment.name, outcome)
+            self.answering.peeked(copy, peek)
+        self.telemetry.count(metrics.PEEKS, environment.name, outcome)
 
     async def _ask(self, environment: Environment, session_id: str) -> Peek:
-        began, _ = self._clock()
+        began, _ = self.clock()
         return Peek(await environment.chat.peek(session_id), began)

@@ -7,7 +7,7 @@ token expired, lost its key or was revoked meanwhile.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -25,7 +25,6 @@ from bff.request import RequestHead
 from bff.response import Response
 from bff.sessions.copy import Copy
 from bff.tokens.caller import Caller, Holder
-from bff.tokens.scopes import Grant
 
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 
@@ -43,7 +42,7 @@ class Resumable(Protocol):
     config: RuntimeConfig
     admission: Admission
     answers: Answers
-    cache: "Cache[Copy | Refusal]"
+    cache: Cache
     sharing: AnySharing
 
     def clock(self) -> tuple[float, float]:
@@ -52,16 +51,16 @@ class Resumable(Protocol):
     def decide(self, head: RequestHead, now: float, wall: float) -> "Response | Pending":
         """Decide a request from its start."""
 
-    def serve(self, request: RequestContext, caller: Caller[Grant]) -> "Response | Pending":
+    def serve(self, request: RequestContext, caller: Caller) -> "Response | Pending":
         """Decide a request of a caller whose token is verified."""
 
     def answer(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str
+        self, request: RequestContext, caller: Caller, session_id: str
     ) -> "Response | Pending":
         """Answer from the shared copy, or wait for its load."""
 
     def answer_with(
-        self, request: RequestContext, caller: Caller[Grant], session_id: str, served: "Served"
+        self, request: RequestContext, caller: Caller, session_id: str, served: "Served"
     ) -> "Response | Pending":
         """Answer from a copy, or with the events of its session."""
 
@@ -125,7 +124,7 @@ class PendingLoad:
     """Waits for the load of a session's copy."""
 
     request: RequestContext
-    caller: Caller[Grant]
+    caller: Caller
     session_id: str
     load: QueuedLoad
     fallback: Copy | None
@@ -138,14 +137,42 @@ class PendingLoad:
         """The future of the load's outcome."""
         return self.load.outcome
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether only the end of the call upstream ends the wait, so it takes no timer."""
-        return self.fallback is None and self.load.spent
-
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the load."""
         await wait_for(gateway, self.request, [self])
+
+    def call_back(self, gateway: Resumable, then: Callable[[], None]) -> Callable[[], None]:
+        """Call *then* at the end of the wait, which is that of `wait` without a task.
+
+        Returns what to call if the browser leaves; it does nothing after the end.
+        """
+        load, fallback, (began, _) = self.load, self.fallback, gateway.clock()
+
+        def stop() -> bool:
+            if timer is not None:
+                timer.cancel()
+            return load.outcome.remove_done_callback(end) > 0
+
+        def end(_: object = None) -> None:
+            stop()
+            leave([self], again=True)
+            self.request.waited = (self.request.waited or 0.0) + gateway.clock()[0] - began
+            then()
+
+        def leave_early() -> None:
+            if stop():
+                leave([self], again=False)
+
+        def end_if_queued() -> None:
+            if not load.outcome.done() and (fallback is not None or load.queued):
+                end()
+
+        timer = None
+        if fallback is not None or not load.spent:
+            seconds = load.longest_wait(began) if fallback is None else FALLBACK_SECONDS
+            timer = asyncio.get_running_loop().call_later(seconds, end_if_queued)
+        load.outcome.add_done_callback(end)
+        return leave_early
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""
@@ -184,7 +211,7 @@ class PendingLoad:
 
 
 def conclude_member(
-    gateway: Resumable, pending: PendingMember, caller: Caller[Grant]
+    gateway: Resumable, pending: PendingMember, caller: Caller
 ) -> "Response | Pending":
     """Answer with the result of a wait for one session; look it up again if that was purged."""
     request = pending.request
@@ -198,9 +225,7 @@ def conclude_member(
     return gateway.answer_with(request, caller, pending.session_id, served)
 
 
-def outcome(
-    gateway: Resumable, pending: PendingMember, holder: Holder[Grant]
-) -> Served | Refusal | None:
+def outcome(gateway: Resumable, pending: PendingMember, holder: Holder) -> Served | Refusal | None:
     """Take the result of a wait for one session.
 
     A refusal of a revoked session becomes ``unauthorized``: it reveals nothing else.

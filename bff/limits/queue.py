@@ -7,7 +7,8 @@ then the one with the oldest copy. Nobody has two turns in a row while others wa
 takes at most half of the budget.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from heapq import heapify, heappop, heappush
 from itertools import count
 from operator import attrgetter
 from typing import Final, Generic, TypeVar
@@ -53,6 +54,10 @@ class Turn:
 
 
 TurnT = TypeVar("TurnT", bound=Turn)
+_Ranked = tuple[tuple[float, int], int, TurnT]
+"""An entry of a heap: the rank of a turn, a number that no other entry has, the turn."""
+_SKIPPED: Final = 16
+"""Entries that a heap may hold beyond twice the loads; then it is made again."""
 
 
 class _Caller(Generic[TurnT]):
@@ -64,13 +69,16 @@ class _Caller(Generic[TurnT]):
         loads: its refreshes, and its awaited loads, by key; the index says whether awaited.
     """
 
-    __slots__ = ("loads", "name", "passed", "rank")
+    __slots__ = ("_numbers", "_order", "loads", "name", "passed", "rank")
 
     def __init__(self, name: Hashable, rank: int) -> None:
         self.name = name
         self.rank = rank
         self.passed = 0
         self.loads: tuple[dict[Hashable, TurnT], dict[Hashable, TurnT]] = {}, {}
+        self._order: tuple[list[_Ranked[TurnT]], list[_Ranked[TurnT]]] = [], []
+        """Heaps of `loads` by rank. Entries of turns that left or have another rank are skipped."""
+        self._numbers = count()
 
     @property
     def size(self) -> int:
@@ -78,7 +86,8 @@ class _Caller(Generic[TurnT]):
 
     def has(self, *, awaited: bool, new: bool) -> bool:
         """Whether it has a load of this kind; with *new*, one that was not denied."""
-        return any(not (new and turn.denied) for turn in self.loads[awaited].values())
+        loads = self.loads[awaited]
+        return any(not turn.denied for turn in loads.values()) if new else bool(loads)
 
     def next(self, *, new: bool) -> TurnT:
         """Take its next turn."""
@@ -87,8 +96,27 @@ class _Caller(Generic[TurnT]):
         if has_refresh and self.passed >= REFRESH_EVERY - 1:
             awaited = False
         self.passed = self.passed + 1 if awaited and has_refresh else 0
-        turns: Iterable[TurnT] = self.loads[awaited].values()
-        return min((turn for turn in turns if not turn.denied) if new else turns, key=_rank)
+        loads, order = self.loads[awaited], self._order[awaited]
+        if new:
+            return min((turn for turn in loads.values() if not turn.denied), key=_rank)
+        while True:
+            rank, _, turn = order[0]
+            if loads.get(turn.key) is turn and turn.rank == rank:
+                return turn
+            heappop(order)
+
+    def holds(self, turn: TurnT) -> bool:
+        """Whether *turn* waits on behalf of this caller."""
+        return any(loads.get(turn.key) is turn for loads in self.loads)
+
+    def push(self, turn: TurnT) -> None:
+        """Put *turn*, which is in `loads`, into the order of ranks."""
+        awaited = turn.key in self.loads[True]
+        loads, order = self.loads[awaited], self._order[awaited]
+        heappush(order, (turn.rank, next(self._numbers), turn))
+        if len(order) > 2 * len(loads) + _SKIPPED:
+            order[:] = [(turn.rank, next(self._numbers), turn) for turn in loads.values()]
+            heapify(order)
 
     def last(self) -> TurnT:
         """Return the load that comes last: a refresh if it has one."""
@@ -249,13 +277,21 @@ class FairQueue(Generic[TurnT]):
         refreshes, _ = mine.loads
         if awaited:
             refreshes.pop(turn.key, None)
+        waits = mine.loads[awaited].get(turn.key) is turn
         mine.loads[awaited][turn.key] = turn
         # An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
         # so the caller's lists do not starve.
-        turn.rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)
+        rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)
+        moves, turn.rank = rank != turn.rank, rank
         turn.awaited |= awaited
         turn.callers.add(caller)
         self._turns[turn.key] = turn
+        if not waits:
+            mine.push(turn)
+        if moves:
+            for name in turn.callers:
+                if (other := self._callers.get(name)) and other.holds(turn):
+                    other.push(turn)
 
     def _remove(self, turn: TurnT) -> None:
         """Take *turn* out of the queue; it keeps its callers, and may be put back."""

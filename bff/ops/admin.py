@@ -6,7 +6,7 @@ If another worker or replica does not confirm an order, the answer says so.
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -93,6 +93,7 @@ class Ops:
                 Route("/revocations", self._revoke, methods=["POST"]),
                 Route("/revocations", self._undo, methods=["DELETE"]),
             ],
+            exception_handlers={RevocationError: _refuse_revocation},
         )
 
     def drain(self) -> None:
@@ -212,19 +213,13 @@ class Ops:
 
     async def _revoke(self, request: Request) -> Response:
         """Revoke tokens from the next request on; `revocations.parse` defines the body."""
-        try:
-            revocation = parse(await _json_body(request), self._clock()[1])
-        except RevocationError as exc:
-            return _refusal(Refusal("bad_request", str(exc)))
+        revocation = parse(await _json_body(request), self._clock()[1])
         return await self._announce(revocation, "revoked")
 
     async def _undo(self, request: Request) -> Response:
         """Undo a revocation; the body names it as for `_revoke`."""
         _, wall = self._clock()
-        try:
-            undoing = replace(parse(await _json_body(request), wall), undone=True)
-        except RevocationError as exc:
-            return _refusal(Refusal("bad_request", str(exc)))
+        undoing = replace(parse(await _json_body(request), wall), undone=True)
         named = (undoing.kind, undoing.value)
         if named not in {(r.kind, r.value) for r in self._listed(wall)}:
             return _refusal(Refusal("not_found", "No such revocation is in force"))
@@ -232,23 +227,33 @@ class Ops:
 
     async def _announce(self, revocation: Revocation, done: str) -> Response:
         """Apply a revocation in this worker, at the other workers and at the other replicas."""
-        try:
-            self._gateway.revocations.add(revocation, self._clock()[1])
-        except RevocationError as exc:
-            return _refusal(Refusal("bad_request", str(exc)))
+        self._gateway.revocations.add(revocation, self._clock()[1])
         if revocation.undone:
             self._telemetry.log.warning("revocation_undone", kind=revocation.kind)
         else:
             self._telemetry.log.warning("revoked", kind=revocation.kind)
-        answers = await self._ask_peers("revoke", revocation.encode())
+        text = revocation.encode()
+        unconfirmed = await self._order(done, ("revoke", text), lambda shared: shared.revoke(text))
+        return unconfirmed or JSONResponse({done: revocation.kind, "until": revocation.until})
+
+    async def _order(
+        self,
+        done: str,
+        command: tuple[str, ...],
+        share: Callable[[Sharing], Awaitable[None]],
+    ) -> Response | None:
+        """Give an order to the other workers and replicas; None if all have confirmed it."""
+        silent = _silent(await self._ask_peers(*command))
+        text = f"Worker {', '.join(map(str, silent))} did not answer: {done} at the others only"
         try:
             if self._sharing is not None:
-                await self._sharing.revoke(revocation.encode())
+                await share(self._sharing)
         except StoreUnavailable:
-            return _store_down(done)
-        if silent := _silent(answers):
-            return _workers_silent(done, silent)
-        return JSONResponse({done: revocation.kind, "until": revocation.until})
+            text = f"The store is down: {done} at this replica only"
+        else:
+            if not silent:
+                return None
+        return _refusal(Refusal("not_ready", f"{text}; send it again"))
 
     async def _list_revocations(self, _: Request) -> Response:
         listed = self._listed(self._clock()[1])
@@ -267,16 +272,13 @@ class Ops:
             return _refusal(refused.refusal)
         self._purge_copies(id_)
         self._telemetry.count(metrics.PURGES)
-        answers = await self._ask_peers("purge", id_)
-        try:
-            if self._sharing is not None:
-                for name in self._gateway.config.environments:
-                    await self._sharing.purge(name, id_)
-        except StoreUnavailable:
-            return _store_down("purged")
-        if silent := _silent(answers):
-            return _workers_silent("purged", silent)
-        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+        async def share(sharing: Sharing) -> None:
+            for name in self._gateway.config.environments:
+                await sharing.purge(name, id_)
+
+        unconfirmed = await self._order("purged", ("purge", id_), share)
+        return unconfirmed or Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _metrics(self, _: Request) -> Response:
         text = self._telemetry.metrics().decode()
@@ -292,6 +294,7 @@ def ops_protocol() -> "partial[BoundedProtocol]":
         headers=100,
         request_seconds=10.0,
         idle_seconds=75.0,
+        unread_seconds=75.0,
         connections=_MAX_CONNECTIONS,
         connections_per_address=_MAX_CONNECTIONS,
         buffered_bytes=_MAX_BUFFERED,
@@ -353,15 +356,8 @@ def _silent(answers: Mapping[int, Any]) -> list[int]:
     return sorted(number for number, answer in answers.items() if not answer)
 
 
-def _workers_silent(done: str, silent: list[int]) -> Response:
-    numbers = ", ".join(map(str, silent))
-    text = f"Worker {numbers} did not answer: {done} at the others only; send it again"
-    return _refusal(Refusal("not_ready", text))
-
-
-def _store_down(done: str) -> Response:
-    text = f"The store is down: {done} at this replica only; send it again"
-    return _refusal(Refusal("not_ready", text))
+async def _refuse_revocation(_: Request, exc: Exception) -> Response:
+    return _refusal(Refusal("bad_request", str(exc)))
 
 
 async def _json_body(request: Request) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from contextlib import aclosing
 
 from bff.clock import system_clock
-from bff.config.builder import sources
+from bff.config.builder import issuer, sources
 from bff.config.settings import Settings
 from bff.errors import UpstreamError
 from bff.ops.check_upstream import UpstreamChecker
@@ -11,7 +11,7 @@ from bff.sessions import ids
 from bff.tokens.explain import Check, explain
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import read_jwks
-from bff.tokens.verify import Issuer, read_unverified
+from bff.tokens.verify import read_unverified
 
 
 async def explain_token(settings: Settings, token: str, wall: float) -> tuple[list[Check], str]:
@@ -25,16 +25,7 @@ async def explain_token(settings: Settings, token: str, wall: float) -> tuple[li
         environments = [await checker.with_id(one) for one in settings.environments]
         for source in own_sources:
             await _fetch_keys(checker, source, wall)
-    issuers = [
-        Issuer(
-            one.name,
-            one.id,
-            tuple(key.reveal() for key in one.signing_keys),
-            upstream="upstream" in one.verify,
-            pending=one.learn,
-        )
-        for one in environments
-    ]
+    issuers = [issuer(one, one.id, pending=one.learn) for one in environments]
     encoded = token.encode(errors="replace")
     checks = explain(encoded, issuers, own_sources, wall)
     if checks[0].passed is False:

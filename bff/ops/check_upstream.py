@@ -9,9 +9,9 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-from bff import __version__
 from bff.background import Background
 from bff.clock import Clock
+from bff.config.builder import credentials
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
@@ -22,7 +22,6 @@ from bff.sessions import ids
 from bff.telemetry import Telemetry
 from bff.upstream.api import Quota, Upstream, read_quota
 from bff.upstream.connection import Answer
-from bff.upstream.credentials import Credentials
 from bff.upstream.identity import api_error
 from bff.upstream.other_hosts import Network
 
@@ -123,12 +122,7 @@ class UpstreamChecker(Checker):
     def _upstream(self, environment: EnvironmentSettings) -> Upstream:
         return Upstream(
             self._network.api,
-            credentials=Credentials(
-                url=environment.api_url,
-                secret_keys=[key.reveal() for key in environment.secret_keys],
-                branch=environment.branch,
-                user_agent=f"bff/{__version__}",
-            ),
+            credentials=credentials(environment),
             timeout=self._settings.upstream_timeout,
             observe=lambda _: None,
             clock=self._clock,

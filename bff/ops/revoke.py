@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
+from bff.ops.client import confirm
+
+PATH: Final = "/revocations"
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -27,51 +27,22 @@ def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
     return click.option(*names, multiple=True, callback=once, **settings)
 
 
-_TIMEOUT: Final = 5.0
-"""Seconds for each read and write; the gateway waits up to a second for its workers and store."""
-
-
-class RevokeError(Exception):
-    """The gateway did not confirm; the text is its answer, or a remedy if it gave none."""
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Parse ``host:port`` or ``http://host:port``.
+def revoke(host: str, port: int, body: Mapping[str, Any], *, undo: bool) -> str:
+    """Send or undo one revocation, and return the gateway's confirmation.
 
     Raises:
-        ValueError: the text has another form.
+        OpsError: no gateway answered, or it refused.
     """
-    parts = urlsplit(text if "//" in text else f"//{text}")
-    if parts.scheme not in ("", "http") or not (parts.hostname and parts.port) or parts.path[1:]:
-        raise ValueError(text)
-    return parts.hostname, parts.port
-
-
-def revoke(host: str, port: int, body: Mapping[str, Any]) -> str:
-    """Send one revocation and return the gateway's confirmation.
-
-    Raises:
-        RevokeError: no gateway answered, or it refused.
-    """
-    return _send(host, port, "POST", body)
-
-
-def undo(host: str, port: int, body: Mapping[str, Any]) -> str:
-    """Undo one revocation and return the gateway's confirmation.
-
-    Raises:
-        RevokeError: as `revoke`.
-    """
-    return _send(host, port, "DELETE", body)
+    return confirm(host, port, "DELETE" if undo else "POST", PATH, body)
 
 
 def listed(host: str, port: int) -> list[str]:
     """List the revocations in force, one a line.
 
     Raises:
-        RevokeError: as `revoke`.
+        OpsError: as `revoke`.
     """
-    revocations = json.loads(_send(host, port, "GET", {}))["revocations"]
+    revocations = json.loads(confirm(host, port, "GET", PATH))["revocations"]
     return [_line(one) for one in revocations] or ["No revocation is in force."]
 
 
@@ -84,26 +55,3 @@ def _line(revocation: Mapping[str, Any]) -> str:
 
 def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _send(host: str, port: int, method: str, body: Mapping[str, Any]) -> str:
-    connection = HTTPConnection(host, port, timeout=_TIMEOUT)
-    try:
-        if body:
-            headers = {"content-type": "application/json"}
-            connection.request(method, "/revocations", json.dumps(body), headers)
-        else:
-            connection.request(method, "/revocations")
-        response = connection.getresponse()
-        text = response.read().decode(errors="replace")
-    except (OSError, HTTPException) as exc:
-        reason = getattr(exc, "strerror", None) or type(exc).__name__
-        raise RevokeError(
-            f"No gateway answers on its ops port at {host}:{port} ({reason}); set --ops, or "
-            "BFF_OPS_HOST and BFF_OPS_PORT"
-        ) from None
-    finally:
-        connection.close()
-    if response.status != HTTPStatus.OK:
-        raise RevokeError(text)
-    return text

@@ -8,15 +8,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
 from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from bff import metrics
+from bff.ops.client import send
 
-_TIMEOUT: Final = 7.0
-"""Seconds for each read: a verbose `/readyz` may wait for upstream."""
 _TOP: Final = 5
 """Reasons of refusals that are shown, most frequent first."""
 _HITS: Final = ("hit", "stale", "last_resort")
@@ -63,10 +61,6 @@ def _value(gauges: Gauges, name: str, labels: Labels) -> float:
     return gauges.get(name, {}).get(labels, 1.0)
 
 
-class StatusError(Exception):
-    """No gateway answered; the text is the remedy."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The answers of the ops port at one moment."""
@@ -100,29 +94,15 @@ def read(host: str, port: int, now: float) -> Reading:
     """Read the ops port.
 
     Raises:
-        StatusError: no gateway answers there.
+        OpsError: no gateway answers there.
     """
-    readiness: Any = json.loads(_get(host, port, "/readyz"))
+    readiness: Any = json.loads(send(host, port, "GET", "/readyz")[1])
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
-    for family in text_string_to_metric_families(_get(host, port, "/metrics")):
+    _, text = send(host, port, "GET", "/metrics")
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     return Reading(now, readiness, samples)
-
-
-def _get(host: str, port: int, path: str) -> str:
-    connection = HTTPConnection(host, port, timeout=_TIMEOUT)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read().decode(errors="replace")
-    except (OSError, HTTPException) as exc:
-        reason = getattr(exc, "strerror", None) or type(exc).__name__
-        raise StatusError(
-            f"No gateway answers on its ops port at {host}:{port} ({reason}); start one "
-            "(bff serve), or name its address: --ops, or BFF_OPS_HOST and BFF_OPS_PORT"
-        ) from None
-    finally:
-        connection.close()
 
 
 def screen(now: Reading, before: Reading | None = None) -> str:

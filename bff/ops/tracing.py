@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -191,36 +192,36 @@ class Tracing:
         return traced
 
 
+@dataclass(eq=False)
 class RequestSpan:
     """The span of one request."""
 
-    def __init__(self, tracer: Any, span: Any, error: Any) -> None:
-        self._tracer = tracer
-        self._span = span
-        self._error = error
+    tracer: Any
+    span: Any
+    error: Any
 
     @contextmanager
     def decide(self) -> Iterator[None]:
         """Make a span for the decision, below the request's."""
-        with self._tracer.start_as_current_span("decide", record_exception=False):
+        with self.tracer.start_as_current_span("decide", record_exception=False):
             yield
 
     def answered(self, response: Response, answer: Response | Pending) -> None:
         """Set the status of the answer, and whether the request waited for another's load."""
-        self._span.set_attribute("http.response.status_code", response.status)
+        self.span.set_attribute("http.response.status_code", response.status)
         if isinstance(answer, PendingLoad | PendingIntrospection):
-            self._span.set_attribute("bff.joined", answer.collapsed)
+            self.span.set_attribute("bff.joined", answer.collapsed)
         if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._span.set_status(self._error)
+            self.span.set_status(self.error)
 
 
+@dataclass(eq=False)
 class TracedEndpoint:
     """Answers browsers as `asgi.Endpoint` does, with a span for each request."""
 
-    def __init__(self, gateway: Gateway, clock: Clock, tracing: Tracing) -> None:
-        self._gateway = gateway
-        self._clock = clock
-        self._tracing = tracing
+    gateway: Gateway
+    clock: Clock
+    tracing: Tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the span of a stream ends with its head."""
@@ -229,12 +230,10 @@ class TracedEndpoint:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         head = read_head(scope)
-        with self._tracing.request(head, scope["headers"]) as span:
+        with self.tracing.request(head, scope["headers"]) as span:
             with span.decide():
-                answer = self._gateway.decide(head, *self._clock())
+                answer = self.gateway.decide(head, *self.clock())
             prepare(answer, scope, receive)
-            response = (
-                answer if isinstance(answer, Response) else await self._gateway.finish(answer)
-            )
+            response = answer if isinstance(answer, Response) else await self.gateway.finish(answer)
             span.answered(response, answer)
             return response

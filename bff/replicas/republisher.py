@@ -11,13 +11,14 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from bff.background import DONE, Background, Beat
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, messages
 from bff.replicas.connection import Connection
 from bff.replicas.valkey import StoreError, StoreUnavailable
+from bff.tokens.revocations import Revocation
 
 OTHERS_SECONDS: Final = 10.0
 """Seconds for which a replica that may lack revocations lets others complete the data. A replica
@@ -38,13 +39,6 @@ _MAX_MESSAGES: Final = 200
 
 _MARKER = re.compile(rb"(partial|complete) ([0-9a-f]+)")
 _COMPLETE: Final = b"complete"
-
-
-class Encodable(Protocol):
-    """A revocation."""
-
-    def encode(self) -> str:
-        """Write it as an announcement."""
 
 
 class Republisher:
@@ -69,7 +63,7 @@ class Republisher:
         *,
         background: Background,
         name: str,
-        revocations: Callable[[], Sequence[Encodable]],
+        revocations: Callable[[], Sequence[Revocation]],
         join: Callable[[], Awaitable[None]],
         catch_up: Callable[[], Awaitable[None]],
         tokens: Callable[[], str],
@@ -86,7 +80,8 @@ class Republisher:
         self._knows_all = False
         """Whether this replica has read complete data: only then may it mark data complete."""
         self._running = False
-        self._ready = asyncio.Event()
+        self.ready = asyncio.Event()
+        """Set once this replica has found the data complete."""
 
     def on_marker(self, marker: bytes | None) -> None:
         """Complete the data if the marker that a heartbeat read has changed."""
@@ -95,10 +90,6 @@ class Republisher:
         if not self._running:
             self._running = True
             self._background.start("store_revocations", partial(self._run, marker))
-
-    async def ready(self) -> None:
-        """Wait until this replica has found the data complete once."""
-        await self._ready.wait()
 
     async def close(self) -> None:
         """Stop."""
@@ -115,7 +106,7 @@ class Republisher:
         finally:
             self._running = False
         self._confirmed, self._knows_all = complete, True
-        self._ready.set()
+        self.ready.set()
         return DONE
 
     async def _complete(self, marker: bytes | None) -> bytes:
@@ -162,7 +153,7 @@ class Republisher:
                 return kept
 
     async def _publish(
-        self, data: bytes, revocations: Sequence[Encodable], kept: set[bytes]
+        self, data: bytes, revocations: Sequence[Revocation], kept: set[bytes]
     ) -> tuple[bytes, bool]:
         """Announce the revocations that are not *kept*, and mark the data as complete.
 

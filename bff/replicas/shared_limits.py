@@ -89,7 +89,7 @@ class SharedLimits:
     def wait(self, environment: str, budget: Budget, now: float, ahead: int = 0) -> float:
         """Return the seconds until one more load may start, after *ahead* others; 0 for now.
 
-        While the store is up, only the store decides; a wait is known only after it denied one.
+        While the store is up, only the store decides: a wait is known once it has denied a load.
         """
         shared = self._budget(environment, budget)
         if shared is None or not self.up:

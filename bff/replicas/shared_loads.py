@@ -167,6 +167,7 @@ class _Search(Generic[T]):
     answer."""
 
 
+@dataclass(eq=False)
 class SharedLoads:
     """Makes loads, each by one replica for all.
 
@@ -183,24 +184,13 @@ class SharedLoads:
         count: counts a metric.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        denials: Denials,
-        timeout: float,
-        deadline: float,
-        clock: Clock,
-        tokens: Callable[[], str],
-        count: Callable[..., None],
-    ) -> None:
-        self._store = store
-        self._denials = denials
-        self._timeout = timeout
-        self._deadline = deadline
-        self._clock = clock
-        self._tokens = tokens
-        self._count = count
+    store: Store
+    denials: Denials
+    timeout: float
+    deadline: float
+    clock: Clock
+    tokens: Callable[[], str]
+    count: Callable[..., None]
 
     async def get(
         self, lookup: SharedLookup[T], load: Callable[[float | None, float], Awaitable[T]]
@@ -213,17 +203,17 @@ class SharedLoads:
         Returns:
             The outcome; the entry stored before, fresh or not; whether this replica loaded it.
         """
-        deadline = Deadline(self._timeout, self._clock)
+        deadline = Deadline(self.timeout, self.clock)
         nothing: _Search[T] = _Search()
         search = await if_available(self._search(lookup, deadline)) or nothing
         claim, entry = search.claim, search.entry
         if claim is None and entry is not None and lookup.is_answer(entry):
-            self._count(lookup.metric, "used")
+            self.count(lookup.metric, "used")
             return entry, entry, False
         if claim is None:
             return await load(search.wait, deadline.left), entry, True
         renewal = _Renewal(
-            partial(self._store.renew, lookup.prefix, lookup.id, claim.token, CLAIM_SECONDS)
+            partial(self.store.renew, lookup.prefix, lookup.id, claim.token, CLAIM_SECONDS)
         )
         try:
             outcome = await load(search.wait, deadline.left)
@@ -234,15 +224,15 @@ class SharedLoads:
 
     async def _search(self, lookup: SharedLookup[T], deadline: Deadline) -> _Search[T]:
         """Find an answer, or claim the load, or wait until its holder has stored a result."""
-        (began, _), polls, left = self._clock(), 0, deadline.left
-        budget, fresh, token = lookup.budget, lookup.fresh_for, self._tokens()
+        (began, _), polls, left = self.clock(), 0, deadline.left
+        budget, fresh, token = lookup.budget, lookup.fresh_for, self.tokens()
         while True:
             # We wait for another replica's load, so only the last poll counts against the timeout.
-            async with self._store.turns:
-                deadline.left, (sent, _) = left, self._clock()
-                remembered = self._denials.ask(budget, sent)
+            async with self.store.turns:
+                deadline.left, (sent, _) = left, self.clock()
+                remembered = self.denials.ask(budget, sent)
                 looked_up = await deadline.wait(
-                    self._store.load(
+                    self.store.load(
                         lookup.prefix,
                         lookup.id,
                         "" if remembered else token,
@@ -254,15 +244,15 @@ class SharedLoads:
                 )
             entry = self._decode(lookup, looked_up.value, looked_up.left, sent)
             if looked_up.claimed:
-                self._denials.forget(budget)
-                return _Search(Claim(token, looked_up.time, self._clock()[0]), entry, 0.0)
+                self.denials.forget(budget)
+                return _Search(Claim(token, looked_up.time, self.clock()[0]), entry, 0.0)
             if entry is not None and lookup.is_answer(entry):
                 return _Search(entry=entry)
             if looked_up.denied:
                 if not remembered:
-                    self._denials.record(budget, self._clock()[0], looked_up.denied)
+                    self.denials.record(budget, self.clock()[0], looked_up.denied)
                 return _Search(entry=entry, wait=remembered or looked_up.denied)
-            if sent - began > self._deadline:
+            if sent - began > self.deadline:
                 return _Search(entry=entry)
             if looked_up.value is not None and looked_up.age <= fresh:
                 # It is too old for this lookup: claim the load unless there is a later value.
@@ -277,18 +267,18 @@ class SharedLoads:
         # After a reload the value may belong to the earlier settings.
         value = lookup.encode(outcome, previous, claim.time) if lookup.is_current() else None
         for id_ in value.obsolete if value else ():
-            self._store.drop(lookup.prefix, id_)
-        if value is None or value.ends <= self._clock()[0]:
-            self._store.release(lookup.prefix, lookup.id, claim.token)
+            self.store.drop(lookup.prefix, id_)
+        if value is None or value.ends <= self.clock()[0]:
+            self.store.release(lookup.prefix, lookup.id, claim.token)
             return
-        self._store.keep(
+        self.store.keep(
             lookup.prefix,
             [lookup.id, *value.ids],
             value.data,
             token=claim.token,
             claimed=claim.time,
             until=claim.at(value.ends),
-            done=partial(self._count, lookup.metric),
+            done=partial(self.count, lookup.metric),
         )
 
     def _decode(
@@ -301,7 +291,7 @@ class SharedLoads:
         """
         if value is None:
             return None
-        now, wall = self._clock()
+        now, wall = self.clock()
 
         def moment(made: float, lifetime: float) -> float:
             if seconds < 0:
@@ -312,6 +302,6 @@ class SharedLoads:
             return lookup.decode(value, moment)
         except (ForeignError, PurgedError) as exc:
             result = "purged" if isinstance(exc, PurgedError) else "dropped"
-            self._count(lookup.metric, result)
-            self._store.drop(lookup.prefix, lookup.id)
+            self.count(lookup.metric, result)
+            self.store.drop(lookup.prefix, lookup.id)
             return None

@@ -1,8 +1,9 @@
-"""News for listeners: announcements of which a loss does no harm, because they only save time."""
+"""News for listeners: announcements that only save time, so losing one does no harm."""
 
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bff.clock import Clock
@@ -14,6 +15,7 @@ USEFUL_SECONDS: Final = 60.0
 """Seconds after which news are ignored: a replica that starts reads old announcements."""
 
 
+@dataclass(eq=False)
 class SharedNews:
     """Announces news of an environment to all replicas, and receives those of others.
 
@@ -25,31 +27,22 @@ class SharedNews:
         received: gets the environment and the values of each `announce`, of this replica's too.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        namespaces: Callable[[], Mapping[str, Namespace]],
-        clock: Clock,
-        spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
-        received: Callable[..., None],
-    ) -> None:
-        self._store = store
-        self._namespaces = namespaces
-        self._clock = clock
-        self._spawn = spawn
-        self._received = received
+    store: Store
+    namespaces: Callable[[], Mapping[str, Namespace]]
+    clock: Clock
+    spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+    received: Callable[..., None]
 
     def announce(self, environment: str, *news: Any) -> None:
-        """Tell all replicas *news*, which JSON can write; nobody waits for it."""
-        namespace = self._namespaces().get(environment)
-        if namespace is not None and self._store.up:
-            _, wall = self._clock()
-            text = conceal(self._store.key.agreed, json.dumps([wall, *news])).decode()
-            self._spawn(self._publish(namespace.origin, text))
+        """Announce *news*, values that JSON can hold, to all replicas; nobody waits for it."""
+        namespace = self.namespaces().get(environment)
+        if namespace is not None and self.store.up:
+            _, wall = self.clock()
+            text = conceal(self.store.key.agreed, json.dumps([wall, *news])).decode()
+            self.spawn(self._publish(namespace.origin, text))
 
     async def _publish(self, origin: str, text: str) -> None:
-        await if_available(self._store.publish("news", origin=origin, news=text))
+        await if_available(self.store.publish("news", origin=origin, news=text))
 
     def receive(self, origin: str, text: str) -> None:
         """Pass on an announcement.
@@ -57,9 +50,9 @@ class SharedNews:
         Raises:
             ValueError: no gateway wrote it.
         """
-        sent, *news = json.loads(reveal(self._store.key.agreed, text.encode()))
-        if abs(self._clock()[1] - sent) > USEFUL_SECONDS:
+        sent, *news = json.loads(reveal(self.store.key.agreed, text.encode()))
+        if abs(self.clock()[1] - sent) > USEFUL_SECONDS:
             return
-        for environment, namespace in self._namespaces().items():
+        for environment, namespace in self.namespaces().items():
             if namespace.origin == origin:
-                self._received(environment, *news)
+                self.received(environment, *news)

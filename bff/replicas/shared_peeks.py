@@ -1,6 +1,7 @@
 """Peeks that replicas share: one a session and TTL, paid by a budget of all replicas."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from bff.clock import Clock
 from bff.limits.budget import Budget
@@ -13,6 +14,7 @@ from bff.replicas.shared_loads import SharedLoads, SharedLookup
 from bff.replicas.store import Store
 
 
+@dataclass(eq=False)
 class SharedPeeks:
     """Makes peeks, each by one replica for all.
 
@@ -24,20 +26,11 @@ class SharedPeeks:
         clock: reads the two clocks.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        loads: SharedLoads,
-        limits: SharedLimits,
-        namespaces: Callable[[], Mapping[str, Namespace]],
-        clock: Clock,
-    ) -> None:
-        self._store = store
-        self._loads = loads
-        self._limits = limits
-        self._namespaces = namespaces
-        self._clock = clock
+    store: Store
+    loads: SharedLoads
+    limits: SharedLimits
+    namespaces: Callable[[], Mapping[str, Namespace]]
+    clock: Clock
 
     async def peek(
         self,
@@ -52,25 +45,25 @@ class SharedPeeks:
         Returns:
             None if the *budget* is spent.
         """
-        namespace = self._namespaces().get(environment)
+        namespace = self.namespaces().get(environment)
 
         async def spend(wait: float | None, timeout: float) -> Peek | None:
             if wait is None:
-                wait = await self._limits.spend(environment, budget, timeout=timeout)
+                wait = await self.limits.spend(environment, budget, timeout=timeout)
             elif wait <= 0:
-                budget.spend(self._clock()[0])  # this replica counts it too: the store may go down
+                budget.spend(self.clock()[0])  # this replica counts it too: the store may go down
             return await ask() if wait <= 0 else None
 
-        if namespace is None or not self._store.up:
-            return await spend(None, self._limits.timeout)
+        if namespace is None or not self.store.up:
+            return await spend(None, self.limits.timeout)
         lookup: SharedLookup[Peek | None] = PeekLookup(
             namespace=namespace,
-            key=self._store.key.agreed,
+            key=self.store.key.agreed,
             session_id=id_,
             budget=SharedBudget(namespace.origin, budget.limit, budget.seconds, budget.name),
             fresh_for=ttl,
-            clock=self._clock,
-            is_current=lambda: self._namespaces().get(environment) is namespace,
+            clock=self.clock,
+            is_current=lambda: self.namespaces().get(environment) is namespace,
         )
-        peek, _, _ = await self._loads.get(lookup, spend)
+        peek, _, _ = await self.loads.get(lookup, spend)
         return peek

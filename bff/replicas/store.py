@@ -14,10 +14,11 @@ from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
 from bff.replicas.connection import Connection
-from bff.replicas.republisher import Encodable, Republisher
+from bff.replicas.republisher import Republisher
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.store_key import StoreKey
 from bff.replicas.valkey import ClientFactory, StoreAddress
+from bff.tokens.revocations import Revocation
 
 _NO_KEY: Final = -2
 """PTTL's answer for a key that does not exist."""
@@ -68,6 +69,7 @@ class Store:
         random: makes random bytes.
 
     Attributes:
+        turns: the loads that may wait for an answer now.
         key: the key that the replicas share and the store does not know.
     """
 
@@ -80,7 +82,7 @@ class Store:
         name: str,
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
-        revocations: Callable[[], Sequence[Encodable]],
+        revocations: Callable[[], Sequence[Revocation]],
         tokens: Callable[[], str],
         random: Callable[[int], bytes],
     ) -> None:
@@ -93,8 +95,9 @@ class Store:
             name=name,
             count=count,
             changed=changed,
-            on_marker=self._look_at,
+            on_marker=lambda marker: self.republisher.on_marker(marker),  # noqa: PLW0108  made later
         )
+        self.turns = connection.turns
         self.key = StoreKey(connection, random)
         self._received: Callable[[str, dict[str, str]], None] = lambda _, __: None
         self.listener = Listener(
@@ -124,17 +127,9 @@ class Store:
         await self.connection.open()
         try:
             async with asyncio.timeout(_READY_SECONDS):
-                await self.republisher.ready()
+                await self.republisher.ready.wait()
         except TimeoutError:
             raise self._clients.error("is too slow to send the revocations") from None
-
-    def _look_at(self, marker: bytes | None) -> None:
-        self.republisher.on_marker(marker)
-
-    @property
-    def turns(self) -> asyncio.Semaphore:
-        """The loads that may wait for an answer now."""
-        return self.connection.turns
 
     async def _join(self) -> None:
         """Agree on the store key, and listen: announcements are concealed with it."""

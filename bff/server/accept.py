@@ -1,7 +1,7 @@
 """Accepts connections, evenly among workers, and survives a shortage of descriptors.
 
-asyncio's own server accepts as many connections as wait: of several workers the first to wake takes
-all of them. Without descriptors it closes what it accepts.
+asyncio's own server accepts every connection that waits, so the first worker to wake takes them
+all. If descriptors run out, it closes what it accepts.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Final
 from bff.server.supervisor import UNAVAILABLE, Worker
 
 _BATCH: Final = 32
-"""Connections that one wake-up accepts. Descriptors are kept free for as many."""
+"""At each wake-up at most this many connections are accepted; as many descriptors are kept free."""
 _YIELD_SECONDS: Final = 0.003
 """A worker with more connections than another waits this long, so that the other may accept."""
 _SHORT_SECONDS: Final = 0.1
@@ -53,7 +53,7 @@ class Acceptor:
         self._listen()
 
     def close(self) -> None:
-        """Stop; first accept what waits already, or the system would reset it."""
+        """Accept what already waits, because the system would reset it; then stop."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None

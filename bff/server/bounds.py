@@ -1,6 +1,7 @@
 """Bounds on connections: what one may cost, and how many there may be.
 
-`bff.config.settings` has their values. `bff.server.connection` applies those of one connection.
+`bff.config.settings` has their values. `bff.server.connection` and `bff.server.slow_readers` apply
+those of one connection.
 """
 
 from collections import Counter
@@ -20,7 +21,9 @@ class Bounds:
     request_seconds: float
     """Time for a whole request, from its first byte or from the start of the connection."""
     idle_seconds: float
-    """Time without a request; and time for the browser to read an answer."""
+    """Time without a request, after which a kept connection is closed."""
+    unread_seconds: float
+    """Time for a slow reader: a browser that reads none of an answer loses its connection."""
     connections: int
     connections_per_address: int
     buffered_bytes: int

@@ -6,36 +6,25 @@ is not plain HTTP/1.1 (RFC 9112) is refused and ends its connection; the bytes a
 """
 
 import asyncio
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
 
 from bff.errors import Refusal, Refused
-from bff.limits.client_address import browser_address
-from bff.request import HeaderFields
 from bff.response import EventStream, Response
-from bff.server.asgi import ADMIT, CUT, HOLD, STREAM
+from bff.server.asgi import CUT, HOLD, STREAM
 from bff.server.bounds import Bounds, ConnectionLimiter
-from bff.server.buffers import Holding
-from bff.server.timers import Deadline, IdleTimer
-from bff.server.uvicorn_adapter import UvicornProtocol
+from bff.server.slow_readers import Refuse, SlowReaderProtocol
+from bff.server.timers import IdleTimer
 
 LINGER_SECONDS: Final = 2.0
 """After a refusal the gateway discards incoming bytes for this long before it closes: closing with
 unread bytes resets the connection, and the browser may never see the refusal."""
 MAX_PIPELINED: Final = 32
 """Requests of one connection that may wait for earlier answers. Browsers do not pipeline."""
-LARGE_ANSWER: Final = 32 * 1024
-"""An answer with a body of this many bytes needs room before it is written. A smaller one counts
-only if it stays in the buffer of the connection."""
-_UNREAD_BYTES: Final = 8192
-"""Bytes that a browser may leave unread before they count."""
 _CODING: Final = b"transfer-encoding"
 _FRAMING: Final = frozenset((b"content-length", _CODING))
-Refuse = Callable[[Refusal, str, bytes | None], Response]
-"""Renders a refusal for a peer's address and an ``Origin``."""
 
 
 def _last_answer(response: Response) -> bytes:
@@ -45,93 +34,7 @@ def _last_answer(response: Response) -> bytes:
     return start + response.head + b"connection: close\r\n\r\n" + response.body
 
 
-class HeldProtocol(UvicornProtocol):
-    """One connection whose bytes in memory are counted, and bounded together with all others'.
-
-    Args:
-        bounds: the bounds.
-        connections: the limiter that all connections share.
-        refuse: renders the answer to a refused request.
-        arguments: those of uvicorn.
-    """
-
-    def __init__(
-        self, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
-    ) -> None:
-        super().__init__(**arguments)
-        self._bounds = bounds
-        self._connections = connections
-        self._render = refuse
-        self._unread = Deadline(self.loop)
-        self._waiting_bytes = 0
-        """Bytes of complete requests that wait for their answers."""
-        self._holding = Holding(connections.buffers, self.peer)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to count."""
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(_UNREAD_BYTES)
-        self._holding = Holding(self._connections.buffers, self.peer)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Release all bytes."""
-        self._holding.close()
-        self._unread.cancel()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Give the browser a bounded time to read the answers."""
-        super().pause_writing()
-        # A relayed stream has reserved its large events, and stops until the browser reads.
-        room = self._holding.unread(self.transport.get_write_buffer_size())
-        if not room and not self.is_relaying:
-            self._connections.count("buffers_full")
-            self.transport.abort()
-            return
-        self._unread.set(self._bounds.idle_seconds, self._close_unread)
-
-    def resume_writing(self) -> None:
-        """End that time: the browser reads again."""
-        super().resume_writing()
-        self._holding.unread(0)
-        self._unread.cancel()
-
-    def hand_over(self, extensions: dict[str, object] | None = None) -> None:
-        """Give the request to the application, and count it until it is answered."""
-        self._waiting_bytes += len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
-        super().hand_over({ADMIT: self.admit} | (extensions or {}))
-
-    def on_response_complete(self) -> None:
-        """Release the answer: it is written."""
-        super().on_response_complete()
-        self._holding.answered()
-
-    def hold_requests(self, head: int) -> bool:
-        """Count what is read and not answered; False if there is no room.
-
-        *head* is the number of bytes of an incomplete head.
-        """
-        if not self.unanswered():
-            self._waiting_bytes = 0
-        return self._holding.requests(self._waiting_bytes + self.body_bytes() + head)
-
-    def admit(self, response: Response, fields: HeaderFields) -> Response:
-        """Return *response* if there is room for it in memory, else a refusal."""
-        size = len(response.body)
-        if size < LARGE_ANSWER:
-            return response
-        address = browser_address(self.peer, fields.forwarded, self._connections.trusted)
-        if self._holding.answer(size, address):
-            return response
-        self._connections.count("buffers_full")
-        return self._render(Refusal("overloaded", retry_after=1.0), self.peer, fields.origin)
-
-    def _close_unread(self) -> None:
-        self._connections.count("unread_answer")
-        self.transport.abort()
-
-
-class BoundedProtocol(HeldProtocol):
+class BoundedProtocol(SlowReaderProtocol):
     """One connection within bounds. A complete request on a kept connection starts no timer.
 
     Args:
@@ -160,7 +63,6 @@ class BoundedProtocol(HeldProtocol):
         """Sum of the reads that the request is in, so at least the request's own size."""
         self._body_bytes = 0
         """Size of the request's body without its framing."""
-        self._deadline = Deadline(self.loop)
         self._idle = IdleTimer(self.loop, bounds.idle_seconds, self._close_idle)
 
     # -- callbacks of the transport
@@ -177,7 +79,6 @@ class BoundedProtocol(HeldProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the connection and its timers."""
         self._connections.leave(self.peer)
-        self._deadline.cancel()
         self._idle.cancel()
         super().connection_lost(exc)
 
@@ -265,7 +166,7 @@ class BoundedProtocol(HeldProtocol):
     def finish_stream(self) -> None:
         """End a pushed stream, and give the browser a bounded time to read it."""
         super().finish_stream()
-        self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+        self.limit_last_answer()
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""
@@ -329,7 +230,7 @@ class BoundedProtocol(HeldProtocol):
         super().on_response_complete()
         self.hold_requests(self._head_bytes())
         if self.transport.is_closing():
-            self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+            self.limit_last_answer()
         elif not self.is_answering():
             self._idle.start()
 

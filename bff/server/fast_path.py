@@ -12,6 +12,7 @@ last of these answers says that the connection ends, as without the fast path. A
 `BoundedProtocol` apply.
 """
 
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -23,8 +24,9 @@ from bff.gateway.pending import Pending
 from bff.request import RequestHead
 from bff.response import PushedResponse, Response, StreamResponse
 from bff.server.asgi import PENDING
-from bff.server.connection import LARGE_ANSWER, MAX_PIPELINED, BoundedProtocol
+from bff.server.connection import MAX_PIPELINED, BoundedProtocol
 from bff.server.header_cache import HeaderCache
+from bff.server.slow_readers import LARGE_ANSWER
 from bff.server.uvicorn_adapter import why_unusable
 
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
@@ -142,6 +144,7 @@ class FastPathProtocol(BoundedProtocol):
         """The current read."""
         self._waiting: RequestHead | None = None
         """The request that waits for its answer."""
+        self._leave_early: Callable[[], None] | None = None
         self._held: list[bytes] = []
         """Reads that arrived while it waits."""
         self._closing = False
@@ -183,7 +186,7 @@ class FastPathProtocol(BoundedProtocol):
             if self._refused:
                 if not self.is_answering():
                     self.transport.close()
-                    self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+                    self.limit_last_answer()
             elif not self._incomplete and not self.is_answering():
                 self._idle.start()
         alone = between_requests and self._requests == 1 and not self._refused
@@ -272,7 +275,7 @@ class FastPathProtocol(BoundedProtocol):
         self._idle.stop()
         self._waiting = head
         write = partial(self._write, head, data if keep else b"")
-        self._shared.gateway.call_back(pending, write, self.start_task)
+        self._leave_early = self._shared.gateway.call_back(pending, write, self.start_task)
         self._hold(len(data), head)
 
     def _hold(self, size: int, head: RequestHead) -> None:
@@ -286,7 +289,7 @@ class FastPathProtocol(BoundedProtocol):
 
     def _write(self, head: RequestHead, data: bytes, response: Response) -> None:
         """Write the answer that the request of *head* waited for."""
-        self._waiting = None
+        self._waiting = self._leave_early = None
         if isinstance(response, StreamResponse):
             self.start_task(self._join(response))
             return
@@ -298,7 +301,7 @@ class FastPathProtocol(BoundedProtocol):
         self.transport.write(b"".join(parts))
         if last:
             self.transport.close()
-            self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+            self.limit_last_answer()
             return
         self._idle.start()
         if data and response.status < _BAD_REQUEST:
@@ -325,7 +328,7 @@ class FastPathProtocol(BoundedProtocol):
             self.push(head, response.stream)
             return
         await self.relay(head, response.stream)
-        self._deadline.set(self._bounds.idle_seconds, self._close_unread)
+        self.limit_last_answer()
 
     def _parts(self, response: Response, *, last: bool = False) -> Parts:
         start = self._shared.start(response.status, self.server_headers())
@@ -338,6 +341,12 @@ class FastPathProtocol(BoundedProtocol):
         return admitted
 
     # -- the end of the connection
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for no load any more."""
+        if self._leave_early is not None:
+            self._leave_early()
+        super().connection_lost(exc)
 
     def drain(self) -> None:
         """Answer the next request as the last: not by what is kept of the one before."""

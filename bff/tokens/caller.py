@@ -10,13 +10,12 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final
 
 from bff.errors import Refused
 from bff.tokens.issuers import Source
 from bff.tokens.jwks import KeySet
-
-GrantT = TypeVar("GrantT")
+from bff.tokens.scopes import Grant
 
 SKEW_SECONDS: Final = 60.0
 """Seconds that a token may be issued in the future, because the minting server's clock may be fast.
@@ -39,11 +38,11 @@ OTHER_KEY: Final = KeyUse("", 0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Holder(Generic[GrantT]):
+class Holder:
     """The subject of a token and what it may read, verified or not."""
 
     environment: str
-    granted: GrantT
+    granted: Grant
     key: bytes
     """Equal for all tokens of one person, whatever their scopes. Tokens that name no person have
     equal keys if their scopes are equal."""
@@ -63,10 +62,8 @@ class Holder(Generic[GrantT]):
 
 
 @dataclass(frozen=True, slots=True)
-class Caller(Holder[GrantT]):
+class Caller(Holder):
     """A verified subject and what it may read."""
-
-    unverified: ClassVar = False
 
     signed_by: KeyUse = OTHER_KEY
     keys: KeySet | None = None
@@ -90,17 +87,16 @@ class Caller(Holder[GrantT]):
 
 
 @dataclass(frozen=True, slots=True)
-class Claimant(Holder[GrantT]):
+class Claimant(Holder):
     """The holder of a token that only upstream can verify. It can be refused, and nothing else."""
 
-    unverified: ClassVar = True
     keys: ClassVar = None
     """No key of the gateway verified the token."""
     signed_by: ClassVar = OTHER_KEY
 
     digest: bytes
     """The SHA-256 of the token."""
-    _caller: Caller[GrantT] = field(repr=False)
+    _caller: Caller = field(repr=False)
     """The caller that `accepted` returns, made once; nothing else reads it."""
 
     def keys_trusted(self, wall: float) -> bool:  # noqa: ARG002
@@ -111,12 +107,12 @@ class Claimant(Holder[GrantT]):
 def read_caller(
     claims: Mapping[str, Any],
     environment: str,
-    grant: Callable[[Iterable[object]], GrantT],
+    grant: Callable[[Iterable[object]], Grant],
     *,
     size: int,
     signed_by: KeyUse = OTHER_KEY,
     source: Source | None = None,
-) -> Caller[GrantT]:
+) -> Caller:
     """Read the caller out of the claims of a verified token.
 
     Args:
@@ -141,11 +137,11 @@ def read_caller(
 def read_claimant(
     claims: Mapping[str, Any],
     environment: str,
-    grant: Callable[[Iterable[object]], GrantT],
+    grant: Callable[[Iterable[object]], Grant],
     *,
     size: int,
     digest: bytes,
-) -> Claimant[GrantT]:
+) -> Claimant:
     """Read what one of Trigger.dev's tokens says, which only upstream can verify.
 
     Raises:
@@ -155,7 +151,7 @@ def read_claimant(
     return Claimant(**holder, digest=digest, _caller=Caller(**holder, digest=digest))
 
 
-def accepted(claimant: Claimant[GrantT]) -> Caller[GrantT]:
+def accepted(claimant: Claimant) -> Caller:
     """Return the caller of a token; only for a token that upstream has verified."""
     return claimant._caller  # noqa: SLF001  the only way from one to the other
 
@@ -163,7 +159,7 @@ def accepted(claimant: Claimant[GrantT]) -> Caller[GrantT]:
 def _read(
     claims: Mapping[str, Any],
     environment: str,
-    grant: Callable[[Iterable[object]], GrantT],
+    grant: Callable[[Iterable[object]], Grant],
     size: int,
     source: Source | None,
 ) -> dict[str, Any]:

@@ -15,15 +15,16 @@ import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic
+from typing import Any, Final
 
 from cachetools import FIFOCache
 
 from bff import strict_json
 from bff.errors import Refused
 from bff.tokens.algorithms import TRIGGER_ALGORITHM
-from bff.tokens.caller import Caller, Claimant, GrantT, KeyUse, read_caller, read_claimant
+from bff.tokens.caller import Caller, Claimant, KeyUse, read_caller, read_claimant
 from bff.tokens.issuers import Source
+from bff.tokens.scopes import Grant
 
 ISSUER: Final = "https://id.trigger.dev"
 AUDIENCE: Final = "https://api.trigger.dev"
@@ -63,7 +64,7 @@ class Issuer:
         return not self.pending and (own or self.id in (None, subject))
 
 
-class Verifier(Generic[GrantT]):
+class Verifier:
     """Verifies tokens, and keeps the verified ones until they expire.
 
     A polling tab costs one verification, not one for each poll. Bad tokens are not kept, so they
@@ -80,10 +81,10 @@ class Verifier(Generic[GrantT]):
     def __init__(
         self,
         issuers: Sequence[Issuer],
-        grant: Callable[[Iterable[object]], GrantT],
+        grant: Callable[[Iterable[object]], Grant],
         *,
         sources: Sequence[Source] = (),
-        before: "Verifier[GrantT] | None" = None,
+        before: "Verifier | None" = None,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self.issuers = tuple(issuers)
@@ -108,7 +109,7 @@ class Verifier(Generic[GrantT]):
         self._algorithms = tuple(algorithms)
         """The algorithms of tokens that no signing key verifies."""
         # First in, first out: an LRUCache would reorder at each hit, which costs a hit 3 % more.
-        self._verified: FIFOCache[bytes, Caller[GrantT] | Claimant[GrantT]] = FIFOCache(
+        self._verified: FIFOCache[bytes, Caller | Claimant] = FIFOCache(
             max_bytes, getsizeof=lambda holder: holder.size
         )
 
@@ -120,7 +121,7 @@ class Verifier(Generic[GrantT]):
         """The last use of each key."""
         return self._uses.values()
 
-    def recall(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT] | None:
+    def recall(self, token: bytes, wall: float) -> Caller | Claimant | None:
         """Return the holder of *token* if it was verified before, without reading the token."""
         try:
             holder = self._verified[token]
@@ -135,7 +136,7 @@ class Verifier(Generic[GrantT]):
         holder.signed_by.last = wall
         return holder
 
-    def verify(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
+    def verify(self, token: bytes, wall: float) -> Caller | Claimant:
         """Return the holder of *token* at *wall* (Unix seconds).
 
         Raises:
@@ -154,18 +155,18 @@ class Verifier(Generic[GrantT]):
         holder.signed_by.last = wall
         return holder
 
-    def remember(self, token: bytes, holder: Caller[GrantT] | Claimant[GrantT]) -> None:
+    def remember(self, token: bytes, holder: Caller | Claimant) -> None:
         """Keep the holder of a token that a key verified, or that upstream accepted."""
         self._verified[token] = holder
 
-    def _check(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
+    def _check(self, token: bytes, wall: float) -> Caller | Claimant:
         if token.startswith(b"tr_"):
             raise Refused("secret_key_sent")
         if len(token) > MAX_TOKEN_BYTES:
             raise Refused("token_invalid")
         return self._check_signature(token) or self._check_claims(token, wall)
 
-    def _check_signature(self, token: bytes) -> Caller[GrantT] | None:
+    def _check_signature(self, token: bytes) -> Caller | None:
         """Return the caller of a token of Trigger.dev's that a signing key verifies."""
         signed, _, signature = token.rpartition(b".")
         signature = signature.rstrip(b"=")
@@ -186,7 +187,7 @@ class Verifier(Generic[GrantT]):
         issuer = claims.get("iss")
         return self._sources.get(issuer) if isinstance(issuer, str) else None
 
-    def _check_claims(self, token: bytes, wall: float) -> Caller[GrantT] | Claimant[GrantT]:
+    def _check_claims(self, token: bytes, wall: float) -> Caller | Claimant:
         """Choose a source or upstream to verify a token that no signing key verifies."""
         if not self._algorithms or len(token) > MAX_UNVERIFIED_BYTES:
             raise Refused("token_invalid")

@@ -256,6 +256,8 @@ def _environ(contender: Contender, workload: Workload, port: int, origin: int) -
         "BFF_OPS_PORT": "0", "BFF_CACHE_TTL": "3600", "BFF_RATE_LIMIT": plenty,
         "BFF_IP_RATE_LIMIT": plenty, "BFF_BAD_TOKEN_LIMIT": plenty,
         "BFF_CACHE_MAX_BYTES": "1000000000",
+        # The connections of a burst may come before the last ones of the burst before it have left.
+        "BFF_MAX_CONNECTIONS_PER_ADDRESS": "5000",
     }  # fmt: skip
     told = {n: v for n, v in workload.environ.items() if n.startswith("BFF_")}
     other = {n: v for n, v in workload.environ.items() if not n.startswith("BFF_")}

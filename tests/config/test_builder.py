@@ -1,8 +1,11 @@
 """New settings keep the unchanged parts of the former configuration."""
 
-from support.world import (
-    World,
-)
+from dataclasses import fields
+
+from support.world import World
+
+from bff.config.runtime import Limits
+from bff.config.settings import SETTINGS
 
 
 async def test_copies_of_another_upstream_are_dropped(world: World) -> None:
@@ -12,6 +15,14 @@ async def test_copies_of_another_upstream_are_dropped(world: World) -> None:
     await world.get("chat-1")
 
     assert [seen.header("host") for seen in world.upstream.seen] == ["127.0.0.1:1", "127.0.0.2:1"]
+
+
+async def test_builder_makes_every_limit(world: World) -> None:
+    await world.start(**{name: "7/minute" for name in SETTINGS if name.endswith("_LIMIT")})
+
+    limits = world.service.gateway.config.limits
+    for field in fields(Limits):
+        assert getattr(limits, field.name).limit == 7, field.name
 
 
 async def test_unchanged_limits_keep_their_counts(world: World) -> None:

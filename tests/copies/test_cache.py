@@ -30,6 +30,7 @@ def copy(number: int = 1, *, external: str | None = None, size: int = 100, **cha
 
 
 def cache(max_bytes: int = 1_000_000, **kwargs) -> Cache:
+    kwargs = {"on_mismatch": lambda: None, "on_copy": lambda _: None} | kwargs
     return Cache(AGES, max_bytes=max_bytes, spawn=asyncio.ensure_future, **kwargs)
 
 

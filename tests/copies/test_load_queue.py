@@ -79,8 +79,10 @@ def test_retry_after_of_a_late_retrieve_is_true(budget: str) -> None:
     played(history, BFF_UPSTREAM_BUDGET=budget)
 
 
-def test_load_that_nobody_waits_for_leaves_the_queue() -> None:
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_load_that_nobody_waits_for_leaves_the_queue(fast_path: bool) -> None:
     async def history(it: PolledWorld) -> None:
+        it.fast_path = fast_path
         names = it.add(*(f"chat-{n}" for n in range(4)))
         token, other = it.token("ann", names), it.token("bob", names)
         for name in names[:2]:

@@ -2,18 +2,11 @@
 
 import asyncio
 
-from bff.copies.cache import Cache
-from bff.sessions.copy import Ages
-
-AGES = Ages(ttl=2, closed_ttl=30, stale_while_revalidate=5, stale_if_error=60, negative_ttl=1)
-
-
-def cache(max_bytes: int = 1_000_000, **kwargs) -> Cache:
-    return Cache(AGES, max_bytes=max_bytes, spawn=asyncio.ensure_future, **kwargs)
+from bff.copies.single_flight import SingleFlight
 
 
 async def test_one_load_serves_all_and_leaves_nothing() -> None:
-    kept = cache()
+    loads: SingleFlight[tuple[str, str], str] = SingleFlight(asyncio.create_task)
     gate = asyncio.Event()
     started = []
 
@@ -22,9 +15,9 @@ async def test_one_load_serves_all_and_leaves_nothing() -> None:
         await gate.wait()
         return "done"
 
-    flight = kept.loads.start(("e", "chat"), load())
-    assert kept.loads.get(("e", "chat")) is flight
-    assert kept.loads.get(("other", "chat")) is None
+    flight = loads.start(("e", "chat"), load())
+    assert loads.get(("e", "chat")) is flight
+    assert loads.get(("other", "chat")) is None
     leaver = asyncio.ensure_future(asyncio.shield(flight))
     await asyncio.sleep(0)
     leaver.cancel()
@@ -32,5 +25,5 @@ async def test_one_load_serves_all_and_leaves_nothing() -> None:
 
     assert await flight == "done"
     await asyncio.sleep(0)
-    assert len(kept.loads) == 0
+    assert len(loads) == 0
     assert started == [1]

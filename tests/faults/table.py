@@ -551,7 +551,7 @@ FAULTS = [
         "bff/server/fast_path.py",
         "            self._accepted = False\n",
         "",
-        f"{_FAST_PATH}::test_header_cache_is_bounded_and_keeps_no_refused_lines",
+        f"{_FAST_PATH}::test_lines_of_a_request_for_the_application_are_not_kept",
     ),
     Fault(
         32,
@@ -576,7 +576,7 @@ FAULTS = [
     ),
     Fault(
         33,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         'self._connections.count("unread_answer")',
         "return",
         f"{_WIRE}::test_33_slow_reader_costs_bounded_memory_for_a_bounded_time",
@@ -731,14 +731,14 @@ FAULTS = [
     Fault(
         68,
         "bff/gateway/claimants.py",
-        "        caller = introspector.caller(claimant, request.now)\n        if caller is not None:",
-        "        caller = claimant._caller\n        if caller is not None:",
+        "    caller = introspector.caller(claimant, request.now)\n    if caller is not None:",
+        "    caller = claimant._caller\n    if caller is not None:",
         f"{_WORK}::test_68_invented_token_gets_no_list",
     ),
     Fault(
         68,
         "bff/gateway/claimants.py",
-        "            introspector.count_refused(request, claimant)  # 429\n",
+        "        introspector.count_refused(request, claimant)  # 429\n",
         "",
         f"{_WORK}::test_68_each_request_of_an_invented_token_is_counted",
     ),
@@ -1053,7 +1053,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/store.py",
-        "await self.republisher.ready()",
+        "await self.republisher.ready.wait()",
         "pass",
         "tests/replicas/test_announcements.py::test_replica_reads_revocations_before_it_serves",
     ),
@@ -1346,7 +1346,7 @@ FAULTS = [
     ),
     Fault(
         87,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         "        if size < LARGE_ANSWER:\n            return response\n",
         "        return response\n",
         "tests/incidents/test_incident_connections.py::test_87_unread_pages_take_bounded_memory",
@@ -1564,8 +1564,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        turn.rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)\n",
-        "        turn.rank = 0.0, turn.number\n",
+        "        rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)\n",
+        "        rank = 0.0, turn.number\n",
         "tests/limits/test_queue.py::test_never_loaded_comes_first_then_the_oldest_copy",
     ),
     Fault(
@@ -1711,9 +1711,16 @@ FAULTS = [
     Fault(
         49,
         "bff/gateway/pending.py",
-        "        return self.fallback is None and self.load.spent\n",
-        "        return self.fallback is None and not self.load.queued\n",
+        "        if fallback is not None or not load.spent:\n",
+        "        if fallback is not None:\n",
         f"{_LOAD_QUEUE}::test_denied_requests_wait_no_longer_than_others",
+    ),
+    Fault(
+        49,
+        "bff/server/fast_path.py",
+        "            self._leave_early()\n",
+        "            pass\n",
+        f"{_FAST_PATH}::test_load_of_a_browser_that_left_takes_no_turn",
     ),
     Fault(
         49,
@@ -2407,7 +2414,7 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/server/connection.py",
+        "bff/server/slow_readers.py",
         "if not room and not self.is_relaying:",
         "if not room:",
         f"{_STREAM_BYTES}::test_slow_browser_pauses_upstream_and_is_not_cut",
@@ -2573,7 +2580,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/peeks.py",
-        "if not self._is_followed(copy):",
+        "if not self.is_followed(copy):",
         "if False:",
         f"{_PEEKS}::test_session_whose_listener_left_is_not_peeked",
     ),

@@ -19,7 +19,10 @@ def members_of(world: World, *scopes: str) -> tuple[Members, RequestContext, Cal
     caller = gateway.config.verifier.verify(token, world.clock.wall)
     assert isinstance(caller, Caller)
     members = Members(
-        admission=gateway.admission, introspector=gateway._introspector, lookup=gateway._lookup
+        admission=gateway.admission,
+        introspector=gateway._introspector,
+        lookup=gateway._lookup,
+        loader=gateway.loader,
     )
     return members, RequestContext(head, b"one", *world.clock()), caller
 

@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bff.limits.queue import MAX_TURNS, REFRESH_EVERY, FairQueue, Turn
+from bff.limits.queue import _SKIPPED, MAX_TURNS, REFRESH_EVERY, FairQueue, Turn
 
 
 def filled(**callers: int) -> FairQueue[Turn]:
@@ -300,3 +300,53 @@ def test_turn_at_once_counts_as_a_turn_in_the_queue(callers: list[str], more: in
                 queue.add(Turn(f"{caller}{number}", -inf), caller, awaited=True)
 
     assert drain(queues[0]) == drain(queues[1])
+
+
+def test_entries_that_are_skipped_do_not_pile_up() -> None:
+    """The first turn stays, so no `pop` finds the entries behind it."""
+    queue = filled(a=1)
+    for number in range(1000):
+        turn = Turn(number, 1.0)
+        queue.add(turn, "a", awaited=True)
+        queue.remove(turn)
+
+    assert len(queue._callers["a"]._order[True]) <= 2 * len(queue) + _SKIPPED
+
+
+def test_load_that_becomes_urgent_comes_first_for_each_caller() -> None:
+    queue, shared = filled(a=3, b=3), Turn("shared", -inf)
+    for caller in "ab":
+        queue.add(shared, caller, awaited=True)
+    shared.urgent = True
+    queue.add(shared, "a", awaited=True)
+
+    for caller in "ab":
+        assert queue._callers[caller].next(new=False) is shared
+
+
+@given(st.data())
+def test_heap_has_the_order_of_the_ranks(data: st.DataObject) -> None:
+    """Whatever is queued, joined, urgent, removed or put back."""
+    queue: FairQueue[Turn] = FairQueue(max_turns=12)
+    turns = [Turn(number, data.draw(st.sampled_from([-inf, 1.0, 2.0]))) for number in range(8)]
+    for _ in range(data.draw(st.integers(1, 40))):
+        turn, caller = data.draw(st.sampled_from(turns)), data.draw(st.sampled_from("abc"))
+        match data.draw(st.sampled_from(["await", "await", "refresh", "urgent", "remove", "pop"])):
+            case "await":
+                queue.add(turn, caller, awaited=True, most=4)
+            case "refresh" if turn not in queue:
+                queue.add(turn, caller, awaited=False, most=4)
+            case "urgent":
+                turn.urgent = True
+                queue.add(turn, caller, awaited=True, most=4)
+            case "remove":
+                queue.remove(turn)
+            case "pop" if taken := queue.pop():
+                queue.put_back(taken[1], taken[0])
+        for mine in queue._callers.values():
+            loads = [one for loads in mine.loads for one in loads.values()]
+            passed, first = mine.passed, mine.next(new=False)
+            mine.passed = passed
+            same = mine.loads[first.key in mine.loads[True]].values()
+            assert first.rank == min(turn.rank for turn in same)
+            assert first in loads

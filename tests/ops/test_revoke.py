@@ -16,7 +16,6 @@ from support.world import (
 )
 
 from bff.cli import main
-from bff.ops.revoke import parse_address
 
 TOKENS = (Path(__file__).parent.parent.parent / "docs" / "TOKENS.md").read_text()
 
@@ -100,11 +99,6 @@ def test_command_refuses_an_unusable_address(address: str) -> None:
 
     assert done.exit_code == 2
     assert "The ops port's address is HOST:PORT" in done.stderr
-
-
-def test_address_is_parsed_from_host_and_port_or_url() -> None:
-    for text in ("[::1]:9787", "http://[::1]:9787", "http://[::1]:9787/"):
-        assert parse_address(text) == ("::1", 9787)
 
 
 @pytest.mark.parametrize("arguments", [("--jti", "a"), ("--issued-before", "1"), ("chat-1",)])

@@ -162,6 +162,7 @@ async def test_wrong_clock_makes_no_copy_younger(replicas: Replicas, error: floa
     await until(lambda: one.service.sharing.replicas == two.service.sharing.replicas == 2)
     await one.get("chat-1")
     loaded = time.monotonic()
+    await written(one)
     await asyncio.sleep(0.3)
 
     assert (await two.get(FRIENDLY["chat-1"])).status_code == 200

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from support.replicas import Replicas, contents, copy_key, purge, until, written
-from support.world import FRIENDLY, OFF, read
+from support.world import FRIENDLY, OFF, PATIENCE, read
 
 from bff.demo.upstream import session
 from bff.replicas import keys, shared_loads
@@ -95,6 +95,8 @@ async def test_foreign_value_under_any_key_is_replaced(
             assert (await world.get("chat-1")).status_code == 200, key
             await purge(world, "chat-1")
 
+    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", PATIENCE)
+    await written(world)
     kept = world.telemetry.counts["bff_shared_copies", "kept"]
     await until(lambda: world.service.sharing.up)
     assert (await world.get("chat-1")).status_code == 200

@@ -11,6 +11,7 @@ def limiter(connections: int, per_address: int) -> tuple[ConnectionLimiter, list
         headers=10,
         request_seconds=1.0,
         idle_seconds=1.0,
+        unread_seconds=1.0,
         connections=connections,
         connections_per_address=per_address,
         buffered_bytes=1000,

@@ -211,17 +211,3 @@ async def test_connection_is_not_idle_during_a_load(clock: Clock) -> None:
         await sides[1].settle()
         assert transport.sent.count(b"HTTP/1.1 200") == 1
         assert loop.seconds == [75]
-
-
-async def test_connection_closes_when_its_last_answer_is_not_read(clock: Clock) -> None:
-    async with both_sides(clock) as sides:
-        for side in sides:
-            loop = FakeLoop()
-            transport = side.connect(loop)
-            transport.close = lambda t=transport: setattr(t, "closed", True)
-            await side.feed(transport, PREFLIGHT + b"NOT HTTP\r\n\r\n")
-            assert transport.closed
-            assert loop.seconds == [75]
-            loop.timers[-1].run()
-            counts, _ = side.records()
-            assert counts["bff_closed_connections", "unread_answer"] == 1

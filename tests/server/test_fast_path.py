@@ -265,6 +265,18 @@ async def test_header_cache_is_bounded_and_keeps_no_refused_lines(
         )
 
 
+async def test_lines_of_a_request_for_the_application_are_not_kept(clock: Clock) -> None:
+    """A load has to be waited for, and the read goes on after the request: the app answers it."""
+    async with both_sides(clock, **OFF) as sides:
+        transports = connect_both(sides)
+        parsed = _count_parsing(transports[1].protocol)
+        await feed_both(sides, PREFLIGHT, transports=transports)
+        for number, target in enumerate(("nope", "nowhere"), start=2):
+            data = request(TYPE_WIDE, target=PATH + target) + b"\r\n"
+            assert statuses(await feed_both(sides, data, transports=transports)) == [404]
+            assert parsed() == number
+
+
 async def test_repeated_bytes_within_a_body_start_no_request(clock: Clock) -> None:
     async with both_sides(clock) as sides:
         transports = connect_both(sides)
@@ -447,3 +459,19 @@ async def test_request_that_arrives_during_a_wait_is_answered_after_it(clock: Cl
             answers.append(transport.sent.count(b"HTTP/1.1 200"))
             assert transport.sent.index(b"session_") < transport.sent.index(b'"status": "ok"')
     assert answers == [2, 2]
+
+
+async def test_load_of_a_browser_that_left_takes_no_turn(clock: Clock) -> None:
+    async with both_sides(clock, BFF_UPSTREAM_BUDGET="1/second") as sides:
+        side = sides[1]
+        queue = side.world.service.gateway.loader.queue("default")
+        for target, waits in (("chat-1", 0), ("chat-2", 1)):
+            transport = side.connect()
+            transport.protocol.data_received(request(TYPE_WIDE, target=PATH + target))
+            assert len(queue) == waits
+
+        transport.protocol.connection_lost(None)
+
+        assert len(queue) == 0
+        await side.settle()
+        assert not transport.late_writes

@@ -127,7 +127,7 @@ class Side:
         transport = FakeTransport()
         make: Any = self.config.http_protocol_class
         transport.protocol = make(
-            config=self.config, server_state=self.state, app_state={}, _loop=loop
+            config=self.config, server_state=self.state, app_state={}, _loop=loop or FakeLoop()
         )
         transport.protocol.connection_made(transport)
         return transport

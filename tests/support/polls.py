@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -54,6 +53,7 @@ class PolledWorld:
         delays: draws the seconds that upstream takes.
         read_at: by session, when upstream read it.
         reads: the time and session of each call.
+        fast_path: whether requests wait for a load without a task.
     """
 
     world: World
@@ -61,6 +61,7 @@ class PolledWorld:
     broken: set[str] = field(default_factory=set)
     reads: list[tuple[float, str]] = field(default_factory=list)
     numbers: int = 10_000
+    fast_path: bool = True
 
     async def answer(self, seen: Seen) -> Any:
         id_ = seen.raw_path.rpartition("/")[2]
@@ -106,10 +107,14 @@ class PolledWorld:
         headers = [(b"origin", ORIGIN.encode()), (b"authorization", b"Bearer " + token.encode())]
         head = RequestHead.read("GET", path.encode(), query.encode(), headers, "192.0.2.1")
         answer = gateway.decide(head, *self.world.clock())
-        if isinstance(answer, PendingLoad) and answer.is_under_way:  # as on the fast path
+        if self.fast_path and isinstance(answer, PendingLoad):
             called: asyncio.Future[Response] = loop.create_future()
-            gateway.call_back(answer, partial(_set, called), _no_task)
-            answer = await called
+            leave = gateway.call_back(answer, called.set_result, _no_task)
+            try:
+                answer = await called
+            except asyncio.CancelledError:
+                leave()
+                raise
         response = await gateway.finish(answer)
         body, ended = json.loads(response.body), loop.time()
         shown = body.get("data", [body] if response.status == 200 else [])
@@ -128,11 +133,6 @@ class PolledWorld:
             next=body.get("pagination", {}).get("next"),
             headers={name.decode(): text.decode() for name, text in response.headers()},
         )
-
-
-def _set(called: "asyncio.Future[Response]", response: Response) -> None:
-    if not called.done():  # the browser may have left
-        called.set_result(response)
 
 
 def _no_task(_: object) -> None:
