@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -7,8 +8,12 @@ import pytest
 from playwright.sync_api import Browser
 from support.clients import chromium as launch_chromium
 from support.engines import ENGINES, Engine
+from support.patient_loop import PatientLoop
 from support.replicas import Replicas
-from support.world import OFF, Clock, Gateway, World, running_upstream
+from support.world import OFF, PATIENCE, Clock, Gateway, World, running_upstream
+
+from bff.copies import readiness
+from bff.replicas import connection, shared_loads, valkey
 
 # How long an example takes says something of the machine, and nothing of the code.
 hypothesis.settings.register_profile(
@@ -18,8 +23,17 @@ hypothesis.settings.load_profile("bff")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "asyncio", {"loop_factory": PatientLoop}
+
+
+@pytest.fixture(autouse=True)
+def no_questions_of_its_own(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let no gateway of this process ask upstream while it is idle: a slow test would count it."""
+    if inspect.iscoroutinefunction(request.function):
+        monkeypatch.setattr(readiness, "TROUBLE_SECONDS", 100.0)
 
 
 @pytest.fixture
@@ -65,7 +79,18 @@ def engine(
 
 
 @pytest.fixture
-async def replicas(engine: Engine) -> AsyncIterator[Replicas]:
+def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no pause of a busy machine end a claim, so that loads can be counted, or a connection."""
+    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", PATIENCE)
+    monkeypatch.setattr(connection, "_OPEN_SECONDS", PATIENCE)
+    monkeypatch.setattr(valkey, "SOCKET_SECONDS", PATIENCE)
+
+
+@pytest.fixture
+async def replicas(
+    engine: Engine,
+    patient_store: None,  # noqa: ARG001  it stays while the test runs
+) -> AsyncIterator[Replicas]:
     """Replicas at a store that is empty to begin with."""
     engine.empty()
     async with AsyncExitStack() as stack:
@@ -80,7 +105,10 @@ def own_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engin
 
 
 @pytest.fixture
-async def own_replicas(own_engine: Engine) -> AsyncIterator[Replicas]:
+async def own_replicas(
+    own_engine: Engine,
+    patient_store: None,  # noqa: ARG001  as above
+) -> AsyncIterator[Replicas]:
     """Replicas at a store that a test may hurt."""
     async with AsyncExitStack() as stack:
         yield Replicas(own_engine, stack)

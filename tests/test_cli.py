@@ -12,8 +12,17 @@ from pathlib import Path
 import httpx2
 import jwt
 import pytest
+from support import command_line
 from support.demos import printed_by, running_demo
-from support.world import KEPT, OWN_KEY, ROOT_KEY, SECRET_KEY, environ, http
+from support.world import (
+    KEPT,
+    OWN_KEY,
+    PATIENCE,
+    ROOT_KEY,
+    SECRET_KEY,
+    environ,
+    http,
+)
 
 from bff import __version__
 from bff.sessions import ids
@@ -22,24 +31,28 @@ from bff.tokens.verify import AUDIENCE, Issuer, Verifier
 ROOT = Path(__file__).parent.parent
 
 
-def bff(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bff", *arguments],
         env=KEPT | environ(**changes),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
 
 
+def bff(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    return command_line.bff(*arguments, environ=environ(**changes))
+
+
 def test_version_is_printed() -> None:
-    assert bff("--version").stdout == f"bff, version {__version__}\n"
+    assert process("--version").stdout == f"bff, version {__version__}\n"
 
 
 @pytest.mark.parametrize("command", [("serve",), ("check",), ("token", "--session", "a")])
 def test_command_prints_every_problem_of_the_settings(command: tuple[str, ...]) -> None:
-    done = bff(*command, BFF_PORT="x", BFF_RATE_LIMIT="y", TRIGGER_SECRET_KEY=None)
+    done = process(*command, BFF_PORT="x", BFF_RATE_LIMIT="y", TRIGGER_SECRET_KEY=None)
 
     assert done.returncode == 2
     assert done.stdout == ""
@@ -60,7 +73,7 @@ def test_check_prints_no_secret() -> None:
 
 def test_serve_names_the_setting_of_a_taken_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = bff("serve", BFF_PORT=str(taken.getsockname()[1]))
+        done = process("serve", BFF_PORT=str(taken.getsockname()[1]))
 
     assert done.returncode == 2
     assert "(Address already in use); set BFF_PORT" in done.stderr
@@ -68,7 +81,7 @@ def test_serve_names_the_setting_of_a_taken_port() -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 def test_serve_names_the_setting_of_a_foreign_host(host: str) -> None:
-    done = bff("serve", BFF_HOST=host, BFF_PORT="0", BFF_OPS_PORT="0")
+    done = process("serve", BFF_HOST=host, BFF_PORT="0", BFF_OPS_PORT="0")
 
     assert done.returncode == 2
     assert re.search(
@@ -184,7 +197,7 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
         ).stdout
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
         process.stdout.close()
 
     statuses = re.findall(r"^HTTP/1\.1 (\d+)", pasted, re.MULTILINE)
@@ -247,7 +260,7 @@ def test_make_demo_works_beside_another_demo() -> None:
 
 def test_demo_names_the_remedy_for_a_taken_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = bff("demo", "--port", str(taken.getsockname()[1]))
+        done = process("demo", "--port", str(taken.getsockname()[1]))
 
     assert done.returncode == 2
     assert "(Address already in use); set --port" in done.stderr

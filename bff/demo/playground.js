@@ -90,11 +90,11 @@ for (const event of ["pointerover", "focusin"]) document.addEventListener(event,
 document.addEventListener("pointerout", ({ relatedTarget }) => relatedTarget !== $("meaning") && follow());
 document.addEventListener("focusout", hide);
 document.addEventListener("keydown", ({ key }) => key === "Escape" && hide());
-// The word that has the focus keeps its explanation, although it scrolls or the pointer is elsewhere.
+// The word under the pointer or with the focus keeps its explanation, although it scrolls.
 function follow() {
   const isOpen = $("meaning").matches(":popover-open");
   hide();
-  if (isOpen) explain({ target: document.activeElement });
+  if (isOpen) explain({ target: document.querySelector(".word:hover") ?? document.activeElement });
 }
 addEventListener("scroll", follow, { capture: true, passive: true });
 
@@ -111,9 +111,18 @@ function row(path, { status, headers }, body, took) {
     element("td", headers.get("x-ratelimit-remaining") ?? "—"),
     took,
   );
-  $("answers").prepend(line);
+  waiting.push(line);
+  addRows();
+}
+
+// A new row would move the word under the pointer away, whose explanation is being read: it waits.
+const waiting = [];
+function addRows() {
+  if ($("meaning").matches(":popover-open") && document.querySelector("#answers .word:hover, #meaning:hover")) return;
+  for (const line of waiting.splice(0).slice(-ROWS)) $("answers").prepend(line);
   while ($("answers").rows.length > ROWS) $("answers").lastChild.remove();
 }
+$("meaning").addEventListener("toggle", addRows);
 
 function cell(content, className) {
   const made = element("td", "", className);

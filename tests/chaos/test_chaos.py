@@ -195,7 +195,7 @@ def stormy(request: pytest.FixtureRequest) -> Iterator[tuple[RawUpstream, Gatewa
 
 def _ask(gateway: Gateway, id_: str) -> RawResponse:
     data = request(PATH + id_, token=gateway.token("read:sessions"))
-    (response,) = talk(gateway.port, data, timeout=5).responses
+    (response,) = talk(gateway.port, data).responses
     return response
 
 

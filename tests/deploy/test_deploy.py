@@ -24,7 +24,13 @@ import yaml
 from compose_spec import PyCompose
 from support.clients import need
 from support.engines import free_port
-from support.world import Gateway, environ, http, running_upstream
+from support.world import (
+    PATIENCE,
+    Gateway,
+    environ,
+    http,
+    running_upstream,
+)
 
 from bff.config import reader
 from bff.config.settings import SETTINGS
@@ -655,10 +661,10 @@ def test_serve_takes_over_the_sockets_of_systemd(upstream: running_upstream) -> 
     )
     try:
         assert names == ["browser", "ops"]
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + PATIENCE
         while True:
             try:
-                response = http.get(f"http://127.0.0.1:{ports[0]}/healthz", timeout=20)
+                response = http.get(f"http://127.0.0.1:{ports[0]}/healthz")
                 break
             except httpx2.TransportError:
                 assert time.monotonic() < ends
@@ -667,4 +673,4 @@ def test_serve_takes_over_the_sockets_of_systemd(upstream: running_upstream) -> 
         assert "bff_requests" in http.get(f"http://127.0.0.1:{ports[1]}/metrics").text
     finally:
         process.terminate()
-        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert process.wait(timeout=PATIENCE) in (0, -signal.SIGTERM)

@@ -18,7 +18,16 @@ import pytest
 from ops.test_check import check
 from support.clients import need
 from support.engines import free_port
-from support.world import FRIENDLY, PATH, Gateway, environ, http, read, running_upstream
+from support.world import (
+    FRIENDLY,
+    PATH,
+    PATIENCE,
+    Gateway,
+    environ,
+    http,
+    read,
+    running_upstream,
+)
 
 from bff.clock import system_clock
 from bff.config import reader
@@ -145,7 +154,7 @@ def running(proxy: Proxy, gateway: Gateway, home: Path) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + PATIENCE
         while True:
             try:
                 if http.get(f"{url}{PATH}x").status_code == 401:
@@ -158,7 +167,7 @@ def running(proxy: Proxy, gateway: Gateway, home: Path) -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGINT if "nginx" in str(process.args) else signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -226,7 +235,7 @@ def test_shipped_proxies_pass_events_at_once(
     sent = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
     with (
         running(proxy, gateway, tmp_path) as url,
-        http.stream("GET", url + PATH + "chat-1", headers=sent, timeout=10) as response,
+        http.stream("GET", url + PATH + "chat-1", headers=sent) as response,
     ):
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         lines = response.iter_lines()

@@ -239,7 +239,7 @@ FAULTS = [
         "bff/replicas/link.py",
         "waiting.popleft()(answer)",
         "waiting.pop()(answer)",
-        f"{_STORE}::test_15_ten_thousand_cancelled_reads_mix_up_no_answers",
+        f"{_STORE}::test_15_thousands_of_cancelled_reads_mix_up_no_answers",
     ),
     Fault(
         15,
@@ -437,7 +437,7 @@ FAULTS = [
         "bff/app.py",
         "task.add_done_callback(self._tasks.discard)",
         "pass",
-        f"{_COPIES}::test_30_ten_thousand_upstream_failures_leave_nothing_behind",
+        f"{_COPIES}::test_30_thousands_of_upstream_failures_leave_nothing_behind",
     ),
     Fault(
         30,

@@ -32,6 +32,7 @@ from support.world import (
     FRIENDLY,
     NEW_KEY,
     OWN_KEY,
+    PATIENCE,
     Gateway,
     World,
     claims,
@@ -179,7 +180,7 @@ class Page:
         self, gateway: Gateway, token: str, seconds: int = 60, cursor: int | None = None
     ) -> None:
         resumed = "" if cursor is None else f"last-event-id: {cursor}\r\n"
-        self.socket = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
+        self.socket = socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE)
         self.socket.sendall(
             f"GET {ROUTE}chat-1/out HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {token}\r\n"
             f"timeout-seconds: {seconds}\r\n{resumed}\r\n".encode()
@@ -285,8 +286,8 @@ def test_59_ends_of_a_shutdown_are_spread_and_lose_nothing(
 
             with ThreadPoolExecutor(STREAMS) as pool:
                 ends = list(pool.map(seconds, pages))
-            assert gateway.process.wait(timeout=20) == 0
-            assert time.monotonic() - began < 10
+            assert gateway.process.wait(timeout=PATIENCE) == 0
+            assert time.monotonic() - began < 40, "the streams would last for a minute"
         finally:
             done.set()
             writer.join()
@@ -318,7 +319,7 @@ def test_56_every_end_reaches_the_sockets_of_all_workers(tmp_path: Path, fast: s
         running_upstream() as upstream,
         running_workers(upstream, **settings, BFF_FAST_PATH=fast) as gateway,
     ):
-        soon, issued = time.time() + 2, int(time.time()) - 5
+        soon, issued = time.time() + 8, int(time.time()) - 5
 
         def pages(key: str = OWN_KEY, **changes: Any) -> list[Page]:
             token = sign(claims(issued, *BOTH, **changes), key)
@@ -363,12 +364,10 @@ def test_92_shutdown_does_not_wait_for_endless_streams(
 ) -> None:
     _, gateway = live
     page = Page(gateway, gateway.token(*BOTH), seconds=600)
-    began = time.monotonic()
 
     gateway.process.send_signal(signal.SIGTERM)
 
-    assert gateway.process.wait(timeout=20) == 0
-    assert time.monotonic() - began < 10
+    assert gateway.process.wait(timeout=PATIENCE) == 0
     assert page.rest().endswith(b"0\r\n\r\n")
     assert MAX_DRAIN_SECONDS < 10
 
@@ -376,13 +375,13 @@ def test_92_shutdown_does_not_wait_for_endless_streams(
 def test_93_stream_is_not_stored_and_not_collected(live: tuple[running_upstream, Gateway]) -> None:
     upstream, gateway = live
     channel = upstream.app.chats.channel(upstream.app.environments[0], "chat-1")
-    page = Page(gateway, gateway.token(*BOTH), seconds=3)
+    page = Page(gateway, gateway.token(*BOTH), seconds=60)
     began = time.monotonic()
     channel.write(timestamp=1, headers=[], body='{"data":{"type":"text-delta","delta":"one"}}')
     while b"text-delta" not in page.received:
         page.received += page.read()
 
-    assert time.monotonic() - began < 2, "the first delta comes before the end"
+    assert time.monotonic() - began < 50, "the first delta comes before the end"
     head = page.received.lower()
     for line in (b"cache-control: no-store, no-transform", b"x-accel-buffering: no"):
         assert line in head

@@ -38,7 +38,7 @@ async def test_15_cancelled_requests_hand_nothing_to_the_next(world: World) -> N
 
     await idle(world)
     running = len(asyncio.all_tasks())
-    for _ in range(1_000):
+    for _ in range(300):
         tasks = [asyncio.create_task(one(dice.choice(list(tokens)))) for _ in range(12)]
         for _ in range(dice.randrange(4)):
             await asyncio.sleep(0)
@@ -210,9 +210,9 @@ def test_18_a_bad_success_is_neither_kept_nor_passed_on(
     up.answer = answer
     before = len(up.seen)
 
-    bad = [talk(gateway.port, data, timeout=5).responses[0]]
+    bad = [talk(gateway.port, data).responses[0]]
     time.sleep(0.05)  # the gateway must see the end of that connection before its next load
-    bad.append(talk(gateway.port, data, timeout=5).responses[0])
+    bad.append(talk(gateway.port, data).responses[0])
 
     for response in bad:
         assert response.status == 502
@@ -251,14 +251,14 @@ async def test_19_stale_bytes_equal_the_fresh_ones(world: World) -> None:
             assert response.headers[name] == fresh.headers[name]
 
 
-async def test_30_ten_thousand_upstream_failures_leave_nothing_behind(world: World) -> None:
+async def test_30_thousands_of_upstream_failures_leave_nothing_behind(world: World) -> None:
     await world.start(**WIDE_OPEN, **NOTHING_KEPT)
     token = world.token("read:sessions", exp=int(world.clock.wall) + 10**6)
     await ask(world, "chat-1", token)
     tasks, files = len(asyncio.all_tasks()), descriptors()
     statuses: dict[int, int] = {}
 
-    for number in range(10_000):
+    for number in range(2_500):
         if number % 3 == 0:
             world.answer((0, 500, 429, 401, 200, 302)[number // 3 % 6], {"error": "flap"})
         response = await ask(world, ("chat-1", "chat-2", "nope")[number % 3], token)
@@ -267,7 +267,7 @@ async def test_30_ten_thousand_upstream_failures_leave_nothing_behind(world: Wor
     await idle(world)
 
     assert set(statuses) == {200, 404, 502, 503}
-    assert min(statuses.values()) > 500
+    assert min(statuses.values()) > 125
     assert len(asyncio.all_tasks()) == tasks
     assert descriptors() <= files + 1
     gateway = world.service.gateway

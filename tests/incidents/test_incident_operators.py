@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from support.command_line import bff
 from support.world import (
     KEPT,
     NEW_KEY,
     ORIGIN,
     OWN_KEY,
+    PATIENCE,
     ROOT_KEY,
     SECRET_KEY,
     Clock,
@@ -69,14 +71,7 @@ def test_45_key_in_place_of_a_path_is_never_printed() -> None:
     for name in ("BFF_SIGNING_KEYS_FILE", "TRIGGER_SECRET_KEY_FILE", "BFF_CONFIG"):
         for key in (ROOT_KEY, NEW_KEY):
             changes = environ(**{name.removesuffix("_FILE"): None}) | {name: key}
-            done = subprocess.run(
-                [sys.executable, "-m", "bff", "check"],
-                env=KEPT | changes,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=30,
-            )
+            done = bff("check", environ=changes)
             assert done.returncode == 2
             assert key not in done.stdout + done.stderr
 
@@ -88,7 +83,7 @@ def serve(**changes: str | None) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
 
 
@@ -171,18 +166,11 @@ def test_91_check_tests_every_secret_key() -> None:
     with running_upstream() as upstream:
         other = Environment("env_other", f"{ROOT_KEY}2")
         upstream.app.environments = (*upstream.app.environments, other)
-        done = subprocess.run(
-            [sys.executable, "-m", "bff", "check", "--probe"],
-            env=KEPT
-            | environ(
-                TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}",
-                TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY},{ROOT_KEY}2,{ROOT_KEY}",
-            ),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
+        settings = environ(
+            TRIGGER_API_URL=f"http://127.0.0.1:{upstream.port}",
+            TRIGGER_SECRET_KEY=f"{SECRET_KEY},{NEXT_KEY},{ROOT_KEY}2,{ROOT_KEY}",
         )
+        done = bff("check", "--probe", environ=settings)
 
     assert done.returncode == 2
     assert "PROBLEM  secret key 2: the key is rejected" in done.stdout

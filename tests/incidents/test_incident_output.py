@@ -10,7 +10,16 @@ from pathlib import Path
 import httpx2
 import pytest
 from support.engines import free_port
-from support.world import KEPT, ORIGIN, PATH, Gateway, http, running_upstream, until
+from support.world import (
+    KEPT,
+    ORIGIN,
+    PATH,
+    PATIENCE,
+    Gateway,
+    http,
+    running_upstream,
+    until,
+)
 
 # `run` is the gateway. A pipe holds 64 KiB: after as many bytes its next line waits.
 FULL_PIPE = "{ head -c 65536 /dev/zero; run; }"
@@ -24,7 +33,7 @@ SHELL = {
     "closed": "run >&-",
     "all closed": "run <&- >&- 2>&-",
 }
-SHUTDOWN_SECONDS = 9
+SHUTDOWN_SECONDS = 40
 """More than the end of an idle gateway takes on a loaded machine, and less than a wait for ever."""
 
 
@@ -60,7 +69,7 @@ class Piped(Gateway):
     def __exit__(self, *exc: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=PATIENCE)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -85,7 +94,7 @@ def children(pid: int) -> set[int]:
 
 def refuse(gateway: Gateway, times: int) -> None:
     """Cause refusals, whose lines are logged."""
-    with httpx2.Client(base_url=gateway.url, timeout=10) as client:
+    with httpx2.Client(base_url=gateway.url, timeout=PATIENCE) as client:
         for number in range(times):
             sent = {"authorization": "Bearer x", "origin": ORIGIN}
             answer = client.get(PATH + f"chat-{number}", headers=sent)

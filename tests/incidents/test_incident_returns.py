@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from support.engines import Engine
-from support.replicas import QUICK, Relay, Replicas, contents, events, heartbeat, purge, until
+from support.replicas import (
+    Relay,
+    Replicas,
+    contents,
+    events,
+    heard,
+    heartbeat,
+    purge,
+    until,
+    written,
+)
 from support.world import (
     FRIENDLY,
     NEW_KEY,
@@ -67,7 +77,8 @@ async def test_52_a_late_answer_leaves_the_store_up(replicas: Replicas) -> None:
 async def test_52_lists_of_one_caller_leave_the_store_up(replicas: Replicas) -> None:
     """Five lists a second, each of which starts a hundred loads."""
     changes = {"BFF_UPSTREAM_BUDGET": "10/second", "BFF_CACHE_TTL": "0.1"}
-    worlds = await replicas.several(2, **QUICK, **changes)
+    changes |= {"BFF_STORE_TIMEOUT": "1"}  # the default is too short for a busy machine
+    worlds = await replicas.several(2, **changes)
     add_many(replicas)
     token = worlds[0].token(*read(*IDS), act={"sub": "someone"})
 
@@ -107,7 +118,7 @@ async def test_52_loads_at_the_store_are_bounded(
 
     assert {response.status_code for response in responses} == {200}
     assert most == 32
-    assert min(left) > 5.0, "of ten seconds"
+    assert min(left) > 15.0, "of 30 seconds"
 
 
 async def test_52_replica_remembers_a_spent_budget(replicas: Replicas) -> None:
@@ -228,7 +239,7 @@ async def test_53_revocations_survive_a_loss_while_republished(lost: Lost) -> No
     # Only then, because a replica that listens meanwhile knows the lost parts too.
     await until(lambda: losses == 2)
     engine = lost.replicas.engine
-    await until(lambda: engine.execute("GET", keys.MARKER).startswith("complete "), 30)
+    await until(lambda: engine.execute("GET", keys.MARKER).startswith("complete "))
 
     await lost.are_known_to_a_new_replica()
 
@@ -276,7 +287,7 @@ async def test_53_revocations_return_with_a_partitioned_replica(
         assert len(new.service.gateway.revocations) == 0
 
         relay.target = own_engine.port
-        await until(lambda: len(new.service.gateway.revocations) == 1, 20)
+        await until(lambda: len(new.service.gateway.revocations) == 1)
 
 
 async def test_53_first_replica_waits_for_others_for_a_time(
@@ -377,7 +388,7 @@ async def test_53_purge_reaches_copies_of_a_policy_no_longer_used(
     await purge(one, purged)
     Held(one).rename()
     one.upstream.override = None
-    await asyncio.sleep(0.05)
+    await heard(replicas.engine, one, two)
     for world in (one, two):
         world.reload(**changes, BFF_EXPOSE_METADATA=None)
     three = await replicas.add(**changes)
@@ -551,7 +562,7 @@ async def test_65_store_holds_no_hidden_id_and_no_address(replicas: Replicas) ->
         assert (await world.get("chat-2", token=opaque)).status_code == 200
         await world.get("chat-1", token="bad.bad.bad")
     await purge(one, "chat-1")
-    await asyncio.sleep(0.1)
+    await written(one, two)
 
     stored = contents(replicas.engine)
     text = b"\n".join(key + b" " + value for key, value in stored.items())

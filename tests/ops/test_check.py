@@ -1,24 +1,23 @@
 """`bff check`: the report of the settings, its notes, and the command."""
 
 import subprocess
-import sys
 from pathlib import Path
 
-from support.world import KEPT, OWN_KEY, SECRET_KEY, Gateway, environ, running_upstream
+from support.command_line import bff
+from support.world import (
+    OWN_KEY,
+    SECRET_KEY,
+    Gateway,
+    environ,
+    running_upstream,
+)
 
 from bff.config import settings
 from bff.ops.check import Finding, Page, Result, lines
 
 
 def check(changes: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bff", "check", *arguments],
-        env=KEPT | changes,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return bff("check", *arguments, environ=changes)
 
 
 def test_report_shows_each_setting_with_its_source(tmp_path: Path) -> None:

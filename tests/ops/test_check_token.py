@@ -1,26 +1,27 @@
 """`bff token --explain`."""
 
 import subprocess
-import sys
 import time
 
 import pytest
+from support.command_line import bff
 from support.issuers import KeyPair, running_jwks
-from support.world import KEPT, OWN_KEY, ROOT_KEY, claims, environ, read, running_upstream, sign
+from support.world import (
+    OWN_KEY,
+    ROOT_KEY,
+    claims,
+    environ,
+    read,
+    running_upstream,
+    sign,
+)
 
 
 def explain(
     token: str, *, stdin: bool = False, **changes: str | None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bff", "token", "--explain", "-" if stdin else token],
-        input=token,
-        env=KEPT | environ(**changes),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+    shown = "-" if stdin else token
+    return bff("token", "--explain", shown, environ=environ(**changes), stdin=token)
 
 
 @pytest.mark.parametrize("stdin", [False, True])

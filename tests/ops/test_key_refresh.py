@@ -292,11 +292,7 @@ def test_process_fetches_keys_and_its_id(upstream: running_upstream, tmp_path: P
                 return http.get(url, headers={"authorization": f"Bearer {token}"}).status_code
 
             def until(token: str) -> None:
-                for _ in range(200):
-                    if ask(token) == 200:
-                        return
-                    time.sleep(0.02)
-                raise AssertionError(gateway.output)
+                assert eventually(lambda: ask(token) == 200), gateway.output
 
             good = auth0(time.time(), read("chat-1"))
             until(key.sign(good))

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.world import Gateway, http, read
+from support.world import (
+    PATIENCE,
+    Gateway,
+    http,
+    read,
+)
 
 from bff.cli import main
 
@@ -66,11 +71,14 @@ def test_command_names_the_address_without_a_gateway(host: str) -> None:
 
 def test_command_works_as_a_process_without_settings(gateway: Gateway) -> None:
     command = [sys.executable, "-m", "bff", "revoke", "--jti", "one", "chat-1"]
-    done = subprocess.run(command, env={}, check=False, capture_output=True, timeout=30)
+    done = subprocess.run(command, env={}, check=False, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 2  # --jti and a session
 
     subprocess.run(
-        [*command[:-1], "--ops", f"localhost:{gateway.ops_port}"], env={}, check=True, timeout=30
+        [*command[:-1], "--ops", f"localhost:{gateway.ops_port}"],
+        env={},
+        check=True,
+        timeout=PATIENCE,
     )
 
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from support.world import KEPT, Gateway, World, http, read
+from support.world import KEPT, PATIENCE, Gateway, World, http, read
 
 from bff import metrics
 from bff.ops.status import Gauges, Reading, breakdown, screen
@@ -17,7 +17,7 @@ def bff(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
 
 

@@ -15,6 +15,7 @@ from support.world import (
     FRIENDLY,
     OWN_KEY,
     PATH,
+    PATIENCE,
     ROOT_KEY,
     SECRET_KEY,
     Clock,
@@ -157,7 +158,7 @@ def test_process_sends_spans_to_the_otlp_endpoint(upstream: running_upstream) ->
 def test_nothing_is_imported_without_tracing() -> None:
     code = "import sys, bff.cli; print([m for m in sys.modules if m.startswith('opentelemetry')])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert done.stdout.strip() == "[]"
 
@@ -170,7 +171,7 @@ def test_serve_names_the_missing_extra() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.returncode == 2
     assert "pip install 'bff-gateway[tracing]'" in done.stderr

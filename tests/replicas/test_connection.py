@@ -11,14 +11,18 @@ from support.replicas import QUICK, Relay, Replicas, WrongClock, copy_key, event
 from support.world import OFF, Clock, read
 
 from bff.demo.upstream import session
+from bff.replicas import connection
 
 UNLIMITED = OFF | {"BFF_IP_RATE_LIMIT": "1000/minute", "BFF_UPSTREAM_BUDGET": "999/second"}
+
+
+ATTEMPTS = 40
 
 
 async def fastest(attempt, prepare, bound: float) -> float:
     """Measure the fastest of several attempts: a busy machine delays some, but hardly all."""
     best = float("inf")
-    for _ in range(8):
+    for _ in range(ATTEMPTS):
         await prepare()
         began = time.perf_counter()
         await attempt()
@@ -72,7 +76,7 @@ async def test_slow_store_delays_a_request_by_the_timeout_at_most(
     async with Relay(replicas.engine.port) as relay:
         (world,) = await replicas.several(1, **UNLIMITED | QUICK, BFF_STORE_URL=relay.url)
         statuses: list[int] = []
-        for n in range(8):
+        for n in range(ATTEMPTS):
             replicas.upstream.environments[0].add(session(100 + n, f"many-{n}"))
 
         async def prepare() -> None:
@@ -89,19 +93,21 @@ async def test_slow_store_delays_a_request_by_the_timeout_at_most(
         assert set(statuses) == {200}
 
 
-async def test_few_requests_wait_for_a_frozen_store(own_replicas: Replicas) -> None:
+async def test_few_requests_wait_for_a_frozen_store(
+    own_replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first one that waits in vain causes the heartbeat that decides."""
+    monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 600.0)  # no other heartbeat decides
     (world,) = await own_replicas.several(1, **QUICK)
     store = world.service.sharing.store
     for turn in range(3):
         own_replicas.engine.freeze()
-        waited, began = 0, time.monotonic()
+        waited = 0
         while store.up:
             token = world.token(*read("chat-1"), act={"sub": f"someone {turn} {waited}"})
             assert (await world.get("chat-1", token=token)).status_code == 200
             waited += 1
         assert waited <= 10
-        assert time.monotonic() - began < 0.8, "sooner than the next heartbeat"
         queued = len(store.connection._queue)
         for n in range(20):
             token = world.token(*read("chat-1"), act={"sub": f"another {turn} {n}"})
@@ -119,12 +125,12 @@ async def test_slow_store_stays_down_until_it_is_fast_enough(replicas: Replicas)
         (world,) = await replicas.several(1, **OFF | QUICK, BFF_STORE_URL=relay.url)
         relay.delay = 0.2
         await until(lambda: not world.service.sharing.up)
-        began = time.monotonic()
+        away, began = len(events(world, "store_away")), time.monotonic()
         while time.monotonic() - began < 1.3:  # two heartbeats
             world.service.gateway.cache.drop("default", "chat-1")
             assert (await world.get("chat-1")).status_code == 200
             await asyncio.sleep(0.02)
-        assert len(events(world, "store_away")) == 1
+        assert len(events(world, "store_away")) == away
         relay.delay = 0.0
         await until(lambda: world.service.sharing.up)
 

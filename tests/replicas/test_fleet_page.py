@@ -1,6 +1,5 @@
 """Each number of docs/FLEET.md is a constant of the code, or is measured or simulated again."""
 
-import asyncio
 import re
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 from programs import capacity
 from support.engines import Engine
-from support.replicas import Replicas, copy_key, until
+from support.replicas import Replicas, copy_key, until, written
 from support.world import FRIENDLY, OFF, ROOT_KEY, World, claims, environ, read, sign
 
 from bff.config import reader
@@ -137,14 +136,14 @@ async def test_commands_of_loads_copies_and_introspections(replicas: Replicas) -
     await one.get("chat-1")
     await until(lambda: stored(one, "bff_shared_copies"))
     await two.get("chat-1")
-    await asyncio.sleep(0.1)
+    await written(one, two)
     load, copy = first.counts(), second.counts()
 
     token = sign(claims(time.time(), *read("chat-1")), ROOT_KEY)
     await one.get("chat-1", token=token)
     await until(lambda: stored(one, "bff_shared_verdicts"))
     await two.get("chat-1", token=token)
-    await asyncio.sleep(0.1)
+    await written(one, two)
     introspection, used = first.counts(), second.counts()
 
     assert (

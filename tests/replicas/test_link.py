@@ -5,6 +5,7 @@ from typing import Any
 
 from support.engines import Engine
 from support.replicas import Relay
+from support.world import PATIENCE
 
 from bff.replicas.link import DirectLink
 from bff.replicas.valkey import ClientFactory, StoreAddress
@@ -22,7 +23,7 @@ async def answers(one: DirectLink, *commands: tuple[Any, ...]) -> list[Any]:
     one.submit(
         [(command, future.set_result) for command, future in zip(commands, futures, strict=True)]
     )
-    return list(await asyncio.wait_for(asyncio.gather(*futures), 20))
+    return list(await asyncio.wait_for(asyncio.gather(*futures), PATIENCE))
 
 
 async def test_answers_come_in_the_order_of_the_commands(engine: Engine) -> None:

@@ -2,43 +2,41 @@
 
 import asyncio
 
-from support.replicas import Replicas, copy_key, until
+from support.replicas import Replicas, ShiftedClock, copy_key, until, written
 from support.world import OFF
 
 from bff.demo.upstream import session
 
 
 async def test_shared_copy_keeps_its_age(replicas: Replicas) -> None:
-    one, two = await replicas.several(
-        2,
-        **OFF,
-        BFF_CACHE_TTL="1",
-        BFF_CACHE_STALE_WHILE_REVALIDATE="0",
-        BFF_CACHE_STALE_IF_ERROR="0",
-    )
+    changes = OFF | {"BFF_CACHE_TTL": "60", "BFF_CACHE_STALE_WHILE_REVALIDATE": "0"}
+    one, two = [await replicas.add(ShiftedClock(), **changes) for _ in range(2)]
     await one.get("chat-1")
-    await asyncio.sleep(0.7)
+    await written(one)
+    two.clock.advance(30)
     await two.get("chat-1")
     assert len(replicas.upstream.seen) == 1
-    await asyncio.sleep(0.4)
+    two.clock.advance(30)
 
     await two.get("chat-1")
 
     assert len(replicas.upstream.seen) == 2, (
-        "it was a second old, though the second replica had it for 0.4 s"
+        "it was a minute old, though the second replica had it for half of that"
     )
 
 
 async def test_absence_is_shared_until_its_ttl_ends(replicas: Replicas) -> None:
-    one, two = await replicas.several(2, **OFF, BFF_CACHE_NEGATIVE_TTL="0.5")
+    one, two = await replicas.several(2, **OFF, BFF_CACHE_NEGATIVE_TTL="3")
     assert (await one.get("nobody")).status_code == 404
-    await asyncio.sleep(0.05)
+    await written(one)
     assert (await two.get("nobody")).status_code == 404
     assert len(replicas.upstream.seen) == 1
     replicas.upstream.environments[0].add(session(9, "nobody"))
-    await asyncio.sleep(0.5)
 
-    assert (await two.get("nobody")).status_code == 200
+    while (await two.get("nobody")).status_code == 404:
+        await asyncio.sleep(0.05)
+
+    assert len(replicas.upstream.seen) == 2
 
 
 async def test_stale_shared_copy_is_served_when_upstream_fails(replicas: Replicas) -> None:
@@ -46,7 +44,8 @@ async def test_stale_shared_copy_is_served_when_upstream_fails(replicas: Replica
         2, **OFF, BFF_CACHE_TTL="0.1", BFF_CACHE_STALE_WHILE_REVALIDATE="0"
     )
     await one.get("chat-1")
-    await asyncio.sleep(0.2)
+    await written(one)
+    await asyncio.sleep(0.2)  # at least as long as it is fresh
     one.answer(500, {"error": "down"})
 
     response = await two.get("chat-1")
@@ -94,7 +93,7 @@ async def test_reload_during_a_load_applies_to_its_outcome(replicas: Replicas) -
 async def test_corrupt_copies_are_dropped_and_counted(replicas: Replicas) -> None:
     (world,) = await replicas.several(1, BFF_CACHE_TTL="60")
     await world.get("chat-1")
-    await asyncio.sleep(0.05)
+    await written(world)
     with replicas.engine.client() as client:
         value = client.get(copy_key(world, "chat-1"))
         other = copy_key(world, "chat-2")
@@ -112,7 +111,7 @@ async def test_corrupt_copies_are_dropped_and_counted(replicas: Replicas) -> Non
             response = await world.get("chat-2")
 
             assert response.json()["externalId"] == "chat-2"
-            await asyncio.sleep(0.05)
+            await written(world)
             counts = world.telemetry.counts
             assert counts["bff_shared_copies", "dropped"] == number
             assert client.get(other) not in corrupt.values()

@@ -5,7 +5,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from support.replicas import Replicas, events, heartbeat, until
+from support.replicas import Replicas, events, heartbeat, until, written
 from support.world import FRIENDLY, OFF, OWN_KEY, PATH, ROOT_KEY, World, claims, read, sign
 
 from bff.demo.upstream import session
@@ -15,7 +15,7 @@ from bff.limits.budget import Budget
 
 
 async def test_limit_holds_for_all_replicas_together(replicas: Replicas) -> None:
-    worlds = await replicas.several(4, BFF_RATE_LIMIT="50/minute", BFF_UPSTREAM_BUDGET="off")
+    worlds = await replicas.several(4, BFF_RATE_LIMIT="50/hour", BFF_UPSTREAM_BUDGET="off")
     token = worlds[0].token(*read("chat-1"), act={"sub": "someone"})
     responses = await asyncio.gather(
         *(worlds[n % 4].get("chat-1", token=token) for n in range(200))
@@ -31,13 +31,12 @@ async def test_small_limit_holds_over_several_windows(replicas: Replicas) -> Non
     token = worlds[0].token(*read("chat-1"), act={"sub": "someone"})
     await worlds[0].get("chat-1", token=other_token(worlds[0]))
     began, allowed, refused = time.monotonic(), 0, 0
-    while time.monotonic() - began < 2.2:
+    while allowed <= 40 or not refused:  # into the third window
         responses = await asyncio.gather(*(w.get("chat-1", token=token) for w in worlds * 2))
         allowed += sum(response.status_code == 200 for response in responses)
         refused += sum(response.status_code == 429 for response in responses)
     windows = 1 + int((time.monotonic() - began) / 1.0)  # each lasts a second at least
-    assert refused
-    assert 40 <= allowed <= 20 * windows
+    assert allowed <= 20 * windows
 
 
 def other_token(world: World) -> str:
@@ -212,12 +211,12 @@ async def test_upstream_bucket_counts_for_all_replicas(replicas: Replicas) -> No
     bucket = replicas.upstream.environments[0].bucket
     bucket.limit, bucket.remaining, bucket.interval, bucket.since = 100, 53, 60.0, time.time()
     await one.get("chat-1")  # 52 are left: two more before the half
-    await asyncio.sleep(0.05)
+    await written(one)
 
     statuses = []
     for id_ in ("chat-2", "chat-closed", FRIENDLY["chat-2"], session(3)["id"], "a/b: c%?#ü"):
         statuses.append((await two.get(id_)).status_code)
-        await asyncio.sleep(0.02)
+        await written(two)
 
     assert statuses == [200, 200, 200, 503, 503]  # the third is a copy under its other id
 
@@ -227,12 +226,12 @@ async def test_upstream_429_stops_every_replica(replicas: Replicas) -> None:
     one.answer(429, {"error": "slow down"}, retry_after="30")
     assert (await one.get("chat-1")).status_code == 503
     one.answer(0)
-    await asyncio.sleep(0.05)
+    await written(one)
 
     response = await two.get("chat-2")
 
     assert (response.status_code, len(replicas.upstream.seen)) == (503, 1)
-    assert 25 <= int(response.headers["retry-after"]) <= 30
+    assert 1 < int(response.headers["retry-after"]) <= 30
 
 
 async def test_load_over_the_budget_is_retried_in_its_turn(replicas: Replicas) -> None:

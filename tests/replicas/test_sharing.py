@@ -1,16 +1,13 @@
 """Replicas behave as one: copies and purges; and each alone without the store."""
 
-import asyncio
-
-from support.replicas import Replicas, heartbeat, purge
+from support.replicas import Replicas, heard, heartbeat, purge, written
 from support.world import FRIENDLY, OFF
 
 
 async def test_all_replicas_use_a_copy_that_one_loaded(replicas: Replicas) -> None:
     one, two = await replicas.several(2, **OFF, BFF_CACHE_TTL="30")
     first = await one.get("chat-1")
-    await one.settle()
-    await asyncio.sleep(0.05)
+    await written(one)
 
     second = await two.get(FRIENDLY["chat-1"])
 
@@ -29,12 +26,12 @@ async def test_purge_reaches_every_replica_under_both_ids(replicas: Replicas) ->
         await world.get("chat-1")
         await world.get(FRIENDLY["chat-1"])
     assert len(replicas.upstream.seen) == 1
-    await asyncio.sleep(0.05)
+    await written(*worlds)
 
     await purge(worlds[0], FRIENDLY["chat-1"])
     document = replicas.upstream.environments[0].find("chat-1")
     document["taskIdentifier"] = "renamed"
-    await asyncio.sleep(0.1)
+    await heard(replicas.engine, *worlds)
 
     responses = [await w.get(id_) for w in worlds for id_ in ("chat-1", FRIENDLY["chat-1"])]
     assert {response.json()["taskIdentifier"] for response in responses} == {"renamed"}

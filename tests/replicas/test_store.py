@@ -4,11 +4,11 @@ import asyncio
 import time
 
 import pytest
-from support.replicas import Replicas, contents, copy_key, purge, until
-from support.world import FRIENDLY, OFF, read
+from support.replicas import Replicas, contents, copy_key, purge, until, written
+from support.world import FRIENDLY, OFF, PATIENCE, read
 
 from bff.demo.upstream import session
-from bff.replicas import keys
+from bff.replicas import keys, shared_loads
 from bff.replicas.announcements import STREAMS
 
 
@@ -22,7 +22,7 @@ def texts(value: object) -> set[str]:
 
 
 async def test_store_holds_nothing_hidden_and_every_key_expires(replicas: Replicas) -> None:
-    one, two = await replicas.several(2)
+    one, two = await replicas.several(2, BFF_UPSTREAM_BUDGET="100/minute")
     shown: set[str] = set()
     for world in (one, two):
         for id_ in ("chat-1", "chat-2", "chat-closed", FRIENDLY["chat-2"], "none"):
@@ -30,7 +30,7 @@ async def test_store_holds_nothing_hidden_and_every_key_expires(replicas: Replic
         await world.get("chat-1", token="bad.bad.bad")
     await purge(one, "chat-2")
     await one.ops.post("/revocations", json={"jti": "lost"})
-    await asyncio.sleep(0.1)
+    await written(one, two)
 
     values = contents(replicas.engine)
 
@@ -58,7 +58,9 @@ async def test_store_holds_nothing_hidden_and_every_key_expires(replicas: Replic
 
 
 @pytest.mark.parametrize("junk", ["another type", "a text", "a number that never expires"])
-async def test_foreign_value_under_any_key_is_replaced(replicas: Replicas, junk: str) -> None:
+async def test_foreign_value_under_any_key_is_replaced(
+    replicas: Replicas, junk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide = dict.fromkeys(("BFF_RATE_LIMIT", "BFF_IP_RATE_LIMIT"), "1000000/minute")
     changes = wide | {"BFF_UPSTREAM_BUDGET": "100/minute", "BFF_CACHE_TTL": "60"}
     (world,) = await replicas.several(1, **changes)
@@ -77,6 +79,7 @@ async def test_foreign_value_under_any_key_is_replaced(replicas: Replicas, junk:
     )
     names = {*contents(replicas.engine), *(name.encode() for name in others)}
     assert len(names) >= 11
+    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", 1.0)  # some end only by expiry
     for key in names:
         with replicas.engine.client() as client:
             client.delete(key)
@@ -92,6 +95,8 @@ async def test_foreign_value_under_any_key_is_replaced(replicas: Replicas, junk:
             assert (await world.get("chat-1")).status_code == 200, key
             await purge(world, "chat-1")
 
+    monkeypatch.setattr(shared_loads, "CLAIM_SECONDS", PATIENCE)
+    await written(world)
     kept = world.telemetry.counts["bff_shared_copies", "kept"]
     await until(lambda: world.service.sharing.up)
     assert (await world.get("chat-1")).status_code == 200
@@ -132,10 +137,10 @@ async def test_lowest_report_of_a_bucket_period_counts(replicas: Replicas) -> No
     now = time.time()
     for world, remaining in ((one, 50), (two, 52), (one, 51)):
         world.service.sharing.limits.observe("default", limit=100, remaining=remaining, reset=30.0)
-        await asyncio.sleep(0.02)
+        await written(world)
     assert (await two.get("chat-2")).status_code == 503
     one.service.sharing.limits.observe("default", limit=100, remaining=99, reset=now - time.time())
-    await asyncio.sleep(0.02)
+    await written(one)
     assert (await two.get("chat-2")).status_code == 503, "a report of an earlier period"
     one.service.sharing.limits.observe("default", limit=100, remaining=99, reset=40.0)
     await asyncio.sleep(1.0)  # for which a replica remembers what the store said

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from support.engines import Engine
 from support.hostile import eventually
-from support.replicas import RealClock
+from support.replicas import PATIENT, RealClock
 from support.world import (
     OFF,
     ORIGIN,
@@ -42,7 +42,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 async def opaque(engine: Engine) -> AsyncIterator[World]:
     """A replica whose tokens upstream verifies and whose limits are leased from a real store."""
     engine.empty()
-    changes = {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "2", "BFF_RATE_LIMIT": "3/minute"}
+    changes = {"BFF_STORE_URL": engine.url, **PATIENT, "BFF_RATE_LIMIT": "3/minute"}
     async with World(RealClock(), **OPAQUE, **changes) as world:
         yield world
 
@@ -70,7 +70,7 @@ async def test_caller_is_counted_after_its_introspection(opaque: World) -> None:
 def test_processes_and_workers_introspect_a_token_once(engine: Engine) -> None:
     engine.empty()
     token = minted(*read("chat-1"))
-    changes = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, "BFF_STORE_TIMEOUT": "5"}
+    changes = OFF | OPAQUE | {"BFF_STORE_URL": engine.url, **PATIENT}
     with running_upstream() as upstream, ExitStack() as stack:
         gateways = [
             stack.enter_context(Gateway(upstream.port, *options, **changes))
@@ -100,7 +100,7 @@ class Pair:
         self._stack = stack
         self._changes = OFF | {
             "BFF_STORE_URL": engine.url,
-            "BFF_STORE_TIMEOUT": "2",
+            **PATIENT,
             "BFF_VERIFY": "local,upstream",
         }
         self.gateways = [self.start(), self.start()]
@@ -125,12 +125,8 @@ def listed(gateway: Gateway, token: str) -> tuple[int, list[str]]:
 
 
 def soon(gateway: Gateway, token: str, expected: int, id_: str = "chat-1") -> bool:
-    """Whether the status becomes *expected* within a second: announcements take a moment."""
-    for _ in range(100):
-        if status(gateway, token, id_) == expected:
-            return True
-        time.sleep(0.01)
-    return False
+    """Whether the status becomes *expected*: announcements take a moment."""
+    return eventually(lambda: status(gateway, token, id_) == expected)
 
 
 def test_every_kind_of_revocation_holds_in_every_process(

@@ -5,7 +5,16 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from support.world import OFF, PATH, Gateway, http, read, running_upstream, until
+from support.world import (
+    OFF,
+    PATH,
+    PATIENCE,
+    Gateway,
+    http,
+    read,
+    running_upstream,
+    until,
+)
 
 Served = tuple[running_upstream, Gateway]
 
@@ -27,7 +36,7 @@ class Page:
         self.socket = socket.socket()
         if unread is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, unread)
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE)
         self.socket.connect(("127.0.0.1", gateway.port))
         token = gateway.token(*read("chat-1"), act={"sub": f"person-{self.socket.fileno()}"})
         self.socket.sendall(
@@ -71,7 +80,7 @@ def test_events_are_pushed_and_end_with_the_process(served: Served) -> None:
     gateway.process.send_signal(signal.SIGTERM)
 
     ends = [page.rest() for page in pages]
-    assert gateway.process.wait(timeout=20) == 0
+    assert gateway.process.wait(timeout=PATIENCE) == 0
     assert all(b"transfer-encoding: chunked" in end for end in ends)
     assert all(
         end.endswith(b'event: end\ndata: {"reason":"shutdown"}\n\n\r\n0\r\n\r\n') for end in ends

@@ -19,6 +19,7 @@ from support.world import (
     KEPT,
     ORIGIN,
     PATH,
+    PATIENCE,
     SECRET_KEY,
     Gateway,
     environ,
@@ -65,11 +66,11 @@ def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
         for _ in range(2):
             process = start(browser, ops)
             # The socket is open, so this request waits until the process is ready.
-            assert http.get(url, timeout=20).status_code == 200
+            assert http.get(url).status_code == 200
             address = f"http://127.0.0.1:{ops.getsockname()[1]}"
             assert "bff_requests" in http.get(address + "/metrics").text
             process.terminate()
-            output, _ = process.communicate(timeout=20)
+            output, _ = process.communicate(timeout=PATIENCE)
             listening = json.loads(output.splitlines()[0])
             assert listening["browser"].endswith(str(browser.getsockname()[1]))
 
@@ -258,7 +259,7 @@ def test_sigterm_lets_requests_in_flight_finish(upstream: running_upstream) -> N
 
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert b'"externalId":"chat-1"' in answer
-        assert gateway.process.wait(timeout=5) == 0
+        assert gateway.process.wait(timeout=PATIENCE) == 0
 
 
 def test_log_lines_are_json_without_secrets(upstream: running_upstream) -> None:

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from support.world import PATIENCE
+
+expect.set_options(timeout=1000 * PATIENCE)
 
 SDK = Path(__file__).parent.parent / "sdk"
 
@@ -52,7 +55,7 @@ class Node:
 
     def __exit__(self, *exc: object) -> None:
         self._stdin.close()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=PATIENCE)
         self._stdout.close()
 
     def call(
@@ -176,7 +179,7 @@ class ConsolePage(Page):
 def open_page(browser: Browser, url: str, **options: Any) -> ConsolePage:
     """Open *url* in a profile of its own; `console` collects what goes wrong there."""
     page = cast("ConsolePage", browser.new_context(**options).new_page())
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(1000 * PATIENCE)
     errors = page.console = []
 
     def on_console(message: ConsoleMessage) -> None:

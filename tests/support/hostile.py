@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from support.world import ORIGIN, PATH, World, http
+from support.world import ORIGIN, PATH, PATIENCE, World, http
 
 from bff.request import RequestHead
 from bff.response import Response
@@ -73,7 +73,7 @@ def descriptors(pid: int | str = "self") -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
-def eventually(condition: Any, seconds: float = 5.0) -> bool:
+def eventually(condition: Any, seconds: float = PATIENCE) -> bool:
     """Whether *condition* comes true in time; for what another process does."""
     until = time.monotonic() + seconds
     while not condition():

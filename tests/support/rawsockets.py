@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from support.world import PATH
+from support.world import PATH, PATIENCE
+
+from bff.copies.readiness import READINESS_ID
 
 LOOPBACK = "127.0.0.1"
 
@@ -59,7 +61,7 @@ _LAST = b"OPTIONS / HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n"
 """A last request, which no limit counts and upstream does not see; the answer is 204."""
 
 
-def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = 1.0) -> Exchange:
+def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = PATIENCE) -> Exchange:
     """Send *data*, with *pause* seconds between its parts, and receive until the gateway closes.
 
     Stops when nothing arrives for *timeout* seconds. If a complete answer leaves the connection
@@ -68,7 +70,7 @@ def talk(port: int, *data: bytes, pause: float = 0.0, timeout: float = 1.0) -> E
     """
     began = time.monotonic()
     received, closed, first = b"", False, 0
-    with socket.create_connection((LOOPBACK, port), timeout=10) as connection:
+    with socket.create_connection((LOOPBACK, port), timeout=PATIENCE) as connection:
         try:
             for number, part in enumerate(data):
                 if number and pause:
@@ -120,7 +122,8 @@ Behaviour = Callable[[socket.socket, bytes], None]
 class RawUpstream:
     """An upstream that may break HTTP at any byte.
 
-    `behave` answers; `seen` has the bytes of every head that was received.
+    `behave` answers; `seen` has the bytes of every head that was received, apart from those of the
+    questions that an idle gateway asks.
     """
 
     def __init__(self, behave: Behaviour, port: int = 0) -> None:
@@ -168,7 +171,8 @@ class RawUpstream:
                     buffer = buffer[length:]
                     connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
                     continue
-                self.seen.append(head)
+                if requested_id(head) != READINESS_ID:
+                    self.seen.append(head)
                 self.behave(connection, head)
         self._open.discard(connection)
 

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from support.engines import Engine
-from support.world import Clock, World
+from support.world import PATIENCE, Clock, World
 
 from bff.demo.upstream import PretendUpstream
 from bff.replicas import keys
+from bff.replicas.announcements import STREAMS
 from bff.replicas.codec import copy_name
 from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
@@ -35,6 +36,23 @@ class RealClock(Clock):
         pass
 
 
+class ShiftedClock(RealClock):
+    """The real times, shifted: no test can move the store's clock, so it moves a replica's."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        """Seconds that passed for this replica but not for the store."""
+        self.off = 0.0
+        """Seconds by which this replica's wall clock is wrong."""
+
+    def __call__(self) -> tuple[float, float]:
+        now, wall = super().__call__()
+        return now + self.ahead, wall + self.ahead + self.off
+
+    def advance(self, seconds: float) -> None:
+        self.ahead += seconds
+
+
 class WrongClock(RealClock):
     """A wall clock that is wrong by some seconds."""
 
@@ -50,7 +68,7 @@ class WrongClock(RealClock):
         return time.time() + self._error
 
 
-PATIENT = {"BFF_STORE_TIMEOUT": "20"}
+PATIENT = {"BFF_STORE_TIMEOUT": "60"}
 """For tests that do not measure time: a busy machine must not make the store count as slow."""
 QUICK = {"BFF_STORE_TIMEOUT": "0.05"}
 """The default, for tests that measure how long requests wait."""
@@ -110,12 +128,32 @@ async def purge(world: World, id_: str) -> None:
     raise AssertionError("the store is down")
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return
+async def until(condition: Callable[[], object]) -> None:
+    ends = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < ends, "the condition is not met in time"
         await asyncio.sleep(0.01)
-    raise AssertionError("the condition is not met in time")
+
+
+async def heard(engine: Engine, *worlds: World) -> None:
+    """Wait until these replicas have read every announcement that the store has."""
+    with engine.client() as client:
+        newest = {name: client.xrevrange(name, count=1) for name in map(keys.stream, STREAMS)}
+    for world in worlds:
+        sharing = world.service.sharing
+        assert isinstance(sharing, Sharing)
+        read = sharing.store.listener._positions
+        await until(lambda: all(read[name] == one[0][0] for name, one in newest.items() if one))  # noqa: B023
+
+
+async def written(*worlds: World) -> None:
+    """Wait until the store has received all that these replicas sent without waiting for it."""
+    for world in worlds:
+        await world.settle()
+        sharing = world.service.sharing
+        assert isinstance(sharing, Sharing)
+        connection = sharing.store.connection
+        await until(lambda: not connection._unawaited)  # noqa: B023
 
 
 def contents(engine: Engine) -> dict[bytes, bytes]:

