@@ -346,4 +346,4 @@ def test_68_code_that_shows_or_counts_takes_a_caller() -> None:
         Lists.decide,
     ):
         hints = typing.get_type_hints(method)
-        assert typing.get_origin(hints["caller"]) is Caller, method
+        assert hints["caller"] is Caller, method

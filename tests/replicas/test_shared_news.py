@@ -15,7 +15,7 @@ IDS = ["session_secret", "chat-of-ann"]
 def received(world: World) -> list[tuple[Any, ...]]:
     """The news that a replica receives from now on."""
     seen: list[tuple[Any, ...]] = []
-    world.service.sharing._news._received = lambda *news: seen.append(news)
+    world.service.sharing._news.received = lambda *news: seen.append(news)
     return seen
 
 
@@ -47,8 +47,8 @@ async def test_old_and_foreign_news_are_ignored(replicas: Replicas) -> None:
     await until(lambda: texts)
     ((origin, text),) = texts
     news.receive("another", text)
-    now, wall = news._clock()
-    news._clock = lambda: (now, wall + USEFUL_SECONDS + 1)
+    now, wall = news.clock()
+    news.clock = lambda: (now, wall + USEFUL_SECONDS + 1)
     news.receive(origin, text)
     with pytest.raises(ValueError, match="another key"):
         news.receive(origin, "AAAA" + text[4:])

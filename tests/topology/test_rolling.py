@@ -359,7 +359,7 @@ async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> N
         findings = [f async for f in checker.findings(environment, topology.caddy.url, "chat-1")]
 
     assert {finding.result for finding in findings} == {Result.OK}, findings
-    assert len(findings) == 7
+    assert len(findings) == 8
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = _Timer(when, callback, args, self, context)
+        # Sums of seconds that mean the same moment differ in their last digits, and asyncio runs a
+        # timer a nanosecond early. So the moment would depend on the other timers of a world.
+        timer = _Timer(round(when, 6), callback, args, self, context)
         timer.number = next(self._numbers)
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
         timer._scheduled = True  # type: ignore[attr-defined]
