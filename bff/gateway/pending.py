@@ -146,33 +146,7 @@ class PendingLoad:
 
         Returns what to call if the browser leaves; it does nothing after the end.
         """
-        load, fallback, (began, _) = self.load, self.fallback, gateway.clock()
-
-        def stop() -> bool:
-            if timer is not None:
-                timer.cancel()
-            return load.outcome.remove_done_callback(end) > 0
-
-        def end(_: object = None) -> None:
-            stop()
-            leave([self], again=True)
-            self.request.waited = (self.request.waited or 0.0) + gateway.clock()[0] - began
-            then()
-
-        def leave_early() -> None:
-            if stop():
-                leave([self], again=False)
-
-        def end_if_queued() -> None:
-            if not load.outcome.done() and (fallback is not None or load.queued):
-                end()
-
-        timer = None
-        if fallback is not None or not load.spent:
-            seconds = load.longest_wait(began) if fallback is None else FALLBACK_SECONDS
-            timer = asyncio.get_running_loop().call_later(seconds, end_if_queued)
-        load.outcome.add_done_callback(end)
-        return leave_early
+        return _LoadWait(self, gateway, then).leave_early
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide on the copy's own ids."""
@@ -208,6 +182,47 @@ class PendingLoad:
     def _fallback(self, gateway: Resumable) -> Copy | None:
         copy, cache = self.fallback, gateway.cache
         return copy if copy is not None and cache.is_usable(copy, self.request.now) else None
+
+
+class _LoadWait:
+    """A wait for a load without a task.
+
+    No closures: they would refer to one another, and each miss would be left to the collector.
+    """
+
+    __slots__ = ("_began", "_gateway", "_pending", "_then", "_timer")
+
+    def __init__(self, pending: PendingLoad, gateway: Resumable, then: Callable[[], None]) -> None:
+        self._pending, self._gateway, self._then = pending, gateway, then
+        self._began, _ = gateway.clock()
+        self._timer: asyncio.TimerHandle | None = None
+        load, fallback = pending.load, pending.fallback
+        if fallback is not None or not load.spent:
+            seconds = load.longest_wait(self._began) if fallback is None else FALLBACK_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._end_if_queued)
+        load.outcome.add_done_callback(self._end)
+
+    def leave_early(self) -> None:
+        """Stop, because the browser has left."""
+        if self._stop():
+            leave([self._pending], again=False)
+
+    def _end_if_queued(self) -> None:
+        load = self._pending.load
+        if not load.outcome.done() and (self._pending.fallback is not None or load.queued):
+            self._end()
+
+    def _end(self, _: object = None) -> None:
+        self._stop()
+        leave([self._pending], again=True)
+        request, (now, _) = self._pending.request, self._gateway.clock()
+        request.waited = (request.waited or 0.0) + now - self._began
+        self._then()
+
+    def _stop(self) -> bool:
+        if self._timer is not None:
+            self._timer.cancel()
+        return self._pending.load.outcome.remove_done_callback(self._end) > 0
 
 
 def conclude_member(

@@ -475,3 +475,22 @@ async def test_load_of_a_browser_that_left_takes_no_turn(clock: Clock) -> None:
         assert len(queue) == 0
         await side.settle()
         assert not transport.late_writes
+
+
+async def test_miss_leaves_nothing_to_the_garbage_collector(clock: Clock) -> None:
+    """References in a circle would make the collector pause all requests, for longer with each."""
+    async with both_sides(clock, **OFF) as sides:
+        side = sides[1]
+        for number in range(100, 120):
+            side.world.upstream.environments[0].add(session(number, f"many-{number}"))
+        transport = side.connect()
+        for number in range(100, 110):
+            await side.feed(transport, request(TYPE_WIDE, target=f"{PATH}many-{number}"))
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(110, 120):
+                await side.feed(transport, request(TYPE_WIDE, target=f"{PATH}many-{number}"))
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
