@@ -14,8 +14,7 @@ import httptools
 from bff.errors import Refusal, Refused
 from bff.response import EventStream, Response
 from bff.server.asgi import CUT, HOLD, STREAM
-from bff.server.bounds import Bounds, ConnectionLimiter
-from bff.server.slow_readers import Refuse, SlowReaderProtocol
+from bff.server.slow_readers import SlowReaderProtocol
 from bff.server.timers import IdleTimer
 
 LINGER_SECONDS: Final = 2.0
@@ -38,16 +37,11 @@ class BoundedProtocol(SlowReaderProtocol):
     """One connection within bounds. A complete request on a kept connection starts no timer.
 
     Args:
-        bounds: the bounds.
-        connections: the limiter that all connections share.
-        refuse: renders the answer to a refused request.
-        arguments: those of uvicorn.
+        arguments: those of `SlowReaderProtocol`.
     """
 
-    def __init__(
-        self, *, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
-    ) -> None:
-        super().__init__(bounds, connections, refuse, **arguments)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._refused = False
         self._incomplete = True
         """Whether the request is incomplete, or the first request has not begun."""
@@ -63,7 +57,7 @@ class BoundedProtocol(SlowReaderProtocol):
         """Sum of the reads that the request is in, so at least the request's own size."""
         self._body_bytes = 0
         """Size of the request's body without its framing."""
-        self._idle = IdleTimer(self.loop, bounds.idle_seconds, self._close_idle)
+        self._idle = IdleTimer(self.loop, self._bounds.idle_seconds, self._close_idle)
 
     # -- callbacks of the transport
 

@@ -38,7 +38,7 @@ class SlowReaderProtocol(UvicornProtocol):
     """
 
     def __init__(
-        self, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
+        self, *, bounds: Bounds, connections: ConnectionLimiter, refuse: Refuse, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
         self._bounds = bounds
