@@ -43,8 +43,10 @@ def queue(it: PolledWorld) -> LoadQueue:
     return it.world.service.gateway.loader.queue("default")
 
 
-def test_retrieve_waits_for_its_turn() -> None:
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_retrieve_waits_for_its_turn(fast_path: bool) -> None:
     async def history(it: PolledWorld) -> None:
+        it.fast_path = fast_path
         names = it.add("a", "b", "c")
         token = it.token("ann", names)
         for name in names[:2]:

@@ -280,7 +280,7 @@ async def test_check_detects_a_proxy_that_buffers(
     (environment,) = settings.environments
     problems: list[Finding] = []
     with running(nginx_that_buffers, gateway, tmp_path) as url:
-        # If an event follows at once, nginx may find it beside the first one, and passes both on.
+        # If a heartbeat is due at once, nginx finds it beside the first event, and passes both on.
         for _ in range(10):
             async with aclosing(check_gateway.GatewayChecker(settings, system_clock)) as checker:
                 findings = [one async for one in checker.findings(environment, url, "chat-1")]
