@@ -30,8 +30,10 @@ test: $(VENV)/dev $(NODE_MODULES) ## Run lint, format check, types, import contr
 # More at a time than a small machine has cores: many of them wait.
 JOBS  ?= 6
 TESTS ?= tests
+# A busy machine can pause a test beside real clocks and programs, so a failed test gets a second run.
+# The summary names it (RERUN): mend it, since it may show a race in bff/.
 test-python: $(VENV)/dev $(NODE_MODULES) ## Run the tests alone, on the Python of VENV
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --reruns 1 -rR $(TESTS)
 
 # These tests drive other programs (browsers, proxies, a benchmark) and show no branch of bff/ that
 # the others miss; measured, they would take twice their time.
