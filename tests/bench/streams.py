@@ -21,6 +21,7 @@ _AT_ONCE = 100
 _PAUSE = 0.02
 """Seconds between two streams whose first event is measured."""
 _HITS_AHEAD = 20
+_ANSWER = b"HTTP/1.1 200 "
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
 Row = dict[str, float]
 """The figures of one server; `KEYS` names them."""
@@ -125,7 +126,7 @@ class _Hits(asyncio.Protocol):
     """Asks for one session again and again, with some requests under way at a time."""
 
     def __init__(self, request: bytes) -> None:
-        self._request = request
+        self._request, self._rest = request, b""
         self.answered = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -133,7 +134,9 @@ class _Hits(asyncio.Protocol):
         transport.write(self._request * _HITS_AHEAD)
 
     def data_received(self, data: bytes) -> None:
-        answers = data.count(b"HTTP/1.1 200 ")
+        data = self._rest + data
+        answers = data.count(_ANSWER)
+        self._rest = data[1 - len(_ANSWER) :]  # the next read may bring the rest of a start
         self.answered += answers
         self.transport.write(self._request * answers)
 
