@@ -21,6 +21,7 @@ _RECORDS = "tests/chat/test_records.py"
 _PEEKS = "tests/gateway/test_peeks.py"
 _LISTENERS = "tests/incidents/test_incident_listeners.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
+_LISTENER_WORK = "tests/live/test_listeners.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
 _WIRE = "tests/incidents/test_incident_wire.py"
@@ -2758,5 +2759,96 @@ FAULTS = [
         "if head.fields.last_event_id == events.event_id(listener.total):",
         "if False:",
         f"{_LISTENERS}::test_99_known_state_is_not_sent_again_after_a_reconnect",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "            if stream.stamps[name] != watch.version:\n",
+        "            if False:\n",
+        f"{_LIVE}::test_unavailable_session_follows_although_others_know_it",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "            self._watches[listener.environment, name].version = None\n",
+        "            pass\n",
+        f"{_LISTENER_WORK}::test_change_that_left_memory_reaches_a_slow_reader_later",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "return -stamp if list_query.has_expired(copy.body, wall) else stamp",
+        "return stamp",
+        f"{_LIVE}::test_filter_follows_a_session_that_expires",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "                if not self._left:\n",
+        "                if False:\n",
+        f"{_LISTENER_WORK}::test_many_followers_leave_turns_to_other_work",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        if self._changes:\n            self._show_some()\n",
+        "",
+        f"{_LISTENER_WORK}::test_many_followers_leave_turns_to_other_work",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        self._showing = bool(self._changes)\n",
+        "        self._showing, self._left = bool(self._changes), SHOWN_AT_ONCE\n",
+        f"{_LISTENER_WORK}::test_changes_at_once_share_one_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "show, (_, name) = self.prepared(watch.copy), watch.key",
+        "show, (_, name) = self.prepared(self._changes[-1][0].copy), watch.key",
+        f"{_LISTENER_WORK}::test_changes_at_once_share_one_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "                if all(watch is not waiting for waiting, _ in self._changes):\n",
+        "                if True:\n",
+        f"{_LISTENER_WORK}::test_newer_change_replaces_one_that_is_being_shown",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        '            listener.end("failed")\n',
+        "            raise\n",
+        f"{_LISTENER_WORK}::test_listener_that_fails_ends_alone",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "            finally:  # a watch that is not scheduled would never be loaded again\n",
+        "            except ValueError:\n",
+        f"{_LISTENER_WORK}::test_due_ids_are_bounded_and_lose_no_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "self._due[0][0] <= now and most:",
+        "self._due[0][0] <= now:",
+        f"{_LISTENER_WORK}::test_due_ids_are_bounded_and_lose_no_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "stream.slot = self._next_slot = (self._next_slot + 1) % _SLOTS",
+        "stream.slot = 0",
+        f"{_LISTENER_WORK}::test_heartbeats_are_spread_over_their_time",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        self.followers[listener] = None\n        return listener",
+        "        self.followers = {listener: None, **self.followers}\n        return listener",
+        f"{_LISTENER_WORK}::test_followers_take_turns_to_ask",
     ),
 ]
