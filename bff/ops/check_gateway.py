@@ -5,7 +5,9 @@ A proxy or CDN in front that caches or changes answers makes them differ from a 
 It also opens an event stream: a proxy that collects answers holds the first event back.
 """
 
+import asyncio
 import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -33,6 +35,9 @@ LATER_EVENT_SECONDS: Final = HEARTBEAT_SECONDS + 10.0
 """Seconds for what follows: a proxy that collects small parts often passes the first one on."""
 _OPENING: Final = 2
 """Blocks with which a stream begins: the time of reconnects, and the first event."""
+_BESIDE_SECONDS: Final = 1.0
+"""Seconds in which an event counts as one that lies beside the first: nginx, for example, passes on
+whatever it reads together with the head, and collects the rest."""
 _NOTHING: Final = f"no event of a stream has come after {FIRST_EVENT_SECONDS:g} s"
 _EVENTS: Final = "text/event-stream"
 _FOREIGN_ORIGIN: Final = "https://bff-check.invalid"
@@ -189,12 +194,34 @@ class GatewayChecker(Checker):
             return Finding(Result.UNSURE, "event streams are not tested: BFF_LIVE is false")
         # Browsers accept compressed answers, so a proxy may compress what they get.
         headers = self._headers(entitled, accept=_EVENTS, **{"accept-encoding": "gzip, br"})
-        waits = {_OPENING: FIRST_EVENT_SECONDS, _OPENING + 1: LATER_EVENT_SECONDS}
         try:
-            answer = await self._client.follow(target, headers, waits=waits)
+            timeout = FIRST_EVENT_SECONDS
+            async with self._client.follow(target, headers, timeout=timeout) as (head, parts):
+                return _head_problem(head) or await self._events_finding(parts)
         except UpstreamTimeout:
             return _collected(_NOTHING)
-        return _events_finding(answer)
+
+    async def _events_finding(self, parts: AsyncIterator[bytes]) -> Finding:
+        """Read until an event comes that does not lie beside the first one."""
+        events, last, opened = 0, b"", math.inf
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(FIRST_EVENT_SECONDS) as limit:
+                async for part in parts:
+                    came, last = (last + part).count(b"\n\n"), part[-1:]
+                    events, now = events + came, self._clock()[0]
+                    if came and now > opened + _BESIDE_SECONDS:
+                        return Finding(Result.OK, "the events of a stream come at once")
+                    if events >= _OPENING and opened == math.inf:
+                        opened = now
+                        limit.reschedule(loop.time() + LATER_EVENT_SECONDS)
+        except TimeoutError:
+            pass  # `opened` says which of the two waits was in vain
+        if opened == math.inf:
+            return _collected(_NOTHING)
+        return _collected(
+            f"after its first event, a stream is silent for {LATER_EVENT_SECONDS:g} s"
+        )
 
     async def _send(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
         return await self._client.ask(
@@ -217,7 +244,7 @@ def _code(answer: Answer) -> str:
     return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
 
 
-def _events_finding(answer: Answer) -> Finding:
+def _head_problem(answer: Answer) -> Finding | None:
     if answer.status != HTTPStatus.OK:
         text = f"a request for an event stream gets {answer.status}{_code(answer)}"
         return Finding(Result.PROBLEM, f"{text}, not 200: read the gateway's log")
@@ -234,14 +261,7 @@ def _events_finding(answer: Answer) -> Finding:
             "off for text/event-stream",
             Page.BUFFERING,
         )
-    came = answer.body.count(b"\n\n")
-    if came < _OPENING:
-        return _collected(_NOTHING)
-    if came == _OPENING:
-        return _collected(
-            f"after its first event, a stream is silent for {LATER_EVENT_SECONDS:g} s"
-        )
-    return Finding(Result.OK, "the events of a stream come at once")
+    return None
 
 
 def _collected(observed: str) -> Finding:

@@ -133,11 +133,6 @@ class Upstream:
                 raise TokenRejected
             if answer.status == HTTPStatus.FORBIDDEN:
                 raise TokenForbidden
-            quota = read_quota(answer.headers)
-            if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:
-                rest = min(max(quota.reset - self._wall(), 0.0), MAX_RESET)
-                after = retry_after(answer.headers, self._wall()) or 0.0
-                raise UpstreamRateLimited(retry_after=max(rest, after))
         return self._read(answer, read, _ignore)
 
     async def probe(
@@ -200,9 +195,7 @@ class Upstream:
             _observed(answer, observe)
             return document
         if status == HTTPStatus.TOO_MANY_REQUESTS:  # also from a CDN: fewer calls help
-            if api_error(answer) is not None:
-                _observed(answer, observe)
-            raise UpstreamRateLimited(retry_after=retry_after(answer.headers, self._wall()))
+            raise self._rate_limited(answer, observe)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise UpstreamUnavailable
         if api_error(answer) is not None:
@@ -212,6 +205,22 @@ class Upstream:
             if status in (_UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 raise CredentialsRejected
         raise UpstreamInvalid
+
+    def _rate_limited(
+        self, answer: Answer, observe: Callable[[Quota], None]
+    ) -> UpstreamRateLimited:
+        """Return the error of a 429; the API's own lasts until its bucket is reset.
+
+        `Budget.observe` ignores a period that ends before the one that it knows; a 429 always
+        counts, so its seconds do not depend on what the gateway loaded before.
+        """
+        after = retry_after(answer.headers, self._wall())
+        quota = read_quota(answer.headers)
+        if quota is None or api_error(answer) is None:
+            return UpstreamRateLimited(retry_after=after)
+        observe(quota)
+        rest = min(max(quota.reset - self._wall(), 0.0), MAX_RESET)
+        return UpstreamRateLimited(retry_after=max(rest, after or 0.0))
 
     def _wall(self) -> float:
         return self._clock()[1]

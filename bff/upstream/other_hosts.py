@@ -57,40 +57,25 @@ class Client:
             fields = _fields(response)
             if fields.get("content-encoding", "identity") != "identity":
                 raise UpstreamInvalid  # `_HEADERS` accepts none, and decoding could fill memory
-            body = bytearray()
-            async for part in response.aiter_raw():
-                body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise UpstreamInvalid
-            return Answer(response.status_code, fields, bytes(body))
+            return Answer(response.status_code, fields, await _body(response))
 
+    @asynccontextmanager
     async def follow(
-        self, url: str, headers: Mapping[str, str], *, waits: Mapping[int, float]
-    ) -> Answer:
-        """GET a stream of events, and leave; return what came of it.
+        self, url: str, headers: Mapping[str, str], *, timeout: float
+    ) -> AsyncIterator[tuple[Answer, AsyncIterator[bytes]]]:
+        """GET a stream: its head, and its parts as they come.
 
-        Args:
-            url: the address.
-            headers: added to the usual ones.
-            waits: seconds to wait until that many events and comments have come. After the first
-                wait in vain it leaves.
+        The head may take *timeout* seconds. The caller bounds what it reads of the parts. If the
+        answer is not a 200, its whole body is in the head, and no part follows.
 
         Raises:
-            UpstreamTimeout: the head has not come in the seconds of the first wait.
-            UpstreamError: as `ask`.
+            UpstreamError: as `ask`; from a part too.
         """
-        head_timeout = next(iter(waits.values()))
-        async with self._response("GET", url, headers, head_timeout) as (response, limit):
+        async with self._response("GET", url, headers, timeout) as (response, limit):
+            opened = response.status_code == HTTPStatus.OK
+            body = b"" if opened else await _body(response)
             limit.reschedule(None)
-            parts, body = response.aiter_raw(), bytearray()
-            for events, seconds in waits.items():
-                try:
-                    async with asyncio.timeout(seconds):
-                        while body.count(b"\n\n") < events and len(body) <= MAX_BODY_BYTES:
-                            body += await anext(parts)
-                except (TimeoutError, StopAsyncIteration):
-                    break
-            return Answer(response.status_code, _fields(response), bytes(body))
+            yield Answer(response.status_code, _fields(response), body), response.aiter_raw()
 
     @asynccontextmanager
     async def _response(
@@ -121,6 +106,15 @@ class Client:
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise UpstreamUnavailable
         raise UpstreamInvalid
+
+
+async def _body(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    async for part in response.aiter_raw():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise UpstreamInvalid
+    return bytes(body)
 
 
 def _fields(response: httpx2.Response) -> dict[str, str]:

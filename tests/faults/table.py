@@ -593,7 +593,21 @@ FAULTS = [
         "bff/limits/budget.py",
         "if self._allowance < 1 + ahead and start < self._allowance_ends:",
         "if False:",
-        f"{_COPIES}::test_34_no_load_starts_before_the_reset_of_a_429",
+        "tests/limits/test_budget.py::test_budget_leaves_the_lower_half_to_the_customer",
+    ),
+    Fault(
+        34,
+        "bff/upstream/api.py",
+        "retry_after=max(rest, after or 0.0)",
+        "retry_after=after",
+        f"{_COPIES}::test_34_a_429_lasts_as_long_whatever_was_loaded_before",
+    ),
+    Fault(
+        34,
+        "bff/limits/budget.py",
+        "start = max(now, self._paused)",
+        "start = now",
+        "tests/limits/test_budget.py::test_pause_has_a_lower_and_an_upper_bound",
     ),
     Fault(
         34,

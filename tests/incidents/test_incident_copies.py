@@ -306,6 +306,25 @@ async def test_34_no_load_starts_before_the_reset_of_a_429(world: World) -> None
     assert (await world.get("chat-2")).status_code == 200
 
 
+@pytest.mark.parametrize("told_before", [True, False])
+async def test_34_a_429_lasts_as_long_whatever_was_loaded_before(
+    world: World, told_before: bool
+) -> None:
+    """An earlier answer told of a reset that comes later than the one of the 429."""
+
+    def quota(remaining: str, seconds: float) -> dict[str, str]:
+        reset = str(int((world.clock.wall + seconds) * 1000))
+        names = ("x_ratelimit_limit", "x_ratelimit_remaining", "x_ratelimit_reset")
+        return dict(zip(names, ("750", remaining, reset), strict=True))
+
+    if told_before:
+        world.answer(200, session(1, "chat-1"), **quota("749", 40))
+        assert (await world.get("chat-1")).status_code == 200
+    world.answer(429, {"error": "limited"}, **quota("0", 20))
+
+    assert (await world.get("chat-2")).headers["retry-after"] == "20"
+
+
 @pytest.mark.parametrize("reset", ["9" * 15, "9" * 17, "-1", "soon", "0", "9" * 400, ""])
 @pytest.mark.parametrize("status", [200, 429])
 async def test_34_an_absurd_reset_stops_loads_for_a_minute_at_most(

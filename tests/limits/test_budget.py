@@ -36,12 +36,10 @@ def test_wait_returns_the_time_until_the_next_load() -> None:
 def test_budget_leaves_the_lower_half_to_the_customer() -> None:
     budget = Budget(None)
     budget.observe(0, limit=10, remaining=7, reset=5)
-    spent = 0
-    while budget.wait(1) == 0:
+    for _ in range(2):
+        assert budget.wait(1) == 0
         budget.spend(1)
-        spent += 1
 
-    assert spent == 2
     assert budget.wait(1) == 4
     assert budget.wait(5) == 0
 

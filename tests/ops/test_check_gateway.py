@@ -36,10 +36,11 @@ class Body(httpx2.AsyncByteStream):
 class Events(httpx2.AsyncByteStream):
     """A stream; a proxy passes its first parts on at once. A heartbeat follows each part."""
 
-    def __init__(self, world: World, stream: EventStream, passed: int) -> None:
+    def __init__(self, world: World, stream: EventStream, passed: int, beside: bytes) -> None:
         self._world = world
         self._stream = stream
         self._passed = passed
+        self._beside = beside
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         number = 0
@@ -50,6 +51,8 @@ class Events(httpx2.AsyncByteStream):
             if number > self._passed:
                 await asyncio.Event().wait()
             yield part
+            if self._beside and number == 1:
+                yield self._beside
             self._world.clock.advance(HEARTBEAT_SECONDS)
             stream_checks(self._world)
 
@@ -66,6 +69,7 @@ class ProxyTransport(httpx2.AsyncBaseTransport):
         self.change: Callable[[httpx2.Request, httpx2.Response], Any] = lambda _, answer: answer
         self.skew = 0.0
         self.passed = 9
+        self.beside = b""
         self._world = world
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -84,7 +88,7 @@ class ProxyTransport(httpx2.AsyncBaseTransport):
         head = RequestHead.read("GET", path, b"", request.headers.raw, "192.0.2.1")
         answer = await gateway.finish(gateway.decide(head, *self._world.clock()))
         body = (
-            Events(self._world, answer.stream, self.passed)
+            Events(self._world, answer.stream, self.passed, self.beside)
             if isinstance(answer, StreamResponse)
             else Body(answer.body)
         )
@@ -184,13 +188,20 @@ async def test_stream_without_a_proxy_comes_at_once(world: World) -> None:
     ("passed", "text"),
     [(0, "no event of a stream has come"), (1, "after its first event, a stream is silent")],
 )
+@pytest.mark.parametrize("beside", [b"", b":\n\n"])
 async def test_proxy_that_collects_events_is_a_problem(
-    world: World, monkeypatch: pytest.MonkeyPatch, session: str | None, passed: int, text: str
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    session: str | None,
+    passed: int,
+    text: str,
+    beside: bytes,
 ) -> None:
+    """A heartbeat that is due at once may lie beside the first event."""
     monkeypatch.setattr(check_gateway, "FIRST_EVENT_SECONDS", 0.1 if passed == 0 else 10.0)
     monkeypatch.setattr(check_gateway, "LATER_EVENT_SECONDS", 0.1)
     proxy = ProxyTransport(world)
-    proxy.passed = passed
+    proxy.passed, proxy.beside = passed, beside
     results = await findings(world, proxy, session)
 
     (problem,) = (one for one in results if one.result is Result.PROBLEM)

@@ -371,7 +371,7 @@ async def test_unknown_keys_cause_a_bounded_rate_of_fetches(
         required={},
     )
 
-    async def fetch(url: str) -> bytes:
+    async def fetch(_: str) -> bytes:
         fetched.append(told[-1][0])
         return json.dumps({"keys": [pair.jwk()]}).encode()
 
