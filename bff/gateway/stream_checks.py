@@ -50,7 +50,7 @@ class StreamChecks:
 
     def check(self) -> Iterator[None]:
         """End each stream that is not allowed any more; yields between parts of the work."""
-        yield from self._streams.check(lambda of: self._chats.why_ended(of, self._clock()[1]))
+        yield from self._streams.check(lambda of: self._chats.why_ended(of, *self._clock()))
         yield from self._listeners.check(lambda of: self._live.why_ended(of, *self._clock()))
         yield from self._listeners.heartbeats(self._clock()[0])
 

@@ -2851,4 +2851,18 @@ FAULTS = [
         "        self.followers = {listener: None, **self.followers}\n        return listener",
         f"{_LISTENER_WORK}::test_followers_take_turns_to_ask",
     ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "            if records.cursor != self._noted:  # a ping tells nothing of the agent\n",
+        "            if True:\n",
+        f"{_PEEKS}::test_pings_of_a_stream_prolong_no_turn",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        "        if now >= grounds.overdue:\n",
+        "        if False:\n",
+        "tests/gateway/test_chat_streams.py::test_stream_whose_upstream_vanished_ends",
+    ),
 ]
