@@ -2865,4 +2865,18 @@ FAULTS = [
         "        if False:\n",
         "tests/gateway/test_chat_streams.py::test_stream_whose_upstream_vanished_ends",
     ),
+    Fault(
+        0,
+        "bff/server/run.py",
+        "        sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1000))\n",
+        "        pass\n",
+        "tests/server/test_run.py::test_connections_end_whose_browser_has_vanished",
+    ),
+    Fault(
+        0,
+        "bff/cli.py",
+        "    server.bound_silence(browser, settings.idle_timeout)\n",
+        "",
+        "tests/server/test_run.py::test_restart_with_an_inherited_socket_refuses_no_connection",
+    ),
 ]
