@@ -2458,7 +2458,7 @@ FAULTS = [
     Fault(
         0,
         "bff/chat/records.py",
-        "if isinstance(id_, str) and _PLAIN_ID.fullmatch(id_):",
+        "if isinstance(id_, str) and _SHORT_ID.fullmatch(id_):",
         "if isinstance(id_, str):",
         f"{_RECORDS}::test_tokens_of_upstream_never_pass",
     ),
@@ -2878,5 +2878,19 @@ FAULTS = [
         "    server.bound_silence(browser, settings.idle_timeout)\n",
         "",
         "tests/server/test_run.py::test_restart_with_an_inherited_socket_refuses_no_connection",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        '    if not _is_id(envelope.get("id")):\n',
+        "    if False:\n",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "    ensure_ascii=False, allow_nan=False, ",
+        "    ensure_ascii=False, ",
+        f"{_RECORDS}::test_body_that_is_written_anew_stays_json",
     ),
 ]
