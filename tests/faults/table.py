@@ -2889,8 +2889,8 @@ FAULTS = [
     Fault(
         0,
         "bff/chat/records.py",
-        "    ensure_ascii=False, allow_nan=False, ",
-        "    ensure_ascii=False, ",
+        "allow_nan=False, ",
+        "",
         f"{_RECORDS}::test_body_that_is_written_anew_stays_json",
     ),
 ]
