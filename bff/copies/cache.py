@@ -141,9 +141,9 @@ class Cache:
             self.loads.forget_all()
 
     def _is_purged(self, keys: tuple[Key, ...], generation: int) -> bool:
-        return self._cleared > generation or any(
-            self._purged.get(key, 0) > generation for key in keys
-        )
+        if self._cleared > generation:
+            return True
+        return bool(self._purged) and max(self._purged.get(key, 0) for key in keys) > generation
 
     def drop(self, environment: str, id_: str) -> None:
         """Drop a session under both its ids."""

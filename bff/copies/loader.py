@@ -309,18 +309,21 @@ def _report(
 ) -> None:
     """Log a load: always if it shows that upstream has failed or recovered, else now and then."""
     healthy = code in ("ok", "not_found", "over_budget")
-    health = "ok" if healthy else code
+    health, before = "ok" if healthy else code, environment.last_load
+    environment.last_load = health
+    usual = health == before or (healthy and before is None)
+    if usual and not telemetry.may_log("load_finished", now):
+        return
     line: dict[str, Any] = {
         "environment": environment.name,
         "outcome": code,
         "seconds": round(seconds, 4),
     }
-    if health == environment.last_load or (healthy and environment.last_load is None):
-        telemetry.often("load_finished", now, **line)
+    if usual:
+        telemetry.log.info("load_finished", **line)
     elif healthy:
         telemetry.log.warning("upstream_recovered", **line)
     elif code == "upstream_rejected_credentials":
         telemetry.log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **line)
     else:
         telemetry.log.warning("upstream_failing", why=why, **line)
-    environment.last_load = health
