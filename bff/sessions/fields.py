@@ -21,7 +21,7 @@ class _Type:
     of: type
     schema: Schema
     accepts: Callable[[Any], bool] | None = None
-    """What a value of the type has to fulfil beside."""
+    """Tests a value that has the type."""
 
 
 @dataclass(frozen=True, slots=True)
