@@ -166,9 +166,12 @@ def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> Non
                 ["bash", str(script)],
                 env=KEPT, capture_output=True, text=True, timeout=120, check=True,
             )  # fmt: skip
+            process.send_signal(signal.SIGINT)
+            status = process.wait(timeout=PATIENCE)
         finally:
             process.kill()
 
+    assert status == 0, "Ctrl-C ends it"
     assert "Problems: none" in done.stdout
     assert '"externalId":"chat-live"' in done.stdout
     assert "triggerConfig" not in done.stdout
