@@ -90,13 +90,11 @@ class Cache:
         state = self.ages.state(copy, now, copy.share.stretch)
         return state is not State.EXPIRED and not self.is_purged(copy)
 
-    def put(self, copy: Copy, purge_generation: int | None = None) -> None:
+    def put(self, copy: Copy) -> None:
         """Keep *copy* under both its ids, and drop the entries that it replaces.
 
-        A copy is discarded if one of its ids was purged after *purge_generation*, because it may
-        be older than the purge. Without a generation, no earlier purge discards it.
+        A copy is discarded if one of its ids was purged since its load began: it may be older.
         """
-        copy.generation = self._generation if purge_generation is None else purge_generation
         keys = copy.keys
         if self._is_purged(keys, copy.generation):
             return
@@ -107,14 +105,11 @@ class Cache:
         self._insert(keys, copy)
         self._on_copy(copy)
 
-    def put_negative(
-        self, environment: str, id_: str, now: float, purge_generation: int | None = None
-    ) -> None:
+    def put_negative(self, environment: str, id_: str, now: float, purge_generation: int) -> None:
         """Remember that there is no such session, and drop its entry."""
         self.drop(environment, id_)
         entry = NegativeEntry(environment=environment, id=id_, until=now + self.ages.negative_ttl)
-        generation = self._generation if purge_generation is None else purge_generation
-        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, generation):
+        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, purge_generation):
             self._insert(entry.keys, entry)
 
     def purge(self, environment: str, id_: str) -> None:
