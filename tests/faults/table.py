@@ -1599,8 +1599,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return caller.name == self._last, caller.rank\n",
-        "        return False, 0\n",
+        "        return caller.rank if caller.name != self._last else caller.rank + _LATER\n",
+        "        return 0\n",
         f"{_FAIRNESS}::test_49_one_caller_takes_half_while_others_want_it",
     ),
     Fault(
@@ -1686,6 +1686,28 @@ FAULTS = [
         "(MAX_TURNS if turn.urgent else 0)",
         "(10**9 if turn.urgent else 0)",
         "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        if self._survey is None:\n",
+        "        if True:\n",
+        "tests/limits/test_queue.py::test_expected_turn_costs_one_look_at_the_callers",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        mine, most = self._callers[turn.first], max(0, len(self) - 1)\n",
+        "        mine, most = self._callers[turn.first], max(0, len(self) - 1)\n"
+        "        mine = min((self._callers[c] for c in turn.callers), key=lambda c: self._precedence(c, turn))\n",
+        f"{_LOAD_QUEUE}::test_viewers_of_one_session_that_wait_cost_little_each",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        if new and self._denied == len(self):\n",
+        "        if False:\n",
+        "tests/limits/test_queue.py::test_search_for_a_new_turn_costs_nothing_if_all_were_denied",
     ),
     Fault(
         49,
@@ -2153,8 +2175,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return caller.name == self._last, caller.rank\n",
-        "        return False, caller.rank\n",
+        "        return caller.rank if caller.name != self._last else caller.rank + _LATER\n",
+        "        return caller.rank\n",
         "tests/limits/test_queue.py::test_newcomer_goes_before_the_caller_of_the_last_turn",
     ),
     Fault(
