@@ -878,8 +878,8 @@ FAULTS = [
     Fault(
         0,
         "bff/upstream/api.py",
-        "if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:",
-        "if False:",
+        "        if quota is None or api_error(answer) is None:\n",
+        "        if True:\n",
         f"{_VERDICTS}::test_the_sixty_a_minute_of_a_token_upstream_are_respected",
     ),
     Fault(
@@ -1543,8 +1543,8 @@ FAULTS = [
     Fault(
         0,
         "bff/upstream/api.py",
-        "            if api_error(answer) is not None:\n                _observed(answer, observe)",
-        "            _observed(answer, observe)",
+        "            if status == HTTPStatus.NOT_FOUND:\n                _observed(answer, observe)\n",
+        "            _observed(answer, observe)\n            if status == HTTPStatus.NOT_FOUND:\n",
         f"{_API}::test_quota_is_learned_from_accepted_answers_only",
     ),
     Fault(
@@ -1699,7 +1699,8 @@ FAULTS = [
         "bff/limits/queue.py",
         "        mine, most = self._callers[turn.first], max(0, len(self) - 1)\n",
         "        mine, most = self._callers[turn.first], max(0, len(self) - 1)\n"
-        "        mine = min((self._callers[c] for c in turn.callers), key=lambda c: self._precedence(c, turn))\n",
+        "        callers = (self._callers[caller] for caller in turn.callers)\n"
+        "        mine = min(callers, key=lambda one: self._precedence(one, turn))\n",
         f"{_LOAD_QUEUE}::test_viewers_of_one_session_that_wait_cost_little_each",
     ),
     Fault(
