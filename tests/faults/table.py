@@ -1688,6 +1688,14 @@ FAULTS = [
         "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
     ),
     Fault(
+        51,
+        "bff/live/accept.py",
+        'part.split(b";", _MAX_PARAMETERS + 1)\n'
+        "        weight = _weight(parameters) if len(parameters) <= _MAX_PARAMETERS else None\n",
+        'part.split(b";")\n        weight = _weight(parameters)\n',
+        "tests/live/test_accept.py::test_no_filling_costs_much_before_a_limit",
+    ),
+    Fault(
         49,
         "bff/limits/queue.py",
         "        if self._survey is None:\n",
