@@ -56,7 +56,7 @@ _PLAIN_TYPE: Final = re.compile(r"trigger:[a-z-]{1,64}")
 _SHORT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,21}")
 """An id of Trigger.dev's own record: shorter than any key or token."""
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
-"""An id of the app's record: no token has so few letters. The official client makes 7 of them."""
+"""An id of the app's record, shorter than a token. The official client's ids have 7 letters."""
 _MAX_SEQUENCE: Final = 10**16
 """Upper bound of sequence numbers, because a cursor has at most sixteen digits."""
 

@@ -45,20 +45,21 @@ class Watch:
         key: environment and id.
         followers: the listeners that follow it; the first one is the next to ask for a load.
         due: when it may need a load.
-        version: the stamp of what all followers were shown last, 0 if there is no such session;
-            None if a follower may have missed it, so that the next load is shown to all.
+        version: the stamp of what followers were shown last; 0 if there is no such session.
+        behind: the followers that may not have been shown it. The next load is shown to them.
         copy: the copy that is being shown.
         old: whether the session cannot be loaded, so that its copy gets older.
         load: the load that the loop waits for.
     """
 
-    __slots__ = ("copy", "due", "followers", "key", "load", "old", "version")
+    __slots__ = ("behind", "copy", "due", "followers", "key", "load", "old", "version")
 
     def __init__(self, key: Key, due: float) -> None:
         self.key = key
         self.due = due
         self.followers: dict[Listener, None] = {}
         self.version: int | None = None
+        self.behind: list[Listener] = []
         self.copy: Copy | None = None
         self.old = False
         self.load: object = None
@@ -138,7 +139,7 @@ class Listeners(StreamRegistry[Listener]):
                 self._schedule(watch)
             watch.followers[stream] = None
             if stream.stamps[name] != watch.version:
-                watch.version = None
+                watch.behind.append(stream)
 
     def remove(self, stream: Listener, reason: str) -> None:
         """Count the end of a listener."""
@@ -182,20 +183,23 @@ class Listeners(StreamRegistry[Listener]):
         if watches:
             version = self.version(copy)
             for watch in watches:
-                if watch.version != version:
-                    watch.version, watch.copy = version, copy
-                    self._spread(watch)
+                self._spread(watch, version, copy)
 
     def missing(self, watch: Watch) -> None:
         """Tell all followers that there is no such session."""
-        if watch.version != 0:
-            watch.version, watch.copy = 0, None
-            self._spread(watch)
+        self._spread(watch, 0, None)
 
-    def _spread(self, watch: Watch) -> None:
-        self._changes.append((watch, iter(list(watch.followers))))
-        if not self._showing:
-            self._show_some()
+    def _spread(self, watch: Watch, version: int, copy: Copy | None) -> None:
+        """Show a copy, or its absence, to the followers that were not shown it."""
+        followers = watch.behind
+        if watch.version != version:
+            watch.version, followers = version, list(watch.followers)
+        watch.behind = []
+        if followers:
+            watch.copy = copy
+            self._changes.append((watch, iter(followers)))
+            if not self._showing:
+                self._show_some()
 
     def _show_some(self) -> None:
         """Show changes to some listeners; the others follow when other work had its turn."""
@@ -229,7 +233,7 @@ class Listeners(StreamRegistry[Listener]):
         if in_memory:
             self._decide(self.prepared(copy), listener, name)
         else:
-            self._watches[listener.environment, name].version = None
+            self._watches[listener.environment, name].behind.append(listener)
 
     def _decide(self, show: Show, listener: Listener, name: str) -> None:
         if listener.must_wait:

@@ -2794,14 +2794,14 @@ FAULTS = [
     Fault(
         0,
         "bff/live/listeners.py",
-        "            if stream.stamps[name] != watch.version:\n",
-        "            if False:\n",
+        "                watch.behind.append(stream)\n",
+        "                pass\n",
         f"{_LIVE}::test_unavailable_session_follows_although_others_know_it",
     ),
     Fault(
         0,
         "bff/live/listeners.py",
-        "            self._watches[listener.environment, name].version = None\n",
+        "            self._watches[listener.environment, name].behind.append(listener)\n",
         "            pass\n",
         f"{_LISTENER_WORK}::test_change_that_left_memory_reaches_a_slow_reader_later",
     ),
@@ -2923,5 +2923,12 @@ FAULTS = [
         "allow_nan=False, ",
         "",
         f"{_RECORDS}::test_body_that_is_written_anew_stays_json",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        followers = watch.behind\n",
+        "        followers = list(watch.followers)\n",
+        f"{_LISTENER_WORK}::test_newcomer_alone_is_shown_what_others_know",
     ),
 ]

@@ -71,6 +71,18 @@ async def test_change_costs_its_followers_only(registry: Registry) -> None:
     assert registry.shown == [one]
 
 
+async def test_newcomer_alone_is_shown_what_others_know(registry: Registry) -> None:
+    registry.open("a")
+    registry.changed(copy("a"))
+    newcomer, browser = registry.open("a")
+    registry.shown.clear()
+    registry.changed(copy("a"))
+    registry.changed(copy("a"))
+
+    assert registry.shown == [newcomer]
+    assert browser.received.count(b"event: session\n") == 1
+
+
 async def test_many_followers_leave_turns_to_other_work(registry: Registry) -> None:
     for _ in range(2 * SHOWN_AT_ONCE + 10):
         registry.open("a")
