@@ -35,7 +35,10 @@ from bff.upstream.pool import Transport
 
 T = TypeVar("T")
 
+_UNAUTHORIZED = HTTPStatus.UNAUTHORIZED
 _ACCEPT = header_lines((b"accept", b"application/json"))
+_MAX_DIGITS = 15
+"""Digits of a number in a header; a longer one is neither a count nor a date."""
 CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
 
@@ -226,9 +229,6 @@ class Upstream:
         return self._clock()[1]
 
 
-_UNAUTHORIZED = HTTPStatus.UNAUTHORIZED
-
-
 def _ignore(_: Quota) -> None:
     """Observe nothing."""
 
@@ -241,10 +241,6 @@ def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
 
 def _rejects_key(answer: Answer) -> bool:
     return answer.status == _UNAUTHORIZED and api_error(answer) is not None
-
-
-_MAX_DIGITS = 15
-"""Digits of a number in a header; a longer one is neither a count nor a date."""
 
 
 def _number(text: str | None) -> int | None:
