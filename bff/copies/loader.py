@@ -79,9 +79,8 @@ class Loader:
         for name in self._queues.keys() - config.environments.keys():
             self._queues.pop(name).stop()
 
-    def find_load(self, environment: str, id_: str) -> QueuedLoad | None:
+    def _find(self, queue: LoadQueue, environment: str, id_: str) -> QueuedLoad | None:
         """Get the queued or running load of a session, requested by either of its ids."""
-        queue = self.queue(environment)
         load = queue.get(id_)
         if load is None and queue.busy:
             other = self.pairs.other(environment, id_)
@@ -122,13 +121,15 @@ class Loader:
         Returns the load, or None if the queue is full; and whether another request had queued it.
         """
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
-        in_queue, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        queue = self.queue(environment.name)
+        in_queue = self._find(queue, environment.name, id_)
         key = id_ if in_queue is None else in_queue.id
         return queue.request(key, copy, caller, stretch=stretch, alone=alone), in_queue is not None
 
     def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
-        load, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        queue = self.queue(environment.name)
+        load = self._find(queue, environment.name, id_)
         key = id_ if load is None else load.id
         queue.refresh(key, copy, caller, stretch=copy.share.stretch)
 
@@ -299,18 +300,21 @@ def _report(
 ) -> None:
     """Log a load: always if it shows that upstream has failed or recovered, else now and then."""
     healthy = code in ("ok", "not_found", "over_budget")
-    health = "ok" if healthy else code
+    health, before = "ok" if healthy else code, environment.last_load
+    environment.last_load = health
+    usual = health == before or (healthy and before is None)
+    if usual and not telemetry.may_log("load_finished", now):
+        return
     line: dict[str, Any] = {
         "environment": environment.name,
         "outcome": code,
         "seconds": round(seconds, 4),
     }
-    if health == environment.last_load or (healthy and environment.last_load is None):
-        telemetry.often("load_finished", now, **line)
+    if usual:
+        telemetry.log.info("load_finished", **line)
     elif healthy:
         telemetry.log.warning("upstream_recovered", **line)
     elif code == "upstream_rejected_credentials":
         telemetry.log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **line)
     else:
         telemetry.log.warning("upstream_failing", why=why, **line)
-    environment.last_load = health
