@@ -829,9 +829,16 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/introspection.py",
+        "if len(self._in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:",
+        "if running >= MAX_OF_CALLER:",
+        f"{_VERDICTS}::test_introspections_at_once_are_bounded",
+    ),
+    Fault(
+        49,
+        "bff/gateway/introspection.py",
+        "if len(self._in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:",
         "if len(self._in_flight) >= MAX_IN_FLIGHT:",
-        "if False:",
-        f"{_VERDICTS}::test_no_more_tests_at_once_than_half_the_connections",
+        f"{_VERDICTS}::test_one_caller_leaves_introspections_to_others",
     ),
     Fault(
         0,
