@@ -1695,6 +1695,27 @@ FAULTS = [
         "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
     ),
     Fault(
+        41,
+        "bff/upstream/identity.py",
+        "return len(error) == 1 and any(name in text for name in _KEY_NAMES)",
+        "return text not in _NAMES",
+        f"{_IDENTITY}::test_error_of_something_else_is_not_the_apis",
+    ),
+    Fault(
+        41,
+        "bff/upstream/identity.py",
+        'return bool(error.get("code") == _FORBIDDEN)',
+        "return len(error) > 1",
+        f"{_IDENTITY}::test_error_of_something_else_is_not_the_apis",
+    ),
+    Fault(
+        41,
+        "bff/upstream/identity.py",
+        'is_missing = error["error"] in _MISSING and len(error) == 1',
+        'is_missing = error["error"] in _MISSING',
+        f"{_IDENTITY}::test_error_of_something_else_is_not_the_apis",
+    ),
+    Fault(
         51,
         "bff/live/accept.py",
         'part.split(b";", _MAX_PARAMETERS + 1)\n'

@@ -671,7 +671,8 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
     async def slow(_) -> Answer:
         await gate.wait()
-        return Answer(200, answers.pop()) if answers else Answer(401, {"error": "x"})
+        refused = Answer(401, {"error": "Public Access Token is invalid"})
+        return Answer(200, answers.pop()) if answers else refused
 
     opaque.upstream.override = slow
     waiting = asyncio.create_task(ask(opaque, minted(opaque, *read("chat-1"))))
