@@ -12,6 +12,7 @@ else is upstream's trouble, whatever its status says.
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -255,11 +256,11 @@ def _number(text: str | None) -> int | None:
 
 
 def read_quota(headers: Mapping[str, str]) -> Quota | None:
-    """Read ``x-ratelimit-*``; upstream's reset is in Unix milliseconds."""
+    """Read ``x-ratelimit-*``; upstream's reset is in Unix milliseconds. A limit is at least 1."""
     limit, remaining, reset = (
         _number(headers.get(f"x-ratelimit-{name}")) for name in ("limit", "remaining", "reset")
     )
-    if limit is None or remaining is None or reset is None:
+    if limit is None or limit < 1 or remaining is None or reset is None:
         return None
     return Quota(limit, remaining, reset / 1000)
 
@@ -279,8 +280,9 @@ def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
 
 
 def _date(text: str) -> float | None:
-    """Read an HTTP date; returns Unix seconds."""
+    """Read an HTTP date; returns Unix seconds. Without a zone it is in UTC (RFC 9110 §5.6.7)."""
     try:
-        return parsedate_to_datetime(text).timestamp()
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -1716,6 +1716,27 @@ FAULTS = [
         f"{_IDENTITY}::test_error_of_something_else_is_not_the_apis",
     ),
     Fault(
+        47,
+        "bff/upstream/api.py",
+        "(date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()",
+        "date.timestamp()",
+        f"{_API}::test_date_means_the_same_in_every_zone",
+    ),
+    Fault(
+        34,
+        "bff/upstream/api.py",
+        "    if limit is None or limit < 1 or",
+        "    if limit is None or",
+        f"{_API}::test_quota_is_read_if_it_can_be_one",
+    ),
+    Fault(
+        0,
+        "bff/limits/client_address.py",
+        "        if parsed in _NAT64:\n",
+        "        if False:\n",
+        "tests/limits/test_client_address.py::test_address_key_is_the_host_or_its_network",
+    ),
+    Fault(
         51,
         "bff/live/accept.py",
         'part.split(b";", _MAX_PARAMETERS + 1)\n'

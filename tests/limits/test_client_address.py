@@ -12,6 +12,9 @@ from bff.limits.client_address import address_key, browser_address
     [
         ("1.2.3.4", "::ffff:1.2.3.4", True),
         ("::ffff:1.2.3.4", "::ffff:1.2.3.5", False),
+        ("1.2.3.4", "64:ff9b::1.2.3.4", True),
+        ("64:ff9b::1.2.3.4", "64:ff9b::1.2.3.5", False),
+        ("64:ff9b:1::1.2.3.4", "64:ff9b:1::1.2.3.5", True),
         ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
         ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
         ("fe80::1%eth0", "fe80::2", True),
