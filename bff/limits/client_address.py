@@ -54,7 +54,7 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
     address = peer
     hops = b",".join(forwarded).decode("latin-1").rsplit(",", _MAX_HOPS)
     for hop in reversed(hops):
-        candidate = _without_port(hop.strip())
+        candidate = _without_port(hop.strip()).partition("%")[0]  # a zone can have any length
         try:
             ip_address(candidate)
         except ValueError:

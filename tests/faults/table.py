@@ -1737,6 +1737,13 @@ FAULTS = [
         "tests/limits/test_client_address.py::test_address_key_is_the_host_or_its_network",
     ),
     Fault(
+        49,
+        "bff/limits/hot_sessions.py",
+        "        self.stretch = shares[-1].stretch if shares else 0.0\n",
+        "",
+        "tests/limits/test_hot_sessions.py::test_longest_stretch_is_that_of_some_caller",
+    ),
+    Fault(
         51,
         "bff/live/accept.py",
         'part.split(b";", _MAX_PARAMETERS + 1)\n'
