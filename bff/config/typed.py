@@ -41,8 +41,6 @@ _RANDOM: Final = re.compile(
 _HIDDEN: Final = "(hidden)"
 _SHORTEST_SECRET: Final = 8
 """Characters. A shorter text is shown: no valid secret is as short, but a word may contain it."""
-
-
 MIN_KEY_BYTES = 32
 """Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
 

@@ -22,7 +22,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import outcome_of_load
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
+from bff.gateway.pending import Pending, Resumable, Served, wait_for
 from bff.limits.rate import Unlimited, UnlimitedWindow, Window
 from bff.replicas.alone import AnySharing
 from bff.response import Response
@@ -47,11 +47,8 @@ _MAX_TRIES: Final = 3
 """While upstream fails, a token is verified about at most this many of its sessions in turn."""
 _OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
 """Codes of refusals that may concern one session alone."""
-
 Outcome = Copy | Refusal | None
 """The session's copy, a refusal, or None if another replica made the call."""
-
-
 NO_CHARGE: Final[Window] = UnlimitedWindow(Unlimited("bad-token"), None, inf, leased=False)
 """Stands for a token that is not charged, because it is authentic. A limit that is off charges with
 another object, `UNLIMITED_WINDOW`."""
@@ -82,8 +79,13 @@ class PendingIntrospection:
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide by upstream's answer; only an accepted token has a caller."""
-        served = outcome(gateway, self, self.subject)
+        served = self.result(gateway)
         if isinstance(served, Refusal):
+            # In upstream's trouble the token may be forged: it must not learn what is revoked.
+            if served.code in AUTHENTIC:
+                gateway.admission.refuse_revoked_session(
+                    self.request, self.subject, self.session_id
+                )
             return gateway.answers.refusal(self.request, served)
         caller = verified(self.subject)
         self.request.environment = caller.environment
