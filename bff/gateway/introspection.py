@@ -6,6 +6,8 @@ reaches its limit before many of them reach upstream. Only this module makes a c
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -38,6 +40,8 @@ from bff.tokens.introspected import (
 
 MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
+MAX_OF_CALLER: Final = 25
+"""Introspections of one person at once: a list of many sessions leaves the others to others."""
 
 _MAX_TRIES: Final = 3
 """While upstream fails, a token is verified about at most this many of its sessions in turn."""
@@ -162,6 +166,8 @@ class Introspector:
         self._sharing = sharing
         self._telemetry = telemetry
         self._clock = clock
+        self._running: Counter[Hashable] = Counter()
+        """Introspections in flight, by person."""
         self._config: RuntimeConfig
         self._admission: Admission
 
@@ -241,16 +247,24 @@ class Introspector:
         task, charge = self._in_flight.get((digest, session_id)), NO_CHARGE
         collapsed = task is not None
         if task is None:
-            charge = self._charge(request, subject)
+            person = subject.key if subject.has_actor else (subject.key, request.address)
+            charge = self._charge(request, subject, self._running[person])
             work = self._introspect(subject, session_id, request.token, charge)
             task = self._in_flight.start((digest, session_id), work)
+            self._running[person] += 1
+            task.add_done_callback(lambda _: self._ended(person))
         return PendingIntrospection(
             request, subject, session_id, task, collapsed, charge, self._config, self
         )
 
-    def _charge(self, request: RequestContext, subject: Subject) -> Window:
-        """Charge an introspection that is about to start."""
-        if len(self._in_flight) >= MAX_IN_FLIGHT:
+    def _ended(self, person: Hashable) -> None:
+        self._running[person] -= 1
+        if not self._running[person]:
+            del self._running[person]
+
+    def _charge(self, request: RequestContext, subject: Subject, running: int) -> Window:
+        """Charge an introspection that is about to start, while *running* others of its person."""
+        if len(self._in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:
             raise Refused("over_budget", retry_after=1)
         if self._is_authentic(subject, request.now):
             return NO_CHARGE

@@ -5,11 +5,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 _MAX_HOPS: Final = 32
 """Addresses of X-Forwarded-For that are read, from the right. It bounds the cost of a request."""
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+"""Addresses into which a network without IPv4 translates those of IPv4 browsers (RFC 6052)."""
+_IPV4_BITS: Final = 2**32 - 1
 
 Network = IPv4Network | IPv6Network
 
@@ -18,14 +21,17 @@ Network = IPv4Network | IPv6Network
 def address_key(address: str) -> str:
     """Return the key under which an address is counted: an IPv4 address, or the /64 of an IPv6 one.
 
-    An IPv4-mapped address (``::ffff:``) counts as IPv4, otherwise all of IPv4 would share one /64.
-    A text that is not an address, such as the peer of a Unix socket, is its own key.
+    An IPv4-mapped address (``::ffff:``) and one that NAT64 translated (``64:ff9b::``) count as
+    IPv4, otherwise all of IPv4 would share one /64. A text that is not an address, such as the peer
+    of a Unix socket, is its own key.
     """
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
         return address
     if isinstance(parsed, IPv6Address):
+        if parsed in _NAT64:
+            return str(IPv4Address(int(parsed) & _IPV4_BITS))
         if parsed.ipv4_mapped is None:
             return str(IPv6Network((parsed, 64), strict=False))
         parsed = parsed.ipv4_mapped
@@ -48,7 +54,7 @@ def browser_address(peer: str, forwarded: Sequence[bytes], trusted: Sequence[Net
     address = peer
     hops = b",".join(forwarded).decode("latin-1").rsplit(",", _MAX_HOPS)
     for hop in reversed(hops):
-        candidate = _without_port(hop.strip())
+        candidate = _without_port(hop.strip()).partition("%")[0]  # a zone can have any length
         try:
             ip_address(candidate)
         except ValueError:

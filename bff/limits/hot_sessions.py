@@ -60,11 +60,8 @@ class HotSessions:
         """Loads a second that one caller gets, at most."""
         self._hot = 0
         self._hot_divided = 0
-
-    @property
-    def stretch(self) -> float:
-        """The longest stretch of any caller."""
-        return max((share.stretch for share in self._shares.values()), default=0.0)
+        self.stretch = 0.0
+        """The longest stretch of any caller, now or a second ago: each load at a store reads it."""
 
     def count(self, share: Share, caller: Hashable, now: float, ttl: float) -> Share:
         """Count a session that is requested for the first time in this epoch.
@@ -108,6 +105,7 @@ class HotSessions:
         for share in self._shares.values():
             share.before, share.hot = (share.hot if follows else 0), 0
         self._shares = {caller: share for caller, share in self._shares.items() if share.before}
+        self.stretch = max((share.stretch for share in self._shares.values()), default=0.0)
         self._hot = self._hot_divided = 0
         self._divided = -inf
 
@@ -116,6 +114,7 @@ class HotSessions:
         if grown or now >= self._divided + _SECONDS:
             self._divide(now, ttl)
         share.stretch = share.size / self._level
+        self.stretch = max(self.stretch, share.stretch)
 
     def _divide(self, now: float, ttl: float) -> None:
         """Divide the budget into equal parts, but give no caller more than its sessions need."""
@@ -133,6 +132,7 @@ class HotSessions:
             left -= needed
         for share in shares:
             share.stretch = share.size / self._level
+        self.stretch = shares[-1].stretch if shares else 0.0
 
 
 def _size(share: Share) -> int:

@@ -13,6 +13,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -249,11 +250,11 @@ def _number(text: str | None) -> int | None:
 
 
 def read_quota(headers: Mapping[str, str]) -> Quota | None:
-    """Read ``x-ratelimit-*``; upstream's reset is in Unix milliseconds."""
+    """Read ``x-ratelimit-*``; upstream's reset is in Unix milliseconds. A limit is at least 1."""
     limit = _number(headers.get("x-ratelimit-limit"))
     remaining = _number(headers.get("x-ratelimit-remaining"))
     reset = _number(headers.get("x-ratelimit-reset"))
-    if limit is None or remaining is None or reset is None:
+    if limit is None or limit < 1 or remaining is None or reset is None:
         return None
     return Quota(limit, remaining, reset / 1000)
 
@@ -273,8 +274,9 @@ def retry_after(headers: Mapping[str, str], wall: float) -> float | None:
 
 
 def _date(text: str) -> float | None:
-    """Read an HTTP date; returns Unix seconds."""
+    """Read an HTTP date; returns Unix seconds. Without a zone it is in UTC (RFC 9110 §5.6.7)."""
     try:
-        return parsedate_to_datetime(text).timestamp()
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -4,8 +4,9 @@ A browser acts on 401, 403 and 404: it mints a token, or starts a paid run. So t
 them only of an answer that looks like the API's. A CDN, a login page, a proxy, another service or
 a web framework answers with the same statuses, mostly in HTML, and often in JSON.
 
-The API's errors, as measured: an object whose `error` is a text, with `code`, `param` and `type` at
-most; or a problem document (RFC 9457) that has `error` as well.
+The API's errors, as measured: an object whose `error` is a text, for 403 with its `code`; or a
+problem document (RFC 9457) that has `error` as well. Other servers send `{"error": …}` too. So the
+text, the code, or a header that only the API has, must show whose it is.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,15 @@ _PROBLEM: Final = frozenset(("title", "status", "type", "detail", "error"))
 _LIMITED: Final = frozenset(("reset", "limit", "remaining", "secondsUntilReset"))
 _MISSING: Final = ("Not found", "Resource not found")
 """The API's texts for what does not exist."""
+_FORBIDDEN: Final = "unauthorized"
+"""The code of each 403."""
+_KEY_NAMES: Final = ("api key", "public access token", "preview env", "branch env")
+"""The API's texts of a 401 name what it did not accept; one of these is in each of them."""
 _NAMES: Final = frozenset(("", *(status.phrase.casefold() for status in HTTPStatus)))
 """Texts that frameworks send by default; the API's texts say more."""
+_EXPOSED: Final = "access-control-expose-headers"
+_OWN_HEADER: Final = "x-trigger-jwt"
+"""A header that the API lets browsers read; it says so in each error of a route."""
 
 
 def is_json(headers: Mapping[str, str]) -> bool:
@@ -50,10 +58,17 @@ def api_error(answer: Answer) -> dict[str, Any] | None:
 def _is_plain(error: dict[str, Any], status: int, headers: Mapping[str, str]) -> bool:
     if not error.keys() <= _PLAIN or not all(isinstance(value, str) for value in error.values()):
         return False
-    text = error["error"]
+    if status == HTTPStatus.FORBIDDEN:
+        return bool(error.get("code") == _FORBIDDEN)
+    if _OWN_HEADER in headers.get(_EXPOSED, ""):
+        return True
+    text = error["error"].casefold()
     if status == HTTPStatus.NOT_FOUND:
-        return text in _MISSING or headers.get("x-should-retry") == "false"
-    return len(error) > 1 or text.casefold() not in _NAMES
+        is_missing = error["error"] in _MISSING and len(error) == 1
+        return is_missing or headers.get("x-should-retry") == "false"
+    if status == HTTPStatus.UNAUTHORIZED:
+        return len(error) == 1 and any(name in text for name in _KEY_NAMES)
+    return len(error) > 1 or text not in _NAMES
 
 
 def _is_problem(error: dict[str, Any], status: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support import hostile as heart
 from support.kinds import KINDS, Kind
+from support.replicas import until
 from support.world import (
     ENVIRONMENT_ID,
     FRIENDLY,
@@ -26,6 +27,7 @@ from support.world import (
 )
 
 from bff.demo.upstream import Answer, Environment, can_read, session
+from bff.gateway.introspection import MAX_IN_FLIGHT, MAX_OF_CALLER
 from bff.request import RequestHead
 from bff.response import Response
 
@@ -683,7 +685,8 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 
     async def slow(_) -> Answer:
         await gate.wait()
-        return Answer(200, answers.pop()) if answers else Answer(401, {"error": "x"})
+        refused = Answer(401, {"error": "Public Access Token is invalid"})
+        return Answer(200, answers.pop()) if answers else refused
 
     opaque.upstream.override = slow
     waiting = asyncio.create_task(ask(opaque, minted(opaque, *read("chat-1"))))
@@ -700,7 +703,10 @@ async def test_a_test_that_ends_under_other_rules_leaves_nothing(
 # -- what is kept
 
 
-async def test_no_more_tests_at_once_than_half_the_connections(opaque: World) -> None:
+@pytest.mark.parametrize(("people", "expected"), [(80, MAX_IN_FLIGHT), (1, MAX_OF_CALLER)])
+async def test_introspections_at_once_are_bounded(
+    opaque: World, people: int, expected: int
+) -> None:
     await opaque.start(**OFF, **OPAQUE)
     gate = asyncio.Event()
 
@@ -708,14 +714,37 @@ async def test_no_more_tests_at_once_than_half_the_connections(opaque: World) ->
         await gate.wait()
 
     opaque.upstream.override = slow
-    tokens = [minted(opaque, *read("chat-1"), jti=str(n)) for n in range(80)]
+    tokens = [
+        minted(opaque, *read("chat-1"), jti=str(n), act={"sub": str(n % people)}) for n in range(80)
+    ]
     asked = [asyncio.create_task(ask(opaque, token)) for token in tokens]
-    await asyncio.sleep(0.2)
+    await until(lambda: opaque.calls == expected)
+    await until(lambda: sum(one.done() for one in asked) == 80 - expected)
     gate.set()
     answers = await asyncio.gather(*asked)
 
-    assert opaque.calls == 50
+    assert opaque.calls == expected
     assert sorted(set(answers)) == [(200, ""), (503, "over_budget")]
+
+
+async def test_one_caller_leaves_introspections_to_others(opaque: World) -> None:
+    await opaque.start(**OFF, **OPAQUE)
+    gate = asyncio.Event()
+
+    async def slow(_) -> None:
+        await gate.wait()
+
+    opaque.upstream.override = slow
+    many = [minted(opaque, *read("chat-1"), jti=str(n), act={"sub": "ann"}) for n in range(60)]
+    of_one = [asyncio.create_task(ask(opaque, token)) for token in many]
+    await until(lambda: sum(one.done() for one in of_one) == 60 - MAX_OF_CALLER)
+    of_other = asyncio.create_task(ask(opaque, minted(opaque, *read("chat-1"), act={"sub": "bob"})))
+    await until(lambda: opaque.calls == MAX_OF_CALLER + 1)
+    gate.set()
+
+    assert await of_other == (200, "")
+    await asyncio.gather(*of_one)
+    assert await ask(opaque, many[-1]) == (200, ""), "the first ones count no more"
 
 
 async def test_browser_reads_an_answer_for_its_token(opaque: World) -> None:

@@ -5,6 +5,7 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cost import calls_of
 
 from bff.limits.hot_sessions import EPOCH, NO_SHARE, HotSessions, Share
 
@@ -26,6 +27,34 @@ def test_sessions_that_fit_the_budget_are_not_stretched() -> None:
 
     assert sessions[0].stretch == 0.0
     assert hot.stretch == 0.0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.integers(0, 5), st.floats(0.0, 20.0), st.booleans())
+    ),
+    st.sampled_from([0.5, 10.0, inf]),
+)
+def test_longest_stretch_is_that_of_some_caller(
+    requests: list[tuple[str, int, float, bool]], rate: float
+) -> None:
+    hot, shares, now = HotSessions(rate), [NO_SHARE] * 6, 0.0
+    for caller, session, seconds, takes_over in requests:
+        now += seconds
+        work = hot.take_over if takes_over and shares[session] is not NO_SHARE else hot.count
+        shares[session] = work(shares[session], caller, now, TTL)
+
+        assert max(hot.stretch_of(one) for one in "abcd") <= hot.stretch
+    hot._divide(now, TTL)
+    assert max(hot.stretch_of(one) for one in "abcd") == hot.stretch
+
+
+def test_longest_stretch_costs_nothing_to_read() -> None:
+    hot = HotSessions(10.0)
+    for number in range(300):
+        request(hot, str(number), [NO_SHARE], 0.0)
+
+    assert calls_of(lambda: hot.stretch) < 10
 
 
 def test_one_caller_alone_gets_the_whole_budget() -> None:

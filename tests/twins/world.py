@@ -346,7 +346,7 @@ class Twin:
             case "500":
                 return Answer(500, {"error": "down"})
             case "403":
-                return Answer(403, {"error": "no"})
+                return Answer(403, {"error": "no", "code": "unauthorized"})
             case "401" if key:
                 return Answer(401, {"error": "Invalid API key"})
             case "HTML":

@@ -1,13 +1,15 @@
 """One client, one secret key, and upstream's troubles as errors; over real sockets."""
 
 import contextlib
+import time
+from collections.abc import Iterator
 
 import pytest
 from support.raw_upstream import get, http, refusal, server, spent, upstream
 from support.world import SECRET_KEY
 
 from bff.errors import UpstreamError, UpstreamInvalid
-from bff.upstream.api import Quota
+from bff.upstream.api import Quota, read_quota, retry_after
 
 
 async def test_get_returns_the_body_and_observes_the_quota() -> None:
@@ -68,6 +70,42 @@ async def test_retry_after_is_taken_within_bounds(value: bytes, expected: float 
     raised, _ = await refusal(http("429 Slow", b"{}", b"retry-after: " + value))
 
     assert raised.retry_after == expected
+
+
+@pytest.fixture(params=["UTC", "XXX+8", "XXX-8"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The zone of this machine."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
+def test_date_means_the_same_in_every_zone() -> None:
+    wall = 784111777.0
+    dates = ("Sun, 06 Nov 1994 08:49:47 GMT", "Sun Nov  6 08:49:47 1994")
+    assert [retry_after({"retry-after": date}, wall) for date in dates] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "expected"),
+    [
+        ("750", "749", "1795462431273", Quota(750, 749, 1795462431.273)),
+        ("5", "-1", "1000", Quota(5, -1, 1.0)),
+        ("0", "0", "1795462431273", None),
+        ("-5", "3", "1795462431273", None),
+        ("750", "749", "1e12", None),
+        ("750", "9" * 16, "1795462431273", None),
+        ("٣", "1", "1000", None),
+    ],
+)
+def test_quota_is_read_if_it_can_be_one(
+    limit: str, remaining: str, reset: str, expected: Quota | None
+) -> None:
+    names = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+    assert read_quota(dict(zip(names, (limit, remaining, reset), strict=True))) == expected
 
 
 DATE = b"date: Mon, 23 Nov 2026 17:33:41 GMT"
