@@ -5,6 +5,7 @@ speed of a search for bytes: a megabyte of ``{}`` would hold the event loop for 
 """
 
 import json
+from collections.abc import Callable
 from math import isfinite
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ def loads(text: str | bytes, *, most: int = MAX_STRUCTURE) -> Any:
     ):
         raise ValueError("too many members")
     try:
-        return _DECODER.decode(text if isinstance(text, str) else text.decode())
+        return _load(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -109,10 +110,28 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_int=_integer,
-    parse_float=_finite,
-    parse_constant=_refuse,
+def loader(decoder: json.JSONDecoder) -> Callable[[str], Any]:
+    """Make a function that reads JSON; without whitespace around it, by the parser in C alone.
+
+    It is made once, because `json.loads` makes a decoder for each call with arguments.
+    """
+    scan = decoder.scan_once  # type: ignore[attr-defined]
+
+    def load(text: str) -> Any:
+        try:
+            value, end = scan(text, 0)
+        except StopIteration:
+            end = -1
+        return value if end == len(text) else decoder.decode(text)
+
+    return load
+
+
+_load: Final = loader(
+    json.JSONDecoder(
+        object_pairs_hook=_unique,
+        parse_int=_integer,
+        parse_float=_finite,
+        parse_constant=_refuse,
+    )
 )
-"""Made once: `json.loads` makes one for each call with arguments."""

@@ -113,6 +113,21 @@ def test_token_names_the_setting_that_minting_needs(
     assert text in done.stderr
 
 
+def test_documented_completion_completes_commands() -> None:
+    page = (Path(__file__).parents[1] / "docs/OPERATIONS.md").read_text()
+    sources = re.findall(r"_BFF_COMPLETE=(\w+)_source bff", page)
+
+    assert sources == ["bash", "zsh", "fish"]
+    for shell in sources:
+        words = {"COMP_WORDS": "bff se", "COMP_CWORD": "se" if shell == "fish" else "1"}
+        done = subprocess.run(
+            [Path(sys.executable).with_name("bff")],
+            env=KEPT | words | {"_BFF_COMPLETE": f"{shell}_complete"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "serve" in done.stdout.replace(",", "\n").split(), (shell, done.stdout)
+
+
 def test_check_refuses_an_option_without_effect() -> None:
     assert "need --probe" in bff("check", "--url", "https://app.example.com").stderr
 
@@ -166,9 +181,12 @@ def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> Non
                 ["bash", str(script)],
                 env=KEPT, capture_output=True, text=True, timeout=120, check=True,
             )  # fmt: skip
+            process.send_signal(signal.SIGINT)
+            status = process.wait(timeout=PATIENCE)
         finally:
             process.kill()
 
+    assert status == 0, "Ctrl-C ends it"
     assert "Problems: none" in done.stdout
     assert '"externalId":"chat-live"' in done.stdout
     assert "triggerConfig" not in done.stdout

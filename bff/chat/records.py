@@ -9,11 +9,11 @@ passes as it is, unless it is one of Trigger.dev's own chunks.
 
 import json
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from json.encoder import encode_basestring
 from typing import Any, Final
 
-from bff import metrics
+from bff import metrics, strict_json
 
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 """Bytes of one event. Upstream reads at most 1 MiB of records at a time; as JSON within JSON, a
@@ -362,22 +362,8 @@ def _no_json(constant: str) -> None:
     raise json.JSONDecodeError("not JSON", constant, 0)
 
 
-def _loader(decoder: json.JSONDecoder) -> Callable[[str], Any]:
-    """Make a function that reads JSON; without whitespace around it, by the parser in C alone."""
-    scan = decoder.scan_once  # type: ignore[attr-defined]
-
-    def load(text: str) -> Any:
-        try:
-            value, end = scan(text, 0)
-        except StopIteration:
-            end = -1
-        return value if end == len(text) else decoder.decode(text)
-
-    return load
-
-
-_load: Final = _loader(json.JSONDecoder())
-_load_unique: Final = _loader(
+_load: Final = strict_json.loader(json.JSONDecoder())
+_load_unique: Final = strict_json.loader(
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=float, parse_constant=_no_json)
 )
 """Reads a body; a whole number becomes a float, because of that no length of it is an error."""

@@ -59,8 +59,6 @@ _HEX: Final = re.compile(r"\b[0-9a-f]{48,}\b", re.ASCII)
 _HIDDEN: Final = "(hidden)"
 _SHORTEST_SECRET: Final = 8
 """Characters. A shorter text is shown: no valid secret is as short, but a word may contain it."""
-
-
 MIN_KEY_BYTES = 32
 """Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
 MAX_KEYS = 100

@@ -186,10 +186,6 @@ def api_url(text: str) -> str:
     return url(text)
 
 
-_STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
-_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md)"
-
-
 def ca_file(text: str) -> str:
     """Check that a file holds certificates of authorities; return its path."""
     try:
@@ -200,6 +196,10 @@ def ca_file(text: str) -> str:
     except OSError as exc:
         raise InvalidValue(f"cannot be read: {exc.strerror}") from None
     return text
+
+
+_STORE_SCHEME = re.compile(r"(valkey|redis)(s?)(\+cluster)?")
+_STORE_HINT = "write one like valkeys://user:password@host:6379/0 (docs/FLEET.md)"
 
 
 def store(text: str) -> StoreAddress:

@@ -90,31 +90,27 @@ class Cache:
         state = self.ages.state(copy, now, copy.share.stretch)
         return state is not State.EXPIRED and not self.is_purged(copy)
 
-    def put(self, copy: Copy, purge_generation: int | None = None) -> None:
+    def put(self, copy: Copy) -> None:
         """Keep *copy* under both its ids, and drop the entries that it replaces.
 
-        A copy is discarded if one of its ids was purged after *purge_generation*, because it may
-        be older than the purge. Without a generation, no earlier purge discards it.
+        A copy is discarded if one of its ids was purged since its load began: it may be older.
         """
-        copy.generation = self._generation if purge_generation is None else purge_generation
-        if self.is_purged(copy):
+        keys = copy.keys
+        if self._is_purged(keys, copy.generation):
             return
-        before = self._entries.get(copy.keys[0])
+        before = self._entries.get(keys[0])
         if isinstance(before, Copy):
             # A session counts as hot once in an epoch, however often it is loaded.
             copy.share, copy.hot_until = before.share, before.hot_until
-        self._insert(copy)
+        self._insert(keys, copy)
         self._on_copy(copy)
 
-    def put_negative(
-        self, environment: str, id_: str, now: float, purge_generation: int | None = None
-    ) -> None:
+    def put_negative(self, environment: str, id_: str, now: float, purge_generation: int) -> None:
         """Remember that there is no such session, and drop its entry."""
         self.drop(environment, id_)
         entry = NegativeEntry(environment=environment, id=id_, until=now + self.ages.negative_ttl)
-        generation = self._generation if purge_generation is None else purge_generation
-        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, generation):
-            self._insert(entry)
+        if self.ages.negative_ttl > 0 and not self._is_purged(entry.keys, purge_generation):
+            self._insert(entry.keys, entry)
 
     def purge(self, environment: str, id_: str) -> None:
         """Drop a session under both its ids, and discard the copy of a load in flight."""
@@ -141,9 +137,9 @@ class Cache:
             self.loads.forget_all()
 
     def _is_purged(self, keys: tuple[Key, ...], generation: int) -> bool:
-        return self._cleared > generation or any(
-            self._purged.get(key, 0) > generation for key in keys
-        )
+        if self._cleared > generation:
+            return True
+        return bool(self._purged) and max(self._purged.get(key, 0) for key in keys) > generation
 
     def drop(self, environment: str, id_: str) -> None:
         """Drop a session under both its ids."""
@@ -159,16 +155,17 @@ class Cache:
             for entry in reversed(self._ring)
         )
 
-    def _insert(self, new: Copy | NegativeEntry) -> None:
-        for key in new.keys:
+    def _insert(self, keys: tuple[Key, ...], new: Copy | NegativeEntry) -> None:
+        for key in keys:
             if entry := self._entries.get(key):
                 self._remove(entry)
-        if new.size > self.max_bytes:
+        size = new.size
+        if size > self.max_bytes:
             return
-        for key in new.keys:
+        for key in keys:
             self._entries[key] = new
         self._ring[new] = None
-        self.bytes += new.size
+        self.bytes += size
         while self.bytes > self.max_bytes:
             oldest, _ = self._ring.popitem(last=False)
             self._ring[oldest] = None

@@ -31,8 +31,6 @@ RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
 KEY_REMEDY: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
-
-
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 """Made once: `json.dumps` makes one for each call with arguments."""
 
@@ -81,9 +79,8 @@ class Loader:
         for name in self._queues.keys() - config.environments.keys():
             self._queues.pop(name).stop()
 
-    def find_load(self, environment: str, id_: str) -> QueuedLoad | None:
+    def _find(self, queue: LoadQueue, environment: str, id_: str) -> QueuedLoad | None:
         """Get the queued or running load of a session, requested by either of its ids."""
-        queue = self.queue(environment)
         load = queue.get(id_)
         if load is None and queue.busy:
             other = self.pairs.other(environment, id_)
@@ -124,13 +121,15 @@ class Loader:
         Returns the load, or None if the queue is full; and whether another request had queued it.
         """
         stretch = environment.budget.hot.stretch_of(caller) if copy is None else copy.share.stretch
-        in_queue, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        queue = self.queue(environment.name)
+        in_queue = self._find(queue, environment.name, id_)
         key = id_ if in_queue is None else in_queue.id
         return queue.request(key, copy, caller, stretch=stretch, alone=alone), in_queue is not None
 
     def refresh(self, environment: Environment, id_: str, copy: Copy, caller: Hashable) -> None:
         """Queue the load that replaces *copy*; nobody waits for it."""
-        load, queue = self.find_load(environment.name, id_), self.queue(environment.name)
+        queue = self.queue(environment.name)
+        load = self._find(queue, environment.name, id_)
         key = id_ if load is None else load.id
         queue.refresh(key, copy, caller, stretch=copy.share.stretch)
 
@@ -147,11 +146,6 @@ class Loader:
 
     async def _load(self, environment: Environment, load: QueuedLoad) -> Copy | Refusal:
         """Load a session from upstream, or take the copy that another replica loaded."""
-
-        async def ask(wait: float | None, timeout: float) -> Copy | Refusal:
-            wait = 0.0 if load.spent else wait
-            return await self._ask(environment, load.id, load.copy, timeout, wait=wait, load=load)
-
         while True:
             config, generation = self.config, self._cache.purge_generation
             outcome, loaded = await self._sharing.load(
@@ -159,7 +153,7 @@ class Loader:
                     environment=environment.name,
                     id=load.id,
                     budget=environment.budget,
-                    ask=ask,
+                    ask=partial(self._ask, environment, load),
                     fresh=lambda copy, now: self._cache.ages.fresh(copy, now, load.stretch),
                     fresh_for=self._cache.ages.longest_fresh(load.stretch),
                     lifetime=lambda copy: self._cache.ages.lifetime(
@@ -171,28 +165,24 @@ class Loader:
                 return outcome
             if config is self.config:
                 if isinstance(outcome, Copy):
-                    self._keep(outcome, generation)
+                    outcome.generation = generation
+                    self._keep(outcome)
                 return outcome
             # A reload changed the policy, so this copy of another replica may be wrong: look again.
 
     async def _ask(
-        self,
-        environment: Environment,
-        id_: str,
-        copy: Copy | None,
-        timeout: float,
-        *,
-        wait: float | None,
-        load: QueuedLoad | None = None,
+        self, environment: Environment, load: QueuedLoad, wait: float | None, timeout: float
     ) -> Copy | Refusal:
-        """Spend one call and ask upstream; *timeout* bounds the wait for the store, in seconds.
+        """Spend one call, unless the queue has spent it for *load*, and ask upstream.
 
-        *wait* is 0 if the call is spent, and the seconds to wait if it was denied; with None this
-        method spends it.
+        The store may have answered already: *wait* is then 0 if it has spent the call, and the
+        seconds to wait if it denied one. *timeout* bounds the wait for the store, in seconds.
         """
-        if wait is None:
+        if load.spent:
+            wait = 0.0
+        elif wait is None:
             wait = await self._spend(environment, timeout)
-        if wait <= 0 and load is not None and not load.spent:
+        if wait <= 0 and not load.spent:
             load.queue.paid(load)
 
         async def spend_again() -> None:
@@ -205,14 +195,15 @@ class Loader:
         generation = self._cache.purge_generation
         if wait <= 0:
             get = partial(environment.upstream.get, again=spend_again)
-            outcome, why = await self.fetch(environment, id_, get)
+            outcome, why = await self.fetch(environment, load.id, get)
+        copy = load.copy
         if wait > 0:
             if copy is not None and wait > TURN_SECONDS:
                 copy.retry_at = self._clock()[0] + RETRY_SECONDS
             return Refusal("over_budget", retry_after=wait)
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
-            self._cache.put_negative(environment.name, id_, ended, generation)
+            self._cache.put_negative(environment.name, load.id, ended, generation)
         return self._learn(environment, outcome, why, copy, ended, ended - started)
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
@@ -245,12 +236,12 @@ class Loader:
         entry = self._cache.find(environment.name, id_, started)
         superseded = isinstance(entry, Copy) and entry.loaded > started
         if not superseded:
-            self._keep(copy, generation)
+            self._keep(copy)
         return copy, None
 
-    def _keep(self, copy: Copy, generation: int) -> None:
+    def _keep(self, copy: Copy) -> None:
         self.pairs.learn(copy.environment, copy.id, copy.external_id)
-        self._cache.put(copy, generation)
+        self._cache.put(copy)
 
     def _project(self, environment: str, document: dict[str, object], loaded: float) -> Copy:
         """Make the copy, without the fields that the policy hides."""
@@ -309,18 +300,21 @@ def _report(
 ) -> None:
     """Log a load: always if it shows that upstream has failed or recovered, else now and then."""
     healthy = code in ("ok", "not_found", "over_budget")
-    health = "ok" if healthy else code
+    health, before = "ok" if healthy else code, environment.last_load
+    environment.last_load = health
+    usual = health == before or (healthy and before is None)
+    if usual and not telemetry.may_log("load_finished", now):
+        return
     line: dict[str, Any] = {
         "environment": environment.name,
         "outcome": code,
         "seconds": round(seconds, 4),
     }
-    if health == environment.last_load or (healthy and environment.last_load is None):
-        telemetry.often("load_finished", now, **line)
+    if usual:
+        telemetry.log.info("load_finished", **line)
     elif healthy:
         telemetry.log.warning("upstream_recovered", **line)
     elif code == "upstream_rejected_credentials":
         telemetry.log.error("upstream_rejects_our_key", remedy=KEY_REMEDY, **line)
     else:
         telemetry.log.warning("upstream_failing", why=why, **line)
-    environment.last_load = health

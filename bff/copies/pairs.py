@@ -21,7 +21,8 @@ class Pairs:
 
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         self._other: LRUCache[Key, tuple[str, str | None]] = LRUCache(
-            max_bytes, getsizeof=lambda pair: _OVERHEAD + 2 * sum(len(id_ or "") for id_ in pair)
+            max_bytes,
+            getsizeof=lambda pair: _OVERHEAD + 2 * (len(pair[0]) + len(pair[1] or "")),
         )
 
     def __len__(self) -> int:

@@ -192,15 +192,15 @@ class Gateway:
         if not isinstance(pending, PendingLoad):
             spawn(self._finish_and_call(pending, then))
             return _do_nothing
-        began, _ = self.clock()
+        request, began = pending.request, pending.request.now
 
         def decide_again() -> None:
             try:
                 answer = self._decide_again(pending)
             except Exception as exc:  # noqa: BLE001  as `asgi.ErrorBoundary`
-                answer = self.failed(pending.request.head, exc)
+                answer = self.failed(request.head, exc)
             if isinstance(answer, Response):
-                self.telemetry.observe(metrics.ANSWER_SECONDS, self.clock()[0] - began)
+                self.telemetry.observe(metrics.ANSWER_SECONDS, request.now - began)
                 then(answer)
             else:
                 spawn(self._finish_and_call(answer, then))

@@ -43,11 +43,8 @@ _MAX_TRIES: Final = 3
 """While upstream fails, a token is verified about at most this many of its sessions in turn."""
 _OF_ONE_SESSION: Final = frozenset(("upstream_unavailable", "upstream_invalid"))
 """Codes of refusals that may concern one session alone."""
-
 Outcome = Copy | Refusal | None
 """The session's copy, a refusal, or None if another replica made the call."""
-
-
 NO_CHARGE: Final[Window] = UnlimitedWindow(Unlimited("bad-token"), None, inf, leased=False)
 """Stands for a token that is not charged, because it is authentic. A limit that is off charges with
 another object, `UNLIMITED_WINDOW`."""

@@ -194,7 +194,7 @@ class _LoadWait:
 
     def __init__(self, pending: PendingLoad, gateway: Resumable, then: Callable[[], None]) -> None:
         self._pending, self._gateway, self._then = pending, gateway, then
-        self._began, _ = gateway.clock()
+        self._began = pending.request.now
         self._timer: asyncio.TimerHandle | None = None
         load, fallback = pending.load, pending.fallback
         if fallback is not None or not load.spent:

@@ -7,11 +7,13 @@ then the one with the oldest copy. Nobody has two turns in a row while others wa
 takes at most half of the budget.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import accumulate, count
+from math import inf
 from operator import attrgetter
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 MAX_TURNS: Final = 1000
 """Loads that wait, at most. If the queue is full, the caller with the most loads loses one."""
@@ -31,7 +33,8 @@ class Turn:
     """
 
     __slots__ = (
-        "awaited", "before", "callers", "denied", "key", "loaded", "number", "rank", "urgent",
+        "awaited", "before", "callers", "denied", "first", "key", "loaded", "number", "rank",
+        "urgent",
     )  # fmt: skip
 
     def __init__(self, key: Hashable, loaded: float) -> None:
@@ -46,16 +49,20 @@ class Turn:
         self.urgent = False
         """Whether a request waits for this load alone."""
         self.denied = False
-        """Whether the budget that replicas share denied it in its turn."""
+        """Whether the budget that replicas share denied it in its turn, before it was put back."""
         self.before = (0, 0, 0)
         """For `put_back`: the rank of its caller and the two counts of turns since a refresh,
         before its turn."""
         self.callers: set[Hashable] = set()
+        self.first: Hashable = None
+        """The caller on whose behalf it probably starts: it came first when one of them joined."""
 
 
 TurnT = TypeVar("TurnT", bound=Turn)
 _Ranked = tuple[tuple[float, int], int, TurnT]
 """An entry of a heap: the rank of a turn, a number that no other entry has, the turn."""
+_LATER: Final = 2**62
+"""Added to the rank of the caller who had the last turn, so that it comes after all others."""
 _SKIPPED: Final = 16
 """Entries that a heap may hold beyond twice the loads; then it is made again."""
 
@@ -67,9 +74,11 @@ class _Caller(Generic[TurnT]):
         rank: its position in the order of turns: the least comes first.
         passed: its turns since its last refresh, while it has refreshes.
         loads: its refreshes, and its awaited loads, by key; the index says whether awaited.
+        size: how many loads it has.
+        awaiting: its turns until no awaited load is left.
     """
 
-    __slots__ = ("_numbers", "_order", "loads", "name", "passed", "rank")
+    __slots__ = ("_numbers", "_order", "awaiting", "loads", "name", "passed", "rank", "size")
 
     def __init__(self, name: Hashable, rank: int) -> None:
         self.name = name
@@ -79,10 +88,34 @@ class _Caller(Generic[TurnT]):
         self._order: tuple[list[_Ranked[TurnT]], list[_Ranked[TurnT]]] = [], []
         """Heaps of `loads` by rank. Entries of turns that left or have another rank are skipped."""
         self._numbers = count()
+        self.size = self.awaiting = 0
 
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.loads))
+    def add(self, turn: TurnT, *, awaited: bool) -> bool:
+        """Add *turn*; whether it is new among the loads of this kind."""
+        refreshes, _ = self.loads
+        if awaited:
+            refreshes.pop(turn.key, None)
+        new = self.loads[awaited].get(turn.key) is not turn
+        self.loads[awaited][turn.key] = turn
+        self._count()
+        return new
+
+    def drop(self, turn: TurnT) -> None:
+        """Drop *turn*."""
+        for loads in self.loads:
+            loads.pop(turn.key, None)
+        self._count()
+
+    def _count(self) -> None:
+        refreshes, awaited = map(len, self.loads)
+        self.size = refreshes + awaited
+        self.awaiting = awaited and _turns(awaited, refreshes)
+
+    def before(self, turn: TurnT) -> int:
+        """Return how many of its own loads come before *turn*, for which requests wait."""
+        refreshes, awaited = self.loads
+        rank = turn.rank
+        return _turns(sum(one.rank < rank for one in awaited.values()), len(refreshes))
 
     def has(self, *, awaited: bool, new: bool) -> bool:
         """Whether it has a load of this kind; with *new*, one that was not denied."""
@@ -124,6 +157,40 @@ class _Caller(Generic[TurnT]):
         return max((refreshes or awaited).values(), key=_rank)
 
 
+def _turns(awaited: int, refreshes: int) -> int:
+    """Return the turns in which a caller starts *awaited* loads, with refreshes between."""
+    return awaited + min(refreshes, awaited // (REFRESH_EVERY - 1) + 1)
+
+
+class _Survey:
+    """The callers of a queue in the order of their turns, surveyed once for many questions.
+
+    Args:
+        callers: all of them.
+        order: returns the place of a caller in the order.
+    """
+
+    def __init__(
+        self, callers: "Iterable[_Caller[Any]]", order: "Callable[[_Caller[Any]], int]"
+    ) -> None:
+        in_order = sorted(callers, key=order)
+        self._positions = {one.name: position for position, one in enumerate(in_order)}
+        self._awaiting = [one.awaiting for one in in_order]
+        self._sorted = [0, *sorted(self._awaiting)]
+        self._sums = [0, *accumulate(self._sorted)]
+        self._refreshes = sum(len(one.loads[False]) for one in in_order)
+
+    def ahead(self, mine: "_Caller[Any]", before: int) -> int:
+        """Return how many loads start before one of *mine*, which comes after *before* others."""
+        few = bisect_right(self._sorted, before)  # the callers with *before* turns or fewer
+        turns = self._sums[few] + before * (len(self._sorted) - few)  # with those of *mine*
+        turns += sum(map(before.__lt__, self._awaiting[: self._positions[mine.name]]))
+        longest = self._sorted[-2 if self._sorted[-1] == mine.awaiting else -1]
+        # Refreshes of other callers come between, and before each turn for which only *mine* waits.
+        due = turns // (REFRESH_EVERY - 1) + 1 + max(0, before + 1 - longest)
+        return turns + min(due, self._refreshes - len(mine.loads[False]))
+
+
 class FairQueue(Generic[TurnT]):
     """The loads of one environment that wait for their turn."""
 
@@ -137,6 +204,10 @@ class FairQueue(Generic[TurnT]):
         """Turns of callers with awaited loads since the last turn of one with only refreshes."""
         self._last: Hashable = None
         """The caller who had the last turn."""
+        self._denied = 0
+        """Turns that were denied: without another one, there is nothing new to look for."""
+        self._survey: _Survey | None = None
+        """The survey of the queue as it is; None after a change."""
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -230,72 +301,76 @@ class FairQueue(Generic[TurnT]):
         return turns
 
     def ahead(self, turn: TurnT) -> int:
-        """Return how many loads start before *turn* if no more come; it may be one too few."""
-        mine = (self._callers[caller] for caller in turn.callers if turn in self)
-        counts = [self._ahead(one, turn) for one in mine]
-        return min((*counts, max(0, len(self) - 1))) if counts else 0
+        """Return how many loads start before *turn* if no more come; it may be one too few.
 
-    def _ahead(self, mine: _Caller[TurnT], turn: TurnT) -> int:
-        """Return how many loads start before *turn* on behalf of the caller *mine*."""
-        refreshes, awaited = mine.loads
-        if turn.key not in awaited:
-            return len(self)
-        before = sum(one.rank < turn.rank for one in awaited.values())
-        before += min(len(refreshes), before // (REFRESH_EVERY - 1) + 1)
-        turns, left, longest = before, 0, 0
-        for one in self._callers.values():
-            if one is not mine:
-                waited, more = map(len, (one.loads[True], one.loads[False]))
-                while_waiting = waited and waited + min(more, waited // (REFRESH_EVERY - 1) + 1)
-                turns += min(while_waiting, before + (self._order(one) < self._order(mine)))
-                left += more
-                longest = max(longest, while_waiting)
-        # Refreshes of other callers come between, and before each turn for which only *mine* waits.
-        due = turns // (REFRESH_EVERY - 1) + 1 + max(0, before + 1 - longest)
-        return turns + min(due, left)
+        Its callers cost nothing, and many questions in a row cost one survey of the queue.
+        """
+        if turn not in self:
+            return 0
+        mine, most = self._callers[turn.first], max(0, len(self) - 1)
+        if turn.key not in mine.loads[True]:
+            return most
+        if self._survey is None:
+            self._survey = _Survey(self._callers.values(), self._order)
+        return min(self._survey.ahead(mine, mine.before(turn)), most)
+
+    def _precedence(self, one: _Caller[TurnT], turn: TurnT) -> tuple[bool, int, int]:
+        """Return what is least for the caller on whose behalf *turn* starts."""
+        waits = turn.key in one.loads[True]
+        return not waits, one.before(turn) if waits else 0, self._order(one)
 
     def _next(
         self, may_start: Callable[[Hashable], bool], *, new: bool
     ) -> tuple[_Caller[TurnT] | None, _Caller[TurnT] | None]:
         """Return the next caller with only refreshes, and the next of the other callers."""
         first: list[_Caller[TurnT] | None] = [None, None]
+        orders = [inf, inf]
+        if new and self._denied == len(self):
+            return None, None
         for one in self._callers.values():
-            waits = one.has(awaited=True, new=new)
-            if (waits or one.has(awaited=False, new=new)) and may_start(one.name):
-                best = first[waits]
-                if best is None or self._order(one) < self._order(best):
-                    first[waits] = one
+            waits = one.has(awaited=True, new=True) if new else one.awaiting > 0
+            if new and not waits and not one.has(awaited=False, new=True):
+                continue
+            order = self._order(one)
+            if order < orders[waits] and may_start(one.name):
+                first[waits], orders[waits] = one, order
         return first[0], first[1]
 
-    def _order(self, caller: _Caller[TurnT]) -> tuple[bool, int]:
-        return caller.name == self._last, caller.rank
+    def _order(self, caller: _Caller[TurnT]) -> int:
+        return caller.rank if caller.name != self._last else caller.rank + _LATER
 
     def _insert(self, turn: TurnT, caller: Hashable, *, awaited: bool) -> None:
         mine = self._callers.get(caller)
         if mine is None:
             mine = self._callers[caller] = _Caller(caller, next(self._ranks))
-        refreshes, _ = mine.loads
-        if awaited:
-            refreshes.pop(turn.key, None)
-        waits = mine.loads[awaited].get(turn.key) is turn
-        mine.loads[awaited][turn.key] = turn
+        new = mine.add(turn, awaited=awaited)
         # An urgent load passes the loads that arrived before it, but at most `MAX_TURNS` of them,
         # so the caller's lists do not starve.
         rank = turn.loaded, turn.number - (MAX_TURNS if turn.urgent else 0)
         moves, turn.rank = rank != turn.rank, rank
         turn.awaited |= awaited
         turn.callers.add(caller)
-        self._turns[turn.key] = turn
-        if not waits:
+        if turn not in self:
+            self._turns[turn.key] = turn
+            self._denied += turn.denied
+        if new:
             mine.push(turn)
         if moves:
             for name in turn.callers:
                 if (other := self._callers.get(name)) and other.holds(turn):
                     other.push(turn)
+        first = self._callers.get(turn.first)
+        if first is not mine and (
+            first is None
+            or not first.holds(turn)
+            or self._precedence(mine, turn) < self._precedence(first, turn)
+        ):
+            turn.first = caller
+        self._survey = None
 
     def _remove(self, turn: TurnT) -> None:
         """Take *turn* out of the queue; it keeps its callers, and may be put back."""
-        del self._turns[turn.key]
+        self._forget(turn)
         for caller in turn.callers:
             self._drop(self._callers[caller], turn)
 
@@ -304,19 +379,22 @@ class FairQueue(Generic[TurnT]):
         self._drop(mine, turn)
         turn.callers.discard(mine.name)
         if turn.callers:
+            if turn.first == mine.name:
+                turn.first = next(iter(turn.callers))
             return None
-        del self._turns[turn.key]
+        self._forget(turn)
         return turn
 
+    def _forget(self, turn: TurnT) -> None:
+        del self._turns[turn.key]
+        self._denied -= turn.denied
+
     def _drop(self, mine: _Caller[TurnT], turn: TurnT) -> None:
-        for loads in mine.loads:
-            loads.pop(turn.key, None)
+        mine.drop(turn)
         if not mine.size:
             del self._callers[mine.name]
+        self._survey = None
 
 
 _rank: Final = attrgetter("rank")
-
-
-def _size(caller: _Caller[TurnT]) -> int:
-    return caller.size
+_size: Final = attrgetter("size")

@@ -12,6 +12,9 @@ from typing import Final
 _MAX_RANGES: Final = 32
 """Media ranges of one request that are read. Without the bound one request could cost as much as
 hundreds of hits."""
+_MAX_PARAMETERS: Final = 8
+"""Parameters of one range. A range with more is ignored, or 64 KiB of them would cost 10 ms before
+any limit has counted the request."""
 _EVENTS: Final = b"text/event-stream"
 _JSON: Final = (b"application/json", b"application/*", b"*/*")
 """The ranges that match JSON, the most specific first."""
@@ -25,9 +28,10 @@ def prefers_events(values: Sequence[bytes]) -> bool:
         return False
     weights: dict[bytes, float] = {}
     for part in text.split(b",", _MAX_RANGES)[:_MAX_RANGES]:
-        name, *parameters = (piece.strip() for piece in part.split(b";"))
-        weight = _weight(parameters)
+        name, *parameters = part.split(b";", _MAX_PARAMETERS + 1)
+        weight = _weight(parameters) if len(parameters) <= _MAX_PARAMETERS else None
         if weight is not None:
+            name = name.strip()
             weights[name] = max(weights.get(name, 0.0), weight)
     json = next((weights[name] for name in _JSON if name in weights), 0.0)
     return weights.get(_EVENTS, 0.0) > json

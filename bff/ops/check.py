@@ -41,7 +41,12 @@ class Result(Enum):
 class Page(StrEnum):
     """The section of the documentation for a problem."""
 
+    BUDGET = "docs/TROUBLESHOOTING.md#503-over_budget"
     BUFFERING = "docs/OPERATIONS.md#behind-a-proxy-or-cdn"
+    CODES = "docs/OPERATIONS.md#error-codes"
+    ENVIRONMENT_ID = "docs/TOKENS.md#the-environments-id"
+    LIMITS = "docs/TROUBLESHOOTING.md#429-for-everybody"
+    NOT_READY = "docs/TROUBLESHOOTING.md#503-not_ready"
     PROXY = "docs/TROUBLESHOOTING.md#a-proxy-changes-answers"
     SETTINGS = "docs/TROUBLESHOOTING.md#it-does-not-start"
     STORE = "docs/TROUBLESHOOTING.md#the-store-is-down"
@@ -191,7 +196,9 @@ class Checker:
         )
 
 
-async def until_unreachable(findings: AsyncIterator[Finding], url: str) -> AsyncIterator[Finding]:
+async def until_unreachable(
+    findings: AsyncIterator[Finding], url: str, page: Page
+) -> AsyncIterator[Finding]:
     """Yield *findings*; if *url* cannot be reached, end with that as a problem."""
     async with aclosing(findings) as source:  # type: ignore[type-var]
         try:
@@ -205,4 +212,5 @@ async def until_unreachable(findings: AsyncIterator[Finding], url: str) -> Async
                     "if you run its certificate authority, set BFF_UPSTREAM_CA_FILE to that "
                     "authority's certificate; otherwise check the address"
                 )
-            yield Finding(Result.PROBLEM, f"{url} does not answer ({': '.join(reasons)}): {remedy}")
+            text = f"{url} does not answer ({': '.join(reasons)}): {remedy}"
+            yield Finding(Result.PROBLEM, text, page)

@@ -10,6 +10,7 @@ import json
 import math
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from bff import __version__
 from bff.clock import Clock
 from bff.config.settings import EnvironmentSettings, Settings
-from bff.errors import REFUSALS, UpstreamTimeout
+from bff.errors import REFUSALS, ErrorCode, UpstreamTimeout
 from bff.live.listeners import HEARTBEAT_SECONDS
 from bff.metrics import REQUESTS
 from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
@@ -41,6 +42,16 @@ whatever it reads together with the head, and collects the rest."""
 _NOTHING: Final = f"no event of a stream has come after {FIRST_EVENT_SECONDS:g} s"
 _EVENTS: Final = "text/event-stream"
 _FOREIGN_ORIGIN: Final = "https://bff-check.invalid"
+_PAGES: Final[dict[ErrorCode, Page]] = {
+    "not_ready": Page.NOT_READY,
+    "over_budget": Page.BUDGET,
+    "rate_limited": Page.LIMITS,
+    "upstream_invalid": Page.UPSTREAM,
+    "upstream_rejected_credentials": Page.UPSTREAM,
+    "upstream_timeout": Page.UPSTREAM,
+    "upstream_unavailable": Page.UPSTREAM,
+}
+"""The section for a refusal of the gateway; another refusal has a row in `Page.CODES`."""
 
 
 class GatewayChecker(Checker):
@@ -73,7 +84,8 @@ class GatewayChecker(Checker):
         self, environment: EnvironmentSettings, url: str, session: str | None
     ) -> AsyncIterator[Finding]:
         """Test the gateway at *url*; without a *session* isolation is tested on a missing one."""
-        return until_unreachable(self._findings(environment, url.rstrip("/"), session), url)
+        findings = self._findings(environment, url.rstrip("/"), session)
+        return until_unreachable(findings, url, Page.SETTINGS)
 
     async def _findings(
         self, environment: EnvironmentSettings, url: str, session: str | None
@@ -109,11 +121,10 @@ class GatewayChecker(Checker):
             return
         expected = HTTPStatus.OK if session else HTTPStatus.NOT_FOUND
         text = f"a token that names the session gets {first.status}"
-        yield expect(
-            first.status == expected,
-            text,
-            f"{text}{_code(first)}, not {expected}: read the gateway's log",
-        )
+        if first.status == expected:
+            yield Finding(Result.OK, text)
+        else:
+            yield _refused(text, first, expected)
         refused = [
             await self._send(target, stranger | headers)
             for headers in (
@@ -152,6 +163,7 @@ class GatewayChecker(Checker):
             text,
             f"{text}: the gateway runs without BFF_ENVIRONMENT_ID, so a token of another branch "
             "reads this one's sessions; set it there",
+            Page.ENVIRONMENT_ID,
         )
 
     def _token(self, environment: EnvironmentSettings, id_: str) -> dict[str, str]:
@@ -235,19 +247,28 @@ class GatewayChecker(Checker):
         return {"user-agent": f"bff/{__version__}", **headers, **more}
 
 
-def _code(answer: Answer) -> str:
-    """Return a space and the error code of a gateway's refusal; empty for another answer."""
-    try:
-        code = json.loads(answer.body)["code"]
-    except (ValueError, LookupError, TypeError):
-        return ""
-    return f" {code}" if isinstance(code, str) and code in REFUSALS else ""
+def _code(answer: Answer) -> ErrorCode | None:
+    """Return the error code of a gateway's refusal; None for another answer."""
+    with suppress(ValueError, LookupError, TypeError):
+        code: ErrorCode = json.loads(answer.body)["code"]
+        if code in REFUSALS:
+            return code
+    return None
+
+
+def _refused(text: str, answer: Answer, expected: int) -> Finding:
+    """Make the problem of an answer with another status than *expected*."""
+    code = _code(answer)
+    if code is None:
+        return Finding(Result.PROBLEM, f"{text}, not {expected}: read the gateway's log")
+    page = _PAGES.get(code, Page.CODES)
+    return Finding(Result.PROBLEM, f"{text} {code}, not {expected}: read the gateway's log", page)
 
 
 def _head_problem(answer: Answer) -> Finding | None:
     if answer.status != HTTPStatus.OK:
-        text = f"a request for an event stream gets {answer.status}{_code(answer)}"
-        return Finding(Result.PROBLEM, f"{text}, not 200: read the gateway's log")
+        text = f"a request for an event stream gets {answer.status}"
+        return _refused(text, answer, HTTPStatus.OK)
     if not answer.headers.get("content-type", "").startswith(_EVENTS):
         return Finding(
             Result.PROBLEM,

@@ -14,7 +14,7 @@ from bff.clock import Clock
 from bff.config.builder import credentials
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
-from bff.ops.check import Checker, Finding, Result, expect, until_unreachable
+from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
 from bff.ops.environment_id import IdUnknown, explain, learn
 from bff.replicas.connection import Connection
 from bff.replicas.valkey import ClientFactory, StoreError
@@ -56,7 +56,8 @@ class UpstreamChecker(Checker):
         self, environment: EnvironmentSettings, session: str | None
     ) -> AsyncIterator[Finding]:
         """Test *environment*'s API with its secret key; *session* is the id of an existing one."""
-        return until_unreachable(self._findings(environment, session), environment.api_url)
+        findings = self._findings(environment, session)
+        return until_unreachable(findings, environment.api_url, Page.UPSTREAM)
 
     async def _findings(
         self, environment: EnvironmentSettings, session: str | None

@@ -117,14 +117,11 @@ def screen(now: Reading, before: Reading | None = None) -> str:
         f"answers      {_count(sum(answers.values()), seconds)}{_answer_time(now, before)}"
     )
     lines.append(f"connections  {now.total(metrics.CONNECTIONS, '').get('', 0):.0f}")
-    replicas = now.worst(metrics.REPLICAS, max)
-    store = now.readiness.get("store")
-    lines.append(
-        f"replicas     {'1, without a store' if math.isnan(replicas) else store or 'store?'}"
-    )
+    lines.append(f"store        {now.readiness.get('store', 'none')}")
     workers = now.readiness.get("workers")
     if workers:
-        lines.append(f"workers      {workers['answering']} answer, silent: {workers['silent']}")
+        silent = f"; silent: {', '.join(map(str, workers['silent']))}" if workers["silent"] else ""
+        lines.append(f"workers      {workers['answering']} answer{silent}")
     for name, environment in now.readiness.get("environments", {}).items():
         lines += ["", f"environment {name}", *_environment(now, before, name, environment)]
     lines += ["", "refusals", *_refusals(now, before, seconds)]

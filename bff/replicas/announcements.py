@@ -17,16 +17,10 @@ from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory
 
 _BLOCK_MILLISECONDS: Final = 1000
 """Milliseconds that the server blocks a read while no message arrives."""
-
-
 _LISTEN_SECONDS: Final = 2 * SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
 """Seconds: the socket timeout of the listener; longer than a blocked read."""
-
-
 _CATCH_UP_SECONDS: Final = 30.0
 """Seconds that a replica may take to read kept messages."""
-
-
 _MAX_MESSAGES: Final = 500
 """Messages in one read; bounds the memory of its answer."""
 
@@ -47,8 +41,6 @@ STREAMS: Final = {
     "revocations": Stream(100_000),
     "news": Stream(1_000),
 }
-
-
 Message = tuple[bytes, list[tuple[bytes, bytes]]]
 """The number of a message, and its fields in order."""
 

@@ -7,8 +7,6 @@ In a cluster the part in braces selects the node, so all keys of one script or r
 from typing import Final
 
 _PREFIX: Final = "bff1"
-
-
 REPLICAS: Final = f"{_PREFIX}:replicas"
 
 
@@ -49,8 +47,6 @@ def stream(name: str) -> str:
 
 MARKER: Final = stream("marker")
 """Says which data the store has, and whether it has every revocation."""
-
-
 REPUBLISHER: Final = stream("republisher")
 """The name of the replica that republishes revocations."""
 

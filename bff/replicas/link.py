@@ -16,16 +16,10 @@ from bff.replicas.valkey import SOCKET_SECONDS, ClientFactory, cancel
 
 _MAX_BATCH: Final = 500
 """Commands in one batch of a client; bounds the memory of its answers."""
-
-
 Command = tuple[Any, ...]
 """A command: its name, then its arguments. An EVAL: script, number of keys, keys, arguments."""
-
-
 Receive = Callable[[Any], None]
 """Gets the answer of a command, or its error."""
-
-
 Batch = list[tuple[Command, Receive]]
 
 

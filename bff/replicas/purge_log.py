@@ -10,12 +10,8 @@ from typing import Final
 
 Key = tuple[str, str]
 """Origin and session id."""
-
-
 Time = tuple[int, int]
 """Milliseconds, and the number of the announcement among those of the same millisecond."""
-
-
 _NEVER: Final = (-1, 0)
 
 

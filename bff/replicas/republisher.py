@@ -23,20 +23,12 @@ from bff.tokens.revocations import Revocation
 OTHERS_SECONDS: Final = 10.0
 """Seconds for which a replica that may lack revocations lets others complete the data. A replica
 needs less to notice that the store is back."""
-
-
 _POLL_SECONDS: Final = 0.25
 """Seconds between two looks at the marker while another replica completes the data."""
-
-
 _EXCHANGE_SECONDS: Final = 5.0
 """Seconds to wait for an answer of the store; no request waits for it."""
-
-
 _MAX_MESSAGES: Final = 200
 """Revocations in one command; bounds the time for which it holds the store and this process."""
-
-
 _MARKER = re.compile(rb"(partial|complete) ([0-9a-f]+)")
 _COMPLETE: Final = b"complete"
 

@@ -19,19 +19,11 @@ from bff.replicas.valkey import if_available
 
 CLAIM_SECONDS: Final = 1.0
 """Seconds: if a replica dies during a load, the others load that session after this time."""
-
-
 _POLL_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)
 """Seconds between two polls for another replica's load; the last repeats."""
-
-
 _MICROSECOND: Final = 1e-6
 """The store tells ages in microseconds."""
-
-
 T = TypeVar("T")
-
-
 Moment = Callable[[float, float], float]
 """Converts the time at which a value was made (Unix seconds) to the clock that never jumps. The
 second argument is the value's lifetime. Raises `ForeignError` for a value that never expires."""

@@ -22,12 +22,8 @@ from bff.tokens.revocations import Revocation
 
 _NO_KEY: Final = -2
 """PTTL's answer for a key that does not exist."""
-
-
 _LONGEST_SECONDS: Final = 1e9
 """Seconds: stands for an infinite time."""
-
-
 _READY_SECONDS: Final = 30.0
 """Seconds that a replica may wait at start until the store has every revocation."""
 

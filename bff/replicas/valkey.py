@@ -9,12 +9,8 @@ from functools import cache
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
-
-
 SOCKET_SECONDS: Final = 1.0
 """Seconds: a connection that is silent for longer is closed, and a new one is opened."""
-
-
 _FOREIGN_ERRORS: Final = ("WRONGTYPE", "not an integer", "attempt to", "FOREIGN")
 """Texts of the errors of a command or script whose key holds a value that no gateway wrote."""
 

@@ -27,8 +27,6 @@ ADMIT: Final = "bff.admit"
 """The extension that returns a response if there is room for it in memory, else a refusal."""
 PENDING: Final = "bff.pending"
 """The extension of an ASGI scope that holds the decision of the fast path on this request."""
-
-
 _UNREAD_BYTES: Final = 8192
 """Bytes of events that may wait for their task; beyond them a stream stops."""
 

@@ -237,7 +237,7 @@ class FastPathProtocol(BoundedProtocol):
                 return
             end = self._read.find(_END)
             if not self._unsent.size and 0 <= end == len(self._read) - len(_END):
-                return  # the read ends with this request, so `_parse` lets a task wait
+                return  # the read ends with this request, so `_parse` waits for its answer
             head.served_by = "asgi"
             pending, self._pending = self._pending, None
             self.hand_over({PENDING: pending})
@@ -269,7 +269,7 @@ class FastPathProtocol(BoundedProtocol):
         return None
 
     def _wait(self, head: RequestHead, data: bytes, *, keep: bool) -> None:
-        """Let a task wait for the answer to *head*; *keep* its header lines if *data* is all."""
+        """Wait for the answer to *head*; then *keep* its header lines if it is all of *data*."""
         pending, self._pending = self._pending, None
         assert pending is not None  # noqa: S101  the caller checks it
         self._idle.stop()

@@ -198,19 +198,20 @@ async def run(
         for config, sock in browsers
     ]
     last = _Server(ops[0], worker=None, drains=False, on_short=on_short)
+    signalled = [server for server, _ in servers] or [last]  # the demo's upstream has one port
 
     def stop() -> None:
         on_stop()
-        for server, _ in servers:
+        for server in signalled:
             server.force_exit, server.should_exit = server.should_exit, True
-        last.force_exit = any(server.force_exit for server, _ in servers)
+        last.force_exit = any(server.force_exit for server in signalled)
 
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop)
     serving = asyncio.gather(*(server.serve(sockets=[sock]) for server, sock in servers))
     watching = asyncio.ensure_future(last.serve(sockets=[ops[1]]))
-    ending = (serving, watching) if servers else (watching,)  # the demo's upstream has one port
+    ending = (serving, watching) if servers else (watching,)
     await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
     for server in (last, *(server for server, _ in servers)):
         server.should_exit = True

@@ -18,8 +18,10 @@ selects the parts that browsers get: `BFF_EXPOSE_METADATA` and `BFF_EXPOSE_TAGS`
 
 @dataclass(frozen=True, slots=True)
 class _Type:
-    accepts: Callable[[Any], bool]
+    of: type
     schema: Schema
+    accepts: Callable[[Any], bool] | None = None
+    """Tests a value that has the type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,10 @@ class Field:
 
     def accepts(self, value: object) -> bool:
         """Whether the SDK's parser accepts *value* in this field."""
-        return self.null if value is None else self.type.accepts(value)
+        if value is None:
+            return self.null
+        type_ = self.type
+        return isinstance(value, type_.of) and (type_.accepts is None or type_.accepts(value))
 
     @property
     def required(self) -> bool:
@@ -72,27 +77,24 @@ def unix_seconds(date: str) -> float:
     return datetime.fromisoformat(date).timestamp()
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_date(value: object) -> bool:
+def _is_date(text: str) -> bool:
     # The SDK makes a Date of the text; an impossible date, such as 30 February, fails there.
-    if not isinstance(value, str) or not _DATE_PATTERN.fullmatch(value):
+    if not _DATE_PATTERN.fullmatch(text):
         return False
     try:
-        datetime.fromisoformat(value)
+        datetime.fromisoformat(text)
     except ValueError:
         return False
     return True
 
 
-_TEXT = _Type(_is_text, {"type": "string"})
-_DATE = _Type(_is_date, {"type": "string", "format": "date-time"})
-_OBJECT = _Type(lambda value: isinstance(value, dict), {"type": "object"})
+_TEXT = _Type(str, {"type": "string"})
+_DATE = _Type(str, {"type": "string", "format": "date-time"}, _is_date)
+_OBJECT = _Type(dict, {"type": "object"})
 _TEXTS = _Type(
-    lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    list,
     {"type": "array", "items": {"type": "string"}},
+    lambda values: all(isinstance(value, str) for value in values),
 )
 FIELDS: Final[dict[str, Field]] = {
     "id": Field(

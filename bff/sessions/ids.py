@@ -11,6 +11,7 @@ from bff.tokens import scopes
 
 LIST_ROUTE = b"/api/v1/sessions"
 ROUTE = b"/api/v1/sessions/"
+_ROUTE = ROUTE.decode()
 MAX_ID_CHARACTERS = 256
 _MAX_RAW = 12 * MAX_ID_CHARACTERS
 """Bytes of a raw segment: a character has at most four bytes, and percent-encoding triples them."""
@@ -129,7 +130,7 @@ def named_in_other_form(granted: scopes.Grant, id_: str) -> tuple[str, ...]:
 
 def path(id_: str) -> str:
     """The path upstream: any id becomes one percent-encoded segment below the route."""
-    return ROUTE.decode() + quote(id_, safe="")
+    return _ROUTE + quote(id_, safe="")
 
 
 def is_friendly(id_: str) -> bool:

@@ -164,19 +164,19 @@ class Listing:
             return False
         return not self.query.filters or self.query.matches(json.loads(outcome.body), self.wall)
 
-    def _pagination(
+    def _late_after(
         self,
         order: Sequence[int],
         regular: int,
         used: int,
         entries: Sequence[tuple[int, Outcome]],
-        *,
-        more: bool,
-    ) -> dict[str, str]:
-        """Write the cursors. The page has used the first *used* positions of the *order*."""
-        begin, end = self._begin or Cursor(0), len(self.named)
+    ) -> tuple[set[int], set[int]]:
+        """Return what is late after this page: to be tried once more, and for the last time.
+
+        The page has used the first *used* positions of the *order*.
+        """
+        begin = self._begin or Cursor(0)
         late, again = set(begin.late), set(begin.again)
-        positions = [order[index] for index, _ in entries]
         for index, outcome in entries:
             if index < regular and is_late(outcome):
                 late.add(order[index])
@@ -189,6 +189,21 @@ class Listing:
             else:
                 again.discard(position)
             late.discard(position)
+        return late, again
+
+    def _pagination(
+        self,
+        order: Sequence[int],
+        regular: int,
+        used: int,
+        entries: Sequence[tuple[int, Outcome]],
+        *,
+        more: bool,
+    ) -> dict[str, str]:
+        """Write the cursors. The arguments are those of `_late_after`."""
+        begin, end = self._begin or Cursor(0), len(self.named)
+        late, again = self._late_after(order, regular, used, entries)
+        positions = [order[index] for index, _ in entries]
         pagination = {}
         following: int | None
         previous: int | None

@@ -64,6 +64,7 @@ class Policy:
     _metadata_tree: Tree = field(init=False, repr=False, compare=False)
     _tag_pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _plain_fields: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _stubs: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     field_names: frozenset[str] = field(init=False, repr=False, compare=False)
     """Names of the top-level fields that the table or this policy knows."""
 
@@ -87,6 +88,7 @@ class Policy:
             self, "_tag_pattern", re.compile("|".join(map(fnmatch.translate, self.tags)) or "(?!)")
         )
         set_(self, "_plain_fields", tuple(f for f in self.fields if f not in _STUBS))
+        set_(self, "_stubs", {f: stub for f, stub in _STUBS.items() if f in self.fields})
         set_(self, "field_names", frozenset(FIELDS).union(self.fields))
 
     @property
@@ -112,10 +114,14 @@ class Policy:
                 shown[name] = document[name]
         for name in _NULL_WHEN_HIDDEN:
             shown.setdefault(name, None)
-        shown |= {name: stub for name, stub in _STUBS.items() if name in self.fields}
-        metadata = _select(document["metadata"], [self._metadata_tree])
+        shown |= self._stubs
+        # Most policies show no part of either, and documents can have much of both.
+        metadata = _NOTHING
+        if self.metadata:
+            metadata = _select(document["metadata"], [self._metadata_tree])
         shown["metadata"] = None if metadata is _NOTHING else metadata
-        shown["tags"] = [tag for tag in document["tags"] if self._tag_pattern.match(tag)]
+        tags = document["tags"] if self.tags else ()
+        shown["tags"] = [tag for tag in tags if self._tag_pattern.match(tag)]
         return shown
 
 

@@ -19,8 +19,6 @@ revokes is refused within it."""
 AUTHENTIC_SECONDS: Final = 900.0
 """Seconds for which an accepted token is introspected again without a charge to the bad-token
 limit. Otherwise an upstream outage would rate-limit everyone."""
-
-
 REFUSED_SECONDS: Final = 5.0
 """Seconds for which a refusal is kept: it bounds how often a bad token costs upstream a request."""
 TROUBLE_SECONDS: Final = 1.0

@@ -10,6 +10,7 @@ else is upstream's trouble, whatever its status says.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -243,22 +244,19 @@ def _rejects_key(answer: Answer) -> bool:
     return answer.status == _UNAUTHORIZED and api_error(answer) is not None
 
 
-_MAX_DIGITS = 15
-"""Digits of a number in a header; a longer one is neither a count nor a date."""
+_NUMBER = re.compile(r"\s*-?[0-9]{1,15}\s*")
+"""A number in a header; a longer one is neither a count nor a date."""
 
 
 def _number(text: str | None) -> int | None:
-    digits = (text or "").strip().removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
-        return None
-    return int(text or "")
+    return int(text) if text is not None and _NUMBER.fullmatch(text) else None
 
 
 def read_quota(headers: Mapping[str, str]) -> Quota | None:
     """Read ``x-ratelimit-*``; upstream's reset is in Unix milliseconds."""
-    limit, remaining, reset = (
-        _number(headers.get(f"x-ratelimit-{name}")) for name in ("limit", "remaining", "reset")
-    )
+    limit = _number(headers.get("x-ratelimit-limit"))
+    remaining = _number(headers.get("x-ratelimit-remaining"))
+    reset = _number(headers.get("x-ratelimit-reset"))
     if limit is None or remaining is None or reset is None:
         return None
     return Quota(limit, remaining, reset / 1000)

@@ -120,23 +120,24 @@ async def _in_turns(
 
 
 async def _in_a_row(row: int, url: str, telemetry: Telemetry) -> dict[str, dict[str, float]]:
-    """Load *row* sessions, one after another; the last must cost no more than the first."""
-    service, load = _loading(url, telemetry)
-    took = []
-    for _ in range(row // LOADS):
-        began = time.process_time()
-        for _ in range(LOADS):
-            await load()
-        took.append((time.process_time() - began) / LOADS * 1e6)
-    await service.network.aclose()
-    parts = {"first thousand": took[1:11], "last thousand": took[-10:]}
-    return {
-        f"load, {which} of {row:,}": {
-            "least": min(times),
-            "median": statistics.median(times),
-        }
-        for which, times in parts.items()
-    }
+    """Load *row* sessions, one after another; the last must cost no more than the first.
+
+    The last of them take turns with the first of another service, so a busy moment hurts both.
+    """
+    (old, load), (young, load_first) = _loading(url, telemetry), _loading(url, telemetry)
+    rounds = max(1, row // 10 // LOADS)
+    for _ in range(row - rounds * LOADS):
+        await load()
+    took = await _in_turns(
+        {
+            f"load, one of the first of {row:,}": load_first,
+            f"load, one of the last of {row:,}": load,
+        },
+        rounds,
+    )
+    await old.network.aclose()
+    await young.network.aclose()
+    return took
 
 
 def _free_port() -> int:

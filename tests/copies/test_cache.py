@@ -60,7 +60,7 @@ def test_drop_by_either_id_drops_both(id_: str) -> None:
 def test_negative_entry_replaces_a_copy_for_its_time() -> None:
     kept = cache()
     kept.put(copy(1, external="chat"))
-    kept.put_negative("e", "chat", 10)
+    kept.put_negative("e", "chat", 10, kept.purge_generation)
 
     assert isinstance(kept.find("e", "chat", 10.9), NegativeEntry)
     assert kept.find("e", "session_1", 10.9) is None

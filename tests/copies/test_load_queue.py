@@ -9,11 +9,12 @@ from unittest.mock import patch
 
 import pytest
 import uvloop
+from support.cost import calls_of
 from support.polls import PolledWorld, every, polled_world
 from support.replicas import Replicas, until
 from support.standin import Shared, StandIn
 from support.virtual_time import VirtualClock, run
-from support.world import OFF, read
+from support.world import OFF, PATH, read
 
 from bff.copies import load_queue
 from bff.copies.load_queue import (
@@ -551,3 +552,26 @@ def test_timer_that_is_due_at_once_works_in_uvloop() -> None:
 
     uvloop.run(wake())
     assert made._alarm._timer is None
+
+
+def test_viewers_of_one_session_that_wait_cost_little_each() -> None:
+    """All of them wait for one load; a page also asks when each of its sessions has its turn."""
+    viewers = 120
+
+    async def history(it: PolledWorld) -> None:
+        names = it.add("before", "shared", *map(str, range(20)))
+        await it.get(it.token("first", names), "before")
+        tokens = [it.token(f"viewer-{number}", names[1:]) for number in range(viewers)]
+        waiting = [asyncio.create_task(it.get(token, "shared")) for token in tokens]
+        waiting += [asyncio.create_task(it.page(token)) for token in tokens[: viewers // 2]]
+        await asyncio.sleep(0.01)  # all of them have been decided once
+
+        asks = queue(it).get("shared")
+        assert asks is not None
+        assert asks.waiting == viewers + viewers // 2
+        calls = calls_of(lambda: it.decide(it.token("last", names[1:]), f"{PATH}shared"))
+        assert calls < 20 * viewers
+        answers = await asyncio.gather(*waiting)
+        assert [answer.status for answer in answers[:viewers]] == [200] * viewers
+
+    played(history, BFF_UPSTREAM_BUDGET="1/second")

@@ -593,6 +593,18 @@ def test_unit_tries_again_for_ever() -> None:
     assert "\nRestart=on-failure\n" in text
 
 
+def test_unit_says_how_to_install_it_from_the_repository() -> None:
+    lines = re.findall(r"^#   (.+)$", (DEPLOY / "systemd/bff.service").read_text(), re.MULTILINE)
+    named = {word for line in lines for word in re.findall(r"(?<![/\w])[a-z]+/[\w./-]+", line)}
+    units = [path for path in named if path.endswith((".service", ".socket"))]
+
+    assert sorted(units) == [
+        f"deploy/systemd/{u}" for u in ("bff-ops.socket", "bff.service", "bff.socket")
+    ]
+    assert all((ROOT / path).is_file() for path in named), named
+    assert lines.index("systemctl daemon-reload") == len(lines) - 2
+
+
 def test_key_that_the_unit_makes_is_not_lost() -> None:
     text = (DEPLOY / "systemd/bff.service").read_text()
 

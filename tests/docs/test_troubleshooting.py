@@ -24,7 +24,9 @@ SYMPTOMS = {
     "CORS error": "this origin is not allowed",
     "401 every time": "PROBLEM  signature",
     "403 for a new chat": "name: chat-1",
+    "404 for a session": '"code": "not_found"',
     "Empty list": "name: none\n403",
+    "Requests wait in the browser": "HTTP/1.1\n",
     "410 for a chat": "/realtime/v1/sessions/{session}/out",
     "429 for everybody": "BFF_TRUSTED_PROXIES",
     "Stale state": "cache-status: bff;",
@@ -37,6 +39,8 @@ SYMPTOMS = {
     "The store is down": "PROBLEM",
 }
 """A part of what each command prints."""
+CHATS = {"404 for a session": "chat-of-nobody"}
+"""Chats that a symptom is about, in place of chat-1."""
 CAUSES = {
     "502 for every session": {"TRIGGER_API_URL": "http://127.0.0.1:1"},
     "The store is down": {"BFF_STORE_URL": "redis://127.0.0.1:1/0"},
@@ -72,16 +76,20 @@ def test_commands_show_their_symptoms(upstream: running_upstream) -> None:
     with Gateway(upstream.port, **changes) as gateway:
         good = gateway.token(*read("chat-1"))
         foreign = sign(claims(time.time(), *read("chat-1")), "a key that the gateway does not have")
-        tokens = {"401 every time": foreign, "Empty list": gateway.token()}
+        tokens = {
+            "401 every time": foreign,
+            "404 for a session": gateway.token(*read("chat-of-nobody")),
+            "Empty list": gateway.token(),
+        }
 
         def shown(name: str) -> str:
             settings = environ(**changes | {"TRIGGER_API_URL": f"http://127.0.0.1:{upstream.port}"})
             settings |= CAUSES.get(name, {})
-            token = tokens.get(name, good)
+            token, chat = tokens.get(name, good), CHATS.get(name, "chat-1")
             text = re.sub(r"^bff ", f"{sys.executable} -m bff ", COMMANDS[name], flags=re.MULTILINE)
             done = subprocess.run(
                 ["bash", "-c", text.replace("Timeout-Seconds: 90", "Timeout-Seconds: 1")],
-                env=KEPT | settings | {"GATEWAY": gateway.url, "CHAT": "chat-1", "TOKEN": token},
+                env=KEPT | settings | {"GATEWAY": gateway.url, "CHAT": chat, "TOKEN": token},
                 capture_output=True,
                 text=True,
                 check=False,

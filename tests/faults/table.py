@@ -878,8 +878,8 @@ FAULTS = [
     Fault(
         0,
         "bff/upstream/api.py",
-        "if answer.status == HTTPStatus.TOO_MANY_REQUESTS and quota is not None:",
-        "if False:",
+        "        if quota is None or api_error(answer) is None:\n",
+        "        if True:\n",
         f"{_VERDICTS}::test_the_sixty_a_minute_of_a_token_upstream_are_respected",
     ),
     Fault(
@@ -1578,8 +1578,8 @@ FAULTS = [
     Fault(
         0,
         "bff/upstream/api.py",
-        "            if api_error(answer) is not None:\n                _observed(answer, observe)",
-        "            _observed(answer, observe)",
+        "            if status == HTTPStatus.NOT_FOUND:\n                _observed(answer, observe)\n",
+        "            _observed(answer, observe)\n            if status == HTTPStatus.NOT_FOUND:\n",
         f"{_API}::test_quota_is_learned_from_accepted_answers_only",
     ),
     Fault(
@@ -1634,8 +1634,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return caller.name == self._last, caller.rank\n",
-        "        return False, 0\n",
+        "        return caller.rank if caller.name != self._last else caller.rank + _LATER\n",
+        "        return 0\n",
         f"{_FAIRNESS}::test_49_one_caller_takes_half_while_others_want_it",
     ),
     Fault(
@@ -1721,6 +1721,37 @@ FAULTS = [
         "(MAX_TURNS if turn.urgent else 0)",
         "(10**9 if turn.urgent else 0)",
         "tests/limits/test_queue.py::test_urgent_loads_do_not_starve_the_callers_others",
+    ),
+    Fault(
+        51,
+        "bff/live/accept.py",
+        'part.split(b";", _MAX_PARAMETERS + 1)\n'
+        "        weight = _weight(parameters) if len(parameters) <= _MAX_PARAMETERS else None\n",
+        'part.split(b";")\n        weight = _weight(parameters)\n',
+        "tests/live/test_accept.py::test_no_filling_costs_much_before_a_limit",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        if self._survey is None:\n",
+        "        if True:\n",
+        "tests/limits/test_queue.py::test_expected_turn_costs_one_look_at_the_callers",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        mine, most = self._callers[turn.first], max(0, len(self) - 1)\n",
+        "        mine, most = self._callers[turn.first], max(0, len(self) - 1)\n"
+        "        callers = (self._callers[caller] for caller in turn.callers)\n"
+        "        mine = min(callers, key=lambda one: self._precedence(one, turn))\n",
+        f"{_LOAD_QUEUE}::test_viewers_of_one_session_that_wait_cost_little_each",
+    ),
+    Fault(
+        49,
+        "bff/limits/queue.py",
+        "        if new and self._denied == len(self):\n",
+        "        if False:\n",
+        "tests/limits/test_queue.py::test_search_for_a_new_turn_costs_nothing_if_all_were_denied",
     ),
     Fault(
         49,
@@ -2188,8 +2219,8 @@ FAULTS = [
     Fault(
         49,
         "bff/limits/queue.py",
-        "        return caller.name == self._last, caller.rank\n",
-        "        return False, caller.rank\n",
+        "        return caller.rank if caller.name != self._last else caller.rank + _LATER\n",
+        "        return caller.rank\n",
         "tests/limits/test_queue.py::test_newcomer_goes_before_the_caller_of_the_last_turn",
     ),
     Fault(

@@ -306,18 +306,18 @@ async def test_34_no_load_starts_before_the_reset_of_a_429(world: World) -> None
     assert (await world.get("chat-2")).status_code == 200
 
 
-@pytest.mark.parametrize("told_before", [True, False])
+@pytest.mark.parametrize("quota_before", [True, False])
 async def test_34_a_429_lasts_as_long_whatever_was_loaded_before(
-    world: World, told_before: bool
+    world: World, quota_before: bool
 ) -> None:
-    """An earlier answer told of a reset that comes later than the one of the 429."""
+    """An earlier answer showed a later reset than the 429 does."""
 
     def quota(remaining: str, seconds: float) -> dict[str, str]:
         reset = str(int((world.clock.wall + seconds) * 1000))
         names = ("x_ratelimit_limit", "x_ratelimit_remaining", "x_ratelimit_reset")
         return dict(zip(names, ("750", remaining, reset), strict=True))
 
-    if told_before:
+    if quota_before:
         world.answer(200, session(1, "chat-1"), **quota("749", 40))
         assert (await world.get("chat-1")).status_code == 200
     world.answer(429, {"error": "limited"}, **quota("0", 20))

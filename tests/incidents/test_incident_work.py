@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import sys
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from support.cost import calls_of
 from support.hostile import ask
 from support.issuers import KeyPair, b64
 from support.kinds import Kind
@@ -125,22 +125,6 @@ def verifier(request: pytest.FixtureRequest) -> Verifier:
     )
     issuer = Issuer("default", ENVIRONMENT_ID, (OWN_KEY,), upstream=kind in ("upstream", "all"))
     return Verifier([issuer], ids.grant, sources=(source,) if kind in ("source", "all") else ())
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """Count the calls that *work* makes, of functions in Python and in C."""
-    count = 0
-
-    def profile(_frame: object, event: str, _argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(profile)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def fastest(work: Callable[[], object], *, times: int = 5) -> float:

@@ -22,6 +22,9 @@ from support.world import (
     sign,
 )
 
+from bff.chat.appends import MAX_APPENDS, MAX_APPENDS_PER_CALLER, MAX_STOPS, MAX_STOPS_PER_CALLER
+from bff.config.builder import STOPS
+
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text()
 NEW_SIGNING = "new-signing-key-sentinel-0123456789abcdef"
@@ -34,6 +37,16 @@ def test_every_threat_names_tests_that_exist() -> None:
     assert len(rows) > 10
     for name in re.findall(r"`(test_\w+)`", "".join(rows)):
         assert f"def {name}(" in tests, name
+
+
+def test_pages_name_the_bounds_on_messages_and_stops() -> None:
+    codes = (ROOT / "docs/OPERATIONS.md").read_text()
+
+    assert f"{STOPS.limit} a minute and {MAX_STOPS_PER_CALLER} at once" in TEXT
+    assert f"a process {MAX_STOPS} at once" in TEXT
+    assert STOPS.seconds == 60
+    assert f"{MAX_APPENDS_PER_CALLER} messages, or {MAX_STOPS_PER_CALLER} stops, at once" in codes
+    assert f"{MAX_APPENDS} messages ({MAX_STOPS} stops) at once" in codes
 
 
 async def test_emergency_plan_works_as_written(world: World) -> None:

@@ -4,6 +4,7 @@ from math import inf
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cost import calls_of
 
 from bff.limits.queue import _SKIPPED, MAX_TURNS, REFRESH_EVERY, FairQueue, Turn
 
@@ -350,3 +351,41 @@ def test_heap_has_the_order_of_the_ranks(data: st.DataObject) -> None:
             same = mine.loads[first.key in mine.loads[True]].values()
             assert first.rank == min(turn.rank for turn in same)
             assert first in loads
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9)), min_size=1))
+def test_expected_turn_of_a_shared_load_comes_in_time(requests: list[tuple[str, int]]) -> None:
+    queue: FairQueue[Turn] = FairQueue()
+    turns = {key: Turn(key, -inf) for _, key in requests}
+    for caller, key in requests:
+        queue.add(turns[key], caller, awaited=True)
+    ahead = {key: queue.ahead(turn) for key, turn in turns.items()}
+
+    for number, (_, turn) in enumerate(iter(queue.pop, None)):
+        assert number <= ahead[turn.key] + 1
+
+
+def test_expected_turn_costs_one_look_at_the_callers() -> None:
+    """A page asks about each of its sessions, and a thousand browsers may wait for each."""
+    queue, turns, callers = FairQueue[Turn](), [Turn(n, -inf) for n in range(20)], 300
+    for turn in turns:
+        for number in range(callers):
+            queue.add(turn, number, awaited=True)
+
+    assert calls_of(lambda: queue.ahead(turns[0])) < 10 * callers
+    assert calls_of(lambda: [queue.ahead(turn) for turn in turns]) < 100 * len(turns)
+
+
+def test_search_for_a_new_turn_costs_nothing_if_all_were_denied() -> None:
+    queue, callers = filled(), 300
+    for number in range(callers):
+        turn = Turn(number, -inf)
+        turn.denied = True
+        queue.add(turn, number, awaited=True)
+
+    assert calls_of(lambda: queue.pop(new=True)) < callers
+    queue.add(Turn("new", -inf), "new", awaited=True)
+    taken = queue.pop(new=True)
+    assert taken is not None
+    assert taken[0] == "new"
+    assert queue.pop(new=True) is None

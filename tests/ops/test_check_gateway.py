@@ -110,6 +110,10 @@ def problems(findings: list[Finding]) -> str:
     return "\n".join(finding.text for finding in findings if finding.result is Result.PROBLEM)
 
 
+def pages(findings: list[Finding]) -> list[Page | None]:
+    return [finding.page for finding in findings if finding.result is Result.PROBLEM]
+
+
 async def test_gateway_without_a_proxy_passes_every_test(world: World) -> None:
     results = await findings(world, ProxyTransport(world))
 
@@ -240,6 +244,7 @@ async def test_refused_stream_is_a_problem_with_its_code(world: World) -> None:
     results = await findings(world, ProxyTransport(world))
 
     assert "a request for an event stream gets 503 overloaded, not 200" in problems(results)
+    assert pages(results) == [Page.CODES]
 
 
 async def test_streams_that_are_off_are_not_tested(world: World) -> None:
@@ -267,6 +272,7 @@ async def test_refused_session_is_a_problem_with_its_code(world: World) -> None:
 
     text = "gets 502 upstream_unavailable, not 200: read the gateway's log"
     assert text in problems(results)
+    assert set(pages(results)) == {Page.UPSTREAM}, "no proxy changed the answer"
 
 
 async def test_isolation_is_unsure_without_a_session(world: World) -> None:

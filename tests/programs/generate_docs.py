@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import click
+
+from bff.cli import main
 from bff.config.declaration import declared
 from bff.config.settings import SETTINGS
 from bff.config.token_sources import SourceSettings
@@ -28,6 +31,17 @@ PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob(
 
 def _table(head: str, rows: Iterable[str]) -> str:
     return "\n".join([head, "|".join(["", *["---"] * (head.count("|") - 1), ""]), *rows])
+
+
+def _commands() -> Iterable[str]:
+    for name, command in sorted(main.commands.items()):
+        options = [
+            parameter.opts[0]
+            for parameter in command.params
+            if isinstance(parameter, click.Option) and not parameter.hidden
+        ]
+        shown = " ".join(f"`{option}`" for option in options)
+        yield f"| `bff {name}` | {shown} | {(command.help or '').splitlines()[0]} |"
 
 
 def tables() -> dict[str, str]:
@@ -61,6 +75,7 @@ def tables() -> dict[str, str]:
                 for name, row in METRICS.items()
             ],
         ),
+        "commands": _table("| command | options | effect |", _commands()),
         "simulation": capacity.table(capacity.published()),
         "leases": capacity.leases_table(),
         "bench": chart.summary(_results()),

@@ -13,7 +13,7 @@ from support.world import ORIGIN, PATH, World, read
 
 from bff.demo.upstream import Answer as UpstreamAnswer
 from bff.demo.upstream import Seen, session
-from bff.gateway.pending import PendingLoad
+from bff.gateway.pending import Pending, PendingLoad
 from bff.request import RequestHead
 from bff.response import Response
 
@@ -100,13 +100,17 @@ class PolledWorld:
     async def get(self, token: str, id_: str) -> Answer:
         return await self._ask(PATH + id_, "", token)
 
+    def decide(self, token: str, path: str, query: str = "") -> Response | Pending:
+        """Let the gateway decide a request, and wait for nothing."""
+        headers = [(b"origin", ORIGIN.encode()), (b"authorization", b"Bearer " + token.encode())]
+        head = RequestHead.read("GET", path.encode(), query.encode(), headers, "192.0.2.1")
+        return self.world.service.gateway.decide(head, *self.world.clock())
+
     async def _ask(self, path: str, query: str, token: str) -> Answer:
         """Ask the gateway's heart, without an HTTP client's cost."""
         loop, gateway = asyncio.get_running_loop(), self.world.service.gateway
         began = loop.time()
-        headers = [(b"origin", ORIGIN.encode()), (b"authorization", b"Bearer " + token.encode())]
-        head = RequestHead.read("GET", path.encode(), query.encode(), headers, "192.0.2.1")
-        answer = gateway.decide(head, *self.world.clock())
+        answer = self.decide(token, path, query)
         if self.fast_path and isinstance(answer, PendingLoad):
             called: asyncio.Future[Response] = loop.create_future()
             leave = gateway.call_back(answer, called.set_result, _no_task)
