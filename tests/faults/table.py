@@ -1296,6 +1296,20 @@ FAULTS = [
         "tests/server/test_supervisor.py::test_supervisor_survives_a_refused_fork",
     ),
     Fault(
+        39,
+        "bff/server/supervisor.py",
+        "        late = self._stop_polls * _POLL_SECONDS >= STOP_SECONDS",
+        "        late = False",
+        "tests/server/test_supervisor.py::test_worker_that_does_not_end_is_killed",
+    ),
+    Fault(
+        39,
+        "bff/cli.py",
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n",
+        "",
+        "tests/server/test_run.py::test_stop_during_the_start_ends_it",
+    ),
+    Fault(
         82,
         "bff/server/hardening.py",
         "files - min(RESERVED_DESCRIPTORS, files // 2)",
