@@ -1375,8 +1375,8 @@ FAULTS = [
     Fault(
         40,
         "bff/config/values.py",
-        "    if match is None:  # the ids of extensions and apps may have capitals\n",
-        "    if match is None:\n        return False\n    if match is None:\n",
+        '    if scheme not in ("http", "https"):',
+        "    if False:",
         f"{_OPERATORS}::test_40_origins_of_apps_and_extensions_work_when_named",
     ),
     Fault(
