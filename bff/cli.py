@@ -44,7 +44,7 @@ from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
 
 
-@click.group()
+@click.group(epilog="Settings are environment variables, or a TOML file: bff check lists them.")
 @click.version_option(__version__, prog_name="bff")
 def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""
@@ -261,8 +261,7 @@ def demo(port: int | None, upstream_only: bool) -> None:
 
         async def run() -> None:
             service = Service(settings, telemetry, routes=stage.routes(telemetry.counts))
-            click.echo(f"bff status --ops {server.address(ops)} shows it as operators see it.")
-            click.echo(stage.lines(f"http://{server.address(browser)}"))
+            click.echo(stage.lines(f"http://{server.address(browser)}", server.address(ops)))
             pretend = server.config(stage.upstream, lifespan=False)
             # No proxy is in front, so Ctrl-C ends the demo at once.
             await _serve(service, browser, ops, (pretend, upstream), drains=False)

@@ -189,7 +189,7 @@ class ResponseBuilder:
     stream; answers then vary with the headers for it.
     """
 
-    def __init__(self, origins: Sequence[str], *, cookie: bool = False, live: bool = False) -> None:
+    def __init__(self, origins: Sequence[str], *, cookie: bool, live: bool) -> None:
         varies = vary(cookie=cookie, live=live)
         always = f"vary: {varies}\r\nx-content-type-options: nosniff\r\n".encode()
 

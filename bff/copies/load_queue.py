@@ -86,6 +86,8 @@ class QueuedLoad(Turn):
     def leave(self, *, again: bool) -> None:
         """Count one waiting request less; with *again* the browser may send it again."""
         self.waiting -= 1
+        if self.outcome.done():
+            return
         if again:
             self.keep()
         if self.queued and not self.is_needed():

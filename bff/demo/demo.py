@@ -104,8 +104,11 @@ class Demo:
             "expired": self.token(*ANN_CHATS, actor="ann", age=TOKEN_SECONDS + 60),
         }
 
-    def lines(self, base: str) -> str:
-        """Return commands to paste, each with a comment that explains its answer."""
+    def lines(self, base: str, ops: str) -> str:
+        """Return commands to paste, each with a comment that explains its answer.
+
+        *base* is the address of the gateway, and *ops* that of its ops port.
+        """
         url = f"{base}/api/v1/sessions"
         ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
         bob = self.token("chat-live", actor="bob")
@@ -146,6 +149,9 @@ GATEWAY_URL={base}
 # Pages may come from {", ".join(ORIGINS)}.
 # The sessions are {", ".join(self._names())}; tokens with write:sessions:<id> may chat.
 # Start from docs/FRONTEND.md, or from an app in docs/examples.
+
+# Operators see the gateway on one screen:
+bff status --ops {ops}
 
 Press Ctrl-C to end the demo.
 """

@@ -20,7 +20,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.admission import Admission
 from bff.gateway.answers import outcome_of_load
 from bff.gateway.context import RequestContext
-from bff.gateway.pending import Pending, Resumable, Served, outcome, wait_for
+from bff.gateway.pending import Pending, Resumable, Served, wait_for
 from bff.limits.rate import Unlimited, UnlimitedWindow, Window
 from bff.replicas.alone import AnySharing
 from bff.response import Response
@@ -75,8 +75,13 @@ class PendingIntrospection:
 
     def conclude(self, gateway: Resumable) -> "Response | Pending":
         """Decide by upstream's answer; only an accepted token has a caller."""
-        served = outcome(gateway, self, self.subject)
+        served = self.result(gateway)
         if isinstance(served, Refusal):
+            # In upstream's trouble the token may be forged: it must not learn what is revoked.
+            if served.code in AUTHENTIC:
+                gateway.admission.refuse_revoked_session(
+                    self.request, self.subject, self.session_id
+                )
             return gateway.answers.refusal(self.request, served)
         caller = verified(self.subject)
         self.request.environment = caller.environment

@@ -39,6 +39,9 @@ CHAT_OUT: Final = Route("chat_out", methods=("GET",))
 """The stream of a chat."""
 OTHER: Final = Route("other")
 """The route of a request that matches none, or that ends before it is matched."""
+CHAT_ROUTE: Final = b"/realtime/v1/sessions/"
+"""Prefix of the paths of chats; the id of a session and one of `_CHAT_ROUTES` follow."""
+_CHAT_ROUTES: Final = ((b"/in/append", CHAT_IN), (b"/out", CHAT_OUT))
 
 
 class Routes:
@@ -76,10 +79,6 @@ class Routes:
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refused("not_served")
         raise Refused("not_found", "The gateway has no such route")
-
-
-CHAT_ROUTE: Final = b"/realtime/v1/sessions/"
-_CHAT_ROUTES: Final = ((b"/in/append", CHAT_IN), (b"/out", CHAT_OUT))
 
 
 def match_chat(path: bytes) -> tuple[Route, bytes] | None:

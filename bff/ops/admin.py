@@ -40,7 +40,7 @@ from bff.tokens.revocations import Revocation, RevocationError, parse
 LEARN_SECONDS: Final = 10.0
 """Seconds that a new worker waits for its peers' revocations, which may be many. Without them it
 could accept a revoked token."""
-_MAX_CONNECTIONS: Final = 128
+MAX_CONNECTIONS: Final = 128
 """Connections on the ops port; the descriptors for them are kept free."""
 _MAX_HEAD: Final = 16384
 """Bytes of a request's line and headers."""
@@ -295,8 +295,8 @@ def ops_protocol() -> "partial[BoundedProtocol]":
         request_seconds=10.0,
         idle_seconds=75.0,
         unread_seconds=75.0,
-        connections=_MAX_CONNECTIONS,
-        connections_per_address=_MAX_CONNECTIONS,
+        connections=MAX_CONNECTIONS,
+        connections_per_address=MAX_CONNECTIONS,
         buffered_bytes=_MAX_BUFFERED,
     )
     connections = ConnectionLimiter(bounds, trusted=(), count=lambda _: None)

@@ -10,6 +10,7 @@ import click
 from bff.ops.client import confirm
 
 PATH: Final = "/revocations"
+_KINDS: Final = ("jti", "session", "subject")
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -28,12 +29,14 @@ def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
 
 
 def revoke(host: str, port: int, body: Mapping[str, Any], *, undo: bool) -> str:
-    """Send or undo one revocation, and return the gateway's confirmation.
+    """Send or undo one revocation, and return a line that says so.
 
     Raises:
         OpsError: no gateway answered, or it refused.
     """
-    return confirm(host, port, "DELETE" if undo else "POST", PATH, body)
+    answer = json.loads(confirm(host, port, "DELETE" if undo else "POST", PATH, body))
+    named = next((f"{kind} {body[kind]}" for kind in _KINDS if kind in body), "all tokens")
+    return f"{'Undone' if undo else 'Revoked'}: {named}, kept until {_date(answer['until'])}"
 
 
 def listed(host: str, port: int) -> list[str]:

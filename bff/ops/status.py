@@ -105,7 +105,7 @@ def read(host: str, port: int, now: float) -> Reading:
     return Reading(now, readiness, samples)
 
 
-def screen(now: Reading, before: Reading | None = None) -> str:
+def screen(now: Reading, before: Reading | None) -> str:
     """Format one screen; with a reading *before*, the numbers are those since then."""
     seconds = None if before is None else max(now.when - before.when, 0.001)
     (version,) = now.total(metrics.BUILD_INFO, "version") or ("?",)

@@ -15,7 +15,7 @@ def window(name: str) -> str:
     return f"{_PREFIX}:w:{name}"
 
 
-def spent(origin: str, name: str = "spent") -> str:
+def spent(origin: str, name: str) -> str:
     """Times of the last calls that one budget of an environment paid."""
     return f"{_PREFIX}:{{{origin}}}:{name}"
 

@@ -305,6 +305,7 @@ def _budget_keys(budget: SharedBudget) -> tuple[str, ...]:
 
 
 def _budget_arguments(budget: SharedBudget) -> tuple[Any, ...]:
+    # The script takes an empty text for "spend nothing", and 0 for "no limit of the gateway".
     limit = "" if budget.limit == 0 else budget.limit or 0
     return limit, _milliseconds(budget.seconds), _milliseconds(MAX_RESET)
 

@@ -25,8 +25,8 @@ HUNG_SECONDS: Final = 30.0
 loop for more than a fraction of a second (`bff_loop_lag_seconds`), so 30 s spare a worker under any
 load and on a slow disk. The browsers that a hung worker had accepted wait no longer than this."""
 STOP_SECONDS: Final = 14.0
-"""A worker that has not ended this long after the signal to stop is killed. Requests have ten seconds;
-systemd and compose give the whole gateway 15."""
+"""A worker that has not ended this long after the signal to stop is killed. Requests have ten
+seconds; systemd and compose give the whole gateway 15."""
 _BEAT_SECONDS: Final = 1.0
 """Seconds between two heartbeats of a worker."""
 _POLL_SECONDS: Final = 0.1

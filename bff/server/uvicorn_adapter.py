@@ -209,6 +209,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
 
     def must_queue(self) -> bool:
         """Tell whether a request has to wait: for an earlier answer, or for a slow reader."""
+        # `is_answering`, written out: every hit asks.
         return (
             self.cycle is not None and not self.cycle.response_complete
         ) or self.flow.write_paused

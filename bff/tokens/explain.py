@@ -24,6 +24,11 @@ from bff.tokens.verify import (
     read_unverified,
 )
 
+_MAX_SHOWN: Final = 80
+"""Characters of a claim that are shown."""
+_LAST_DATE: Final = 1e11
+"""Unix seconds; Python knows no later dates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -167,10 +172,6 @@ def _signs(token: bytes, key: str) -> bool:
     return hmac.compare_digest(made, signature.rstrip(b"="))
 
 
-_MAX_SHOWN: Final = 80
-"""Characters of a claim that are shown."""
-
-
 def _short(value: object) -> str:
     if value is None:
         return "none"
@@ -181,10 +182,6 @@ def _short(value: object) -> str:
 def _number(value: object) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < _LAST_DATE else None  # type: ignore[arg-type]
-
-
-_LAST_DATE: Final = 1e11
-"""Unix seconds; Python knows no later dates."""
 
 
 def _date(seconds: float) -> str:

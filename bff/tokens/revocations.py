@@ -19,6 +19,8 @@ MAX_TTL: Final = 366 * 86400.0
 """Seconds. Bounds how long a revocation takes up room."""
 MAX_TEXT: Final = 1024
 """Characters of a jti, a session or a subject. Bounds the memory of a revocation."""
+MAX_KEPT: Final = 100_000
+"""Revocations of one process. Beyond it a new one is refused, because none may be dropped early."""
 KINDS: Final = ("jti", "session", "subject", "all")
 
 
@@ -134,7 +136,7 @@ class Revocations:
         max_kept: the revocations kept at most; beyond it a new one is refused.
     """
 
-    def __init__(self, *, max_kept: int = 100_000) -> None:
+    def __init__(self, *, max_kept: int = MAX_KEPT) -> None:
         self._max_kept = max_kept
         # Not a cachetools map: that would drop a revocation before its time.
         self._kept: dict[tuple[str, str], Revocation] = {}

@@ -36,7 +36,10 @@ from bff.upstream.pool import Transport
 
 T = TypeVar("T")
 
+_UNAUTHORIZED = HTTPStatus.UNAUTHORIZED
 _ACCEPT = header_lines((b"accept", b"application/json"))
+_NUMBER = re.compile(r"\s*-?[0-9]{1,15}\s*")
+"""A number in a header; a longer one is neither a count nor a date."""
 CLAIMS_PATH = "/api/v1/auth/jwt/claims"
 
 
@@ -227,9 +230,6 @@ class Upstream:
         return self._clock()[1]
 
 
-_UNAUTHORIZED = HTTPStatus.UNAUTHORIZED
-
-
 def _ignore(_: Quota) -> None:
     """Observe nothing."""
 
@@ -242,10 +242,6 @@ def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:
 
 def _rejects_key(answer: Answer) -> bool:
     return answer.status == _UNAUTHORIZED and api_error(answer) is not None
-
-
-_NUMBER = re.compile(r"\s*-?[0-9]{1,15}\s*")
-"""A number in a header; a longer one is neither a count nor a date."""
 
 
 def _number(text: str | None) -> int | None:

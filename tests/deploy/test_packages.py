@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support.demos import running_demo
 from support.world import http
 
 import bff
+from bff.ops.check import Page
 
 BIN = Path(sys.executable).parent
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("BFF_")}
@@ -26,8 +28,24 @@ EXTRAS = sorted(
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return release.build(tmp_path_factory.mktemp("dist"))[1]
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return release.build(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built: tuple[Path, Path]) -> Path:
+    return built[1]
+
+
+def test_sdist_holds_the_pages_and_the_files_to_deploy(built: tuple[Path, Path]) -> None:
+    with tarfile.open(built[0]) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    patterns = ("*.md", "llms.txt", "docs/*.md", "deploy", "docker-compose.yml")
+    tracked = subprocess.check_output(["git", "ls-files", *patterns], cwd=release.ROOT, text=True)
+    elsewhere = ("tests/", "docs/bench/", "docs/examples/")
+
+    assert {page.partition("#")[0] for page in Page} <= packed
+    assert {name for name in tracked.splitlines() if not name.startswith(elsewhere)} <= packed
 
 
 def test_wheel_holds_each_file_of_the_package(wheel: Path) -> None:

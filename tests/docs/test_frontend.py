@@ -447,7 +447,10 @@ def test_live_snippets_show_each_change(app: App, upstream: running_upstream) ->
     document["taskIdentifier"] = "another"
     expect(page.locator("li")).to_have_text(["chat-2 another"])
     document["taskIdentifier"] = "my-chat"
-    page.click("button")
+    page.route("**/api/gateway-token", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        page.click("button")
+    page.unroute("**/api/gateway-token")
     expect(page.locator("li")).to_have_text(["chat-2 my-chat", "chat-1 my-chat"])
     assert minted == tokens
 

@@ -1,6 +1,7 @@
 """The repository keeps its own promises: what the documentation says is what the code does."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -194,6 +195,16 @@ def test_every_dependency_is_pinned_with_a_hash() -> None:
     pinned = (ROOT / "requirements" / "run.txt").read_text().lower()
     for needed in project["dependencies"]:
         assert f"\n{re.split('[><=]', needed)[0].lower()}==" in "\n" + pinned
+
+
+def test_fixed_bounds_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/OPERATIONS.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| ([\d,]+) \| [^|]+ \| `(\S+): (\w+)` \|$", page, re.MULTILINE)
+
+    assert len(rows) > 10
+    for number, file, name in rows:
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        assert int(number.replace(",", "")) == getattr(module, name), (file, name)
 
 
 def test_every_link_has_a_target() -> None:

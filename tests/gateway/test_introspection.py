@@ -211,6 +211,20 @@ async def test_upstreams_limit_on_one_token_stops_that_token_alone(opaque: World
     assert budget.left(opaque.clock.now) == 10
 
 
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_forged_token_does_not_learn_what_is_revoked(opaque: World, revoked: bool) -> None:
+    """While upstream is in trouble, nothing shows that the token is forged."""
+    token = minted(opaque, *read("chat-1"))
+    opaque.clock.advance(1)
+    if revoked:
+        await opaque.ops.post("/revocations", json={"session": "chat-1"})
+    opaque.answer(429, {"error": "limited"})
+
+    response = await opaque.get("chat-1", token=token)
+
+    assert (response.status_code, response.json()["code"]) == (503, "over_budget")
+
+
 async def test_the_sixty_a_minute_of_a_token_upstream_are_respected(opaque: World) -> None:
     """Upstream's own 429 has no Retry-After: its reset is in Unix milliseconds."""
     await opaque.start(**OFF, **OPAQUE)

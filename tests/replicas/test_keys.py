@@ -12,7 +12,7 @@ def test_keys_stay_the_same() -> None:
     assert [
         keys.REPLICAS,
         keys.window("caller:300/60:digest"),
-        keys.spent("origin"),
+        keys.spent("origin", "spent"),
         keys.allowance("origin"),
         keys.pause("origin"),
         keys.value("{origin}:projection", "chat-1"),
@@ -41,7 +41,7 @@ def test_keys_stay_the_same() -> None:
 def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
     for names in (
         [
-            *(keys.spent("o"), keys.allowance("o"), keys.pause("o")),
+            *(keys.spent("o", "spent"), keys.allowance("o"), keys.pause("o")),
             *(
                 keys.value(_NAMESPACE.copies_prefix, "chat-1"),
                 keys.claim(_NAMESPACE.copies_prefix, "chat-1"),

@@ -74,7 +74,8 @@ async def test_foreign_value_under_any_key_is_replaced(
     namespace = world.service.sharing.namespaces["default"]
     limits = world.service.gateway.config.limits
     others = (
-        *(make(namespace.origin) for make in (keys.spent, keys.allowance, keys.pause)),
+        keys.spent(namespace.origin, "spent"),
+        *(make(namespace.origin) for make in (keys.allowance, keys.pause)),
         copy.decode() + ":load",
     )
     names = {*contents(replicas.engine), *(name.encode() for name in others)}

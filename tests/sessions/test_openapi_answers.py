@@ -88,7 +88,7 @@ def test_refusal_by_upstream_is_sent_as_it_is_described(status: int) -> None:
     body = json.dumps({"error": error, "closedReason": "done"}).encode()
     answer = read_answer(Answer(status, {}, body), shows_reason=True)
 
-    sent = ResponseBuilder([], live=True).json(
+    sent = ResponseBuilder([], cookie=False, live=True).json(
         answer.status, json.dumps(answer.body).encode(), b"", origin=None, request_id=b"r"
     )
 
