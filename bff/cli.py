@@ -44,7 +44,23 @@ from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
 
 
-@click.group(epilog="Settings are environment variables, or a TOML file: bff check lists them.")
+class _Commands(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; if its output cannot be written, say so in one line."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            # Python writes the rest at the end of the process, and that must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            exit_with(f"Cannot write the output ({exc.strerror})", 1)
+
+
+@click.group(
+    cls=_Commands,
+    epilog="Settings are environment variables, or a TOML file: bff check lists them.",
+)
 @click.version_option(__version__, prog_name="bff")
 def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""

@@ -115,7 +115,7 @@ async def run():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
     worker.start_heartbeat()
     telemetry.log.info("ready", worker=worker.number)
-    await asyncio.sleep(3600)
+    await asyncio.sleep(30)
 
 asyncio.run(run())
 """
