@@ -64,8 +64,9 @@ fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ
 	$(VENV)-fuzz/bin/python tests/fuzz $(FUZZ)
 
 HISTORIES ?=
-histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls and check each answer
-	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) tests/properties/test_property_histories.py
+histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls, and of listeners, and check each answer
+	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) \
+	  tests/properties/test_property_histories.py tests/properties/test_property_listeners.py
 
 streams: $(VENV)/dev ## Open and cut OPENS=10000 chat streams, and stop a gateway with STREAMS=500
 	OPENS=$(or $(OPENS),10000) STREAMS=$(or $(STREAMS),500) $(BIN)/python -m pytest tests/incidents/test_incident_chat.py

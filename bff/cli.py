@@ -215,6 +215,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     connections = bounded_connections(max_files(), settings.max_connections)
     if connections < settings.max_connections:
         warn_of_few_files(telemetry.log, max_files(), settings.max_connections, connections)
+    server.bound_silence(browser, settings.idle_timeout)
     if server.is_behind_unknown_proxy(browser, settings.trusted_proxies):
         telemetry.log.warning("one_address_for_all", remedy=server.ONE_ADDRESS)
 

@@ -303,8 +303,9 @@ SECRET_KEY_CHANGES: Final = _counter(
 STREAMS: Final = _gauge("bff_streams", "Chat streams that are open.")
 STREAM_ENDS: Final = _counter(
     "bff_stream_ends",
-    "Chat streams that ended, by reason: upstream (it ended or was cut), browser (left), expired, "
-    "revoked, key (its key was removed), policy (the settings no longer allow it), shutdown, "
+    "Chat streams that ended, by reason: upstream (it ended, was cut or is long overdue), "
+    "browser (left), expired, revoked, key (its key was removed), policy (the settings no longer "
+    "allow it), shutdown, "
     "unreadable (an event of upstream could not be read), overloaded (no memory for an event), "
     "refused (after upstream had answered), failed.",
     "reason",

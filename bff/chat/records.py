@@ -53,8 +53,10 @@ _MAX_STRINGS: Final = 4
 """Levels of JSON within strings that the filter parses."""
 _BEGINNINGS: Final = frozenset('{["')
 _PLAIN_TYPE: Final = re.compile(r"trigger:[a-z-]{1,64}")
-_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,21}")
-"""An id of a record: shorter than any key or token."""
+_SHORT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,21}")
+"""An id of Trigger.dev's own record: shorter than any key or token."""
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
+"""An id of the app's record, shorter than a token. The official client's ids have 7 letters."""
 _MAX_SEQUENCE: Final = 10**16
 """Upper bound of sequence numbers, because a cursor has at most sixteen digits."""
 
@@ -297,13 +299,22 @@ def _passed_envelope(body: str, envelope: dict[str, Any]) -> str:
         stub: Any = {"type": own}
         kept = {"data": stub if isinstance(chunk, dict) else _dumps(stub)}
         id_ = envelope.get("id")
-        if isinstance(id_, str) and _PLAIN_ID.fullmatch(id_):
+        if isinstance(id_, str) and _SHORT_ID.fullmatch(id_):
             kept["id"] = id_
         return _dumps(kept)
-    if envelope.keys() <= _ENVELOPE:
+    dropped = envelope.keys() - _ENVELOPE
+    if not _is_id(envelope.get("id")):
+        dropped.add("id")
+    if not dropped:
         return body
     # Parsed again, because `_load_unique` reads a whole number as a float.
-    return _dumps({key: value for key, value in json.loads(body).items() if key in _ENVELOPE})
+    return _dumps({key: value for key, value in json.loads(body).items() if key not in dropped})
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, str):
+        return _ID.fullmatch(value) is not None
+    return not isinstance(value, dict | list)
 
 
 def _name(header: object) -> str | None:
@@ -367,4 +378,5 @@ _load_unique: Final = strict_json.loader(
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=float, parse_constant=_no_json)
 )
 """Reads a body; a whole number becomes a float, because of that no length of it is an error."""
-_dumps: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_dumps: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+"""Writes JSON; a number beyond the floats, which is valid JSON, raises a ValueError."""

@@ -74,6 +74,8 @@ class ChatStream:
     reserves: bool = field(default=True, init=False)
     has_first: bool = field(default=False, init=False)
     passed: Callable[[int], None] = field(default=lambda _: None)
+    _noted: int = field(init=False)
+    """The cursor when `passed` was called last."""
     _hold: Callable[[int], bool] = field(default=lambda _: True)
     _held: int = 0
     """Bytes that `_hold` counts."""
@@ -83,6 +85,9 @@ class ChatStream:
     """Looks for room in memory, while events wait for it."""
     _reason: str | None = None
     _released: bool = False
+
+    def __post_init__(self) -> None:
+        self._noted = self.records.cursor
 
     # -- its two sides
 
@@ -132,7 +137,9 @@ class ChatStream:
         if events:
             if not self.has_first and records.records:
                 self.streams.observe_first(self)
-            self.passed(records.answered)
+            if records.cursor != self._noted:  # a ping tells nothing of the agent
+                self._noted = records.cursor
+                self.passed(records.answered)
             self._sink.send_event(events)
         if records.failed:
             self.streams.note_unreadable(self)

@@ -63,7 +63,7 @@ class PendingStream:
             caller=chats.key(request, caller),
             address=request.address,
             session=(caller.environment, self.session_id),
-            grounds=chats.grounds(request, caller, self.session_id),
+            grounds=chats.grounds(request, caller, self.session_id, self.options),
             records=RecordFilter(
                 chats.counts, shows_reason=chats.chat.shows_reason, cursor=_cursor(self.options)
             ),

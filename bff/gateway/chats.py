@@ -33,6 +33,9 @@ from bff.upstream.chats import StreamOptions
 MAX_SECONDS: Final = 600
 """Seconds for which upstream keeps a stream open at most."""
 DEFAULT_SECONDS: Final = 60
+OVERDUE_SECONDS: Final = 30.0
+"""Seconds after the end that the gateway requested. A stream that is open then has lost upstream
+without a sign, so it would hold its caller's place until its token expires."""
 _CURSOR: Final = re.compile(rb"[0-9]{1,16}")
 _SECONDS: Final = re.compile(rb"[0-9]{1,9}")
 _READ: Final = frozenset(
@@ -56,6 +59,8 @@ class Grounds:
     shows_reason: bool
     session_changes: int
     """How often sessions had been revoked when the stream was allowed."""
+    overdue: float
+    """When upstream must have ended the stream, on the clock that never jumps."""
 
 
 class Chats:
@@ -207,7 +212,9 @@ class Chats:
         """The key under which streams and messages of a caller are counted."""
         return caller.environment, caller.limit_key(request.address)
 
-    def grounds(self, request: RequestContext, caller: Caller, session_id: str) -> Grounds:
+    def grounds(
+        self, request: RequestContext, caller: Caller, session_id: str, options: StreamOptions
+    ) -> Grounds:
         """The facts that allow a stream."""
         return Grounds(
             caller,
@@ -216,13 +223,16 @@ class Chats:
             self.environment(caller).origin,
             self.chat.shows_reason,
             self._revocations.session_changes,
+            request.now + options.seconds + OVERDUE_SECONDS,
         )
 
-    def why_ended(self, grounds: Grounds, wall: float) -> str | None:
+    def why_ended(self, grounds: Grounds, now: float, wall: float) -> str | None:
         """Tell why a stream is not allowed any more, as metrics name it; None if it still is."""
         caller, config = grounds.caller, self.config
         if wall >= caller.expires:
             return "expired"
+        if now >= grounds.overdue:
+            return "upstream"
         environment = config.environments.get(caller.environment)
         if (
             not self.chat.enabled

@@ -28,6 +28,7 @@ from bff.live.answering import Answering, NoAnswering
 from bff.live.listener import Listener
 from bff.live.listeners import FOLLOWED_BY_EACH, MAX_FOLLOWED, Listeners, Show
 from bff.response import Response
+from bff.sessions import list_query
 from bff.sessions.copy import Copy
 from bff.sessions.list_answer import unavailable_members
 from bff.sessions.list_query import Query
@@ -256,9 +257,10 @@ class Live:
         else:
             listener.show(shown_as, stamp, document)
 
-    def version(self, copy: Copy) -> int:
-        """Make the stamp of the document that listeners see of a copy."""
-        return events.stamp(copy.etag, self._answering.of(copy))
+    def version(self, copy: Copy, wall: float) -> int:
+        """Make the stamp of what listeners see of a copy: its document, and if it has expired."""
+        stamp = events.stamp(copy.etag, self._answering.of(copy))
+        return -stamp if list_query.has_expired(copy.body, wall) else stamp
 
     def newest(self, environment: str, name: str, now: float) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""

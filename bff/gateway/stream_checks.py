@@ -34,11 +34,11 @@ class StreamChecks:
         self._live: Live
         self._loads: LiveLoads
         listeners.prepared, listeners.newest = self._prepared, self._newest
+        listeners.version = self._version
 
     def apply(self, chats: Chats, live: Live, loads: LiveLoads) -> None:
         """Decide by these from now on."""
         self._chats, self._live, self._loads = chats, live, loads
-        self._listeners.version = live.version
 
     async def watch_streams(self, beat: Callable[[], None]) -> None:
         """Check all streams again and again."""
@@ -50,7 +50,7 @@ class StreamChecks:
 
     def check(self) -> Iterator[None]:
         """End each stream that is not allowed any more; yields between parts of the work."""
-        yield from self._streams.check(lambda of: self._chats.why_ended(of, self._clock()[1]))
+        yield from self._streams.check(lambda of: self._chats.why_ended(of, *self._clock()))
         yield from self._listeners.check(lambda of: self._live.why_ended(of, *self._clock()))
         yield from self._listeners.heartbeats(self._clock()[0])
 
@@ -68,6 +68,9 @@ class StreamChecks:
 
     def _prepared(self, copy: Copy | None) -> Show:
         return self._live.prepared(copy, *self._clock())
+
+    def _version(self, copy: Copy) -> int:
+        return self._live.version(copy, self._clock()[1])
 
     def _newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
         return self._live.newest(environment, name, self._clock()[0])

@@ -45,19 +45,21 @@ class Watch:
         key: environment and id.
         followers: the listeners that follow it; the first one is the next to ask for a load.
         due: when it may need a load.
-        version: the stamp of the document that was shown last; 0 if there is no such session.
+        version: the stamp of what followers were shown last; 0 if there is no such session.
+        behind: the followers that may not have been shown it. The next load is shown to them.
         copy: the copy that is being shown.
         old: whether the session cannot be loaded, so that its copy gets older.
         load: the load that the loop waits for.
     """
 
-    __slots__ = ("copy", "due", "followers", "key", "load", "old", "version")
+    __slots__ = ("behind", "copy", "due", "followers", "key", "load", "old", "version")
 
     def __init__(self, key: Key, due: float) -> None:
         self.key = key
         self.due = due
         self.followers: dict[Listener, None] = {}
         self.version: int | None = None
+        self.behind: list[Listener] = []
         self.copy: Copy | None = None
         self.old = False
         self.load: object = None
@@ -99,6 +101,11 @@ class Listeners(StreamRegistry[Listener]):
         self._numbers = count()
         self._changes: deque[tuple[Watch, Iterator[Listener]]] = deque()
         self._showing = False
+        """Whether changes are being shown, or wait for the next turn."""
+        self._left = SHOWN_AT_ONCE
+        """Listeners that may get a change in this turn of the event loop."""
+        self._turn_ends = False
+        """Whether `_begin_turn` will be called."""
         self._wheel: list[dict[Listener, None]] = [{} for _ in range(_SLOTS)]
         self._next_slot = 0
         self._turned = clock() // CHECK_SECONDS
@@ -131,6 +138,8 @@ class Listeners(StreamRegistry[Listener]):
                 watch = self._watches[key] = Watch(key, self._clock())
                 self._schedule(watch)
             watch.followers[stream] = None
+            if stream.stamps[name] != watch.version:
+                watch.behind.append(stream)
 
     def remove(self, stream: Listener, reason: str) -> None:
         """Count the end of a listener."""
@@ -174,47 +183,57 @@ class Listeners(StreamRegistry[Listener]):
         if watches:
             version = self.version(copy)
             for watch in watches:
-                if watch.version != version:
-                    watch.version, watch.copy = version, copy
-                    self._spread(watch)
+                self._spread(watch, version, copy)
 
     def missing(self, watch: Watch) -> None:
         """Tell all followers that there is no such session."""
-        if watch.version != 0:
-            watch.version, watch.copy = 0, None
-            self._spread(watch)
+        self._spread(watch, 0, None)
 
-    def _spread(self, watch: Watch) -> None:
-        self._changes.append((watch, iter(list(watch.followers))))
-        if not self._showing:
-            self._showing = True
-            self._show_some()
+    def _spread(self, watch: Watch, version: int, copy: Copy | None) -> None:
+        """Show a copy, or its absence, to the followers that were not shown it."""
+        followers = watch.behind
+        if watch.version != version:
+            watch.version, followers = version, list(watch.followers)
+        watch.behind = []
+        if followers:
+            watch.copy = copy
+            self._changes.append((watch, iter(followers)))
+            if not self._showing:
+                self._show_some()
 
     def _show_some(self) -> None:
-        """Show changes to some listeners, then let other work have its turn."""
-        left = SHOWN_AT_ONCE
-        while self._changes and left:
+        """Show changes to some listeners; the others follow when other work had its turn."""
+        self._showing = True
+        while self._changes and self._left:
             watch, followers = self._changes[0]
             show, (_, name) = self.prepared(watch.copy), watch.key
             for listener in followers:
-                if listener in watch.followers:
-                    self._decide(show, listener, name)
-                left -= 1
-                if not left:
+                self._decide(show, listener, name)
+                self._left -= 1
+                if not self._left:
                     break
             else:
                 self._changes.popleft()
                 if all(watch is not waiting for waiting, _ in self._changes):
                     watch.copy = None
         self._showing = bool(self._changes)
-        if self._showing:
-            asyncio.get_running_loop().call_soon(self._show_some)
+        if not self._turn_ends:
+            self._turn_ends = True
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+
+    def _begin_turn(self) -> None:
+        """Show as many again: all changes of one turn of the event loop share a bound."""
+        self._turn_ends, self._left = False, SHOWN_AT_ONCE
+        if self._changes:
+            self._show_some()
 
     def show_newest(self, listener: Listener, name: str) -> None:
-        """Show what is in memory of a session."""
+        """Show what is in memory of a session, or what the next load brings."""
         copy, in_memory = self.newest(listener.environment, name)
         if in_memory:
             self._decide(self.prepared(copy), listener, name)
+        else:
+            self._watches[listener.environment, name].behind.append(listener)
 
     def _decide(self, show: Show, listener: Listener, name: str) -> None:
         if listener.must_wait:

@@ -44,6 +44,17 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
 
 
+def bound_silence(sock: socket.socket, seconds: float) -> None:
+    """End each connection of *sock* whose other end acknowledges nothing for *seconds*.
+
+    Otherwise a phone that lost its network would keep its streams for a quarter of an hour, and
+    could not open others. Accepted connections inherit the option, which only Linux has.
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None and sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1000))
+
+
 def address(sock: socket.socket) -> str:
     """Return the address of a listening socket, as log lines show it."""
     if sock.family == socket.AF_UNIX:

@@ -1,5 +1,6 @@
 """The query of a chat list. It accepts what the official SDK can send, and nothing else."""
 
+import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ def _status(shown: dict[str, Any], wall: float) -> str:
         return "CLOSED"
     expires = shown["expiresAt"]
     return "EXPIRED" if expires is not None and unix_seconds(expires) <= wall else "ACTIVE"
+
+
+def has_expired(document: bytes, wall: float) -> bool:
+    """Whether the session of an encoded *document* is no longer ``ACTIVE``, as time alone tells."""
+    # Few sessions expire, and a search costs less than a parse.
+    return b'"expiresAt":"' in document and _status(json.loads(document), wall) == "EXPIRED"
 
 
 def parse(query: bytes, *, visible: Collection[str], wall: float, has_pages: bool = True) -> Query:

@@ -34,6 +34,7 @@ class Measured:
         kib: memory of a listener.
         spread: seconds between the first and the last listener that got a change.
         cost: microseconds of CPU that a change takes for each listener, the kernel's part included.
+            It is without the cost of quiet listeners until the change is loaded.
         bare_spread: the spread of a server that writes as much to as many connections, and decides
             nothing.
         bare_cost: the cost of that server.
@@ -72,10 +73,11 @@ async def measure(listeners: int, quiet: float = QUIET_SECONDS) -> Measured:
         writers = [writer for _, writer in pages]
         costs, spreads = [], []
         for number in range(CHANGES):
-            used = _cpu(gateway.process.pid)
+            used, began = _cpu(gateway.process.pid), perf_counter()
             document["taskIdentifier"] = f"task-{number}"
             spreads.append(_spread(writers))
-            costs.append((_cpu(gateway.process.pid) - used) / listeners * 1e6)
+            used = _cpu(gateway.process.pid) - used - cpu * (perf_counter() - began)
+            costs.append(used / listeners * 1e6)
         _leave(writers)
     bare_spread, bare_cost = await _bare(listeners)
     return Measured(kib, min(spreads), min(costs), bare_spread, bare_cost, cpu, hits)

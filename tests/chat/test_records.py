@@ -174,6 +174,10 @@ SENTINELS = {
         record(body={"data": f'{{"type":"trigger:x","t":"{TOKEN}","type":"text"}}'})
     ),
     "envelope": batch(record(body={"data": DELTA, "id": "p", "publicAccessToken": TOKEN})),
+    "id of the app's record": batch(
+        record(body={"data": DELTA, "id": TOKEN}), record(body={"data": DELTA, "id": LEGACY}),
+        record(body={"data": DELTA, "id": [TOKEN]}), record(body={"id": json.dumps(LEGACY)}),
+    ),
     "key of a record": batch(record() | {"publicAccessToken": TOKEN}),
     "timestamp": batch(record(timestamp=TOKEN)),
     "key of a batch": batch(record(), tail=TOKEN),
@@ -235,7 +239,7 @@ def test_body_with_repeated_keys_becomes_an_empty_record() -> None:
     [
         "", "1", "null", '"text"', '"\\"text\\""', "[]", '{"data":"plain text"}', '{"data":12}',
         '{"data":null}', '{"data":[{"type":"text"}]}', '{"data":{"data":{"n":1},"id":"p"}}',
-        '{"id":"p"}', "{}",
+        '{"id":"p"}', "{}", '{"data":1,"id":"f81d4fae-7dec-11d0-a765-00a0c91e6bf6"}', '{"id":7}',
         '{"data":{"n":' + "9" * 5000 + "}}", '{"data":{"n":1e999,"i":1.10}}', ' {"data" : 1 } ',
         '{"data":{"delta":"\\ud83d"}}', '{"data":{"delta":"\u2028\x7fü😀"}}',
     ],
@@ -262,6 +266,15 @@ def test_half_a_surrogate_pair_in_a_body_passes_unchanged() -> None:
     one = record() | {"body": '{"data":"\ud83d"}'}
 
     assert Filtered().feed(batch(one)).records == [one]
+
+
+def test_body_that_is_written_anew_stays_json() -> None:
+    odd = record(0) | {"body": '{"data":1e999,"extra":1}'}
+
+    assert [one["body"] for one in Filtered().feed(batch(odd, record(1))).records] == [
+        "",
+        record()["body"],
+    ]
 
 
 def test_number_in_an_envelope_that_is_written_anew_stays_whole() -> None:

@@ -21,6 +21,7 @@ _RECORDS = "tests/chat/test_records.py"
 _PEEKS = "tests/gateway/test_peeks.py"
 _LISTENERS = "tests/incidents/test_incident_listeners.py"
 _CHAT = "tests/incidents/test_incident_chat.py"
+_LISTENER_WORK = "tests/live/test_listeners.py"
 _TOKENS = "tests/incidents/test_incident_tokens.py"
 _PATHS = "tests/incidents/test_incident_paths.py"
 _WIRE = "tests/incidents/test_incident_wire.py"
@@ -2544,7 +2545,7 @@ FAULTS = [
     Fault(
         0,
         "bff/chat/records.py",
-        "if isinstance(id_, str) and _PLAIN_ID.fullmatch(id_):",
+        "if isinstance(id_, str) and _SHORT_ID.fullmatch(id_):",
         "if isinstance(id_, str):",
         f"{_RECORDS}::test_tokens_of_upstream_never_pass",
     ),
@@ -2845,5 +2846,145 @@ FAULTS = [
         "if head.fields.last_event_id == events.event_id(listener.total):",
         "if False:",
         f"{_LISTENERS}::test_99_known_state_is_not_sent_again_after_a_reconnect",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "                watch.behind.append(stream)\n",
+        "                pass\n",
+        f"{_LIVE}::test_unavailable_session_follows_although_others_know_it",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "            self._watches[listener.environment, name].behind.append(listener)\n",
+        "            pass\n",
+        f"{_LISTENER_WORK}::test_change_that_left_memory_reaches_a_slow_reader_later",
+    ),
+    Fault(
+        0,
+        "bff/gateway/live.py",
+        "return -stamp if list_query.has_expired(copy.body, wall) else stamp",
+        "return stamp",
+        f"{_LIVE}::test_filter_follows_a_session_that_expires",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "                if not self._left:\n",
+        "                if False:\n",
+        f"{_LISTENER_WORK}::test_many_followers_leave_turns_to_other_work",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        if self._changes:\n            self._show_some()\n",
+        "",
+        f"{_LISTENER_WORK}::test_many_followers_leave_turns_to_other_work",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        self._showing = bool(self._changes)\n",
+        "        self._showing, self._left = bool(self._changes), SHOWN_AT_ONCE\n",
+        f"{_LISTENER_WORK}::test_changes_at_once_share_one_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "show, (_, name) = self.prepared(watch.copy), watch.key",
+        "show, (_, name) = self.prepared(self._changes[-1][0].copy), watch.key",
+        f"{_LISTENER_WORK}::test_changes_at_once_share_one_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "                if all(watch is not waiting for waiting, _ in self._changes):\n",
+        "                if True:\n",
+        f"{_LISTENER_WORK}::test_newer_change_replaces_one_that_is_being_shown",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        '            listener.end("failed")\n',
+        "            raise\n",
+        f"{_LISTENER_WORK}::test_listener_that_fails_ends_alone",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "            finally:  # a watch that is not scheduled would never be loaded again\n",
+        "            except ValueError:\n",
+        f"{_LISTENER_WORK}::test_due_ids_are_bounded_and_lose_no_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "self._due[0][0] <= now and most:",
+        "self._due[0][0] <= now:",
+        f"{_LISTENER_WORK}::test_due_ids_are_bounded_and_lose_no_turn",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "stream.slot = self._next_slot = (self._next_slot + 1) % _SLOTS",
+        "stream.slot = 0",
+        f"{_LISTENER_WORK}::test_heartbeats_are_spread_over_their_time",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        self.followers[listener] = None\n        return listener",
+        "        self.followers = {listener: None, **self.followers}\n        return listener",
+        f"{_LISTENER_WORK}::test_followers_take_turns_to_ask",
+    ),
+    Fault(
+        0,
+        "bff/chat/streams.py",
+        "            if records.cursor != self._noted:  # a ping tells nothing of the agent\n",
+        "            if True:\n",
+        f"{_PEEKS}::test_pings_of_a_stream_prolong_no_turn",
+    ),
+    Fault(
+        0,
+        "bff/gateway/chats.py",
+        "        if now >= grounds.overdue:\n",
+        "        if False:\n",
+        "tests/gateway/test_chat_streams.py::test_stream_whose_upstream_vanished_ends",
+    ),
+    Fault(
+        0,
+        "bff/server/run.py",
+        "        sock.setsockopt(socket.IPPROTO_TCP, option, round(seconds * 1000))\n",
+        "        pass\n",
+        "tests/server/test_run.py::test_connections_end_whose_browser_has_vanished",
+    ),
+    Fault(
+        0,
+        "bff/cli.py",
+        "    server.bound_silence(browser, settings.idle_timeout)\n",
+        "",
+        "tests/server/test_run.py::test_restart_with_an_inherited_socket_refuses_no_connection",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        '    if not _is_id(envelope.get("id")):\n',
+        "    if False:\n",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "allow_nan=False, ",
+        "",
+        f"{_RECORDS}::test_body_that_is_written_anew_stays_json",
+    ),
+    Fault(
+        0,
+        "bff/live/listeners.py",
+        "        followers = watch.behind\n",
+        "        followers = list(watch.followers)\n",
+        f"{_LISTENER_WORK}::test_newcomer_alone_is_shown_what_others_know",
     ),
 ]

@@ -11,6 +11,7 @@ from bff import metrics
 from bff.chat.records import UNREADABLE
 from bff.demo.upstream import Answer, Seen
 from bff.errors import UpstreamUnavailable
+from bff.gateway.chats import OVERDUE_SECONDS
 
 
 @pytest.fixture
@@ -128,6 +129,20 @@ async def test_opens_are_limited_apart_from_requests(chats: World) -> None:
     assert code(refused) == (429, "rate_limited")
     assert int(refused.headers["retry-after"]) > 0
     assert (await chats.get("chat-1", *BOTH)).status_code == 200
+
+
+async def test_stream_whose_upstream_vanished_ends(chats: World) -> None:
+    """Its connection was lost without a sign, so nothing arrives, not even the end."""
+    live = Live(chats)
+    await live.open(chats.token(*BOTH), timeout_seconds="5")
+    chats.clock.advance(5 + OVERDUE_SECONDS - 1)
+    early = await live.ended()
+    chats.clock.advance(1)
+
+    assert not early
+    assert await live.ended()
+    assert live.closed
+    assert chats.telemetry.counts[metrics.STREAM_ENDS, "upstream"] == 1
 
 
 async def test_stream_ends_are_counted(chats: World) -> None:

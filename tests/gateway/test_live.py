@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime
 
 import pytest
 from support.listening import LIST, change, check, listen, look, settle
@@ -10,7 +11,7 @@ from support.virtual_time import run
 from support.world import FRIENDLY, NEW_KEY, OFF, ORIGIN, OWN_KEY, World, read
 
 from bff import metrics
-from bff.demo.upstream import session
+from bff.demo.upstream import Answer, Seen, session
 from bff.response import Response, StreamResponse
 
 
@@ -170,6 +171,48 @@ async def test_late_session_is_reported_and_follows(live: World) -> None:
     shown = {event.data["externalId"] for event in opened.events() if event.event == "session"}
     assert late
     assert set(late) <= shown
+
+
+async def test_unavailable_session_follows_although_others_know_it(live: World) -> None:
+    """Another listener was shown the very same document, so for that one nothing changes."""
+    token = live.token(*read("chat-1", "chat-2"))
+    knows = await listen(live, None, token=token)
+    await look(live)
+
+    async def fail_for_one(seen: Seen) -> Answer | None:
+        return Answer(503, b"") if seen.raw_path.endswith("chat-2") else None
+
+    live.upstream.override = fail_for_one
+    await look(live, 400)  # beyond the time for which its copy may be shown
+    listening = await listen(live, None, token=token)
+    (first,) = listening.events()
+    live.upstream.override = None
+    for _ in range(3):
+        await look(live, 31)  # beyond the time in which nothing is loaded again
+
+    assert [one["id"] for one in first.data["unavailable"]] == ["chat-2"]
+    assert [event.data["externalId"] for event in listening.events()] == ["chat-2"]
+    assert [event.event for event in knows.events()] == ["sessions"]
+
+
+@pytest.mark.parametrize(("status", "events"), [("ACTIVE", ["gone"]), ("EXPIRED", ["session"])])
+async def test_filter_follows_a_session_that_expires(
+    live: World, status: str, events: list[str]
+) -> None:
+    """No document changes at that time."""
+    expires = datetime.fromtimestamp(live.clock.wall + 60, UTC)
+    change(live, "chat-1", expiresAt=expires.isoformat().replace("+00:00", "Z"))
+    token, query = live.token(*read("chat-1", "chat-2")), f"filter%5Bstatus%5D={status}"
+    listening = await listen(live, None, token=token, query=query)
+    await look(live, 30)
+    before = listening.events()
+    await look(live, 31)
+    sent = {"authorization": f"Bearer {token}"}
+    page = (await live.browser.get(f"{LIST}?{query}", headers=sent)).json()["data"]
+
+    assert [event.event for event in before] == ["sessions"]
+    assert [event.event for event in listening.events()] == events
+    assert [one["externalId"] for one in page] == ["chat-2" if events == ["gone"] else "chat-1"]
 
 
 async def test_session_by_its_other_id_has_events(live: World) -> None:

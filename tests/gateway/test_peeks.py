@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support.chats import BOTH, CHAT, append, sent, streams
+from support.chats import BOTH, CHAT, Live, append, sent, streams
 from support.listening import Listening, change, check, listen, look, settle
 from support.replicas import Replicas, until
 from support.world import FRIENDLY, World, read
@@ -71,6 +71,22 @@ async def test_message_is_answered_until_its_turn_ends(live: World) -> None:
     assert at_once == [{"answering": True}]
     assert waiting == []
     assert told(listening) == [{"answering": False}]
+
+
+async def test_pings_of_a_stream_prolong_no_turn(live: World) -> None:
+    """The agent has died before its first record, and the page waits."""
+    agent(live, idle=True)
+    listening = await listen(live, "chat-1", *BOTH)
+    await look(live)
+    assert (await append(live)).status_code == 200
+    stream = Live(live)
+    await stream.open(live.token(*BOTH))
+    for _ in range(7):
+        await stream.send(b"event: ping\ndata: {}\n\n")
+        await look(live, 10)
+
+    assert stream.received.count(b"event: ping") == 7
+    assert listening.newest["metadata"] == {"answering": False}
 
 
 async def test_stop_changes_nothing(live: World) -> None:

@@ -71,6 +71,18 @@ async def test_change_costs_its_followers_only(registry: Registry) -> None:
     assert registry.shown == [one]
 
 
+async def test_newcomer_alone_is_shown_what_others_know(registry: Registry) -> None:
+    registry.open("a")
+    registry.changed(copy("a"))
+    newcomer, browser = registry.open("a")
+    registry.shown.clear()
+    registry.changed(copy("a"))
+    registry.changed(copy("a"))
+
+    assert registry.shown == [newcomer]
+    assert browser.received.count(b"event: session\n") == 1
+
+
 async def test_many_followers_leave_turns_to_other_work(registry: Registry) -> None:
     for _ in range(2 * SHOWN_AT_ONCE + 10):
         registry.open("a")
@@ -90,6 +102,32 @@ async def test_newer_change_replaces_one_that_is_being_shown(registry: Registry)
 
     assert browsers[-1].received.count(b"event: session\n") == 1
     assert all(b'"two"' in browser.received for browser in browsers)
+
+
+async def test_changes_at_once_share_one_turn(registry: Registry) -> None:
+    """Each change shows its own document, and together they take no longer than one change."""
+    half = SHOWN_AT_ONCE // 2 + 1
+    followers = {name: [registry.open(name)[1] for _ in range(half)] for name in ("a", "b", "c")}
+    for name in followers:
+        registry.changed(copy(name, b'"%b"' % name.encode()))
+    at_once = len(registry.shown)
+    await asyncio.sleep(0.01)
+
+    assert at_once == SHOWN_AT_ONCE, "the others come after other work"
+    for name, browsers in followers.items():
+        documents = [browser.received.rpartition(b"data: ")[2] for browser in browsers]
+        assert documents == [b'"%b"\n\n' % name.encode()] * half
+
+
+async def test_change_that_left_memory_reaches_a_slow_reader_later(registry: Registry) -> None:
+    listener, browser = registry.open("a")
+    browser.paused = True
+    registry.changed(copy("a"))
+    browser.paused = False
+    listener.resume()  # the copy was purged meanwhile
+    registry.changed(copy("a"))
+
+    assert browser.received.count(b"event: session\n") == 1
 
 
 async def test_listener_that_fails_ends_alone(registry: Registry) -> None:

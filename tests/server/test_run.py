@@ -1,6 +1,7 @@
 """`bff serve` as a process, with real sockets on both sides."""
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -73,6 +74,21 @@ def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
             output, _ = process.communicate(timeout=PATIENCE)
             listening = json.loads(output.splitlines()[0])
             assert listening["browser"].endswith(str(browser.getsockname()[1]))
+        silent = browser.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert silent == 75_000, "milliseconds for which a browser may acknowledge nothing"
+
+
+def test_connections_end_whose_browser_has_vanished() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as browser:
+        run.bound_silence(listening, 0.5)
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        browser.connect(listening.getsockname())
+        connection, _ = listening.accept()
+        connection.settimeout(PATIENCE)
+        with connection, pytest.raises(TimeoutError) as ended:
+            connection.sendall(bytes(64 * 1024 * 1024))  # the browser reads nothing
+
+    assert ended.value.errno == errno.ETIMEDOUT, "the system has ended it"
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
