@@ -44,7 +44,23 @@ from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
 
 
-@click.group(epilog="Settings are environment variables, or a TOML file: bff check lists them.")
+class _Commands(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; if its output cannot be written, say so in one line."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            # Python writes the rest at the end of the process, and that must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            exit_with(f"Cannot write the output ({exc.strerror})", 1)
+
+
+@click.group(
+    cls=_Commands,
+    epilog="Settings are environment variables, or a TOML file: bff check lists them.",
+)
 @click.version_option(__version__, prog_name="bff")
 def main() -> None:
     """Run the browser-facing gateway of Trigger.dev sessions."""
@@ -124,12 +140,19 @@ async def _serve(
 ) -> None:
     browser_config = server.config(service.browser_app, lifespan=True, protocol=service.protocol)
     ops_config = server.config(service.ops_app, lifespan=False, protocol=service.ops_protocol)
+
+    def stop() -> None:
+        # The loop would remove its handler at its end, and then a reload would end the process.
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        service.drain()
+
     await server.run(
         [*more, (browser_config, browser)],
         (ops_config, ops),
         worker=worker,
         drains=drains,
-        on_stop=service.drain,
+        on_stop=stop,
         on_short=service.note_short,
     )
 
@@ -155,6 +178,9 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # SIGHUP must not end the process before the loop handles it. No change is lost meanwhile: the
     # service watches the files of the settings.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # At PID 1, as in a container, the kernel ignores a signal that has no handler: a stop during
+    # the start would be lost.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     environ = read_environ(BFF_HOST=host, BFF_PORT=port)
     settings = load(environ)
     telemetry = Telemetry(LogWriter(standard_output()))

@@ -50,6 +50,22 @@ def test_version_is_printed() -> None:
     assert process("--version").stdout == f"bff, version {__version__}\n"
 
 
+def test_output_to_a_full_disk_is_a_problem_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bff", "check"],
+            env=KEPT | environ(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "Cannot write the output (No space left on device)\n"
+
+
 @pytest.mark.parametrize("command", [("serve",), ("check",), ("token", "--session", "a")])
 def test_command_prints_every_problem_of_the_settings(command: tuple[str, ...]) -> None:
     done = process(*command, BFF_PORT="x", BFF_RATE_LIMIT="y", TRIGGER_SECRET_KEY=None)

@@ -18,6 +18,8 @@ def _own_key(text: str) -> Secret:
             f"is not a key of your own of at least {MIN_KEY_BYTES} bytes: openssl rand -hex "
             f"{MIN_KEY_BYTES}"
         )
+    if "," in text:
+        raise InvalidValue("has a comma; write one key")
     return token_values.secret(text)
 
 
@@ -36,6 +38,14 @@ def _identity_field(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", text) or text == "__proto__":
         raise InvalidValue("is not the name of a field; write one like __bff")
     return text
+
+
+def _field_names(text: str) -> tuple[str, ...]:
+    names = values.names(text)
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$.-]{0,63}", name):
+            raise InvalidValue(f"contains {name!r}, which is not a key; write names like model")
+    return names
 
 
 def _header_names(text: str) -> tuple[str, ...]:
@@ -85,7 +95,7 @@ class ChatSettings:
     )
     input_fields: tuple[str, ...] = setting(
         "BFF_INPUT_FIELDS",
-        texts,
+        _field_names,
         "further keys of a message's payload that are sent upstream",
         default="",
     )

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
-from bff.config import typed
+from bff.config import files, typed
 from bff.config.declaration import DEFAULT, Setting, SettingReport, declared
 from bff.config.typed import InvalidValue, mend, texts
 
@@ -146,11 +145,8 @@ class TableReader:
         return None
 
     def _read(self, path: str) -> str:
-        """Read a text file; an editor may put a byte order mark in front."""
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise OSError(0, "not UTF-8 text") from None
+            text = files.read_text(path)
         except ValueError:  # a path with a NUL
             raise OSError(0, "no such path") from None
         self.files.append(path)

@@ -23,23 +23,38 @@ def secret(text: str) -> Secret:
         raise InvalidValue(
             "contains spaces, line breaks or characters that keys do not have; copy the key again"
         )
+    if text[:1] + text[-1:] in ("()", "[]", "{}", "<>", "**"):
+        raise InvalidValue("is in brackets or asterisks, which are a part of the key; remove them")
+    if _ELSEWHERE.match(text):
+        raise InvalidValue(
+            "is an address or a path and no key; write the key itself, or set the setting "
+            "whose name ends with _FILE to the path"
+        )
+    if _KEY_INSIDE.search(text):
+        raise InvalidValue("has other characters around a Trigger.dev key; copy the key again")
     return Secret(text)
 
 
-_SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_.")
+_ELSEWHERE = re.compile(
+    r"[a-z][a-z0-9+.-]*://|@?(~|\.\.?|[A-Za-z]:)?[\\/](run|var|etc|mnt|home|Users|root|tmp|opt|secrets)"
+    r"[\\/]"
+)
+_KEY_INSIDE = re.compile(r".tr_(dev|stg|prod|preview)_\w{8}")
+_SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_[\w-]+", re.ASCII)
 
 
 def secret_keys(text: str) -> tuple[Secret, ...]:
     keys = split_keys(text)
-    if not keys or not all(map(_SECRET_KEY.match, keys)):
+    secrets = tuple(map(secret, keys))
+    if not keys or not all(map(_SECRET_KEY.fullmatch, keys)):
         raise InvalidValue(
             "is not a Trigger.dev secret key; copy one from API keys in the dashboard: they begin "
             "with tr_dev_, tr_stg_, tr_prod_ or tr_preview_"
         )
-    return tuple(map(secret, keys))
+    return secrets
 
 
-ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_).+")
+ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_)[\w-]+", re.ASCII)
 
 
 def signing_keys(text: str) -> tuple[Secret, ...]:

@@ -14,35 +14,55 @@ from ipaddress import ip_address
 from typing import Final
 
 _BLANKS: Final = " \t\r\n"
-_QUOTES: Final = "\"'`´‘’‚‛“”„‟«»‹›＂＇"  # noqa: RUF001  look-alikes are what it looks for
-_QUOTED_LIST: Final = re.compile(r"\[\s*[\"'“]")
+_QUOTES: Final = (
+    *"\"'`´‘’‚‛“”„‟«»‹›＂＇「」『』′″",  # noqa: RUF001  look-alikes are what it looks for
+    *("&quot;", "&#34;", "&#39;", "%22", "%27"),
+)
+_JSON: Final = re.compile(r"[\[{]\s*[\"'“]")
 _REFERENCE: Final = re.compile(r"\$\{|\$\(|\{\{|\}\}|<no value>")
 _VARIABLE: Final = re.compile(r"\$\$?[A-Z_][A-Z0-9_]+")
-_WHOLE_REFERENCE: Final = re.compile(r"\$\w+|%\w+%|%\(\w+\)s|\{\w+\}", re.ASCII)
+_WHOLE_REFERENCE: Final = re.compile(
+    r"\$\$?\w+|%\w+%|%\(\w+\)s|\{\w+\}|@\w+@|![A-Z]\w* \S+", re.ASCII
+)
+_SECRET_STORE: Final = re.compile(
+    r"(op|vault|ref\+\w+|secret|\w*keyvault|doppler|awssm|gcpsm|sops|azurekv)://"
+    r"|vault:\S+[/#]|arn:aws|ENC\[|\{cipher\}|projects/\S+/secrets/|@microsoft\.keyvault\(",
+    re.IGNORECASE,
+)
+"""Begins a reference to a secret in another program's store."""
 _PLACEHOLDER: Final = re.compile(
     r"(replace[_ -]?(me|this|with)|change[_ -]?(me|this|it)|fill[_ -]?(me|in))(?![a-z])"
     r"|placeholder|…|\.\.\.$"
-    r"|(^|_|//)(your|my|the)[_ -](\w+[_ -])*(key|secret|token|id|host|url|origin|domain|branch)\b"
-    r"|^(tr_[a-z]+_)?(sk_)?[xX*]{3,20}$|^(todo|fixme|tbd|insert[_ -].*)$"
-    r"|^(null|nil|undefined|n/a)$|^(?-i:None)$|^<[^>]*>$",
+    # The bound makes the time linear: a name may have many parts.
+    r"|(^|_|//)(your|my|the)[_ -]([\w -]{0,40}[_ -])?"
+    r"(key|secret|token|id|host|url|origin|domain|branch)([_ -]here)?\b"
+    r"|^(tr_[a-z]+_|env_)?(sk_)?[xX*]{3,30}$|^(todo|fixme|tbd|insert[_ -].*)$|^<[^>]*>$"
+    r"|[•●∙·]{3}|^[\[(](redacted|hidden|invalid|secret|masked|filtered)[\])]$",
     re.IGNORECASE,
 )
+_NOTHING: Final = re.compile(
+    r"(null|nil|(?-i:None)|undefined|n/a|nan|\[object \w+\])", re.IGNORECASE
+)
 _COMMENT: Final = re.compile(r"\s#|^#")
-_ESCAPE: Final = re.compile(r"\\[nrt]$|\\[\"']")
+_ESCAPE: Final = re.compile(r"\\[nrt]?$|^\\[nrt]|\\[\"']")
+_ASSIGNMENT: Final = re.compile(r"(export|set)\s+\w+\s*[=:]|=")
+_ASSIGNED_KEY: Final = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\s*[=:]")
+"""A tag may look so, but no key."""
 _FULL_WIDTH: Final = re.compile(r"[\uff01-\uff5e\u3001\u3002]")
 _KEY: Final = re.compile(
     r"tr_(?:dev|stg|prod|preview|pat)_\w+|eyJ[\w-]{8,}\.[\w.-]+|-----BEGIN[^\n]*", re.ASCII
 )
 """Matches secrets, in whatever setting they are."""
-_RANDOM: Final = re.compile(
-    r"\b[0-9a-f]{48,}\b|(?=[\w+=-]*[a-z])(?=[\w+=-]*[A-Z])(?=[\w+=-]*[0-9])[\w+=-]{40,}", re.ASCII
-)
-"""Matches texts that may be secrets: 24 random bytes or more."""
+_LONG: Final = re.compile(r"[\w+=-]{40,}", re.ASCII)
+_HEX: Final = re.compile(r"\b[0-9a-f]{48,}\b", re.ASCII)
+"""These two match texts that may be secrets: 24 random bytes or more."""
 _HIDDEN: Final = "(hidden)"
 _SHORTEST_SECRET: Final = 8
 """Characters. A shorter text is shown: no valid secret is as short, but a word may contain it."""
 MIN_KEY_BYTES = 32
 """Bytes of the shortest key that HS256 allows (RFC 7518, section 3.2)."""
+MAX_KEYS = 100
+"""Keys of one setting. A bad token is compared with every key, so more would slow the gateway."""
 
 
 class InvalidValue(ValueError):
@@ -92,9 +112,13 @@ def check(name: str, text: str, *, secret: bool) -> None:
             )
     if _FULL_WIDTH.search(text):
         raise InvalidValue("contains full-width characters; type the value in ASCII")
-    if _QUOTED_LIST.match(text):
-        raise InvalidValue("is written as a JSON list; write the values with commas between them")
-    if re.match(rf"((export|set)\s+\w+|{re.escape(name)}(_FILE)?)\s*[=:]", text):
+    if _JSON.match(text):
+        raise InvalidValue("is written as JSON; write the values with commas between them")
+    if (
+        _ASSIGNMENT.match(text)
+        or re.match(rf"{re.escape(name)}(_FILE)?\s*[=:]", text)
+        or (secret and _ASSIGNED_KEY.match(text))
+    ):
         raise InvalidValue("repeats the setting's name; write only what follows the = sign")
     _check_comment(text)
     for part in filter(None, map(mend, re.split(r"[,\n]", text))):
@@ -121,8 +145,14 @@ def _check_comment(text: str) -> None:
 
 
 def _check_part(part: str, *, secret: bool) -> None:
-    if part[0] in _QUOTES or part[-1] in _QUOTES:
+    if part.startswith(_QUOTES) or part.endswith(_QUOTES):
         raise InvalidValue("is in quotes, which are a part of the value; remove the quotes")
+    if part.endswith(";"):
+        raise InvalidValue("ends with a semicolon, which is a part of the value; remove it")
+    if part.startswith("file:"):
+        raise InvalidValue("begins with file:, which nothing reads; write the path alone")
+    if _SECRET_STORE.match(part):
+        raise InvalidValue("refers to a secret that nothing fetched; write the value itself")
     if (
         _REFERENCE.search(part)
         or _WHOLE_REFERENCE.fullmatch(part)
@@ -132,6 +162,8 @@ def _check_part(part: str, *, secret: bool) -> None:
             "refers to a variable that nothing replaced; write the value itself, or set the "
             "variable where the value is made"
         )
+    if _NOTHING.fullmatch(part):
+        raise InvalidValue("stands for no value; write the value itself, or leave the setting out")
     if _PLACEHOLDER.search(part):
         raise InvalidValue("is still the placeholder of an example; write the value itself")
 
@@ -166,7 +198,12 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, _HIDDEN)
-    return _RANDOM.sub(_HIDDEN, _KEY.sub(_HIDDEN, text))
+    return _LONG.sub(_hide_if_random, _HEX.sub(_HIDDEN, _KEY.sub(_HIDDEN, text)))
+
+
+def _hide_if_random(match: re.Match[str]) -> str:
+    kinds = ("[a-z]", "[A-Z]", "[0-9]")
+    return _HIDDEN if all(re.search(kind, match[0]) for kind in kinds) else match[0]
 
 
 def texts(text: str) -> tuple[str, ...]:
@@ -190,6 +227,8 @@ def split_keys(text: str) -> tuple[str, ...]:
             "has a comma without a key before or after it; write the missing key, or remove the "
             "comma"
         )
+    if len(keys) > MAX_KEYS:
+        raise InvalidValue(f"has more than {MAX_KEYS} keys; remove those that are rotated out")
     for number, key in enumerate(keys, start=1):
         first = keys.index(key) + 1
         if first < number:

@@ -8,11 +8,12 @@ import os
 import re
 import ssl
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from math import nan
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from bff.config import files
 from bff.config.typed import (
     HOST_NAME,
     InvalidValue,
@@ -46,11 +47,16 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts(text)))  # a repeated part has no further meaning
 
 
-_NAMES_OF_ENVIRONMENTS = ("dev", "development", "prod", "production", "preview", "stg", "staging")
+_NO_IDS = re.compile(
+    r"proj_.*|run_.*|dev|development|prod|production|preview|stg|staging|default|example|test|local"
+    r"|true|false|yes|no|on|off|none|secret|password|[0-9_-]{1,6}",
+    re.IGNORECASE,
+)
+"""Matches names of environments, other ids, and words that people write for a value."""
 
 
 def environment_id(text: str) -> str:
-    if not re.fullmatch(r"(?!proj_)[A-Za-z0-9_-]{1,64}", text) or text in _NAMES_OF_ENVIRONMENTS:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) or _NO_IDS.fullmatch(text):
         raise InvalidValue(
             "is not the id of an environment; write the id that bff check --probe shows, and not "
             "a name or the reference of a project"
@@ -59,11 +65,17 @@ def environment_id(text: str) -> str:
 
 
 def branch(text: str) -> str:
-    if not text.isprintable() or " " in text:
-        raise InvalidValue("contains spaces or line breaks; write the name of the branch")
-    if text.startswith("refs/"):
-        raise InvalidValue("is a reference of git; write the name without refs/heads/")
+    if text.startswith(("refs/", "origin/")):
+        raise InvalidValue("is a reference of git; write the name without refs/heads/ or origin/")
+    if not text.isascii() or _NO_BRANCH.search(text):
+        raise InvalidValue("is not the name of a branch; write it as git branch shows it")
     return text
+
+
+_NO_BRANCH = re.compile(
+    r"[\s~^:?*\[\\,\"\x00-\x1f\x7f]|\.\.|//|@\{|(^|/)\.|^[-/]|[/.]$|\.lock(/|$)|^none$"
+)
+"""Matches what git-check-ref-format(1) refuses; also a comma and a double quote."""
 
 
 def log_level(text: str) -> int:
@@ -157,15 +169,19 @@ def url(text: str) -> str:
         raise InvalidValue(f"has characters that no address has; {hint}")
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise InvalidValue("may hold a host, a port and a path; remove the rest")
+    if parts.hostname in ("http", "https"):
+        raise InvalidValue(f"names its scheme twice; {hint}")
     if not is_host(parts.hostname):
         raise InvalidValue(f"names a host that cannot exist; {hint}")
-    if {"", ".", ".."} & set(parts.path.strip("/").split("/")) and parts.path.strip("/"):
+    if parts.scheme == "https" and parts.hostname.endswith("."):
+        raise InvalidValue("ends its host with a dot, which no certificate names; remove the dot")
+    if {"", ".", ".."} & set(parts.path.rstrip("/").split("/")[1:]):
         raise InvalidValue("has an empty step, . or .. in its path; remove it")
     return text.rstrip("/")
 
 
 def api_url(text: str) -> str:
-    if re.search(r"/api(/v[0-9]+)?(/sessions)?/*$", text):
+    if re.search(r"/(api|realtime)(/v[0-9]+)?(/sessions)?/*$", text):
         raise InvalidValue("ends with the path of a route; remove it, the gateway adds /api/v1/…")
     return url(text)
 
@@ -173,11 +189,12 @@ def api_url(text: str) -> str:
 def ca_file(text: str) -> str:
     """Check that a file holds certificates of authorities; return its path."""
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
+        with files.opened(text):  # OpenSSL would wait for a pipe
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
     except ssl.SSLError:
         raise InvalidValue("has no certificate in PEM form") from None
     except OSError as exc:
-        raise InvalidValue(f"cannot be read: {os.strerror(exc.errno or 0)}") from None
+        raise InvalidValue(f"cannot be read: {exc.strerror}") from None
     return text
 
 
@@ -226,7 +243,8 @@ def origins(text: str) -> tuple[str, ...]:
             raise InvalidValue(
                 f"contains {origin!r}, which no browser sends; write one like "
                 "https://app.example.com: scheme and host in lower case, a port only if it is not "
-                "the default, no path, no slash at the end, no wildcard except * alone"
+                "the default, no path, no slash at the end, no dot at the end, no wildcard except "
+                "* alone, commas between several"
             )
     if "*" in origins and len(origins) > 1:
         raise InvalidValue("contains * and other origins; write either * or the origins")
@@ -235,11 +253,36 @@ def origins(text: str) -> tuple[str, ...]:
 
 def _is_origin(text: str) -> bool:
     match = re.fullmatch(
-        r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?", text
+        r"([a-z][a-z0-9+.-]*)://([^/:@\[\]]+|\[[^]]+\])(?::([1-9][0-9]{0,4}))?", text
     )
-    if match is None:  # the ids of extensions and apps may have capitals
-        return re.fullmatch(r"(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+", text) is not None
-    return (match[1], match[3]) not in (("http", "80"), ("https", "443"))
+    if match is None or match[1] in _NO_ORIGINS or int(match[3] or 0) > MAX_PORT:
+        return False
+    scheme, host, port = match.groups()
+    if scheme not in ("http", "https"):
+        # Letters of "https" in another order are a slip. The ids of apps may have capitals.
+        return not re.fullmatch("[htps]{3,7}", scheme) and bool(
+            re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9a-f:]+\]", host)
+        )
+    if (scheme, port) in (("http", "80"), ("https", "443")):
+        return False
+    return _as_browsers_write(host)
+
+
+_NO_ORIGINS: Final = ("ws", "wss", "ftp", "file", "data", "blob", "about", "javascript", "redis")
+"""Schemes that no page has."""
+
+
+def _as_browsers_write(host: str) -> bool:
+    """Whether *host* is in the form that browsers give it: lower case, and short IPv6 literals."""
+    if host.startswith("["):
+        try:
+            address = IPv6Address(host[1:-1])
+        except ValueError:
+            return False
+        # Python writes an IPv4-mapped address with dots in some versions, and browsers never do.
+        short = address.ipv4_mapped is not None or str(address) == host[1:-1]
+        return short and not {".", "%"} & set(host)
+    return is_host(host) and host == host.lower() and not host.endswith(".")
 
 
 def host(text: str) -> str:
@@ -280,9 +323,18 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(text)
+        network = ip_network(text)
     except ValueError:
         raise InvalidValue(
-            f"contains {text!r}, which is not a network; write addresses or CIDRs, such as "
-            "10.0.0.0/8 (not 10.0.0.1/8, not a host name)"
+            f"contains {text!r}, which is not a network; write addresses or CIDRs with commas "
+            "between them, such as 10.0.0.0/8 (not 10.0.0.1/8, not a host name)"
         ) from None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    # Peers and hops are compared as IPv4, so a network of mapped addresses would match nobody.
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:
+        return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+    return network
+
+
+_MAPPED_BITS: Final = 96
+"""The length of ``::ffff:0:0/96``, the network of IPv4-mapped addresses."""

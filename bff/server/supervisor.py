@@ -24,6 +24,9 @@ HUNG_SECONDS: Final = 30.0
 """A worker whose event loop has not run for this long is killed. No work of the gateway holds the
 loop for more than a fraction of a second (`bff_loop_lag_seconds`), so 30 s spare a worker under any
 load and on a slow disk. The browsers that a hung worker had accepted wait no longer than this."""
+STOP_SECONDS: Final = 14.0
+"""A worker that has not ended this long after the signal to stop is killed. Requests have ten
+seconds; systemd and compose give the whole gateway 15."""
 _BEAT_SECONDS: Final = 1.0
 """Seconds between two heartbeats of a worker."""
 _POLL_SECONDS: Final = 0.1
@@ -95,6 +98,8 @@ class _Supervisor:
         self._pid = os.getpid()
         self._children: dict[int, _Child] = {}
         self._stopping = False
+        self._stop_polls = 0
+        """Polls since the signal to stop."""
         self._status = 0
         self._missing: dict[int, float] = {}
         """When each worker that ended may be replaced, by its number."""
@@ -120,6 +125,8 @@ class _Supervisor:
             elif not pid:
                 self._kill_hung()
                 time.sleep(_POLL_SECONDS)
+        # A reload that comes now would end the process by a signal: Python removes the handler.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         sys.exit(self._status)
 
     def _note_end(self, child: _Child, code: int) -> None:
@@ -157,18 +164,20 @@ class _Supervisor:
         return Worker(number, replaces, self._heartbeats, self._connections)
 
     def _kill_hung(self) -> None:
-        """Kill each worker whose heartbeat stopped.
+        """Kill each worker whose heartbeat stopped, or which does not end.
 
         A worker without a first heartbeat may wait for usable settings, so it is left alone. Time
         is counted in polls: a suspended or overloaded machine delays the supervisor too.
         """
+        self._stop_polls += self._stopping
+        late = self._stop_polls * _POLL_SECONDS >= STOP_SECONDS
         for pid, child in self._children.items():
             heartbeat = self._heartbeats[child.number]
-            if heartbeat != child.heartbeat or not heartbeat:
+            if not late and (heartbeat != child.heartbeat or not heartbeat):
                 child.heartbeat, child.silent_polls = heartbeat, 0
                 continue
             child.silent_polls += 1
-            if child.silent_polls >= self._hung_polls:
+            if late or child.silent_polls >= self._hung_polls:
                 self._log.error("worker_hung", worker=child.number)
                 child.silent_polls = 0
                 os.kill(pid, signal.SIGKILL)

@@ -80,6 +80,8 @@ class Policy:
         for path in self.metadata:
             if not all(path.split(".")):
                 raise PolicyError("metadata", f"{path!r} has an empty step: write key.*.key")
+            if re.search(r"^\$(\.|$)|^/|\[(\d*|\*)\]|://", path):
+                raise PolicyError("metadata", f"{path!r} is in another notation: write key.*.key")
         set_ = object.__setattr__
         set_(self, "_metadata_tree", _tree(self.metadata))
         set_(

@@ -1,7 +1,9 @@
 """Traces of tools and of copy and paste in values, for every kind of setting."""
 
 import base64
+import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +84,23 @@ REFUSED: dict[str, Callable[[str], str]] = {
     "a comment after a tab": lambda text: f"{text}\t# the comment",
     "an escape": lambda text: text + "\\n",
     "an export": lambda text: f"export X={text}",
+    "quotes of HTML": lambda text: f"&quot;{text}&quot;",
+    "quotes of a URL": lambda text: f"%22{text}%22",
+    "quotes of Japanese": lambda text: f"「{text}」",
+    "a JSON object": lambda text: json.dumps({"key": text}),
+    "a semicolon at the end": lambda text: text + ";",
+    "a continued line": lambda text: text + "\\",
+    "an equals sign in front": lambda text: "=" + text,
+    "an escaped variable": lambda _: "$$VALUE",
+    "a variable of CMake": lambda _: "@VALUE@",
+    "a reference to a password manager": lambda _: "op://vault/item/field",
+    "a reference to a parameter": lambda _: "arn:aws:ssm:eu-west-1:123456789012:parameter/x",
+    "an encrypted value": lambda _: "ENC[AES256_GCM,data:abc,iv:x,tag:y,type:str]",
+    "an address of a file": lambda _: "file:///run/secrets/value",
+    "a placeholder in capitals": lambda _: "YOUR_KEY_HERE",
+    "the dots of a dashboard": lambda _: "••••••••",
+    "an object of JavaScript": lambda _: "[object Object]",
+    "a text that hides a value": lambda _: "[REDACTED]",
 }
 """Traces that would become a part of the value."""
 
@@ -181,6 +200,31 @@ def test_file_of_an_editor_is_mended(tmp_path: Path, name: str, content: str) ->
         ({"BFF_SIGNING_KEYS": f"BFF_SIGNING_KEYS={OWN_KEY}"}, "repeats the setting's name"),
         ({"BFF_SIGNING_KEYS": f"export BFF_SIGNING_KEYS={OWN_KEY}"}, "repeats the setting's"),
         ({"BFF_SIGNING_KEYS": f"BFF_SIGNING_KEYS: {OWN_KEY}"}, "repeats the setting's name"),
+        ({"BFF_SIGNING_KEYS": f"SIGNING_KEY={OWN_KEY}"}, "repeats the setting's name"),
+        ({"BFF_SIGNING_KEYS": f"({OWN_KEY})"}, "in brackets"),
+        ({"BFF_SIGNING_KEYS": f"**{OWN_KEY}**"}, "in brackets or asterisks"),
+        ({"BFF_SIGNING_KEYS": "/run/secrets/bff-signing-keys-of-the-gateway"}, "a path and no key"),
+        ({"BFF_SIGNING_KEYS": "https://vault.example.com/v1/secret/data/bff"}, "an address or"),
+        ({"BFF_SIGNING_KEYS": f"key:{ROOT_KEY}"}, "around a Trigger.dev key"),
+        ({"BFF_SIGNING_KEYS": f"{ROOT_KEY}#comment"}, "malformed root key as number 1"),
+        ({"TRIGGER_SECRET_KEY": f"{SECRET_KEY}."}, "is not a Trigger.dev secret key"),
+        (
+            {"BFF_SIGNING_KEYS": ",".join(f"{number:032}" for number in range(101))},
+            "more than 100 keys",
+        ),
+        ({"TRIGGER_API_URL": "https://https://api.trigger.dev"}, "its scheme twice"),
+        ({"TRIGGER_API_URL": "https:////api.trigger.dev"}, "is not an address"),
+        ({"TRIGGER_API_URL": "https://api.trigger.dev."}, "no certificate names"),
+        ({"TRIGGER_API_URL": "https://api.trigger.dev//x"}, "empty step"),
+        ({"TRIGGER_API_URL": "https://api.trigger.dev/realtime/v1"}, "path of a route"),
+        ({"BFF_ENVIRONMENT_ID": "example"}, "is not the id of an environment"),
+        ({"BFF_ENVIRONMENT_ID": "true"}, "is not the id of an environment"),
+        ({"BFF_BRANCH": "feat/one:"}, "is not the name of a branch"),
+        ({"BFF_BRANCH": "feat one"}, "is not the name of a branch"),
+        ({"BFF_BRANCH": "grün"}, "is not the name of a branch"),
+        ({"BFF_BRANCH": "origin/feat"}, "without refs/heads/ or origin/"),
+        ({"BFF_EXPOSE_METADATA": "$.plan"}, "another notation"),
+        ({"BFF_EXPOSE_METADATA": "steps[*].title"}, "another notation"),
         ({"BFF_CONFIG": OWN_KEY}, "names a file that cannot be read"),
         ({"BFF_CONFIG": ROOT_KEY}, "is a key and not a path"),
         ({"BFF_CONFIG": "~/bff.toml"}, "begins with ~ or %"),
@@ -214,6 +258,12 @@ def test_mistake_has_a_problem_with_a_remedy(changes: dict[str, str], text: str)
             for scheme in ("capacitor", "ionic", "tauri", "http")
         ),
         {"BFF_ALLOWED_ORIGINS": "chrome-extension://abcdefghijklmnop"},
+        {"BFF_ALLOWED_ORIGINS": "http://[::ffff:102:304]:3000,https://[::1]"},
+        {"BFF_BRANCH": "dependabot/npm_and_yarn/a-1.2.3_(x)#4"},
+        {"BFF_EXPOSE_TAGS": "USER_ID:*,!draft"},
+        {"BFF_EXPOSE_METADATA": "my_token_count"},
+        {"TRIGGER_API_URL": "http://trigger.internal.:3030", "BFF_ALLOW_HTTP_API_URL": "true"},
+        {"BFF_SIGNING_KEYS": "/+aB3/home0123456789abcdefghijklmnopqrstuvw="},
         {"BFF_ALLOWED_ORIGINS": "moz-extension://0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f"},
     ],
     ids=repr,
@@ -323,6 +373,18 @@ def test_check_accepts_plain_texts() -> None:
 )
 def test_redact_hides_what_looks_like_a_secret(text: str) -> None:
     assert typed.redact(f"see {text} here") == "see (hidden) here"
+
+
+@pytest.mark.parametrize("part", ["my_ab_", "A", "a=", "xx ", "$A", "tr_dev_", "{"])
+def test_time_to_check_a_text_grows_with_its_length(part: str) -> None:
+    began = time.process_time()
+    text = part * 4000
+    with contextlib.suppress(InvalidValue):
+        typed.check("BFF_EXPOSE_METADATA", text, secret=False)
+    typed.redact(text)
+
+    # Before the patterns were bounded, each of these took minutes or for ever.
+    assert time.process_time() - began < 1
 
 
 def test_redact_leaves_words_and_paths() -> None:

@@ -8,6 +8,7 @@ import pytest
 from bff.config import typed, values
 from bff.config.typed import InvalidValue, Secret
 from bff.config.values import Rate
+from bff.limits import client_address
 
 
 def name(parameter: object) -> str:
@@ -82,6 +83,22 @@ def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> 
         (values.origins, "capacitor://localhost,null", "'null'"),
         (values.origins, "chrome-extension://*", "no wildcard"),
         (values.origins, "tauri://localhost/", "no slash at the end"),
+        (values.origins, "https://a.example.org:0", "no browser sends"),
+        (values.origins, "https://a.example.org:65536", "no browser sends"),
+        (values.origins, "https://a.example.org:080", "no browser sends"),
+        (values.origins, "https://a..b", "no browser sends"),
+        (values.origins, "https://-a.b", "no browser sends"),
+        (values.origins, "https://a.example.org.", "no browser sends"),
+        (values.origins, "https://1.2.3", "no browser sends"),
+        (values.origins, "http://2130706433", "no browser sends"),
+        (values.origins, "https://[:::]", "no browser sends"),
+        (values.origins, "https://[0:0:0:0:0:0:0:1]", "no browser sends"),
+        (values.origins, "http://[fe80::1%25eth0]", "no browser sends"),
+        (values.origins, "htps://a.example.org", "no browser sends"),
+        (values.origins, "wss://a.example.org", "no browser sends"),
+        (values.origins, "redis://localhost", "no browser sends"),
+        (values.networks, "::ffff:0:0/96", "choose its address"),
+        (values.networks, "10.0.0.0/8 172.16.0.0/12", "commas between them"),
         (values.networks, "caddy", "(not 10.0.0.1/8, not a host name)"),
     ],
     ids=name,
@@ -115,3 +132,11 @@ def test_secret_shows_its_text_only_when_revealed() -> None:
 )
 def test_origin_that_browsers_send_is_accepted(origin: str) -> None:
     assert values.origins(origin) == (origin,)
+
+
+def test_network_of_mapped_addresses_is_one_of_ipv4() -> None:
+    (network,) = values.networks("::ffff:10.0.0.0/104")
+
+    assert client_address.is_trusted("10.1.2.3", [network])
+    assert client_address.is_trusted("::ffff:10.1.2.3", [network])
+    assert not client_address.is_trusted("11.1.2.3", [network])

@@ -1262,6 +1262,41 @@ FAULTS = [
         "tests/incidents/test_incident_background.py::test_80_gauge_shows_a_change_that_is_not_in_force",
     ),
     Fault(
+        80,
+        "bff/config/files.py",
+        "    if not stat.S_ISREG(os.fstat(descriptor).st_mode):",
+        "    if False:",
+        "tests/config/test_files.py::test_odd_file_of_keys_is_a_problem_at_once",
+    ),
+    Fault(
+        80,
+        "bff/config/files.py",
+        "    if len(content) > MAX_BYTES:",
+        "    if False:",
+        "tests/config/test_files.py::test_odd_file_of_keys_is_a_problem_at_once",
+    ),
+    Fault(
+        80,
+        "bff/config/typed.py",
+        "    if len(keys) > MAX_KEYS:",
+        "    if False:",
+        "tests/config/test_files.py::test_odd_file_of_keys_is_a_problem_at_once",
+    ),
+    Fault(
+        45,
+        "bff/config/typed.py",
+        "    if _SECRET_STORE.match(part):",
+        "    if False:",
+        "tests/config/test_typed.py::test_trace_of_a_tool_is_refused_in_every_setting",
+    ),
+    Fault(
+        45,
+        "bff/config/values.py",
+        "network.prefixlen >= _MAPPED_BITS",
+        "False",
+        "tests/config/test_values.py::test_network_of_mapped_addresses_is_one_of_ipv4",
+    ),
+    Fault(
         81,
         "bff/server/accept.py",
         "        if self._worker is None:\n            for _",
@@ -1274,6 +1309,20 @@ FAULTS = [
         '                self._log.error("worker_not_started", worker=number, reason=exc.strerror)\n',
         "                raise\n",
         "tests/server/test_supervisor.py::test_supervisor_survives_a_refused_fork",
+    ),
+    Fault(
+        39,
+        "bff/server/supervisor.py",
+        "        late = self._stop_polls * _POLL_SECONDS >= STOP_SECONDS",
+        "        late = False",
+        "tests/server/test_supervisor.py::test_worker_that_does_not_end_is_killed",
+    ),
+    Fault(
+        39,
+        "bff/cli.py",
+        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n",
+        "",
+        "tests/server/test_run.py::test_stop_during_the_start_ends_it",
     ),
     Fault(
         82,
@@ -1341,8 +1390,8 @@ FAULTS = [
     Fault(
         40,
         "bff/config/values.py",
-        "    if match is None:  # the ids of extensions and apps may have capitals\n",
-        "    if match is None:\n        return False\n    if match is None:\n",
+        '    if scheme not in ("http", "https"):',
+        "    if False:",
         f"{_OPERATORS}::test_40_origins_of_apps_and_extensions_work_when_named",
     ),
     Fault(
@@ -2135,7 +2184,7 @@ FAULTS = [
     Fault(
         45,
         "bff/config/typed.py",
-        "    if part[0] in _QUOTES or part[-1] in _QUOTES:",
+        "    if part.startswith(_QUOTES) or part.endswith(_QUOTES):",
         "    if False:",
         f"{_OPERATORS}::test_45_traces_of_tools_in_a_value_are_refused",
     ),
@@ -2149,7 +2198,7 @@ FAULTS = [
     Fault(
         45,
         "bff/config/typed.py",
-        "    return _RANDOM.sub(_HIDDEN, _KEY.sub(_HIDDEN, text))",
+        "    return _LONG.sub(_hide_if_random, _HEX.sub(_HIDDEN, _KEY.sub(_HIDDEN, text)))",
         "    return text",
         "tests/config/test_typed.py::test_redact_hides_what_looks_like_a_secret",
     ),

@@ -91,6 +91,34 @@ def test_connections_end_whose_browser_has_vanished() -> None:
     assert ended.value.errno == errno.ETIMEDOUT, "the system has ended it"
 
 
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
+def test_stop_during_the_start_ends_it(options: tuple[str, ...]) -> None:
+    # PID 1 of a container would not even end: the kernel gives it no signal without a handler.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = [sys.executable, "-m", "bff", "serve", *options]
+        port = silent.getsockname()[1]
+        settings = environ(TRIGGER_API_URL=f"http://127.0.0.1:{port}", BFF_UPSTREAM_TIMEOUT="60")
+        with subprocess.Popen(command, env=KEPT | settings) as process:
+            silent.settimeout(PATIENCE)
+            connection, _ = silent.accept()  # it waits for the id of the environment
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+            connection.close()
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
+def test_reload_during_the_stop_does_no_harm(
+    upstream: running_upstream, options: tuple[str, ...]
+) -> None:
+    with Gateway(upstream.port, *options) as gateway:
+        gateway.process.terminate()
+        for _ in range(100):
+            gateway.process.send_signal(signal.SIGHUP)
+            time.sleep(0.02)
+
+    assert gateway.process.returncode == 0
+
+
 def test_sockets_for_another_process_are_ignored() -> None:
     assert run.inherited({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "ops"}) == {}
 

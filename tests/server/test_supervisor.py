@@ -101,6 +101,39 @@ def test_living_worker_is_not_killed(before: float, after: float, times: int) ->
     assert [line["event"] for line in lines] == ["ready", "ready"]
 
 
+STUBBORN = """
+import asyncio, signal
+from bff.log_writer import LogWriter
+from bff.server import supervisor
+from bff.telemetry import Telemetry
+
+supervisor.STOP_SECONDS = 0.5
+telemetry = Telemetry(LogWriter(1))
+worker = supervisor.supervise(1, telemetry.log)
+
+async def run():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    worker.start_heartbeat()
+    telemetry.log.info("ready", worker=worker.number)
+    await asyncio.sleep(30)
+
+asyncio.run(run())
+"""
+
+
+def test_worker_that_does_not_end_is_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        process.terminate()
+        output, _ = process.communicate(timeout=PATIENCE)
+
+    assert [json.loads(line)["event"] for line in output.splitlines()] == ["worker_hung"]
+    assert process.returncode == 0
+
+
 HUNG_AFTER_3_SECONDS = """
 from bff.cli import main
 from bff.server.supervisor import supervise
