@@ -404,10 +404,18 @@ async def test_35_the_call_with_the_next_key_is_spent_from_the_budget(world: Wor
     assert world.calls == 6
 
 
-@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
-def test_35_a_rejected_key_is_replaced_on_the_wire(lane: dict[str, str], status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("401 Unauthorized", b'{"error":"Invalid API key"}'),
+        ("403 Forbidden", b'{"error":"Forbidden","code":"unauthorized"}'),
+    ],
+)
+def test_35_a_rejected_key_is_replaced_on_the_wire(
+    lane: dict[str, str], status: str, error: bytes
+) -> None:
     with (
-        RawUpstream(lambda c, _: c.sendall(answer_bytes(b'{"error":"no"}', status))) as up,
+        RawUpstream(lambda c, _: c.sendall(answer_bytes(error, status))) as up,
         Gateway(up.port, **lane) as gateway,
     ):
         data = request(PATH + "chat-1", token=gateway.token(*read("chat-1")))

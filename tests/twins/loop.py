@@ -48,7 +48,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         # Sums of seconds that mean the same moment differ in their last digits, and asyncio runs a
         # timer a nanosecond early. So the moment would depend on the other timers of a world.
-        timer = _Timer(round(when, 6), callback, args, self, context)
+        moment = round(when, 6)
+        if moment <= self._now < when:  # else a timer that waits for the rest would wait for ever
+            moment = round(self._now + 1e-6, 6)
+        timer = _Timer(moment, callback, args, self, context)
         timer.number = next(self._numbers)
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
         timer._scheduled = True  # type: ignore[attr-defined]
