@@ -264,8 +264,12 @@ class PretendUpstream:
         except (ValueError, LookupError, TypeError):
             return Answer(400, {"error": "Invalid request body"}, headers)
         if held is not None and not all(scope.startswith(held) for scope in scopes):
-            text = "Requested scopes exceed the key's access"
-            return Answer(403, {"error": text, "code": "scopes_exceed_key_access"}, headers)
+            refused = {
+                "error": "Requested scopes exceed the API key's access",
+                "code": "scopes_exceed_key_access",
+                "deniedScopes": [scope for scope in scopes if not scope.startswith(held)],
+            }
+            return Answer(403, refused, headers)
         claims |= {"iss": _ISSUER, "aud": _AUDIENCE, "scopes": scopes, "exp": self._clock() + 60}
         token = jwt.encode(claims, environment.root_key, algorithm="HS256")
         return Answer(200, {"token": token}, headers)

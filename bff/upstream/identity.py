@@ -25,7 +25,9 @@ _LIMITED: Final = frozenset(("reset", "limit", "remaining", "secondsUntilReset")
 _MISSING: Final = ("Not found", "Resource not found")
 """The API's texts for what does not exist."""
 _FORBIDDEN: Final = "unauthorized"
-"""The code of each 403."""
+"""The code of a route's 403."""
+_NOT_MINTED: Final = "scopes_exceed_key_access"
+"""The code of the 403 for a token that a restricted key may not mint; it lists the scopes."""
 _KEY_NAMES: Final = ("api key", "public access token", "preview env", "branch env")
 """The API's texts of a 401 name what it did not accept; one of these is in each of them."""
 _NAMES: Final = frozenset(("", *(status.phrase.casefold() for status in HTTPStatus)))
@@ -52,7 +54,12 @@ def api_error(answer: Answer) -> dict[str, Any] | None:
         return None
     if not isinstance(error, dict) or not isinstance(error.get("error"), str):
         return None
-    return error if _is_plain(error, status, headers) or _is_problem(error, status) else None
+    own = (
+        _is_plain(error, status, headers)
+        or _is_problem(error, status)
+        or (status == HTTPStatus.FORBIDDEN and error.get("code") == _NOT_MINTED)
+    )
+    return error if own else None
 
 
 def _is_plain(error: dict[str, Any], status: int, headers: Mapping[str, str]) -> bool:

@@ -52,6 +52,7 @@ CAPTURED = [
     answer(401, {"error": "No matching branch env"}),
     answer(401, NO_HEADER, PROBLEM),
     answer(403, FORBIDDEN),
+    answer(403, {"error": "…", "code": "scopes_exceed_key_access", "deniedScopes": ["x"]}),
     answer(404, {"error": "Not found"}, x_should_retry="false"),
     answer(404, {"error": "Not found"}, None),
     answer(404, {"error": "No session with this id"}, x_should_retry="false"),
