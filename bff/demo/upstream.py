@@ -265,7 +265,7 @@ class PretendUpstream:
             return Answer(400, {"error": "Invalid request body"}, headers)
         if held is not None and not all(scope.startswith(held) for scope in scopes):
             refused = {
-                "error": "Requested scopes exceed the API key's access",
+                "error": "Requested scopes exceed the key's access",
                 "code": "scopes_exceed_key_access",
                 "deniedScopes": [scope for scope in scopes if not scope.startswith(held)],
             }

@@ -68,7 +68,7 @@ def _is_allowed(word: str, parts: str) -> bool:
 
 def wrong_sentences(**everything: bool) -> Iterator[str]:
     """Avoided words in docstrings, comments and pages."""
-    words = avoided("sentences")
+    words = {word.lower(): instead for word, instead in avoided("sentences").items()}
     pattern = re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE)
     for file in prose.to_read(**everything):
         for text in prose.texts(file):
