@@ -247,7 +247,7 @@ class Introspector:
         task, charge = self._in_flight.get((digest, session_id)), NO_CHARGE
         collapsed = task is not None
         if task is None:
-            person = subject.key if subject.has_actor else (subject.key, request.address)
+            person = subject.limit_key(request.address)
             charge = self._charge(request, subject, self._running[person])
             work = self._introspect(subject, session_id, request.token, charge)
             task = self._in_flight.start((digest, session_id), work)

@@ -200,8 +200,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
 
     def body_bytes(self) -> int:
         """Count the bytes of the newest request's body that the application has not read."""
-        cycle = self.cycle
-        return 0 if cycle is None or cycle.response_complete else len(cycle.body)
+        return len(self.cycle.body) if self.is_answering() else 0
 
     def is_answering(self) -> bool:
         """Tell whether an answer of the application is not complete yet."""
@@ -216,8 +215,7 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
 
     def unanswered(self) -> int:
         """Count the requests that are not answered yet."""
-        cycle = self.cycle
-        return len(self.pipeline) + (cycle is not None and not cycle.response_complete)
+        return len(self.pipeline) + self.is_answering()
 
     def is_answer_started(self) -> bool:
         """Tell whether the newest answer of the application has been written in part."""

@@ -60,6 +60,13 @@ class Holder:
     issued: float
     """Unix seconds; minus infinity if the token does not say."""
 
+    def limit_key(self, address: str) -> Hashable:
+        """Return the key under which requests from *address* are charged.
+
+        Without an actor the callers of an environment differ only by their addresses.
+        """
+        return self.key if self.has_actor else (self.key, address)
+
 
 @dataclass(frozen=True, slots=True)
 class Caller(Holder):
@@ -72,13 +79,6 @@ class Caller(Holder):
     """The generation of `keys` that verified it."""
     digest: bytes | None = None
     """The SHA-256 of a token that upstream verifies, once for each session; None for others."""
-
-    def limit_key(self, address: str) -> Hashable:
-        """Return the key under which requests from *address* are charged.
-
-        Without an actor the callers of an environment differ only by their addresses.
-        """
-        return self.key if self.has_actor else (self.key, address)
 
     def keys_trusted(self, wall: float) -> bool:
         """Whether the keys that verified the token are still trusted at *wall*."""
