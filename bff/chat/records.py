@@ -377,6 +377,6 @@ _load: Final = strict_json.loader(json.JSONDecoder())
 _load_unique: Final = strict_json.loader(
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=float, parse_constant=_no_json)
 )
-"""Reads a body; a whole number becomes a float, because of that no length of it is an error."""
+"""Reads a body. A whole number becomes a float, so a number of any length can be read."""
 _dumps: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 """Writes JSON; a number beyond the floats, which is valid JSON, raises a ValueError."""

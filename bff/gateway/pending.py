@@ -187,7 +187,8 @@ class PendingLoad:
 class _LoadWait:
     """A wait for a load without a task.
 
-    No closures: they would refer to one another, and each miss would be left to the collector.
+    It uses no closures. They would refer to one another, so only the garbage collector could free
+    what a miss leaves.
     """
 
     __slots__ = ("_began", "_gateway", "_pending", "_then", "_timer")

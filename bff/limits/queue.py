@@ -55,7 +55,7 @@ class Turn:
         before its turn."""
         self.callers: set[Hashable] = set()
         self.first: Hashable = None
-        """The caller on whose behalf it probably starts: it came first when one of them joined."""
+        """The caller for whom it probably starts: the next in turn when the last caller joined."""
 
 
 TurnT = TypeVar("TurnT", bound=Turn)

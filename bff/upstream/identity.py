@@ -29,7 +29,7 @@ _FORBIDDEN: Final = "unauthorized"
 _NOT_MINTED: Final = "scopes_exceed_key_access"
 """The code of the 403 for a token that a restricted key may not mint; it lists the scopes."""
 _KEY_NAMES: Final = ("api key", "public access token", "preview env", "branch env")
-"""The API's texts of a 401 name what it did not accept; one of these is in each of them."""
+"""Each text of the API's 401 contains one of these: it names what the API did not accept."""
 _NAMES: Final = frozenset(("", *(status.phrase.casefold() for status in HTTPStatus)))
 """Texts that frameworks send by default; the API's texts say more."""
 _EXPOSED: Final = "access-control-expose-headers"
