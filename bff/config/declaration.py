@@ -49,6 +49,11 @@ def setting(name: str, read: Callable[[str], T], meaning: str, **options: Any) -
     return declared
 
 
+def fixed(name: str, read: Callable[[str], T], meaning: str, **options: Any) -> T:
+    """Declare a setting that a reload cannot change: sockets and connections depend on it."""
+    return setting(name, read, meaning, reloadable=False, **options)
+
+
 def declared(settings_class: type) -> dict[str, Setting]:
     """Return the settings that *settings_class* declares, by field."""
     rows = {row.name: row.metadata.get("setting") for row in fields(settings_class)}

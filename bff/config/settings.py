@@ -1,9 +1,9 @@
 """Every setting, declared once.
 
 A field made by `setting` declares everything about its setting: the variable (also the key in the
-file), type, reader, default and documentation, whether `NAME_FILE` works, and whether a reload can
-change it. `bff.config.reader` fills these classes. `bff.config.token_sources` declares the keys of
-a token source.
+file), type, reader, default and documentation, and whether `NAME_FILE` works. A reload cannot
+change a field made by `fixed`. `bff.config.reader` fills these classes.
+`bff.config.token_sources` declares the keys of a token source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from bff.config import token_values, values
 from bff.config.chat_settings import ChatSettings
-from bff.config.declaration import SettingReport, declared, setting
+from bff.config.declaration import SettingReport, declared, fixed, setting
 from bff.config.live_settings import LiveSettings
 from bff.config.token_sources import SourceSettings
 from bff.config.typed import Secret
@@ -122,45 +122,37 @@ class Settings:
         "never allowed",
         default="",
     )
-    host: str = setting(
+    host: str = fixed(
         "BFF_HOST",
         values.host,
         "the address that the browser port listens on",
         default="127.0.0.1",
-        reloadable=False,
     )
-    port: int = setting(
-        "BFF_PORT", values.port, "the browser port", default="8787", reloadable=False
-    )
-    ops_host: str = setting(
+    port: int = fixed("BFF_PORT", values.port, "the browser port", default="8787")
+    ops_host: str = fixed(
         "BFF_OPS_HOST",
         values.host,
         "the address that the ops port listens on; beyond loopback, let only your monitoring "
         "reach it",
         default="127.0.0.1",
-        reloadable=False,
     )
-    ops_port: int = setting(
-        "BFF_OPS_PORT", values.port, "the ops port", default="9787", reloadable=False
-    )
-    ops_names: tuple[str, ...] = setting(
+    ops_port: int = fixed("BFF_OPS_PORT", values.port, "the ops port", default="9787")
+    ops_names: tuple[str, ...] = fixed(
         "BFF_OPS_NAMES",
         values.host_names,
         "the host names that the ops port accepts in `Host`, beside addresses and `localhost`",
         default="",
-        reloadable=False,
     )
     token_cookie: str | None = setting(
         "BFF_TOKEN_COOKIE",
         token_values.cookie,
         "a `__Host-` cookie that may hold the token, for pages on the gateway's own origin",
     )
-    tracing: bool = setting(
+    tracing: bool = fixed(
         "BFF_TRACING",
         values.flag,
         "`true` exports OpenTelemetry spans; the standard `OTEL_*` variables say where",
         default="false",
-        reloadable=False,
     )
     log_level: int = setting(
         "BFF_LOG_LEVEL",
@@ -233,107 +225,93 @@ class Settings:
         "bytes of memory for copies; the least recently read copy is evicted first",
         default="67108864",
     )
-    store_url: StoreAddress | None = setting(
+    store_url: StoreAddress | None = fixed(
         "BFF_STORE_URL",
         values.store,
         "`valkey://…`, through which replicas share copies, limits and budget (docs/FLEET.md)",
         secret=True,
-        reloadable=False,
     )
-    store_optional: bool = setting(
+    store_optional: bool = fixed(
         "BFF_STORE_OPTIONAL",
         values.flag,
         "`true` lets the gateway start while the store is unavailable",
         default="false",
-        reloadable=False,
     )
-    store_timeout: float = setting(
+    store_timeout: float = fixed(
         "BFF_STORE_TIMEOUT",
         values.timeout,
         "seconds for which a request waits for the store",
         default="0.05",
-        reloadable=False,
     )
-    fast_path: bool = setting(
+    fast_path: bool = fixed(
         "BFF_FAST_PATH",
         values.flag,
         "`true` serves sessions without ASGI, which allows several times as many hits a second; "
         "`false` serves every request through ASGI",
         default="true",
-        reloadable=False,
     )
-    max_connections: int = setting(
+    max_connections: int = fixed(
         "BFF_MAX_CONNECTIONS",
         values.count,
         "browser connections of each worker, including those of listeners; the worker closes "
         "further ones at once",
         default="16000",
-        reloadable=False,
     )
-    max_connections_per_address: int = setting(
+    max_connections_per_address: int = fixed(
         "BFF_MAX_CONNECTIONS_PER_ADDRESS",
         values.count,
         "browser connections of each worker per IPv4 address or IPv6 /64, except trusted proxies",
         default="1000",
-        reloadable=False,
     )
-    max_buffered_bytes: int = setting(
+    max_buffered_bytes: int = fixed(
         "BFF_MAX_BUFFERED_BYTES",
         values.count,
         "bytes in memory of each worker for unanswered requests and unread responses; one address "
         "may hold a quarter, and more gets 503",
         default="67108864",
-        reloadable=False,
     )
-    max_head_bytes: int = setting(
+    max_head_bytes: int = fixed(
         "BFF_MAX_HEAD_BYTES",
         values.count,
         "bytes of a request's line and headers, or of its body's framing; more get 431",
         default="65536",
-        reloadable=False,
     )
-    max_headers: int = setting(
+    max_headers: int = fixed(
         "BFF_MAX_HEADERS",
         values.count,
         "headers of a request; more get 431",
         default="100",
-        reloadable=False,
     )
-    request_timeout: float = setting(
+    request_timeout: float = fixed(
         "BFF_REQUEST_TIMEOUT",
         values.timeout,
         "seconds in which a browser must send a request",
         default="10",
-        reloadable=False,
     )
-    idle_timeout: float = setting(
+    idle_timeout: float = fixed(
         "BFF_IDLE_TIMEOUT",
         values.positive_seconds,
         "seconds after which the gateway closes an idle connection (no request), and that of a "
         "slow reader (an unread response); the idle timeout of a proxy in front must be shorter",
         default="75",
-        reloadable=False,
     )
-    upstream_connect_timeout: float = setting(
+    upstream_connect_timeout: float = fixed(
         "BFF_UPSTREAM_CONNECT_TIMEOUT",
         values.timeout,
         "seconds to connect to upstream",
         default="1",
-        reloadable=False,
     )
-    upstream_ca_file: str | None = setting(
+    upstream_ca_file: str | None = fixed(
         "BFF_UPSTREAM_CA_FILE",
         values.ca_file,
         "a file with certificates (PEM) of authorities that the gateway trusts beside the "
         "system's, such as your own authority for an upstream or a server of keys",
-        reloadable=False,
     )
-    upstream_timeout: float = setting(
+    upstream_timeout: float = fixed(
         "BFF_UPSTREAM_TIMEOUT",
         values.timeout,
         "seconds for a complete response from upstream",
         default="5",
-        reloadable=False,
     )
     chat: ChatSettings
     live: LiveSettings
