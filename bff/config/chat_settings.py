@@ -8,7 +8,7 @@ from typing import Final
 from bff.chat.messages import BELIEVED, KEPT
 from bff.config import token_values, values
 from bff.config.declaration import setting
-from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, texts
+from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, one_of, texts
 from bff.config.values import Rate
 
 
@@ -26,12 +26,6 @@ def _own_key(text: str) -> Secret:
 def _long_rate(text: str) -> Rate | None:
     match = re.fullmatch(r"([1-9][0-9]{0,8})\s*/\s*day", text)
     return Rate(int(match[1]), values.MAX_SECONDS) if match else values.rate(text)
-
-
-def _input_policy(text: str) -> str:
-    if text not in ("chat", "any"):
-        raise InvalidValue("is not chat or any; write one of them")
-    return text
 
 
 def _identity_field(text: str) -> str:
@@ -88,7 +82,7 @@ class ChatSettings:
     )
     input: str = setting(
         "BFF_INPUT",
-        _input_policy,
+        one_of({"chat": "chat", "any": "any"}),
         "`chat` lets only messages of the official transport pass; `any` sends every body as it "
         "comes, for sessions other than chats",
         default="chat",

@@ -11,6 +11,7 @@ from bff.config.typed import (
     InvalidValue,
     Secret,
     is_loopback,
+    one_of,
     split_keys,
     texts,
 )
@@ -146,7 +147,4 @@ def claim_path(text: str) -> tuple[str, ...]:
 _USER_CLAIMS = ("user_metadata", "unsafe_metadata", "unsafeMetadata")
 
 
-def scopes_are_text(text: str) -> bool:
-    if text not in ("list", "text"):
-        raise InvalidValue("is not list or text; write one of them")
-    return text == "text"
+scopes_are_text = one_of({"list": False, "text": True})

@@ -9,9 +9,11 @@ import base64
 import binascii
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 _BLANKS: Final = " \t\r\n"
 _QUOTES: Final = (
@@ -204,6 +206,18 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 def _hide_if_random(match: re.Match[str]) -> str:
     kinds = ("[a-z]", "[A-Z]", "[0-9]")
     return _HIDDEN if all(re.search(kind, match[0]) for kind in kinds) else match[0]
+
+
+def one_of(values: Mapping[str, T]) -> Callable[[str], T]:
+    """Make the reader of a setting that has one of these texts, each with its value."""
+    *others, last = values
+
+    def read(text: str) -> T:
+        if text not in values:
+            raise InvalidValue(f"is not {', '.join(others)} or {last}; write one of them")
+        return values[text]
+
+    return read
 
 
 def texts(text: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from bff.config.typed import (
     HOST_NAME,
     InvalidValue,
     is_host,
+    one_of,
     texts,
 )
 from bff.replicas.valkey import StoreAddress
@@ -78,17 +79,8 @@ _NO_BRANCH = re.compile(
 """Matches what git-check-ref-format(1) refuses; also a comma and a double quote."""
 
 
-def log_level(text: str) -> int:
-    levels = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-    if text not in levels:
-        raise InvalidValue("is not info, warning or error; write one of them")
-    return levels[text]
-
-
-def flag(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise InvalidValue("is not true or false; write one of them")
-    return text == "true"
+log_level = one_of({"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR})
+flag = one_of({"true": True, "false": False})
 
 
 def port(text: str) -> int:
