@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
+from functools import partial
 from typing import Final
 
 from bff.clock import Clock
@@ -65,6 +66,11 @@ class Finding:
     """The section for a problem; None for the usual section of its checker."""
 
 
+ok: Final = partial(Finding, Result.OK)
+problem: Final = partial(Finding, Result.PROBLEM)
+unsure: Final = partial(Finding, Result.UNSURE)
+
+
 def expect(
     condition: bool,  # noqa: FBT001  reads as assert
     text: str,
@@ -72,7 +78,7 @@ def expect(
     page: Page | None = None,
 ) -> Finding:
     """Make a finding: *text* if *condition* holds, else the problem *otherwise*."""
-    return Finding(Result.OK, text) if condition else Finding(Result.PROBLEM, otherwise, page)
+    return ok(text) if condition else problem(otherwise, page)
 
 
 def lines(finding: Finding, page: Page) -> str:
@@ -185,7 +191,7 @@ class Checker:
         try:
             date = parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
         except ValueError:
-            return Finding(Result.UNSURE, f"{name} sends no Date header to compare its clock by")
+            return unsure(f"{name} sends no Date header to compare its clock by")
         skew = date - self._clock()[1]
         return expect(
             -MAX_SKEW - 1 <= skew <= MAX_SKEW,  # a Date header is cut off to whole seconds
@@ -213,4 +219,4 @@ async def until_unreachable(
                     "authority's certificate; otherwise check the address"
                 )
             text = f"{url} does not answer ({': '.join(reasons)}): {remedy}"
-            yield Finding(Result.PROBLEM, text, page)
+            yield problem(text, page)

@@ -21,7 +21,7 @@ from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import REFUSALS, ErrorCode, UpstreamTimeout
 from bff.live.listeners import HEARTBEAT_SECONDS
 from bff.metrics import REQUESTS
-from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
+from bff.ops.check import Checker, Finding, Page, expect, ok, problem, unsure, until_unreachable
 from bff.sessions import ids
 from bff.tokens.mint import mint
 from bff.upstream.connection import Answer
@@ -91,8 +91,7 @@ class GatewayChecker(Checker):
         self, environment: EnvironmentSettings, url: str, session: str | None
     ) -> AsyncIterator[Finding]:
         if not environment.signing_keys or environment.learn:
-            yield Finding(
-                Result.UNSURE,
+            yield unsure(
                 "isolation is not tested: minting the tokens needs a signing key and "
                 "BFF_ENVIRONMENT_ID",
             )
@@ -104,16 +103,14 @@ class GatewayChecker(Checker):
 
         first = await self._send(target, entitled)
         if "x-request-id" not in first.headers:
-            yield Finding(
-                Result.PROBLEM,
+            yield problem(
                 f"the answer ({first.status}) has no X-Request-Id: it is not the gateway's, or a "
                 "proxy in front removes the header; is this the browser port's address, and are "
                 "/api/v1/sessions and /api/v1/sessions/* routed to it?",
             )
             return
         if first.status == HTTPStatus.UNAUTHORIZED:
-            yield Finding(
-                Result.PROBLEM,
+            yield problem(
                 "the gateway rejects a token signed with the first of BFF_SIGNING_KEYS: it runs "
                 "with other settings, or its clock is wrong",
                 Page.TOKENS,
@@ -122,7 +119,7 @@ class GatewayChecker(Checker):
         expected = HTTPStatus.OK if session else HTTPStatus.NOT_FOUND
         text = f"a token that names the session gets {first.status}"
         if first.status == expected:
-            yield Finding(Result.OK, text)
+            yield ok(text)
         else:
             yield _refused(text, first, expected)
         refused = [
@@ -190,9 +187,7 @@ class GatewayChecker(Checker):
             if answer.headers.get("access-control-allow-origin") in ("*", _FOREIGN_ORIGIN)
         ]
         if readable and "*" in self._settings.allowed_origins:
-            return Finding(
-                Result.UNSURE, "a page of any origin can read answers: BFF_ALLOWED_ORIGINS is *"
-            )
+            return unsure("a page of any origin can read answers: BFF_ALLOWED_ORIGINS is *")
         return expect(
             not readable,
             "a page of a foreign origin cannot read answers",
@@ -203,7 +198,7 @@ class GatewayChecker(Checker):
     async def _stream_finding(self, target: str, entitled: Mapping[str, str]) -> Finding:
         """Test that the events of a list come at once: the first one, and what follows."""
         if not self._settings.live.enabled:
-            return Finding(Result.UNSURE, "event streams are not tested: BFF_LIVE is false")
+            return unsure("event streams are not tested: BFF_LIVE is false")
         # Browsers accept compressed answers, so a proxy may compress what they get.
         headers = self._headers(entitled, accept=_EVENTS, **{"accept-encoding": "gzip, br"})
         try:
@@ -223,7 +218,7 @@ class GatewayChecker(Checker):
                     came, last = (last + part).count(b"\n\n"), part[-1:]
                     events, now = events + came, self._clock()[0]
                     if came and now > opened + _BESIDE_SECONDS:
-                        return Finding(Result.OK, "the events of a stream come at once")
+                        return ok("the events of a stream come at once")
                     if events >= _OPENING and opened == math.inf:
                         opened = now
                         limit.reschedule(loop.time() + LATER_EVENT_SECONDS)
@@ -260,9 +255,9 @@ def _refused(text: str, answer: Answer, expected: int) -> Finding:
     """Make the problem of an answer with another status than *expected*."""
     code = _code(answer)
     if code is None:
-        return Finding(Result.PROBLEM, f"{text}, not {expected}: read the gateway's log")
+        return problem(f"{text}, not {expected}: read the gateway's log")
     page = _PAGES.get(code, Page.CODES)
-    return Finding(Result.PROBLEM, f"{text} {code}, not {expected}: read the gateway's log", page)
+    return problem(f"{text} {code}, not {expected}: read the gateway's log", page)
 
 
 def _head_problem(answer: Answer) -> Finding | None:
@@ -270,14 +265,12 @@ def _head_problem(answer: Answer) -> Finding | None:
         text = f"a request for an event stream gets {answer.status}"
         return _refused(text, answer, HTTPStatus.OK)
     if not answer.headers.get("content-type", "").startswith(_EVENTS):
-        return Finding(
-            Result.PROBLEM,
+        return problem(
             "a request for an event stream gets no stream: a proxy in front changes Accept, or the "
             "gateway runs with BFF_LIVE=false",
         )
     if answer.headers.get("content-encoding", "identity") != "identity":
-        return Finding(
-            Result.PROBLEM,
+        return problem(
             "a proxy in front compresses event streams, and may collect them: turn its compression "
             "off for text/event-stream",
             Page.BUFFERING,
@@ -287,7 +280,7 @@ def _head_problem(answer: Answer) -> Finding | None:
 
 def _collected(observed: str) -> Finding:
     remedy = "a proxy in front collects answers; turn its buffering off for streams"
-    return Finding(Result.PROBLEM, f"{observed}: {remedy}", Page.BUFFERING)
+    return problem(f"{observed}: {remedy}", Page.BUFFERING)
 
 
 def _isolation_finding(refused: list[Answer], anonymous: Answer, session: str | None) -> Finding:
@@ -297,12 +290,10 @@ def _isolation_finding(refused: list[Answer], anonymous: Answer, session: str | 
         f"a request without a token gets {anonymous.status}"
     )
     if statuses != {HTTPStatus.FORBIDDEN} or anonymous.status != HTTPStatus.UNAUTHORIZED:
-        return Finding(
-            Result.PROBLEM, f"{text}: a proxy in front caches answers; turn its cache off"
-        )
+        return problem(f"{text}: a proxy in front caches answers; turn its cache off")
     if session is None:
-        return Finding(Result.UNSURE, f"{text} (on a missing session: pass --session ID)")
-    return Finding(Result.OK, text)
+        return unsure(f"{text} (on a missing session: pass --session ID)")
+    return ok(text)
 
 
 def _cache_finding(answers: list[Answer]) -> Finding:
@@ -310,14 +301,11 @@ def _cache_finding(answers: list[Answer]) -> Finding:
     directives = {answer.headers.get("cache-control", "") for answer in answers}
     varies = [answer.headers.get("vary", "").lower() for answer in answers]
     if len(request_ids) < len(answers):  # the gateway gives each answer another id
-        return Finding(
-            Result.PROBLEM,
+        return problem(
             "two requests got the same answer: a proxy in front caches answers; turn its cache off",
         )
     if not directives <= {"no-store", "private, no-cache"}:
-        return Finding(
-            Result.PROBLEM, "a proxy in front changes Cache-Control: pass it on unchanged"
-        )
+        return problem("a proxy in front changes Cache-Control: pass it on unchanged")
     return expect(
         all("authorization" in vary and "origin" in vary for vary in varies),
         "no proxy in front caches answers or changes Cache-Control and Vary",

@@ -14,7 +14,7 @@ from bff.clock import Clock
 from bff.config.builder import credentials
 from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
-from bff.ops.check import Checker, Finding, Page, Result, expect, until_unreachable
+from bff.ops.check import Checker, Finding, Page, expect, ok, problem, unsure, until_unreachable
 from bff.ops.environment_id import IdUnknown, explain, learn
 from bff.replicas.connection import Connection
 from bff.replicas.valkey import ClientFactory, StoreError
@@ -147,11 +147,11 @@ class UpstreamChecker(Checker):
             await connection.open()
         except StoreError as exc:
             text = f"{exc}: check BFF_STORE_URL and the network between"
-            yield Finding(Result.PROBLEM, text)
+            yield problem(text)
         else:
             others = connection.replicas - 1  # this command counts as one
             text = f"the store accepts the name and the password; connected replicas: {others}"
-            yield Finding(Result.OK, text)
+            yield ok(text)
         finally:
             await connection.close()
 
@@ -178,7 +178,7 @@ async def _next_key_findings(
         expected = environment.id or first
         if None not in (id_, expected) and id_ != expected:
             text = f"it belongs to environment {id_}, the first to {expected}: remove it"
-            findings.append(Finding(Result.PROBLEM, text))
+            findings.append(problem(text))
     for finding in findings:
         yield Finding(finding.result, f"secret key {key + 1}: {finding.text}")
 
@@ -187,27 +187,22 @@ def _key_finding(answer: Answer, upstream: Upstream, session: str | None) -> Fin
     from_api = answer.status == HTTPStatus.OK or api_error(answer) is not None
     match answer.status if from_api else None:
         case HTTPStatus.OK:
-            return Finding(Result.OK, "the key is accepted and may read sessions")
+            return ok("the key is accepted and may read sessions")
         case HTTPStatus.UNAUTHORIZED:
-            return Finding(Result.PROBLEM, explain(answer, upstream))
+            return problem(explain(answer, upstream))
         case HTTPStatus.FORBIDDEN:
-            return Finding(
-                Result.PROBLEM,
+            return problem(
                 "the key is accepted but may not read sessions: give it read:sessions",
             )
         case HTTPStatus.NOT_FOUND if session is not None:
             # Upstream looks the session up before it checks the key's permissions.
-            return Finding(
-                Result.UNSURE,
+            return unsure(
                 "the key is accepted; its permissions are not tested, for the session does not "
                 "exist",
             )
         case HTTPStatus.TOO_MANY_REQUESTS:
-            return Finding(
-                Result.UNSURE, "upstream limits the environment's rate (429): wait a minute"
-            )
-    return Finding(
-        Result.PROBLEM,
+            return unsure("upstream limits the environment's rate (429): wait a minute")
+    return problem(
         f"something that is not the API answers {answer.status}, or the API refuses the request: "
         "check TRIGGER_API_URL, and the proxies between",
     )
@@ -220,10 +215,8 @@ def _environment_finding(
     is_needed = environment.id is not None or environment.learn
     if id_ is None:
         if not is_needed:
-            return Finding(Result.OK, not_needed)
-        return Finding(
-            Result.UNSURE, f"the key's environment is unknown, so compare it by hand: {trouble}"
-        )
+            return ok(not_needed)
+        return unsure(f"the key's environment is unknown, so compare it by hand: {trouble}")
     text = f"the key belongs to environment {id_}"
     return expect(
         environment.id in (None, id_),
@@ -264,8 +257,8 @@ def _verify_finding(environment: EnvironmentSettings, *, has_id: bool) -> Findin
 
 def _quota_finding(quota: Quota | None) -> Finding:
     if quota is None:
-        return Finding(Result.UNSURE, "upstream's answers do not show its bucket (x-ratelimit-*)")
+        return unsure("upstream's answers do not show its bucket (x-ratelimit-*)")
     text = f"{quota.remaining} of {quota.limit} left in the environment's bucket"
     if quota.remaining > quota.limit // 2:
-        return Finding(Result.OK, text)
-    return Finding(Result.UNSURE, f"{text}: the gateway loads nothing while less than half is left")
+        return ok(text)
+    return unsure(f"{text}: the gateway loads nothing while less than half is left")
