@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 from urllib.parse import unquote
 
@@ -151,15 +152,10 @@ class PretendChats:
     async def _append(
         self, request: Any, receive: Receive, send: Send, environment: Any, document: Any
     ) -> None:
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_APPEND_BYTES:
-                await _answer(send, 413, {"error": "Request body too large"})
-                return
+        body = await read_body(receive, MAX_APPEND_BYTES)
+        if len(body) > MAX_APPEND_BYTES:
+            await _answer(send, 413, {"error": "Request body too large"})
+            return
         if document["closedAt"] is not None:
             answer: dict[str, Any] = {"ok": False, "error": _CLOSED}
             if self.closed_status != 400:  # noqa: PLR2004
@@ -172,7 +168,7 @@ class PretendChats:
             await _answer(send, 200, {"ok": True})
             return
         channel.parts.add(part or f"made-{len(channel.inputs)}")
-        channel.inputs.append(bytes(body))
+        channel.inputs.append(body)
         seq = len(channel.inputs) - 1
         await _answer(send, 200, {"ok": True, "seq": seq})
         self._act(environment, document, channel, seq)
@@ -298,13 +294,14 @@ class PretendChats:
         return [records[i : i + 1] for i in range(len(records))] or [[]]
 
 
-async def read_body(receive: Receive) -> bytes:
-    body = bytearray()
-    while (message := await receive()).get("body") or message.get("more_body"):
-        body += message["body"]
-        if not message.get("more_body"):
-            break
-    return bytes(body)
+async def read_body(receive: Receive, most: float = inf) -> bytes:
+    """Read a body; one with more than *most* bytes is not read to its end."""
+    body, more = b"", True
+    while more and len(body) <= most:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
 
 
 def allows(scopes: tuple[str, ...], allowed: str, document: Mapping[str, Any]) -> bool:

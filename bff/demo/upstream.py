@@ -58,6 +58,14 @@ class Answer:
         return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+class _Refused(Exception):
+    """The answer to a request without a valid credential; takes what `Answer` takes."""
+
+    def __init__(self, *answer: Any) -> None:
+        super().__init__()
+        self.answer = Answer(*answer)
+
+
 @dataclass
 class Bucket:
     """The token bucket of a secret key: at most *limit*, and *refill* each *interval* seconds."""
@@ -182,16 +190,16 @@ class PretendUpstream:
         )
         self.seen.append(seen)
         answer = await self.override(seen) if self.override else None
-        if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
-            credential = self._authenticate(seen, charged=False)
-            if not isinstance(credential, Answer):
+        try:
+            if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
+                credential = self._authenticate(seen, charged=False)
                 await self.chats.serve(seen, receive, send, credential=credential[:2])
                 return
-            answer = credential
-        if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
-            answer = self._describe_environment(seen, await read_body(receive))
-        if answer is None:
-            answer = self._answer(seen)
+            if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
+                answer = self._describe_environment(seen, await read_body(receive))
+            answer = answer or self._answer(seen)
+        except _Refused as refused:
+            answer = refused.answer
         body = answer.encoded()
         lines = {"content-type": "application/json; charset=utf-8", **answer.headers}
         if origin := seen.header("origin"):
@@ -231,10 +239,7 @@ class PretendUpstream:
             return Answer(404, {"error": "Not found"})
         if match[2]:
             return Answer(301, b"Moved Permanently", {"location": seen.raw_path.rstrip("/")})
-        credential = self._authenticate(seen)
-        if isinstance(credential, Answer):
-            return credential
-        environment, scopes, headers = credential
+        environment, scopes, headers = self._authenticate(seen)
         if seen.method not in ("GET", "HEAD"):
             return Answer(405, {"error": "Method not allowed"}, headers | {"allow": "PATCH"})
         # As measured, upstream decodes an encoded slash twice.
@@ -246,12 +251,9 @@ class PretendUpstream:
             return Answer(403, UNAUTHORIZED, headers)
         return Answer(200, self.document(document), headers)
 
-    def _describe_environment(self, seen: Seen, body: bytes) -> Answer:  # noqa: PLR0911  as `_answer`
+    def _describe_environment(self, seen: Seen, body: bytes) -> Answer:
         """Answer with the environment of a key: as claims, or in a token for scopes that it has."""
-        credential = self._authenticate(seen)
-        if isinstance(credential, Answer):
-            return credential
-        environment, held, headers = credential
+        environment, held, headers = self._authenticate(seen)
         if seen.method != "POST":
             return Answer(405, {"error": "Method not allowed"}, headers)
         claims = {"sub": environment.id, "pub": True}
@@ -276,10 +278,7 @@ class PretendUpstream:
 
     def _list(self, seen: Seen) -> Answer:
         """List all sessions, newest first, if the credential may read all of them."""
-        credential = self._authenticate(seen)
-        if isinstance(credential, Answer):
-            return credential
-        environment, scopes, headers = credential
+        environment, scopes, headers = self._authenticate(seen)
         if scopes is not None and not can_read(scopes, {"id": None, "externalId": None}):
             return Answer(403, UNAUTHORIZED, headers)
         size = int(dict(parse_qsl(seen.query)).get("page[size]", "20"))
@@ -287,24 +286,24 @@ class PretendUpstream:
         page = [self.document(document) for document in newest[:size]]
         return Answer(200, {"data": page, "pagination": {}}, headers)
 
-    def _authenticate(self, seen: Seen, *, charged: bool = True) -> _Credential | Answer:
+    def _authenticate(self, seen: Seen, *, charged: bool = True) -> _Credential:
         authorization = seen.header("authorization")
         if not authorization:
             text = "No authorization header provided"
             body = {"title": "Unauthorized", "status": 401, "type": _MDN + "401"}
-            return Answer(401, body | {"detail": text, "error": text}, _PROBLEM)
+            raise _Refused(401, body | {"detail": text, "error": text}, _PROBLEM)
         token = authorization.removeprefix("Bearer ")
         if token.startswith("tr_"):
             return self._by_key(token, seen.header("x-trigger-branch"), charged=charged)
         return self._by_token(token, charged=charged)
 
-    def _by_key(self, key: str, branch: str | None, *, charged: bool) -> _Credential | Answer:
+    def _by_key(self, key: str, branch: str | None, *, charged: bool) -> _Credential:
         text = "Invalid API key"
         for environment in self.environments:
             if key != environment.root_key and key not in environment.additional_keys:
                 continue
             if environment.branch is not None and branch is None:
-                return Answer(401, {"error": "x-trigger-branch header required for preview env"})
+                raise _Refused(401, {"error": "x-trigger-branch header required for preview env"})
             if branch != environment.branch:
                 text = "No matching branch env"
                 continue
@@ -314,11 +313,11 @@ class PretendUpstream:
             remaining = environment.bucket.take(self._clock())
             headers = environment.bucket.headers()
             if remaining < 0:
-                return self._limited(headers)
+                raise self._limited(headers)
             return environment, scopes, headers
-        return Answer(401, {"error": text})
+        raise _Refused(401, {"error": text})
 
-    def _by_token(self, token: str, *, charged: bool) -> _Credential | Answer:
+    def _by_token(self, token: str, *, charged: bool) -> _Credential:
         for environment in self.environments:
             try:
                 claims = jwt.decode(
@@ -332,15 +331,15 @@ class PretendUpstream:
             except jwt.PyJWTError:
                 continue
             if claims.get("exp", inf) <= self._clock():
-                return Answer(401, {"error": "Public Access Token has expired"})
+                raise _Refused(401, {"error": "Public Access Token has expired"})
             if claims.get("sub") != environment.id or claims.get("pub") is not True:
                 continue
             headers, exceeded = self._public_limit(token) if charged else ({}, False)
             if exceeded:
-                return self._limited(headers)
+                raise self._limited(headers)
             scopes = claims.get("scopes")
             return environment, tuple(scopes) if isinstance(scopes, list) else (), headers
-        return Answer(401, {"error": "Public Access Token is invalid"})
+        raise _Refused(401, {"error": "Public Access Token is invalid"})
 
     def _public_limit(self, token: str) -> tuple[dict[str, str], bool]:
         minute = self._clock() // 60
@@ -355,7 +354,7 @@ class PretendUpstream:
         }
         return headers, used > self.PUBLIC_LIMIT
 
-    def _limited(self, headers: Mapping[str, str]) -> Answer:
+    def _limited(self, headers: Mapping[str, str]) -> _Refused:
         reset = int(headers["x-ratelimit-reset"])
         limit, remaining = headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]
         seconds = round(reset / 1000 - self._clock(), 3)
@@ -371,7 +370,7 @@ class PretendUpstream:
             "secondsUntilReset": seconds,
             "error": text,
         }
-        return Answer(429, body, {**headers, **_PROBLEM})
+        return _Refused(429, body, {**headers, **_PROBLEM})
 
 
 _PROBLEM = {"content-type": "application/problem+json; charset=utf-8"}
