@@ -1,7 +1,7 @@
 """The configuration that the gateway uses: everything that can change while it runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from bff.chat.config import ChatConfig
@@ -53,7 +53,7 @@ class Limits:
     page: Limiter
     bad_token: Limiter
     caller: Limiter
-    stream: Limiter
+    stream_open: Limiter
     stop: Limiter
     """Counts stops, which no limit of messages counts."""
     message: Limiter
@@ -64,19 +64,10 @@ class Limits:
     def before_settings(cls) -> "Limits":
         """Make the limits that hold until the settings are read, when no request is answered.
 
-        Their names are those of the limits that replace them.
+        Their names are those of the limits that replace them: the fields, with hyphens.
         """
-        return cls(
-            address=Unlimited("address"),
-            page=Unlimited("page"),
-            bad_token=Unlimited("bad-token"),
-            caller=Unlimited("caller"),
-            stream=Unlimited("stream-open"),
-            stop=Unlimited("stop"),
-            message=Unlimited("message"),
-            message_daily=Unlimited("message-daily"),
-            message_total=Unlimited("message-total"),
-        )
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: Unlimited(name.replace("_", "-")) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
