@@ -6,6 +6,7 @@ the rates between them; one alone gives the totals since the start.
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,6 +22,8 @@ _HITS: Final = ("hit", "stale", "last_resort")
 """Results of lookups that cost browsers no wait."""
 Labels = tuple[str, ...]
 Gauges = Mapping[str, Mapping[Labels, float]]
+Sample = tuple[Mapping[str, str], float]
+"""Labels and value."""
 
 
 def breakdown(body: Mapping[str, Any], gauges: Gauges, *, ready: bool) -> str:
@@ -68,26 +71,23 @@ class Reading:
     when: float
     """Seconds on the clock that never jumps."""
     readiness: Mapping[str, Any]
-    samples: Mapping[str, list[tuple[Mapping[str, str], float]]]
-    """By the name of the sample: its labels and values, of all workers."""
+    samples: Mapping[str, list[Sample]]
+    """By the name of the sample, of all workers."""
 
     def total(self, name: str, by: str, **labels: str) -> dict[str, float]:
         """Add up samples over all labels but *by*; an empty *by* gives one total."""
-        totals: dict[str, float] = {}
-        for sample, value in self.samples.get(name, ()):
-            if all(sample.get(key) == text for key, text in labels.items()):
-                key = sample.get(by, "")
-                totals[key] = totals.get(key, 0.0) + value
+        totals: defaultdict[str, float] = defaultdict(float)
+        for sample, value in self._with(name, labels):
+            totals[sample.get(by, "")] += value
         return totals
 
     def worst(self, name: str, pick: Any, **labels: str) -> float:
         """The value of a gauge that *pick* (`min` or `max`) selects of all workers."""
-        values = [
-            value
-            for sample, value in self.samples.get(name, ())
-            if all(sample.get(key) == text for key, text in labels.items())
-        ]
-        return float(pick(values, default=math.nan))
+        return float(pick((value for _, value in self._with(name, labels)), default=math.nan))
+
+    def _with(self, name: str, labels: Mapping[str, str]) -> Iterable[Sample]:
+        samples = self.samples.get(name, ())
+        return (one for one in samples if labels.items() <= one[0].items())
 
 
 def read(host: str, port: int, now: float) -> Reading:
@@ -97,7 +97,7 @@ def read(host: str, port: int, now: float) -> Reading:
         OpsError: no gateway answers there.
     """
     readiness: Any = json.loads(send(host, port, "GET", "/readyz")[1])
-    samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
+    samples: dict[str, list[Sample]] = {}
     _, text = send(host, port, "GET", "/metrics")
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
