@@ -20,7 +20,9 @@ from bff.sessions.openapi_answers import (
     TEXT,
     codes_of,
     error_schemas,
+    list_of,
     object_of,
+    reference,
     refusals,
     response,
 )
@@ -114,6 +116,7 @@ def document(
         live: whether sessions and lists can be event streams.
         answering: whether these tell that the agent is answering.
     """
+    description = _DESCRIPTION + (_LIVE_DESCRIPTION if live else "")
     visible = {name for p in (policy, *by_type.values()) for name in p.visible}
     headers: dict[str, Schema] = {
         name: {"description": text, "schema": schema}
@@ -125,7 +128,7 @@ def document(
     schemes = {"token": _TOKEN} | ({"cookie": _COOKIE | {"name": cookie}} if cookie else {})
     return {
         "openapi": "3.1.0",
-        "info": _info(version, live=live),
+        "info": _INFO | {"description": description, "version": version},
         "servers": _SERVERS,
         "tags": [
             {"name": name, "description": text}
@@ -158,16 +161,11 @@ def document(
             "securitySchemes": schemes,
             "headers": headers,
             "schemas": schemas
-            | (_live_schemas(schemas, answering=answering) if live else {})
+            | (live_schemas(schemas, answering=answering) if live else {})
             | error_schemas(chat=chat, live=live)
             | (message_schemas(any_message=any_message) | chat_schemas() if chat else {}),
         },
     }
-
-
-def _info(version: str, *, live: bool) -> Schema:
-    text = _DESCRIPTION + (_LIVE_DESCRIPTION if live else "")
-    return _INFO | {"description": text, "version": version}
 
 
 def _operation(id_: str, tag: str, summary: str, description: str, **more: Any) -> Schema:
@@ -220,7 +218,7 @@ def _path(
     stream.
     """
     headers = (*COMMON, *REPRESENTATION, *LIMITED, *more)
-    content: Schema = {JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    content: Schema = {JSON: {"schema": reference(schema)}}
     ok = headers
     if live:
         content |= live_content()
@@ -236,16 +234,10 @@ def _path(
     return {"get": _operation(id_, _SESSIONS, *texts, parameters=parameters, responses=responses)}
 
 
-def _live_schemas(schemas: Schema, *, answering: bool) -> Schema:
-    unavailable = schemas["Sessions"]["properties"]["unavailable"]
-    return live_schemas(schemas["Session"], unavailable, answering=answering)
-
-
 def _chat_paths(*, any_message: bool) -> dict[str, Schema]:
     """Describe the routes of chats."""
     usual: list[ErrorCode] = [*_USUAL, "invalid_session_id", "not_found"]
-    accepted = {"schema": {"$ref": "#/components/schemas/MessageAccepted"}}
-    message = {"schema": {"$ref": "#/components/schemas/Message"}}
+    accepted, message = ({"schema": reference(name)} for name in ("MessageAccepted", "Message"))
     refused: list[ErrorCode] = [
         *("invalid_message", "foreign_chat", "message_too_large", "session_closed"),
         *("too_many_messages", "message_unconfirmed"),
@@ -315,13 +307,10 @@ def _schemas(policy: Policy, by_type: Mapping[str, Policy]) -> Schema:
         "Session": kinds[0] if len(kinds) == 1 else {"anyOf": kinds},
         "Sessions": object_of(
             {
-                "data": {"type": "array", "items": {"$ref": "#/components/schemas/Session"}},
+                "data": list_of(reference("Session")),
                 "pagination": page,
-                "unavailable": {
-                    "type": "array",
-                    "items": unavailable,
-                    "description": "Sessions of this page that cannot be loaded now",
-                },
+                "unavailable": list_of(unavailable)
+                | {"description": "Sessions of this page that cannot be loaded now"},
             },
             optional=("unavailable",),
         ),

@@ -128,7 +128,7 @@ def _refusal(status: int, codes: list[ErrorCode], *, message: bool) -> Schema:
         named |= {code: (JSON, _TOO_MANY) for code in codes if code != "rate_limited"}
     content = {
         media: {
-            "schema": {"$ref": f"#/components/schemas/{name}"},
+            "schema": reference(name),
             "examples": {c: {"value": _example(c)} for c in codes if named[c] == (media, name)},
         }
         for media, name in named.values()
@@ -196,11 +196,18 @@ def _error(status: int, text: str, codes: Sequence[ErrorCode]) -> Schema:
     return object_of(properties | optional, optional=optional) | {"description": text}
 
 
-def object_of(properties: Schema, *, optional: Iterable[str] = ()) -> Schema:
-    """Describe an object with these members and no other."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in set(optional)],
-        "additionalProperties": False,
-    }
+def object_of(properties: Schema, *, optional: Iterable[str] = (), closed: bool = True) -> Schema:
+    """Describe an object with these members and, if it is *closed*, no other."""
+    required = [name for name in properties if name not in set(optional)]
+    described = {"type": "object", "properties": properties, "required": required}
+    return described | ({"additionalProperties": False} if closed else {})
+
+
+def list_of(items: Schema) -> Schema:
+    """Describe a list."""
+    return {"type": "array", "items": items}
+
+
+def reference(name: str) -> Schema:
+    """Refer to a named schema."""
+    return {"$ref": f"#/components/schemas/{name}"}

@@ -8,7 +8,7 @@ from typing import Final
 
 from bff import metrics
 from bff.sessions.fields import FIELDS, Schema
-from bff.sessions.openapi_answers import JSON, TEXT, object_of
+from bff.sessions.openapi_answers import JSON, TEXT, list_of, object_of, reference
 
 EVENTS: Final = "text/event-stream"
 _LIVE_EXAMPLE: Final = """\
@@ -52,32 +52,29 @@ def chat_content() -> Schema:
 
 
 def _content(name: str, example: str) -> Schema:
-    schema = TEXT | {
-        "contentMediaType": EVENTS,
-        "contentSchema": {"type": "array", "items": _reference(name)},
-    }
+    schema = TEXT | {"contentMediaType": EVENTS, "contentSchema": list_of(reference(name))}
     return {EVENTS: {"schema": schema, "example": example}}
 
 
-def live_schemas(session: Schema, unavailable: Schema, *, answering: bool) -> Schema:
+def live_schemas(schemas: Schema, *, answering: bool) -> Schema:
     """Name the schemas of live events.
 
     Args:
-        session: the schema of what a poll gets.
-        unavailable: the schema of the sessions that cannot be loaded.
+        schemas: those of what polls get, by name.
         answering: whether documents tell that the agent is answering.
     """
-    document = _reference("LiveSession" if answering else "Session")
-    everything = {"data": {"type": "array", "items": document}, "unavailable": unavailable}
+    unavailable = schemas["Sessions"]["properties"]["unavailable"]
+    document = reference("LiveSession" if answering else "Session")
+    everything = {"data": list_of(document), "unavailable": unavailable}
     ends = {"type": "string", "enum": [*metrics.LISTENER_REASONS]}
     return {
         "LiveEvent": {
             "description": "Fields of an event; comments, such as `: ok`, have no event",
             "anyOf": [
-                _event("sessions", _reference("LiveSessions"), id=_LIVE_ID),
+                _event("sessions", reference("LiveSessions"), id=_LIVE_ID),
                 _event("session", document, id=_LIVE_ID),
-                _event("gone", _reference("LiveGone"), id=_LIVE_ID),
-                _event("end", _reference("LiveEnd")),
+                _event("gone", reference("LiveGone"), id=_LIVE_ID),
+                _event("end", reference("LiveEnd")),
             ],
         },
         "LiveSessions": object_of(everything, optional=("unavailable",))
@@ -86,7 +83,7 @@ def live_schemas(session: Schema, unavailable: Schema, *, answering: bool) -> Sc
         | {"description": "A session that is no longer shown, as the token names it"},
         "LiveEnd": object_of({"reason": ends})
         | {"description": "The last event: connect again, with a new token"},
-        **({"LiveSession": _with_answering(session)} if answering else {}),
+        **({"LiveSession": _with_answering(schemas["Session"])} if answering else {}),
     }
 
 
@@ -105,66 +102,58 @@ def _with_answering(session: Schema) -> Schema:
 def chat_schemas() -> Schema:
     """Name the schemas of the events of a chat."""
     number: Schema = {"type": "integer", "minimum": 0}
-    header: Schema = {"type": "array", "items": TEXT, "minItems": 2, "maxItems": 2}
+    header = list_of(TEXT) | {"minItems": 2, "maxItems": 2}
+    text = "JSON of the agent; empty if the record has headers, or is not for browsers"
     record = object_of(
         {
             "seq_num": number,
             "timestamp": number,
-            "headers": {"type": "array", "items": header},
-            "body": TEXT,
+            "headers": list_of(header),
+            "body": TEXT | {"description": text},
         },
         optional=("timestamp",),
     )
-    text = "JSON of the agent; empty if the record has headers, or is not for browsers"
-    record["properties"]["body"] = TEXT | {"description": text}
     error = {"event": {"const": "error"}, "data": TEXT}
     return {
         "ChatEvent": {
             "description": "Fields of an event",
             "anyOf": [
-                _event("batch", _reference("ChatRecords"), id=_CURSOR),
+                _event("batch", reference("ChatRecords"), id=_CURSOR),
                 _event("ping", object_of({})),
                 object_of(error) | {"description": "The stream has failed upstream"},
                 object_of({"data": {"const": "[DONE]"}})
                 | {"description": "Nothing comes after it: do not connect again"},
             ],
         },
-        "ChatRecords": object_of({"records": {"type": "array", "items": record}}),
+        "ChatRecords": object_of({"records": list_of(record)}),
     }
 
 
 def message_schemas(*, any_message: bool) -> Schema:
     """Name the schemas of a message and of its answer; with *any_message* it may be anything."""
-    part: Schema = {"type": "object"}
-    said: Schema = {
-        "type": "object",
-        "properties": {
-            "role": {"enum": ["user", "assistant"]},
-            "parts": {"type": "array", "items": part},
-        },
-        "required": ["role"],
-    }
-    payload: Schema = {
-        "type": "object",
-        "properties": {
+    anything: Schema = {"type": "object"}
+    said = object_of(
+        {"role": {"enum": ["user", "assistant"]}, "parts": list_of(anything)},
+        optional=("parts",),
+        closed=False,
+    )
+    payload = object_of(
+        {
             "trigger": {"enum": ["submit-message", "regenerate-message", "action"]},
             "chatId": TEXT,
             "messageId": {"type": ["string", "null"]},
             "message": said,
-            "metadata": {"type": "object"},
+            "metadata": anything,
             "action": {},
         },
-        "required": ["trigger", "chatId"],
-    }
-    stop: Schema = {"type": "object", "properties": {"kind": {"const": "stop"}}}
-    message: Schema = {
-        "type": "object",
-        "properties": {"kind": {"const": "message"}, "payload": payload},
-        "required": ["kind", "payload"],
-    }
+        optional=("messageId", "message", "metadata", "action"),
+        closed=False,
+    )
+    stop = object_of({"kind": {"const": "stop"}}, closed=False)
+    message = object_of({"kind": {"const": "message"}, "payload": payload}, closed=False)
     described: Schema = {
         "description": "A message of the official transport; a stop has no payload",
-        "anyOf": [message, stop | {"required": ["kind"]}],
+        "anyOf": [message, stop],
         "examples": [{"kind": "stop"}],
     }
     return {
@@ -183,7 +172,3 @@ def message_schemas(*, any_message: bool) -> Schema:
 def _event(name: str, data: Schema, **fields: Schema) -> Schema:
     content = TEXT | {"contentMediaType": JSON, "contentSchema": data}
     return object_of({"event": {"const": name}, **fields, "data": content})
-
-
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}

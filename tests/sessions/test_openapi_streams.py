@@ -16,6 +16,7 @@ from bff import metrics
 from bff.chat.records import ERROR
 from bff.live import events
 from bff.sessions import openapi
+from bff.sessions.openapi_answers import object_of
 from bff.sessions.openapi_streams import live_schemas
 
 FRONTEND = (Path(__file__).parents[2] / "docs/FRONTEND.md").read_text()
@@ -159,7 +160,8 @@ async def test_gateway_without_streams_describes_none(world: World) -> None:
 
 def test_reasons_of_ends_are_those_of_the_documentation() -> None:
     (row,) = re.findall(r"^\| `end` \| (.+?) \|", FRONTEND, re.MULTILINE)
-    enum = live_schemas({}, {}, answering=False)["LiveEnd"]["properties"]["reason"]["enum"]
+    polls = {"Session": {}, "Sessions": object_of({"unavailable": {}})}
+    enum = live_schemas(polls, answering=False)["LiveEnd"]["properties"]["reason"]["enum"]
 
     assert [*metrics.LISTENER_REASONS] == enum
     assert set(re.findall(r"`(\w+)`", row)) - {"reason"} == set(enum)
