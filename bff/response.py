@@ -62,7 +62,10 @@ _EVENTS: Final = (
     b"cache-control: no-store, no-transform\r\nx-accel-buffering: no\r\n"
     b"content-type: text/event-stream; charset=utf-8\r\n"
 )
-_STREAM: Final = _EVENTS + b"x-stream-version: v2\r\n"
+CHAT_STREAM: Final = b"x-stream-version: v2\r\n"
+"""The line of a chat's stream: the version of its records."""
+SETTLED: Final = b"x-session-settled: true\r\n"
+"""The line of a chat's stream if no turn is under way."""
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 
 
@@ -247,28 +250,10 @@ class ResponseBuilder:
             body,
         )
 
-    def stream(
-        self,
-        stream: EventStream,
-        lines: bytes,
-        *,
-        idle: bool,
-        origin: bytes | None,
-        request_id: bytes,
-    ) -> StreamResponse:
-        """Answer with the stream of a chat."""
-        head = b"%b%b%b%b" % (
-            self._common(origin, request_id),
-            _STREAM,
-            b"x-session-settled: true\r\n" if idle else b"",
-            lines,
-        )
-        return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)
-
     def events(
         self, stream: EventStream, lines: bytes, *, origin: bytes | None, request_id: bytes
     ) -> StreamResponse:
-        """Answer with the state of sessions as it changes."""
+        """Answer with events as they come: of a chat, or of sessions that change."""
         head = self._common(origin, request_id) + _EVENTS + lines
         return StreamResponse(_OK, head + b"connection: close\r\n", b"", stream)
 

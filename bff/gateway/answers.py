@@ -17,7 +17,9 @@ from bff.limits.headers import rate_lines
 from bff.live.events import with_answering
 from bff.request import RequestHead
 from bff.response import (
+    CHAT_STREAM,
     NO_RETRY,
+    SETTLED,
     EventStream,
     Representation,
     Response,
@@ -163,9 +165,9 @@ class Answers:
         self._admission.authorize(request, caller, copy)
         return with_answering(copy.body, answering)
 
-    def events(self, request: RequestContext, stream: EventStream) -> Response:
+    def events(self, request: RequestContext, stream: EventStream, lines: bytes = b"") -> Response:
         """Answer with the events of a listener, each of which `event` has authorized."""
-        lines = rate_lines(request.window, request.now, request.wall)
+        lines += rate_lines(request.window, request.now, request.wall)
         response = self._responses.events(
             stream, lines, origin=request.head.fields.origin, request_id=request.request_id
         )
@@ -173,15 +175,7 @@ class Answers:
 
     def stream(self, request: RequestContext, stream: EventStream, *, idle: bool) -> Response:
         """Answer with the stream of a chat, whose caller was admitted just now."""
-        head = request.head
-        response = self._responses.stream(
-            stream,
-            rate_lines(request.window, request.now, request.wall),
-            idle=idle,
-            origin=head.fields.origin,
-            request_id=request.request_id,
-        )
-        return self._finish(request, response, "")
+        return self.events(request, stream, CHAT_STREAM + (SETTLED if idle else b""))
 
     def message(
         self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
