@@ -1,5 +1,7 @@
 """The shared copy of a session: fresh, stale, or to be loaded."""
 
+from dataclasses import dataclass
+
 from bff import metrics
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
@@ -15,32 +17,18 @@ from bff.telemetry import Telemetry
 from bff.tokens.caller import Caller
 
 
+@dataclass(eq=False)
 class Lookup:
     """Finds copies by one configuration, and starts loads."""
 
-    def __init__(
-        self,
-        config: RuntimeConfig,
-        *,
-        admission: Admission,
-        cache: Cache,
-        loader: Loader,
-        telemetry: Telemetry,
-    ) -> None:
-        self._config = config
-        self._environments = config.environments
-        self._admission = admission
-        self._cache = cache
-        self._loader = loader
-        self._telemetry = telemetry
+    config: RuntimeConfig
+    admission: Admission
+    cache: Cache
+    loader: Loader
+    telemetry: Telemetry
 
     def find(
-        self,
-        request: RequestContext,
-        caller: Caller,
-        session_id: str,
-        *,
-        alone: bool = True,
+        self, request: RequestContext, caller: Caller, session_id: str, *, alone: bool = True
     ) -> Served | PendingLoad:
         """Find a copy that this caller may read, or the load that will bring one.
 
@@ -49,20 +37,20 @@ class Lookup:
         Raises:
             Refused: ``not_found``, ``unauthorized`` or ``over_budget``.
         """
-        now, environment = request.now, self._environments[caller.environment]
-        entry = self._cache.find(environment.name, session_id, now)
+        now, environment = request.now, self.config.environments[caller.environment]
+        entry = self.cache.find(environment.name, session_id, now)
         if entry is None:
-            self._admission.refuse_revoked_session(request, caller, session_id)
+            self.admission.refuse_revoked_session(request, caller, session_id)
             return self._load(request, caller, session_id, environment, None, alone=alone)
         if isinstance(entry, NegativeEntry):
-            self._admission.refuse_revoked_session(request, caller, session_id)
-            self._telemetry.count(metrics.CACHE, environment.name, "negative")
+            self.admission.refuse_revoked_session(request, caller, session_id)
+            self.telemetry.count(metrics.CACHE, environment.name, "negative")
             raise Refused("not_found")
         # The ids of a session never change, so an old copy still has the right ids.
-        self._admission.authorize(request, caller, entry)
+        self.admission.authorize(request, caller, entry)
         if now >= entry.hot_until:
             self._count_hot(request, caller, environment, entry)
-        ages = self._cache.ages
+        ages = self.cache.ages
         if ages.fresh(entry, now, 0.0):
             return entry, HIT
         hot, key = environment.budget.hot, caller.limit_key(request.address)
@@ -76,7 +64,7 @@ class Lookup:
     ) -> None:
         """Count the session as hot, once in an epoch."""
         hot, key = environment.budget.hot, caller.limit_key(request.address)
-        copy.share = hot.count(copy.share, key, request.now, self._cache.ages.ttl)
+        copy.share = hot.count(copy.share, key, request.now, self.cache.ages.ttl)
         copy.hot_until = hot.epoch_ends
 
     def _refresh(
@@ -91,11 +79,11 @@ class Lookup:
     ) -> Served | PendingLoad:
         """Use an older copy as its age permits, and queue the load of a newer one."""
         now = request.now
-        state = self._cache.ages.state(copy, now, copy.share.stretch)
+        state = self.cache.ages.state(copy, now, copy.share.stretch)
         if state is State.STALE:
             if now >= copy.retry_at:
                 key = caller.limit_key(request.address)
-                self._loader.refresh(environment, session_id, copy, key)
+                self.loader.refresh(environment, session_id, copy, key)
             return copy, STALE
         if state is State.EXPIRED:
             return self._load(request, caller, session_id, environment, None, alone=alone)
@@ -116,14 +104,14 @@ class Lookup:
         """Wait for the load in flight, or for a new load if its turn is near."""
         now = request.now
         key = caller.limit_key(request.address)
-        load, collapsed = self._loader.request(environment, session_id, fallback, key, alone=alone)
+        load, collapsed = self.loader.request(environment, session_id, fallback, key, alone=alone)
         if load is None:
-            expected = environment.budget.wait(now, len(self._loader.queue(environment.name)))
+            expected = environment.budget.wait(now, len(self.loader.queue(environment.name)))
         else:
             expected = load.expected(now)
             if expected <= (TURN_SECONDS if fallback is None else FALLBACK_SECONDS):
                 return PendingLoad(
-                    request, caller, session_id, load, fallback, collapsed, self._config
+                    request, caller, session_id, load, fallback, collapsed, self.config
                 )
             load.leave(again=True)
             if alone:

@@ -203,7 +203,7 @@ FAULTS = [
     Fault(
         13,
         "bff/gateway/lookup.py",
-        "        self._admission.authorize(request, caller, entry)\n",
+        "        self.admission.authorize(request, caller, entry)\n",
         "",
         f"{_REVOCATIONS}::test_revoked_session_causes_no_load",
     ),
