@@ -130,7 +130,7 @@ class Service:
             fetch=lambda url: self.network.others.fetch(url, timeout=self._timeout),
             telemetry=telemetry,
             clock=clock,
-            unconfirmed=unconfirmed,
+            unconfirmed=set(unconfirmed),
         )
         self.reload = Reload(
             settings,

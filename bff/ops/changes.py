@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 
 from bff import metrics
@@ -17,56 +18,44 @@ from bff.server.bounds import ConnectionLimiter
 from bff.telemetry import Telemetry
 
 
+@dataclass(eq=False)
 class Changes:
     """Applies the settings to every part that depends on them.
 
-    Args:
-        settings: those that the gateway starts with.
+    Attributes:
+        settings: those in force: first those that the gateway starts with.
         builder: builds the configuration of the gateway.
         fetch: fetches a public document by URL.
         unconfirmed: environments whose id is set, but was not compared with upstream's.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        builder: ConfigBuilder,
-        gateway: Gateway,
-        sharing: AnySharing,
-        connections: ConnectionLimiter,
-        background: Background,
-        fetch: Callable[[str], Awaitable[bytes]],
-        telemetry: Telemetry,
-        clock: Clock,
-        unconfirmed: frozenset[str],
-    ) -> None:
-        self.settings = settings
-        """The settings in force."""
-        self._builder = builder
-        self._gateway = gateway
-        self._sharing = sharing
-        self._connections = connections
-        self._background = background
-        self._fetch = fetch
-        self._telemetry = telemetry
-        self._clock = clock
-        self._unconfirmed = set(unconfirmed)
+    settings: Settings
+    builder: ConfigBuilder
+    gateway: Gateway
+    sharing: AnySharing
+    connections: ConnectionLimiter
+    background: Background
+    fetch: Callable[[str], Awaitable[bytes]]
+    telemetry: Telemetry
+    clock: Clock
+    unconfirmed: set[str]
+
+    def __post_init__(self) -> None:
         self._share()
         self.key_refresh = self._make_key_refresh()
 
     def start(self) -> None:
         """Run the key refresh, in place of one that runs."""
-        self._background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
+        self.background.start("key_refresh", *self.key_refresh.loops(), deadline=120.0)
 
     def apply(self, settings: Settings) -> None:
         """Use new settings: all of them, or none if they cannot be built."""
-        config = self._builder.next(settings, self._gateway.config, self.settings)
-        self._gateway.apply(config)
-        self._telemetry.level = settings.log_level
-        self._connections.trusted = config.trusted_proxies
+        config = self.builder.next(settings, self.gateway.config, self.settings)
+        self.gateway.apply(config)
+        self.telemetry.level = settings.log_level
+        self.connections.trusted = config.trusted_proxies
         before = {e.name: e for e in self.settings.environments}
-        self._unconfirmed |= {
+        self.unconfirmed |= {
             e.name
             for e in settings.environments
             if e.id is not None
@@ -81,13 +70,13 @@ class Changes:
         """Apply the settings, and the ids learned so far, to the sharing."""
         settings = self.settings
         secrets = [key.reveal().encode() for e in settings.environments for key in e.secret_keys]
-        namespaces = self._builder.namespaces(settings)
-        self._sharing.apply(namespaces, settings.cache_negative_ttl, secrets)
+        namespaces = self.builder.namespaces(settings)
+        self.sharing.apply(namespaces, settings.cache_negative_ttl, secrets)
 
     def _make_key_refresh(self) -> KeyRefresh:
-        config, builder, settings = self._gateway.config, self._builder, self.settings
+        config, builder, settings = self.gateway.config, self.builder, self.settings
         return KeyRefresh(
-            self._fetch,
+            self.fetch,
             config.verifier.sources,
             {
                 e.name: IdRequest(
@@ -97,25 +86,25 @@ class Changes:
                 )
                 for e in settings.environments
                 if ((e.learn or settings.store_url) and builder.id_of(e) is None)
-                or e.name in self._unconfirmed
+                or e.name in self.unconfirmed
             },
-            clock=self._clock,
-            telemetry=self._telemetry,
+            clock=self.clock,
+            telemetry=self.telemetry,
         )
 
     def _learn(self, environment: EnvironmentSettings, id_: str) -> None:
         """Use the id that upstream returned for *environment*, or refuse tokens if it is wrong."""
-        self._unconfirmed.discard(environment.name)
-        self._builder.learn(environment, id_)
-        if self._builder.differs(environment):
-            self._telemetry.log.error(
+        self.unconfirmed.discard(environment.name)
+        self.builder.learn(environment, id_)
+        if self.builder.differs(environment):
+            self.telemetry.log.error(
                 "environment_id_differs",
                 environment=environment.name,
                 remedy="no token is accepted: correct BFF_ENVIRONMENT_ID, BFF_BRANCH or "
                 "TRIGGER_SECRET_KEY; bff check --probe shows the id of the key",
             )
-        config = self._builder.next(self.settings, self._gateway.config, self.settings)
-        self._gateway.apply(config)
+        config = self.builder.next(self.settings, self.gateway.config, self.settings)
+        self.gateway.apply(config)
         self._share()
 
 
