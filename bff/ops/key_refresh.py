@@ -51,6 +51,7 @@ MAX_WAIT_SECONDS: Final = 60.0
 hung."""
 
 
+@dataclass(eq=False)
 class KeyRefresh:
     """Refreshes key sets, and gets missing environment ids, while the service runs.
 
@@ -62,32 +63,27 @@ class KeyRefresh:
         telemetry: counts and logs the fetches.
     """
 
-    def __init__(
-        self,
-        fetch: Callable[[str], Awaitable[bytes]],
-        sources: Sequence[Source],
-        unknown: Mapping[str, IdRequest],
-        *,
-        clock: Clock,
-        telemetry: Telemetry,
-    ) -> None:
-        self._fetch = fetch
-        self._sources = [source for source in sources if source.keys.url is not None]
-        self._unknown = unknown
-        self._clock = clock
-        self._telemetry = telemetry
+    fetch: Callable[[str], Awaitable[bytes]]
+    sources: Sequence[Source]
+    unknown: Mapping[str, IdRequest]
+    clock: Clock
+    telemetry: Telemetry
 
     def loops(self) -> list[Run]:
         """Return the loops that run beside requests: one for each key set and each id."""
         return [
-            *(partial(self._refresh_forever, source) for source in self._sources),
-            *(partial(self._learn, name, request) for name, request in self._unknown.items()),
+            *(
+                partial(self._refresh_forever, source)
+                for source in self.sources
+                if source.keys.url is not None
+            ),
+            *(partial(self._learn, name, request) for name, request in self.unknown.items()),
         ]
 
     async def _refresh_forever(self, source: Source, beat: Beat) -> None:
         while True:
             beat()
-            wait = min(MAX_WAIT_SECONDS, source.keys.wait(self._clock()[0]))
+            wait = min(MAX_WAIT_SECONDS, source.keys.wait(self.clock()[0]))
             if wait <= 0:
                 await self.refresh(source)
             elif source.keys.unknown_kid.is_set():
@@ -101,11 +97,11 @@ class KeyRefresh:
     async def refresh(self, source: Source) -> None:
         """Fetch the keys of *source* once. Never raises."""
         outcome: str
-        now, _ = self._clock()
-        keys, log = source.keys, self._telemetry.log
+        now, _ = self.clock()
+        keys, log = source.keys, self.telemetry.log
         keys.attempt(now)
         try:
-            document = await self._fetch(keys.url or "")
+            document = await self.fetch(keys.url or "")
             fetched = read_jwks(document, source.algorithms)
         except asyncio.CancelledError:
             keys.abandon()
@@ -118,17 +114,17 @@ class KeyRefresh:
             log.warning("keys_not_fetched", source=source.name, outcome=f"the answer {exc}")
         except Exception as exc:  # noqa: BLE001  the task must go on
             outcome = "internal"
-            self._telemetry.exception("keys_not_fetched", exc, source=source.name)
+            self.telemetry.exception("keys_not_fetched", exc, source=source.name)
         else:
             outcome = "ok"
             generation = keys.generation
-            keys.replace(fetched, self._clock()[1])
+            keys.replace(fetched, self.clock()[1])
             if keys.generation != generation:
                 log.info("keys_changed", source=source.name, keys=len(keys))
-        self._telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
+        self.telemetry.count(metrics.KEY_FETCHES, source.name, outcome)
 
     async def _learn(self, name: str, request: IdRequest, beat: Beat) -> bool:
-        log, logged = self._telemetry.log, ""
+        log, logged = self.telemetry.log, ""
         if not request.is_needed:
             await asyncio.sleep(CONFIRM_SECONDS)
         while True:
@@ -143,7 +139,7 @@ class KeyRefresh:
                 wait = REJECTED_SECONDS if unknown.is_final else RETRY_SECONDS
             except Exception as exc:  # noqa: BLE001  the task must go on
                 outcome = "internal"
-                self._telemetry.exception("environment_id_unknown", exc, environment=name)
+                self.telemetry.exception("environment_id_unknown", exc, environment=name)
             else:
                 log.info("environment_id_learned", environment=name)
                 request.on_id(id_)
