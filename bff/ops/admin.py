@@ -7,7 +7,7 @@ If another worker or replica does not confirm an order, the answer says so.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -50,6 +50,7 @@ _MAX_BODY: Final = 8192
 """Bytes of a request's body; a revocation has a few hundred."""
 
 
+@dataclass(eq=False)
 class Ops:
     """Serves the ops port, and executes the orders of other workers in this one.
 
@@ -63,27 +64,19 @@ class Ops:
         clock: the two times.
     """
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        telemetry: Telemetry,
-        *,
-        sharing: Sharing | None,
-        background: Background,
-        peers: WorkerPeers | None,
-        names: tuple[str, ...],
-        clock: Clock,
-    ) -> None:
-        self._gateway = gateway
-        self._telemetry = telemetry
-        self._sharing = sharing
-        self._background = background
-        self._peers = peers
-        self._clock = clock
-        self._checks: set[asyncio.Task[None]] = set()
-        """The event loop holds tasks weakly."""
+    gateway: Gateway
+    telemetry: Telemetry
+    sharing: Sharing | None
+    background: Background
+    peers: WorkerPeers | None
+    names: tuple[str, ...]
+    clock: Clock
+    _checks: "set[asyncio.Task[None]]" = field(default_factory=set, init=False)
+    """The event loop holds tasks weakly."""
+
+    def __post_init__(self) -> None:
         self.app = Starlette(
-            middleware=[Middleware(BrowserFilter, names=names)],
+            middleware=[Middleware(BrowserFilter, names=self.names)],
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
@@ -98,32 +91,32 @@ class Ops:
 
     def drain(self) -> None:
         """Say from now on that this gateway is not ready: it finishes its requests and ends."""
-        self._gateway.readiness.is_stopping = True
+        self.gateway.readiness.is_stopping = True
 
     # -- workers
 
     async def join(self) -> None:
         """Start to answer the other workers, and copy their revocations."""
-        if self._peers is None:
+        if self.peers is None:
             return
-        self._peers.listen(self._execute)
-        answers = await self._peers.call("revocations", timeout=LEARN_SECONDS)
+        self.peers.listen(self._execute)
+        answers = await self.peers.call("revocations", timeout=LEARN_SECONDS)
         for revocations in answers.values():
             for text in revocations or ():
                 self.apply_revocation(text)
         if all(revocations is None for revocations in answers.values()):
-            self._telemetry.log.error("revocations_not_learned", remedy="send them again")
+            self.telemetry.log.error("revocations_not_learned", remedy="send them again")
 
     async def _execute(self, command: str, *arguments: str) -> Any:
         """Execute another worker's command; true confirms an order."""
         match command:
             case "metrics":
-                return self._telemetry.metrics().decode()
+                return self.telemetry.metrics().decode()
             case "readiness":
                 await self._check_readiness(*arguments)
                 return self._readiness()
             case "revocations":
-                return [revocation.encode() for revocation in self._gateway.revocations.all()]
+                return [revocation.encode() for revocation in self.gateway.revocations.all()]
             case "revoke":
                 return self.apply_revocation(*arguments)
             case "purge":
@@ -132,20 +125,20 @@ class Ops:
         return None
 
     async def _ask_peers(self, *command: str) -> Mapping[int, Any]:
-        return {} if self._peers is None else await self._peers.call(*command)
+        return {} if self.peers is None else await self.peers.call(*command)
 
     def apply_revocation(self, text: str) -> bool:
         """Apply a peer's or replica's revocation; False if it is malformed or the list is full."""
         try:
-            self._gateway.revocations.add(Revocation.decode(text), self._clock()[1])
+            self.gateway.revocations.add(Revocation.decode(text), self.clock()[1])
         except ValueError:
-            self._telemetry.log.error("revocation_not_heard")
+            self.telemetry.log.error("revocation_not_heard")
             return False
         return True
 
     def _purge_copies(self, id_: str) -> None:
-        for name in self._gateway.config.environments:
-            self._gateway.cache.purge(name, id_)
+        for name in self.gateway.config.environments:
+            self.gateway.cache.purge(name, id_)
 
     # -- routes
 
@@ -153,20 +146,20 @@ class Ops:
         return JSONResponse({"status": "ok"})
 
     def _readiness(self) -> dict[str, tuple[bool, str]]:
-        environments = self._gateway.config.environments.values()
-        return {one.name: self._gateway.readiness.state(one) for one in environments}
+        environments = self.gateway.config.environments.values()
+        return {one.name: self.gateway.readiness.state(one) for one in environments}
 
     async def _check_readiness(self, *verbose: str) -> None:
         """Start a readiness check; only a verbose request waits for its end."""
         if not verbose:
-            check = asyncio.create_task(self._gateway.readiness.check(WATCH_SECONDS))
+            check = asyncio.create_task(self.gateway.readiness.check(WATCH_SECONDS))
             self._checks.add(check)
             check.add_done_callback(self._checks.discard)
         else:
             # A worker that waits for a slow upstream must not count as silent.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CALL_SECONDS / 2):
-                    await self._gateway.readiness.check()
+                    await self.gateway.readiness.check()
 
     async def _readyz(self, request: Request) -> Response:
         """Answer whether requests can be decided; with ``?verbose``, show every check."""
@@ -185,7 +178,7 @@ class Ops:
                 for name, (ready, reason) in environments.items()
             }
         }
-        if stopped := sorted(task for task, up in self._background.up.items() if not up):
+        if stopped := sorted(task for task, up in self.background.up.items() if not up):
             body["background"] = {"restarting": stopped}
         if answers:
             # A silent worker accepts no connections, so the others are ready without it.
@@ -194,31 +187,31 @@ class Ops:
         # One environment that is not ready must not take the others out of service.
         ready = any(ready for ready, _ in environments.values())
         if verbose:
-            lines = breakdown(body | self._store_state(), self._telemetry.gauges(), ready=ready)
+            lines = breakdown(body | self._store_state(), self.telemetry.gauges(), ready=ready)
             return PlainTextResponse(lines, 200 if ready else Refusal("not_ready").status)
         if ready:
             return JSONResponse({"status": "ready", **body, **self._store_state()})
         return _refusal(Refusal("not_ready"), **body)
 
     def _store_state(self) -> dict[str, str]:
-        if self._sharing is None:
+        if self.sharing is None:
             return {}
-        replicas = self._sharing.replicas
-        if self._sharing.up:
+        replicas = self.sharing.replicas
+        if self.sharing.up:
             return {"store": f"up, replicas: {replicas}"}
         return {
-            "store": f"down ({self._sharing.store.reason}): this replica works without it, with "
+            "store": f"down ({self.sharing.store.reason}): this replica works without it, with "
             f"its share (1 in {replicas}) of the limits and the budget"
         }
 
     async def _revoke(self, request: Request) -> Response:
         """Revoke tokens from the next request on; `revocations.parse` defines the body."""
-        revocation = parse(await _json_body(request), self._clock()[1])
+        revocation = parse(await _json_body(request), self.clock()[1])
         return await self._announce(revocation, "revoked")
 
     async def _undo(self, request: Request) -> Response:
         """Undo a revocation; the body names it as for `_revoke`."""
-        _, wall = self._clock()
+        _, wall = self.clock()
         undoing = replace(parse(await _json_body(request), wall), undone=True)
         named = (undoing.kind, undoing.value)
         if named not in {(r.kind, r.value) for r in self._listed(wall)}:
@@ -227,11 +220,11 @@ class Ops:
 
     async def _announce(self, revocation: Revocation, done: str) -> Response:
         """Apply a revocation in this worker, at the other workers and at the other replicas."""
-        self._gateway.revocations.add(revocation, self._clock()[1])
+        self.gateway.revocations.add(revocation, self.clock()[1])
         if revocation.undone:
-            self._telemetry.log.warning("revocation_undone", kind=revocation.kind)
+            self.telemetry.log.warning("revocation_undone", kind=revocation.kind)
         else:
-            self._telemetry.log.warning("revoked", kind=revocation.kind)
+            self.telemetry.log.warning("revoked", kind=revocation.kind)
         text = revocation.encode()
         unconfirmed = await self._order(done, ("revoke", text), lambda shared: shared.revoke(text))
         return unconfirmed or JSONResponse({done: revocation.kind, "until": revocation.until})
@@ -246,8 +239,8 @@ class Ops:
         silent = _silent(await self._ask_peers(*command))
         text = f"Worker {', '.join(map(str, silent))} did not answer: {done} at the others only"
         try:
-            if self._sharing is not None:
-                await share(self._sharing)
+            if self.sharing is not None:
+                await share(self.sharing)
         except StoreUnavailable:
             text = f"The store is down: {done} at this replica only"
         else:
@@ -256,12 +249,12 @@ class Ops:
         return _refusal(Refusal("not_ready", f"{text}; send it again"))
 
     async def _list_revocations(self, _: Request) -> Response:
-        listed = self._listed(self._clock()[1])
+        listed = self._listed(self.clock()[1])
         return JSONResponse({"revocations": [revocation.shown() for revocation in listed]})
 
     def _listed(self, wall: float) -> list[Revocation]:
         """The revocations in force that are not undone."""
-        return [one for one in self._gateway.revocations.in_force(wall) if not one.undone]
+        return [one for one in self.gateway.revocations.in_force(wall) if not one.undone]
 
     async def _purge(self, request: Request) -> Response:
         """Purge a session, under both its ids and in every environment, in every replica."""
@@ -271,19 +264,19 @@ class Ops:
         except Refused as refused:
             return _refusal(refused.refusal)
         self._purge_copies(id_)
-        self._telemetry.count(metrics.PURGES)
+        self.telemetry.count(metrics.PURGES)
 
         async def share(sharing: Sharing) -> None:
-            for name in self._gateway.config.environments:
+            for name in self.gateway.config.environments:
                 await sharing.purge(name, id_)
 
         unconfirmed = await self._order("purged", ("purge", id_), share)
         return unconfirmed or Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def _metrics(self, _: Request) -> Response:
-        text = self._telemetry.metrics().decode()
-        if self._peers is not None:
-            text = merge({**await self._peers.call("metrics"), self._peers.number: text})
+        text = self.telemetry.metrics().decode()
+        if self.peers is not None:
+            text = merge({**await self.peers.call("metrics"), self.peers.number: text})
         return Response(text, media_type="text/plain; version=0.0.4")
 
 

@@ -1348,7 +1348,7 @@ FAULTS = [
     Fault(
         83,
         "bff/ops/admin.py",
-        "        self._gateway.readiness.is_stopping = True\n",
+        "        self.gateway.readiness.is_stopping = True\n",
         "        pass\n",
         "tests/incidents/test_incident_connections.py::test_83_ops_port_says_not_ready_while_requests_finish",
     ),

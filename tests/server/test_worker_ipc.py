@@ -72,7 +72,7 @@ async def test_worker_logs_when_no_peer_sends_it_the_revocations(
     monkeypatch.setattr("bff.ops.admin.LEARN_SECONDS", 0.01)
     async with World(clock) as world:
         sockets = WorkerSockets(2)
-        world.service.ops._peers = WorkerPeers(sockets, 0)
+        world.service.ops.peers = WorkerPeers(sockets, 0)
         await world.service.ops.join()
         asyncio.get_running_loop().remove_reader(sockets.receivers[0])
         for sock in (*sockets.receivers, *sockets.senders):
