@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bff import metrics
@@ -29,33 +29,28 @@ REREAD_SECONDS: Final = 30.0
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
+@dataclass(eq=False)
 class Reload:
     """Holds the settings in force, and replaces them.
 
-    Args:
-        settings: those that the gateway starts with.
+    Attributes:
+        settings: first those that the gateway starts with.
         read: reads the settings again; raises `SettingsError`.
         apply: uses new settings: all of them, or none if it raises.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        read: Callable[[], Settings],
-        apply: Callable[[Settings], None],
-        telemetry: Telemetry,
-    ) -> None:
-        self.settings = settings
-        self._read = read
-        self._apply = apply
-        self._telemetry = telemetry
-        self._problems: list[str] = []
-        """The problems of the last reading."""
-        self._files = Watch(settings.files)
+    settings: Settings
+    read: Callable[[], Settings]
+    apply: Callable[[Settings], None]
+    telemetry: Telemetry
+    _problems: list[str] = field(default_factory=list, init=False)
+    """The problems of the last reading."""
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._files = Watch(self.settings.files)
         self._as_read = self._files.look()
         """How the files looked before the last reading."""
-        self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> None:
         """Read the settings again and use them; on trouble the former ones stay. Never raises."""
@@ -92,34 +87,34 @@ class Reload:
                 self()
 
     def _reload(self, *, unchanged_too: bool) -> None:
-        log, before = self._telemetry.log, self.settings
+        log, before = self.telemetry.log, self.settings
         self._as_read = self._files.look()
         try:
-            settings = self._read()
+            settings = self.read()
             if settings == before and not (unchanged_too or self._problems):
                 return
-            self._apply(settings)
+            self.apply(settings)
         except BaseException as exc:  # noqa: BLE001  the gateway goes on with the former settings
             problems = exc.problems if isinstance(exc, SettingsError) else [type(exc).__name__]
             repeated, self._problems = problems == self._problems, problems
             if repeated and not unchanged_too:
                 return
-            self._telemetry.count(metrics.RELOADS, "failed")
+            self.telemetry.count(metrics.RELOADS, "failed")
             if isinstance(exc, SettingsError):
                 log.error("settings_not_reloaded", problems=exc.problems)
             else:
-                self._telemetry.exception("settings_not_reloaded", exc)
+                self.telemetry.exception("settings_not_reloaded", exc)
             return
         self.settings, self._problems = settings, []
         if self._files.files != settings.files:
             self._files = Watch(settings.files)
             self._as_read = self._files.look()
-        self._telemetry.count(metrics.RELOADS, "ok")
+        self.telemetry.count(metrics.RELOADS, "ok")
         log.info("settings_reloaded", changed=changed(before, settings))
         fixed = [
             name
-            for field, name in FIXED.items()
-            if getattr(settings, field) != getattr(before, field)
+            for member, name in FIXED.items()
+            if getattr(settings, member) != getattr(before, member)
         ]
         if fixed:
             log.warning("settings_need_restart", settings=fixed)
@@ -184,24 +179,8 @@ def _signature(path: str) -> tuple[int, int, int] | None:
 def changed(before: Settings, after: Settings) -> list[str]:
     """Name the settings that differ, each with its section; no value is named."""
     names = _differing(Settings, before, after)
-    old_policies = {**before.policies, "default": before.default_policy}
-    new_policies = {**after.policies, "default": after.default_policy}
-    sections: tuple[tuple[type, str, Mapping[str, object], Mapping[str, object]], ...] = (
-        (
-            EnvironmentSettings,
-            "environment",
-            _named(before.environments),
-            _named(after.environments),
-        ),
-        (
-            SourceSettings,
-            "token source",
-            _named(before.token_sources),
-            _named(after.token_sources),
-        ),
-        (PolicySettings, "policy", old_policies, new_policies),
-    )
-    for settings_class, kind, old, new in sections:
+    for kind, (settings_class, sections) in _SECTIONS.items():
+        old, new = sections(before), sections(after)
         for name in sorted(old.keys() | new.keys()):
             if name not in old or name not in new:
                 names.append(f"{kind} {name} ({'added' if name in new else 'removed'})")
@@ -216,5 +195,9 @@ def _differing(settings_class: type, before: object, after: object) -> list[str]
     return [row.name for field_, row in rows if getattr(before, field_) != getattr(after, field_)]
 
 
-def _named(sections: Iterable[EnvironmentSettings | SourceSettings]) -> dict[str, object]:
-    return {section.name: section for section in sections}
+_SECTIONS: Final[dict[str, tuple[type, Callable[[Settings], Mapping[str, object]]]]] = {
+    "environment": (EnvironmentSettings, lambda s: {one.name: one for one in s.environments}),
+    "token source": (SourceSettings, lambda s: {one.name: one for one in s.token_sources}),
+    "policy": (PolicySettings, lambda s: {**s.policies, "default": s.default_policy}),
+}
+"""The kinds of sections: the class of their settings, and what finds them by name."""
