@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from bff.config import files, typed
@@ -14,6 +14,7 @@ CLOSE_MATCH = 0.8
 wrong letters. A wrong suggestion misleads more than a missing one."""
 
 
+@dataclass(eq=False, repr=False)
 class TableReader:
     """Reads tables and collects all problems, so that an operator sees them at once.
 
@@ -23,21 +24,14 @@ class TableReader:
         renamed: former names, each with its replacement.
     """
 
-    def __init__(
-        self,
-        environ: Mapping[str, str],
-        *,
-        settings: Collection[str],
-        renamed: Mapping[str, str],
-    ) -> None:
-        self.problems: list[str] = []
-        self._reports: list[SettingReport] = []
-        self.files: list[str] = []
-        """Every file that was read."""
-        self._environ = environ
-        self._settings = settings
-        self._renamed = renamed
-        self._secrets: set[str] = set()
+    environ: Mapping[str, str]
+    settings: Collection[str]
+    renamed: Mapping[str, str]
+    problems: list[str] = field(default_factory=list, init=False)
+    files: list[str] = field(default_factory=list, init=False)
+    """Every file that was read."""
+    _reports: list[SettingReport] = field(default_factory=list, init=False)
+    _secrets: set[str] = field(default_factory=set, init=False)
 
     def redact(self, text: str) -> str:
         """Hide in *text* every secret that was read, and every text that looks like one."""
@@ -127,7 +121,7 @@ class TableReader:
         except InvalidValue:
             return "BFF_CONFIG"
         # Compared by identity: the file may hold an equal text, but the variable wins.
-        return "environment" if value is self._environ.get(row.name) else "BFF_CONFIG"
+        return "environment" if value is self.environ.get(row.name) else "BFF_CONFIG"
 
     def file(self, name: str, path: str) -> str | None:
         """Read the file that the setting *name* names; on a problem report it and return None."""
@@ -159,9 +153,9 @@ class TableReader:
                 hint = (
                     "comes from Kubernetes' service links; set enableServiceLinks: false in the pod"
                 )
-            elif name in self._renamed:
-                hint = f"is renamed to {self._renamed[name]}"
-            elif name in self._settings:
+            elif name in self.renamed:
+                hint = f"is renamed to {self.renamed[name]}"
+            elif name in self.settings:
                 hint = "is not a setting of this section; set it at the top level"
             elif close := _closest(name, allowed):
                 hint = f"is not a setting; did you mean {close}?"
@@ -195,7 +189,9 @@ def _as_text(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, dict) or (isinstance(value, list) and any(map(_is_nested, value))):
+    if isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
+    ):
         raise InvalidValue("is a table; write a text, a number or a list of texts")
     if isinstance(value, list):
         return ",".join(map(_as_text, value))
@@ -208,10 +204,6 @@ def _as_text(value: object) -> str:
 
 _LONG: Final = 10**15
 """Larger than any setting; Python may refuse to write larger numbers."""
-
-
-def _is_nested(value: object) -> bool:
-    return isinstance(value, dict | list)
 
 
 def _closest(name: str, allowed: Collection[str]) -> str | None:
