@@ -12,7 +12,7 @@ else is upstream's trouble, whatever its status says.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -57,6 +57,7 @@ class Quota:
     reset: float
 
 
+@dataclass(eq=False)
 class Upstream:
     """One environment's API.
 
@@ -69,21 +70,13 @@ class Upstream:
         clock: reads the two clocks.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        credentials: Credentials,
-        timeout: float,
-        observe: Callable[[Quota], None],
-        clock: Clock,
-    ) -> None:
-        self.credentials = credentials
-        self._transport = transport
-        self._timeout = timeout
-        self._observe = observe
-        self._clock = clock
-        self._accepted = True
+    transport: Transport
+    credentials: Credentials
+    timeout: float
+    observe: Callable[[Quota], None]
+    clock: Clock
+    _accepted: bool = field(default=True, init=False)
+    """Whether upstream accepted a secret key in the last answer to a load."""
 
     def get(
         self, path: str, *, read: Callable[[bytes], T], again: Callable[[], Awaitable[None]]
@@ -118,7 +111,7 @@ class Upstream:
                 answer = await self._send("GET", path, credentials.signed(credentials.in_use))
                 rejected = _rejects_key(answer)
         self._accepted = not rejected
-        return self._read(answer, read, self._observe)
+        return self._read(answer, read, self.observe)
 
     async def get_as(self, token: bytes, path: str, *, read: Callable[[bytes], T]) -> T:
         """GET *path* with a browser's *token* in place of the secret key; read the body of a 200.
@@ -138,7 +131,7 @@ class Upstream:
                 raise TokenRejected
             if answer.status == HTTPStatus.FORBIDDEN:
                 raise TokenForbidden
-        return self._read(answer, read, _ignore)
+        return self._read(answer, read, lambda _: None)
 
     async def probe(
         self, method: str, path: str, *, key: int | None = None, body: bytes = b""
@@ -170,7 +163,7 @@ class Upstream:
             task.cancel()
 
         cancelling = task.cancelling()
-        timer = asyncio.get_running_loop().call_later(self._timeout, expire)
+        timer = asyncio.get_running_loop().call_later(self.timeout, expire)
         try:
             return await work
         except asyncio.CancelledError:
@@ -186,7 +179,7 @@ class Upstream:
         address = self.credentials.address
         target = address.target + path.encode() or b"/"
         request = Request(method.encode(), target, _ACCEPT + lines, body)
-        return self._transport.send(address, request)
+        return self.transport.send(address, request)
 
     def _read(
         self, answer: Answer, read: Callable[[bytes], T], observe: Callable[[Quota], None]
@@ -219,20 +212,14 @@ class Upstream:
         `Budget.observe` ignores a period that ends before the one that it knows; a 429 always
         counts, so its seconds do not depend on what the gateway loaded before.
         """
-        after = retry_after(answer.headers, self._wall())
+        _, wall = self.clock()
+        after = retry_after(answer.headers, wall)
         quota = read_quota(answer.headers)
         if quota is None or api_error(answer) is None:
             return UpstreamRateLimited(retry_after=after)
         observe(quota)
-        rest = min(max(quota.reset - self._wall(), 0.0), MAX_RESET)
+        rest = min(max(quota.reset - wall, 0.0), MAX_RESET)
         return UpstreamRateLimited(retry_after=max(rest, after or 0.0))
-
-    def _wall(self) -> float:
-        return self._clock()[1]
-
-
-def _ignore(_: Quota) -> None:
-    """Observe nothing."""
 
 
 def _observed(answer: Answer, observe: Callable[[Quota], None]) -> None:

@@ -367,7 +367,7 @@ FAULTS = [
         "            from bff.upstream.pool import Address\n"
         '            address = Address.read(answer.headers["location"])\n'
         '            request = Request(b"GET", address.target, _ACCEPT + credentials.signed(used))\n'
-        "            answer = await self._transport.send(address, request)\n",
+        "            answer = await self.transport.send(address, request)\n",
         f"{_UPSTREAM}::test_28_a_redirect_is_not_followed",
     ),
     Fault(
