@@ -8,7 +8,7 @@ reaches its limit before many of them reach upstream. Only this module makes a c
 import asyncio
 from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Final
@@ -147,29 +147,20 @@ def verified(subject: Subject) -> Caller:
     return subject if isinstance(subject, Caller) else accepted(subject)
 
 
+@dataclass(eq=False)
 class Introspector:
     """Asks upstream about tokens. Requests with the same token and session share one call."""
 
-    def __init__(
-        self,
-        introspections: Introspections,
-        *,
-        in_flight: "SingleFlight[tuple[bytes, str], Outcome]",
-        loader: Loader,
-        sharing: AnySharing,
-        telemetry: Telemetry,
-        clock: Clock,
-    ) -> None:
-        self._introspections = introspections
-        self._in_flight = in_flight
-        self._loader = loader
-        self._sharing = sharing
-        self._telemetry = telemetry
-        self._clock = clock
-        self._running: Counter[Hashable] = Counter()
-        """Introspections in flight, by person."""
-        self._config: RuntimeConfig
-        self._admission: Admission
+    introspections: Introspections
+    in_flight: "SingleFlight[tuple[bytes, str], Outcome]"
+    loader: Loader
+    sharing: AnySharing
+    telemetry: Telemetry
+    clock: Clock
+    _config: RuntimeConfig = field(init=False)
+    _admission: Admission = field(init=False)
+    _running: Counter[Hashable] = field(default_factory=Counter, init=False)
+    """Introspections in flight, by person."""
 
     def apply(self, config: RuntimeConfig, admission: Admission) -> None:
         """Use *config* from now on."""
@@ -177,12 +168,12 @@ class Introspector:
 
     def caller(self, claimant: Claimant, now: float) -> Caller | None:
         """Return the caller, if upstream verified the token in the last minute."""
-        return accepted(claimant) if self._introspections.verified(claimant.digest, now) else None
+        return accepted(claimant) if self.introspections.verified(claimant.digest, now) else None
 
     def is_accepted(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether the caller's token is verified for this session."""
         digest = caller.digest
-        return digest is None or self._introspections.accepted(digest, session_id, now)
+        return digest is None or self.introspections.accepted(digest, session_id, now)
 
     def admits_chat(self, caller: Caller, session_id: str, now: float) -> bool:
         """Whether upstream has verified the caller's token, and nothing speaks against this chat.
@@ -191,9 +182,9 @@ class Introspector:
         may not read the session (403). Such a refusal of a load says nothing against the chat.
         """
         digest = caller.digest
-        if digest is None or self._introspections.accepted(digest, session_id, now):
+        if digest is None or self.introspections.accepted(digest, session_id, now):
             return True
-        code, _ = self._introspections.refused(digest, session_id, now) or ("", 0.0)
+        code, _ = self.introspections.refused(digest, session_id, now) or ("", 0.0)
         return code == "not_found" or (
             code == "unauthorized" and not caller.granted.covers(session_id)
         )
@@ -210,7 +201,7 @@ class Introspector:
     def _is_authentic(self, subject: Subject, now: float) -> bool:
         """Whether upstream verified the token recently, so that it is not counted as a bad one."""
         digest = subject.digest
-        return digest is None or self._introspections.authentic(digest, now)
+        return digest is None or self.introspections.authentic(digest, now)
 
     def verify(
         self, request: RequestContext, subject: Subject, named: tuple[str, ...]
@@ -238,19 +229,19 @@ class Introspector:
                 the address has sent too many bad tokens.
         """
         digest, now = subject.digest or b"", request.now
-        refused = self._introspections.refused(digest, session_id, now)
+        refused = self.introspections.refused(digest, session_id, now)
         if refused is not None:
             code, seconds = refused
             retry_after = seconds if code == "over_budget" else None
             refusal = Refusal(code, retry_after=retry_after)
             raise Refused.of(self._refused(request, subject, refusal, NO_CHARGE))
-        task, charge = self._in_flight.get((digest, session_id)), NO_CHARGE
+        task, charge = self.in_flight.get((digest, session_id)), NO_CHARGE
         collapsed = task is not None
         if task is None:
             person = subject.limit_key(request.address)
             charge = self._charge(request, subject, self._running[person])
             work = self._introspect(subject, session_id, request.token, charge)
-            task = self._in_flight.start((digest, session_id), work)
+            task = self.in_flight.start((digest, session_id), work)
             self._running[person] += 1
             task.add_done_callback(lambda _: self._ended(person))
         return PendingIntrospection(
@@ -264,7 +255,7 @@ class Introspector:
 
     def _charge(self, request: RequestContext, subject: Subject, running: int) -> Window:
         """Charge an introspection that is about to start, while *running* others of its person."""
-        if len(self._in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:
+        if len(self.in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:
             raise Refused("over_budget", retry_after=1)
         if self._is_authentic(subject, request.now):
             return NO_CHARGE
@@ -290,8 +281,8 @@ class Introspector:
         async def ask() -> Introspection:
             nonlocal outcome
             get = partial(environment.upstream.get_as, token)
-            outcome, _ = await self._loader.fetch(environment, session_id, get)
-            now, wall = self._clock()
+            outcome, _ = await self.loader.fetch(environment, session_id, get)
+            now, wall = self.clock()
             if isinstance(outcome, Refusal):
                 seconds = refusal_seconds(outcome.code, outcome.retry_after)
                 introspection = Introspection(outcome.code, (session_id,), now, seconds)
@@ -299,11 +290,11 @@ class Introspector:
                 names = dict.fromkeys((session_id, outcome.id, outcome.external_id or outcome.id))
                 seconds = min(subject.expires - wall, ACCEPTED_SECONDS)
                 introspection = Introspection(OK, tuple(names), now, seconds)
-            self._telemetry.count(metrics.TOKEN_TESTS, introspection.code)
+            self.telemetry.count(metrics.TOKEN_TESTS, introspection.code)
             return introspection
 
-        introspection = await self._sharing.introspect(environment.name, digest, session_id, ask)
-        now, wall = self._clock()
+        introspection = await self.sharing.introspect(environment.name, digest, session_id, ask)
+        now, wall = self.clock()
         if outcome is None and introspection.code != OK:  # another replica's refusal
             seconds = introspection.until - now
             retry_after = seconds if introspection.code == "over_budget" else None
@@ -326,9 +317,9 @@ class Introspector:
         digest, since = subject.digest or b"", introspection.answered_at
         if introspection.code == OK:
             seconds = subject.expires - wall + now - since
-            self._introspections.accept(digest, introspection.ids, since, seconds)
+            self.introspections.accept(digest, introspection.ids, since, seconds)
         else:
-            self._introspections.refuse(
+            self.introspections.refuse(
                 digest, session_id, since, introspection.code, introspection.seconds
             )
         if introspection.code in (OK, *AUTHENTIC) and isinstance(subject, Claimant):
@@ -357,7 +348,7 @@ class Introspector:
             elif charge is NO_CHARGE:
                 self.count_refused(request, subject)
             elif refusal.code == "token_invalid":
-                self._telemetry.count(metrics.BAD_TOKENS, refusal.code)
+                self.telemetry.count(metrics.BAD_TOKENS, refusal.code)
         except Refused as limited:
             return limited.refusal
         return refusal

@@ -816,7 +816,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "return digest is None or self._introspections.accepted(digest, session_id, now)",
+        "return digest is None or self.introspections.accepted(digest, session_id, now)",
         "return True",
         f"{_VERDICTS}::test_shared_copy_waits_for_the_introspection",
     ),
@@ -837,15 +837,15 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "if len(self._in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:",
+        "if len(self.in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:",
         "if running >= MAX_OF_CALLER:",
         f"{_VERDICTS}::test_introspections_at_once_are_bounded",
     ),
     Fault(
         49,
         "bff/gateway/introspection.py",
-        "if len(self._in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:",
-        "if len(self._in_flight) >= MAX_IN_FLIGHT:",
+        "if len(self.in_flight) >= MAX_IN_FLIGHT or running >= MAX_OF_CALLER:",
+        "if len(self.in_flight) >= MAX_IN_FLIGHT:",
         f"{_VERDICTS}::test_one_caller_leaves_introspections_to_others",
     ),
     Fault(
@@ -1096,7 +1096,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "introspection = await self._sharing.introspect(environment.name, digest, session_id, ask)",
+        "introspection = await self.sharing.introspect(environment.name, digest, session_id, ask)",
         "introspection = await ask()",
         f"{_SHARED}::test_replicas_introspect_a_token_once_a_minute",
     ),

@@ -399,7 +399,7 @@ async def test_flood_of_invented_tokens_never_reaches_upstream(
         nonlocal most
         token = f"{template}.{number:043}"
         peer = f"198.51.100.{number % addresses}"
-        most = max(most, len(opaque.service.gateway._introspector._in_flight._tasks))
+        most = max(most, len(opaque.service.gateway._introspector.in_flight._tasks))
         response = await heart.ask(opaque, "chat-1", token, peer=peer)
         statuses.add(response.status)
 

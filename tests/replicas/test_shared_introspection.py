@@ -159,7 +159,7 @@ async def test_token_that_expires_during_introspection_is_answered(
     await started.wait()
     url, headers = "/api/v1/sessions", {"authorization": f"Bearer {token}"}
     second = asyncio.create_task(two.browser.get(url, headers=headers))
-    await until(lambda: two.service.gateway._introspector._in_flight._tasks)
+    await until(lambda: two.service.gateway._introspector.in_flight._tasks)
     two.clock.advance(20)
     release.set()
 
