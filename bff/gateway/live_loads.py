@@ -5,6 +5,7 @@ Listeners ask for loads as polls do, in turns, so that a session is loaded once 
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -27,6 +28,7 @@ LOOKED_UP_AT_ONCE: Final = 500
 """Sessions that one look asks for at most: the work of a second is bounded."""
 
 
+@dataclass(eq=False)
 class LiveLoads:
     """Asks by one configuration.
 
@@ -37,58 +39,49 @@ class LiveLoads:
         peeks: ask upstream for that.
     """
 
-    def __init__(
-        self,
-        config: RuntimeConfig,
-        *,
-        listeners: Listeners,
-        lookup: Lookup,
-        answering: Answering | NoAnswering,
-        peeks: Peeks,
-    ) -> None:
-        self._config = config
-        self._listeners = listeners
-        self._lookup = lookup
-        self._answering = answering
-        self._peeks = peeks
+    config: RuntimeConfig
+    listeners: Listeners
+    lookup: Lookup
+    answering: Answering | NoAnswering
+    peeks: Peeks
 
     def look(self, now: float, wall: float) -> Iterator[None]:
         """Ask for the loads that listeners need; yields between parts of the work."""
-        for number, watch in enumerate(self._listeners.due(now, LOOKED_UP_AT_ONCE), start=1):
+        for number, watch in enumerate(self.listeners.due(now, LOOKED_UP_AT_ONCE), start=1):
             self._ask(watch, now, wall)
             if number % 100 == 0:
                 yield
-        self._peeks.start(self._config, now)
+        self.peeks.start(self.config, now)
 
     def _ask(self, watch: Watch, now: float, wall: float) -> None:
         """Look a session up as a poll does; a copy that is fresh needs no load."""
         grounds: Grounds = watch.next_follower().grounds
-        request, caller, ages = grounds.request, grounds.caller, self._config.ages
+        request, caller, ages = grounds.request, grounds.caller, self.config.ages
         request.now, request.wall = now, wall
         _, name = watch.key
         try:
-            served = self._lookup.find(request, caller, name)
+            served = self.lookup.find(request, caller, name)
         except Refused as refused:
             if refused.refusal.code == "not_found":
                 stretch = self._stretch(request, caller)
                 watch.due = now + max(ages.ttl, min(stretch, ages.max_stretch), ages.negative_ttl)
-                self._listeners.missing(watch)
+                self.listeners.missing(watch)
             elif refused.refusal.code != "unauthorized":  # another follower is next
                 watch.old = True
             return
         if isinstance(served, PendingLoad):
             if served.fallback is not None:
                 watch.old = True
-                self._peeks.want(self._answering, served.fallback, now, ages.ttl)
-                self._listeners.update(served.fallback)
+                self.peeks.want(self.answering, served.fallback, now, ages.ttl)
+                self.listeners.update(served.fallback)
             if watch.load is not served.load:
                 watch.load = served.load
                 served.task.add_done_callback(partial(self._loaded, watch))
             served.load.leave(again=True)  # nobody waits for it: the copy comes to `changed`
             return
         copy, outcome = served
-        self._peeks.want(self._answering, copy, now, ages.ttl)
-        self._listeners.changed(copy)
+        self.peeks.want(self.answering, copy, now, ages.ttl)
+        self.listeners.changed(copy)
         watch.old = outcome is STALE_IF_ERROR
         fresh_until = ages.fresh_until(copy, copy.share.stretch)
         if now < fresh_until:
@@ -96,7 +89,7 @@ class LiveLoads:
             watch.due = min(fresh_until, now + max(1.0, (fresh_until - now) / 4))
 
     def _stretch(self, request: RequestContext, caller: Caller) -> float:
-        hot = self._config.environments[caller.environment].budget.hot
+        hot = self.config.environments[caller.environment].budget.hot
         return hot.stretch_of(caller.limit_key(request.address))
 
     def _loaded(self, watch: Watch, outcome: "asyncio.Future[Copy | Refusal]") -> None:
@@ -104,6 +97,6 @@ class LiveLoads:
         brought = None if outcome.cancelled() else outcome.result()
         if isinstance(brought, Refusal):
             if brought.code == "not_found":
-                self._listeners.missing(watch)
+                self.listeners.missing(watch)
             else:
                 watch.old = True

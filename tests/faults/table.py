@@ -2879,7 +2879,7 @@ FAULTS = [
         96,
         "bff/gateway/live_loads.py",
         "        _, name = watch.key\n",
-        "        _, name = watch.key\n        self._lookup._cache.purge(*watch.key)\n",
+        "        _, name = watch.key\n        self.lookup.cache.purge(*watch.key)\n",
         f"{_LISTENERS}::test_96_five_hundred_listeners_cost_one_load_a_ttl",
     ),
     Fault(
