@@ -156,7 +156,6 @@ class Features:
             answers=self.answers,
             cache=lasting.cache,
             introspector=introspector,
-            lookup=self.lookup,
             revocations=revocations,
             pairs=loader.pairs,
             listeners=lasting.listeners,

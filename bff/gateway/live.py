@@ -19,7 +19,6 @@ from bff.gateway.admission import Admission
 from bff.gateway.answers import Answers
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import Introspector
-from bff.gateway.lookup import Lookup
 from bff.gateway.pending import Resumable
 from bff.gateway.routes import LIST
 from bff.limits.client_address import is_trusted
@@ -86,6 +85,7 @@ class PendingListener:
         return self.live.open(gateway.answers, self)
 
 
+@dataclass(eq=False)
 class Live:
     """Decides about listeners by one configuration.
 
@@ -95,31 +95,15 @@ class Live:
         answering: whether agents are answering.
     """
 
-    def __init__(
-        self,
-        config: RuntimeConfig,
-        *,
-        admission: Admission,
-        answers: Answers,
-        cache: Cache,
-        introspector: Introspector,
-        lookup: Lookup,
-        revocations: Revocations,
-        pairs: Pairs,
-        listeners: Listeners,
-        answering: Answering | NoAnswering,
-    ) -> None:
-        self._config = config
-        self._answering = answering
-        self.enabled = config.live.enabled
-        self._admission = admission
-        self._answers = answers
-        self._cache = cache
-        self._introspector = introspector
-        self._lookup = lookup
-        self._revocations = revocations
-        self._pairs = pairs
-        self._listeners = listeners
+    config: RuntimeConfig
+    admission: Admission
+    answers: Answers
+    cache: Cache
+    introspector: Introspector
+    revocations: Revocations
+    pairs: Pairs
+    listeners: Listeners
+    answering: Answering | NoAnswering
 
     # -- the beginning
 
@@ -140,14 +124,12 @@ class Live:
         query: Query,
     ) -> PendingListener:
         """Answer with the events of the sessions *names*, some of which are shown now."""
-        return PendingListener(
-            request, caller, names, shown, unavailable, query, self, self._config
-        )
+        return PendingListener(request, caller, names, shown, unavailable, query, self, self.config)
 
     def is_for(self, request: RequestContext) -> bool:
         """Whether a request is for an event stream. A HEAD gets the head of a poll."""
         head = request.head
-        return head.fields.events and self.enabled and head.method == "GET"
+        return head.fields.events and self.config.live.enabled and head.method == "GET"
 
     def open(self, answers: Answers, pending: PendingListener) -> Response:
         """Open a listener.
@@ -155,27 +137,27 @@ class Live:
         Raises:
             Refused: ``too_many_streams``, ``overloaded`` or ``unauthorized``.
         """
-        request, caller, config = pending.request, pending.caller, self._config
+        request, caller, config = pending.request, pending.caller, self.config
         key = caller.environment, caller.limit_key(request.address)
         bounds, head = config.live.bounds, request.head
-        self._listeners.refuse(
+        self.listeners.refuse(
             bounds,
             key,
             request.address,
             is_proxy=not head.fields.forwarded and is_trusted(head.peer, config.trusted_proxies),
         )
-        if self._listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:
+        if self.listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:
             raise Refused("overloaded", retry_after=1.0)
         grounds = Grounds(
             request,
             caller,
             pending.query,
             config,
-            self._revocations.changes,
+            self.revocations.changes,
             filters=pending.query.filters,
         )
         grounds.listener = listener = Listener(
-            self._listeners,
+            self.listeners,
             environment=caller.environment,
             caller=key,
             address=request.address,
@@ -185,7 +167,7 @@ class Live:
         )
         documents = []
         for name, copy in pending.shown.items():
-            answering = self._answering.of(copy)
+            answering = self.answering.of(copy)
             documents.append(answers.event(request, caller, copy, answering))
             listener.set_stamp(name, events.stamp(copy.etag, answering))
         for name, refusal in pending.unavailable.items():
@@ -196,11 +178,11 @@ class Live:
         else:
             unavailable = unavailable_members(pending.unavailable)
             opening += events.sessions(documents, unavailable, listener.total)
-            self._listeners.count("sessions")
+            self.listeners.count("sessions")
         listener.begin_with(opening)
-        self._listeners.add(listener)
+        self.listeners.add(listener)
         if request.route is LIST and caller.has_actor:
-            self._listeners.lists.add(listener, caller.granted.ids, caller.issued)
+            self.listeners.lists.add(listener, caller.granted.ids, caller.issued)
         for name, copy in pending.shown.items():  # other loads may have ended during the wait
             if self.newest(caller.environment, name, request.now)[0] is not copy:
                 listener.postpone(name)
@@ -212,7 +194,7 @@ class Live:
         """Prepare a change for all listeners that get it at this moment."""
         if copy is None:
             return partial(self._hide, now, wall)
-        answering = self._answering.of(copy)
+        answering = self.answering.of(copy)
         return partial(self._show, copy, answering, events.stamp(copy.etag, answering), now, wall)
 
     def _hide(self, now: float, wall: float, listener: Listener, name: str) -> None:
@@ -243,11 +225,11 @@ class Live:
         if shown_as is None:
             return
         request, caller = grounds.request, grounds.caller
-        if caller.digest is not None and not self._introspector.is_accepted(caller, shown_as, now):
+        if caller.digest is not None and not self.introspector.is_accepted(caller, shown_as, now):
             return  # upstream has not verified the token for this session
         request.now, request.wall = now, wall
         try:
-            document = self._answers.event(request, caller, copy, answering)
+            document = self.answers.event(request, caller, copy, answering)
         except Refused:  # a revocation; a session that is not shown causes no byte
             if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
@@ -259,12 +241,12 @@ class Live:
 
     def version(self, copy: Copy, wall: float) -> int:
         """Make the stamp of what listeners see of a copy: its document, and if it has expired."""
-        stamp = events.stamp(copy.etag, self._answering.of(copy))
+        stamp = events.stamp(copy.etag, self.answering.of(copy))
         return -stamp if list_query.has_expired(copy.body, wall) else stamp
 
     def newest(self, environment: str, name: str, now: float) -> tuple[Copy | None, bool]:
         """Find the newest copy of a session; the flag says whether anything is known of it."""
-        entry = self._cache.find(environment, name, now)
+        entry = self.cache.find(environment, name, now)
         if isinstance(entry, Copy):
             return entry, True
         return None, entry is not None
@@ -273,12 +255,12 @@ class Live:
 
     def why_ended(self, grounds: Grounds, now: float, wall: float) -> str | None:
         """Tell why a listener is not allowed any more, as metrics name it; None if it still is."""
-        caller, config = grounds.caller, self._config
+        caller, config = grounds.caller, self.config
         if wall >= caller.expires:
             return "expired"
         if caller.digest is not None and not self._is_accepted(grounds, now):
             return "unverified"
-        changes = self._revocations.changes
+        changes = self.revocations.changes
         if grounds.config is config and grounds.changes == changes and caller.keys_trusted(wall):
             return None  # nothing has changed since the last check
         reason = self._why_refused(grounds, wall)
@@ -287,7 +269,7 @@ class Live:
         return reason
 
     def _why_refused(self, grounds: Grounds, wall: float) -> str | None:
-        caller, before, config = grounds.caller, grounds.config, self._config
+        caller, before, config = grounds.caller, grounds.config, self.config
         environment = config.environments.get(caller.environment)
         if (
             not config.live.enabled
@@ -297,15 +279,15 @@ class Live:
             or before.live.answering != config.live.answering
         ):
             return "policy"
-        if self._revocations.any and self._is_session_revoked(grounds, wall):
+        if self.revocations.any and self._is_session_revoked(grounds, wall):
             return "revoked"
-        return self._admission.why_ended(grounds.request.token, caller, wall)
+        return self.admission.why_ended(grounds.request.token, caller, wall)
 
     def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
         caller = grounds.caller
         return any(
-            self._revocations.session(
-                name, self._pairs.other(caller.environment, name), caller.issued, wall
+            self.revocations.session(
+                name, self.pairs.other(caller.environment, name), caller.issued, wall
             )
             for name in _shown(grounds)
         )
@@ -313,7 +295,7 @@ class Live:
     def _is_accepted(self, grounds: Grounds, now: float) -> bool:
         """Whether upstream has verified the token lately for all sessions that are shown."""
         return all(
-            self._introspector.is_accepted(grounds.caller, name, now) for name in _shown(grounds)
+            self.introspector.is_accepted(grounds.caller, name, now) for name in _shown(grounds)
         )
 
 

@@ -2720,7 +2720,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/live.py",
-        "if self._revocations.any and self._is_session_revoked(grounds, wall):",
+        "if self.revocations.any and self._is_session_revoked(grounds, wall):",
         "if False:",
         f"{_LIVE}::test_revocation_ends_the_stream",
     ),
@@ -2755,7 +2755,7 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/live.py",
-        "if self._listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:",
+        "if self.listeners.followed + len(pending.names) > bounds.streams * FOLLOWED_BY_EACH:",
         "if False:",
         f"{_LIVE}::test_followed_sessions_are_bounded_together",
     ),
@@ -2893,7 +2893,7 @@ FAULTS = [
         98,
         "bff/gateway/live.py",
         "        grounds.listener = listener = Listener(",
-        "        self._cache.clear(loads=False)\n        grounds.listener = listener = Listener(",
+        "        self.cache.clear(loads=False)\n        grounds.listener = listener = Listener(",
         f"{_LISTENERS}::test_98_reconnect_storm_costs_one_load_a_session",
     ),
     Fault(
