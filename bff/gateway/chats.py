@@ -63,6 +63,7 @@ class Grounds:
     """When upstream must have ended the stream, on the clock that never jumps."""
 
 
+@dataclass(eq=False)
 class Chats:
     """Decides by one configuration.
 
@@ -76,33 +77,20 @@ class Chats:
         turns: learns of messages, and of turns that end.
     """
 
-    def __init__(
-        self,
-        config: RuntimeConfig,
-        *,
-        admission: Admission,
-        revocations: Revocations,
-        lookup: Lookup,
-        pairs: Pairs,
-        counts: MutableMapping[tuple[str | int, ...], float],
-        streams: Streams,
-        appends: Appends,
-        part_ids: Callable[[], str],
-        pauses: dict[str, float],
-        turns: TurnEvents,
-    ) -> None:
-        self.config = config
-        self.chat = config.chat
-        self.streams = streams
-        self.appends = appends
-        self.pauses = pauses
-        self.turns = turns
-        self.pairs = pairs
-        self.counts = counts
-        self._lookup = lookup
-        self.admission = admission
-        self._revocations = revocations
-        self._part_ids = part_ids
+    config: RuntimeConfig
+    admission: Admission
+    revocations: Revocations
+    lookup: Lookup
+    pairs: Pairs
+    counts: MutableMapping[tuple[str | int, ...], float]
+    streams: Streams
+    appends: Appends
+    part_ids: Callable[[], str]
+    pauses: dict[str, float]
+    turns: TurnEvents
+
+    def __post_init__(self) -> None:
+        self.chat = self.config.chat
 
     # -- what both routes have in common
 
@@ -137,12 +125,12 @@ class Chats:
             Refused: ``unauthorized``.
         """
         other = self.pairs.other(caller.environment, session_id)
-        if self._revocations.session(session_id, other, caller.issued, request.wall):
+        if self.revocations.session(session_id, other, caller.issued, request.wall):
             raise Refused("unauthorized")
 
     def must_load(self, caller: Caller, session_id: str) -> bool:
         """Whether both ids have to be known first."""
-        return self._revocations.any_session and not self.pairs.has(caller.environment, session_id)
+        return self.revocations.any_session and not self.pairs.has(caller.environment, session_id)
 
     def ids_of(self, caller: Caller, session_id: str) -> tuple[str, ...]:
         """Both ids of a session, as far as they are known."""
@@ -168,7 +156,7 @@ class Chats:
         granted = caller.granted.writes if request.route is CHAT_IN else caller.granted
         assert granted is not None  # noqa: S101  `named_id` has refused it
         try:
-            lookup = self._lookup.find(request, replace(caller, granted=granted), session_id)
+            lookup = self.lookup.find(request, replace(caller, granted=granted), session_id)
         except Refused as refused:
             if refused.refusal.code != "not_found":
                 raise
@@ -222,7 +210,7 @@ class Chats:
             session_id,
             self.environment(caller).origin,
             self.chat.shows_reason,
-            self._revocations.session_changes,
+            self.revocations.session_changes,
             request.now + options.seconds + OVERDUE_SECONDS,
         )
 
@@ -241,12 +229,12 @@ class Chats:
             or (grounds.shows_reason and not self.chat.shows_reason)
         ):
             return "policy"
-        if self._revocations.any and self._is_session_revoked(grounds, wall):
+        if self.revocations.any and self._is_session_revoked(grounds, wall):
             return "revoked"
         return self.admission.why_ended(grounds.token, caller, wall)
 
     def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
-        caller, revocations = grounds.caller, self._revocations
+        caller, revocations = grounds.caller, self.revocations
         has_pair = self.pairs.has(caller.environment, grounds.session_id)
         if not has_pair and revocations.session_changes > grounds.session_changes:
             return True  # its other id may be revoked: the browser comes back and is decided anew
@@ -297,7 +285,7 @@ class Chats:
     def part_id(self, request: RequestContext) -> str:
         """The id by which upstream stores a message once: the browser's, or one made now."""
         part_id = _single(request.head).get(b"x-part-id", b"")
-        return part_id.decode() if _PART_ID.fullmatch(part_id) else self._part_ids()
+        return part_id.decode() if _PART_ID.fullmatch(part_id) else self.part_ids()
 
     def browser_address(self, head: RequestHead) -> str:
         """The browser's address, whole."""

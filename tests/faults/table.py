@@ -2391,7 +2391,7 @@ FAULTS = [
     Fault(
         56,
         "bff/gateway/chats.py",
-        "if self._revocations.any and self._is_session_revoked(grounds, wall):",
+        "if self.revocations.any and self._is_session_revoked(grounds, wall):",
         "if False:",
         f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
     ),
