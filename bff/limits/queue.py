@@ -9,6 +9,7 @@ takes at most half of the budget.
 
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, count
 from math import inf
@@ -24,6 +25,7 @@ REFRESH_EVERY: Final = 4
 of one caller, and for those of all callers while a caller with only refreshes waits."""
 
 
+@dataclass(slots=True, eq=False)
 class Turn:
     """One load that waits for its turn, on behalf of every caller that requested it.
 
@@ -32,30 +34,24 @@ class Turn:
         loaded: when the copy that it replaces was loaded; minus infinity without a copy.
     """
 
-    __slots__ = (
-        "awaited", "before", "callers", "denied", "first", "key", "loaded", "number", "rank",
-        "urgent",
-    )  # fmt: skip
-
-    def __init__(self, key: Hashable, loaded: float) -> None:
-        self.key = key
-        self.loaded = loaded
-        self.number = 0
-        """Its position in the order of arrival."""
-        self.rank = (loaded, 0)
-        """The order within one caller: the least comes first. The queue sets it."""
-        self.awaited = False
-        """Whether requests wait for it, or did: it is more than a refresh in the background."""
-        self.urgent = False
-        """Whether a request waits for this load alone."""
-        self.denied = False
-        """Whether the budget that replicas share denied it in its turn, before it was put back."""
-        self.before = (0, 0, 0)
-        """For `put_back`: the rank of its caller and the two counts of turns since a refresh,
-        before its turn."""
-        self.callers: set[Hashable] = set()
-        self.first: Hashable = None
-        """The caller for whom it probably starts: the next in turn when the last caller joined."""
+    key: Hashable
+    loaded: float
+    number: int = 0
+    """Its position in the order of arrival."""
+    rank: tuple[float, int] = (-inf, 0)
+    """The order within one caller: the least comes first. The queue sets it."""
+    awaited: bool = False
+    """Whether requests wait for it, or did: it is more than a refresh in the background."""
+    urgent: bool = False
+    """Whether a request waits for this load alone."""
+    denied: bool = False
+    """Whether the budget that replicas share denied it in its turn, before it was put back."""
+    before: tuple[int, int, int] = (0, 0, 0)
+    """For `put_back`: the rank of its caller and the two counts of turns since a refresh, before
+    its turn."""
+    callers: set[Hashable] = field(default_factory=set)
+    first: Hashable = None
+    """The caller for whom it probably starts: the next in turn when the last caller joined."""
 
 
 TurnT = TypeVar("TurnT", bound=Turn)
@@ -67,28 +63,28 @@ _SKIPPED: Final = 16
 """Entries that a heap may hold beyond twice the loads; then it is made again."""
 
 
+@dataclass(slots=True, eq=False)
 class _Caller(Generic[TurnT]):
-    """The loads of one caller that wait.
+    """The loads of one caller that wait."""
 
-    Attributes:
-        rank: its position in the order of turns: the least comes first.
-        passed: its turns since its last refresh, while it has refreshes.
-        loads: its refreshes, and its awaited loads, by key; the index says whether awaited.
-        size: how many loads it has.
-        awaiting: its turns until no awaited load is left.
-    """
-
-    __slots__ = ("_numbers", "_order", "awaiting", "loads", "name", "passed", "rank", "size")
-
-    def __init__(self, name: Hashable, rank: int) -> None:
-        self.name = name
-        self.rank = rank
-        self.passed = 0
-        self.loads: tuple[dict[Hashable, TurnT], dict[Hashable, TurnT]] = {}, {}
-        self._order: tuple[list[_Ranked[TurnT]], list[_Ranked[TurnT]]] = [], []
-        """Heaps of `loads` by rank. Entries of turns that left or have another rank are skipped."""
-        self._numbers = count()
-        self.size = self.awaiting = 0
+    name: Hashable
+    rank: int
+    """Its position in the order of turns: the least comes first."""
+    passed: int = 0
+    """Its turns since its last refresh, while it has refreshes."""
+    loads: tuple[dict[Hashable, TurnT], dict[Hashable, TurnT]] = field(
+        default_factory=lambda: ({}, {})
+    )
+    """Its refreshes, and its awaited loads, by key; the index says whether awaited."""
+    size: int = 0
+    """How many loads it has."""
+    awaiting: int = 0
+    """Its turns until no awaited load is left."""
+    _order: tuple[list[_Ranked[TurnT]], list[_Ranked[TurnT]]] = field(
+        default_factory=lambda: ([], [])
+    )
+    """Heaps of `loads` by rank. Entries of turns that left or have another rank are skipped."""
+    _numbers: "count[int]" = field(default_factory=count)
 
     def add(self, turn: TurnT, *, awaited: bool) -> bool:
         """Add *turn*; whether it is new among the loads of this kind."""
