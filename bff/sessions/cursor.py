@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Final
 
 MAX_LATE: Final = 360
@@ -65,7 +66,7 @@ def read(text: str, named: Sequence[str], caller: bytes) -> Cursor | None:
         position, many, *steps = _decode(body[_LIST_BYTES:])
     except ValueError:
         raise CursorError from None
-    late, again = tuple(_sums(steps[:many])), tuple(_sums(steps[many:]))
+    late, again = tuple(accumulate(steps[:many])), tuple(accumulate(steps[many:]))
     if position > len(named) or body[:_LIST_BYTES] != _digest_of_list(named[:position]):
         return None
     if len(late) + len(again) > MAX_LATE or max((*late, *again, -1)) >= position:
@@ -83,14 +84,7 @@ def _digest_of_list(ids: Sequence[str]) -> bytes:
 
 def _steps(positions: Sequence[int]) -> list[int]:
     """The differences between positions in ascending order: most of them fit into one byte."""
-    return [after - before for before, after in zip((0, *positions), positions, strict=False)]
-
-
-def _sums(steps: Sequence[int]) -> Iterator[int]:
-    position = 0
-    for step in steps:
-        position += step
-        yield position
+    return [after - before for before, after in pairwise((0, *positions))]
 
 
 def _encode(number: int) -> bytes:
