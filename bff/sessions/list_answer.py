@@ -26,6 +26,8 @@ from bff.sessions.list_query import PARAMETERS, Query
 
 Outcome = Copy | Refusal
 """The copy of a session, or the reason why the gateway has none."""
+Entries = Sequence[tuple[int, Outcome]]
+"""The entries of a page: where each stands in the order of the page, and its outcome."""
 
 
 def is_late(outcome: Outcome | None) -> bool:
@@ -165,11 +167,7 @@ class Listing:
         return not self.query.filters or self.query.matches(json.loads(outcome.body), self.wall)
 
     def _late_after(
-        self,
-        order: Sequence[int],
-        regular: int,
-        used: int,
-        entries: Sequence[tuple[int, Outcome]],
+        self, order: Sequence[int], regular: int, used: int, entries: Entries
     ) -> tuple[set[int], set[int]]:
         """Return what is late after this page: to be tried once more, and for the last time.
 
@@ -192,13 +190,7 @@ class Listing:
         return late, again
 
     def _pagination(
-        self,
-        order: Sequence[int],
-        regular: int,
-        used: int,
-        entries: Sequence[tuple[int, Outcome]],
-        *,
-        more: bool,
+        self, order: Sequence[int], regular: int, used: int, entries: Entries, *, more: bool
     ) -> dict[str, str]:
         """Write the cursors. The arguments are those of `_late_after`."""
         begin, end = self._begin or Cursor(0), len(self.named)
