@@ -6,7 +6,6 @@ and for a restricted key only inside a token that it mints.
 """
 
 import base64
-import binascii
 import json
 from http import HTTPStatus
 from typing import Any, Final
@@ -65,7 +64,7 @@ def is_refusal(answer: Answer) -> bool:
 
 def explain(answer: Answer, upstream: Upstream) -> str:
     """Say why upstream refused the key, with the names of settings."""
-    error = str(_document(answer).get("error", ""))
+    error = str(_object(answer.body).get("error", ""))
     match answer.status if api_error(answer) is not None else None:
         case HTTPStatus.UNAUTHORIZED if "branch" in error and not upstream.credentials.has_branch:
             return (
@@ -93,7 +92,7 @@ def _subject(answer: Answer) -> str | None:
     """Read the id out of the answer, or out of the token in it."""
     if answer.status != HTTPStatus.OK:
         return None
-    document = _document(answer)
+    document = _object(answer.body)
     token = document.get("token")
     if isinstance(token, str):
         document = _claims(token)
@@ -101,18 +100,18 @@ def _subject(answer: Answer) -> str | None:
     return subject if isinstance(subject, str) and subject else None
 
 
-def _document(answer: Answer) -> dict[str, Any]:
-    try:
-        document = strict_json.loads(answer.body, most=MAX_MEMBERS)
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
 def _claims(token: str) -> dict[str, Any]:
     """Read the claims of a token that comes from upstream itself, so nothing is verified."""
     try:
-        claims = strict_json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
-    except (IndexError, ValueError, binascii.Error):
+        return _object(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    except (IndexError, ValueError):
         return {}
-    return claims if isinstance(claims, dict) else {}
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """Read an object of JSON; an empty one if it is not."""
+    try:
+        value = strict_json.loads(text, most=MAX_MEMBERS)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
