@@ -8,7 +8,7 @@ token. All code that shows anything, or counts a person, takes a `Caller`.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -173,7 +173,8 @@ def _read(
     act = claims.get("act")
     actor = act.get("sub") if isinstance(act, dict) else None
     actor = actor if isinstance(actor, str) and actor else None
-    scopes = _scopes(claims) if source is None else source.scopes(claims)
+    scopes = claims.get("scopes") if source is None else source.scopes(claims)
+    scopes = scopes if isinstance(scopes, list) else []
     # The subject of an identity provider is a person; Trigger.dev's is an environment.
     identity: list[Any] = [environment, subject]
     if source is not None:
@@ -194,11 +195,6 @@ def _read(
         "subjects": (subject,) if actor is None else (actor, subject),
         "issued": -math.inf if issued is None else issued,
     }
-
-
-def _scopes(claims: Mapping[str, Any]) -> Sequence[object]:
-    scopes = claims.get("scopes")
-    return scopes if isinstance(scopes, list) else []
 
 
 def _date(value: object) -> float | None:
