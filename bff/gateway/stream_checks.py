@@ -12,8 +12,7 @@ from bff.clock import Clock
 from bff.gateway.chats import Chats
 from bff.gateway.live import Live
 from bff.gateway.live_loads import TICK_SECONDS, LiveLoads
-from bff.live.listeners import Listeners, Show
-from bff.sessions.copy import Copy
+from bff.live.listeners import Listeners
 from bff.stream_registry import CHECK_SECONDS
 
 
@@ -33,12 +32,14 @@ class StreamChecks:
         self._chats: Chats
         self._live: Live
         self._loads: LiveLoads
-        listeners.prepared, listeners.newest = self._prepared, self._newest
-        listeners.version = self._version
 
     def apply(self, chats: Chats, live: Live, loads: LiveLoads) -> None:
         """Decide by these from now on."""
         self._chats, self._live, self._loads = chats, live, loads
+        clock, listeners = self._clock, self._listeners
+        listeners.prepared = lambda copy: live.prepared(copy, *clock())
+        listeners.newest = lambda environment, name: live.newest(environment, name, clock()[0])
+        listeners.version = lambda copy: live.version(copy, clock()[1])
 
     async def watch_streams(self, beat: Callable[[], None]) -> None:
         """Check all streams again and again."""
@@ -65,12 +66,3 @@ class StreamChecks:
     def look(self) -> Iterator[None]:
         """Ask for the loads that listeners need now; yields between parts of the work."""
         return self._loads.look(*self._clock())
-
-    def _prepared(self, copy: Copy | None) -> Show:
-        return self._live.prepared(copy, *self._clock())
-
-    def _version(self, copy: Copy) -> int:
-        return self._live.version(copy, self._clock()[1])
-
-    def _newest(self, environment: str, name: str) -> tuple[Copy | None, bool]:
-        return self._live.newest(environment, name, self._clock()[0])
