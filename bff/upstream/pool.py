@@ -245,9 +245,7 @@ class Pool:
             return await turn
         except asyncio.CancelledError:
             self._waiting.pop(turn, None)
-            if (
-                turn.done() and not turn.cancelled()
-            ):  # its turn came at the moment of the cancellation
+            if turn.done() and not turn.cancelled():  # it got its turn at that very moment
                 self._give_back(turn.result())
             raise
 
