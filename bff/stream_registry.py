@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from bff.errors import Refused
 from bff.telemetry import Telemetry
@@ -58,30 +58,23 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 class StreamRegistry(Generic[StreamT]):
-    """Counts and ends streams of one kind.
+    """Counts and ends streams of one kind, which a subclass names.
 
     Args:
         telemetry: counts their ends.
         clock: seconds on the clock that never jumps.
-        ends: the counter of their ends, by reason.
-        seconds: the histogram of their durations.
-        kind: what the log calls them.
     """
 
-    def __init__(
-        self,
-        telemetry: Telemetry,
-        clock: Callable[[], float],
-        *,
-        ends: str,
-        seconds: str,
-        kind: str,
-    ) -> None:
+    ends: ClassVar[str]
+    """The counter of their ends, by reason."""
+    seconds: ClassVar[str]
+    """The histogram of their durations."""
+    kind: ClassVar[str]
+    """What the log calls them."""
+
+    def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
         self._telemetry = telemetry
         self._clock = clock
-        self._ends = ends
-        self._seconds = seconds
-        self._kind = kind
         self._open: dict[StreamT, None] = {}
         self._by_caller: Counter[Hashable] = Counter()
         self._by_address: Counter[str] = Counter()
@@ -121,11 +114,11 @@ class StreamRegistry(Generic[StreamT]):
         _count_down(self._by_address, stream.address)
         now = self._clock()
         seconds = now - stream.began
-        self._telemetry.count(self._ends, reason)
-        self._telemetry.observe(self._seconds, seconds)
+        self._telemetry.count(self.ends, reason)
+        self._telemetry.observe(self.seconds, seconds)
         # Bounded, because thousands may end at once; the log never waits.
         self._telemetry.often(
-            "stream_ended", now, kind=self._kind, reason=reason, seconds=round(seconds, 3)
+            "stream_ended", now, kind=self.kind, reason=reason, seconds=round(seconds, 3)
         )
 
     def check(self, allowed: Callable[[Any], str | None]) -> Iterator[None]:

@@ -32,15 +32,13 @@ def log() -> io.StringIO:
     return io.StringIO()
 
 
+class Streams(StreamRegistry[Stream]):
+    ends, seconds, kind = metrics.LISTENER_ENDS, metrics.LISTENER_SECONDS, "listener"
+
+
 @pytest.fixture
 def streams(clock: Clock, log: io.StringIO) -> StreamRegistry[Stream]:
-    return StreamRegistry(
-        Telemetry(log),
-        lambda: clock.now,
-        ends=metrics.LISTENER_ENDS,
-        seconds=metrics.LISTENER_SECONDS,
-        kind="listener",
-    )
+    return Streams(Telemetry(log), lambda: clock.now)
 
 
 def refused(streams: StreamRegistry[Stream], **of: Any) -> str | None:

@@ -224,14 +224,10 @@ class Streams(StreamRegistry[ChatStream]):
         clock: seconds on the clock that never jumps.
     """
 
+    ends, seconds, kind = metrics.STREAM_ENDS, metrics.STREAM_SECONDS, "chat"
+
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
-        super().__init__(
-            telemetry,
-            clock,
-            ends=metrics.STREAM_ENDS,
-            seconds=metrics.STREAM_SECONDS,
-            kind="chat",
-        )
+        super().__init__(telemetry, clock)
         self._unreadable: TTLCache[tuple[str, str, int], None] = TTLCache(
             _MAX_UNREADABLE, UNREADABLE_SECONDS, timer=clock
         )

@@ -80,14 +80,10 @@ class Listeners(StreamRegistry[Listener]):
         clock: seconds on the clock that never jumps.
     """
 
+    ends, seconds, kind = metrics.LISTENER_ENDS, metrics.LISTENER_SECONDS, "listener"
+
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
-        super().__init__(
-            telemetry,
-            clock,
-            ends=metrics.LISTENER_ENDS,
-            seconds=metrics.LISTENER_SECONDS,
-            kind="listener",
-        )
+        super().__init__(telemetry, clock)
         self.prepared: Callable[[Copy | None], Show]
         """Prepares what is the same for all listeners that get a change now; `Gateway` sets it."""
         self.newest: Callable[[str, str], tuple[Copy | None, bool]]

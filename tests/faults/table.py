@@ -2785,7 +2785,7 @@ FAULTS = [
         "bff/stream_registry.py",
         """\
         self._telemetry.often(
-            "stream_ended", now, kind=self._kind, reason=reason, seconds=round(seconds, 3)
+            "stream_ended", now, kind=self.kind, reason=reason, seconds=round(seconds, 3)
         )
 """,
         "",
