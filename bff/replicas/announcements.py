@@ -6,7 +6,7 @@ announcements that it missed, and a replica that starts reads the kept revocatio
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ def messages(answer: Any) -> Iterator[Message]:
         yield number, list(zip(parts[::2], parts[1::2], strict=True))
 
 
+@dataclass(eq=False)
 class Listener:
     """Reads announcements, on a connection of its own: a read waits for seconds.
 
@@ -63,25 +64,18 @@ class Listener:
         count: counts foreign messages.
     """
 
-    def __init__(
-        self,
-        clients: ClientFactory,
-        connection: Connection,
-        *,
-        background: Background,
-        source: Callable[[], object],
-        count: Callable[[str, int], None],
-    ) -> None:
-        self._clients = clients
-        self._background = background
-        self._client = clients.connect(_LISTEN_SECONDS)
-        self._connection = connection
-        self._source = source
-        self._count = count
-        self._started = False
-        self._caught_up = asyncio.Event()
-        self._positions: dict[str, Any] = {}
-        """By key of a stream: the number of the last message read."""
+    clients: ClientFactory
+    connection: Connection
+    background: Background
+    source: Callable[[], object]
+    count: Callable[[str, int], None]
+    _started: bool = field(default=False, init=False)
+    _caught_up: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _positions: dict[str, Any] = field(default_factory=dict, init=False)
+    """By key of a stream: the number of the last message read."""
+
+    def __post_init__(self) -> None:
+        self._client = self.clients.connect(_LISTEN_SECONDS)
 
     def start(self, received: Callable[[str, dict[str, str]], None]) -> None:
         """Call *received* with the number and fields of each announcement, until `close`.
@@ -91,7 +85,7 @@ class Listener:
         if not self._started:
             self._started = True
             listen = partial(self._listen, received)
-            self._background.start("store_listener", listen, deadline=HUNG_SECONDS)
+            self.background.start("store_listener", listen, deadline=HUNG_SECONDS)
 
     async def catch_up(self) -> None:
         """Wait until this replica has read all present messages, so it accepts no revoked token.
@@ -104,24 +98,24 @@ class Listener:
             async with asyncio.timeout(_CATCH_UP_SECONDS):
                 await self._caught_up.wait()
         except TimeoutError:
-            raise self._clients.error("is too slow to send the revocations") from None
+            raise self.clients.error("is too slow to send the revocations") from None
 
     async def close(self) -> None:
-        await self._background.stop("store_listener")
-        await self._clients.close(self._client)
+        await self.background.stop("store_listener")
+        await self.clients.close(self._client)
 
     async def _listen(self, received: Callable[[str, dict[str, str]], None], beat: Beat) -> None:
         source: object = None
         while True:
             beat()
             try:
-                if source != self._source():
-                    source = self._source()
-                    self._client = await self._clients.reconnect(self._client, _LISTEN_SECONDS)
+                if source != self.source():
+                    source = self.source()
+                    self._client = await self.clients.reconnect(self._client, _LISTEN_SECONDS)
                     await self._find_positions()
                 await self._read(received)
             except Exception as exc:  # noqa: BLE001  the listener has to survive any answer
-                if self._clients.is_foreign(exc):
+                if self.clients.is_foreign(exc):
                     await self._delete_foreign()
                 source = None
                 await asyncio.sleep(RETRY_SECONDS)
@@ -135,7 +129,7 @@ class Listener:
                 try:
                     received(number.decode(), _unique(fields))
                 except Exception:  # noqa: BLE001  a foreign message must not stop the listener
-                    self._count("foreign", 1)
+                    self.count("foreign", 1)
         if not streams:
             self._caught_up.set()
 
@@ -154,9 +148,9 @@ class Listener:
             try:
                 await self._client.xrevrange(key, count=1)
             except Exception as exc:  # noqa: BLE001  as above
-                if self._clients.is_foreign(exc):
-                    self._count("foreign", 1)
-                    self._connection.execute_nowait(("UNLINK", key))
+                if self.clients.is_foreign(exc):
+                    self.count("foreign", 1)
+                    self.connection.execute_nowait(("UNLINK", key))
 
 
 def _text(data: bytes) -> str:

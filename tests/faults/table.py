@@ -495,7 +495,7 @@ FAULTS = [
         0,
         "bff/replicas/announcements.py",
         "except Exception as exc:  # noqa: BLE001  the listener has to survive any answer",
-        "except self._clients.errors as exc:",
+        "except self.clients.errors as exc:",
         "tests/replicas/test_announcements.py::test_listener_recovers_after_a_non_valkey_answer",
     ),
     Fault(
