@@ -40,20 +40,8 @@ class Listener:
     """
 
     __slots__ = (
-        "_dirty",
-        "_listeners",
-        "_opening",
-        "_reason",
-        "_released",
-        "_sink",
-        "address",
-        "began",
-        "caller",
-        "environment",
-        "grounds",
-        "slot",
-        "stamps",
-        "total",
+        "_dirty", "_listeners", "_opening", "_reason", "_released", "_sink", "address", "began",
+        "caller", "environment", "grounds", "slot", "stamps", "total",
     )  # fmt: skip
     cut = False
     """Its events come from this process, so nothing cuts them."""
