@@ -28,10 +28,6 @@ _MAX_SIGNATURE_BYTES: Final = 1400
 """Bytes of an encoded signature; a signature by the longest RSA key has 1366."""
 
 
-class WrongKey(Refused):
-    """Another key signed the token."""
-
-
 class Algorithm:
     """One signature algorithm.
 
@@ -78,13 +74,11 @@ class Algorithm:
         """Verify *token* with *key*, and read its claims; `is_signature` comes first.
 
         Raises:
-            Refused: ``token_invalid``; a `WrongKey` if another key may verify the token.
+            Refused: ``token_invalid``.
         """
         try:
             payload = self._engine.decode(token, key, algorithms=[self.name])
             claims = strict_json.loads(payload, most=_MAX_MEMBERS)
-        except jwt.InvalidSignatureError:
-            raise WrongKey("token_invalid") from None
         # Malformed tokens raise ValueError, TypeError and RecursionError too.
         except Exception:  # noqa: BLE001
             raise Refused("token_invalid") from None
