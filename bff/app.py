@@ -36,7 +36,6 @@ from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import WorkerPeers
 from bff.sessions.copy import make_copy
 from bff.telemetry import Telemetry
-from bff.upstream.api import Upstream
 from bff.upstream.other_hosts import Network
 
 T = TypeVar("T")
@@ -100,7 +99,7 @@ class Service:
             sharing=self.sharing,
             provider=shared.limits if shared else None,
             clock=clock,
-            trace=tracing.upstream if tracing else _untraced,
+            trace=tracing.upstream if tracing else lambda upstream: upstream,
             on_key=partial(report_key, telemetry, clock),
         )
         self.gateway = self._make_gateway(settings)
@@ -319,10 +318,6 @@ def _make_protocol(
 
 def _token() -> str:
     return os.urandom(8).hex()
-
-
-def _untraced(upstream: Upstream) -> Upstream:
-    return upstream
 
 
 def _request_ids() -> Callable[[], bytes]:
