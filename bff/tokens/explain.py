@@ -14,7 +14,7 @@ from typing import Any, Final
 from bff.errors import Refused
 from bff.tokens.algorithms import TRIGGER_ALGORITHM
 from bff.tokens.caller import SKEW_SECONDS
-from bff.tokens.issuers import Source
+from bff.tokens.issuers import Source, audiences
 from bff.tokens.verify import (
     AUDIENCE,
     ISSUER,
@@ -89,12 +89,8 @@ def _of_source(
         algorithm in source.algorithms,
         f"it has {_short(algorithm)}; the source accepts {', '.join(source.algorithms)}",
     )
-    audience = claims.get("aud")
-    named = audience if isinstance(audience, list) else [audience]
-    accepted = audience is None
-    if source.audiences:
-        accepted = any(isinstance(one, str) and one in source.audiences for one in named)
-    yield Check("audience", accepted, f"it has {', '.join(map(_short, named))}")
+    named = ", ".join(map(_short, audiences(claims)))
+    yield Check("audience", source.accepts_audience(claims), f"it has {named}")
     if not source.keys.trusted(wall):
         yield Check("signature", None, "the gateway has no trusted keys of the source now")
         return
@@ -115,9 +111,8 @@ def _of_trigger(
     yield Check("issuer", claims.get("iss") == ISSUER, f"it has {_short(claims.get('iss'))}")
     name, algorithm = TRIGGER_ALGORITHM.name, header.get("alg")
     yield Check("algorithm", algorithm == name, f"it has {_short(algorithm)}; {name} is required")
-    audience = claims.get("aud")
-    audiences = audience if isinstance(audience, list) else [audience]
-    yield Check("audience", AUDIENCE in audiences, f"it has {', '.join(map(_short, audiences))}")
+    named = ", ".join(map(_short, audiences(claims)))
+    yield Check("audience", AUDIENCE in audiences(claims), f"it has {named}")
     yield Check("public", claims.get("pub") is True, "a public access token has pub: true")
     signers = [
         (issuer, number, key)

@@ -54,18 +54,17 @@ class Source:
     def _accepts(self, claims: Mapping[str, Any]) -> bool:
         if claims.get("iss") != self.issuer:
             return False
-        audience = claims.get("aud")
-        if self.audiences:
-            named = audience if isinstance(audience, list) else [audience]
-            if not any(isinstance(one, str) and one in self.audiences for one in named):
-                return False
-        elif audience is not None:
-            return False
-        return all(
+        return self.accepts_audience(claims) and all(
             # In Python 1 == True, in JSON they differ.
             any(claims.get(name) == v and type(claims.get(name)) is type(v) for v in values)
             for name, values in self.required.items()
         )
+
+    def accepts_audience(self, claims: Mapping[str, Any]) -> bool:
+        """Whether *claims* have one of the audiences or, without any, no audience."""
+        if not self.audiences:
+            return claims.get("aud") is None
+        return any(isinstance(one, str) and one in self.audiences for one in audiences(claims))
 
     def scopes(self, claims: Mapping[str, Any]) -> list[object]:
         """Return the scopes of verified *claims*; scopes of another type grant nothing."""
@@ -75,3 +74,9 @@ class Source:
         if self.scopes_are_text:
             return list(value.split(" ")) if isinstance(value, str) else []
         return value if isinstance(value, list) else []
+
+
+def audiences(claims: Mapping[str, Any]) -> list[Any]:
+    """Return the audiences of *claims*, of any type; a token may name one or several."""
+    audience = claims.get("aud")
+    return audience if isinstance(audience, list) else [audience]

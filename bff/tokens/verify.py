@@ -23,7 +23,7 @@ from bff import strict_json
 from bff.errors import Refused
 from bff.tokens.algorithms import TRIGGER_ALGORITHM
 from bff.tokens.caller import Caller, Claimant, KeyUse, read_caller, read_claimant
-from bff.tokens.issuers import Source
+from bff.tokens.issuers import Source, audiences
 from bff.tokens.scopes import Grant
 
 ISSUER: Final = "https://id.trigger.dev"
@@ -283,11 +283,10 @@ def _environment(
         Refused: ``token_invalid``, or ``not_ready`` if the token may be for an environment whose
             id is still to be fetched.
     """
-    audience, subject = claims.get("aud"), claims.get("sub")
-    audiences = audience if isinstance(audience, list) else [audience]
+    subject = claims.get("sub")
     if (
         claims.get("iss") != ISSUER
-        or AUDIENCE not in audiences
+        or AUDIENCE not in audiences(claims)
         or claims.get("pub") is not True
         or not isinstance(subject, str)
         or not subject
