@@ -15,6 +15,7 @@ from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
 from bff.config.live_settings import LiveSettings
 from bff.config.settings import (
+    CLASSES,
     RENAMED,
     SETTINGS,
     EnvironmentSettings,
@@ -42,8 +43,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     """
     reader = TableReader(environ, settings=SETTINGS, renamed=RENAMED)
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
-    allowed = keys_of(EnvironmentSettings) | keys_of(Settings) | keys_of(PolicySettings)
-    allowed |= keys_of(ChatSettings) | keys_of(LiveSettings)
+    allowed = set[str]().union(*map(keys_of, CLASSES))
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
     # Only unknown BFF_ variables are reported: Trigger.dev's tools read other TRIGGER_ variables.
     variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]

@@ -325,16 +325,10 @@ class Settings:
     """The files that were read; a change of one causes a reload."""
 
 
+CLASSES = (EnvironmentSettings, Settings, PolicySettings, ChatSettings, LiveSettings)
+"""The classes that declare environment variables, which are keys at the top of the file too."""
 SETTINGS = {
-    row.name: row
-    for settings_class in (
-        EnvironmentSettings,
-        Settings,
-        PolicySettings,
-        ChatSettings,
-        LiveSettings,
-    )
-    for row in declared(settings_class).values()
+    row.name: row for settings_class in CLASSES for row in declared(settings_class).values()
 }
 """Every environment variable but ``BFF_CONFIG``, by name."""
 FIXED = {name: row.name for name, row in declared(Settings).items() if not row.reloadable}
