@@ -142,11 +142,7 @@ class Chats:
         return self.config.environments[caller.environment]
 
     async def load_pair(
-        self,
-        gateway: Resumable,
-        request: RequestContext,
-        caller: Caller,
-        session_id: str,
+        self, gateway: Resumable, request: RequestContext, caller: Caller, session_id: str
     ) -> None:
         """Load a session, so that both its ids are known; a session that is not made yet has one.
 
@@ -264,11 +260,7 @@ class Chats:
             raise Refused("over_budget", retry_after=rest)
 
     def charge_message(
-        self,
-        request: RequestContext,
-        caller: Caller,
-        part: tuple[str, str],
-        body: bytes,
+        self, request: RequestContext, caller: Caller, part: tuple[str, str], body: bytes
     ) -> None:
         """Charge a message, once for its session and part id.
 

@@ -63,13 +63,7 @@ class GatewayChecker(Checker):
         client: replaces the network in tests.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: Clock,
-        *,
-        client: Client | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock, *, client: Client | None = None) -> None:
         super().__init__(settings, clock)
         self._client = client or Client(
             sockets(trusted(settings.upstream_ca_file)),
@@ -231,12 +225,8 @@ class GatewayChecker(Checker):
         )
 
     async def _send(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> Answer:
-        return await self._client.ask(
-            method,
-            url,
-            self._headers(headers),
-            timeout=self._settings.upstream_timeout,
-        )
+        timeout = self._settings.upstream_timeout
+        return await self._client.ask(method, url, self._headers(headers), timeout=timeout)
 
     def _headers(self, headers: Mapping[str, str], **more: str) -> dict[str, str]:
         return {"user-agent": f"bff/{__version__}", **headers, **more}
