@@ -71,12 +71,9 @@ class KeyRefresh:
 
     def loops(self) -> list[Run]:
         """Return the loops that run beside requests: one for each key set and each id."""
+        fetched = [source for source in self.sources if source.keys.url is not None]
         return [
-            *(
-                partial(self._refresh_forever, source)
-                for source in self.sources
-                if source.keys.url is not None
-            ),
+            *(partial(self._refresh_forever, source) for source in fetched),
             *(partial(self._learn, name, request) for name, request in self.unknown.items()),
         ]
 
