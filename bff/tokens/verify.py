@@ -173,7 +173,7 @@ class Verifier:
         if len(signature) != _SIGNATURE_BYTES:
             return None
         for key, issuers in self._keys.items():
-            if not _is_signature(signature, signed, key):
+            if not is_signature(signature, signed, key):
                 continue
             verified = TRIGGER_ALGORITHM.verify(token, key)
             if self._source(verified) is not None:  # only that source's own keys count
@@ -244,7 +244,7 @@ def _read_segment(segment: bytes, most: int) -> dict[str, Any]:
     return strict_json.read_object(base64.urlsafe_b64decode(segment + b"=="), most=most)
 
 
-def _is_signature(signature: bytes, signed: bytes, key: str) -> bool:
+def is_signature(signature: bytes, signed: bytes, key: str) -> bool:
     """Whether *key* made *signature*, without padding; PyJWT then checks everything again.
 
     PyJWT parses a token before it looks at the signature, so an invented token would decide how

@@ -57,7 +57,7 @@ _LOAD_QUEUE = "tests/copies/test_load_queue.py"
 _TWINS = "tests/twins/test_twins.py::test_observers_see_the_same_in_twin_worlds"
 _RETURNS = "tests/incidents/test_incident_returns.py"
 _VERIFIED = """\
-if not _is_signature(signature, signed, key):
+if not is_signature(signature, signed, key):
                 continue
             verified = TRIGGER_ALGORITHM.verify(token, key)"""
 
@@ -101,7 +101,7 @@ FAULTS = [
     Fault(
         1,
         "bff/tokens/verify.py",
-        "if not _is_signature(signature, signed, key):",
+        "if not is_signature(signature, signed, key):",
         "if False:",
         f"{_AUTH}::test_check_before_pyjwt_changes_no_answer",
     ),
