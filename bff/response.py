@@ -64,7 +64,7 @@ _EVENTS: Final = (
 )
 CHAT_STREAM: Final = b"x-stream-version: v2\r\n"
 """The line of a chat's stream: the version of its records."""
-SETTLED: Final = b"x-session-settled: true\r\n"
+IDLE: Final = b"x-session-settled: true\r\n"
 """The line of a chat's stream if no turn is under way."""
 _REVALIDATE: Final = b"cache-control: private, no-cache\r\n"
 

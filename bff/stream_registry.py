@@ -70,7 +70,7 @@ class StreamRegistry(Generic[StreamT]):
     seconds: ClassVar[str]
     """The histogram of their durations."""
     kind: ClassVar[str]
-    """What the log calls them."""
+    """Their name in the log."""
 
     def __init__(self, telemetry: Telemetry, clock: Callable[[], float]) -> None:
         self._telemetry = telemetry

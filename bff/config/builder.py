@@ -185,7 +185,7 @@ class ConfigBuilder:
                 page=limiter(settings.ip_rate_limit, limits.page),
                 bad_token=limiter(settings.bad_token_limit, limits.bad_token),
                 caller=limiter(settings.rate_limit, limits.caller),
-                stream_open=limiter(chat.stream_limit, limits.stream_open),
+                stream=limiter(chat.stream_limit, limits.stream),
                 stop=limiter(STOPS, limits.stop),
                 message=exact(chat.message_limit, limits.message),
                 message_daily=exact(chat.message_daily_limit, limits.message_daily),

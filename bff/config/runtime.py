@@ -53,7 +53,7 @@ class Limits:
     page: Limiter
     bad_token: Limiter
     caller: Limiter
-    stream_open: Limiter
+    stream: Limiter
     stop: Limiter
     """Counts stops, which no limit of messages counts."""
     message: Limiter
@@ -64,10 +64,11 @@ class Limits:
     def before_settings(cls) -> "Limits":
         """Make the limits that hold until the settings are read, when no request is answered.
 
-        Their names are those of the limits that replace them: the fields, with hyphens.
+        Their names are those of the limits that replace them: those of the fields, with hyphens.
         """
-        names = [field.name for field in fields(cls)]
-        return cls(**{name: Unlimited(name.replace("_", "-")) for name in names})
+        names = {field.name: field.name.replace("_", "-") for field in fields(cls)}
+        names["stream"] = "stream-open"
+        return cls(**{field: Unlimited(name) for field, name in names.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,7 +219,7 @@ class Admission:
             Refused: ``rate_limited``.
         """
         key = caller.limit_key(request.address)
-        request.window = window = self._limits.stream_open.charge(key, request.now)
+        request.window = window = self._limits.stream.charge(key, request.now)
         if window.exceeded:
             raise Refused("rate_limited")
 

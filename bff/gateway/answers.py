@@ -18,8 +18,8 @@ from bff.live.events import with_answering
 from bff.request import RequestHead
 from bff.response import (
     CHAT_STREAM,
+    IDLE,
     NO_RETRY,
-    SETTLED,
     EventStream,
     Representation,
     Response,
@@ -175,7 +175,7 @@ class Answers:
 
     def stream(self, request: RequestContext, stream: EventStream, *, idle: bool) -> Response:
         """Answer with the stream of a chat, whose caller was admitted just now."""
-        return self.events(request, stream, CHAT_STREAM + (SETTLED if idle else b""))
+        return self.events(request, stream, CHAT_STREAM + (IDLE if idle else b""))
 
     def message(
         self, request: RequestContext, status: int, body: Mapping[str, Any], code: str
