@@ -9,9 +9,7 @@ from support.world import World
 
 from bff import metrics
 from bff.config import settings
-from bff.config.chat_settings import ChatSettings
 from bff.config.declaration import declared
-from bff.config.live_settings import LiveSettings
 from bff.config.runtime import Limits
 from bff.gateway import routes
 from bff.metrics import METRICS
@@ -64,17 +62,7 @@ def test_each_file_test_and_command_of_the_page_exists() -> None:
 
 
 def test_every_setting_is_used() -> None:
-    fields = {
-        name
-        for one in (
-            settings.Settings,
-            settings.EnvironmentSettings,
-            settings.PolicySettings,
-            ChatSettings,
-            LiveSettings,
-        )
-        for name in declared(one)
-    }
+    fields = {name for one in settings.CLASSES for name in declared(one)}
     nodes = [node for text in SOURCES.values() for node in ast.walk(ast.parse(text))]
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     used |= {
