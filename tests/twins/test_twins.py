@@ -13,7 +13,7 @@ ROWS = len(combinations.pairwise())
 ROUNDS = 2
 """Histories of each row; every second round draws its settings instead."""
 ABSENT = 110
-"""A history in which somebody requests, under a token that does not name it, an id that upstream
+"""A history in which an observer requests, under a token that does not name it, an id that upstream
 has not and that another caller requested before. Few of the others do."""
 
 
