@@ -818,7 +818,7 @@ FAULTS = [
         "bff/gateway/introspection.py",
         "return digest is None or self.introspections.accepted(digest, session_id, now)",
         "return True",
-        f"{_VERDICTS}::test_shared_copy_waits_for_the_introspection",
+        f"{_VERDICTS}::test_a_list_tests_the_token_once_and_then_each_session",
     ),
     Fault(
         0,
