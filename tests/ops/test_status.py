@@ -39,7 +39,7 @@ def test_screen_of_a_running_gateway(gateway: Gateway) -> None:
     for text in (
         "environment default\n",
         "  health     the upstream ",
-        " loads left now; longest stretch ",
+        "; longest stretch ",  # upstream's period may have ended: then there is no bound
         "  loads      1 ok",
         "  token_missing",
         "  unauthorized",
