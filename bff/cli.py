@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -44,13 +45,22 @@ from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
 
 
+_NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _is_of_output(exc: BaseException) -> bool:
+    """Whether a write of `click.echo` failed; another file may have no space either."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return frame.f_code is click.echo.__code__
+
+
 class _Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; if its output cannot be written, say so in one line."""
         try:
             return super().main(*args, **kwargs)
         except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            if exc.errno not in _NOT_WRITTEN or not _is_of_output(exc):
                 raise
             # Python writes the rest at the end of the process, and that must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
