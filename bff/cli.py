@@ -44,7 +44,6 @@ from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
 
-
 _NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
