@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Final
 
 import click
-import uvloop
 
 from bff import __version__
 from bff.app import Service
@@ -37,6 +36,7 @@ from bff.server import run as server
 from bff.server.hardening import (
     bounded_connections,
     harden,
+    least_files,
     max_files,
     warn_of_few_files,
 )
@@ -166,9 +166,13 @@ async def _serve(
     )
 
 
-def _run(main_: Any) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main_)
+def _check_files(workers: int) -> None:
+    """Exit if the limit of open files is too low: workers would end and start for ever."""
+    if max_files() < least_files(workers):
+        exit_with(
+            f"The limit of open files is {max_files()}, and {workers} workers need at least "
+            f"{least_files(workers)} to start; raise it (ulimit -n, LimitNOFILE=)"
+        )
 
 
 @main.command()
@@ -190,6 +194,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # At PID 1, as in a container, the kernel ignores a signal that has no handler: a stop during
     # the start would be lost.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    _check_files(workers)
     environ = read_environ(BFF_HOST=host, BFF_PORT=port)
     settings = load(environ)
     telemetry = Telemetry(LogWriter(standard_output()))
@@ -239,22 +244,26 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             max_connections=connections,
             unconfirmed=unconfirmed,
         )
-        try:
-            await service.connect()
-        except StoreError as exc:
-            if worker.replaces:  # the other workers run without the store, too
-                telemetry.log.warning("store_away", reason=str(exc))
-            else:
-                exit_with(
-                    f"BFF_STORE_URL: {exc}; correct it, or set BFF_STORE_OPTIONAL=true to start "
-                    "without the store"
-                )
-        await service.ops.join()
+
+        async def start() -> None:
+            try:
+                await service.connect()
+            except StoreError as exc:
+                if worker.replaces:  # the other workers run without the store, too
+                    telemetry.log.warning("store_away", reason=str(exc))
+                else:
+                    exit_with(
+                        f"BFF_STORE_URL: {exc}; correct it, or set BFF_STORE_OPTIONAL=true to "
+                        "start without the store"
+                    )
+            await service.ops.join()
+
+        await server.start(start(), on_stop=service.background.stop)
         worker.start_heartbeat()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
         await _serve(service, browser, ops, worker=worker if workers > 1 else None)
 
-    _run(run())
+    server.run_loop(run())
 
 
 @main.command()
@@ -292,7 +301,7 @@ def demo(port: int | None, upstream_only: bool) -> None:
             # No proxy is in front, so Ctrl-C ends the demo at once.
             await _serve(service, browser, ops, (pretend, upstream), drains=False)
 
-        _run(run())
+        server.run_loop(run())
 
 
 def _serve_upstream(stage: demo_.Demo, port: int) -> None:
@@ -303,7 +312,7 @@ def _serve_upstream(stage: demo_.Demo, port: int) -> None:
         click.echo(stage.upstream_lines(f"http://{server.address(listening)}"))
         await server.run([], (pretend, listening), worker=None, on_stop=_nothing, on_short=_nothing)
 
-    _run(run())
+    server.run_loop(run())
 
 
 def _nothing() -> None:

@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import uvicorn
+import uvloop
 from uvicorn.config import STARTUP_FAILURE
 
 from bff.limits.client_address import Network, is_trusted
@@ -180,6 +183,30 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
         proxy_headers=False,
         server_header=False,
     )
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run *main* in an event loop; returns also if it was stopped while it started."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(CancelledError):
+        runner.run(main)
+
+
+async def start(work: Awaitable[None], *, on_stop: Callable[[], Awaitable[None]]) -> None:
+    """Wait for *work*; on SIGTERM cancel it, call *on_stop*, and raise `CancelledError`.
+
+    Until the loop runs, a handler may raise. Later the loop would drop the exception in a callback,
+    and the process would go on.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  it is called in one
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await work
+    finally:
+        if task.cancelling():
+            await on_stop()
+    if task.cancelling():  # a client took it for its own timeout
+        raise CancelledError
 
 
 async def run(

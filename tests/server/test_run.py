@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 from urllib.parse import quote, unquote
 
 import httpx2
 import pytest
+import uvloop
 from support.rawsockets import request
 from support.world import (
     FRIENDLY,
@@ -104,6 +106,38 @@ def test_stop_during_the_start_ends_it(options: tuple[str, ...]) -> None:
             process.terminate()
             assert process.wait(PATIENCE) == 0
             connection.close()
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["cancelled", "swallowed"])
+def test_stop_during_the_async_start_ends_it(
+    swallowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of a signal handler would be lost in a callback of the loop."""
+    handlers: dict[int, Any] = {}
+    steps: list[str] = []
+
+    async def work() -> None:
+        handlers[signal.SIGTERM]()
+        try:
+            await asyncio.sleep(PATIENCE)
+        except asyncio.CancelledError:
+            steps.append("cancelled")
+            if not swallowed:
+                raise
+
+    async def on_stop() -> None:
+        steps.append("stopped")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "add_signal_handler", handlers.__setitem__, raising=False)
+        await run.start(work(), on_stop=on_stop)
+        steps.append("serves")
+
+    monkeypatch.setattr(uvloop, "new_event_loop", asyncio.new_event_loop)
+    run.run_loop(main())
+
+    assert steps == ["cancelled", "stopped"]
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
