@@ -260,7 +260,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 
         await server.start(start(), on_stop=service.background.stop)
         worker.start_heartbeat()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload.on_signal)
         await _serve(service, browser, ops, worker=worker if workers > 1 else None)
 
     server.run_loop(run())
