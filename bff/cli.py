@@ -103,6 +103,18 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         exit_with(f"Cannot listen on {host}:{port} ({reason}); set {name}")
 
 
+def _sockets(environ: dict[str, str], settings: Settings) -> tuple[socket.socket, socket.socket]:
+    """Return the listening sockets for browsers and for operators."""
+    try:
+        sockets = server.inherited(environ)
+    except server.InheritedError as exc:
+        exit_with(str(exc))
+    return (
+        sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT"),
+        sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT"),
+    )
+
+
 _NEXT_PORTS: Final = 20
 """Ports that the demo tries, so that it starts beside another demo or a gateway."""
 
@@ -202,9 +214,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     if refused:
         telemetry.log.warning("not_hardened", refused=refused)
     unconfirmed = _confirm_ids(settings)
-    sockets = server.inherited(environ)
-    browser = sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT")
-    ops = sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT")
+    browser, ops = _sockets(environ, settings)
     # Exclude all imported objects from garbage collection: the pause of a full collection is then
     # a sixth as long, and forked workers share more memory.
     gc.freeze()

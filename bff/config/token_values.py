@@ -32,7 +32,7 @@ def secret(text: str) -> Secret:
         )
     if _TOKEN.fullmatch(text):
         raise InvalidValue(
-            "is a token (JWT) and no key, and whoever has it could sign tokens; write the key"
+            "is a token (JWT) and no key: everyone who has it could sign tokens; write a key"
         )
     if _KEY_INSIDE.search(text):
         raise InvalidValue("has other characters around a Trigger.dev key; copy the key again")

@@ -237,8 +237,8 @@ def split_keys(text: str) -> tuple[str, ...]:
         first = keys.index(key) + 1
         if first < number:
             raise InvalidValue(f"has the same key as numbers {first} and {number}; remove one")
-        joined = _JOINT.split(key)
-        if len(joined) > 1 and all(len(part) >= MIN_KEY_BYTES for part in joined):
+        split = _JOINT.split(key)
+        if len(split) > 1 and all(len(part) >= MIN_KEY_BYTES for part in split):
             raise InvalidValue("has a semicolon, a bar or \\n between keys; write a comma")
         if once_encoded(key) is not None:
             raise InvalidValue(

@@ -71,16 +71,36 @@ def is_behind_unknown_proxy(sock: socket.socket, trusted: Sequence[Network]) -> 
     return sock.family == socket.AF_UNIX and not is_trusted(LOCAL_PEER, trusted)
 
 
+_NAMES: Final = (["browser"], ["ops"], ["browser", "ops"])
+
+
+class InheritedError(ValueError):
+    """The sockets that systemd passed cannot be used; the text is the remedy."""
+
+
 def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
     """Return the sockets that systemd opened (sd_listen_fds(3)), by name.
 
     They stay open while the gateway restarts, so no connection is refused meanwhile.
+
+    Raises:
+        InheritedError: nobody would accept connections on one of them.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    fds = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
-    return {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=False)}
+    try:
+        fds = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
+        if fds and (len(names) != len(fds) or sorted(names) not in _NAMES):
+            raise InheritedError(
+                "The sockets of systemd need the names browser and ops, each once: set "
+                "FileDescriptorName= and one ListenStream= in each unit (deploy/systemd)"
+            )
+        return {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=False)}
+    except (OSError, ValueError) as exc:
+        if isinstance(exc, InheritedError):
+            raise
+        raise InheritedError("LISTEN_FDS does not name open sockets (sd_listen_fds(3))") from None
 
 
 class _Server(uvicorn.Server):

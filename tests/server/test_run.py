@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -151,6 +152,28 @@ def test_reload_during_the_stop_does_no_harm(
             time.sleep(0.02)
 
     assert gateway.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"LISTEN_FDNAMES": "browser:bff-ops.socket"}, "FileDescriptorName="),
+        ({"LISTEN_FDNAMES": "browser:browser"}, "FileDescriptorName="),
+        ({"LISTEN_FDNAMES": ""}, "FileDescriptorName="),
+        ({"LISTEN_FDS": "two"}, "LISTEN_FDS"),
+        ({}, "LISTEN_FDS"),
+    ],
+    ids=["other name", "one name twice", "no name", "no number", "no socket"],
+)
+def test_inherited_socket_that_nobody_accepts_on_is_refused(
+    changes: dict[str, str], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections would wait for ever, because the gateway listened elsewhere."""
+    with Path(os.devnull).open() as one:
+        monkeypatch.setattr(run, "_FIRST_FD", one.fileno())
+        passed = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+        with pytest.raises(run.InheritedError, match=remedy):
+            run.inherited(passed | {"LISTEN_FDNAMES": "browser:ops"} | changes)
 
 
 def test_sockets_for_another_process_are_ignored() -> None:
