@@ -85,14 +85,19 @@ async def test_worker_logs_when_no_peer_sends_it_the_revocations(
 
 async def test_call_without_a_descriptor_is_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
     """An order then says that it is not confirmed; it raised, and the ops port answered 500."""
-    peers = WorkerPeers(WorkerSockets(2), 0)
+    sockets = WorkerSockets(2)
+    peers = WorkerPeers(sockets, 0)
 
     def no_descriptor() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket, "socketpair", no_descriptor)
 
-    assert await peers.call("metrics") == {1: None}
+    try:
+        assert await peers.call("metrics") == {1: None}
+    finally:
+        for sock in (*sockets.senders, *sockets.receivers):
+            sock.close()
 
 
 def test_silent_worker_is_named_and_confirms_nothing(pair: Gateway) -> None:
