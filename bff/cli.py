@@ -10,13 +10,13 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
 import click
-import uvloop
 
 from bff import __version__
 from bff.app import Service
@@ -36,12 +36,21 @@ from bff.server import run as server
 from bff.server.hardening import (
     bounded_connections,
     harden,
+    least_files,
     max_files,
     warn_of_few_files,
 )
 from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
+
+_NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _is_of_output(exc: BaseException) -> bool:
+    """Whether a write of `click.echo` failed; another file may have no space either."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return frame.f_code is click.echo.__code__
 
 
 class _Commands(click.Group):
@@ -50,7 +59,7 @@ class _Commands(click.Group):
         try:
             return super().main(*args, **kwargs)
         except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            if exc.errno not in _NOT_WRITTEN or not _is_of_output(exc):
                 raise
             # Python writes the rest at the end of the process, and that must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +101,18 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         if exc.errno not in (errno.EADDRINUSE, errno.EACCES):
             name = name.replace("PORT", "HOST")
         exit_with(f"Cannot listen on {host}:{port} ({reason}); set {name}")
+
+
+def _sockets(environ: dict[str, str], settings: Settings) -> tuple[socket.socket, socket.socket]:
+    """Return the listening sockets for browsers and for operators."""
+    try:
+        sockets = server.inherited(environ)
+    except server.InheritedError as exc:
+        exit_with(str(exc))
+    return (
+        sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT"),
+        sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT"),
+    )
 
 
 _NEXT_PORTS: Final = 20
@@ -157,9 +178,13 @@ async def _serve(
     )
 
 
-def _run(main_: Any) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main_)
+def _check_files(workers: int) -> None:
+    """Exit if the limit of open files is too low: workers would end and start for ever."""
+    if max_files() < least_files(workers):
+        exit_with(
+            f"The limit of open files is {max_files()}, and {workers} workers need at least "
+            f"{least_files(workers)} to start; raise it (ulimit -n, LimitNOFILE=)"
+        )
 
 
 @main.command()
@@ -181,6 +206,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # At PID 1, as in a container, the kernel ignores a signal that has no handler: a stop during
     # the start would be lost.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    _check_files(workers)
     environ = read_environ(BFF_HOST=host, BFF_PORT=port)
     settings = load(environ)
     telemetry = Telemetry(LogWriter(standard_output()))
@@ -188,9 +214,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     if refused:
         telemetry.log.warning("not_hardened", refused=refused)
     unconfirmed = _confirm_ids(settings)
-    sockets = server.inherited(environ)
-    browser = sockets.get("browser") or _listen(settings.host, settings.port, "BFF_PORT")
-    ops = sockets.get("ops") or _listen(settings.ops_host, settings.ops_port, "BFF_OPS_PORT")
+    browser, ops = _sockets(environ, settings)
     # Exclude all imported objects from garbage collection: the pause of a full collection is then
     # a sixth as long, and forked workers share more memory.
     gc.freeze()
@@ -230,22 +254,26 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
             max_connections=connections,
             unconfirmed=unconfirmed,
         )
-        try:
-            await service.connect()
-        except StoreError as exc:
-            if worker.replaces:  # the other workers run without the store, too
-                telemetry.log.warning("store_away", reason=str(exc))
-            else:
-                exit_with(
-                    f"BFF_STORE_URL: {exc}; correct it, or set BFF_STORE_OPTIONAL=true to start "
-                    "without the store"
-                )
-        await service.ops.join()
+
+        async def start() -> None:
+            try:
+                await service.connect()
+            except StoreError as exc:
+                if worker.replaces:  # the other workers run without the store, too
+                    telemetry.log.warning("store_away", reason=str(exc))
+                else:
+                    exit_with(
+                        f"BFF_STORE_URL: {exc}; correct it, or set BFF_STORE_OPTIONAL=true to "
+                        "start without the store"
+                    )
+            await service.ops.join()
+
+        await server.start(start(), on_stop=service.background.stop)
         worker.start_heartbeat()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload.on_signal)
         await _serve(service, browser, ops, worker=worker if workers > 1 else None)
 
-    _run(run())
+    server.run_loop(run())
 
 
 @main.command()
@@ -283,7 +311,7 @@ def demo(port: int | None, upstream_only: bool) -> None:
             # No proxy is in front, so Ctrl-C ends the demo at once.
             await _serve(service, browser, ops, (pretend, upstream), drains=False)
 
-        _run(run())
+        server.run_loop(run())
 
 
 def _serve_upstream(stage: demo_.Demo, port: int) -> None:
@@ -294,7 +322,7 @@ def _serve_upstream(stage: demo_.Demo, port: int) -> None:
         click.echo(stage.upstream_lines(f"http://{server.address(listening)}"))
         await server.run([], (pretend, listening), worker=None, on_stop=_nothing, on_short=_nothing)
 
-    _run(run())
+    server.run_loop(run())
 
 
 def _nothing() -> None:

@@ -1,7 +1,7 @@
 """``python -m bff.health``: exits with 0 if the ops port of this machine answers (health checks).
 
-It finds the port as the gateway does, in any address family, and goes through no proxy. It imports
-only the standard library, because a container runs it every few seconds.
+It finds the port as the gateway does, in any address family, and goes through no proxy. Beside the
+reader of files it imports only the standard library, because a container runs it every few seconds.
 """
 
 import contextlib
@@ -10,7 +10,8 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
+
+from bff.config import files
 
 _TIMEOUT = 2.0
 """Seconds."""
@@ -20,8 +21,9 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where a wildcar
 def address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Return host and port of the ops port: from variables, ``BFF_CONFIG``, or the defaults."""
     file: dict[str, object] = {}
-    with contextlib.suppress(KeyError, OSError, ValueError):  # the gateway reports a wrong file
-        file = tomllib.loads(Path(environ["BFF_CONFIG"]).read_text(encoding="utf-8-sig"))
+    # The gateway reports a wrong file.
+    with contextlib.suppress(KeyError, OSError, ValueError, RecursionError):
+        file = tomllib.loads(files.read_text(environ["BFF_CONFIG"].strip()))
     host, port = (
         str(environ.get(name, "").strip() or file.get(name) or default)
         for name, default in (("BFF_OPS_HOST", "127.0.0.1"), ("BFF_OPS_PORT", "9787"))

@@ -1,5 +1,6 @@
 """The commands, as processes."""
 
+import errno
 import json
 import re
 import signal
@@ -24,7 +25,7 @@ from support.world import (
     http,
 )
 
-from bff import __version__
+from bff import __version__, cli
 from bff.sessions import ids
 from bff.tokens.verify import AUDIENCE, Issuer, Verifier
 
@@ -64,6 +65,15 @@ def test_output_to_a_full_disk_is_a_problem_in_one_line() -> None:
 
     assert done.returncode == 1
     assert done.stderr == "Cannot write the output (No space left on device)\n"
+
+
+def test_disk_error_of_another_file_is_not_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def harden() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "harden", harden)
+    with pytest.raises(OSError, match="No space left on device"):
+        bff("serve")
 
 
 @pytest.mark.parametrize("command", [("serve",), ("check",), ("token", "--session", "a")])

@@ -1,7 +1,7 @@
 """The commands that talk to a running gateway: revocations listed and undone."""
 
 from click.testing import CliRunner, Result
-from support.world import Gateway, World, http, read
+from support.world import NEW_KEY, Gateway, World, http, read
 
 from bff.cli import main
 
@@ -64,7 +64,7 @@ async def test_log_level_hides_less_severe_lines(world: World) -> None:
 
 
 async def test_reload_says_which_settings_changed(world: World) -> None:
-    world.reload(BFF_CACHE_TTL="7", BFF_EXPOSE_TAGS="public:*", BFF_SIGNING_KEYS="n" * 40)
+    world.reload(BFF_CACHE_TTL="7", BFF_EXPOSE_TAGS="public:*", BFF_SIGNING_KEYS=NEW_KEY)
 
     (line,) = [x for x in world.logged() if x["event"] == "settings_reloaded"]
     assert line["changed"] == ["BFF_CACHE_TTL", "BFF_SIGNING_KEYS", "BFF_EXPOSE_TAGS"]

@@ -1,5 +1,6 @@
 """The health check's idea of where the ops port is."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,21 @@ def test_address_may_be_in_the_file(tmp_path: Path) -> None:
 
     assert address({"BFF_CONFIG": str(file)}) == ("::1", 1234)
     assert address({"BFF_CONFIG": str(file), "BFF_OPS_PORT": "5"}) == ("::1", 5)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device", "nested too deeply", "large"])
+def test_address_is_the_default_if_the_file_cannot_be_read(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "bff.toml"
+    match kind:
+        case "pipe":
+            os.mkfifo(file)
+        case "directory":
+            file.mkdir()
+        case "device":
+            file = Path("/dev/zero")
+        case "large":
+            file.write_text("BFF_OPS_PORT = 1\n" + "#" * 2**21)
+        case _:
+            file.write_text("BFF_OPS_PORT = " + "[" * 100_000)
+
+    assert address({"BFF_CONFIG": str(file)}) == ("127.0.0.1", 9787)

@@ -226,7 +226,12 @@ class ConfigBuilder:
             observe=partial(self._observe, environment.name, budget),
             clock=self.clock,
         )
-        chat = ChatUpstream(self.transport, credentials=own_credentials, timeout=self.timeout)
+        chat = ChatUpstream(
+            self.transport,
+            credentials=own_credentials,
+            timeout=self.timeout,
+            clock=self.clock,
+        )
         return Environment(environment.name, origin, self.trace(upstream), chat, budget, peeks)
 
     def _observe(self, name: str, budget: Budget, quota: Quota) -> None:

@@ -23,6 +23,8 @@ WATCH_SECONDS: Final = 1.0
 MAX_LOOKS: Final = 3
 """Looks after which a change counts although a file still changes. Otherwise a file that always
 changes would delay the removal of a key in another."""
+SIGNALLED_SECONDS: Final = 0.1
+"""Seconds from a signal to the reload, so that a flood of signals costs few reloads."""
 REREAD_SECONDS: Final = 30.0
 """Seconds between two readings of all settings, whether or not a file seems to have changed."""
 
@@ -46,11 +48,22 @@ class Reload:
     _problems: list[str] = field(default_factory=list, init=False)
     """The problems of the last reading."""
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _signalled: asyncio.TimerHandle | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._files = Watch(self.settings.files)
         self._as_read = self._files.look()
         """How the files looked before the last reading."""
+
+    def on_signal(self) -> None:
+        """Reload soon, once for all signals until then."""
+        if self._signalled is None:
+            loop = asyncio.get_running_loop()
+            self._signalled = loop.call_later(SIGNALLED_SECONDS, self._on_signals)
+
+    def _on_signals(self) -> None:
+        self._signalled = None
+        self()
 
     def __call__(self) -> None:
         """Read the settings again and use them; on trouble the former ones stay. Never raises."""
@@ -72,9 +85,10 @@ class Reload:
         self._reload(unchanged_too=False)
 
     def stop(self) -> None:
-        """End the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """End the timers."""
+        for timer in (self._timer, self._signalled):
+            if timer is not None:
+                timer.cancel()
 
     # -- the loop
 

@@ -31,6 +31,10 @@ def secret(text: str) -> Secret:
             "is an address or a path and no key; write the key itself, or set the setting "
             "whose name ends with _FILE to the path"
         )
+    if _TOKEN.fullmatch(text):
+        raise InvalidValue(
+            "is a token (JWT) and no key: everyone who has it could sign tokens; write a key"
+        )
     if _KEY_INSIDE.search(text):
         raise InvalidValue("has other characters around a Trigger.dev key; copy the key again")
     return Secret(text)
@@ -40,6 +44,7 @@ _ELSEWHERE = re.compile(
     r"[a-z][a-z0-9+.-]*://|@?(~|\.\.?|[A-Za-z]:)?[\\/](run|var|etc|mnt|home|Users|root|tmp|opt|secrets)"
     r"[\\/]"
 )
+_TOKEN = re.compile(r"eyJ[\w-]+(\.[\w-]*){2,4}", re.ASCII)
 _KEY_INSIDE = re.compile(r".tr_(dev|stg|prod|preview)_\w{8}")
 _SECRET_KEY = re.compile(r"tr_(dev|stg|prod|preview)_[\w-]+", re.ASCII)
 
@@ -58,6 +63,18 @@ def secret_keys(text: str) -> tuple[Secret, ...]:
 ROOT_KEY = re.compile(r"tr_(dev|stg|prod|preview)_(?!sk_)[\w-]+", re.ASCII)
 
 
+_REPEATED = re.compile(r"(.{1,16}?)\1+.{0,15}")
+"""Matches keys of `MIN_KEY_BYTES` and more that repeat a short text; random ones never do."""
+
+
+def _check_guess(key: str, number: int) -> None:
+    if _REPEATED.fullmatch(key):
+        raise InvalidValue(
+            f"has a key that repeats a short text as number {number}, so it can be guessed; make "
+            f"one: openssl rand -hex {MIN_KEY_BYTES}"
+        )
+
+
 def signing_keys(text: str) -> tuple[Secret, ...]:
     keys = split_keys(text)
     for number, key in enumerate(keys, start=1):
@@ -74,6 +91,8 @@ def signing_keys(text: str) -> tuple[Secret, ...]:
                 f"has a key of {len(key)} bytes as number {number}; a key of your own needs at "
                 f"least {MIN_KEY_BYTES}: openssl rand -hex {MIN_KEY_BYTES}"
             )
+        if not key.startswith("tr_"):
+            _check_guess(key, number)
     return tuple(map(Secret, keys))
 
 
@@ -129,6 +148,7 @@ def shared_keys(text: str) -> tuple[Secret, ...]:
                 f"has a key of {len(key)} bytes as number {number}; HS256 needs at least "
                 f"{MIN_KEY_BYTES}"
             )
+        _check_guess(key, number)
     return tuple(map(Secret, keys))
 
 

@@ -225,6 +225,10 @@ def texts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
 
 
+_JOINT: Final = re.compile(r"[;|]|(?:\\[nrt])+")
+"""Separates keys where an env file or a program writes a list in another way."""
+
+
 def split_keys(text: str) -> tuple[str, ...]:
     """Split a list of keys.
 
@@ -247,8 +251,9 @@ def split_keys(text: str) -> tuple[str, ...]:
         first = keys.index(key) + 1
         if first < number:
             raise InvalidValue(f"has the same key as numbers {first} and {number}; remove one")
-        if ";" in key and all(len(part) >= MIN_KEY_BYTES for part in key.split(";")):
-            raise InvalidValue("has a semicolon between keys; write a comma")
+        split = _JOINT.split(key)
+        if len(split) > 1 and all(len(part) >= MIN_KEY_BYTES for part in split):
+            raise InvalidValue("has a semicolon, a bar or \\n between keys; write a comma")
         if once_encoded(key) is not None:
             raise InvalidValue(
                 f"has a key in base64 as number {number}; write the key itself (the data of a "

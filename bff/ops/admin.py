@@ -31,7 +31,7 @@ from bff.replicas.sharing import Sharing
 from bff.replicas.valkey import StoreUnavailable
 from bff.response import Response as BoundedResponse
 from bff.server.bounds import Bounds, ConnectionLimiter
-from bff.server.connection import BoundedProtocol
+from bff.server.connection import NewestProtocol
 from bff.server.worker_ipc import CALL_SECONDS, WorkerPeers
 from bff.sessions import ids
 from bff.telemetry import Telemetry, merge
@@ -280,7 +280,7 @@ class Ops:
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
-def ops_protocol() -> "partial[BoundedProtocol]":
+def ops_protocol() -> "partial[NewestProtocol]":
     """Return the factory of connections to the ops port, with tight bounds."""
     bounds = Bounds(
         head_bytes=_MAX_HEAD,
@@ -288,12 +288,20 @@ def ops_protocol() -> "partial[BoundedProtocol]":
         request_seconds=10.0,
         idle_seconds=75.0,
         unread_seconds=75.0,
-        connections=MAX_CONNECTIONS,
-        connections_per_address=MAX_CONNECTIONS,
+        # Those that end count until they have ended.
+        connections=2 * MAX_CONNECTIONS,
+        connections_per_address=2 * MAX_CONNECTIONS,
         buffered_bytes=_MAX_BUFFERED,
     )
     connections = ConnectionLimiter(bounds, trusted=(), count=lambda _: None)
-    return partial(BoundedProtocol, bounds=bounds, connections=connections, refuse=_render)
+    return partial(
+        NewestProtocol,
+        open_={},
+        most=MAX_CONNECTIONS,
+        bounds=bounds,
+        connections=connections,
+        refuse=_render,
+    )
 
 
 def _render(refusal: Refusal, _peer: str, _origin: bytes | None) -> BoundedResponse:

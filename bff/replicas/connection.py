@@ -91,7 +91,7 @@ class Connection:
         clients: makes its client.
         background: runs its two loops.
         timeout: seconds that a request may wait for the store.
-        name: the name of this replica, unlike any other's.
+        name: the name of this replica, unlike any other's; empty if no replica is to count it.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
         on_marker: called with the marker of the revocations that each heartbeat reads.

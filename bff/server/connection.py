@@ -275,3 +275,40 @@ class BoundedProtocol(SlowReaderProtocol):
     def _close_lingering(self) -> None:
         self.transport.write_eof()
         self._deadline.set(LINGER_SECONDS, self.transport.abort)
+
+
+class NewestProtocol(BoundedProtocol):
+    """One connection of a bounded number: a new one takes the place of the longest silent one.
+
+    So clients that hold connections keep no health check out.
+
+    Args:
+        open_: the open connections of the server, the longest silent one first.
+        most: how many of them there may be.
+        arguments: those of `BoundedProtocol`.
+    """
+
+    def __init__(self, *, open_: "dict[NewestProtocol, None]", most: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._open = open_
+        self._most = most
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept a connection."""
+        if len(self._open) >= self._most:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
+        self._open[self] = None
+        super().connection_made(transport)
+
+    def on_message_begin(self) -> None:
+        """Note that this connection is not silent."""
+        super().on_message_begin()
+        if self._open.pop(self, self) is None:
+            self._open[self] = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release the connection."""
+        self._open.pop(self, None)
+        super().connection_lost(exc)

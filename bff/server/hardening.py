@@ -10,6 +10,12 @@ RESERVED_DESCRIPTORS: Final = 512
 other workers, files, and connections that are accepted in order to be refused."""
 
 
+_LEAST_FILES: Final = 24
+"""Descriptors without which a process cannot serve one connection."""
+_FILES_OF_WORKER: Final = 4
+"""Descriptors for each worker in all of them: two sockets, and two more while one calls it."""
+
+
 def harden() -> list[str]:
     """Keep keys out of core dumps, and `/proc/<pid>/environ` and `mem` from other processes.
 
@@ -37,6 +43,11 @@ def max_files() -> int:
     """Return how many files this process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 2**31 if soft == resource.RLIM_INFINITY else soft
+
+
+def least_files(workers: int) -> int:
+    """Return the limit of open files without which *workers* cannot start."""
+    return _LEAST_FILES + _FILES_OF_WORKER * workers
 
 
 def bounded_connections(files: int, setting: int) -> int:

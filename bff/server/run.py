@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import uvicorn
+import uvloop
 from uvicorn.config import STARTUP_FAILURE
 
 from bff.limits.client_address import Network, is_trusted
@@ -68,16 +71,36 @@ def is_behind_unknown_proxy(sock: socket.socket, trusted: Sequence[Network]) -> 
     return sock.family == socket.AF_UNIX and not is_trusted(LOCAL_PEER, trusted)
 
 
+_NAMES: Final = (["browser"], ["ops"], ["browser", "ops"])
+
+
+class InheritedError(ValueError):
+    """The sockets that systemd passed cannot be used; the text is the remedy."""
+
+
 def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
     """Return the sockets that systemd opened (sd_listen_fds(3)), by name.
 
     They stay open while the gateway restarts, so no connection is refused meanwhile.
+
+    Raises:
+        InheritedError: nobody would accept connections on one of them.
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return {}
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    fds = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
-    return {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=False)}
+    try:
+        fds = range(_FIRST_FD, _FIRST_FD + int(environ.get("LISTEN_FDS", "0")))
+        if fds and (len(names) != len(fds) or sorted(names) not in _NAMES):
+            raise InheritedError(
+                "The sockets of systemd need the names browser and ops, each once: set "
+                "FileDescriptorName= and one ListenStream= in each unit (deploy/systemd)"
+            )
+        return {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=False)}
+    except (OSError, ValueError) as exc:
+        if isinstance(exc, InheritedError):
+            raise
+        raise InheritedError("LISTEN_FDS does not name open sockets (sd_listen_fds(3))") from None
 
 
 class _Server(uvicorn.Server):
@@ -180,6 +203,30 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
         proxy_headers=False,
         server_header=False,
     )
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run *main* in an event loop; returns also if it was stopped while it started."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(CancelledError):
+        runner.run(main)
+
+
+async def start(work: Awaitable[None], *, on_stop: Callable[[], Awaitable[None]]) -> None:
+    """Wait for *work*; on SIGTERM cancel it, call *on_stop*, and raise `CancelledError`.
+
+    Until the loop runs, a handler may raise. Later the loop would drop the exception in a callback,
+    and the process would go on.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  it is called in one
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await work
+    finally:
+        if task.cancelling():
+            await on_stop()
+    if task.cancelling():  # a client took it for its own timeout
+        raise CancelledError
 
 
 async def run(

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import httptools
 import uvicorn
@@ -49,6 +49,22 @@ class ClosedSafeTransport:
         """Write, unless the connection is closing."""
         if not self.is_closing():
             self._write(data)
+
+
+class _UnknownLength:
+    """The length of a body that ends with its connection: nothing is too long, or too short."""
+
+    def __lt__(self, size: int) -> bool:
+        return False
+
+    def __isub__(self, size: int) -> Self:
+        return self
+
+    def __ne__(self, size: object) -> bool:
+        return False
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class UvicornProtocol(httptools_impl.HttpToolsProtocol):
@@ -113,8 +129,15 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
     # -- streams
 
     def begin_stream(self, stream: EventStream) -> None:
-        """Let the answer be a stream: the last one, which ends when the browser leaves."""
+        """Let the answer be a stream: the last one, which ends when the browser leaves.
+
+        HTTP/1.0 has no chunks (RFC 9112 §7.1), so there the end of the connection ends the body.
+        nginx speaks it to its upstreams by default.
+        """
         self.stream = stream
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = _UnknownLength()  # type: ignore[assignment]
         self.flow.resume_reading()  # otherwise it would not show that the browser leaves
         self.transport.resume_reading()
 

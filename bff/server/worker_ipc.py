@@ -63,7 +63,10 @@ class WorkerPeers:
 
 
 async def _call(sender: socket.socket, request: tuple[str, ...], timeout: float) -> Any:
-    near, far = socket.socketpair()
+    try:
+        near, far = socket.socketpair()
+    except OSError:  # no descriptor is left
+        return None
     with far:
         try:
             socket.send_fds(sender, [_BYTE], [far.fileno()])

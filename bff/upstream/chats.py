@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
+from bff.clock import Clock
 from bff.errors import (
     CredentialsRejected,
     SessionNotFound,
@@ -61,12 +62,16 @@ class ChatUpstream:
         credentials: sign the requests. If upstream rejects the secret key, the next one is used
             for later requests; a message is never sent again.
         timeout: seconds for the head of an answer, and for the whole answer to a message.
+        clock: the two times.
     """
 
-    def __init__(self, transport: Transport, *, credentials: Credentials, timeout: float) -> None:
+    def __init__(
+        self, transport: Transport, *, credentials: Credentials, timeout: float, clock: Clock
+    ) -> None:
         self._transport = transport
         self._credentials = credentials
         self._timeout = timeout
+        self._clock = clock
 
     async def append(self, session_id: str, body: bytes, part_id: str) -> Answer:
         """Send a message once; returns an answer that is about the message.
@@ -156,7 +161,8 @@ class ChatUpstream:
         """Return an answer that is about the request; raise what any other one means."""
         status, error = answer.status, api_error(answer)
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            raise UpstreamRateLimited(retry_after=retry_after(answer.headers, 0.0))
+            _, wall = self._clock()
+            raise UpstreamRateLimited(retry_after=retry_after(answer.headers, wall))
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise UpstreamUnavailable
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):

@@ -23,6 +23,7 @@ from support.world import (
     sign,
 )
 
+from bff import metrics
 from bff.app import Service
 from bff.config.reload import Watch
 
@@ -60,6 +61,16 @@ async def test_invalid_file_changes_nothing_and_is_logged(world: World) -> None:
     world.reload(BFF_RATE_LIMIT="10/minute")
     assert (await world.get("chat-1")).status_code == 401
     assert "bff_settings_current 1.0" in (await world.ops.get("/metrics")).text
+
+
+async def test_flood_of_signals_costs_one_reload(world: World) -> None:
+    for reloads in (1, 2):
+        for _ in range(50):
+            world.service.reload.on_signal()
+        while world.telemetry.counts[metrics.RELOADS, "ok"] < reloads:
+            await asyncio.sleep(0.01)
+
+    assert world.telemetry.counts[metrics.RELOADS, "ok"] == 2
 
 
 async def test_copies_stay_unless_the_policy_changes(world: World) -> None:

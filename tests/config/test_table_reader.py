@@ -1,7 +1,7 @@
 """One table of settings: where each value comes from, and which problems are reported."""
 
 import pytest
-from support.world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
+from support.world import NEW_KEY, OWN_KEY, ROOT_KEY, SECRET_KEY, environ
 
 from bff.config.reader import load
 from bff.config.settings import SETTINGS, SettingsError
@@ -83,7 +83,7 @@ def test_report_does_not_quote_an_invalid_value() -> None:
 
 def test_secret_is_read_from_a_file_one_key_a_line(tmp_path) -> None:
     keys, key = tmp_path / "keys", tmp_path / "key"
-    keys.write_text(f"{OWN_KEY}\n{'k' * 32}\n")
+    keys.write_text(f"{OWN_KEY}\n{NEW_KEY}\n")
     key.write_text(f"{SECRET_KEY}\n")
     settings = load(
         environ(
@@ -96,7 +96,7 @@ def test_secret_is_read_from_a_file_one_key_a_line(tmp_path) -> None:
 
     (environment,) = settings.environments
     assert [k.reveal() for k in environment.secret_keys] == [SECRET_KEY]
-    assert [k.reveal() for k in environment.signing_keys] == [OWN_KEY, "k" * 32]
+    assert [k.reveal() for k in environment.signing_keys] == [OWN_KEY, NEW_KEY]
     assert set(settings.files) == {str(keys), str(key)}
 
 

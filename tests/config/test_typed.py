@@ -192,7 +192,10 @@ def test_file_of_an_editor_is_mended(tmp_path: Path, name: str, content: str) ->
         ({"BFF_SIGNING_KEYS": f",{OWN_KEY}"}, "a comma without a key"),
         ({"BFF_SIGNING_KEYS": f"{OWN_KEY},,{ROOT_KEY}"}, "a comma without a key"),
         ({"BFF_SIGNING_KEYS": f"{OWN_KEY},{OWN_KEY}"}, "same key as numbers 1 and 2"),
-        ({"BFF_SIGNING_KEYS": f"{OWN_KEY};{OWN_KEY}2"}, "write a comma"),
+        *(
+            ({"BFF_SIGNING_KEYS": f"{OWN_KEY}{joint}{OWN_KEY}2"}, "write a comma")
+            for joint in (";", "|", "\\n", "\\r\\n")
+        ),
         ({"TRIGGER_SECRET_KEY": f"{SECRET_KEY},{SECRET_KEY}"}, "same key as numbers 1 and 2"),
         ({"BFF_SIGNING_KEYS": base64.b64encode(b"0" * 64).decode()}, "in base64 as number 1"),
         ({"BFF_SIGNING_KEYS": base64.b64encode(b"a0" * 32 + b"\n").decode()}, "in base64"),

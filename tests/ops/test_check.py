@@ -5,6 +5,7 @@ from pathlib import Path
 
 from support.command_line import bff
 from support.world import (
+    NEW_KEY,
     OWN_KEY,
     SECRET_KEY,
     Gateway,
@@ -80,7 +81,7 @@ def test_long_ttl_is_noted() -> None:
 
 
 def test_check_says_what_it_cannot_prove_about_chats() -> None:
-    chats = environ(BFF_CHAT="true", BFF_SIGNING_KEYS="k" * 40)
+    chats = environ(BFF_CHAT="true", BFF_SIGNING_KEYS=NEW_KEY)
 
     assert "the secret key needs write:sessions" in check(chats).stdout
     assert "BFF_CHAT is on" not in check(environ()).stdout

@@ -15,6 +15,7 @@ from bff.config import reader
 from bff.demo.upstream import PretendUpstream
 from bff.ops.check import Finding, Page, Result
 from bff.ops.check_upstream import UpstreamChecker
+from bff.replicas.keys import REPLICAS
 
 RUNS_KEY = "tr_dev_sk_RUNSONLY00000000000000001"
 
@@ -42,7 +43,9 @@ def test_rejected_key_is_a_problem_with_a_remedy(live: dict[str, str]) -> None:
 def test_store_is_tested(live: dict[str, str], tmp_path: Path) -> None:
     with Engine("valkey", tmp_path, "--requirepass", "pw") as engine:
         store = {"BFF_STORE_URL": engine.url.replace("//", "//:pw@")}
-        good = check(live | store, "--probe")
+        with engine.client(password="pw") as client:
+            good = check(live | store, "--probe")
+            assert not client.exists(REPLICAS), "the command takes no share of the limits"
         refused = check(live | {"BFF_STORE_URL": engine.url.replace("//", "//:no@")}, "--probe")
     down = check(live | store, "--probe")
 

@@ -20,6 +20,7 @@ import pytest
 from support.engines import ENGINES, Engine, free_port
 from support.replicas import PATIENT
 from support.world import (
+    NEW_KEY,
     OFF,
     OWN_KEY,
     PATH,
@@ -293,7 +294,7 @@ def test_replacement_workers_use_reloaded_settings(tmp_path: Path) -> None:
             return Counter(http.get(url, headers=headers).status_code for _ in range(12))
 
         assert statuses() == {200: 12}
-        write(BFF_SIGNING_KEYS="n" * 40)
+        write(BFF_SIGNING_KEYS=NEW_KEY)
         gateway.process.send_signal(signal.SIGHUP)
         until(lambda: gateway.output.count('"settings_reloaded"') >= 2)
         until(lambda: statuses() == {401: 12})
@@ -308,7 +309,7 @@ def test_replacement_workers_use_reloaded_settings(tmp_path: Path) -> None:
         os.kill(children(gateway.process.pid)[0], signal.SIGKILL)
         until(lambda: '"settings_not_reloaded"' in gateway.output)
         assert statuses() == {401: 12}, "the other worker keeps its settings"
-        write(BFF_SIGNING_KEYS="n" * 40)
+        write(BFF_SIGNING_KEYS=NEW_KEY)
         until(lambda: gateway.output.count('"listening"') == 5)
 
 

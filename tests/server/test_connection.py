@@ -1,6 +1,8 @@
 """The bounds of a connection, without the fast path and with it."""
 
 import json
+from functools import partial
+from typing import Any
 
 import pytest
 from support.differential import (
@@ -15,7 +17,7 @@ from support.differential import (
 )
 from support.world import OFF, Clock
 
-from bff.server.connection import MAX_PIPELINED
+from bff.server.connection import MAX_PIPELINED, NewestProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +37,22 @@ async def test_invalid_bytes_end_the_connection_after_due_answers(
             assert answer.rindex(b"HTTP/1.1") < answer.index(b"connection: close")
             assert [t.closed for t in transports] == [True, True]
         assert sides[0].records() == sides[1].records()
+
+
+async def test_new_connection_takes_the_place_of_the_longest_silent(clock: Clock) -> None:
+    """Scrapers that read nothing keep no health check out of the ops port."""
+    async with both_sides(clock) as (side, _):
+        arguments: Any = side.config.http_protocol_class
+        make = partial(NewestProtocol, open_={}, most=2, **arguments.keywords)
+        side.config.http_protocol_class = make
+        first, second = side.connect(FakeLoop()), side.connect(FakeLoop())
+        await side.feed(first, request(GOOD))
+
+        third = side.connect(FakeLoop())
+        await side.feed(third, request(GOOD))
+
+        assert (first.closed, second.closed, third.closed) == (False, True, False)
+        assert statuses(bytes(third.sent)) == [200]
 
 
 async def test_invalid_bytes_get_one_400_and_nothing_after_it(clock: Clock) -> None:

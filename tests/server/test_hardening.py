@@ -4,6 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+from support.world import KEPT, PATIENCE, environ
+
+from bff.server.hardening import least_files
+
 SHOW = """
 import ctypes, json, resource
 from bff.server.hardening import harden
@@ -21,3 +26,23 @@ def test_harden_hides_memory_and_raises_the_limit_of_files() -> None:
     assert dumpable == 0
     assert core == [0, 0]
     assert soft == hard
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_start_is_refused_with_too_few_files(workers: int) -> None:
+    """The workers would end and start for ever."""
+    serve = [sys.executable, "-m", "bff", "serve", "--workers", str(workers)]
+    files = least_files(workers) - 1
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -n {files}; exec "$@"', "-", *serve],
+        env=KEPT | environ(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"The limit of open files is {files}" in done.stderr
+    assert f"{workers} workers need at least {files + 1}" in done.stderr

@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import httpx2
 import pytest
+import uvloop
 from support.rawsockets import request
 from support.world import (
     FRIENDLY,
@@ -106,6 +109,38 @@ def test_stop_during_the_start_ends_it(options: tuple[str, ...]) -> None:
             connection.close()
 
 
+@pytest.mark.parametrize("swallowed", [False, True], ids=["cancelled", "swallowed"])
+def test_stop_during_the_async_start_ends_it(
+    swallowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of a signal handler would be lost in a callback of the loop."""
+    handlers: dict[int, Any] = {}
+    steps: list[str] = []
+
+    async def work() -> None:
+        handlers[signal.SIGTERM]()
+        try:
+            await asyncio.sleep(PATIENCE)
+        except asyncio.CancelledError:
+            steps.append("cancelled")
+            if not swallowed:
+                raise
+
+    async def on_stop() -> None:
+        steps.append("stopped")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "add_signal_handler", handlers.__setitem__, raising=False)
+        await run.start(work(), on_stop=on_stop)
+        steps.append("serves")
+
+    monkeypatch.setattr(uvloop, "new_event_loop", asyncio.new_event_loop)
+    run.run_loop(main())
+
+    assert steps == ["cancelled", "stopped"]
+
+
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["alone", "workers"])
 def test_reload_during_the_stop_does_no_harm(
     upstream: running_upstream, options: tuple[str, ...]
@@ -117,6 +152,28 @@ def test_reload_during_the_stop_does_no_harm(
             time.sleep(0.02)
 
     assert gateway.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"LISTEN_FDNAMES": "browser:bff-ops.socket"}, "FileDescriptorName="),
+        ({"LISTEN_FDNAMES": "browser:browser"}, "FileDescriptorName="),
+        ({"LISTEN_FDNAMES": ""}, "FileDescriptorName="),
+        ({"LISTEN_FDS": "two"}, "LISTEN_FDS"),
+        ({}, "LISTEN_FDS"),
+    ],
+    ids=["other name", "one name twice", "no name", "no number", "no socket"],
+)
+def test_inherited_socket_that_nobody_accepts_on_is_refused(
+    changes: dict[str, str], remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections would wait for ever, because the gateway listened elsewhere."""
+    with Path(os.devnull).open() as one:
+        monkeypatch.setattr(run, "_FIRST_FD", one.fileno())
+        passed = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+        with pytest.raises(run.InheritedError, match=remedy):
+            run.inherited(passed | {"LISTEN_FDNAMES": "browser:ops"} | changes)
 
 
 def test_sockets_for_another_process_are_ignored() -> None:

@@ -122,6 +122,35 @@ async def test_cut_of_upstream_is_a_cut_for_the_browser(
     assert transport.sent.endswith(LAST) is (error is None)
 
 
+@pytest.mark.parametrize("error", [None, UpstreamUnavailable()], ids=["end", "cut"])
+@pytest.mark.parametrize("fast_path", [False, True], ids=["asgi", "fast path"])
+async def test_stream_over_http_1_0_ends_with_its_connection(
+    clock: Clock,
+    fast_path: bool,
+    error: UpstreamUnavailable | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """HTTP/1.0 has no chunks: nginx speaks it to its upstreams by default."""
+    async with both_sides(clock, **CHAT) as sides:
+        side = sides[fast_path]
+        live = Live(side.world)
+        live.take_over()
+        transport = side.connect(FakeLoop())
+        await side.feed_unsettled(transport, request(GRANTED, target=OUT, version="1.0"))
+        await live.send(batch({"type": "start"}))
+
+        live.upstream.end(error)
+        await turns()
+
+        head, _, body = transport.sent.partition(b"\r\n\r\n")
+        assert transport.closed
+        assert b"connection: close" in head
+        assert b"transfer-encoding" not in head
+        assert body.startswith((b"event: ", b"id: ", b"data: ", b": "))
+        assert body.endswith(b"\n\n"), "no last chunk"
+        assert not caplog.records, "uvicorn logs a body of another length than the head says"
+
+
 async def test_revoked_stream_has_a_clean_end(opened: tuple[Side, FakeTransport, Live]) -> None:
     side, transport, live = opened
 

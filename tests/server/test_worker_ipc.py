@@ -1,8 +1,10 @@
 """Workers behind one ops port: each answers there for all, also while another dies or hangs."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import threading
 from typing import Any
 
@@ -79,6 +81,23 @@ async def test_worker_logs_when_no_peer_sends_it_the_revocations(
             sock.close()
 
         assert world.logged()[-1]["event"] == "revocations_not_learned"
+
+
+async def test_call_without_a_descriptor_is_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An order then says that it is not confirmed; it raised, and the ops port answered 500."""
+    sockets = WorkerSockets(2)
+    peers = WorkerPeers(sockets, 0)
+
+    def no_descriptor() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", no_descriptor)
+
+    try:
+        assert await peers.call("metrics") == {1: None}
+    finally:
+        for sock in (*sockets.senders, *sockets.receivers):
+            sock.close()
 
 
 def test_silent_worker_is_named_and_confirms_nothing(pair: Gateway) -> None:

@@ -1,11 +1,19 @@
 """The chat routes upstream: what is sent, once, and what each answer means."""
 
 import asyncio
+from email.utils import formatdate
 from typing import Any
 
 import pytest
+from support.world import Clock
 
-from bff.errors import CredentialsRejected, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from bff.errors import (
+    CredentialsRejected,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from bff.upstream.chats import ChatUpstream, StreamOptions
 from bff.upstream.connection import Request, Stream
 from bff.upstream.credentials import Credentials
@@ -53,6 +61,7 @@ def chats(transport: Transport, *keys: str, timeout: float = 5.0) -> ChatUpstrea
             user_agent="bff/test",
         ),
         timeout=timeout,
+        clock=Clock(),
     )
 
 
@@ -109,6 +118,14 @@ async def test_error_tells_whether_the_message_may_have_arrived(answer: Any, sen
     assert len(transport.requests) == 1
 
 
+@pytest.mark.parametrize("value", ["7", formatdate(Clock().wall + 7, usegmt=True)])
+async def test_pause_of_upstream_may_be_a_date(value: str) -> None:
+    with pytest.raises(UpstreamRateLimited) as caught:
+        await chats(Transport((429, {"retry-after": value}, b""))).append("s", b"", "p")
+
+    assert caught.value.retry_after == 7.0
+
+
 async def test_late_answer_may_mean_that_the_message_arrived() -> None:
     with pytest.raises(UpstreamTimeout) as caught:
         await chats(Transport(None), timeout=0.05).append("s", b"", "p")
@@ -157,6 +174,8 @@ async def test_key_that_a_chat_sees_rejected_is_replaced_for_loads() -> None:
     transport: Any = Transport((401, {}, b'{"error":"Invalid API key"}'))
 
     with pytest.raises(CredentialsRejected):
-        await ChatUpstream(transport, credentials=keys, timeout=5).append("chat-1", b"{}", "part")
+        await ChatUpstream(transport, credentials=keys, timeout=5, clock=Clock()).append(
+            "chat-1", b"{}", "part"
+        )
 
     assert (keys.in_use, changes) == (1, [2])
