@@ -171,11 +171,12 @@ class Listeners(StreamRegistry[Listener]):
 
     def changed_beside(self, environment: str, ids: Iterable[str]) -> None:
         """Show a session again: a part of its document that no copy holds may have changed."""
-        for id_ in ids:
-            if (environment, id_) in self._watches:
-                copy, _ = self.newest(environment, id_)
-                if copy is not None:
-                    self.update(copy)
+        if not self._watches:
+            return
+        for id_ in ids:  # of which listeners may follow the other one
+            copy, _ = self.newest(environment, id_)
+            if copy is not None:
+                self.update(copy)
 
     def update(self, copy: Copy) -> None:
         """Show a copy to all who follow its session, unless it was shown last."""

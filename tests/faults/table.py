@@ -2843,9 +2843,37 @@ FAULTS = [
     Fault(
         71,
         "bff/live/answering.py",
-        "elif turn.started or now >= turn.until:",
+        "elif turn.running_since is not None or now >= turn.until:",
         "else:",
         f"{_LISTENERS}::test_71_message_is_answered_before_the_agent_has_begun",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "        return True if _is_running(turn, now) else None\n",
+        "        return True\n",
+        "tests/live/test_answering.py::test_peeks_alone_tell_of_a_turn_for_a_bounded_time",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "            return None if now < turn.until else False\n",
+        "            return False\n",
+        f"{_PEEKS}::test_message_without_a_number_leaves_it_unknown",
+    ),
+    Fault(
+        71,
+        "bff/live/answering.py",
+        "        turn.running_since = None\n",
+        "        turn.running_since = turn.running_since if ended else None\n",
+        "tests/live/test_answering.py::test_queued_message_counts_between_two_turns",
+    ),
+    Fault(
+        71,
+        "bff/live/listeners.py",
+        "        for id_ in ids:  # of which listeners may follow the other one\n",
+        "        for id_ in [one for one in ids if (environment, one) in self._watches]:\n",
+        f"{_PEEKS}::test_replica_that_lacks_the_pair_tells_of_either_id",
     ),
     Fault(
         72,
