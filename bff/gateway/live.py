@@ -217,10 +217,11 @@ class Live:
 
     def _hide(self, now: float, wall: float, listener: Listener, name: str) -> None:
         """Tell one listener that there is no such session."""
-        reason = self.why_ended(listener.grounds, now, wall)
+        grounds: Grounds = listener.grounds
+        reason = self.why_ended(grounds, now, wall)
         if reason is not None:
             listener.end(reason)
-        else:
+        elif not self._is_session_revoked(grounds.caller, name, wall):
             listener.hide(name)
 
     def _show(
@@ -297,18 +298,15 @@ class Live:
             or before.live.answering != config.live.answering
         ):
             return "policy"
-        if self._revocations.any and self._is_session_revoked(grounds, wall):
+        if self._revocations.any and any(
+            self._is_session_revoked(caller, name, wall) for name in _shown(grounds)
+        ):
             return "revoked"
         return self._admission.why_ended(grounds.request.token, caller, wall)
 
-    def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
-        caller = grounds.caller
-        return any(
-            self._revocations.session(
-                name, self._pairs.other(caller.environment, name), caller.issued, wall
-            )
-            for name in _shown(grounds)
-        )
+    def _is_session_revoked(self, caller: Caller, name: str, wall: float) -> bool:
+        other = self._pairs.other(caller.environment, name)
+        return self._revocations.session(name, other, caller.issued, wall)
 
     def _is_accepted(self, grounds: Grounds, now: float) -> bool:
         """Whether upstream has verified the token lately for all sessions that are shown."""

@@ -173,7 +173,7 @@ class Listeners(StreamRegistry[Listener]):
         """Show a session again: a part of its document that no copy holds may have changed."""
         if not self._watches:
             return
-        for id_ in ids:  # of which listeners may follow the other one
+        for id_ in ids:  # listeners may follow the other one
             copy, _ = self.newest(environment, id_)
             if copy is not None:
                 self.update(copy)
@@ -276,4 +276,8 @@ class Listeners(StreamRegistry[Listener]):
                     yield
 
     def _has_old(self, listener: Listener) -> bool:
-        return any(self._watches[listener.environment, name].old for name in listener.stamps)
+        # A session that it does not show may be revoked for it, and causes no byte.
+        return any(
+            stamp > 0 and self._watches[listener.environment, name].old
+            for name, stamp in listener.stamps.items()
+        )

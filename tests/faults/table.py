@@ -2720,7 +2720,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/live.py",
-        "if self._revocations.any and self._is_session_revoked(grounds, wall):",
+        "if self._revocations.any and any(\n            self._is_session_revoked(caller, name, wall)"
+        " for name in _shown(grounds)\n        ):",
         "if False:",
         f"{_LIVE}::test_revocation_ends_the_stream",
     ),
@@ -2871,9 +2872,23 @@ FAULTS = [
     Fault(
         71,
         "bff/live/listeners.py",
-        "        for id_ in ids:  # of which listeners may follow the other one\n",
+        "        for id_ in ids:  # listeners may follow the other one\n",
         "        for id_ in [one for one in ids if (environment, one) in self._watches]:\n",
         f"{_PEEKS}::test_replica_that_lacks_the_pair_tells_of_either_id",
+    ),
+    Fault(
+        97,
+        "bff/live/listeners.py",
+        "            stamp > 0 and self._watches[listener.environment, name].old\n",
+        "            self._watches[listener.environment, name].old\n",
+        "tests/gateway/test_live.py::test_revoked_session_of_a_list_causes_no_byte",
+    ),
+    Fault(
+        97,
+        "bff/gateway/live.py",
+        "        elif not self._is_session_revoked(grounds.caller, name, wall):\n",
+        "        else:\n",
+        "tests/gateway/test_live.py::test_revoked_session_of_a_list_causes_no_byte",
     ),
     Fault(
         72,

@@ -125,7 +125,7 @@ def test_peeks_alone_tell_of_a_turn_for_a_bounded_time(
     assert (ended, known.of(copy())) == (False, True)
 
 
-def test_records_show_that_a_long_turn_goes_on(known: Known, clock: Clock) -> None:
+def test_records_show_that_a_long_turn_is_running(known: Known, clock: Clock) -> None:
     known.appended("default", IDS, 7)
     for _ in range(30):
         known.peek(idle=False)
