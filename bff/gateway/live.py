@@ -221,8 +221,14 @@ class Live:
         reason = self.why_ended(grounds, now, wall)
         if reason is not None:
             listener.end(reason)
-        elif not self._is_session_revoked(grounds.caller, name, wall):
+        elif self._may_know(grounds.caller, name, now, wall):
             listener.hide(name)
+
+    def _may_know(self, caller: Caller, name: str, now: float, wall: float) -> bool:
+        """Whether a caller may learn that there is no session *name*, which the token names."""
+        return self._introspector.is_accepted(caller, name, now) and not self._is_session_revoked(
+            caller, name, wall
+        )
 
     def _show(
         self,

@@ -2886,9 +2886,16 @@ FAULTS = [
     Fault(
         97,
         "bff/gateway/live.py",
-        "        elif not self._is_session_revoked(grounds.caller, name, wall):\n",
-        "        else:\n",
+        "(caller, name, now) and not self._is_session_revoked(\n            caller, name, wall\n        )",
+        "(caller, name, now)",
         "tests/gateway/test_live.py::test_revoked_session_of_a_list_causes_no_byte",
+    ),
+    Fault(
+        97,
+        "bff/gateway/live.py",
+        "        elif self._may_know(grounds.caller, name, now, wall):\n",
+        "        elif not self._is_session_revoked(grounds.caller, name, wall):\n",
+        "tests/gateway/test_live.py::test_unverified_session_of_a_list_causes_no_byte",
     ),
     Fault(
         72,

@@ -496,6 +496,26 @@ async def test_revoked_session_of_a_list_causes_no_byte(live: World) -> None:
     assert other.events()[-1].event == "gone"
 
 
+async def test_unverified_session_of_a_list_causes_no_byte(live: World) -> None:
+    await live.start(**OFF | {"BFF_VERIFY": "upstream", "BFF_SIGNING_KEYS": None})
+    environment = live.upstream.environments[0]
+    fail(live, "chat-2")
+    listening = await listen(
+        live, None, token=live.signed_with(environment.root_key, "chat-1", "chat-2")
+    )
+    (first,) = listening.events()
+    live.upstream.override = None
+    other = await listen(live, "chat-2", token=live.signed_with(environment.root_key, "chat-2"))
+    del environment.sessions[FRIENDLY["chat-2"]]
+    for _ in range(4):
+        await look(live, 8)
+        check(live)
+
+    assert [one["id"] for one in first.data["unavailable"]] == ["chat-2"]
+    assert listening.events() == []
+    assert other.events()[-1].event == "gone"
+
+
 async def test_token_for_a_new_session_ends_the_lists_of_its_person(live: World) -> None:
     def token(who: str, *names: str) -> str:
         return live.token(*read(*names), act={"sub": who}, iat=int(live.clock.wall))
