@@ -242,6 +242,8 @@ class PendingMessage:
                 "upstream_unavailable",
                 "upstream_invalid",
             )
+            if lost:
+                self._note(None)
             raise Refused(
                 "message_unconfirmed" if lost else error.code, retry_after=error.retry_after
             ) from None
@@ -262,17 +264,25 @@ class PendingMessage:
 
     def _finish(self, gateway: Resumable) -> Response:
         assert self._answer is not None  # noqa: S101  `_send` set it
-        answer = read_answer(self._answer, shows_reason=self.chats.chat.shows_reason)
+        try:
+            answer = read_answer(self._answer, shows_reason=self.chats.chat.shows_reason)
+        except Refused:
+            self._note(None)
+            raise
         self._count(answer.code)
         if not answer.code:
-            number = answer.body.get("seq")
-            if number is not None and self._kind != "stop":
-                ids = self.chats.ids_of(self.caller, self.session_id)
-                self.chats.turns.appended(self.caller.environment, ids, number)
+            number = answer.body.get("seq")  # none if upstream has stored the message before
+            self._note(number)
             gateway.answers.log_message(
                 self.request, self.caller, self.session_id, self._kind, number
             )
         return gateway.answers.message(self.request, answer.status, answer.body, answer.code)
+
+    def _note(self, number: int | None) -> None:
+        """Let listeners know of the message; None if only upstream knows what became of it."""
+        if self._kind != "stop":
+            ids = self.chats.ids_of(self.caller, self.session_id)
+            self.chats.turns.appended(self.caller.environment, ids, number)
 
     def _next(
         self,

@@ -199,11 +199,18 @@ class Live:
 
     def _hide(self, now: float, wall: float, listener: Listener, name: str) -> None:
         """Tell one listener that there is no such session."""
-        reason = self.why_ended(listener.grounds, now, wall)
+        grounds: Grounds = listener.grounds
+        reason = self.why_ended(grounds, now, wall)
         if reason is not None:
             listener.end(reason)
-        else:
+        elif self._may_know(grounds.caller, name, now, wall):
             listener.hide(name)
+
+    def _may_know(self, caller: Caller, name: str, now: float, wall: float) -> bool:
+        """Whether a caller may learn that there is no session *name*, which the token names."""
+        return self.introspector.is_accepted(caller, name, now) and not self._is_session_revoked(
+            caller, name, wall
+        )
 
     def _show(
         self,
@@ -279,18 +286,15 @@ class Live:
             or before.live.answering != config.live.answering
         ):
             return "policy"
-        if self.revocations.any and self._is_session_revoked(grounds, wall):
+        if self.revocations.any and any(
+            self._is_session_revoked(caller, name, wall) for name in _shown(grounds)
+        ):
             return "revoked"
         return self.admission.why_ended(grounds.request.token, caller, wall)
 
-    def _is_session_revoked(self, grounds: Grounds, wall: float) -> bool:
-        caller = grounds.caller
-        return any(
-            self.revocations.session(
-                name, self.pairs.other(caller.environment, name), caller.issued, wall
-            )
-            for name in _shown(grounds)
-        )
+    def _is_session_revoked(self, caller: Caller, name: str, wall: float) -> bool:
+        other = self.pairs.other(caller.environment, name)
+        return self.revocations.session(name, other, caller.issued, wall)
 
     def _is_accepted(self, grounds: Grounds, now: float) -> bool:
         """Whether upstream has verified the token lately for all sessions that are shown."""

@@ -16,6 +16,9 @@ from bff.sessions.copy import Copy, Key
 
 PENDING_SECONDS: Final = 60.0
 """Seconds for which a message counts as being answered although no record follows it."""
+RUNNING_SECONDS: Final = 600.0
+"""Seconds for which peeks alone may say that a turn is under way: upstream says it for ever of an
+agent that died in its turn, and of a stream without a record."""
 VALID_SECONDS: Final = 60.0
 """Seconds after the last event about a session in which its state counts as known."""
 _MAX_SESSIONS: Final = 20_000
@@ -46,8 +49,10 @@ class Turn:
         exact_at: when the last message came, or its turn ended. A peek that began earlier says
             nothing.
         pending: the number of the last message, if its turn has not ended.
-        until: when that message counts as being answered no longer, unless a record comes.
-        started: whether a peek has seen that the last record does not end a turn, since then.
+        until: when that message counts as being answered no longer, unless a record comes. Without
+            a number in `pending`: until when a message may have come that is not confirmed.
+        running_since: the last record, or the first peek since then, that shows a turn under way;
+            None before such a peek.
         ended: the greatest number of a message whose turn has ended.
         learned_at: when something was learned last.
         peek_at: when the next peek may start.
@@ -57,7 +62,7 @@ class Turn:
     exact_at: float = -inf
     pending: int = _NONE
     until: float = -inf
-    started: bool = False
+    running_since: float | None = None
     ended: int = _NONE
     learned_at: float = -inf
     peek_at: float = -inf
@@ -66,8 +71,8 @@ class Turn:
 class TurnEvents(Protocol):
     """Receives the events of chats that tell about turns; `NoAnswering` receives them for none."""
 
-    def appended(self, environment: str, ids: Iterable[str], number: int) -> None:
-        """Note that message *number* of a session was appended."""
+    def appended(self, environment: str, ids: Iterable[str], number: int | None) -> None:
+        """Note message *number* of a session; None if only upstream knows what became of it."""
 
     def passed(self, environment: str, ids: Iterable[str], answered: int) -> None:
         """Note records of a stream; *answered* is the last message whose turn they ended, or -1."""
@@ -80,7 +85,7 @@ class NoAnswering:
         """Return None: nothing is known."""
         return None
 
-    def appended(self, environment: str, ids: Iterable[str], number: int) -> None:
+    def appended(self, environment: str, ids: Iterable[str], number: int | None) -> None:
         """Ignore a message."""
 
     def passed(self, environment: str, ids: Iterable[str], answered: int) -> None:
@@ -126,7 +131,7 @@ class Answering:
         """Whether the agent of a session is answering; None if that is not known."""
         if copy.closed:
             return False
-        turn = next((self._turns[key] for key in copy.keys if key in self._turns), None)
+        turn = self._find(copy.environment, (id_ for _, id_ in copy.keys))
         if turn is None:
             return None
         now = self._clock()
@@ -134,11 +139,13 @@ class Answering:
             return True
         if turn.idle is None or now - turn.learned_at >= VALID_SECONDS:
             return None
-        return not turn.idle
+        if turn.idle:
+            return None if now < turn.until else False
+        return True if _is_running(turn, now) else None
 
-    def appended(self, environment: str, ids: Iterable[str], number: int) -> None:
-        """Note that message *number* of a session was appended."""
-        names = tuple(ids)
+    def appended(self, environment: str, ids: Iterable[str], number: int | None) -> None:
+        """Note message *number* of a session; None if only upstream knows what became of it."""
+        names, number = tuple(ids), _NONE if number is None else number
         self.learn(environment, names, number, ended=False)
         self._announce(environment, names, number, False)  # noqa: FBT003
 
@@ -152,21 +159,33 @@ class Answering:
         turn = self._find(environment, names)
         if turn is None or turn.pending == _NONE:
             return
-        turn.until = self._clock() + PENDING_SECONDS
-        if answered >= turn.pending:
+        now = self._clock()
+        turn.until = now + PENDING_SECONDS
+        if turn.running_since is not None:
+            turn.running_since = now
+        if answered > turn.ended:
+            is_last = answered >= turn.pending
             self.learn(environment, names, answered, ended=True)
-            self._announce(environment, names, answered, True)  # noqa: FBT003
+            if is_last:
+                self._announce(environment, names, answered, True)  # noqa: FBT003
 
     def learn(self, environment: str, names: tuple[str, ...], number: int, *, ended: bool) -> None:
-        """Note that message *number* was appended or, if *ended*, that its turn has ended."""
+        """Note that message *number* was appended or, if *ended*, that its turn has ended.
+
+        The number -1 stands for a message that may have been appended.
+        """
         turn, now = self._turn(environment, names), self._clock()
-        if number <= (turn.ended if ended else max(turn.pending, turn.ended)):
+        if number == _NONE and turn.pending == _NONE:
+            turn.idle, turn.until = None, now + PENDING_SECONDS
+        elif number <= (turn.ended if ended else max(turn.pending, turn.ended)):
             return  # it is known, or older than what is known
-        if ended:
-            turn.ended, turn.idle = number, number >= turn.pending
-            turn.pending = _NONE if turn.idle else turn.pending
+        elif not ended:
+            turn.pending, turn.until = number, now + PENDING_SECONDS
+        elif number < turn.pending:
+            turn.ended, turn.idle = number, False
         else:
-            turn.pending, turn.until, turn.started = number, now + PENDING_SECONDS, False
+            _end(turn, number)
+        turn.running_since = None
         turn.exact_at = turn.learned_at = now
         self._changed(environment, names)
 
@@ -188,11 +207,13 @@ class Answering:
             return
         now = self._clock()
         turn.idle, turn.learned_at = idle, now
-        if turn.pending != _NONE:
-            if not idle:
-                turn.started, turn.until = True, now + PENDING_SECONDS
-            elif turn.started or now >= turn.until:
-                turn.ended, turn.pending = turn.pending, _NONE
+        if not idle:
+            if turn.running_since is None:
+                turn.running_since = now
+            if turn.pending != _NONE and _is_running(turn, now):
+                turn.until = now + PENDING_SECONDS
+        elif turn.running_since is not None or now >= turn.until:
+            _end(turn, turn.pending)
         self._changed(copy.environment, names)
 
     def _find(self, environment: str, names: Iterable[str]) -> Turn | None:
@@ -211,3 +232,13 @@ class Answering:
         for name in names:
             self._turns[environment, name] = turn
         return turn
+
+
+def _end(turn: Turn, number: int) -> None:
+    """Note that the turn of message *number*, which is the last one, has ended."""
+    turn.ended, turn.idle = max(turn.ended, number), True
+    turn.pending, turn.until, turn.running_since = _NONE, -inf, None
+
+
+def _is_running(turn: Turn, now: float) -> bool:
+    return turn.running_since is None or now - turn.running_since < RUNNING_SECONDS

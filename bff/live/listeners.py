@@ -167,11 +167,12 @@ class Listeners(StreamRegistry[Listener]):
 
     def changed_beside(self, environment: str, ids: Iterable[str]) -> None:
         """Show a session again: a part of its document that no copy holds may have changed."""
-        for id_ in ids:
-            if (environment, id_) in self._watches:
-                copy, _ = self.newest(environment, id_)
-                if copy is not None:
-                    self.update(copy)
+        if not self._watches:
+            return
+        for id_ in ids:  # listeners may follow the other one
+            copy, _ = self.newest(environment, id_)
+            if copy is not None:
+                self.update(copy)
 
     def update(self, copy: Copy) -> None:
         """Show a copy to all who follow its session, unless it was shown last."""
@@ -271,4 +272,8 @@ class Listeners(StreamRegistry[Listener]):
                     yield
 
     def _has_old(self, listener: Listener) -> bool:
-        return any(self._watches[listener.environment, name].old for name in listener.stamps)
+        # A session that it does not show may be revoked for it, and causes no byte.
+        return any(
+            stamp > 0 and self._watches[listener.environment, name].old
+            for name, stamp in listener.stamps.items()
+        )

@@ -203,4 +203,6 @@ if __name__ == "__main__":
         f"a server that only writes: {figures.bare_cost:.0f} µs of CPU each, "
         f"{figures.bare_spread * 1000:.0f} ms to read all"
     )
-    print(f"so a change costs {figures.cost / figures.bare_cost:.1f} times what writing it costs")
+    if figures.bare_cost:  # CPU is counted in hundredths of a second: too coarse for few listeners
+        times = figures.cost / figures.bare_cost
+        print(f"so a change costs {times:.1f} times what writing it costs")

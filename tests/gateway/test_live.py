@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime
 
 import pytest
-from support.listening import LIST, change, check, listen, look, settle
+from support.listening import LIST, change, check, listen, look, parse, settle
 from support.polls import polled_world
 from support.virtual_time import run
 from support.world import FRIENDLY, NEW_KEY, OFF, ORIGIN, OWN_KEY, World, read
@@ -23,6 +23,15 @@ async def live(world: World) -> World:
 
 def code(response: Response) -> tuple[int, str]:
     return response.status, json.loads(response.body)["code"]
+
+
+def fail(world: World, id_: str) -> None:
+    """Let upstream fail for one session."""
+
+    async def override(seen: Seen) -> Answer | None:
+        return Answer(200, {"id": 1}) if seen.raw_path.endswith((id_, FRIENDLY[id_])) else None
+
+    world.upstream.override = override
 
 
 # -- what a listener gets
@@ -470,9 +479,41 @@ async def test_revoked_session_of_a_list_causes_no_byte(live: World) -> None:
     for _ in range(4):
         await look(live, 2.1)
         check(live)
+    other = await listen(live, "chat-2", token=live.token(*read("chat-2")))
+    fail(live, "chat-2")
+    for _ in range(20):
+        await look(live, 2)
+        check(live)
+    live.upstream.override = None
+    del live.upstream.environments[0].sessions[FRIENDLY["chat-2"]]
+    for _ in range(4):
+        await look(live, 8)
+        check(live)
 
     assert [one["externalId"] for one in first.data["data"]] == ["chat-1"]
+    assert {one.comment for one in parse(listening.received.decode())[1:]} == {"ok"}
+    assert {one.comment for one in parse(other.received.decode())[1:]} >= {"copies are old"}
+    assert other.events()[-1].event == "gone"
+
+
+async def test_unverified_session_of_a_list_causes_no_byte(live: World) -> None:
+    await live.start(**OFF | {"BFF_VERIFY": "upstream", "BFF_SIGNING_KEYS": None})
+    environment = live.upstream.environments[0]
+    fail(live, "chat-2")
+    listening = await listen(
+        live, None, token=live.signed_with(environment.root_key, "chat-1", "chat-2")
+    )
+    (first,) = listening.events()
+    live.upstream.override = None
+    other = await listen(live, "chat-2", token=live.signed_with(environment.root_key, "chat-2"))
+    del environment.sessions[FRIENDLY["chat-2"]]
+    for _ in range(4):
+        await look(live, 8)
+        check(live)
+
+    assert [one["id"] for one in first.data["unavailable"]] == ["chat-2"]
     assert listening.events() == []
+    assert other.events()[-1].event == "gone"
 
 
 async def test_token_for_a_new_session_ends_the_lists_of_its_person(live: World) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support.chats import BOTH, CHAT, Live, append, sent, streams
+from support.chats import BOTH, CHAT, EVENTS, Live, append, sent, streams
 from support.listening import Listening, change, check, listen, look, settle
 from support.replicas import Replicas, until
 from support.world import FRIENDLY, World, read
@@ -237,6 +237,46 @@ async def test_answering_and_a_filter_work_together(live: World) -> None:
     await look(live, 2.1)
 
     assert [event.event for event in listening.events()] == ["sessions", "session", "gone"]
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(504, {}), Answer(200, "lost"), Answer(200, {"ok": True})], ids=str
+)
+async def test_message_without_a_number_leaves_it_unknown(live: World, answer: Answer) -> None:
+    """Its answer was lost, or upstream has stored it before."""
+
+    async def override(seen: Seen) -> Answer | None:
+        if seen.raw_path.endswith("/out"):
+            return Answer(200, b"", EVENTS | {"x-session-settled": "true"})
+        return answer if seen.raw_path.endswith("/append") else None
+
+    live.upstream.override = override
+    listening = await listen(live, "chat-1", *BOTH)
+    await look(live)
+    before = told(listening)
+    await append(live)
+    at_once = told(listening)
+    await append(live, {"kind": "stop"})
+    for _ in range(5):
+        await look(live, 2.1)
+    meanwhile = told(listening)
+    for _ in range(25):
+        await look(live, 2.1)
+
+    assert (before[-1], at_once, meanwhile) == ({"answering": False}, [None], [])
+    assert told(listening) == [{"answering": False}], "after a minute in which no turn began"
+
+
+async def test_replica_that_lacks_the_pair_tells_of_either_id(live: World) -> None:
+    agent(live, idle=True)
+    listening = await listen(live, FRIENDLY["chat-1"])
+    await look(live)
+    told(listening)
+    turn = ["chat-1"], 7, False
+    live.service.gateway.news.receive("default", "turn", *turn)
+    await settle(live)
+
+    assert told(listening) == [{"answering": True}]
 
 
 async def test_replicas_share_peeks_and_messages(replicas: Replicas) -> None:

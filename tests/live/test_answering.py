@@ -3,7 +3,14 @@
 import pytest
 from support.world import Clock
 
-from bff.live.answering import PENDING_SECONDS, VALID_SECONDS, Answering, NoAnswering, Peek
+from bff.live.answering import (
+    PENDING_SECONDS,
+    RUNNING_SECONDS,
+    VALID_SECONDS,
+    Answering,
+    NoAnswering,
+    Peek,
+)
 from bff.sessions.copy import Copy, make_copy
 
 IDS = ("session_1", "chat-1")
@@ -95,6 +102,77 @@ def test_message_without_a_record_counts_for_a_bounded_time(known: Known, clock:
     clock.advance(1)
 
     assert (still, known.of(copy())) == (True, None)
+
+
+@pytest.mark.parametrize("number", [None, 7])
+def test_peeks_alone_tell_of_a_turn_for_a_bounded_time(
+    known: Known, clock: Clock, number: int | None
+) -> None:
+    """The agent died in its turn, or the stream has no record yet."""
+    if number is not None:
+        known.appended("default", IDS, number)
+    told = []
+    for _ in range(int(RUNNING_SECONDS + PENDING_SECONDS) // 30 + 2):
+        known.peek(idle=False)
+        told.append(known.of(copy()))
+        clock.advance(30)
+    known.peek(idle=True)
+    ended = known.of(copy())
+    known.peek(idle=False)
+
+    assert told[: int(RUNNING_SECONDS) // 30] == [True] * (int(RUNNING_SECONDS) // 30)
+    assert told[-1] is None
+    assert (ended, known.of(copy())) == (False, True)
+
+
+def test_records_show_that_a_long_turn_is_running(known: Known, clock: Clock) -> None:
+    known.appended("default", IDS, 7)
+    for _ in range(30):
+        known.peek(idle=False)
+        known.passed("default", IDS, -1)
+        clock.advance(30)
+
+    assert known.of(copy()) is True
+
+
+def test_queued_message_counts_between_two_turns(known: Known) -> None:
+    for number in (7, 8):
+        known.appended("default", IDS, number)
+    known.peek(idle=False)
+    known.passed("default", IDS, 7)
+    known.peek(idle=True)
+    between = known.of(copy())
+    known.passed("default", IDS, 8)
+
+    assert (between, known.of(copy())) == (True, False)
+
+
+def test_message_that_may_have_come_leaves_it_unknown(known: Known, clock: Clock) -> None:
+    told = []
+    known.peek(idle=True)
+    known.appended("default", IDS, None)
+    told.append(known.of(copy()))
+    known.peek(idle=True)  # the agent has not begun, or has got no message
+    told.append(known.of(copy()))
+    known.peek(idle=False)
+    told.append(known.of(copy()))
+    known.peek(idle=True)
+    told.append(known.of(copy()))
+    known.appended("default", IDS, None)
+    clock.advance(PENDING_SECONDS)
+    known.peek(idle=True)
+
+    assert told == [None, None, True, False]
+    assert known.of(copy()) is False
+
+
+def test_newest_of_the_states_under_both_ids_counts(known: Known, clock: Clock) -> None:
+    known.appended("default", IDS[:1], 7)
+    clock.advance(1)
+    known.appended("default", IDS[1:], 8)
+    known.passed("default", IDS[1:], 8)
+
+    assert known.of(copy()) is False
 
 
 def test_old_state_is_unknown(known: Known, clock: Clock) -> None:
