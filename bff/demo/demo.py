@@ -95,9 +95,9 @@ class Demo:
     def _tokens(self) -> dict[str, str]:
         ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
         page = secrets.token_hex(4)  # two pages are not the same viewers
-        viewers = [f"viewer-{number}-{page}" for number in range(1, VIEWERS + 1)]
+        viewers = [f"viewer-{number}" for number in range(1, VIEWERS + 1)]
         return {
-            **{name: self.token("chat-live", actor=name) for name in viewers},
+            **{name: self.token("chat-live", actor=f"{name}-{page}") for name in viewers},
             "ann": ann,
             "bob": self.token("chat-live", "chat-of-bob", actor="bob", writes=("chat-of-bob",)),
             "wrong": ann[:-4] + "AAAA",
