@@ -27,7 +27,7 @@ let stopList; // ends the event stream of the list
 let reset = 0;
 let listed = ""; // when the list arrived that the page shows
 let sent = 0;
-let presses = 0; // of the outage button
+let presses = 0; // how often the outage button was pressed
 
 function element(name, text, className) {
   const made = document.createElement(name);
