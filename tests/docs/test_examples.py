@@ -59,12 +59,16 @@ def test_plain_example_lists_and_chats(chromium: Browser) -> None:
     with gateway_for(origin) as gateway:
         environ = {"GATEWAY_URL": gateway.url, "PORT": port, "CHATS": "chat-2,chat-closed"}
         with serving([need("node"), "server.mjs"], EXAMPLES / "plain", origin, **environ):
-            page = open_page(chromium, origin)
+            page = open_page(chromium, "about:blank")
+            signed_out = "<!doctype html>\n<title>sign in</title>"
+            token = re.compile(r"/api/gateway-token\?chat=chat-2$")
+            page.route(token, lambda route: route.fulfill(body=signed_out), times=1)
+            page.goto(origin)
             expect(page.locator("li")).to_have_text(["chat-2 open", "chat-closed closed"])
             page.get_by_label("Message").fill("hello")
             page.get_by_role("button", name="Send").click()
             expect(page.get_by_role("log")).to_contain_text(ANSWER)
-            assert page.console == []
+            assert [text.splitlines()[0] for text in page.console] == ["Error: no token: 200"]
             page.context.close()
 
 
