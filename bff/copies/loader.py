@@ -178,12 +178,10 @@ class Loader:
         The store may have answered already: *wait* is then 0 if it has spent the call, and the
         seconds to wait if it denied one. *timeout* bounds the wait for the store, in seconds.
         """
-        if load.spent:
-            wait = 0.0
-        elif wait is None:
-            wait = await self._spend(environment, timeout)
-        if wait <= 0 and not load.spent:
-            load.queue.paid(load)
+        copy = load.copy
+        wait = 0.0 if load.spent else await self._pay(environment, load, wait, timeout)
+        if wait > 0:
+            return _deny(copy, wait, self._clock()[0])
 
         async def spend_again() -> None:
             nonlocal wait
@@ -193,18 +191,26 @@ class Loader:
 
         started, _ = self._clock()
         generation = self._cache.purge_generation
-        if wait <= 0:
-            get = partial(environment.upstream.get, again=spend_again)
-            outcome, why = await self.fetch(environment, load.id, get)
-        copy = load.copy
+        get = partial(environment.upstream.get, again=spend_again)
+        outcome, why = await self.fetch(environment, load.id, get)
         if wait > 0:
-            if copy is not None and wait > TURN_SECONDS:
-                copy.retry_at = self._clock()[0] + RETRY_SECONDS
-            return Refusal("over_budget", retry_after=wait)
+            return _deny(copy, wait, self._clock()[0])
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self._cache.put_negative(environment.name, load.id, ended, generation)
         return self._learn(environment, outcome, why, copy, ended, ended - started)
+
+    async def _pay(
+        self, environment: Environment, load: QueuedLoad, wait: float | None, timeout: float
+    ) -> float:
+        """Spend one call for *load*, unless the store has spent it. Returns as `_spend` does."""
+        if wait is None:
+            wait = await self._spend(environment, timeout)
+        elif wait <= 0:  # this replica counts it too, because the store may go down
+            environment.budget.spend(self._clock()[0])
+        if wait <= 0:
+            load.queue.paid(load)
+        return wait
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream. Returns 0, or the seconds to wait if the budget has no call."""
@@ -287,6 +293,13 @@ class Loader:
                 outcome = replace(outcome, retry_after=wait)
         _report(self._telemetry, environment, code, why, seconds=seconds, now=now)
         return outcome
+
+
+def _deny(copy: Copy | None, wait: float, now: float) -> Refusal:
+    """Refuse a load, or its second try, for which the budget has no call for *wait* seconds."""
+    if copy is not None and wait > TURN_SECONDS:
+        copy.retry_at = now + RETRY_SECONDS
+    return Refusal("over_budget", retry_after=wait)
 
 
 def _report(
