@@ -6,13 +6,12 @@ many requests may wait for it.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
-from bff import metrics
+from bff import metrics, strict_json
 from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
@@ -31,8 +30,6 @@ RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
 KEY_REMEDY: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-"""Made once: `json.dumps` makes one for each call with arguments."""
 
 
 class Get(Protocol):
@@ -256,7 +253,7 @@ class Loader:
             self._telemetry.unknown_fields(unknown)
         shown = policy.project(document)
         try:
-            body = _ENCODER.encode(shown).encode()
+            body = strict_json.dumps(shown).encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
         return make_copy(

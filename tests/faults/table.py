@@ -2887,7 +2887,7 @@ FAULTS = [
         "bff/live/listeners.py",
         "watches = [self._watches[key] for key in copy.keys if key in self._watches]",
         "watches = list(self._watches.values())",
-        f"{_LISTENERS}::test_97_hidden_session_changes_no_byte_of_a_listener",
+        "tests/live/test_listeners.py::test_change_costs_its_followers_only",
     ),
     Fault(
         98,
