@@ -164,9 +164,7 @@ async def test_91_next_secret_key_is_not_used_silently(world: World) -> None:
     assert NEXT_KEY not in world.log.getvalue()
 
 
-async def test_91_planned_rotation_is_silent_and_shows_a_bad_key(
-    world: World, clock: Clock
-) -> None:
+async def test_planned_rotation_is_silent_and_shows_a_bad_key(world: World, clock: Clock) -> None:
     """In the order of docs/OPERATIONS.md."""
 
     async def in_use() -> str:
