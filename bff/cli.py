@@ -7,6 +7,8 @@ import asyncio
 import errno
 import gc
 import os
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -14,6 +16,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -130,6 +133,15 @@ def _listen_near(first: int) -> socket.socket:
             click.echo(f"Port {first} is taken, so the demo uses {port} (--port chooses another).")
         return browser
     return _listen("127.0.0.1", first, "--port")
+
+
+def own_command() -> str:
+    """Return what runs this program in another shell, where `.venv/bin` need not be on PATH."""
+    own = Path(sys.argv[0]).resolve()
+    if own.name != "bff":
+        return f"{shlex.quote(sys.executable)} -m bff"
+    path = shutil.which("bff")
+    return "bff" if path and Path(path).resolve() == own else shlex.quote(str(own))
 
 
 def _fork(
@@ -288,9 +300,14 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     is_flag=True,
     help="Serve the pretend upstream alone, for a gateway that you start yourself.",
 )
-def demo(port: int | None, upstream_only: bool) -> None:
+@click.option(
+    "--origin",
+    multiple=True,
+    help="Origin of your own pages, such as http://localhost:8080; may be repeated.",
+)
+def demo(port: int | None, upstream_only: bool, origin: tuple[str, ...]) -> None:
     """Try the gateway in front of a pretend upstream."""
-    stage = demo_.make(lambda: system_clock()[1])
+    stage = demo_.make(lambda: system_clock()[1], *origin)
     if upstream_only:
         _serve_upstream(stage, demo_.UPSTREAM_PORT if port is None else port)
         return
@@ -300,13 +317,17 @@ def demo(port: int | None, upstream_only: bool) -> None:
     else:
         browser = _listen("127.0.0.1", port, "--port")
     ops = _listen("127.0.0.1", 0, "another port")
-    settings = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
+    try:
+        settings = stage.settings(*(sock.getsockname()[1] for sock in (upstream, browser, ops)))
+    except SettingsError as exc:
+        refuse(exc)
     with open(os.devnull, "w", encoding="utf-8") as devnull:  # noqa: PTH123
         telemetry = Telemetry(devnull)
 
         async def run() -> None:
             service = Service(settings, telemetry, routes=stage.routes(telemetry.counts))
-            click.echo(stage.lines(f"http://{server.address(browser)}", server.address(ops)))
+            base, bff = f"http://{server.address(browser)}", own_command()
+            click.echo(stage.lines(base, server.address(ops), bff))
             pretend = server.config(stage.upstream, lifespan=False)
             # No proxy is in front, so Ctrl-C ends the demo at once.
             await _serve(service, browser, ops, (pretend, upstream), drains=False)
@@ -319,7 +340,7 @@ def _serve_upstream(stage: demo_.Demo, port: int) -> None:
     pretend = server.config(stage.upstream, lifespan=False)
 
     async def run() -> None:
-        click.echo(stage.upstream_lines(f"http://{server.address(listening)}"))
+        click.echo(stage.upstream_lines(f"http://{server.address(listening)}", own_command()))
         await server.run([], (pretend, listening), worker=None, on_stop=_nothing, on_short=_nothing)
 
     server.run_loop(run())

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import jwt
 import pytest
 from support import command_line
 from support.demos import printed_by, running_demo
+from support.engines import free_port
 from support.world import (
     KEPT,
     OWN_KEY,
@@ -180,8 +182,7 @@ def test_token_mints_a_token_that_the_gateway_accepts() -> None:
 
 def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> None:
     """The printed commands start a gateway in front of the pretend upstream."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-u", "-m", "bff", "demo", "--upstream-only", "--port", "0"]
     with subprocess.Popen(command, env=KEPT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -218,11 +219,13 @@ def test_demo_upstream_alone_serves_a_gateway_of_ones_own(tmp_path: Path) -> Non
     assert "triggerConfig" not in done.stdout
 
 
+OWN_ORIGIN = "http://localhost:8080"
+
+
 def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "bff", "demo", "--port", str(port)],
+        [sys.executable, "-m", "bff", "demo", "--port", str(port), "--origin", OWN_ORIGIN],
         env=KEPT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -231,6 +234,7 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         printed = printed_by(process)
+        asked = http.get(f"http://127.0.0.1:{port}/healthz", headers={"origin": OWN_ORIGIN})
         # The printed commands, without comments and prose.
         lines = [x for x in printed.splitlines() if re.match(r"(curl|[A-Z]+=)", x)]
         first = next(line for line in lines if line.startswith("curl"))
@@ -253,6 +257,7 @@ def test_demo_commands_show_a_hit_a_403_a_304_and_a_429(tmp_path: Path) -> None:
     token = re.search(r"^ANN='Authorization: Bearer (\S+)'$", printed, re.MULTILINE)[1]
     assert jwt.decode(token, signing_key, algorithms=["HS256"], audience=AUDIENCE)
     assert "http://localhost:3000" in printed, "an origin whose pages may ask"
+    assert asked.headers["access-control-allow-origin"] == OWN_ORIGIN
     assert set(document["metadata"]) <= {"progress"}
     assert re.search(r"^\s+60 200$", pasted, re.MULTILINE)
     assert re.search(r"^\s+1 429$", pasted, re.MULTILINE)
@@ -296,8 +301,15 @@ def test_make_demo_works_beside_another_demo() -> None:
             for printed in (one, other)
         ]
         pages = [http.get(base + "/healthz") for base in bases]
+        # Pasted in a shell where `bff` is not on PATH.
+        status = re.search(r"^/\S+ status --ops \S+$", one, re.MULTILINE)[0]
+        shown = subprocess.run(
+            ["bash", "-c", f"{status} --once"],
+            env={"PATH": os.defpath}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
 
     assert len({*bases}) == 2
+    assert "health" in shown.stdout
     assert [page.status_code for page in pages] == [200, 200]
     assert re.search(r"Port 8787 is taken, so the demo uses \d+", other)
 
@@ -308,3 +320,10 @@ def test_demo_names_the_remedy_for_a_taken_port() -> None:
 
     assert done.returncode == 2
     assert "(Address already in use); set --port" in done.stderr
+
+
+def test_demo_names_the_problem_of_an_origin() -> None:
+    done = process("demo", "--port", "0", "--origin", "localhost:8080")
+
+    assert done.returncode == 2
+    assert "'localhost:8080', which no browser sends" in done.stderr

@@ -1,12 +1,13 @@
 // The playground's chat: sends messages to the gateway, and reads the answers as they stream. Beside
 // them it shows both ends upstream of the gateway. No library: the official transport does the same.
 
+import { renew, tokens } from "./tokens.js";
+
 const SESSION = "chat-live";
 const CHAT = `/realtime/v1/sessions/${SESSION}`;
 const MAX_TOKEN_SHOWN = 48; // characters
 
 const $ = (id) => document.getElementById(id);
-const tokens = await (await fetch("/demo/tokens", { cache: "no-store" })).json();
 
 let cursor = -1; // the number of the last record that came through the gateway
 let first = 0; // the number of the first record that the page shows
@@ -38,7 +39,7 @@ function bubble(who, text) {
 
 // -- to the agent
 
-async function post(body, token = tokens.ann) {
+async function post(body, token = tokens.ann, again = true) {
   const response = await fetch(`${CHAT}/in/append`, {
     method: "POST",
     headers: {
@@ -48,6 +49,10 @@ async function post(body, token = tokens.ann) {
     },
     body: JSON.stringify(body),
   });
+  if (response.status === 401 && again && token === tokens.ann) {
+    await renew();
+    return post(body, tokens.ann, false);
+  }
   const { seq, code, error } = await response.json();
   if (response.ok) say(`${response.status}: upstream stored it as number ${seq}`, "good");
   else say(`${response.status} ${code}: ${error}`, "warn");
@@ -89,6 +94,7 @@ async function read() {
       const response = await fetch(`${CHAT}/out`, { headers, cache: "no-store", signal: leaving.signal });
       if (response.ok) await follow(response.body);
       else say(`${response.status}: the stream is refused`, "warn");
+      if (response.status === 401) await renew();
     } catch {
       say("The stream was cut. The page resumes after the last record.", "warn");
     }

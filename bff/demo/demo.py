@@ -49,6 +49,8 @@ class Demo:
     """Signs the identities. The agent has it too."""
     clock: Callable[[], float]
     """Unix seconds."""
+    origins: tuple[str, ...]
+    """Where pages may come from."""
 
     def settings(self, upstream_port: int, port: int, ops_port: int) -> settings.Settings:
         """Return the settings that an operator would write."""
@@ -58,7 +60,7 @@ class Demo:
                 "TRIGGER_API_URL": f"http://127.0.0.1:{upstream_port}",
                 "BFF_ENVIRONMENT_ID": ENVIRONMENT_ID,
                 "BFF_SIGNING_KEYS": self.signing_key,
-                "BFF_ALLOWED_ORIGINS": ",".join(ORIGINS),
+                "BFF_ALLOWED_ORIGINS": ",".join(self.origins),
                 "BFF_PORT": str(port),
                 "BFF_OPS_PORT": str(ops_port),
                 "BFF_RATE_LIMIT": "60/minute",
@@ -95,19 +97,22 @@ class Demo:
     def _tokens(self) -> dict[str, str]:
         ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
         page = secrets.token_hex(4)  # two pages are not the same viewers
-        viewers = [f"viewer-{number}-{page}" for number in range(1, VIEWERS + 1)]
+        viewers = [f"viewer-{number}" for number in range(1, VIEWERS + 1)]
         return {
-            **{name: self.token("chat-live", actor=name) for name in viewers},
+            **{name: self.token("chat-live", actor=f"{name}-{page}") for name in viewers},
             "ann": ann,
             "bob": self.token("chat-live", "chat-of-bob", actor="bob", writes=("chat-of-bob",)),
             "wrong": ann[:-4] + "AAAA",
             "expired": self.token(*ANN_CHATS, actor="ann", age=TOKEN_SECONDS + 60),
         }
 
-    def lines(self, base: str, ops: str) -> str:
+    def lines(self, base: str, ops: str, bff: str) -> str:
         """Return commands to paste, each with a comment that explains its answer.
 
-        *base* is the address of the gateway, and *ops* that of its ops port.
+        Args:
+            base: the address of the gateway.
+            ops: the address of its ops port.
+            bff: the command that a shell runs as this program.
         """
         url = f"{base}/api/v1/sessions"
         ann = self.token(*ANN_CHATS, actor="ann", writes=ANN_CHATS)
@@ -146,17 +151,18 @@ curl -s -o /dev/null -w '%{{http_code}}\\n' '{url}/chat-live?n=[1-61]' -H "$BOB"
 # Your own app: its server signs tokens with this key, and its pages send them to this gateway.
 GATEWAY_SIGNING_KEY={self.signing_key}
 GATEWAY_URL={base}
-# Pages may come from {", ".join(ORIGINS)}.
+# Pages may come from {", ".join(self.origins)};
+# {bff} demo --origin http://localhost:8080 allows another origin.
 # The sessions are {", ".join(self._names())}; tokens with write:sessions:<id> may chat.
 # Start from docs/FRONTEND.md, or from an app in docs/examples.
 
 # Operators see the gateway on one screen:
-bff status --ops {ops}
+{bff} status --ops {ops}
 
 Press Ctrl-C to end the demo.
 """
 
-    def upstream_lines(self, address: str) -> str:
+    def upstream_lines(self, address: str, bff: str) -> str:
         """Return the commands that start a gateway in front of the pretend upstream."""
         return f"""
 A pretend Trigger.dev API answers at {address}. Its chats are {", ".join(self._names())}.
@@ -165,14 +171,14 @@ Paste these commands in another shell to put a gateway of your own in front of i
 export TRIGGER_API_URL={address}
 export TRIGGER_SECRET_KEY={self.root_key}
 export BFF_SIGNING_KEYS={self.signing_key}
-export BFF_ALLOWED_ORIGINS={",".join(ORIGINS)}
-bff check --probe
-bff serve
+export BFF_ALLOWED_ORIGINS={",".join(self.origins)}
+{bff} check --probe
+{bff} serve
 
 In a third shell, with the same four exports:
 
 curl -i http://127.0.0.1:8787/api/v1/sessions/chat-live \\
-  -H "Authorization: Bearer $(bff token --session chat-live)"
+  -H "Authorization: Bearer $({bff} token --session chat-live)"
 
 Press Ctrl-C to end the pretend API.
 """
@@ -181,8 +187,11 @@ Press Ctrl-C to end the pretend API.
         return [one["externalId"] for one in self.upstream.environments[0].sessions.values()]
 
 
-def make(clock: Callable[[], float]) -> Demo:
-    """Make a demo with four chats: a live one, one that closes soon, a closed one, one of Bob."""
+def make(clock: Callable[[], float], *origins: str) -> Demo:
+    """Make a demo with four chats: a live one, one that closes soon, a closed one, one of Bob.
+
+    Pages of *origins* may ask it, beside those of `ORIGINS`.
+    """
     started = clock()
     root_key = f"tr_dev_{secrets.token_hex(16)}"
     environment = Environment(ENVIRONMENT_ID, root_key)
@@ -216,7 +225,8 @@ def make(clock: Callable[[], float]) -> Demo:
     ) in environment.sessions.values():  # the first turn, which a new session begins with
         channel = upstream.chats.channel(environment, document["id"])
         channel.write(timestamp=round(started * 1000), headers=[TURN_END], body="")
-    return Demo(upstream, root_key, secrets.token_hex(32), secrets.token_hex(32), clock)
+    keys = secrets.token_hex(32), secrets.token_hex(32)
+    return Demo(upstream, root_key, *keys, clock, (*ORIGINS, *origins))
 
 
 def _answer(said: str) -> str:

@@ -1,5 +1,7 @@
 // The playground: sends requests to the gateway, and shows each answer. No library, no build step.
 
+import { renew, tokens } from "./tokens.js";
+
 const SESSIONS = "/api/v1/sessions";
 const POLL_SECONDS = 2;
 const LIST_EVERY = 3; // polls, if the gateway sends no events
@@ -17,8 +19,7 @@ const MEANINGS = [
 
 const $ = (id) => document.getElementById(id);
 const demo = async (path) => (await fetch(`/demo/${path}`, { cache: "no-store" })).json();
-const tokens = await demo("tokens");
-const viewers = Object.entries(tokens).filter(([name]) => name.startsWith("viewer")).map(([, token]) => token);
+const viewers = Object.keys(tokens).filter((name) => name.startsWith("viewer"));
 let selected = "chat-live";
 let polling = true;
 let watching = true;
@@ -26,6 +27,7 @@ let stopList; // ends the event stream of the list
 let reset = 0;
 let listed = ""; // when the list arrived that the page shows
 let sent = 0;
+let presses = 0; // how often the outage button was pressed
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -42,7 +44,10 @@ async function request(path, token = tokens.ann) {
   const response = await fetch(name, { headers: { authorization: `Bearer ${token}` }, cache: "no-cache" });
   const body = await response.json();
   row(path, response, body, took);
-  if (token === tokens.ann) limit(response.headers);
+  if (token === tokens.ann) {
+    limit(response.headers);
+    if (response.status === 401) await renew(); // the next poll sends another token
+  }
   return { response, body };
 }
 
@@ -285,6 +290,19 @@ const say = (text, tone) => {
   $("result").className = tone ?? "";
 };
 
+let isGone = false;
+
+/** The page polls on, because a demo may be started again at the same address. */
+function gone() {
+  isGone = true;
+  say("No answer. Does the demo still run?", "bad");
+}
+
+function back() {
+  if (isGone) say("The demo answers again.", "good");
+  isGone = false;
+}
+
 const sayAnswer = ({ response, body }) =>
   say(
     response.ok
@@ -308,7 +326,9 @@ async function burst() {
 const times = (number) => (number === 1 ? "once" : `${number} times`);
 
 async function totals() {
-  const { browsers, upstream, refused } = await demo("totals");
+  const before = presses;
+  const { browsers, upstream, refused, outage } = await demo("totals");
+  if (before === presses) $("outage").setAttribute("aria-pressed", outage); // another tab may have pressed it
   $("browsers").textContent = browsers;
   $("calls").textContent = upstream;
   const codes = Object.entries(refused);
@@ -319,13 +339,14 @@ async function totals() {
 }
 
 /** Each of the other viewers polls as a page does; their answers are counted and not shown. */
-async function watch(token, index) {
+async function watch(name, index) {
   const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
   await pause((POLL_SECONDS * index) / viewers.length);
   for (;;) {
     if (watching && polling && !document.hidden) {
-      const headers = { authorization: `Bearer ${token}` };
-      await (await fetch(`${SESSIONS}/chat-live`, { headers, cache: "no-store" })).arrayBuffer();
+      const headers = { authorization: `Bearer ${tokens[name]}` };
+      const asked = fetch(`${SESSIONS}/chat-live`, { headers, cache: "no-store" });
+      await asked.then((response) => response.arrayBuffer()).catch(() => {}); // the page says so itself
     }
     await pause(POLL_SECONDS);
   }
@@ -354,12 +375,14 @@ function stranger() {
 
 async function outage() {
   const on = $("outage").getAttribute("aria-pressed") !== "true";
+  presses++;
   await fetch("/demo/outage", { method: on ? "PUT" : "DELETE" });
+  presses++;
   $("outage").setAttribute("aria-pressed", on);
   say(on ? "Upstream answers every request with 500: the copies grow old." : "Upstream works again.");
 }
 
-const presses = {
+const buttons = {
   poll: () => {
     polling = !polling;
     if (!polling) stopList?.abort();
@@ -377,19 +400,19 @@ const presses = {
   stranger,
   outage,
 };
-for (const [id, press] of Object.entries(presses)) $(id).addEventListener("click", press);
+for (const [id, press] of Object.entries(buttons)) $(id).addEventListener("click", press);
 
 $("others").textContent = viewers.length;
 setInterval(countdown, 1000);
-setInterval(totals, 1000);
+setInterval(() => totals().catch(() => {}), 1000);
 viewers.forEach(watch);
 let hasEvents = true;
-await list();
+await list().catch(gone);
 followList().then((follows) => (hasEvents = follows));
 for (let turn = 0; ; turn++) {
   if (polling) {
-    if (!hasEvents && turn % LIST_EVERY === 0) await list();
-    await show();
+    if (!hasEvents && turn % LIST_EVERY === 0) await list().catch(gone);
+    await show().then(back, gone);
   }
   document.body.dataset.turn = turn;
   await new Promise((done) => setTimeout(done, POLL_SECONDS * 1000));

@@ -30,7 +30,7 @@ _TYPES = {
 }
 _FILES = (
     *("playground.css", "playground.js", "playground.svg", "stranger.html", "stranger.js"),
-    *("chat.css", "chat.js"),
+    *("chat.css", "chat.js", "tokens.js"),
 )
 
 
@@ -52,7 +52,8 @@ def routes(
         nonlocal received
         received += len(upstream.seen)
         upstream.seen.clear()  # a demo may run for days
-        return JSONResponse({"upstream": received, **_answers(counts)}, headers=headers())
+        shown = {"upstream": received, "outage": upstream.override is not None}
+        return JSONResponse(shown | _answers(counts), headers=headers())
 
     async def minted_tokens(_: Request) -> Response:
         return JSONResponse(tokens(), headers=headers())

@@ -41,6 +41,10 @@ OTHER: Final = Route("other")
 """The route of a request that matches none, or that ends before it is matched."""
 CHAT_ROUTE: Final = b"/realtime/v1/sessions/"
 """Prefix of the paths of chats; the id of a session and one of `_CHAT_ROUTES` follow."""
+_WRONG_BASE: Final = (
+    "The base URL is wrong: the gateway's paths begin with /api/ or /realtime/, and a proxy in "
+    "front removes what comes before"
+)
 _CHAT_ROUTES: Final = ((b"/in/append", CHAT_IN), (b"/out", CHAT_OUT))
 
 
@@ -78,6 +82,9 @@ class Routes:
                 return route[0]
         if path.startswith((b"/api/", b"/realtime/")):
             raise Refused("not_served")
+        if b"/api/" in path or b"/realtime/" in path:
+            # The base URL is wrong. After a 404 the SDK's chat transport would start a paid run.
+            raise Refused("not_served", _WRONG_BASE)
         raise Refused("not_found", "The gateway has no such route")
 
 

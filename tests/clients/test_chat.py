@@ -141,6 +141,18 @@ def test_documentation_names_the_tested_packages() -> None:
     ]
 
 
+def test_wrong_base_url_starts_no_run(sides: list[Side]) -> None:
+    """The transport starts a run, which is paid, when an answer is 404."""
+    through = sides[1]
+    token = through.token()
+    options = {"tokens": [token], "session": {"publicAccessToken": token}}
+    through.node.call("open", f"{through.url}/trigger", "", **options)
+    report = through.call("send", text="hello")["value"]
+
+    assert report["started"] == 0
+    assert "The base URL is wrong" in report["error"]
+
+
 def test_three_turns_show_the_same_messages(both: Callable[..., dict[str, Any]]) -> None:
     def conversation(side: Side) -> dict[str, Any]:
         side.open(clientData={"plan": "free"})

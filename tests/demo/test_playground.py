@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 from support.clients import SDK, ConsolePage, open_page
 from support.world import http, until
 
@@ -106,11 +106,14 @@ def test_comparison_is_on_the_first_screen(chromium: Browser, demo: str) -> None
     for viewport in (PHONE, DESK_SMALL):
         with opened(chromium, demo, viewport=viewport) as page:
             for id_, least in (("#asked", 40), ("#upstream del", 10), ("#shown", 200)):
-                box = page.locator(id_).first.bounding_box()
-                assert box is not None
-                assert box["y"] + least < viewport["height"], (id_, viewport)
-            upstream, shown = (page.locator(i).bounding_box() for i in ("#upstream", "#shown"))
-            assert abs(upstream["y"] - shown["y"]) < 20, "side by side"
+                assert top(page, id_) + least < viewport["height"], (id_, viewport)
+            assert abs(top(page, "#upstream") - top(page, "#shown")) < 20, "side by side"
+
+
+def top(page: ConsolePage, selector: str) -> float:
+    """Measure in the page: its next poll replaces an element that a locator has found."""
+    code = "selector => document.querySelector(selector).getBoundingClientRect().y"
+    return float(page.evaluate(code, selector))
 
 
 def test_words_of_a_copy_explain_themselves(first_page: ConsolePage) -> None:
@@ -209,7 +212,9 @@ def test_button_shows_its_refusal(page: ConsolePage) -> None:
     assert [text for text in page.console if not refusal.search(text)] == []
 
 
-def test_outage_button_makes_copies_stale_until_pressed_again(first_page: ConsolePage) -> None:
+def test_outage_button_makes_copies_stale_until_pressed_again(
+    chromium: Browser, first_page: ConsolePage
+) -> None:
     button = first_page.get_by_role("button", name="Upstream outage")
     button.click()
     expect(button).to_have_attribute("aria-pressed", "true")
@@ -218,8 +223,31 @@ def test_outage_button_makes_copies_stale_until_pressed_again(first_page: Consol
     # A copy is fresh, then stale, for seven seconds.
     expect(how).to_have_text(re.compile(r"stale-if-error, \d+ s old"))
 
-    button.click()
+    with opened(chromium, first_page.url) as other:  # another tab knows of the outage, and ends it
+        others = other.get_by_role("button", name="Upstream outage")
+        expect(others).to_have_attribute("aria-pressed", "true")
+        others.click()
+    expect(button).to_have_attribute("aria-pressed", "false")
     expect(how).not_to_contain_text("stale-if-error")
+
+
+def test_page_outlives_its_tokens_and_the_demo(chromium: Browser, demo: str) -> None:
+    def expire(route: Route) -> None:
+        answer = route.fetch()
+        tokens = answer.json()
+        route.fulfill(response=answer, json=tokens | {"ann": tokens["expired"]})
+
+    page = open_page(chromium, "about:blank", viewport=DESK)
+    page.route("**/demo/tokens", expire, times=1)
+    page.goto(demo)
+    expect(page.locator("#shown")).to_contain_text('"externalId": "chat-live"')
+
+    polls = re.compile("/api/v1/sessions/chat-live")
+    page.route(polls, lambda route: route.abort())
+    expect(page.get_by_role("status")).to_contain_text("No answer")
+    page.unroute(polls)
+    expect(page.get_by_role("status")).to_contain_text("answers again")
+    page.context.close()
 
 
 def test_page_works_with_the_keyboard_alone(page: ConsolePage) -> None:

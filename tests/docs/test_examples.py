@@ -7,7 +7,6 @@ app, and runs the plain one; `make example` runs both.
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +16,12 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, expect
 from support.clients import SDK, need, open_page
+from support.engines import free_port
 from support.world import OWN_KEY, Gateway, http, running_upstream, until
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NEXT = EXAMPLES / "next"
 ANSWER = "hello — answered, üñí 😀 done."
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])
 
 
 @contextmanager
@@ -59,17 +54,21 @@ def _answers(origin: str) -> bool:
 
 def test_plain_example_lists_and_chats(chromium: Browser) -> None:
     assert len((EXAMPLES / "plain/index.html").read_text().splitlines()) == 40
-    port = free_port()
+    port = str(free_port())
     origin = f"http://localhost:{port}"
     with gateway_for(origin) as gateway:
         environ = {"GATEWAY_URL": gateway.url, "PORT": port, "CHATS": "chat-2,chat-closed"}
         with serving([need("node"), "server.mjs"], EXAMPLES / "plain", origin, **environ):
-            page = open_page(chromium, origin)
+            page = open_page(chromium, "about:blank")
+            signed_out = "<!doctype html>\n<title>sign in</title>"
+            token = re.compile(r"/api/gateway-token\?chat=chat-2$")
+            page.route(token, lambda route: route.fulfill(body=signed_out), times=1)
+            page.goto(origin)
             expect(page.locator("li")).to_have_text(["chat-2 open", "chat-closed closed"])
             page.get_by_label("Message").fill("hello")
             page.get_by_role("button", name="Send").click()
             expect(page.get_by_role("log")).to_contain_text(ANSWER)
-            assert page.console == []
+            assert [text.splitlines()[0] for text in page.console] == ["Error: no token: 200"]
             page.context.close()
 
 
@@ -90,7 +89,7 @@ def test_next_example_has_right_types(tmp_path: Path) -> None:
     reason="make example runs it: Next.js takes a minute or two to install and to build",
 )
 def test_next_example_signs_in_lists_and_chats(chromium: Browser) -> None:
-    port = free_port()
+    port = str(free_port())
     origin = f"http://localhost:{port}"
     program = NEXT / "node_modules/next/dist/bin/next"
     with gateway_for(origin) as gateway:

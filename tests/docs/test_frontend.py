@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.chats import AGENT_KEY
 from support.clients import SDK, OneOrigin, Site, esbuild, need, open_page
-from support.world import OWN_KEY, PATH, Gateway, http, read, running_upstream
+from support.world import OWN_KEY, PATH, Gateway, http, read, running_upstream, until
 
 from bff.sessions.list_query import PARAMETERS
 from bff.tokens.verify import AUDIENCE, MAX_TOKEN_BYTES
@@ -447,12 +447,16 @@ def test_live_snippets_show_each_change(app: App, upstream: running_upstream) ->
     document["taskIdentifier"] = "another"
     expect(page.locator("li")).to_have_text(["chat-2 another"])
     document["taskIdentifier"] = "my-chat"
-    page.route("**/api/gateway-token", lambda route: route.abort())
-    with page.expect_event("requestfailed"):
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.headers.get("authorization", "")))
+    signed_out = "<!doctype html><title>sign in</title>"
+    page.route("**/api/gateway-token", lambda route: route.fulfill(body=signed_out))
+    with page.expect_response("**/api/gateway-token"):
         page.click("button")
     page.unroute("**/api/gateway-token")
     expect(page.locator("li")).to_have_text(["chat-2 my-chat", "chat-1 my-chat"])
     assert minted == tokens
+    assert not [one for one in sent if "doctype" in one], "a sign-in page is no token"
 
 
 def test_event_source_snippet_needs_the_cookie_alone(
@@ -462,9 +466,11 @@ def test_event_source_snippet_needs_the_cookie_alone(
     (tmp_path / "main.ts").write_text("""
         import { followWithCookie } from "./events";
         const shown = document.querySelector("main")!;
-        followWithCookie((chats) => {
+        let renewals = 0;
+        const stop = followWithCookie((chats) => {
           shown.textContent = chats.map((chat) => chat.taskIdentifier).join();
-        }, () => fetch("/login"));
+        }, async () => { if (!renewals++) throw new Error("the first renewal fails"); });
+        Object.assign(globalThis, { stop });
     """)
     name = "__Host-bff-token"
     document = upstream.app.environments[0].find("chat-1")
@@ -474,12 +480,23 @@ def test_event_source_snippet_needs_the_cookie_alone(
         cookie = f"{name}={token}; Secure; HttpOnly; SameSite=Strict; Path=/"
         with OneOrigin(gateway.port, cookie, prefix="/trigger") as site:
             site.pages = {"/login": HTML, "/app.js": esbuild(tmp_path / "main.ts")}
-            page = open_page(chromium, site.origin + "/login")
+            page = open_page(chromium, "about:blank")
+            refused = re.compile("/trigger/api/v1/sessions$")
+            page.route(refused, lambda route: route.fulfill(status=401), times=1)
+            page.goto(site.origin + "/login")
             expect(page.locator("main")).to_have_text("my-chat")
             document["taskIdentifier"] = "another"
             expect(page.locator("main")).to_have_text("another")
             document["taskIdentifier"] = "my-chat"
+            assert _streams(gateway) == 1
+            page.evaluate("stop()")
+            until(lambda: _streams(gateway) == 0)
             page.context.close()
+
+
+def _streams(gateway: Gateway) -> float:
+    metrics = http.get(gateway.ops_url + "/metrics").text
+    return float(re.search(r"^bff_listeners (\S+)", metrics, re.MULTILINE)[1])
 
 
 def test_react_snippet_polls(app: App) -> None:

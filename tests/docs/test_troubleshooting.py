@@ -59,6 +59,16 @@ def test_page_names_the_checks_of_a_token() -> None:
         assert f"`{name}`" in SECTIONS["401 every time"]
 
 
+def test_page_quotes_the_texts_of_unknown_paths() -> None:
+    source = (ROOT / "bff/gateway/routes.py").read_text()
+    for name, text in (
+        ("404 for a session", "The gateway has no such route"),
+        ("410 for a chat", "The base URL is wrong"),
+    ):
+        assert f'"{text}' in source
+        assert f"`{text}`" in SECTIONS[name]
+
+
 def test_each_page_that_a_check_names_has_its_section() -> None:
     for page in check.Page:
         path, _, anchor = page.partition("#")

@@ -3081,6 +3081,13 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/gateway/routes.py",
+        'if b"/api/" in path or b"/realtime/" in path:',
+        'if b"/realtime/v2/" in path:',
+        "tests/clients/test_chat.py::test_wrong_base_url_starts_no_run",
+    ),
+    Fault(
+        0,
         "bff/chat/records.py",
         "allow_nan=False, ",
         "",

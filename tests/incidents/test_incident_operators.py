@@ -1,7 +1,9 @@
 """Incidents of operators: what they type, keys that change, and outages that spread."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.command_line import bff
@@ -160,6 +162,38 @@ async def test_91_next_secret_key_is_not_used_silently(world: World) -> None:
     assert 'bff_secret_key_changes_total{environment="default"} 1.0' in metrics
     assert "[-] secret keys of default" in (await world.ops.get("/readyz?verbose")).text
     assert NEXT_KEY not in world.log.getvalue()
+
+
+async def test_planned_rotation_is_silent_and_shows_a_bad_key(world: World, clock: Clock) -> None:
+    """In the order of docs/OPERATIONS.md."""
+
+    async def in_use() -> str:
+        before = world.calls
+        clock.advance(5)
+        assert (await world.get("chat-1")).status_code == 200
+        await world.settle()
+        assert world.calls > before, "a load with the keys of now"
+        metrics = (await world.ops.get("/metrics")).text
+        return re.search(r'bff_secret_key_in_use{environment="default"} (\S+)', metrics)[1]
+
+    page = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+    (order,) = re.findall(r"rotate a secret key\*\*: [^.]+\(`(\w+),(\w+)`\)", page)
+    keys = {"new": NEXT_KEY, "old": SECRET_KEY}
+    both = ",".join(keys[name] for name in order)
+    await world.start(BFF_CACHE_TTL="0", TRIGGER_SECRET_KEY=SECRET_KEY)
+    held = world.upstream.environments[0].additional_keys
+    held |= {SECRET_KEY: ("read:sessions",), NEXT_KEY: ("read:sessions",)}
+
+    world.reload(TRIGGER_SECRET_KEY=both)
+    assert await in_use() == "1.0"
+    world.reload(TRIGGER_SECRET_KEY=NEXT_KEY)
+    del held[SECRET_KEY]
+    assert await in_use() == "1.0"
+    assert "secret_key_rejected" not in world.log.getvalue()
+
+    held[SECRET_KEY] = held.pop(NEXT_KEY)
+    world.reload(TRIGGER_SECRET_KEY=both)
+    assert await in_use() == "2.0", "upstream rejects the new key"
 
 
 def test_91_check_tests_every_secret_key() -> None:
