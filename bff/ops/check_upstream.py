@@ -141,7 +141,8 @@ class UpstreamChecker(Checker):
             name=f"bff-check-{secrets.token_hex(4)}",
             count=lambda *_: None,
             changed=lambda _: None,
-            on_marker=lambda _: None,
+            watch=list,
+            on_watched=lambda _: None,
         )
         try:
             await connection.open()
