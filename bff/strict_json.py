@@ -6,6 +6,7 @@ speed of a search for bytes: a megabyte of ``{}`` would hold the event loop for 
 
 import json
 from collections.abc import Callable
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 from math import isfinite
 from typing import Any, Final
 
@@ -28,11 +29,7 @@ def loads(text: str | bytes, *, most: int = MAX_STRUCTURE) -> Any:
             than a float, it is nested too deeply for the parser, or it has more than *most*
             brackets, braces and commas.
     """
-    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    count = _structure(data)
-    if count > most and (
-        count > _STRINGS_FACTOR * most or _structure_outside_strings(data, most) > most
-    ):
+    if len(text) > most and _is_excessive(text, most):
         raise ValueError("too many members")
     try:
         return _load(text if isinstance(text, str) else text.decode())
@@ -53,7 +50,7 @@ def read_object(data: bytes, *, most: int) -> dict[str, Any]:
     Raises:
         ValueError: as `loads`, but *most* counts what is in strings too; or it is not an object.
     """
-    if _structure(data) > most:
+    if len(data) > most and _structure(data) > most:
         raise ValueError("too many members")
     try:
         members = json.loads(data, object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse)
@@ -71,6 +68,14 @@ def unique(members: Members) -> dict[str, Any]:
     if not isinstance(members, tuple):
         raise ValueError("no object")  # noqa: TRY004  as for other texts
     return _unique(members)
+
+
+def _is_excessive(text: str | bytes, most: int) -> bool:
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    count = _structure(data)
+    return count > most and (
+        count > _STRINGS_FACTOR * most or _structure_outside_strings(data, most) > most
+    )
 
 
 def _structure(data: bytes) -> int:
@@ -135,3 +140,25 @@ _load: Final = loader(
         parse_constant=_refuse,
     )
 )
+
+
+_write: Final[Callable[[Any, int], tuple[str, ...]]] = c_make_encoder(
+    markers=None,
+    default=_refuse,
+    encoder=encode_basestring,
+    indent=None,
+    key_separator=":",
+    item_separator=",",
+    sort_keys=False,
+    skipkeys=False,
+    allow_nan=False,
+)
+
+
+def dumps(value: Any) -> str:
+    """Write *value*, which was read from JSON; `json.JSONEncoder` makes its writer for each text.
+
+    Raises:
+        ValueError: a number is NaN or infinite, as those beyond the floats are when they are read.
+    """
+    return "".join(_write(value, 0))

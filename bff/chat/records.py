@@ -223,7 +223,7 @@ class RecordFilter:
         if headers and self._is_control(headers):
             shown = self._headers(headers)
             self._note_turn(dict(shown))
-            kept = _dumps(shown)
+            kept = strict_json.dumps(shown)
         else:
             body = self._body(record.get("body"))
             self.records += 1
@@ -288,7 +288,7 @@ class RecordFilter:
         except (ValueError, RecursionError):
             self._count("odd_body")
             return ""
-        return body if own is None else _dumps({"type": own})
+        return body if own is None else strict_json.dumps({"type": own})
 
 
 def _passed_envelope(body: str, envelope: dict[str, Any]) -> str:
@@ -297,18 +297,20 @@ def _passed_envelope(body: str, envelope: dict[str, Any]) -> str:
     own = _own_type(chunk)
     if own is not None:
         stub: Any = {"type": own}
-        kept = {"data": stub if isinstance(chunk, dict) else _dumps(stub)}
+        kept = {"data": stub if isinstance(chunk, dict) else strict_json.dumps(stub)}
         id_ = envelope.get("id")
         if isinstance(id_, str) and _SHORT_ID.fullmatch(id_):
             kept["id"] = id_
-        return _dumps(kept)
+        return strict_json.dumps(kept)
     dropped = envelope.keys() - _ENVELOPE
     if not _is_id(envelope.get("id")):
         dropped.add("id")
     if not dropped:
         return body
     # Parsed again, because `_load_unique` reads a whole number as a float.
-    return _dumps({key: value for key, value in json.loads(body).items() if key not in dropped})
+    return strict_json.dumps(
+        {key: value for key, value in json.loads(body).items() if key not in dropped}
+    )
 
 
 def _is_id(value: object) -> bool:
@@ -378,5 +380,3 @@ _load_unique: Final = strict_json.loader(
     json.JSONDecoder(object_pairs_hook=_unique, parse_int=float, parse_constant=_no_json)
 )
 """Reads a body. A whole number becomes a float, so a number of any length can be read."""
-_dumps: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-"""Writes JSON; a number beyond the floats, which is valid JSON, raises a ValueError."""

@@ -33,7 +33,7 @@ MAX_IN_FLIGHT: Final = 100
 _MAX_OF_CALLER: Final = 80
 """Loads in flight that the turns of one caller started. The rest is for other callers, if upstream
 is slow."""
-MAX_UNSPENT: Final = 16
+MAX_UNSPENT: Final = 32
 """Loads that call the store at the same time; more would make the store exceed its timeout."""
 _SWEEP_SECONDS: Final = 1.0
 """Seconds between two searches for loads that nobody needs any more."""

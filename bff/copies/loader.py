@@ -6,13 +6,12 @@ many requests may wait for it.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol
 
-from bff import metrics
+from bff import metrics, strict_json
 from bff.clock import Clock
 from bff.config.runtime import Environment, RuntimeConfig
 from bff.copies.cache import Cache
@@ -31,8 +30,6 @@ RETRY_SECONDS: Final = 1.0
 """Seconds after a failed load in which the gateway serves the old copy and does not load again."""
 KEY_REMEDY: Final = "check TRIGGER_SECRET_KEY, and BFF_BRANCH for a preview environment"
 """The remedy when upstream rejects the secret key."""
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-"""Made once: `json.dumps` makes one for each call with arguments."""
 
 
 class Get(Protocol):
@@ -178,12 +175,10 @@ class Loader:
         The store may have answered already: *wait* is then 0 if it has spent the call, and the
         seconds to wait if it denied one. *timeout* bounds the wait for the store, in seconds.
         """
-        if load.spent:
-            wait = 0.0
-        elif wait is None:
-            wait = await self._spend(environment, timeout)
-        if wait <= 0 and not load.spent:
-            load.queue.paid(load)
+        copy = load.copy
+        wait = 0.0 if load.spent else await self._pay(environment, load, wait, timeout)
+        if wait > 0:
+            return _deny(copy, wait, self._clock()[0])
 
         async def spend_again() -> None:
             nonlocal wait
@@ -193,18 +188,26 @@ class Loader:
 
         started, _ = self._clock()
         generation = self._cache.purge_generation
-        if wait <= 0:
-            get = partial(environment.upstream.get, again=spend_again)
-            outcome, why = await self.fetch(environment, load.id, get)
-        copy = load.copy
+        get = partial(environment.upstream.get, again=spend_again)
+        outcome, why = await self.fetch(environment, load.id, get)
         if wait > 0:
-            if copy is not None and wait > TURN_SECONDS:
-                copy.retry_at = self._clock()[0] + RETRY_SECONDS
-            return Refusal("over_budget", retry_after=wait)
+            return _deny(copy, wait, self._clock()[0])
         ended, _ = self._clock()
         if isinstance(outcome, Refusal) and outcome.code == "not_found":
             self._cache.put_negative(environment.name, load.id, ended, generation)
         return self._learn(environment, outcome, why, copy, ended, ended - started)
+
+    async def _pay(
+        self, environment: Environment, load: QueuedLoad, wait: float | None, timeout: float
+    ) -> float:
+        """Spend one call for *load*, unless the store has spent it. Returns as `_spend` does."""
+        if wait is None:
+            wait = await self._spend(environment, timeout)
+        elif wait <= 0:  # this replica counts it too, because the store may go down
+            environment.budget.spend(self._clock()[0])
+        if wait <= 0:
+            load.queue.paid(load)
+        return wait
 
     async def _spend(self, environment: Environment, timeout: float) -> float:
         """Spend one call upstream. Returns 0, or the seconds to wait if the budget has no call."""
@@ -250,7 +253,7 @@ class Loader:
             self._telemetry.unknown_fields(unknown)
         shown = policy.project(document)
         try:
-            body = _ENCODER.encode(shown).encode()
+            body = strict_json.dumps(shown).encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
         return make_copy(
@@ -287,6 +290,13 @@ class Loader:
                 outcome = replace(outcome, retry_after=wait)
         _report(self._telemetry, environment, code, why, seconds=seconds, now=now)
         return outcome
+
+
+def _deny(copy: Copy | None, wait: float, now: float) -> Refusal:
+    """Refuse a load, or its second try, for which the budget has no call for *wait* seconds."""
+    if copy is not None and wait > TURN_SECONDS:
+        copy.retry_at = now + RETRY_SECONDS
+    return Refusal("over_budget", retry_after=wait)
 
 
 def _report(

@@ -3,12 +3,14 @@
 A value is the line `bff1 <claimed> <tag>`, followed by a text:
 
     claimed   when the replica claimed the load, in microseconds of the store's clock
-    tag       an HMAC of everything else in the value
+    tag       a MAC of everything else in the value, and of what the value is for
     text      of a copy: a concealed line, then the body of the copy as it is
               of an introspection: all of it concealed
 
 The concealed parts may hold what the policy hides, such as the second id of a session. A reader
 drops a value whose tag is wrong or that does not match the request.
+
+The MAC is BLAKE2b with a key (RFC 7693): it is as strong as an HMAC and takes a third of the time.
 """
 
 import base64
@@ -17,6 +19,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from math import inf
 from typing import Final
 
@@ -88,12 +91,12 @@ _FIELD_TYPES: Final = [[str, type_, bool, bool, float, float] for type_ in (str,
 
 def copy_name(key: bytes, id_: str) -> str:
     """Make the name of a copy. Only a holder of the store key can tell which session it names."""
-    return hmac.digest(key, b"copy" + id_.encode(), "sha256").hex()[:32]
+    return _mac(key, b"copy", id_.encode(), _NAME_BYTES).hex()
 
 
 def limit_name(key: bytes, counted: object) -> str:
     """Make the name of a limit's key, such as an address."""
-    return hmac.digest(key, b"limit" + repr(counted).encode(), "sha256").hex()[:32]
+    return _mac(key, b"limit", repr(counted).encode(), _NAME_BYTES).hex()
 
 
 def encode_copy(
@@ -101,61 +104,61 @@ def encode_copy(
 ) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds), to be used for *lifetime* seconds."""
     fields = [copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
-    text = conceal(key, json.dumps([prefix, *fields])) + b"\n" + copy.body
-    return _frame(claimed, text, partial(_tag, key))
+    text = conceal(key, json.dumps(fields)) + b"\n" + copy.body
+    return _frame(claimed, text, partial(_tag, key, prefix))
 
 
 def encode_missing(prefix: str, id_: str, lifetime: float, claimed: int, *, key: bytes) -> bytes:
     """Write that upstream has no such session; readers use this for *lifetime* seconds."""
     fields = [id_, None, False, True, inf, float(lifetime)]
-    text = conceal(key, json.dumps([prefix, *fields])) + b"\n"
-    return _frame(claimed, text, partial(_tag, key))
+    text = conceal(key, json.dumps(fields)) + b"\n"
+    return _frame(claimed, text, partial(_tag, key, prefix))
 
 
 def decode_copy(prefix: str, id_: str, value: bytes, *, key: bytes) -> StoredCopy | None:
     """Read a value stored under *prefix* and *id_*; None if it is not a copy of that session."""
-    claimed, text = _unframe(value, partial(_tag, key))
+    claimed, text = _unframe(value, partial(_tag, key, prefix))
     if text is None:
         return None
     line, _, body = text.partition(b"\n")
     try:
-        written_for, *fields = json.loads(reveal(key, line))
+        fields = json.loads(reveal(key, line))
         stored = StoredCopy(body, claimed, *fields)
     except (ValueError, TypeError, RecursionError):
         return None
-    if written_for != prefix or id_ not in (stored.id, stored.external_id):
+    if id_ not in (stored.id, stored.external_id):
         return None
     return stored if [type(field) for field in fields] in _FIELD_TYPES else None
 
 
 def peek_name(key: bytes, id_: str) -> str:
     """Make the name of a peek, as `copy_name` does."""
-    return hmac.digest(key, b"peek" + id_.encode(), "sha256").hex()[:32]
+    return _mac(key, b"peek", id_.encode(), _NAME_BYTES).hex()
 
 
 def encode_peek(
     prefix: str, id_: str, peek: tuple[bool, float], lifetime: float, claimed: int, *, key: bytes
 ) -> bytes:
     """Write a *peek*: whether the session is idle, and when it began (Unix seconds)."""
-    text = conceal(key, json.dumps([prefix, id_, *peek, float(lifetime)]))
-    return _frame(claimed, text, partial(_tag, key))
+    text = conceal(key, json.dumps([id_, *peek, float(lifetime)]))
+    return _frame(claimed, text, partial(_tag, key, prefix))
 
 
 def decode_peek(
     prefix: str, id_: str, value: bytes, *, key: bytes
 ) -> tuple[bool, float, float] | None:
     """Read a peek: idle, begin, lifetime; None if it is not one of that session."""
-    _, text = _unframe(value, partial(_tag, key))
+    _, text = _unframe(value, partial(_tag, key, prefix))
     if text is None:
         return None
     # The tag is right, so a gateway wrote it, and its form needs no check.
-    written_for, of, idle, began, lifetime = json.loads(reveal(key, text))
-    return (idle, began, lifetime) if (written_for, of) == (prefix, id_) else None
+    of, idle, began, lifetime = json.loads(reveal(key, text))
+    return (idle, began, lifetime) if of == id_ else None
 
 
 def introspection_id(namespace: Namespace, digest: bytes, id_: str) -> str:
     """Make the id of an introspection. Without the key it reveals neither token nor session."""
-    return hmac.digest(namespace.sealing_key, b"name" + digest + id_.encode(), "sha256").hex()
+    return _mac(namespace.sealing_key, b"name", digest + id_.encode()).hex()
 
 
 def encode_introspection(
@@ -168,14 +171,14 @@ def encode_introspection(
     """Write an introspection of the token with *digest*; *answered_at* is in Unix seconds."""
     fields = [introspection.code, introspection.ids, answered_at, introspection.seconds]
     text = conceal(namespace.sealing_key, json.dumps(fields))
-    return _frame(claimed, text, partial(_mac, namespace, digest))
+    return _frame(claimed, text, partial(_seal, namespace, digest))
 
 
 def decode_introspection(
     namespace: Namespace, digest: bytes, id_: str, value: bytes
 ) -> Introspection | None:
     """Read an introspection, with Unix seconds; None if it is not of this token and id."""
-    _, text = _unframe(value, partial(_mac, namespace, digest))
+    _, text = _unframe(value, partial(_seal, namespace, digest))
     if text is None:
         return None
     # The tag is right, so a gateway wrote it, and its form needs no check.
@@ -186,11 +189,11 @@ def decode_introspection(
 def conceal(key: bytes, text: str) -> bytes:
     """Encrypt *text* with *key*, and make a change of the result detectable.
 
-    Equal texts have equal results, so the store can compare them. The result begins with an HMAC
-    of the text. The HMAC seeds the pad, so different texts have different pads.
+    Equal texts have equal results, so the store can compare them. The result begins with a MAC
+    of the text. The MAC seeds the pad, so different texts have different pads.
     """
     data = text.encode()
-    seed = _seed(key, data)
+    seed = _mac(key, b"seed", data, _SEED_BYTES)
     return base64.urlsafe_b64encode(seed + _pad(key, seed, data))
 
 
@@ -203,21 +206,25 @@ def reveal(key: bytes, concealed: bytes) -> str:
     data = base64.urlsafe_b64decode(concealed)
     seed = data[:_SEED_BYTES]
     text = _pad(key, seed, data[_SEED_BYTES:])
-    if not hmac.compare_digest(seed, _seed(key, text)):
+    if not hmac.compare_digest(seed, _mac(key, b"seed", text, _SEED_BYTES)):
         raise ValueError("another key")
     return text.decode()
 
 
+_NAME_BYTES: Final = 16
 _SEED_BYTES: Final = 16
+_BLOCK_BYTES: Final = 64
+"""The longest result of BLAKE2b."""
 
 
-def _seed(key: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, b"seed" + data, "sha256")[:_SEED_BYTES]
+def _mac(key: bytes, use: bytes, data: bytes, size: int = 32) -> bytes:
+    """Return a MAC of *size* bytes. MACs of another *use* tell nothing about it."""
+    return blake2b(data, digest_size=size, key=key, person=use).digest()
 
 
 def _pad(key: bytes, seed: bytes, data: bytes) -> bytes:
-    blocks = range(0, len(data), 32)
-    pad = b"".join(hmac.digest(key, b"pad%d " % block + seed, "sha256") for block in blocks)
+    blocks = range(0, len(data), _BLOCK_BYTES)
+    pad = b"".join([_mac(key, b"pad", b"%d " % block + seed, _BLOCK_BYTES) for block in blocks])
     number = int.from_bytes(data, "big") ^ int.from_bytes(pad[: len(data)], "big")
     return number.to_bytes(len(data), "big")
 
@@ -236,9 +243,9 @@ def _unframe(value: bytes, tag: Callable[[bytes], bytes]) -> tuple[int, bytes | 
     return int(head.rpartition(b" ")[2]), text
 
 
-def _tag(key: bytes, text: bytes) -> bytes:
-    return hmac.digest(key, b"tag" + text, "sha256").hex().encode()
+def _tag(key: bytes, prefix: str, value: bytes) -> bytes:
+    return _mac(key, b"tag", prefix.encode() + b"\n" + value).hex().encode()
 
 
-def _mac(namespace: Namespace, digest: bytes, text: bytes) -> bytes:
-    return hmac.digest(namespace.sealing_key, b"seal" + digest + text, "sha256").hex().encode()
+def _seal(namespace: Namespace, digest: bytes, value: bytes) -> bytes:
+    return _mac(namespace.sealing_key, b"seal", digest + value).hex().encode()

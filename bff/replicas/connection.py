@@ -54,18 +54,21 @@ class _Exchange:
     """Commands that were sent together, and their answers.
 
     Attributes:
-        future: gets the answers; None if they are late or errors.
+        ended: gets the answers; None if they are late or errors.
     """
 
-    __slots__ = ("accept", "commands", "future", "late", "results", "timer")
+    __slots__ = ("accept", "commands", "ended", "late", "results", "timer")
 
     def __init__(
-        self, commands: Sequence[Command], accept: "Callable[[_Exchange], list[Any] | None]"
+        self,
+        commands: Sequence[Command],
+        accept: "Callable[[_Exchange], list[Any] | None]",
+        ended: Callable[[list[Any] | None], None],
     ) -> None:
         self.commands = commands
         self.results: list[Any] = []
         self.accept = accept
-        self.future: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
+        self.ended = ended
         self.timer: asyncio.TimerHandle | None = None
         self.late = False
 
@@ -78,8 +81,7 @@ class _Exchange:
     def end(self, results: list[Any] | None) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        if not self.future.done():  # its caller may have left
-            self.future.set_result(results)
+        self.ended(results)
 
 
 class Connection:
@@ -131,7 +133,6 @@ class Connection:
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
         self._queue: list[_Exchange] = []
-        self._unawaited: set[asyncio.Future[Any]] = set()
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
         self._error: Exception | None = None
@@ -156,8 +157,8 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is queued, within `timeout`, and disconnect."""
-        if self._unawaited:
-            await asyncio.wait(self._unawaited, timeout=self.timeout)
+        # Answers come in order, so this one comes after those that nobody waits for.
+        await if_available(self.execute(("GET", keys.MARKER), timeout=self.timeout))
         await self._background.stop("store_heartbeats")
         for link in (self._requests, self._heart):
             await link.close()
@@ -172,37 +173,41 @@ class Connection:
         """
         if not self.up:
             raise StoreUnavailable
-        results = await self._enqueue(commands, timeout).future
+        future: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
+
+        def end(results: list[Any] | None) -> None:
+            if not future.done():  # the caller may have left
+                future.set_result(results)
+
+        self._enqueue(commands, timeout, end)
+        results = await future
         if results is None:
             raise StoreUnavailable
         return results
 
     def execute_nowait(
-        self, *commands: Command, done: Callable[[list[Any]], None] | None = None
+        self, *commands: Command, ended: Callable[[list[Any] | None], None] = lambda _: None
     ) -> None:
         """Send commands without waiting; drop them when the store is down.
 
-        *done* gets the answers, if they come in time.
+        *ended* gets the answers; None if they are late or errors.
         """
-        if not self.up:
-            return
-        future = self._enqueue(commands, self.timeout).future
-        self._unawaited.add(future)
-        future.add_done_callback(self._unawaited.discard)
-        if done is not None:
-            future.add_done_callback(
-                lambda future: None if (results := future.result()) is None else done(results)
-            )
+        if self.up:
+            self._enqueue(commands, self.timeout, ended)
 
-    def _enqueue(self, commands: Sequence[Command], timeout: float) -> _Exchange:
+    def _enqueue(
+        self,
+        commands: Sequence[Command],
+        timeout: float,
+        ended: Callable[[list[Any] | None], None],
+    ) -> None:
         """Send commands with all others of this iteration of the loop."""
         loop = asyncio.get_running_loop()
         if not self._queue:
             loop.call_soon(self._send_batch)
-        exchange = _Exchange(commands, self._accept)
+        exchange = _Exchange(commands, self._accept, ended)
         exchange.timer = loop.call_later(timeout, self._expire, exchange)
         self._queue.append(exchange)
-        return exchange
 
     def _send_batch(self) -> None:
         exchanges, self._queue = self._queue, []
@@ -224,10 +229,10 @@ class Connection:
     def _accept(self, exchange: _Exchange) -> list[Any] | None:
         """Return the answers; None if one of them is an error."""
         commands, results = exchange.commands, exchange.results
-        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
-        if not failed:
+        if not any(map(_is_error, results)):
             self._count("ok", len(commands))
             return results
+        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
         self._count("error", len(commands))
         if all(self._clients.is_foreign(error) for _, error in failed):
             self._delete_foreign([command for command, _ in failed])

@@ -2,7 +2,7 @@
 
 A copy is projected before it is stored, so it holds only what a browser may see. Its ids are
 concealed, and its name is made with the store key, which the store does not know. An introspection
-grants access. So it carries an HMAC that only gateways with the same secret key can make, and its
+grants access. So it carries a MAC that only gateways with the same secret key can make, and its
 id is made with that key too. The store can neither reveal a token nor grant access.
 """
 
@@ -75,7 +75,7 @@ class CopyLookup:
 
     metric: ClassVar = metrics.SHARED_COPIES
 
-    namespace: Namespace
+    prefix: str
     key: bytes
     id: str
     budget: SharedBudget
@@ -85,10 +85,6 @@ class CopyLookup:
     is_purged: Callable[[Iterable[str], int], bool]
     clock: Clock
     is_current: Callable[[], bool]
-
-    @property
-    def prefix(self) -> str:
-        return self.namespace.copies_prefix
 
     @property
     def fresh_for(self) -> float:
@@ -132,7 +128,8 @@ class CopyLookup:
         return Value(data, set(), now + self.negative_ttl, obsolete)
 
     def _other_ids(self, copy: Copy) -> set[str]:
-        return {copy_name(self.key, id_) for _, id_ in copy.keys} - {self.id}
+        others = (id_ for _, id_ in copy.keys if id_ != self.request.id)
+        return {copy_name(self.key, id_) for id_ in others}
 
 
 @dataclass(frozen=True, slots=True)

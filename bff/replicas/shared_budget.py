@@ -32,8 +32,15 @@ class Denials:
         self._waits: dict[SharedBudget, tuple[float, float]] = {}
         """Until when this replica remembers it, and when the next load may start."""
 
+    @property
+    def none(self) -> bool:
+        """Whether the store lately allowed every load, as it usually does."""
+        return not self._waits
+
     def wait(self, budget: SharedBudget, now: float) -> float:
         """Return the seconds until the store allows the next load; 0 if only the store can tell."""
+        if self.none:
+            return 0.0
         remembered, next_ = self._waits.get(budget, (-inf, -inf))
         return next_ - now if now < min(remembered, next_) else 0.0
 
@@ -42,6 +49,8 @@ class Denials:
 
         Many loads may wait for one budget. When the memory ends, one of them asks at a time.
         """
+        if self.none:
+            return 0.0
         wait = self.wait(budget, now)
         if not wait and budget in self._waits:
             self._waits[budget] = now + _MEMORY_SECONDS, self._waits[budget][1]
@@ -49,7 +58,8 @@ class Denials:
 
     def forget(self, budget: SharedBudget) -> None:
         """Forget that the budget was spent: the store allowed a load."""
-        self._waits.pop(budget, None)
+        if not self.none:
+            self._waits.pop(budget, None)
 
     def record(self, budget: SharedBudget, now: float, seconds: float) -> None:
         """Remember that the store allows no load for *seconds*."""

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 from bff import metrics
 from bff.clock import Clock
@@ -12,6 +13,12 @@ from bff.replicas.codec import limit_name
 from bff.replicas.shared_budget import Denials, SharedBudget
 from bff.replicas.store import Store
 from bff.replicas.valkey import if_available
+
+_REPORT_SECONDS: Final = 0.05
+"""Seconds in which a replica reports once to the store how many loads upstream allows. The store
+counts the loads of all replicas itself, so a report tells it only what the customer has spent."""
+_FEW_LOADS: Final = 100
+"""A replica reports each answer that leaves fewer loads."""
 
 
 class SharedLimits:
@@ -47,6 +54,8 @@ class SharedLimits:
         self._clock = clock
         self._spawn = spawn
         self._count = count
+        self._reported: dict[str, tuple[float, float]] = {}
+        """When this replica last reported the allowance of upstream, and the end of its period."""
 
     @property
     def replicas(self) -> int:
@@ -91,12 +100,12 @@ class SharedLimits:
 
         While the store is up, only the store decides: a wait is known once it has denied a load.
         """
-        shared = self._budget(environment, budget)
-        if shared is None or not self.up:
+        if environment not in self.origins or not self.up:
             budget.replicas = self.replicas
             return budget.wait(now, ahead)
         pace = budget.seconds / budget.limit if budget.limit else 0.0
-        return self.denials.wait(shared, now) + ahead * pace
+        shared = None if self.denials.none else self._budget(environment, budget)
+        return ahead * pace + (self.denials.wait(shared, now) if shared else 0.0)
 
     async def spend(self, environment: str, budget: Budget, *, timeout: float) -> float:
         """Spend one load, waiting at most *timeout* seconds for the store.
@@ -130,8 +139,15 @@ class SharedLimits:
 
     def observe(self, environment: str, *, limit: int, remaining: int, reset: float) -> None:
         """Share what upstream reports of its bucket; the lower half belongs to the customer."""
-        if self.up and environment in self.origins:
-            self._store.allow(self.origins[environment], remaining - limit // 2, reset)
+        origin = self.origins.get(environment)
+        if origin is None or not self.up:
+            return
+        loads, (now, _) = remaining - limit // 2, self._clock()
+        reported, ends = self._reported.get(origin, (-inf, -inf))
+        recent = now - reported < _REPORT_SECONDS and abs(now + reset - ends) < 1.0
+        if not recent or loads < _FEW_LOADS:
+            self._reported[origin] = now, now + reset
+            self._store.allow(origin, loads, reset)
 
     def pause(self, environment: str, seconds: float) -> None:
         """Share that no load may start for *seconds*, because upstream answered 429."""

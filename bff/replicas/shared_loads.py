@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from bff.clock import Clock
 from bff.replicas.codec import ForeignError
@@ -93,8 +93,7 @@ class Value:
     obsolete: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """The right to make one load.
 
     Attributes:
@@ -109,23 +108,6 @@ class Claim:
     def at(self, moment: float) -> float:
         """Convert *moment* to the store's clock, in seconds; it errs to an earlier time."""
         return self.time / 1e6 + moment - self.received
-
-
-class Deadline:
-    """How many seconds one load may still wait for the store."""
-
-    __slots__ = ("_clock", "left")
-
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self.left = seconds
-        self._clock = clock
-
-    async def wait(self, answer: Awaitable[T]) -> T:
-        sent, _ = self._clock()
-        try:
-            return await answer
-        finally:
-            self.left -= self._clock()[0] - sent
 
 
 class _Renewal:
@@ -148,15 +130,19 @@ class _Renewal:
         self._timer.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class _Search(Generic[T]):
-    """The result of a search in the store: a claim, an entry, a time to wait, or none of them."""
+class _Search(NamedTuple, Generic[T]):
+    """The result of a search in the store: a claim, an entry, a time to wait, or none of them.
 
-    claim: Claim | None = None
+    Attributes:
+        left: seconds for which the load may still wait for the store.
+        wait: seconds until the budget allows the load; 0 if it is spent; None if the store did
+            not answer.
+    """
+
+    left: float
     entry: T | None = None
+    claim: Claim | None = None
     wait: float | None = None
-    """Seconds until the budget allows the load; 0 if it is spent; None if the store did not
-    answer."""
 
 
 @dataclass(eq=False)
@@ -195,35 +181,33 @@ class SharedLoads:
         Returns:
             The outcome; the entry stored before, fresh or not; whether this replica loaded it.
         """
-        deadline = Deadline(self.timeout, self.clock)
-        nothing: _Search[T] = _Search()
-        search = await if_available(self._search(lookup, deadline)) or nothing
-        claim, entry = search.claim, search.entry
+        search: _Search[T] = await self._search(lookup)
+        left, entry, claim, wait = search
         if claim is None and entry is not None and lookup.is_answer(entry):
             self.count(lookup.metric, "used")
             return entry, entry, False
         if claim is None:
-            return await load(search.wait, deadline.left), entry, True
+            return await load(wait, left), entry, True
         renewal = _Renewal(
             partial(self.store.renew, lookup.prefix, lookup.id, claim.token, CLAIM_SECONDS)
         )
         try:
-            outcome = await load(search.wait, deadline.left)
+            outcome = await load(wait, left)
         finally:
             renewal.cancel()
         self._keep(lookup, claim, outcome, entry)
         return outcome, entry, True
 
-    async def _search(self, lookup: SharedLookup[T], deadline: Deadline) -> _Search[T]:
+    async def _search(self, lookup: SharedLookup[T]) -> _Search[T]:
         """Find an answer, or claim the load, or wait until its holder has stored a result."""
-        (began, _), polls, left = self.clock(), 0, deadline.left
+        (began, _), polls, left = self.clock(), 0, self.timeout
         budget, fresh, token = lookup.budget, lookup.fresh_for, self.tokens()
         while True:
             # We wait for another replica's load, so only the last poll counts against the timeout.
             async with self.store.turns:
-                deadline.left, (sent, _) = left, self.clock()
+                sent, _ = self.clock()
                 remembered = self.denials.ask(budget, sent)
-                looked_up = await deadline.wait(
+                looked_up = await if_available(
                     self.store.load(
                         lookup.prefix,
                         lookup.id,
@@ -234,22 +218,26 @@ class SharedLoads:
                         timeout=left,
                     )
                 )
+            now, _ = self.clock()
+            rest = left - (now - sent)
+            if looked_up is None:
+                return _Search(rest)
             entry = self._decode(lookup, looked_up.value, looked_up.left, sent)
             if looked_up.claimed:
                 self.denials.forget(budget)
-                return _Search(Claim(token, looked_up.time, self.clock()[0]), entry, 0.0)
+                return _Search(rest, entry, Claim(token, looked_up.time, now), 0.0)
             if entry is not None and lookup.is_answer(entry):
-                return _Search(entry=entry)
+                return _Search(rest, entry)
             if looked_up.denied:
                 if not remembered:
-                    self.denials.record(budget, self.clock()[0], looked_up.denied)
-                return _Search(entry=entry, wait=remembered or looked_up.denied)
+                    self.denials.record(budget, now, looked_up.denied)
+                return _Search(rest, entry, wait=remembered or looked_up.denied)
             if sent - began > self.deadline:
-                return _Search(entry=entry)
+                return _Search(rest, entry)
             if looked_up.value is not None and looked_up.age <= fresh:
                 # It is too old for this lookup: claim the load unless there is a later value.
                 # If the store's clock stands still, this value must not count as a later one.
-                fresh, left = looked_up.age - _MICROSECOND, deadline.left
+                fresh, left = looked_up.age - _MICROSECOND, rest
                 continue
             await asyncio.sleep(_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)])
             polls += 1

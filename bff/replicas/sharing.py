@@ -150,16 +150,11 @@ class Sharing:
         namespace, budget = self.namespaces.get(request.environment), request.budget
         if namespace is None or not self.up:
             return await request.ask(None, self.timeout), True
-
-        async def ask(wait: float | None, timeout: float) -> Outcome:
-            if wait == 0.0:
-                budget.spend(self._clock()[0])  # this replica counts it too: the store may go down
-            return await request.ask(wait, timeout)
-
+        key = self._key
         lookup = CopyLookup(
-            namespace=namespace,
-            key=self._key,
-            id=copy_name(self._key, request.id),
+            prefix=namespace.copies_prefix,
+            key=key,
+            id=copy_name(key, request.id),
             budget=SharedBudget(namespace.origin, budget.limit, budget.seconds),
             request=request,
             make=self._make,
@@ -168,7 +163,7 @@ class Sharing:
             clock=self._clock,
             is_current=lambda: self.namespaces.get(request.environment) is namespace,
         )
-        outcome, previous, loaded = await self._loads.get(lookup, ask)
+        outcome, previous, loaded = await self._loads.get(lookup, request.ask)
         if (
             loaded
             and isinstance(outcome, Refusal)

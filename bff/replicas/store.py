@@ -6,8 +6,7 @@ Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bff.background import Background
 from bff.limits.rate import MAX_RESET
@@ -28,8 +27,7 @@ _READY_SECONDS: Final = 30.0
 """Seconds that a replica may wait at start until the store has every revocation."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredLoad:
+class StoredLoad(NamedTuple):
     """The result of `Store.load`.
 
     Attributes:
@@ -265,9 +263,13 @@ class Store:
         """
         names = (keys.claim(prefix, ids[0]), *(keys.value(prefix, id_) for id_ in ids))
         arguments = (token, value, _milliseconds(until), claimed)
+
+        def ended(results: list[Any] | None) -> None:
+            if results is not None:
+                done("kept" if results[0] else "superseded")
+
         self.connection.execute_nowait(
-            ("EVAL", scripts.KEEP, len(names), *names, *arguments),
-            done=lambda results: done("kept" if results[0] else "superseded"),
+            ("EVAL", scripts.KEEP, len(names), *names, *arguments), ended=ended
         )
 
     def drop(self, prefix: str, id_: str) -> None:

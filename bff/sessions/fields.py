@@ -43,13 +43,6 @@ class Field:
     stub: Schema | None = None
     details: Schema = field(default_factory=dict)
 
-    def accepts(self, value: object) -> bool:
-        """Whether the SDK's parser accepts *value* in this field."""
-        if value is None:
-            return self.null
-        type_ = self.type
-        return isinstance(value, type_.of) and (type_.accepts is None or type_.accepts(value))
-
     @property
     def required(self) -> bool:
         """Whether the SDK's parser accepts neither null nor a session without the field."""

@@ -108,7 +108,7 @@ def stored(data: bytes) -> None:
     about, _, body = data.partition(b"\n")
     concealed = codec.conceal(_SPACE.sealing_key, about.decode("utf-8", "replace"))
     head, text = codec._FORMAT + b" 1", concealed + b"\n" + body
-    tag = codec._tag(_SPACE.sealing_key, head + b"\n" + text)
+    tag = codec._tag(_SPACE.sealing_key, "space", head + b"\n" + text)
     for value in (data, b"%b %b\n%b" % (head, tag, text)):
         assert codec.decode_introspection(_SPACE, b"", "chat-1", value) is None, "without the key"
         found = codec.decode_copy("space", "chat-1", value, key=_SPACE.sealing_key)

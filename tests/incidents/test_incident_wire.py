@@ -484,11 +484,19 @@ def test_33_slow_reader_costs_bounded_memory_for_a_bounded_time(impatient: Gatew
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((LOOPBACK, impatient.port))
         connection.sendall(data * 30)  # 27 MB of answers each
+        connection.setblocking(False)  # noqa: FBT003
         connections.append(connection)
     time.sleep(0.3)
 
     assert resident(impatient.process.pid) - before < 20 * 2 * 1024 * 1024
-    assert eventually(lambda: metric(impatient, "bff_connections") <= 1)
+
+    def closed() -> bool:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.recv(4096)  # the kernel sees progress, so it keeps the connection
+        return metric(impatient, "bff_connections") <= 1
+
+    assert eventually(closed)
     for connection in connections:
         connection.close()
 

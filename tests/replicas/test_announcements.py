@@ -10,6 +10,7 @@ from support.replicas import RealClock, Relay, Replicas, heartbeat, purge, until
 from support.world import OFF, World, read
 from valkey import ResponseError
 
+from bff import metrics
 from bff.replicas import keys
 from bff.replicas.codec import conceal
 from bff.replicas.sharing import Sharing
@@ -142,3 +143,4 @@ async def test_listener_recovers_after_a_non_valkey_answer(replicas: Replicas) -
         await until(lambda: two.service.sharing.up)
         assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200
         await until(lambda: len(two.service.gateway.revocations) == 1)
+    assert not two.telemetry.counts[metrics.BACKGROUND_RESTARTS, "store_listener"]

@@ -29,21 +29,20 @@ def test_stored_bytes_stay_the_same() -> None:
     introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
 
     assert encode_copy("origin:projection", COPY, 65, 1700000000, 99, key=KEY) == (
-        b"bff1 99 5ac9322a94ceae4a724dfc3396fc47ca1bd6448ca1fb99da38f4f476c4df1b17\n"
-        b"YpohRM6hBIShU76nqD8xc-YG4JU9YDA_Ng-zjum1U7yKEFHr-zqS0t6wxQnn8mmxMQNyywBBravLH2vEaq488O"
-        b"Nowuqn0-R3rE_jaJsUtVw_TDGRDXuDgboq2kjmsg==\n"
+        b"bff1 99 c128d709268346883559d8bd4f3548756b3c7cf3003bb0a4c178d239a460f672\n"
+        b"mLqTbzLXn6tvwbK9n4QpfUIOK9dJUEcc_w4H8Vdu3Lviv9IUhzu-okYFOmeDE0tXXZzEXpC81lNAEO1liHINZR"
+        b"B6rONtOs0M-A==\n"
         b'{"id":"session_1"}'
     )
     assert encode_missing("origin:projection", "chat-9", 1.0, 99, key=KEY) == (
-        b"bff1 99 f186345dd8fae7a0afc07d5226d0a760dd3d85c4bbe40b3184876309a620ce86\n"
-        b"OZHn-6kt1jXZtuqlb38mJxY_K7bwBudM-neVSqEPVvjuOIhxC2SL-1kngdFtZkSlennRa69TXyXj39Cuq7CLEi"
-        b"ZRTgca7DjaiBFTu5MbRqkD\n"
+        b"bff1 99 70032bdb59ace7411384d303b88755e095c17183ad00813f8021af7184c6467d\n"
+        b"nXTR2-0MK30JrFcQDHgf5lcxNPHHB-dTFhaU0D4HzJvc6ieqRHcf-XElZ5xkJT6EhG0Vuok35x7R32Zv\n"
     )
     assert encode_introspection(
         Namespace("o", "p", b"key"), b"digest", introspection, 17.5, 99
     ) == (
-        b"bff1 99 3931bbb8f7a23e74de0ef4cdad81fbce0feee26781658cef75fa1fe6635429bb\n"
-        b"wCZ3Rl9e8Gbm5N4xSeEX2Gfkio1MmneZpqY7leR-cp3E3Nj10j8ovu_ulYfwiQ=="
+        b"bff1 99 3778910a7003dce942059f6a2a7d73612b1df90941a54c0f7c6eed33badb0dbc\n"
+        b"BCvLxd4KTi--Z7h74l8SVpMhzVM1nJTE9Mumn6Uyj15lcSIDM8Z277Wtq1kDaQ=="
     )
 
 
@@ -101,7 +100,7 @@ def test_introspection_is_read_only_with_its_key_and_id() -> None:
 
 
 def test_concealed_text_is_read_with_its_key_only() -> None:
-    for text in ("", "a", "é" * 100, '["chat-1", null, true]'):
+    for text in ("", "chat-1", "é" * 100, '["chat-1", null, true]'):
         concealed = conceal(KEY, text)
         assert reveal(KEY, concealed) == text
         assert text.encode() not in concealed or not text

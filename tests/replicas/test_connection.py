@@ -205,7 +205,8 @@ async def test_connection_follows_a_failover_behind_one_address(tmp_path: Path, 
             calls = len(replicas.upstream.seen)
             await one.get("chat-closed")
             assert len(replicas.upstream.seen) == calls, "the new primary has the copy"
-            await purge(one, "chat-1")
+            for id_ in ("chat-1", "chat-closed"):
+                await purge(one, id_)
             await until(lambda: not two.service.gateway.cache._entries)
 
 

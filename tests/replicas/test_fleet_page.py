@@ -12,7 +12,7 @@ from support.world import FRIENDLY, OFF, ROOT_KEY, World, claims, environ, read,
 
 from bff.config import reader
 from bff.limits import rate
-from bff.replicas import connection, scripts, shared_loads
+from bff.replicas import connection, keys, scripts, shared_limits, shared_loads
 from bff.replicas.announcements import STREAMS
 from bff.server import supervisor
 from bff.tokens import introspected
@@ -27,6 +27,8 @@ FACTS = (
     f"divided by {rate.LEASE_DIVISOR} and by the number of replicas",
     f" 1) ÷ {rate.LEASE_DIVISOR}R",
     f"all replicas, for at most {rate.MAX_RESET:g} seconds",
+    f"reports at most every {shared_limits._REPORT_SECONDS:g} seconds",
+    f"each answer that leaves fewer than {shared_limits._FEW_LOADS} loads",
     f"reads the last {STREAMS['revocations'].kept:,} before it serves",
     f"the store keeps the last {STREAMS['purges'].kept:,}",
     f"An acceptance holds for {introspected.ACCEPTED_SECONDS:g} seconds from upstream's answer",
@@ -117,10 +119,11 @@ class Recorder:
         self._connection._enqueue = self.enqueue
         self.commands: list[tuple] = []
 
-    def enqueue(self, commands, timeout):
+    def enqueue(self, commands, *wait):
         ignored = (scripts.HEARTBEAT, scripts.TAKE)
-        self.commands += [c for c in commands if c[0] != "EVAL" or c[1] not in ignored]
-        return self._enqueue(commands, timeout)
+        own = ("GET", keys.MARKER)  # that of `written`
+        self.commands += [c for c in commands if c[1] not in ignored and c != own]
+        self._enqueue(commands, *wait)
 
     def counts(self) -> tuple[int, int]:
         """Count all commands, and the scripts among them; forget them."""

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 from support.replicas import Replicas, events, heartbeat, until, written
-from support.world import FRIENDLY, OFF, OWN_KEY, PATH, ROOT_KEY, World, claims, read, sign
+from support.world import FRIENDLY, OFF, OWN_KEY, PATH, ROOT_KEY, Clock, World, claims, read, sign
 
 from bff.demo.upstream import session
 from bff.limits.budget import Budget
+from bff.replicas.shared_limits import SharedLimits
 
 # -- limits
 
@@ -219,6 +221,25 @@ async def test_upstream_bucket_counts_for_all_replicas(replicas: Replicas) -> No
         await written(two)
 
     assert statuses == [200, 200, 200, 503, 503]  # the third is a copy under its other id
+
+
+def test_replica_reports_the_bucket_seldom_until_little_is_left(clock: Clock) -> None:
+    reports = []
+    store: Any = SimpleNamespace(
+        up=True, timeout=1.0, replicas=1, allow=lambda _, loads, __: reports.append(loads)
+    )
+    unused: Any = None
+    limits = SharedLimits(store, clock=clock, spawn=unused, count=unused)
+    limits.origins = {"default": "origin"}
+
+    for remaining, reset, seconds in (
+        (999, 30.0, 0.04), (998, 29.96, 0.04), (997, 29.92, 0.0), (996, 45.0, 0.0),
+        (600, 45.0, 0.0), (599, 45.0, 0.0), (598, 45.0, 0.0),
+    ):  # fmt: skip
+        limits.observe("default", limit=1000, remaining=remaining, reset=reset)
+        clock.advance(seconds)
+
+    assert reports == [499, 497, 496, 99, 98], "498 and 100 follow another report too soon"
 
 
 async def test_upstream_429_stops_every_replica(replicas: Replicas) -> None:

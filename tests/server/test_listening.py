@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -47,8 +48,9 @@ class Page:
 
     def until(self, end: bytes) -> bytes:
         """Read until *end* has arrived."""
-        parts = [self.received]
+        parts, deadline = [self.received], time.monotonic() + PATIENCE
         while end not in b"".join(parts[-2:]):
+            assert time.monotonic() < deadline, "comments keep the socket's own time from ending"
             parts.append(self.socket.recv(262_144))
             assert parts[-1], parts[-2][-200:]
         self.received = b"".join(parts)

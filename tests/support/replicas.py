@@ -18,7 +18,7 @@ from bff.replicas import keys
 from bff.replicas.announcements import STREAMS
 from bff.replicas.codec import copy_name
 from bff.replicas.sharing import Sharing
-from bff.replicas.valkey import StoreUnavailable
+from bff.replicas.valkey import StoreUnavailable, if_available
 
 
 class RealClock(Clock):
@@ -152,8 +152,8 @@ async def written(*worlds: World) -> None:
         await world.settle()
         sharing = world.service.sharing
         assert isinstance(sharing, Sharing)
-        connection = sharing.store.connection
-        await until(lambda: not connection._unawaited)  # noqa: B023
+        # Its answers come in order, so those of earlier commands have come.
+        await if_available(sharing.store.connection.execute(("GET", keys.MARKER), timeout=5.0))
 
 
 def contents(engine: Engine) -> dict[bytes, bytes]:
