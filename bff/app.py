@@ -195,7 +195,6 @@ class Service:
             changed=changed,
             revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
             waits=lambda: telemetry.log.info("store_incomplete", seconds=OTHERS_SECONDS),
-            tokens=_token,
             random=os.urandom,
         )
         return Sharing(

@@ -140,7 +140,8 @@ class UpstreamChecker(Checker):
             name="",  # it answers no browser, so it takes no share of the limits
             count=lambda *_: None,
             changed=lambda _: None,
-            on_marker=lambda _: None,
+            watch=list,
+            on_watched=lambda _: None,
         )
         try:
             await connection.open()

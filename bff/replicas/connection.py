@@ -94,7 +94,8 @@ class Connection:
         name: the name of this replica, unlike any other's; empty if no replica is to count it.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
-        on_marker: called with the marker of the revocations that each heartbeat reads.
+        watch: lists commands that each heartbeat sends as well.
+        on_watched: called with their answers.
 
     Attributes:
         up: whether the store is up.
@@ -113,7 +114,8 @@ class Connection:
         name: str,
         count: Callable[[str, int], None],
         changed: Callable[[str | None], None],
-        on_marker: Callable[[bytes | None], None],
+        watch: Callable[[], list[Command]],
+        on_watched: Callable[[list[Any]], None],
     ) -> None:
         self.up = False
         self.outages = 0
@@ -126,7 +128,8 @@ class Connection:
         self._name = name
         self._count = count
         self._changed = changed
-        self._on_marker = on_marker
+        self._watch = watch
+        self._on_watched = on_watched
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
         self._queue: list[_Exchange] = []
@@ -278,7 +281,7 @@ class Connection:
         milliseconds = round(REPLICA_SECONDS * 1000)
         commands: list[Command] = [
             ("EVAL", scripts.HEARTBEAT, 1, keys.REPLICAS, self._name, milliseconds),
-            ("GET", keys.MARKER),
+            *self._watch(),
         ]
         for _ in range(_LATE_HEARTBEATS):
             results = await self._heart.beat(commands, timeout)
@@ -288,17 +291,17 @@ class Connection:
         else:
             self.mark_down("slow")
             raise StoreUnavailable
-        replicas, marker = results
-        if errors := list(filter(_is_error, results)):
+        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
+        if failed:
             self._count("error", len(commands))
-            if not all(map(self._clients.is_foreign, errors)):
-                self._fail(errors[0])
+            if not all(self._clients.is_foreign(error) for _, error in failed):
+                self._fail(next(error for _, error in failed))
             else:
                 self._count("foreign", 1)
-                await self._heart.beat(
-                    [("UNLINK", keys.REPLICAS), ("UNLINK", keys.MARKER)], timeout
-                )
+                names = [name for command, _ in failed for name in _keys_of(command)]
+                await self._heart.beat([("UNLINK", name) for name in names], timeout)
             raise StoreUnavailable
+        replicas, *watched = results
         if not isinstance(replicas, int):  # a server that is not Valkey
             self._fail(self._clients.not_valkey())
             raise StoreUnavailable
@@ -309,7 +312,7 @@ class Connection:
         if not self.up:
             self.up = True
             self._changed(None)
-        self._on_marker(marker)
+        self._on_watched(watched)
 
     async def _send_heartbeats(self, beat: Beat) -> None:
         while True:

@@ -36,8 +36,7 @@ class PurgeLog:
         Returns:
             Whether it is new.
         """
-        milliseconds, _, count = number.partition("-")
-        time, key = (int(milliseconds), int(count)), (origin, id_)
+        time, key = _time(number), (origin, id_)
         if self._times.get(key, _NEVER) >= time:
             return False
         self._times[key] = time
@@ -49,8 +48,17 @@ class PurgeLog:
                 del self._times[key]
         return True
 
+    def forget(self, number: str) -> None:
+        """Count every copy as purged whose load was claimed before the announcement *number*."""
+        self._forgotten = max(self._forgotten, _time(number))
+
     def is_purged(self, origin: str, ids: Iterable[str], claimed: int) -> bool:
         """Whether a session was purged since its load was *claimed* (microseconds)."""
         times = (self._times.get((origin, id_), _NEVER) for id_ in ids)
         # Milliseconds are the store's resolution: a claim of the same millisecond counts as older.
         return claimed < 1000 * (max(self._forgotten, *times)[0] + 1)
+
+
+def _time(number: str) -> Time:
+    milliseconds, _, count = number.partition("-")
+    return int(milliseconds), int(count)

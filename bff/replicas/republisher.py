@@ -1,10 +1,13 @@
 """Keeps every revocation in the store, also when the store loses its data.
 
-A marker in the store names its data and says whether that has every revocation. A store that was
-flushed or restarted has no marker, or one with another name. Each heartbeat reads the marker. A
-replica that finds another marker announces all revocations that it knows and the store lacks, and
-then marks the data as complete. A replica that starts waits until the data is complete, and
-completes it if no other replica does.
+A marker in the store names its data and says whether that has every revocation. Each heartbeat
+reads the marker, and begins new data if the store was flushed, restarted or replaced, or lost a
+stream. A replica that finds another marker announces all revocations that it knows and the store
+lacks, and then marks the data as complete. A replica that starts waits until the data is complete,
+and completes it if no other replica does.
+
+Each heartbeat reads the sealed store key as well. If the store lost it, a replica that starts would
+make another one, and would understand no announcement of the others.
 """
 
 import asyncio
@@ -17,6 +20,8 @@ from bff.background import DONE, Background, Beat
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, messages
 from bff.replicas.connection import Connection
+from bff.replicas.link import Command
+from bff.replicas.store_key import StoreKey
 from bff.replicas.valkey import StoreError, StoreUnavailable
 from bff.tokens.revocations import Revocation
 
@@ -41,10 +46,10 @@ class Republisher:
         background: runs it.
         name: of this replica.
         revocations: lists what this replica knows.
-        join: makes this replica able to read and write what the others do.
+        key: the store key; announcements are concealed with it.
+        listen: begins to read announcements.
         catch_up: reads the announcements that are kept.
         waits: called when this replica begins to wait for the others.
-        tokens: makes names of data.
 
     Attributes:
         data: the name of the store's data, as far as this replica knows.
@@ -57,19 +62,19 @@ class Republisher:
         background: Background,
         name: str,
         revocations: Callable[[], Sequence[Revocation]],
-        join: Callable[[], Awaitable[None]],
+        key: StoreKey,
+        listen: Callable[[], None],
         catch_up: Callable[[], Awaitable[None]],
         waits: Callable[[], None],
-        tokens: Callable[[], str],
     ) -> None:
         self.data: bytes | None = None
         self._connection, self._background = connection, background
         self._name = name
         self._revocations = revocations
-        self._join = join
+        self._key = key
+        self._listen = listen
         self._catch_up = catch_up
         self._waits = waits
-        self._tokens = tokens
         self._confirmed: bytes | None = None
         """The marker of the data that this replica has completed or found complete."""
         self._knows_all = False
@@ -78,9 +83,14 @@ class Republisher:
         self.ready = asyncio.Event()
         """Set once this replica has found the data complete."""
 
-    def on_marker(self, marker: bytes | None) -> None:
-        """Complete the data if the marker that a heartbeat read has changed."""
-        if marker is not None and marker == self._confirmed:
+    def watch(self) -> list[Command]:
+        """List the commands that read the marker and the sealed store key."""
+        names = (keys.MARKER, keys.stream("revocations"), keys.stream("purges"))
+        return [("EVAL", scripts.DATA, len(names), *names, self._name), *self._key.watch()]
+
+    def on_watched(self, marker: bytes, *sealed: bytes | None) -> None:
+        """Complete the data if what a heartbeat read has changed."""
+        if marker == self._confirmed and list(sealed) == self._key.sealed:
             return
         if not self._running:
             self._running = True
@@ -90,9 +100,10 @@ class Republisher:
         """Stop."""
         await self._background.stop("store_revocations")
 
-    async def _run(self, marker: bytes | None, _: Beat) -> bool:
+    async def _run(self, marker: bytes, _: Beat) -> bool:
         try:
-            await self._join()
+            await self._key.agree()
+            self._listen()
             complete = await self._complete(marker)
             if not self._knows_all:
                 await self._catch_up()
@@ -104,7 +115,7 @@ class Republisher:
         self.ready.set()
         return DONE
 
-    async def _complete(self, marker: bytes | None) -> bytes:
+    async def _complete(self, marker: bytes) -> bytes:
         """Make the data complete; returns its marker."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + OTHERS_SECONDS
@@ -113,20 +124,14 @@ class Republisher:
             self._waits()
         while True:
             state, self.data = _parse(marker)
-            if state != _COMPLETE and not self._knows_all and loop.time() < ends:
+            incomplete = state != _COMPLETE and not self._knows_all and loop.time() < ends
+            if incomplete or self.data is None:
                 await asyncio.sleep(_POLL_SECONDS)
-                (marker,) = await self._connection.execute(
-                    ("GET", keys.MARKER), timeout=_EXCHANGE_SECONDS
-                )
-                continue
-            if self.data is None:
-                # The data gets its name before this replica reads it. If the store then loses its
-                # data, it loses the name too.
-                marker, _ = await self._announce(self._tokens().encode(), "name")
+                look, *_ = self.watch()
+                (marker,) = await self._connection.execute(look, timeout=_EXCHANGE_SECONDS)
                 continue
             revocations = self._revocations()
             if state == _COMPLETE and not revocations:
-                assert marker is not None  # noqa: S101  `_parse` read its state
                 return marker
             marker, announced = await self._announce(self.data, "part")
             if announced:

@@ -18,6 +18,7 @@ def _read(name: str) -> str:
 
 AGREE: Final = _read("agree")
 ALLOW: Final = _read("allow")
+DATA: Final = _read("data")
 HEARTBEAT: Final = _read("heartbeat")
 KEEP: Final = _read("keep")
 LOAD: Final = _read("load")

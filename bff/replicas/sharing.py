@@ -247,6 +247,9 @@ class Sharing:
             self._on_revocation(message["revocation"])
         elif "news" in message:
             self._news.receive(message["origin"], message["news"])
+        elif "data" in message:
+            # The store lost data, so it may have copies that were purged, and not the purges.
+            self._purges.forget(number)
         elif "place" in message:
             id_ = reveal(self._key, message["id"].encode())
             self._apply_purge(message["place"], id_, number)

@@ -55,12 +55,11 @@ class Store:
         address: where it is.
         background: runs its loops.
         timeout: seconds that a request may wait for it.
-        name: the name of this replica, unlike any other's.
+        name: the name of this replica, in hexadecimal digits, unlike any other's.
         count: counts commands by outcome: ok, late, error, foreign.
         changed: called when the store goes down (with a reason) or comes up (with None).
         revocations: lists the revocations that this replica knows.
         waits: called when this replica begins to wait for revocations of other replicas.
-        tokens: makes tokens that no other replica makes.
         random: makes random bytes.
 
     Attributes:
@@ -79,7 +78,6 @@ class Store:
         changed: Callable[[str | None], None],
         revocations: Callable[[], Sequence[Revocation]],
         waits: Callable[[], None],
-        tokens: Callable[[], str],
         random: Callable[[int], bytes],
     ) -> None:
         self.timeout = timeout
@@ -91,7 +89,8 @@ class Store:
             name=name,
             count=count,
             changed=changed,
-            on_marker=lambda marker: self.republisher.on_marker(marker),  # noqa: PLW0108  made later
+            watch=lambda: self.republisher.watch(),  # noqa: PLW0108  made later
+            on_watched=lambda answers: self.republisher.on_watched(*answers),
         )
         self.turns = connection.turns
         self.key = StoreKey(connection, random)
@@ -108,10 +107,10 @@ class Store:
             background=background,
             name=name,
             revocations=revocations,
-            join=self._join,
+            key=self.key,
+            listen=lambda: self.listener.start(self._received),
             catch_up=self.listener.catch_up,
             waits=waits,
-            tokens=tokens,
         )
 
     async def open(self, received: Callable[[str, dict[str, str]], None]) -> None:
@@ -127,11 +126,6 @@ class Store:
                 await self.republisher.ready.wait()
         except TimeoutError:
             raise self._clients.error("is too slow to send the revocations") from None
-
-    async def _join(self) -> None:
-        """Agree on the store key, and listen: announcements are concealed with it."""
-        await self.key.agree()
-        self.listener.start(self._received)
 
     async def close(self) -> None:
         """Send what is queued, within `timeout`, and disconnect."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from bff.replicas import keys, scripts
 from bff.replicas.connection import Connection
+from bff.replicas.link import Command
 
 _BYTES: Final = 32
 """Length of the key: that of SHA-256, which also makes the pad."""
@@ -29,11 +30,13 @@ class StoreKey:
     Attributes:
         secrets: the secret keys of every environment; a reload may change them.
         value: the key; None until `agree` has got it.
+        sealed: what the store had of it after the last `agree`.
     """
 
     def __init__(self, connection: Connection, random: Callable[[int], bytes]) -> None:
         self.secrets: Sequence[bytes] = ()
         self.value: bytes | None = None
+        self.sealed: list[bytes | None] = []
         self._connection = connection
         self._random = random
 
@@ -43,13 +46,17 @@ class StoreKey:
         assert self.value is not None  # noqa: S101  the store is up
         return self.value
 
+    def watch(self) -> list[Command]:
+        """List the commands that read what the store has of the key; compare with `sealed`."""
+        return [("GET", _name(secret)) for secret in self._distinct]
+
     async def agree(self) -> None:
         """Take the key that the store has; if it has none, store this replica's or a new one.
 
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        secrets = list(dict.fromkeys(self.secrets))
+        secrets = self._distinct
         value = self.value or self._random(_BYTES)
         stored = await self._exchange(secrets, value, complete=False)
         opened = [
@@ -62,8 +69,12 @@ class StoreKey:
             foreign = [_name(s) for s, sealed, key in pairs if sealed is not None and key is None]
             for name in foreign:
                 await self._connection.execute(("UNLINK", name), timeout=AGREE_SECONDS)
-            await self._exchange(secrets, value, complete=True)
-        self.value = value
+            stored = await self._exchange(secrets, value, complete=True)
+        self.value, self.sealed = value, stored
+
+    @property
+    def _distinct(self) -> list[bytes]:
+        return list(dict.fromkeys(self.secrets))
 
     async def _exchange(
         self, secrets: Sequence[bytes], value: bytes, *, complete: bool

@@ -15,6 +15,7 @@ class Fault:
 
 
 _LIVE = "tests/gateway/test_live.py"
+_REPUBLISHER = "tests/replicas/test_republisher.py"
 _HOSTILE_CHATS = "tests/server/test_hostile_chats.py"
 _STREAM_BYTES = "tests/server/test_stream_bytes.py"
 _RECORDS = "tests/chat/test_records.py"
@@ -1089,7 +1090,7 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/republisher.py",
-        "if marker is not None and marker == self._confirmed:",
+        "if marker == self._confirmed and list(sealed) == self._key.sealed:",
         "if self._confirmed is not None:",
         f"{_TOKEN_REPLICAS}::test_revocations_survive_a_store_that_lost_its_data",
     ),
@@ -2016,30 +2017,58 @@ FAULTS = [
     Fault(
         53,
         "bff/replicas/republisher.py",
-        "if marker is not None and marker == self._confirmed:",
+        "if marker == self._confirmed and list(sealed) == self._key.sealed:",
         "if self._confirmed is not None:",
         f"{_RETURNS}::test_53_revocations_survive_a_flush_under_traffic",
     ),
     Fault(
         53,
         "bff/replicas/republisher.py",
-        "if marker is not None and marker == self._confirmed:",
-        "if marker is not None and self._confirmed is not None:",
+        "if marker == self._confirmed and list(sealed) == self._key.sealed:",
+        "if self._confirmed is not None:",
         f"{_RETURNS}::test_53_revocations_return_with_a_partitioned_replica",
     ),
     Fault(
         53,
         "bff/replicas/republisher.py",
-        "if state != _COMPLETE and not self._knows_all and loop.time() < ends:",
-        "if False:",
+        "incomplete = state != _COMPLETE and not self._knows_all and loop.time() < ends",
+        "incomplete = False",
         f"{_RETURNS}::test_53_revocations_survive_a_quick_restart",
     ),
     Fault(
         53,
+        "bff/replicas/lua/data.lua",
+        "string.sub(name, #name - #run + 1) == run",
+        "true",
+        f"{_RETURNS}::test_53_older_data_of_the_store_brings_nothing_back",
+    ),
+    Fault(
+        53,
+        "bff/replicas/sharing.py",
+        "self._purges.forget(number)",
+        "pass",
+        f"{_RETURNS}::test_53_older_data_of_the_store_brings_nothing_back",
+    ),
+    Fault(
+        53,
+        "bff/replicas/lua/data.lua",
+        "for number = 2, #KEYS do whole = whole and redis.call('EXISTS', KEYS[number]) == 1 end",
+        "",
+        f"{_REPUBLISHER}::test_lost_stream_is_noticed_by_a_heartbeat",
+    ),
+    Fault(
+        53,
+        "bff/replicas/republisher.py",
+        "if marker == self._confirmed and list(sealed) == self._key.sealed:",
+        "if marker == self._confirmed:",
+        f"{_REPUBLISHER}::test_lost_store_key_is_noticed_by_a_heartbeat",
+    ),
+    Fault(
+        53,
         "bff/replicas/lua/republish.lua",
-        "if not name and ARGV[5] == 'name' then",
-        "if not name then",
-        f"{_RETURNS}::test_53_revocations_survive_a_loss_while_republished",
+        "if left > 0 and left <= tonumber(ARGV[3]) and",
+        "if left ~= -2 and",
+        f"{_REPUBLISHER}::test_turn_that_no_gateway_began_ends_at_once",
     ),
     Fault(
         53,

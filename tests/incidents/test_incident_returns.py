@@ -16,6 +16,7 @@ from support.replicas import (
     Relay,
     Replicas,
     contents,
+    copy_key,
     events,
     heard,
     heartbeat,
@@ -210,6 +211,27 @@ async def test_53_revocations_survive_a_quick_restart(lost: Lost) -> None:
     lost.replicas.engine.start()
 
     await lost.are_known_to_a_new_replica()
+
+
+async def test_53_older_data_of_the_store_brings_nothing_back(own_replicas: Replicas) -> None:
+    """The store restarts with the data of a minute ago, as after a failover that lost writes."""
+    changes = OFF | {"BFF_CACHE_TTL": "60"}
+    lost = Lost(own_replicas, await own_replicas.several(2, **changes))
+    one, _ = lost.worlds
+    await one.get("chat-1")
+    await written(one)
+    own_replicas.engine.execute("SAVE")
+    await lost.revoke(2)
+    await purge(one, "chat-1")
+    own_replicas.engine.kill()
+    own_replicas.engine.start()
+    assert own_replicas.engine.execute("EXISTS", copy_key(one, "chat-1")) == "1"
+
+    await lost.are_known_to_a_new_replica()
+    calls = len(own_replicas.upstream.seen)
+    new = await own_replicas.add(**changes)
+    await new.get("chat-1")
+    assert len(own_replicas.upstream.seen) == calls + 1, "not the purged copy"
 
 
 async def test_53_revocations_survive_a_loss_while_republished(lost: Lost) -> None:

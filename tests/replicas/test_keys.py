@@ -48,7 +48,7 @@ def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
             ),
             keys.value(_NAMESPACE.introspections_prefix, "chat-1"),
         ],
-        [keys.stream("revocations"), keys.MARKER, keys.REPUBLISHER],
+        [keys.stream("revocations"), keys.stream("purges"), keys.MARKER, keys.REPUBLISHER],
         [keys.sealed("one"), keys.sealed("two")],
     ):
         assert len({re.search(r"\{(.+)\}", name)[1] for name in names}) == 1

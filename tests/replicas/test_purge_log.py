@@ -42,3 +42,12 @@ def test_message_that_arrives_late_undoes_no_later_purge() -> None:
     log.add("origin", "chat-1", "1000-0")
 
     assert log.is_purged("origin", ["chat-1"], 1_999_999)
+
+
+def test_copies_from_before_the_data_of_the_store_are_purged() -> None:
+    log = PurgeLog(2)
+    log.forget("5-0")
+    log.forget("3-0")
+
+    assert log.is_purged("origin", ["chat-1"], 5_999)
+    assert not log.is_purged("origin", ["chat-1"], 6_000)

@@ -20,8 +20,9 @@ def test_marker_that_no_gateway_wrote_counts_as_absent() -> None:
 
 
 async def test_complete_data_is_left_alone(replicas: Replicas) -> None:
+    worlds = [await replicas.add(**OFF)]
     before = marker(replicas)
-    worlds = await replicas.several(2, **OFF)
+    worlds += await replicas.several(2, **OFF)
     for _ in range(3):
         await heartbeat(*worlds)
 
@@ -64,4 +65,63 @@ async def test_revocations_that_the_store_has_are_not_repeated(replicas: Replica
 
     for world in worlds:
         await until(lambda world=world: confirmed(world.service.sharing.store.republisher))
-    assert replicas.engine.execute("XLEN", keys.stream("revocations")) == "5"
+    kept = replicas.engine.execute("XRANGE", keys.stream("revocations"), "-", "+")
+    assert kept.count("revocation") == 5
+
+
+async def test_data_of_an_earlier_version_continues(replicas: Replicas) -> None:
+    """Its name does not tell losses, so it gets a longer one."""
+    before = marker(replicas)
+    await replicas.add(**OFF)
+
+    assert marker(replicas).startswith(before)
+    assert len(marker(replicas)) > len(before)
+
+
+@pytest.mark.parametrize("stream", ["revocations", "purges"])
+async def test_lost_stream_is_noticed_by_a_heartbeat(replicas: Replicas, stream: str) -> None:
+    """A store that evicts may lose it alone."""
+    (world,) = await replicas.several(1, **OFF)
+    await world.ops.post("/revocations", json={"jti": "lost"})
+    before = marker(replicas)
+    replicas.engine.execute("DEL", keys.stream(stream))
+    await heartbeat(world)
+    assert marker(replicas) != before
+
+    new = await replicas.add(**OFF)
+    assert len(new.service.gateway.revocations) == 1
+
+
+@pytest.mark.parametrize("junk", [None, "foreign", "another type"])
+async def test_lost_store_key_is_noticed_by_a_heartbeat(
+    replicas: Replicas, junk: str | None
+) -> None:
+    """A replica that starts would make another one, and hear of no purge."""
+    (world,) = await replicas.several(1, **OFF)
+    with replicas.engine.client() as client:
+        (name,) = client.keys("bff1:*:sealed:*")
+        sealed = client.strlen(name)
+        client.delete(name)
+        if junk == "foreign":
+            client.set(name, junk)
+        elif junk:
+            client.sadd(name, junk)
+        await heartbeat(world)
+        await heartbeat(world)
+
+        await until(lambda: client.type(name) == b"string" and client.strlen(name) == sealed)
+    new = await replicas.add(**OFF)
+    assert new.service.sharing.store.key.value == world.service.sharing.store.key.value
+
+
+@pytest.mark.parametrize("lasts", [None, 3600])
+async def test_turn_that_no_gateway_began_ends_at_once(
+    replicas: Replicas, lasts: int | None
+) -> None:
+    (world,) = await replicas.several(1, **OFF)
+    with replicas.engine.client() as client:
+        client.set(keys.REPUBLISHER, "foreign", ex=lasts)
+    replicas.engine.execute("DEL", keys.MARKER)
+    await heartbeat(world)
+
+    await until(lambda: marker(replicas).startswith("complete "))

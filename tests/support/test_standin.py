@@ -125,12 +125,11 @@ def test_stand_in_answers_as_the_real_store(
         address,
         background=Background(Telemetry(io.StringIO())),
         timeout=2,
-        name="r",
+        name="0a",
         count=lambda *_: None,
         changed=lambda _: None,
         revocations=lambda: (),
         waits=lambda: None,
-        tokens=lambda: "0",
         random=os.urandom,
     )
     real.key.secrets = [b"secret"]
