@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -24,7 +23,16 @@ import click
 from bff import __version__
 from bff.app import Service
 from bff.clock import system_clock
-from bff.commands import exit_with, load, read_environ, refuse, revoke, status, token
+from bff.commands import (
+    Commands,
+    exit_with,
+    load,
+    read_environ,
+    refuse,
+    revoke,
+    status,
+    token,
+)
 from bff.config import reader
 from bff.config.reload import wait_for_settings
 from bff.config.settings import Settings, SettingsError
@@ -47,30 +55,9 @@ from bff.server.supervisor import Worker, supervise
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
 from bff.telemetry import ServerLog, Telemetry
 
-_NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-def _is_of_output(exc: BaseException) -> bool:
-    """Whether a write of `click.echo` failed; another file may have no space either."""
-    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
-    return frame.f_code is click.echo.__code__
-
-
-class _Commands(click.Group):
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; if its output cannot be written, say so in one line."""
-        try:
-            return super().main(*args, **kwargs)
-        except OSError as exc:
-            if exc.errno not in _NOT_WRITTEN or not _is_of_output(exc):
-                raise
-            # Python writes the rest at the end of the process, and that must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            exit_with(f"Cannot write the output ({exc.strerror})", 1)
-
 
 @click.group(
-    cls=_Commands,
+    cls=Commands,
     epilog="Settings are environment variables, or a TOML file: bff check lists them.",
 )
 @click.version_option(__version__, prog_name="bff")

@@ -1,9 +1,11 @@
 """The commands that serve nothing: they mint and explain tokens, and talk to a running gateway."""
 
 import asyncio
+import errno
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
@@ -52,6 +54,30 @@ def exit_with(text: str, status: int = 2) -> NoReturn:
     """Exit with a text for the operator."""
     click.echo(text, err=True)
     sys.exit(status)
+
+
+_NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _is_of_output(exc: BaseException) -> bool:
+    """Whether a write of `click.echo` failed; another file may have no space either."""
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    return frame.f_code is click.echo.__code__
+
+
+class Commands(click.Group):
+    """The commands of `bff`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; if its output cannot be written, say so in one line."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            if exc.errno not in _NOT_WRITTEN or not _is_of_output(exc):
+                raise
+            # Python writes the rest at the end of the process, and that must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            exit_with(f"Cannot write the output ({exc.strerror})", 1)
 
 
 _ops_option = click.option(

@@ -289,7 +289,7 @@ def test_29_odd_but_unambiguous_request_is_one_request(
         (403, request(path, "If-None-Match: *", token=other)),
         (401, request(path, "If-None-Match: *")),
         (404, request("*", token=token)),
-        (404, request("//evil" + path, token=token)),
+        (410, request("//evil" + path, token=token)),
         (404, request("/" + path[1:].replace("/", "\\"), token=token)),
         (403, request(path + ";x=y", token=token)),
         (410, request(PATH + "../../../healthz", token=token)),

@@ -282,7 +282,7 @@ def test_replacement_workers_use_reloaded_settings(tmp_path: Path) -> None:
     def write(**changes: str) -> None:
         config.write_text("".join(f"{name} = {value!r}\n" for name, value in changes.items()))
 
-    write(BFF_SIGNING_KEYS=f"{OWN_KEY},{'n' * 40}")
+    write(BFF_SIGNING_KEYS=f"{OWN_KEY},another-{OWN_KEY}")
     changes = OFF | {"BFF_SIGNING_KEYS": None, "BFF_CONFIG": str(config)}
     with running_upstream() as upstream, Gateway(
         upstream.port, "--workers", "2", **changes

@@ -36,7 +36,7 @@ from bff.ops import check
 from bff.request import RequestHead
 from bff.server import header_cache
 from bff.server import run as server_run
-from bff.server.connection import BoundedProtocol
+from bff.server.connection import BoundedProtocol, NewestProtocol
 from bff.server.fast_path import FastPathProtocol
 from bff.telemetry import ServerLog
 
@@ -444,7 +444,7 @@ def test_setting_turns_the_fast_path_off(
     assert result.exit_code == 0
     browser, ops = protocols
     assert browser.func is expected
-    assert ops.func is BoundedProtocol
+    assert ops.func is NewestProtocol
 
 
 async def test_request_that_arrives_during_a_wait_is_answered_after_it(clock: Clock) -> None:
