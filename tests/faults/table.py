@@ -2058,6 +2058,13 @@ FAULTS = [
     ),
     Fault(
         53,
+        "bff/replicas/lua/data.lua",
+        "if state ~= 'partial' and state ~= 'complete' then name = nil end",
+        "",
+        f"{_REPUBLISHER}::test_foreign_marker_is_replaced",
+    ),
+    Fault(
+        53,
         "bff/replicas/republisher.py",
         "if marker == self._confirmed and list(sealed) == self._key.sealed:",
         "if marker == self._confirmed:",
