@@ -3166,6 +3166,21 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/cli.py",
+        "    if max_files() < least_files(workers):\n",
+        "    if False:\n",
+        "tests/server/test_hardening.py::test_start_is_refused_with_too_few_files",
+    ),
+    Fault(
+        0,
+        "bff/replicas/shared_limits.py",
+        "if not recent or loads < _FEW_LOADS:",
+        "if not recent:",
+        "tests/replicas/test_shared_limits.py"
+        "::test_replica_reports_the_bucket_seldom_until_little_is_left",
+    ),
+    Fault(
+        0,
         "bff/config/reload.py",
         "        if self._signalled is None:\n",
         "        if True:\n",
