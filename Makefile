@@ -65,7 +65,7 @@ fuzz: $(VENV)-fuzz/run ## Let a fuzzer guided by coverage choose the bytes, FUZZ
 
 HISTORIES ?=
 histories: $(VENV)/dev ## Play HISTORIES=5000 random histories of polls, and of listeners, and check each answer
-	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) --timeout 0 \
+	HISTORIES=$(or $(HISTORIES),5000) $(BIN)/python -m pytest -n $(JOBS) -o faulthandler_timeout=0 \
 	  tests/properties/test_property_histories.py tests/properties/test_property_listeners.py
 
 streams: $(VENV)/dev ## Open and cut OPENS=10000 chat streams, and stop a gateway with STREAMS=500
