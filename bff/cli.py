@@ -181,8 +181,8 @@ def _check_files(workers: int) -> None:
     """Exit if the limit of open files is too low: workers would end and start for ever."""
     if max_files() < least_files(workers):
         exit_with(
-            f"The limit of open files is {max_files()}, and {workers} workers need at least "
-            f"{least_files(workers)} to start; raise it (ulimit -n, LimitNOFILE=)"
+            f"The limit of open files is {max_files()}, but a start with --workers {workers} needs "
+            f"at least {least_files(workers)}; raise it (ulimit -n, LimitNOFILE=)"
         )
 
 

@@ -42,8 +42,8 @@ OTHER: Final = Route("other")
 CHAT_ROUTE: Final = b"/realtime/v1/sessions/"
 """Prefix of the paths of chats; the id of a session and one of `_CHAT_ROUTES` follow."""
 _WRONG_BASE: Final = (
-    "The base URL is wrong: the gateway's paths begin with /api/ or /realtime/, and a proxy in "
-    "front removes what comes before"
+    "The base URL is wrong: the gateway's paths begin with /api/ or /realtime/, so a proxy in "
+    "front must remove what comes before"
 )
 _CHAT_ROUTES: Final = ((b"/in/append", CHAT_IN), (b"/out", CHAT_OUT))
 

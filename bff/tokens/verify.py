@@ -14,7 +14,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cachetools import FIFOCache
@@ -53,7 +53,7 @@ class Issuer:
     environment: str
     id: str | None
     """The only ``sub`` accepted; None accepts any, if all keys are the operator's keys."""
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = field(repr=False)
     upstream: bool = False
     """Whether upstream verifies tokens that none of the keys verifies."""
     pending: bool = False

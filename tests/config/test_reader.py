@@ -10,6 +10,7 @@ from support.world import OWN_KEY, ROOT_KEY, SECRET_KEY, environ
 from bff.config.reader import load
 from bff.config.settings import SETTINGS, SettingsError
 from bff.config.values import Rate
+from bff.tokens.verify import Issuer
 
 KEYS = f'TRIGGER_SECRET_KEY = "{SECRET_KEY}"\nBFF_SIGNING_KEYS = "{OWN_KEY}"\n'
 
@@ -168,6 +169,7 @@ def test_problems_and_reprs_quote_no_secret(tmp_path) -> None:
         assert sentinel not in "".join(problems(environ(**changes)))
     assert SECRET_KEY not in repr(load(environ()))
     assert OWN_KEY not in repr(load(environ()))
+    assert OWN_KEY not in repr(Issuer("default", None, (OWN_KEY,)))
 
 
 @pytest.mark.parametrize(

@@ -2058,6 +2058,13 @@ FAULTS = [
     ),
     Fault(
         53,
+        "bff/replicas/lua/data.lua",
+        "if state ~= 'partial' and state ~= 'complete' then name = nil end",
+        "",
+        f"{_REPUBLISHER}::test_foreign_marker_is_replaced",
+    ),
+    Fault(
+        53,
         "bff/replicas/republisher.py",
         "if marker == self._confirmed and list(sealed) == self._key.sealed:",
         "if marker == self._confirmed:",
@@ -3156,6 +3163,21 @@ FAULTS = [
         "    except OSError:  # no descriptor is left\n",
         "    except ValueError:\n",
         "tests/server/test_worker_ipc.py::test_call_without_a_descriptor_is_unanswered",
+    ),
+    Fault(
+        0,
+        "bff/cli.py",
+        "    if max_files() < least_files(workers):\n",
+        "    if False:\n",
+        "tests/server/test_hardening.py::test_start_is_refused_with_too_few_files",
+    ),
+    Fault(
+        0,
+        "bff/replicas/shared_limits.py",
+        "if not recent or loads < _FEW_LOADS:",
+        "if not recent:",
+        "tests/replicas/test_shared_limits.py"
+        "::test_replica_reports_the_bucket_seldom_until_little_is_left",
     ),
     Fault(
         0,

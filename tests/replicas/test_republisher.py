@@ -29,7 +29,9 @@ async def test_complete_data_is_left_alone(replicas: Replicas) -> None:
     assert marker(replicas) == before
 
 
-@pytest.mark.parametrize("junk", ["", "foreign", "7", "complete", "complete X Y"])
+@pytest.mark.parametrize(
+    "junk", ["", "foreign", "7", "complete", "complete X Y", "foreign 0af", "complete 0AF"]
+)
 async def test_foreign_marker_is_replaced(replicas: Replicas, junk: str) -> None:
     (world,) = await replicas.several(1, **OFF)
     replicas.engine.execute("SET", keys.MARKER, junk)

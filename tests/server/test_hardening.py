@@ -45,4 +45,4 @@ def test_start_is_refused_with_too_few_files(workers: int) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert f"The limit of open files is {files}" in done.stderr
-    assert f"{workers} workers need at least {files + 1}" in done.stderr
+    assert f"--workers {workers} needs at least {files + 1}" in done.stderr

@@ -2,15 +2,17 @@
 -- A store that was restored from older data, or a replica of it that was promoted, has another run
 -- id than the data's name. A store that evicts may lose one stream and keep the marker.
 -- A short name is of an earlier version: that data goes on, under a name that tells losses.
+-- A marker that no gateway wrote counts as none: no replica could read it, and all would wait.
 --
 -- KEYS[1]  marker: "partial <name of the data>" or "complete <name of the data>"
 -- KEYS     from the second on: the streams of the data; each begins with a message about it
 -- ARGV[1]  name of this replica, for the name of new data
 -- Result   the marker
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or ''
+local run = string.lower(string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') or '')
 local marker = redis.pcall('GET', KEYS[1])
 if type(marker) ~= 'string' then marker = '' end
-local state, name = string.match(marker, '^(%l+) (%x+)$')
+local state, name = string.match(marker, '^(%l+) ([0-9a-f]+)$')
+if state ~= 'partial' and state ~= 'complete' then name = nil end
 local begin = ARGV[1]
 if name and #name <= 16 then
   begin = name
