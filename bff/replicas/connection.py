@@ -1,6 +1,7 @@
 """The commands of a replica, and whether the store is up.
 
-The commands of one iteration of the event loop are sent together. A caller that leaves cancels
+The commands of one iteration of the event loop are sent together, with those of the last
+milliseconds that nobody waits for. A caller that leaves cancels
 neither its commands nor their answers, so no answer can reach another caller. No caller waits
 longer than its timeout.
 
@@ -35,6 +36,8 @@ RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 MAX_RETRY_SECONDS: Final = 4.0
 """Longest pause in seconds between two heartbeats while the store is down. The pause doubles each
 time the store soon goes down again, so that requests seldom wait for a failing store."""
+LINGER_SECONDS: Final = 0.005
+"""Seconds for which commands that nobody waits for may wait for others, to be sent together."""
 STABLE_HEARTBEATS: Final = 5
 """Heartbeats after which a store that came back counts as stable."""
 HUNG_SECONDS: Final = 30.0
@@ -82,6 +85,37 @@ class _Exchange:
         if self.timer is not None:
             self.timer.cancel()
         self.ended(results)
+
+
+class _Outbox:
+    """Collects commands, to send many at once on *link*."""
+
+    def __init__(self, link: ClientLink | DirectLink) -> None:
+        self.exchanges: list[_Exchange] = []
+        self._link = link
+        self._now = False
+        """Whether this iteration of the loop sends them."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send_now(self) -> None:
+        """Send them at the end of this iteration of the loop."""
+        if not self._now:
+            self._now = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def send_soon(self) -> None:
+        """Send them with those of the next caller who waits, or after `LINGER_SECONDS`."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._send)
+
+    def _send(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._now = None, False
+        exchanges, self.exchanges = self.exchanges, []
+        self._link.submit(
+            [(command, exchange.receive) for exchange in exchanges for command in exchange.commands]
+        )
 
 
 class Connection:
@@ -132,7 +166,7 @@ class Connection:
         self._on_watched = on_watched
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
-        self._queue: list[_Exchange] = []
+        self._outbox = _Outbox(self._requests)
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
         self._error: Exception | None = None
@@ -180,6 +214,7 @@ class Connection:
                 future.set_result(results)
 
         self._enqueue(commands, timeout, end)
+        self._outbox.send_now()
         results = await future
         if results is None:
             raise StoreUnavailable
@@ -194,6 +229,7 @@ class Connection:
         """
         if self.up:
             self._enqueue(commands, self.timeout, ended)
+            self._outbox.send_soon()
 
     def _enqueue(
         self,
@@ -201,19 +237,10 @@ class Connection:
         timeout: float,
         ended: Callable[[list[Any] | None], None],
     ) -> None:
-        """Send commands with all others of this iteration of the loop."""
         loop = asyncio.get_running_loop()
-        if not self._queue:
-            loop.call_soon(self._send_batch)
         exchange = _Exchange(commands, self._accept, ended)
         exchange.timer = loop.call_later(timeout, self._expire, exchange)
-        self._queue.append(exchange)
-
-    def _send_batch(self) -> None:
-        exchanges, self._queue = self._queue, []
-        self._requests.submit(
-            [(command, exchange.receive) for exchange in exchanges for command in exchange.commands]
-        )
+        self._outbox.exchanges.append(exchange)
 
     def _expire(self, exchange: _Exchange) -> None:
         """Read answers that arrived while this process was busy; then the exchange is late."""

@@ -118,11 +118,13 @@ async def test_few_requests_wait_for_a_frozen_store(
             assert (await world.get("chat-1", token=token)).status_code == 200
             waited += 1
         assert waited <= 10
-        queued = len(store.connection._queue)
+        queued = len(store.connection._outbox.exchanges)
         for n in range(20):
             token = world.token(*read("chat-1"), act={"sub": f"another {turn} {n}"})
             assert (await world.get("chat-1", token=token)).status_code == 200
-        assert len(store.connection._queue) <= queued, "a request that does not wait sends nothing"
+        assert len(store.connection._outbox.exchanges) <= queued, (
+            "a request that does not wait sends nothing"
+        )
         own_replicas.engine.thaw()
         await until(lambda: store.up)
 
