@@ -39,8 +39,6 @@ class Denials:
 
     def wait(self, budget: SharedBudget, now: float) -> float:
         """Return the seconds until the store allows the next load; 0 if only the store can tell."""
-        if self.none:
-            return 0.0
         remembered, next_ = self._waits.get(budget, (-inf, -inf))
         return next_ - now if now < min(remembered, next_) else 0.0
 
