@@ -112,3 +112,10 @@ async def own_replicas(
     """Replicas at a store that a test may hurt."""
     async with AsyncExitStack() as stack:
         yield Replicas(own_engine, stack)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print why a test that passed at its second run failed at its first."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"first run of {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
