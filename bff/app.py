@@ -33,7 +33,7 @@ from bff.server import fast_path
 from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.connection import BoundedProtocol
-from bff.server.worker_ipc import WorkerPeers
+from bff.server.worker_ipc import WorkerNews, WorkerPeers
 from bff.sessions.copy import make_copy
 from bff.telemetry import Telemetry
 from bff.upstream.other_hosts import Network
@@ -92,7 +92,8 @@ class Service:
             clock=clock,
         )
         shared = self._make_sharing(settings, settings.store_url) if settings.store_url else None
-        self.sharing: AnySharing = shared or Alone(clock)
+        alone = Alone(clock, WorkerNews(peers, self._spawn).announce) if peers else Alone(clock)
+        self.sharing: AnySharing = shared or alone
         self._builder = ConfigBuilder(
             self.network.api,
             timeout=self._timeout,

@@ -107,7 +107,7 @@ class Ops:
         if all(revocations is None for revocations in answers.values()):
             self.telemetry.log.error("revocations_not_learned", remedy="send them again")
 
-    async def _execute(self, command: str, *arguments: str) -> Any:
+    async def _execute(self, command: str, *arguments: Any) -> Any:
         """Execute another worker's command; true confirms an order."""
         match command:
             case "metrics":
@@ -119,6 +119,9 @@ class Ops:
                 return [revocation.encode() for revocation in self.gateway.revocations.all()]
             case "revoke":
                 return self.apply_revocation(*arguments)
+            case "news":
+                for news in arguments:
+                    self.gateway.news.receive(*news)
             case "purge":
                 self._purge_copies(*arguments)
                 return True

@@ -1,7 +1,6 @@
 """A gateway without a store: the methods of `sharing.Sharing`, which share nothing."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
 
 from bff.clock import Clock
 from bff.errors import Refusal
@@ -40,14 +39,20 @@ class OwnLimits:
 
 
 class Alone:
-    """One gateway without replicas."""
+    """One gateway without replicas.
+
+    Args:
+        clock: reads the two clocks.
+        announce: announces news to the other workers; see `News`.
+    """
 
     up = False
     replicas = 1
     timeout = 0.0
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, announce: Callable[..., None] = lambda *_: None) -> None:
         self.limits = OwnLimits(clock)
+        self.announce = announce
 
     async def load(self, request: LoadRequest) -> tuple[Copy | Refusal, bool]:
         """Load a session from upstream."""
@@ -74,9 +79,6 @@ class Alone:
         """Ask upstream, if the *budget* allows it; None if it is spent."""
         wait = await self.limits.spend(environment, budget, timeout=0.0)
         return await ask() if wait <= 0 else None
-
-    def announce(self, environment: str, *news: Any) -> None:
-        """Tell nobody."""
 
     def check(self) -> None:
         """Do nothing: there is no store that could be down."""

@@ -9,11 +9,14 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 CALL_SECONDS: Final = 1.0
 """Seconds. A worker that has not answered a call by then hangs or is being replaced."""
+_MAX_NEWS: Final = 10_000
+"""News that wait while a worker is slow to answer."""
 _BYTE: Final = b"?"
 """Sent along with a socket: a message needs at least one byte."""
 Handler = Callable[..., Awaitable[Any]]
@@ -54,7 +57,7 @@ class WorkerPeers:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def call(self, *request: str, timeout: float = CALL_SECONDS) -> Mapping[int, Any]:
+    async def call(self, *request: Any, timeout: float = CALL_SECONDS) -> Mapping[int, Any]:
         """Call all other workers; return their answers by number, None after the timeout."""
         answers = await asyncio.gather(
             *(_call(sender, request, timeout) for sender in self._senders.values())
@@ -62,7 +65,40 @@ class WorkerPeers:
         return dict(zip(self._senders, answers, strict=True))
 
 
-async def _call(sender: socket.socket, request: tuple[str, ...], timeout: float) -> Any:
+class WorkerNews:
+    """Announces news to the other workers, in one call at a time, and drops the oldest of many.
+
+    Args:
+        peers: the other workers.
+        spawn: runs a coroutine to its end in a task of its own.
+    """
+
+    def __init__(
+        self, peers: WorkerPeers, spawn: Callable[[Coroutine[Any, Any, None]], Any]
+    ) -> None:
+        self._peers = peers
+        self._spawn = spawn
+        self._waiting: deque[tuple[Any, ...]] = deque(maxlen=_MAX_NEWS)
+        self._sending = False
+
+    def announce(self, *news: Any) -> None:
+        """Announce values that JSON can hold; nobody waits for it."""
+        self._waiting.append(news)
+        if not self._sending:
+            self._sending = True
+            self._spawn(self._send())
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch = [*self._waiting]
+                self._waiting.clear()
+                await self._peers.call("news", *batch)
+        finally:
+            self._sending = False
+
+
+async def _call(sender: socket.socket, request: tuple[Any, ...], timeout: float) -> Any:
     try:
         near, far = socket.socketpair()
     except OSError:  # no descriptor is left

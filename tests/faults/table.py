@@ -2913,6 +2913,13 @@ FAULTS = [
         f"{_PEEKS}::test_replica_that_lacks_the_pair_tells_of_either_id",
     ),
     Fault(
+        0,
+        "bff/ops/admin.py",
+        "                    self.gateway.news.receive(*news)\n",
+        "                    pass\n",
+        "tests/server/test_worker_ipc.py::test_new_chat_ends_the_lists_of_every_worker",
+    ),
+    Fault(
         97,
         "bff/live/listeners.py",
         "            stamp > 0 and self._watches[listener.environment, name].old\n",

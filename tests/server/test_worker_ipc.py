@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 import httpx2
 import pytest
+from support.listening import LIST
 from support.workers import (
     by_worker,
     child_pids,
@@ -19,7 +21,7 @@ from support.workers import (
     reach_all,
     running_workers,
 )
-from support.world import Clock, Gateway, World, http, read, running_upstream, until
+from support.world import PATIENCE, Clock, Gateway, World, http, read, running_upstream, until
 
 from bff.demo.upstream import Seen
 from bff.server.worker_ipc import WorkerPeers, WorkerSockets
@@ -53,6 +55,25 @@ def test_purge_reaches_every_worker(pair: Gateway) -> None:
     response = http.delete(pair.ops_url + "/cache/sessions/chat-1")
     assert response.status_code == 204
     assert by_worker(pair, "bff_copies") == [0, 0]
+
+
+def test_new_chat_ends_the_lists_of_every_worker(pair: Gateway) -> None:
+    person, now, streams = {"sub": "ann"}, time.time(), list[socket.socket]()
+    old = pair.token(*read("chat-1"), act=person, iat=int(now - 30))
+    while not all(by_worker(pair, "bff_listeners")):
+        streams.append(socket.create_connection(("127.0.0.1", pair.port)))
+        streams[-1].settimeout(PATIENCE)
+        streams[-1].sendall(
+            f"GET {LIST} HTTP/1.1\r\nHost: gateway\r\nAccept: text/event-stream\r\n"
+            f"Authorization: Bearer {old}\r\n\r\n".encode()
+        )
+        assert streams[-1].recv(65536).startswith(b"HTTP/1.1 200 ")
+
+    assert get_session(pair, pair.token(*read("chat-1", "chat-2"), act=person)) == 200
+
+    for stream in streams:
+        with stream, stream.makefile("rb") as received:
+            assert b'data: {"reason":"outdated"}\n' in list(received)
 
 
 def test_revocation_reaches_every_worker_and_a_replacement(pair: Gateway) -> None:
