@@ -173,6 +173,7 @@ class Replica(Gateway):
     def end(self) -> None:
         self.up = False
         self.process.kill()
+        self.reads.set()  # a reader of the log that stalls would never see the end
         self.__exit__()
         self.alone[-1][1] = min(self.alone[-1][1], time.monotonic())
 
