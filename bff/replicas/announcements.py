@@ -59,20 +59,21 @@ class Listener:
         clients: makes its client.
         connection: deletes foreign values.
         background: runs its loop.
-        source: names the data of the store now. After an outage or a replacement of the data, it
-            returns another name.
+        source: returns the number of outages and the name of the store's data now.
         count: counts foreign messages.
     """
 
     clients: ClientFactory
     connection: Connection
     background: Background
-    source: Callable[[], object]
+    source: Callable[[], tuple[int, object]]
     count: Callable[[str, int], None]
     _started: bool = field(default=False, init=False)
     _caught_up: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _positions: dict[str, Any] = field(default_factory=dict, init=False)
     """By key of a stream: the number of the last message read."""
+    _data: object = field(default=None, init=False)
+    """The data that they are positions in."""
 
     def __post_init__(self) -> None:
         self._client = self.clients.connect(_LISTEN_SECONDS)
@@ -134,7 +135,15 @@ class Listener:
             self._caught_up.set()
 
     async def _find_positions(self) -> None:
-        """Continue after the last message, or from the first if the stream was replaced."""
+        """Continue after the last message, or from the first if the stream was replaced.
+
+        In new data a message may have a lower number: the clock of its server may be behind.
+        """
+        _, data = self.source()
+        if data is not None:
+            if self._data not in (None, data):
+                self._positions.clear()
+            self._data = data
         for name in STREAMS:
             key = keys.stream(name)
             newest = list(messages(await self._client.xrevrange(key, count=1)))

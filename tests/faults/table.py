@@ -2920,6 +2920,13 @@ FAULTS = [
         "tests/server/test_worker_ipc.py::test_new_chat_ends_the_lists_of_every_worker",
     ),
     Fault(
+        53,
+        "bff/replicas/announcements.py",
+        "                self._positions.clear()\n",
+        "                pass\n",
+        "tests/replicas/test_republisher.py::test_new_data_is_read_from_its_first_message",
+    ),
+    Fault(
         97,
         "bff/live/listeners.py",
         "            stamp > 0 and self._watches[listener.environment, name].old\n",

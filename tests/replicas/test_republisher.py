@@ -1,11 +1,14 @@
 """The marker of the store's data, and who may call the data complete."""
 
+import time
+
 import pytest
 from support.replicas import Replicas, heartbeat, until
 from support.world import OFF
 
 from bff.replicas import keys
 from bff.replicas.republisher import Republisher, _parse
+from bff.tokens.revocations import parse
 
 
 def marker(replicas: Replicas) -> str:
@@ -92,6 +95,22 @@ async def test_lost_stream_is_noticed_by_a_heartbeat(replicas: Replicas, stream:
 
     new = await replicas.add(**OFF)
     assert len(new.service.gateway.revocations) == 1
+
+
+async def test_new_data_is_read_from_its_first_message(replicas: Replicas) -> None:
+    """The clock of a promoted server may be behind, so a number may be lower than the last one."""
+    (world,) = await replicas.several(1, **OFF)
+    await world.ops.post("/revocations", json={"jti": "known"})
+    known, stream = world.service.gateway.revocations, keys.stream("revocations")
+    late = [parse({"jti": name}, time.time()).encode() for name in ("low", "high")]
+
+    replicas.engine.execute("DEL", stream)
+    for number, text in zip(("1-1", f"{int(time.time() + 60)}000-0"), late, strict=True):
+        replicas.engine.execute("XADD", stream, number, "revocation", text)
+    replicas.engine.execute("SET", keys.MARKER, "complete 0af")
+    await heartbeat(world)
+
+    await until(lambda: len(known) == 3)
 
 
 @pytest.mark.parametrize("junk", [None, "foreign", "another type"])
