@@ -341,12 +341,13 @@ def test_ids_reach_upstream_as_one_segment_through_the_proxy(topology: Topology)
 def test_caddy_refuses_oversized_headers_and_bodies(topology: Topology) -> None:
     with topology.caddy.browser() as browser:
         header = browser.get(PATH + "chat-1", headers={"x-large": "x" * 200_000})
-        body = browser.post(
-            PATH + "chat-1", content=b"x" * 100_000, headers=topology.token("chat-1")
-        )
+        large = {"content": b"x" * 100_000, "headers": topology.token("chat-1")}
+        # Caddy may close while the body is sent, so the text of its answer may be lost.
+        with browser.stream("POST", PATH + "chat-1", **large) as answer:
+            status = answer.status_code
 
     assert header.status_code == 431
-    assert body.status_code in (405, 413)
+    assert status in (405, 413)
 
 
 async def test_check_proves_isolation_through_the_proxy(topology: Topology) -> None:
