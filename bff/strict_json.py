@@ -156,7 +156,9 @@ _write: Final[Callable[[Any, int], tuple[str, ...]]] = c_make_encoder(
 
 
 def dumps(value: Any) -> str:
-    """Write *value*, which was read from JSON; `json.JSONEncoder` makes its writer for each text.
+    """Write *value*, which was read from JSON, with a writer that is made once.
+
+    `json.JSONEncoder` makes a writer for each text.
 
     Raises:
         ValueError: a number is NaN or infinite, as those beyond the floats are when they are read.

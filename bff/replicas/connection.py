@@ -1,9 +1,8 @@
 """The commands of a replica, and whether the store is up.
 
 The commands of one iteration of the event loop are sent together, with those of the last
-milliseconds that nobody waits for. A caller that leaves cancels
-neither its commands nor their answers, so no answer can reach another caller. No caller waits
-longer than its timeout.
+milliseconds that nobody waits for. A caller that leaves cancels neither its commands nor their
+answers, so no answer can reach another caller. No caller waits longer than its timeout.
 
 Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
 requests do not delay them. A late answer or an error ends one caller's wait and causes a heartbeat
@@ -108,14 +107,19 @@ class _Outbox:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._send)
 
-    def _send(self) -> None:
+    def take(self) -> list[_Exchange]:
+        """Take all out; nothing is sent any more."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._now = None, False
         exchanges, self.exchanges = self.exchanges, []
-        self._link.submit(
-            [(command, exchange.receive) for exchange in exchanges for command in exchange.commands]
-        )
+        return exchanges
+
+    def _send(self) -> None:
+        if exchanges := self.take():
+            self._link.submit(
+                [(command, one.receive) for one in exchanges for command in one.commands]
+            )
 
 
 class Connection:
@@ -194,6 +198,7 @@ class Connection:
         # Answers come in order, so this one comes after those that nobody waits for.
         await if_available(self.execute(("GET", keys.MARKER), timeout=self.timeout))
         await self._background.stop("store_heartbeats")
+        self._outbox.take()  # the store is down, so nobody reads the rest
         for link in (self._requests, self._heart):
             await link.close()
 
@@ -259,7 +264,7 @@ class Connection:
         if not any(map(_is_error, results)):
             self._count("ok", len(commands))
             return results
-        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
+        failed = _failed(commands, results)
         self._count("error", len(commands))
         if all(self._clients.is_foreign(error) for _, error in failed):
             self._delete_foreign([command for command, _ in failed])
@@ -318,8 +323,7 @@ class Connection:
         else:
             self.mark_down("slow")
             raise StoreUnavailable
-        failed = [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
-        if failed:
+        if failed := _failed(commands, results):
             self._count("error", len(commands))
             if not all(self._clients.is_foreign(error) for _, error in failed):
                 self._fail(next(error for _, error in failed))
@@ -357,6 +361,11 @@ class Connection:
 
 def _is_error(result: object) -> bool:
     return isinstance(result, Exception)
+
+
+def _failed(commands: Sequence[Command], results: list[Any]) -> list[tuple[Command, Exception]]:
+    """Return the commands that ended in an error, and their errors."""
+    return [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
 
 
 def _keys_of(command: Command) -> Command:

@@ -34,7 +34,7 @@ class Denials:
 
     @property
     def none(self) -> bool:
-        """Whether the store lately allowed every load, as it usually does."""
+        """Whether it remembers none, as usual: then no budget has to be hashed."""
         return not self._waits
 
     def wait(self, budget: SharedBudget, now: float) -> float:

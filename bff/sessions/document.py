@@ -44,7 +44,7 @@ _ROWS: Final = [
     (name, (row.type.of, NoneType) if row.null else row.type.of, row.type.accepts, row.absent)
     for name, row in FIELDS.items()
 ]
-"""The table of fields, as the test of each document reads it."""
+"""The rows of `FIELDS` as tuples, because `is_complete` runs for each document."""
 _ABSENT: Final = object()
 
 

@@ -2920,6 +2920,13 @@ FAULTS = [
         "tests/server/test_worker_ipc.py::test_new_chat_ends_the_lists_of_every_worker",
     ),
     Fault(
+        30,
+        "bff/replicas/connection.py",
+        "        self._outbox.take()  #",
+        "        pass  #",
+        "tests/replicas/test_connection.py::test_closed_connection_sends_nothing_that_waited",
+    ),
+    Fault(
         53,
         "bff/replicas/announcements.py",
         "                self._positions.clear()\n",

@@ -220,3 +220,17 @@ async def test_replicas_with_different_clocks_count_each_other(replicas: Replica
         await world.service.sharing.store.connection.heartbeat(2.0)
 
     assert [world.service.sharing.replicas for world in others[1:]] == [3, 3, 3]
+
+
+async def test_closed_connection_sends_nothing_that_waited(replicas: Replicas) -> None:
+    """The store went down meanwhile; sending would open a connection that nobody closes."""
+    (world,) = await replicas.several(1, **OFF)
+    closed, submitted = world.service.sharing.store.connection, []
+    closed.execute_nowait(("PING",))
+    closed.mark_down("slow")
+    await closed.close()
+
+    closed._requests.submit = submitted.append
+    await asyncio.sleep(2 * connection.LINGER_SECONDS)
+
+    assert submitted == []
