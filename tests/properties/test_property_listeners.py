@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
 from support.listening import LIST, Listening, listen, parse
 from support.virtual_time import VirtualClock, run
 from support.world import OFF, PATH, World, read
@@ -164,13 +165,14 @@ async def history(seed: int) -> int:
         return len(it.pages)
 
 
-def test_listeners_show_what_polls_show_after_any_history() -> None:
+@pytest.mark.parametrize("block", range(min(4, HISTORIES)))
+def test_listeners_show_what_polls_show_after_any_history(block: int) -> None:
     compared = 0
-    for seed in range(FIRST, FIRST + HISTORIES):
+    for seed in range(FIRST + block, FIRST + HISTORIES, 4):
         try:
             compared += run(lambda seed=seed: history(seed))
         except BaseException as exc:
             exc.add_note(f"SEED={seed} HISTORIES=1")
             raise
 
-    assert compared >= HISTORIES // 2, "pages were open at the end"
+    assert compared >= HISTORIES // 8, "pages were open at the end"
