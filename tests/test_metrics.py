@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.world import World
 
@@ -15,20 +16,24 @@ CONSTANTS = {
     for name, value in vars(metrics).items()
     if name.isupper() and isinstance(value, str)
 }
-SOURCES = {
-    path: list(ast.walk(ast.parse(path.read_text())))
-    for path in Path(metrics.__file__).parent.rglob("*.py")
-    if path.name != "metrics.py"
-}
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[Path, list[ast.AST]]:
+    return {
+        path: list(ast.walk(ast.parse(path.read_text())))
+        for path in Path(metrics.__file__).parent.rglob("*.py")
+        if path.name != "metrics.py"
+    }
 
 
 def test_every_metric_has_one_constant() -> None:
     assert sorted(CONSTANTS.values()) == sorted(METRICS)
 
 
-def test_every_metric_is_used_by_a_module() -> None:
+def test_every_metric_is_used_by_a_module(sources: dict[Path, list[ast.AST]]) -> None:
     """A metric that nothing counts, observes or sets is dead."""
-    nodes = [node for nodes in SOURCES.values() for node in nodes]
+    nodes = [node for nodes in sources.values() for node in nodes]
     used = {
         node.attr
         for node in nodes
@@ -41,8 +46,8 @@ def test_every_metric_is_used_by_a_module() -> None:
     assert CONSTANTS.keys() - used == set()
 
 
-def test_no_module_spells_out_a_metric_name() -> None:
-    for path, nodes in SOURCES.items():
+def test_no_module_spells_out_a_metric_name(sources: dict[Path, list[ast.AST]]) -> None:
+    for path, nodes in sources.items():
         texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
         assert not texts & METRICS.keys(), path
 

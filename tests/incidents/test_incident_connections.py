@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 import pytest
 from support.hostile import metric, resident
@@ -22,6 +23,7 @@ from support.world import (
     PATH,
     PATIENCE,
     Clock,
+    Executed,
     Gateway,
     World,
     environ,
@@ -43,8 +45,8 @@ PATHS = pytest.mark.parametrize("fast", ["true", "false"], ids=["fast", "asgi"])
 
 def test_39_unknown_child_does_not_end_the_supervisor(upstream: running_upstream) -> None:
     """PID 1 of a container adopts the orphans of other processes."""
-    gateway = Gateway(upstream.port, "--workers", "2", **OFF)
-    gateway._command = ["sh", "-c", 'sleep 3 & exec "$0" "$@"', *gateway._command]
+    gateway = Executed(upstream.port, "--workers", "2", **OFF)
+    gateway.command = ["sh", "-c", 'sleep 3 & exec "$0" "$@"', *gateway.command]
     with gateway:
         until(lambda: len(child_pids(gateway)) == 2 and up(gateway) == [1, 1])
         kill_worker(gateway, child_pids(gateway)[1])
@@ -68,16 +70,14 @@ def test_81_long_connections_are_shared_by_all_workers(upstream: running_upstrea
 # -- 82: few descriptors
 
 
-class Limited(Gateway):
+class Limited(Executed):
     """A gateway that may open few files."""
 
     files = 160
 
-    def __enter__(self) -> "Limited":
-        command = ["bash", "-c", f'ulimit -n {self.files}; exec "$@"', "-", *self._command]
-        self._command = command
-        super().__enter__()
-        return self
+    def __enter__(self) -> Self:
+        self.command = ["bash", "-c", f'ulimit -n {self.files}; exec "$@"', "-", *self.command]
+        return super().__enter__()
 
 
 def test_82_ops_port_and_log_work_without_descriptors(upstream: running_upstream) -> None:

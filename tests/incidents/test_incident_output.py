@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 
 import httpx2
 import pytest
@@ -15,6 +16,7 @@ from support.world import (
     ORIGIN,
     PATH,
     PATIENCE,
+    Executed,
     Gateway,
     http,
     running_upstream,
@@ -37,7 +39,7 @@ SHUTDOWN_SECONDS = 40
 """More than the end of an idle gateway takes on a loaded machine, and less than a wait for ever."""
 
 
-class Piped(Gateway):
+class Piped(Executed):
     """A gateway below a shell that treats its output badly."""
 
     def __init__(self, upstream_port: int, shell: str, *options: str) -> None:
@@ -50,11 +52,11 @@ class Piped(Gateway):
         # In a pipeline the gateway is not the shell's own process: it tells its id.
         run = 'exec 9>&1 >/dev/null; run() { echo $BASHPID >&9; exec "$@" 9>&-; }; '
         script = run + shell.replace("run", 'run "$@"', 1)
-        self._command = ["bash", "-c", script, "bash", *self._command]
+        self.command = ["bash", "-c", script, "bash", *self.command]
 
-    def __enter__(self) -> "Piped":
+    def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            self._command,
+            self.command,
             env=KEPT | self._environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -28,6 +28,7 @@ from support.world import (
     OWN_KEY,
     PATH,
     SECRET_KEY,
+    Executed,
     Gateway,
     World,
     claims,
@@ -87,7 +88,7 @@ def test_26_no_output_holds_a_secret(lane: dict[str, str]) -> None:
     }
     received = b""
     tokens = [_HIDDEN["bad token"]]
-    with RawUpstream(behave) as up, Gateway(up.port, **changes, **lane) as gateway:
+    with RawUpstream(behave) as up, Executed(up.port, **changes, **lane) as gateway:
         good = gateway.token("read:sessions")
         tokens += [good, gateway.token("read:sessions", exp=1), sign(claims(0, "x"), "y" * 32)]
         tokens += [SECRET_KEY, NEXT_KEY, OWN_KEY]
@@ -162,7 +163,7 @@ def test_26_check_and_repr_show_no_secret() -> None:
 
 
 def test_26_the_process_shows_no_secret() -> None:
-    with Gateway(1) as gateway:
+    with Executed(1) as gateway:
         process = Path(f"/proc/{gateway.process.pid}")
         limits = (process / "limits").read_text()
         arguments = (process / "cmdline").read_bytes()

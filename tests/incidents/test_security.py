@@ -13,6 +13,7 @@ from support.world import (
     OWN_KEY,
     PATH,
     SECRET_KEY,
+    Executed,
     Gateway,
     World,
     claims,
@@ -126,7 +127,7 @@ def test_store_password_rotates_as_written(tmp_path: Path) -> None:
 
         def gateway(password: str) -> Gateway:
             address = url.partition("=")[2].replace("<new>", password).replace("<store>", origin)
-            return Gateway(upstream.port, BFF_STORE_URL=address, BFF_STORE_TIMEOUT="2")
+            return Executed(upstream.port, BFF_STORE_URL=address, BFF_STORE_TIMEOUT="2")
 
         with gateway(old) as first:
             engine.execute(*filled(add).split())

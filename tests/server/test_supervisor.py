@@ -28,6 +28,7 @@ from support.world import (
     OFF,
     OWN_KEY,
     PATIENCE,
+    Executed,
     Gateway,
     claims,
     http,
@@ -143,8 +144,8 @@ main()
 
 
 def test_gateway_replaces_a_hung_worker(upstream: running_upstream) -> None:
-    gateway = Gateway(upstream.port, "serve", "--workers", "2", **OFF)
-    gateway._command[1:4] = ["-c", HUNG_AFTER_3_SECONDS]
+    gateway = Executed(upstream.port, "--workers", "2", **OFF)
+    gateway.command[1:3] = ["-c", HUNG_AFTER_3_SECONDS]
     with gateway:
         until(lambda: up(gateway) == [1, 1])
         hung, other = child_pids(gateway)

@@ -35,7 +35,7 @@ import httpx2
 from soak.upstream import SECRET_KEYS, WEATHER
 from support.engines import Engine, free_port
 from support.hostile import descriptors, metric, resident
-from support.world import ENVIRONMENT_ID, PATH, Gateway, claims, sign, until
+from support.world import ENVIRONMENT_ID, PATH, Executed, claims, sign, until
 
 from bff.demo.upstream import session
 from bff.limits.hot_sessions import EPOCH
@@ -116,7 +116,7 @@ PROMISES: dict[str, Callable[[Findings], object]] = {
 """For each promise, the figures that break it."""
 
 
-class Replica(Gateway):
+class Replica(Executed):
     """`bff serve` with a clock that the soak moves."""
 
     def __init__(self, number: int, upstream_port: int, folder: Path, store: str) -> None:
@@ -161,7 +161,7 @@ class Replica(Gateway):
         # Children that are not the gateway's own end beside it, as a container's orphans do.
         foreign = 'for s in 1 3 9; do sleep $s >/dev/null 2>&1 & done; exec "$@"'
         program = [sys.executable, str(HERE / "replica.py"), str(file)]
-        self._command = ["/bin/sh", "-c", foreign, "sh", *program]
+        self.command = ["/bin/sh", "-c", foreign, "sh", *program]
 
     def begin(self) -> None:
         self.lives += 1

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx2
 import jwt
 import uvicorn
+from support.forked import Forked
 
 from bff.app import Service
 from bff.config import reader
@@ -311,7 +312,9 @@ class running_upstream:  # noqa: N801  reads as what it is: with running_upstrea
 
 
 class Gateway:
-    """`bff serve` in a process of its own."""
+    """`bff serve` in a process of its own, which `support.forked` starts."""
+
+    process: Forked | subprocess.Popen[str]
 
     def __init__(self, upstream_port: int, *options: str, **changes: str | None) -> None:
         good: dict[str, str | None] = {
@@ -323,16 +326,13 @@ class Gateway:
         }
         self._environ = environ(**good | changes)
         self._lines: list[str] = []
-        self._command = [sys.executable, "-m", "bff", "serve", *options]
+        self._arguments = ["serve", *options]
 
-    def __enter__(self) -> "Gateway":
-        self.process = subprocess.Popen(
-            self._command,
-            env=KEPT | self._environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def _start(self) -> Forked | subprocess.Popen[str]:
+        return Forked(self._arguments, KEPT | self._environ)
+
+    def __enter__(self) -> Self:
+        self.process = self._start()
         assert self.process.stdout is not None
         while '"listening"' not in (first := self.process.stdout.readline()):
             if not first.startswith("{"):
@@ -387,3 +387,22 @@ class Gateway:
             while chunk := connection.recv(65536):
                 received += chunk
             return received
+
+
+class Executed(Gateway):
+    """`python -m bff serve`, for a test of the start itself, or of another `command`."""
+
+    process: subprocess.Popen[str]
+
+    def __init__(self, upstream_port: int, *options: str, **changes: str | None) -> None:
+        super().__init__(upstream_port, *options, **changes)
+        self.command = [sys.executable, "-m", "bff", *self._arguments]
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command,
+            env=KEPT | self._environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
