@@ -34,7 +34,6 @@ from bff.server.asgi import Endpoint, ErrorBoundary
 from bff.server.bounds import Bounds, ConnectionLimiter
 from bff.server.connection import BoundedProtocol
 from bff.server.worker_ipc import WorkerNews, WorkerPeers
-from bff.sessions.copy import make_copy
 from bff.telemetry import Telemetry
 from bff.upstream.other_hosts import Network
 
@@ -200,7 +199,6 @@ class Service:
         )
         return Sharing(
             store,
-            make=make_copy,
             deadline=self._timeout,
             clock=self._clock,
             spawn=self._spawn,

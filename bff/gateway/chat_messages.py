@@ -26,7 +26,7 @@ from bff.tokens.caller import Caller
 from bff.upstream.connection import Answer
 
 PAUSE_SECONDS: Final = 1.0
-"""For this long no message is sent after an upstream 429 that names no time."""
+"""Seconds without a message after an upstream 429 that names no time."""
 _CLOSED: Final = "Cannot append to a closed session"
 """The text by which servers before 4.8 tell that a session is closed."""
 
@@ -36,8 +36,9 @@ def decide_message(
 ) -> Pending:
     """Decide a request to send a message, before its body is read.
 
-    Whether it is a stop, its body tells. So a body that is small enough for one is read although
-    its caller may send no message now: a stop has bounds of its own.
+    Only the body tells whether a message is a stop, and a stop has bounds of its own. So the
+    gateway reads a body that is small enough for a stop, even if its caller may send no message
+    now.
 
     Raises:
         Refused: 400 413 429 503.

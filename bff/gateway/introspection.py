@@ -41,7 +41,7 @@ from bff.tokens.introspected import (
 MAX_IN_FLIGHT: Final = 50
 """Introspections at once: half of the connections upstream, so that loads have the rest."""
 MAX_OF_CALLER: Final = 25
-"""Introspections of one person at once: a list of many sessions leaves the others to others."""
+"""Introspections of one person at once, so that a long list leaves half of them to others."""
 
 _MAX_TRIES: Final = 3
 """While upstream fails, a token is verified about at most this many of its sessions in turn."""

@@ -61,7 +61,7 @@ class Grounds:
 class PendingListener:
     """Hands a listener to the server, which then owns it. It waits for nothing.
 
-    The server takes over a stream only after a wait: so a hit costs no look for one.
+    The server takes over streams only after a wait, so a hit need not look for one.
     """
 
     request: RequestContext

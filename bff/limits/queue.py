@@ -299,7 +299,7 @@ class FairQueue(Generic[TurnT]):
     def ahead(self, turn: TurnT) -> int:
         """Return how many loads start before *turn* if no more come; it may be one too few.
 
-        Its callers cost nothing, and many questions in a row cost one survey of the queue.
+        The queue is surveyed once after a change, however many calls follow.
         """
         if turn not in self:
             return 0

@@ -25,22 +25,8 @@ _MAX_MESSAGES: Final = 500
 """Messages in one read; bounds the memory of its answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """One kind of announcement.
-
-    Attributes:
-        kept: about how many messages the store keeps; a replica that starts reads them.
-    """
-
-    kept: int
-
-
-STREAMS: Final = {
-    "purges": Stream(10_000),
-    "revocations": Stream(100_000),
-    "news": Stream(1_000),
-}
+STREAMS: Final = {"purges": 10_000, "revocations": 100_000, "news": 1_000}
+"""About how many messages of each kind the store keeps; a replica that starts reads them."""
 Message = tuple[bytes, list[tuple[bytes, bytes]]]
 """The number of a message, and its fields in order."""
 

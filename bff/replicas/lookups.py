@@ -32,7 +32,7 @@ from bff.replicas.codec import (
 )
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_loads import Moment, PurgedError, Value
-from bff.sessions.copy import Copy
+from bff.sessions.copy import Copy, make_copy
 from bff.tokens.introspected import UNDECIDED, Introspection
 
 Outcome = Copy | Refusal
@@ -67,7 +67,6 @@ class CopyLookup:
     Attributes:
         key: the store key.
         id: the name of the requested id; see `copy_name`.
-        make: makes a copy: environment, id, external id, body, closed, loaded.
         negative_ttl: seconds that an absence is kept.
         is_purged: whether a session with these ids was purged since its load was claimed.
         is_current: whether the settings still give the environment this namespace.
@@ -80,7 +79,6 @@ class CopyLookup:
     id: str
     budget: SharedBudget
     request: LoadRequest
-    make: Callable[[str, str, str | None, bytes, bool, float], Copy]
     negative_ttl: float
     is_purged: Callable[[Iterable[str], int], bool]
     clock: Clock
@@ -100,7 +98,7 @@ class CopyLookup:
         if stored.missing:
             recent = self.clock()[0] - loaded < self.negative_ttl
             return Refusal("not_found") if recent else None
-        return self.make(
+        return make_copy(
             self.request.environment,
             stored.id,
             stored.external_id,

@@ -178,7 +178,7 @@ class Republisher:
         command = (
             *("EVAL", scripts.REPUBLISH, 3, keys.MARKER, keys.REPUBLISHER),
             *(keys.stream("revocations"), data, self._name, round(1000 * _EXCHANGE_SECONDS)),
-            *(STREAMS["revocations"].kept, order, *texts),
+            *(STREAMS["revocations"], order, *texts),
         )
         ((marker, announced),) = await self._connection.execute(command, timeout=_EXCHANGE_SECONDS)
         return marker, bool(announced)

@@ -21,7 +21,7 @@ from bff.replicas.shared_loads import SharedLoads
 from bff.replicas.shared_news import SharedNews
 from bff.replicas.shared_peeks import SharedPeeks
 from bff.replicas.store import Store
-from bff.replicas.valkey import StoreUnavailable, if_available
+from bff.replicas.valkey import StoreUnavailable
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
@@ -34,7 +34,6 @@ class Sharing:
 
     Args:
         store: the store through which they share; `start` opens it.
-        make: makes a copy: environment, id, external id, body, closed, loaded.
         deadline: seconds to wait for another replica's load.
         clock: reads the two clocks.
         spawn: runs a coroutine to its end in a task of its own.
@@ -58,7 +57,6 @@ class Sharing:
         self,
         store: Store,
         *,
-        make: Callable[[str, str, str | None, bytes, bool, float], Copy],
         deadline: float,
         clock: Clock,
         spawn: Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"],
@@ -72,12 +70,10 @@ class Sharing:
         self.namespaces: Mapping[str, Namespace] = {}
         self.negative_ttl = 0.0
         self.timeout = store.timeout / 2
-        self._make = make
         self._clock = clock
-        self._spawn = spawn
         self._on_purge = on_purge
         self._on_revocation = on_revocation
-        self._purges = PurgeLog(STREAMS["purges"].kept - 1)
+        self._purges = PurgeLog(STREAMS["purges"] - 1)
         self.limits = SharedLimits(store, clock=clock, spawn=spawn, count=count)
         self._loads = SharedLoads(
             store,
@@ -127,9 +123,7 @@ class Sharing:
         """
         self.namespaces, self.negative_ttl = namespaces, negative_ttl
         self.limits.origins = {name: one.origin for name, one in namespaces.items()}
-        changed, self.store.key.secrets = self.store.key.secrets != secrets, secrets
-        if changed and self.store.up:
-            self._spawn(if_available(self.store.key.agree()))
+        self.store.key.secrets = secrets  # the next heartbeat agrees on the key with them
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -157,7 +151,6 @@ class Sharing:
             id=copy_name(key, request.id),
             budget=SharedBudget(namespace.origin, budget.limit, budget.seconds),
             request=request,
-            make=self._make,
             negative_ttl=self.negative_ttl,
             is_purged=partial(self._purges.is_purged, namespace.origin),
             clock=self._clock,

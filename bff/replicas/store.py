@@ -285,7 +285,7 @@ class Store:
             The number of the announcement.
         """
         pairs = [part for pair in fields.items() for part in pair]
-        kept = ("MAXLEN", "~", STREAMS[stream].kept)
+        kept = ("MAXLEN", "~", STREAMS[stream])
         command = ("XADD", keys.stream(stream), *kept, "*", *pairs)
         (number,) = await self.connection.execute(command, timeout=self.timeout)
         return number.decode()  # type: ignore[no-any-return]

@@ -2,9 +2,10 @@
 
 The scope, the task and the cycle are most of what an ASGI server costs. So `FastPathProtocol`
 decides a complete request without a body as soon as it is parsed. If the decision has to wait for
-a call upstream, the end of that call writes the answer. For other waits there is one task. The
-application gets every request with unusual framing, undecided, and a request in a pipeline that has
-to wait, together with its decision. Both ways write the same bytes
+a call upstream, the end of that call writes the answer. For other waits there is one task.
+
+The application gets two kinds of requests: those with unusual framing, undecided, and those of a
+pipeline that have to wait, with their decision. Both ways write the same bytes
 (`tests/server/test_fast_path.py`), so the fast path is optional.
 
 The answers to one read are written together when all of it is parsed. If a part is not HTTP, the
@@ -345,7 +346,7 @@ class FastPathProtocol(BoundedProtocol):
         super().connection_lost(exc)
 
     def drain(self) -> None:
-        """Answer the next request as the last: not by what is kept of the one before."""
+        """Answer the next request as the last: the parser has to read it, so what is kept goes."""
         super().drain()
         self._repeated = b""
 

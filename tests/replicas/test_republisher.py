@@ -74,15 +74,6 @@ async def test_revocations_that_the_store_has_are_not_repeated(replicas: Replica
     assert kept.count("revocation") == 5
 
 
-async def test_data_of_an_earlier_version_continues(replicas: Replicas) -> None:
-    """Its name does not tell losses, so it gets a longer one."""
-    before = marker(replicas)
-    await replicas.add(**OFF)
-
-    assert marker(replicas).startswith(before)
-    assert len(marker(replicas)) > len(before)
-
-
 @pytest.mark.parametrize("stream", ["revocations", "purges"])
 async def test_lost_stream_is_noticed_by_a_heartbeat(replicas: Replicas, stream: str) -> None:
     """A store that evicts may lose it alone."""

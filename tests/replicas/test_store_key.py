@@ -2,7 +2,8 @@
 
 import os
 
-from support.replicas import Replicas, contents
+from support.replicas import Replicas, contents, heartbeat, until
+from support.world import SECRET_KEY
 
 from bff.replicas.store_key import StoreKey
 
@@ -60,3 +61,12 @@ async def test_replica_takes_the_key_of_a_store_that_lost_its_own(replicas: Repl
     await key.agree()
 
     assert key.value == other
+
+
+async def test_heartbeat_seals_the_key_with_reloaded_secret_keys(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1)
+    store = world.service.sharing.store
+    world.reload(TRIGGER_SECRET_KEY=f"tr_dev_sk_NEXTsentinel00000000001,{SECRET_KEY}")
+    await heartbeat(world)
+
+    await until(lambda: len(store.key.sealed) == 2 and None not in store.key.sealed)

