@@ -2043,6 +2043,21 @@ FAULTS = [
         f"{_RETURNS}::test_53_replica_that_reads_no_revocations_says_so",
     ),
     Fault(
+        58,
+        "bff/server/uvicorn_adapter.py",
+        '            stream.release("browser")  # it left while the stream was opened\n'
+        "            return\n",
+        "            pass\n",
+        "tests/server/test_aborts.py::test_browser_that_leaves_at_any_step_leaves_nothing",
+    ),
+    Fault(
+        58,
+        "bff/server/connection.py",
+        "if not self.transport.is_closing():  # else the browser has left, and nothing ends a timer",
+        "if True:",
+        "tests/server/test_aborts.py::test_browser_that_leaves_at_any_step_leaves_nothing",
+    ),
+    Fault(
         52,
         "bff/replicas/link.py",
         "        self._end_if_retired()\n\n    def _end_if_retired",
