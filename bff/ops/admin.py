@@ -217,7 +217,8 @@ class Ops:
         _, wall = self.clock()
         undoing = replace(parse(await _json_body(request), wall), undone=True)
         named = (undoing.kind, undoing.value)
-        if named not in {(r.kind, r.value) for r in self._listed(wall)}:
+        # An undoing that was not confirmed is sent again.
+        if named not in {(r.kind, r.value) for r in self.gateway.revocations.in_force(wall)}:
             return _refusal(Refusal("not_found", "No such revocation is in force"))
         return await self._announce(undoing, "undone")
 

@@ -142,6 +142,7 @@ class UpstreamChecker(Checker):
             changed=lambda _: None,
             watch=list,
             on_watched=lambda _: None,
+            listener_fails=lambda: False,
         )
         try:
             await connection.open()

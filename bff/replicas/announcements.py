@@ -21,6 +21,9 @@ _LISTEN_SECONDS: Final = 2 * SOCKET_SECONDS + _BLOCK_MILLISECONDS / 1000
 """Seconds: the socket timeout of the listener; longer than a blocked read."""
 _CATCH_UP_SECONDS: Final = 30.0
 """Seconds that a replica may take to read kept messages."""
+FAILING_SECONDS: Final = 2.0
+"""Seconds without a successful read after which a replica uses its store no longer: it learns of
+no revocation."""
 _MAX_MESSAGES: Final = 500
 """Messages in one read; bounds the memory of its answer."""
 
@@ -60,9 +63,17 @@ class Listener:
     """By key of a stream: the number of the last message read."""
     _data: object = field(default=None, init=False)
     """The data that they are positions in."""
+    _failing_since: float | None = field(default=None, init=False)
+    """When the first read failed after the last one that succeeded."""
 
     def __post_init__(self) -> None:
         self._client = self.clients.connect(_LISTEN_SECONDS)
+
+    @property
+    def fails(self) -> bool:
+        """Whether every read has failed for `FAILING_SECONDS`."""
+        since = self._failing_since
+        return since is not None and asyncio.get_running_loop().time() - since >= FAILING_SECONDS
 
     def start(self, received: Callable[[str, dict[str, str]], None]) -> None:
         """Call *received* with the number and fields of each announcement, until `close`.
@@ -101,7 +112,10 @@ class Listener:
                     self._client = await self.clients.reconnect(self._client, _LISTEN_SECONDS)
                     await self._find_positions()
                 await self._read(received)
+                self._failing_since = None
             except Exception as exc:  # noqa: BLE001  the listener has to survive any answer
+                if self._failing_since is None:
+                    self._failing_since = asyncio.get_running_loop().time()
                 if self.clients.is_foreign(exc):
                     await self._delete_foreign()
                 source = None

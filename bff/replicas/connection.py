@@ -50,6 +50,8 @@ _PAUSE_SECONDS: Final = 0.05
 """Shortest pause in seconds between two heartbeats, however many callers cause them."""
 _LATE_HEARTBEATS: Final = 2
 """Late heartbeats in a row after which the store is down: one may be a pause of the store."""
+_NO_ANNOUNCEMENTS: Final = "no_announcements"
+"""The reason why the store is down if it answers, and yet announcements cannot be read."""
 
 
 class _Exchange:
@@ -134,6 +136,7 @@ class Connection:
         changed: called when the store goes down (with a reason) or comes up (with None).
         watch: lists commands that each heartbeat sends as well.
         on_watched: called with their answers.
+        listener_fails: whether this replica cannot read announcements, although the store answers.
 
     Attributes:
         up: whether the store is up.
@@ -154,6 +157,7 @@ class Connection:
         changed: Callable[[str | None], None],
         watch: Callable[[], list[Command]],
         on_watched: Callable[[list[Any]], None],
+        listener_fails: Callable[[], bool],
     ) -> None:
         self.up = False
         self.outages = 0
@@ -168,6 +172,7 @@ class Connection:
         self._changed = changed
         self._watch = watch
         self._on_watched = on_watched
+        self._listener_fails = listener_fails
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
         self._outbox = _Outbox(self._requests)
@@ -337,6 +342,10 @@ class Connection:
             self._fail(self._clients.not_valkey())
             raise StoreUnavailable
         self._count("ok", len(commands))
+        # After another outage the listener has a second to read again.
+        if (self.up or self.reason == _NO_ANNOUNCEMENTS) and self._listener_fails():
+            self.mark_down(_NO_ANNOUNCEMENTS)
+            raise StoreUnavailable
         self.replicas = max(1, replicas)
         self.reason = None
         self._heartbeats += 1

@@ -73,6 +73,8 @@ class DirectLink:
         """Whether the connection may lead to a former server of the address."""
         self._clients = clients
         self._wire: _Wire | None = None
+        self._former: list[_Wire] = []
+        """Connections that get no more commands, and may still get answers."""
         self._unsent: Batch = []
         self._connecting: asyncio.Task[None] | None = None
 
@@ -80,7 +82,7 @@ class DirectLink:
         """Send *batch* after what was submitted before."""
         if self.must_reconnect:
             self.must_reconnect = False
-            self._abort()
+            self._replace()
         if self._wire is not None and self._wire.open:
             self._wire.send(batch)
             return
@@ -127,14 +129,18 @@ class DirectLink:
             raise
         return wire
 
-    def _abort(self) -> None:
+    def _replace(self) -> None:
+        """Send no more on the connection; other callers still wait for its answers."""
         if self._wire is not None:
-            self._wire.end(ConnectionError("the server of the address may have changed"))
+            self._wire.retire()
+            self._former = [wire for wire in (*self._former, self._wire) if wire.open]
             self._wire = None
 
     async def close(self) -> None:
         await cancel([self._connecting] if self._connecting else [])
-        self._abort()
+        self._replace()
+        for wire in self._former:
+            wire.end(ConnectionError("the gateway closes the connection"))
 
 
 class _Wire(asyncio.Protocol):
@@ -142,6 +148,7 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self, clients: ClientFactory) -> None:
         self.open = True
+        self._retired = False
         self._reader = clients.reader()
         self._pack = clients.pack
         self._waiting: deque[Receive] = deque()
@@ -163,6 +170,15 @@ class _Wire(asyncio.Protocol):
             self._read = True
             self._look()
 
+    def retire(self) -> None:
+        """End the connection when the commands that were sent on it have their answers."""
+        self._retired = True
+        self._end_if_retired()
+
+    def _end_if_retired(self) -> None:
+        if self._retired and not self._waiting:
+            self.end(ConnectionError("the server of the address may have changed"))
+
     def _look(self) -> None:
         """End a connection that was silent for `SOCKET_SECONDS` while a command waited."""
         self._watch = None
@@ -183,6 +199,7 @@ class _Wire(asyncio.Protocol):
                 waiting.popleft()(answer)
         except Exception as exc:  # noqa: BLE001  no Valkey server, or more answers than commands
             self.end(exc)
+        self._end_if_retired()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end(exc or ConnectionError("the server closed the connection"))

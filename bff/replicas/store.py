@@ -91,6 +91,7 @@ class Store:
             changed=changed,
             watch=lambda: self.republisher.watch(),  # noqa: PLW0108  made later
             on_watched=lambda answers: self.republisher.on_watched(*answers),
+            listener_fails=lambda: self.listener.fails,
         )
         self.turns = connection.turns
         self.key = StoreKey(connection, random)

@@ -159,8 +159,9 @@ class BoundedProtocol(SlowReaderProtocol):
 
     def finish_stream(self) -> None:
         """End a stream, and give the browser a bounded time to read it."""
-        super().finish_stream()
-        self.limit_last_answer()
+        if not self.transport.is_closing():  # else the browser has left, and nothing ends a timer
+            super().finish_stream()
+            self.limit_last_answer()
 
     def close_answered(self) -> None:
         """Close after the last answer; if the body was not read, so that the answer arrives."""

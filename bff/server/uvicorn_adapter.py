@@ -135,6 +135,9 @@ class UvicornProtocol(httptools_impl.HttpToolsProtocol):
         nginx speaks it to its upstreams by default.
         """
         self.stream = stream
+        if self.transport.is_closing():
+            stream.release("browser")  # it left while the stream was opened
+            return
         if self.parser.get_http_version() == "1.0":
             self.cycle.chunked_encoding = False
             self.cycle.expected_content_length = _UnknownLength()  # type: ignore[assignment]

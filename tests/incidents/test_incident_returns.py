@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from support.engines import Engine
+from support.faulty_store import REFUSALS, FaultyStore
 from support.replicas import (
     Relay,
     Replicas,
@@ -39,7 +40,7 @@ from support.world import (
 from bff.cli import main
 from bff.copies import load_queue
 from bff.demo.upstream import Answer, session
-from bff.replicas import keys, republisher
+from bff.replicas import announcements, connection, keys, republisher
 from bff.replicas.valkey import StoreUnavailable
 
 SECOND_ROOT_KEY = "tr_prod_rootKEYsentinel000000002"
@@ -310,6 +311,37 @@ async def test_53_revocations_return_with_a_partitioned_replica(
 
         relay.target = own_engine.port
         await until(lambda: len(new.service.gateway.revocations) == 1)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_53_replica_that_reads_no_revocations_says_so(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    """Its heartbeats succeed: the store refuses one command, or one more connection."""
+    monkeypatch.setattr(announcements, "FAILING_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 0.2)
+    async with FaultyStore(replicas.engine.port) as store:
+        one = await replicas.add(**OFF | {"BFF_STORE_URL": store.url})
+        two = await replicas.add(**OFF)
+        token = one.token(*read("chat-1"), jti="taken")
+        assert (await one.get("chat-1", token=token)).status_code == 200
+        for command in ("XREAD", "XREVRANGE"):
+            if cut:
+                store.cut_before.add(command)
+            else:
+                store.refuse[command] = REFUSALS["forbidden"]
+
+        await until(lambda: not one.service.sharing.up)
+        await heartbeat(one)
+        assert not one.service.sharing.up, "it reads no announcements yet"
+        purge = await one.ops.delete("/cache/sessions/chat-1")
+        assert purge.status_code == 503
+        assert (await two.ops.post("/revocations", json={"jti": "taken"})).status_code == 200
+        store.heal()
+        await until(lambda: one.service.sharing.up)
+
+        assert (await one.get("chat-1", token=token)).json()["code"] == "token_revoked"
+        assert [line["reason"] for line in events(one, "store_away")] == ["no_announcements"]
 
 
 async def test_53_first_replica_waits_for_others_for_a_time(

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from support.engines import Engine
+from support.faulty_store import REFUSALS, FaultyStore
 from support.replicas import RealClock, Relay, Replicas, heartbeat, purge, until
 from support.world import OFF, World, read
 from valkey import ResponseError
@@ -37,6 +38,29 @@ async def test_revocation_reaches_replicas_that_start_later(replicas: Replicas) 
         assert (await world.get("chat-1", token=token)).json()["code"] == "token_revoked"
         other = world.token(*read("chat-1"), jti="kept")
         assert (await world.get("chat-1", token=other)).status_code == 200
+
+
+async def test_unconfirmed_undoing_is_sent_again(replicas: Replicas) -> None:
+    async with FaultyStore(replicas.engine.port) as store:
+        one = await replicas.add(**OFF | {"BFF_STORE_URL": store.url})
+        two = await replicas.add(**OFF)
+        token = one.token(*read("chat-1"), jti="back")
+
+        async def undo() -> int:
+            response = await one.ops.request("DELETE", "/revocations", json={"jti": "back"})
+            return response.status_code
+
+        assert await undo() == 404
+        assert (await one.ops.post("/revocations", json={"jti": "back"})).status_code == 200
+        await until(lambda: len(two.service.gateway.revocations) == 1)
+        store.refuse["XADD"] = REFUSALS["full"]
+        assert await undo() == 503
+        assert (await two.get("chat-1", token=token)).json()["code"] == "token_revoked"
+        store.heal()
+        assert await undo() == 200
+
+        await until(lambda: all(kept.undone for kept in two.service.gateway.revocations.all()))
+        assert (await two.get("chat-1", token=token)).status_code == 200
 
 
 async def test_replica_reads_revocations_before_it_serves(engine: Engine) -> None:

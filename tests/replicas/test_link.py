@@ -4,7 +4,8 @@ import asyncio
 from typing import Any
 
 from support.engines import Engine
-from support.replicas import Relay
+from support.faulty_store import REFUSALS, FaultyStore
+from support.replicas import Relay, until
 from support.world import PATIENCE
 
 from bff.replicas.link import DirectLink
@@ -65,6 +66,26 @@ async def test_link_reconnects_after_its_connection_ended(engine: Engine) -> Non
         assert await answers(one, ("PING",)) == [b"PONG"]
 
         assert relay.opened == 2
+        await one.close()
+
+
+async def test_replaced_connection_brings_the_answers_that_are_due(engine: Engine) -> None:
+    """The error of one caller's command must not end the commands of others."""
+    async with FaultyStore(engine.port) as store:
+        one = link(int(store.url.rpartition(":")[2]))
+        store.refuse["SET"], store.late["PTTL"] = REFUSALS["forbidden"], 0.2
+        refused = asyncio.create_task(answers(one, ("SET", "key", 1)))
+        late = asyncio.create_task(answers(one, ("PTTL", "key"), ("PTTL", "key")))
+        (error,) = await refused
+        assert isinstance(error, Exception)
+
+        one.must_reconnect = True
+        assert await answers(one, ("GET", "key")) == [None]
+
+        assert not late.done()
+        assert await late == [-2, -2]
+        assert store.opened == 2
+        await until(lambda: len(store) == 1)
         await one.close()
 
 
