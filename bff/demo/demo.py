@@ -8,7 +8,6 @@ from starlette.routing import Route
 
 from bff.config import reader, settings
 from bff.demo import playground, playground_chat
-from bff.demo.chat_upstream import TURN_END
 from bff.demo.upstream import Document, Environment, PretendUpstream, iso, session
 from bff.tokens.mint import mint
 
@@ -220,11 +219,6 @@ def make(clock: Callable[[], float], *origins: str) -> Demo:
     upstream = PretendUpstream(environment, clock=clock, live=live)
     upstream.chats.pace = WORD_SECONDS
     upstream.chats.answer = _answer
-    for (
-        document
-    ) in environment.sessions.values():  # the first turn, which a new session begins with
-        channel = upstream.chats.channel(environment, document["id"])
-        channel.write(timestamp=round(started * 1000), headers=[TURN_END], body="")
     keys = secrets.token_hex(32), secrets.token_hex(32)
     return Demo(upstream, root_key, *keys, clock, (*ORIGINS, *origins))
 

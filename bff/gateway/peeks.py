@@ -80,7 +80,7 @@ class Peeks:
                 copy.id,
                 environment.peeks,
                 ttl,
-                partial(self._ask, environment, copy.id),
+                partial(self._ask, environment, copy),
             )
         except UpstreamError as error:
             outcome = error.code
@@ -93,6 +93,7 @@ class Peeks:
             self.answering.peeked(copy, peek)
         self.telemetry.count(metrics.PEEKS, environment.name, outcome)
 
-    async def _ask(self, environment: Environment, session_id: str) -> Peek:
+    async def _ask(self, environment: Environment, copy: Copy) -> Peek:
         began, _ = self.clock()
-        return Peek(await environment.chat.peek(session_id), began)
+        has_record = self.answering.has_record(copy)
+        return Peek(await environment.chat.peek(copy.id, has_record=has_record), began)

@@ -18,7 +18,7 @@ PENDING_SECONDS: Final = 60.0
 """Seconds for which a message counts as being answered although no record follows it."""
 RUNNING_SECONDS: Final = 600.0
 """Seconds for which peeks alone may say that a turn is under way: upstream says it for ever of an
-agent that died in its turn, and of a stream without a record."""
+agent that died in its turn."""
 VALID_SECONDS: Final = 60.0
 """Seconds after the last event about a session in which its state counts as known."""
 _MAX_SESSIONS: Final = 20_000
@@ -32,11 +32,11 @@ class Peek:
     """The result of a peek.
 
     Attributes:
-        idle: whether the last record of the stream ends a turn.
+        idle: whether the last record of the stream ends a turn; None if it has no record.
         began: when the peek began.
     """
 
-    idle: bool
+    idle: bool | None
     began: float
 
 
@@ -199,6 +199,11 @@ class Answering:
         turn.peek_at = now + seconds
         return True
 
+    def has_record(self, copy: Copy) -> bool:
+        """Whether the stream of a session is known to have a record."""
+        turn = self._find(copy.environment, (id_ for _, id_ in copy.keys))
+        return turn is not None and turn.idle is not None
+
     def peeked(self, copy: Copy, peek: Peek) -> None:
         """Note the result of a peek."""
         names, idle = tuple(id_ for _, id_ in copy.keys), peek.idle
@@ -207,12 +212,12 @@ class Answering:
             return
         now = self._clock()
         turn.idle, turn.learned_at = idle, now
-        if not idle:
+        if idle is False:
             if turn.running_since is None:
                 turn.running_since = now
             if turn.pending != _NONE and _is_running(turn, now):
                 turn.until = now + PENDING_SECONDS
-        elif turn.running_since is not None or now >= turn.until:
+        elif idle and (turn.running_since is not None or now >= turn.until):
             _end(turn, turn.pending)
         self._changed(copy.environment, names)
 

@@ -137,16 +137,22 @@ def peek_name(key: bytes, id_: str) -> str:
 
 
 def encode_peek(
-    prefix: str, id_: str, peek: tuple[bool, float], lifetime: float, claimed: int, *, key: bytes
+    prefix: str,
+    id_: str,
+    peek: tuple[bool | None, float],
+    lifetime: float,
+    claimed: int,
+    *,
+    key: bytes,
 ) -> bytes:
-    """Write a *peek*: whether the session is idle, and when it began (Unix seconds)."""
+    """Write a *peek*: `Peek.idle`, and when it began (Unix seconds)."""
     text = conceal(key, json.dumps([id_, *peek, float(lifetime)]))
     return _frame(claimed, text, partial(_tag, key, prefix))
 
 
 def decode_peek(
     prefix: str, id_: str, value: bytes, *, key: bytes
-) -> tuple[bool, float, float] | None:
+) -> tuple[bool | None, float, float] | None:
     """Read a peek: idle, begin, lifetime; None if it is not one of that session."""
     _, text = _unframe(value, partial(_tag, key, prefix))
     if text is None:

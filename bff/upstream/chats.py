@@ -52,6 +52,9 @@ class StreamOptions:
 
 
 _PEEK: Final = StreamOptions(seconds=1, peek=True, latest=True)
+_FIRST_PEEK: Final = StreamOptions(seconds=1, peek=True)
+_RECORD: Final = b'"seq_num"'
+"""Each record has this key; a ping and a comment do not."""
 
 
 class ChatUpstream:
@@ -139,15 +142,25 @@ class ChatUpstream:
             raise
         return stream
 
-    async def peek(self, session_id: str) -> bool:
-        """Whether the last record of a session's stream ends a turn; it reads the head alone.
+    async def peek(self, session_id: str, *, has_record: bool) -> bool | None:
+        """Whether the last record of a session's stream ends a turn; None if it has no record.
+
+        The head of a stream without a record is that of a running turn. So the body is read to its
+        first record, or to its end after a second, unless *has_record* says that there is one.
 
         Raises:
             UpstreamError: as `open`.
         """
-        stream = await self.open(session_id, _PEEK)
-        stream.abort()
-        return stream.headers.get("x-session-settled") == "true"
+        stream = await self.open(session_id, _PEEK if has_record else _FIRST_PEEK)
+        try:
+            if stream.headers.get("x-session-settled") == "true":
+                return True
+            async with asyncio.timeout(self._timeout):
+                return False if has_record or await _has_record(stream) else None
+        except TimeoutError:
+            raise UpstreamTimeout from None
+        finally:
+            stream.abort()
 
     def _request(
         self, method: bytes, session_id: str, route: str, lines: bytes, body: bytes = b""
@@ -206,6 +219,34 @@ class _Body:
             self.complete.set_exception(error)
         else:
             self.complete.set_result(bytes(self._bytes))
+
+
+class _FirstRecord:
+    """Waits for the first record of a stream."""
+
+    def __init__(self) -> None:
+        self._end = b""
+        self.came: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def receive(self, data: bytes) -> None:
+        text = self._end + data
+        self._end = text[-len(_RECORD) :]
+        if _RECORD in text and not self.came.done():
+            self.came.set_result(True)
+
+    def ended(self, error: UpstreamError | None) -> None:
+        if self.came.done():
+            return
+        if error is not None:
+            self.came.set_exception(error)
+        else:
+            self.came.set_result(False)
+
+
+async def _has_record(stream: Stream) -> bool:
+    reader = _FirstRecord()
+    stream.attach(reader)
+    return await reader.came
 
 
 async def _whole(stream: Stream) -> Answer:

@@ -246,6 +246,31 @@ def test_shipped_proxies_pass_events_at_once(
             assert name in next(lines)
 
 
+def test_nginx_passes_requests_while_each_replica_is_replaced(
+    upstream: running_upstream, gateway: Gateway, tmp_path: Path
+) -> None:
+    def proxy(port: int, home: Path, listen: int) -> list[str]:
+        command = nginx(port, home, listen)
+        file = home / "nginx.conf"
+        line, other = "# server 127.0.0.1:8788", f"server 127.0.0.1:{second}"
+        text = file.read_text()
+        assert line in text
+        file.write_text(text.replace(line, other))
+        return command
+
+    second = free_port()
+    told = {"BFF_TRUSTED_PROXIES": "127.0.0.1", "BFF_PORT": str(second)}
+    sent = {"authorization": f"Bearer {gateway.token(*read('chat-1'))}"}
+    with running(proxy, gateway, tmp_path) as url:
+        alone = [http.get(url + PATH + "chat-1", headers=sent).status_code for _ in range(4)]
+        with Gateway(upstream.port, **told):
+            gateway.process.terminate()
+            gateway.process.wait(timeout=PATIENCE)
+            other = [http.get(url + PATH + "chat-1", headers=sent).status_code for _ in range(4)]
+
+    assert alone + other == [200] * 8
+
+
 @pytest.mark.parametrize(
     ("proxy", "found"),
     [

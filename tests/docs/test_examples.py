@@ -107,6 +107,13 @@ def test_next_example_signs_in_lists_and_chats(chromium: Browser) -> None:
             page.get_by_label("Message").fill("hello")
             page.get_by_role("button", name="Send").click()
             expect(page.get_by_role("log")).to_contain_text(ANSWER)
+            page.reload()
+            page.get_by_role("button", name="Sign in as ann").click()
+            page.get_by_role("button", name="chat-2").click()
+            page.get_by_label("Message").fill("again")
+            page.get_by_role("button", name="Send").click()
+            expect(page.get_by_role("log")).to_contain_text("again — answered")
+            expect(page.get_by_role("log")).not_to_contain_text(ANSWER)
             page.get_by_role("button", name="Sign in as bob").click()
             expect(page.locator("ul")).to_have_count(1)
             expect(page.locator("li")).to_have_count(0)  # a person without chats

@@ -423,6 +423,7 @@ def test_live_snippets_show_each_change(app: App, upstream: running_upstream) ->
         return minted[-1].encode()
 
     app.files["api/gateway-token"] = mint
+    app.files["api/gateway-token?part=1"] = app.gateway.token(*read("chat-closed")).encode()
     app.add("live.ts")
     main = """
         import { useState } from "react";
@@ -432,8 +433,10 @@ def test_live_snippets_show_each_change(app: App, upstream: running_upstream) ->
         function App() {
           const [version, setVersion] = useState(0);
           const chats = useLive("/api/v1/sessions", version);
+          const further = useLive("/api/v1/sessions", 0, 1);
           return <>
             <ul>{chats?.map((c) => <li key={c.id}>{c.externalId} {c.taskIdentifier}</li>)}</ul>
+            <ol>{further?.map((c) => <b key={c.id}>{c.externalId}</b>)}</ol>
             <button onClick={() => setVersion(1)}>new chat</button>
           </>;
         }
@@ -444,6 +447,7 @@ def test_live_snippets_show_each_change(app: App, upstream: running_upstream) ->
     assert document is not None
 
     expect(page.locator("li")).to_have_text(["chat-2 my-chat"])
+    expect(page.locator("b")).to_have_text(["chat-closed"])
     document["taskIdentifier"] = "another"
     expect(page.locator("li")).to_have_text(["chat-2 another"])
     document["taskIdentifier"] = "my-chat"

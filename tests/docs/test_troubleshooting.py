@@ -27,7 +27,7 @@ SYMPTOMS = {
     "404 for a session": '"code": "not_found"',
     "Empty list": "name: none\n403",
     "Requests wait in the browser": "HTTP/1.1\n",
-    "410 for a chat": "/realtime/v1/sessions/{session}/out",
+    "410 for a chat": '"code": "token_missing"',
     "429 for everybody": "BFF_TRUSTED_PROXIES",
     "Stale state": "cache-status: bff;",
     "A stream stops after a minute": "ended after 1.",
@@ -75,6 +75,15 @@ def test_each_page_that_a_check_names_has_its_section() -> None:
         text = (ROOT / path).read_text()
         heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         assert anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in heads}
+
+
+def test_commands_ask_only_routes_that_proxies_pass() -> None:
+    """Beyond these a shipped proxy answers itself, and a command would show a wrong cause."""
+    paths = re.findall(r"\$GATEWAY(/[^\s\"]*)", "\n".join(COMMANDS.values()))
+    routed = ("/api/v1/sessions", "/realtime/v1/sessions/")
+    own = {path for path in paths if not path.startswith(routed)}
+
+    assert own == {"/healthz"}, "any answer shows the version of HTTP"
 
 
 def test_commands_show_their_symptoms(upstream: running_upstream) -> None:

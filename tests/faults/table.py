@@ -2923,9 +2923,16 @@ FAULTS = [
     Fault(
         71,
         "bff/live/answering.py",
-        "elif turn.running_since is not None or now >= turn.until:",
+        "elif idle and (turn.running_since is not None or now >= turn.until):",
         "else:",
         f"{_LISTENERS}::test_71_message_is_answered_before_the_agent_has_begun",
+    ),
+    Fault(
+        71,
+        "bff/upstream/chats.py",
+        "has_record or await _has_record(stream)",
+        "True",
+        f"{_LISTENERS}::test_71_chat_without_a_record_is_not_answered_before_a_message",
     ),
     Fault(
         71,

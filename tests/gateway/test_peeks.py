@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support.chats import BOTH, CHAT, EVENTS, Live, append, sent, streams
+from support.chats import BOTH, CHAT, EVENTS, RUNNING, Live, append, sent, streams
 from support.listening import Listening, change, check, listen, look, settle
 from support.replicas import Replicas, until
 from support.world import FRIENDLY, World, read
@@ -30,7 +30,7 @@ def agent(world: World, *, idle: bool) -> None:
     if idle:
         streams(world, x_session_settled="true")
     else:
-        streams(world)
+        streams(world, RUNNING)
 
 
 def told(listening: Listening) -> list[Any]:
@@ -87,6 +87,18 @@ async def test_pings_of_a_stream_prolong_no_turn(live: World) -> None:
 
     assert stream.received.count(b"event: ping") == 7
     assert listening.newest["metadata"] == {"answering": False}
+
+
+async def test_peek_reads_from_the_first_record_until_it_has_seen_one(live: World) -> None:
+    streams(live)
+    await listen(live, "chat-1")
+    await look(live)
+    agent(live, idle=False)
+    for _ in range(2):
+        await look(live, 2.1)
+    peeked = [seen for seen in live.upstream.seen if seen.raw_path.endswith("/out")]
+
+    assert [seen.header("x-trigger-stream-start") for seen in peeked] == [None, None, "latest"]
 
 
 async def test_stop_changes_nothing(live: World) -> None:

@@ -129,6 +129,21 @@ async def test_71_message_is_answered_before_the_agent_has_begun(live: World) ->
     assert page.newest["metadata"] == {"answering": True}
 
 
+async def test_71_chat_without_a_record_is_not_answered_before_a_message(live: World) -> None:
+    """The head of its stream is that of a running turn."""
+    await live.start(**ANSWERING)
+    streams(live)
+    page = await listen(live, "chat-1", *BOTH)
+    for _ in range(4):
+        await look(live, 1)
+    fresh = page.received
+    await append(live)
+    await look(live, 2.1)
+
+    assert b"answering" not in fresh
+    assert page.newest["metadata"] == {"answering": True}
+
+
 async def test_72_peeks_cost_one_request_a_session_and_ttl(live: World) -> None:
     await live.start(**ANSWERING)
     streams(live)

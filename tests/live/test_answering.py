@@ -31,7 +31,7 @@ class Known(Answering):
             announce=lambda _, __, number, ended: self.announced.append((number, ended)),
         )
 
-    def peek(self, *, idle: bool) -> None:
+    def peek(self, *, idle: bool | None) -> None:
         self.time.advance(0.001)
         self.peeked(copy(), Peek(idle, self.time.now))
 
@@ -108,7 +108,7 @@ def test_message_without_a_record_counts_for_a_bounded_time(known: Known, clock:
 def test_peeks_alone_tell_of_a_turn_for_a_bounded_time(
     known: Known, clock: Clock, number: int | None
 ) -> None:
-    """The agent died in its turn, or the stream has no record yet."""
+    """The agent died in its turn."""
     if number is not None:
         known.appended("default", IDS, number)
     told = []
@@ -123,6 +123,18 @@ def test_peeks_alone_tell_of_a_turn_for_a_bounded_time(
     assert told[: int(RUNNING_SECONDS) // 30] == [True] * (int(RUNNING_SECONDS) // 30)
     assert told[-1] is None
     assert (ended, known.of(copy())) == (False, True)
+
+
+def test_chat_without_a_record_is_answered_after_a_message_only(known: Known, clock: Clock) -> None:
+    known.peek(idle=None)
+    fresh = known.of(copy())
+    known.appended("default", IDS, 0)
+    known.peek(idle=None)
+    waiting = known.of(copy())
+    clock.advance(PENDING_SECONDS)
+    known.peek(idle=None)
+
+    assert (fresh, waiting, known.of(copy())) == (None, True, None)
 
 
 def test_records_show_that_a_long_turn_is_running(known: Known, clock: Clock) -> None:

@@ -23,6 +23,9 @@ IDENTITY = {"BFF_IDENTITY_FIELD": "__bff", "BFF_IDENTITY_KEY": AGENT_KEY}
 BOTH = ("read:sessions:chat-1", "write:sessions:chat-1")
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "x-stream-version": "v2"}
 
+RUNNING = b'event: batch\nid: 0\ndata: {"records":[{"seq_num":0,"body":"{}"}]}\n\n'
+"""The begin of a stream whose turn is under way."""
+
 
 def message(text: str = "hello", **changes: Any) -> dict[str, Any]:
     """A message of the official transport; *changes* of its payload."""

@@ -150,6 +150,60 @@ async def test_stream_is_opened_by_checked_options() -> None:
     assert transport.aborted == 0, "the caller has the stream"
 
 
+PING = b"event: ping\ndata: {}\n\n"
+RECORD = b'event: batch\ndata: {"records":[{"seq_num":0}]}\n\n'
+SETTLED = EVENTS | {"x-session-settled": "true"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "idle"),
+    [(EVENTS, PING, None), (EVENTS, PING + RECORD, False), (SETTLED, RECORD, True)],
+)
+async def test_first_peek_reads_to_the_first_record(
+    headers: dict[str, str], body: bytes, idle: bool | None
+) -> None:
+    transport = Transport((200, headers, body), (200, headers, body))
+    upstream = chats(transport)
+
+    assert await upstream.peek("s", has_record=False) is idle
+    assert await upstream.peek("s", has_record=True) is (idle is True)
+    assert [b"latest" in request.lines for request in transport.requests] == [False, True]
+    assert transport.aborted == 2
+
+
+async def test_first_record_may_arrive_in_parts() -> None:
+    class Parts(Transport):
+        async def stream(self, address: Address, request: Request) -> Stream:
+            stream = await super().stream(address, request)
+            for n in range(len(RECORD)):
+                stream.feed(RECORD[n : n + 1])
+            stream.end(None)
+            return stream
+
+    assert await chats(Parts((200, EVENTS, PING))).peek("s", has_record=False) is False
+
+
+async def test_body_of_a_peek_that_breaks_or_never_comes_is_an_error() -> None:
+    class Breaks(Transport):
+        error: UpstreamError | None = UpstreamUnavailable()
+
+        async def stream(self, address: Address, request: Request) -> Stream:
+            del address, request
+            stream = Stream(200, EVENTS, self)  # type: ignore[arg-type]
+            if self.error is not None:
+                stream.end(self.error)
+            return stream
+
+    transport = Breaks()
+    with pytest.raises(UpstreamUnavailable):
+        await chats(transport).peek("s", has_record=False)
+    transport.error = None
+    with pytest.raises(UpstreamTimeout):
+        await chats(transport, timeout=0.01).peek("s", has_record=False)
+
+    assert transport.aborted == 2
+
+
 @pytest.mark.parametrize(
     "headers", [{}, {"content-type": "text/html"}, EVENTS | {"x-stream-version": "v1"}]
 )

@@ -10,8 +10,8 @@ async function token(chatId: string): Promise<string> {
   throw new Error(`no token: ${response.status}`);
 }
 
-const transport = () =>
-  new TriggerChatTransport({
+function transport(id: string) {
+  const made = new TriggerChatTransport({
     task: "my-chat",
     baseURL: process.env.NEXT_PUBLIC_GATEWAY_URL!,
     accessToken: ({ chatId }) => token(chatId),
@@ -20,10 +20,17 @@ const transport = () =>
       if (!response.ok) throw new Error(`not started: ${response.status}`);
       return { publicAccessToken: await token(chatId) };
     },
+    onSessionChange: (chatId, session) => {
+      if (session?.lastEventId) sessionStorage.setItem(`last:${chatId}`, session.lastEventId);
+    },
   });
+  const last = sessionStorage.getItem(`last:${id}`); // else the first answer after a reload repeats the last one
+  if (last) made.seedResumeCursor(id, last);
+  return made;
+}
 
 export function Chat({ id }: { id: string }) {
-  const [connection] = useState(transport);
+  const [connection] = useState(() => transport(id));
   const { messages, sendMessage, status, error, stop } = useChat({ id, transport: connection });
   const [text, setText] = useState("");
   return (
