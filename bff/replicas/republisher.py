@@ -53,6 +53,7 @@ class Republisher:
         listen: begins to read announcements.
         catch_up: reads the announcements that are kept.
         waits: called when this replica begins to wait for the others.
+        begun: called when the data that this replica used is replaced by new data.
 
     Attributes:
         data: the name of the store's data, as far as this replica knows.
@@ -69,6 +70,7 @@ class Republisher:
         listen: Callable[[], None],
         catch_up: Callable[[], Awaitable[None]],
         waits: Callable[[], None],
+        begun: Callable[[], None],
     ) -> None:
         self.data: bytes | None = None
         self._connection, self._background = connection, background
@@ -78,6 +80,7 @@ class Republisher:
         self._listen = listen
         self._catch_up = catch_up
         self._waits = waits
+        self._begun = begun
         self._marker = b""
         """The marker that the last heartbeat read."""
         self._confirmed: bytes | None = None
@@ -128,7 +131,9 @@ class Republisher:
             self._waits()
         while True:
             beat()
-            state, self.data = _parse(marker)
+            before, (state, self.data) = self.data, _parse(marker)
+            if None not in (before, self.data) and before != self.data:
+                self._begun()
             incomplete = state != _COMPLETE and not self._knows_all and loop.time() < ends
             if incomplete or self.data is None:
                 await asyncio.sleep(_POLL_SECONDS)

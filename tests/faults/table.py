@@ -3264,4 +3264,11 @@ FAULTS = [
         "if False:",
         "tests/server/test_run.py::test_inherited_socket_that_nobody_accepts_on_is_refused",
     ),
+    Fault(
+        0,
+        "bff/replicas/republisher.py",
+        "                self._begun()\n",
+        "                pass\n",
+        f"{_REPUBLISHER}::test_new_data_is_logged_once_by_each_running_replica",
+    ),
 ]

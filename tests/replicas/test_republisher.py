@@ -149,6 +149,22 @@ async def test_turn_that_no_gateway_began_ends_at_once(
     await until(lambda: marker(replicas).startswith("complete "))
 
 
+async def test_new_data_is_logged_once_by_each_running_replica(replicas: Replicas) -> None:
+    worlds = await replicas.several(2, **OFF)
+    assert not any(events(world, "store_data_begun") for world in worlds)
+
+    replicas.engine.empty()
+    replicas.engine.execute("DEL", keys.MARKER)
+    for _ in range(3):
+        await heartbeat(*worlds)
+    for world in worlds:
+        await until(lambda world=world: events(world, "store_data_begun"))
+    worlds.append(await replicas.add(**OFF))
+    await heartbeat(*worlds)
+    logged = [[line["level"] for line in events(world, "store_data_begun")] for world in worlds]
+    assert logged == [["warning"], ["warning"], []]
+
+
 async def test_failure_is_logged_once_however_many_heartbeats_come(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
