@@ -51,6 +51,9 @@ _PAUSE_SECONDS: Final = 0.05
 _LATE_HEARTBEATS: Final = 2
 """Late heartbeats in a row after which the store is down: one may be a pause of the store."""
 
+PERMITTED: Final[Command] = ("EVAL", scripts.PERMITTED, 1, keys.stream("permitted"))
+"""Fails if the store does not permit a command that the gateway uses."""
+
 
 class _Exchange:
     """Commands that were sent together, and their answers.

@@ -3266,6 +3266,13 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/ops/check_upstream.py",
+        "watch=lambda: [PERMITTED],",
+        "watch=list,",
+        "tests/replicas/test_valkey.py::test_check_finds_every_missing_permission",
+    ),
+    Fault(
+        0,
         "bff/replicas/republisher.py",
         "                self._begun()\n",
         "                pass\n",
