@@ -3278,4 +3278,11 @@ FAULTS = [
         "                pass\n",
         f"{_REPUBLISHER}::test_new_data_is_logged_once_by_each_running_replica",
     ),
+    Fault(
+        45,
+        "bff/config/typed.py",
+        'rf"(^|[\\s=]){re.escape(name)}(_FILE)?\\s*[=: ]", text, re.IGNORECASE',
+        'rf"^{re.escape(name)}(_FILE)?\\s*[=:]", text',
+        "tests/config/test_typed.py::test_line_of_another_file_is_refused_in_every_setting",
+    ),
 ]
