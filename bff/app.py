@@ -195,6 +195,7 @@ class Service:
             changed=changed,
             revocations=lambda: self.gateway.revocations.in_force(self._clock()[1]),
             waits=lambda: telemetry.log.info("store_incomplete", seconds=OTHERS_SECONDS),
+            begun=lambda: telemetry.log.warning("store_data_begun"),
             random=os.urandom,
         )
         return Sharing(

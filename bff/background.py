@@ -17,7 +17,8 @@ RESTART_SECONDS: Final = 1.0
 MAX_RESTART_SECONDS: Final = 15.0
 """Seconds that such a pause takes at most."""
 STABLE_SECONDS: Final = 60.0
-"""A loop that ran for this long starts anew: with the shortest pause, and it is logged again."""
+"""A loop that still beat this long after its start begins anew when it ends: with the shortest
+pause, and it is logged again. One that hung from its start on does not, however long it hung."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two looks for loops that hang."""
 _CANCELLATIONS: Final = 20
@@ -41,12 +42,14 @@ class _Loop:
     timer: asyncio.TimerHandle | None = None
     pause: float = 0.0
     began: float = 0.0
+    beaten: float = 0.0
+    """When it beat last."""
     silent: int = 0
     """Looks since the last beat. Time is counted in looks: a stopped process stops them too."""
     done: bool = False
 
     def beat(self) -> None:
-        self.silent = 0
+        self.silent, self.beaten = 0, asyncio.get_running_loop().time()
 
 
 class Background:
@@ -104,7 +107,8 @@ class Background:
 
     def _begin(self, loop: _Loop) -> None:
         loop.timer = None
-        loop.began, loop.silent = asyncio.get_running_loop().time(), 0
+        loop.beat()
+        loop.began = loop.beaten
         loop.running = asyncio.create_task(_guarded(loop.run, loop.beat))
         loop.running.add_done_callback(lambda task: self._ended(loop, task))
 
@@ -120,18 +124,17 @@ class Background:
         self._restart(loop, "cancelled" if task.cancelled() else "ended", cause)
 
     def _restart(self, loop: _Loop, reason: str, cause: BaseException | None) -> None:
-        events = asyncio.get_running_loop()
         loop.running = None
-        if not loop.pause or events.time() - loop.began >= STABLE_SECONDS:
-            loop.pause = self._restart_seconds
-            if cause is not None:
-                self._telemetry.exception("background_failed", cause, task=loop.task)
-            else:
-                self._telemetry.log.error("background_failed", task=loop.task, reason=reason)
-        else:
-            loop.pause = min(2 * loop.pause, MAX_RESTART_SECONDS)
+        first = not loop.pause or loop.beaten - loop.began >= STABLE_SECONDS
+        pause = self._restart_seconds if first else min(2 * loop.pause, MAX_RESTART_SECONDS)
+        loop.pause = pause
+        loop.timer = asyncio.get_running_loop().call_later(pause, self._begin, loop)
         self._telemetry.count(metrics.BACKGROUND_RESTARTS, loop.task)
-        loop.timer = events.call_later(loop.pause, self._begin, loop)
+        # Last: the loop starts again, whatever becomes of its line.
+        if first and cause is not None:
+            self._telemetry.exception("background_failed", cause, task=loop.task)
+        elif first:
+            self._telemetry.log.error("background_failed", task=loop.task, reason=reason)
 
     def _end(self, loops: list[_Loop]) -> None:
         for loop in loops:

@@ -32,6 +32,11 @@ from bff.metrics import METRICS
 LINES_PER_SECOND: Final = 50
 """Log lines of one event. A line costs as much CPU as several answers, so browsers must not be able
 to cause more of them."""
+REPEAT_SECONDS: Final = 60.0
+"""Seconds before a message of a library is written again. A collector of spans that fails would
+otherwise cause a line with each batch."""
+_MAX_MESSAGES: Final = 100
+"""Messages of libraries whose times are kept."""
 _MAX_FIELDS: Final = 100
 """Names of unknown fields that are logged. Without the bound, upstream could fill the log."""
 
@@ -235,6 +240,8 @@ class ServerLog(logging.Handler):
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__()
         self._telemetry = telemetry
+        self._written: dict[str, float] = {}
+        """When each message of a library was written last, in seconds."""
 
     def install(self) -> None:
         """Take all log records, warnings and unhandled exceptions of this process."""
@@ -256,8 +263,21 @@ class ServerLog(logging.Handler):
         if record.exc_info and record.exc_info[1]:
             self._telemetry.exception("server_error", record.exc_info[1])
         else:
-            seconds = record.relativeCreated / 1000
-            self._telemetry.often("server", seconds, record.levelno, message=_message(record))
+            seconds, message = record.relativeCreated / 1000, _message(record)
+            if self._repeats(record, seconds, message):
+                self._telemetry.count(metrics.LOG_LINES_DROPPED, "server")
+            else:
+                self._telemetry.often("server", seconds, record.levelno, message=message)
+
+    def _repeats(self, record: logging.LogRecord, seconds: float, message: str) -> bool:
+        if record.name.partition(".")[0] == _UVICORN:
+            return False
+        if seconds - self._written.get(message, -REPEAT_SECONDS) < REPEAT_SECONDS:
+            return True
+        if len(self._written) >= _MAX_MESSAGES:
+            self._written.clear()
+        self._written[message] = seconds
+        return False
 
 
 def _message(record: logging.LogRecord) -> str:

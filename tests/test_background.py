@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from support.virtual_time import run as run_history
 
 from bff import background, metrics
 from bff.background import DONE, Background, Beat
@@ -46,7 +47,10 @@ class Odd(BaseException):
 
 @pytest.mark.parametrize(
     "end",
-    [ValueError("secret"), SystemExit(1), KeyboardInterrupt(), Odd(), GeneratorExit(), None],
+    [
+        *(ValueError("secret"), SystemExit(1), KeyboardInterrupt(), Odd(), GeneratorExit(), None),
+        asyncio.CancelledError(),
+    ],
     ids=lambda end: type(end).__name__,
 )
 async def test_loop_that_ends_runs_again(owner: Owner, end: BaseException | None) -> None:
@@ -107,6 +111,69 @@ async def test_loop_that_hangs_runs_again(
     assert owner.restarts == 1, "a loop that beats does not hang"
     assert owner.lines()[0]["reason"] == "hung"
     free.set()
+
+
+def test_loop_that_always_hangs_is_logged_once() -> None:
+    """However long its deadline is: it never ran well."""
+
+    async def history() -> None:
+        owner = Owner()
+
+        async def run(beat: Beat) -> None:
+            beat()
+            await asyncio.sleep(86_400)
+
+        owner.background.start("loop_lag", run, deadline=120.0)
+        await asyncio.sleep(1800)
+        assert 12 <= owner.restarts <= 15
+        assert owner.background._loops[0].pause > 1
+        (line,) = owner.lines()
+        assert line["reason"] == "hung"
+        await owner.background.stop()
+
+    run_history(history)
+
+
+def test_loop_that_ran_for_a_minute_is_logged_again() -> None:
+    async def history() -> None:
+        owner = Owner()
+
+        async def run(beat: Beat) -> None:
+            for _ in range(70):
+                beat()
+                await asyncio.sleep(1)
+            raise ValueError
+
+        owner.background.start("loop_lag", run, deadline=120.0)
+        await asyncio.sleep(300)
+        assert len(owner.lines()) == owner.restarts == 4
+        await owner.background.stop()
+
+    run_history(history)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_failing_log_stops_no_loop(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    monkeypatch.setattr(background, "CHECK_SECONDS", 0.01)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(owner.telemetry, "exception", fail)
+    monkeypatch.setattr(owner.telemetry, "log", None)
+    asyncio.get_running_loop().set_exception_handler(fail)
+
+    async def run(_: Beat) -> None:
+        owner.rounds += 1
+        if hangs:
+            await asyncio.sleep(3600)
+        raise ValueError
+
+    owner.background.start("loop_lag", run, deadline=0.05)
+    await owner.until(lambda: owner.rounds == 4)
+    assert owner.restarts >= 3
 
 
 async def test_pause_grows_to_its_bound(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:

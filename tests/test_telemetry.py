@@ -14,6 +14,7 @@ from bff.app import measure_lag
 from bff.demo.upstream import Seen
 from bff.errors import REFUSALS
 from bff.gateway.answers import SAMPLE
+from bff.metrics import LOG_LINES_DROPPED
 from bff.telemetry import LINES_PER_SECOND, ServerLog, Telemetry
 
 OPERATIONS = Path(__file__).parent.parent / "docs" / "OPERATIONS.md"
@@ -55,6 +56,25 @@ def test_server_log_keeps_only_the_type_of_a_traceback() -> None:
 
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [line["message"] for line in lines] == ["ValueError", "one line: as it is"]
+
+
+def test_message_of_a_library_is_written_once_a_minute() -> None:
+    log = io.StringIO()
+    telemetry = Telemetry(log)
+    handler = ServerLog(telemetry)
+    for second in (0, 1, 30, 59, 61, 62):
+        for name in ("opentelemetry.exporter", "uvicorn.error"):
+            record = logging.LogRecord(name, logging.ERROR, "", 0, "failed %s", ("now",), None)
+            record.relativeCreated = second * 1000.0
+            handler.emit(record)
+    for number in range(1000):
+        handler.emit(logging.LogRecord("other", logging.ERROR, "", 0, str(number), None, None))
+
+    messages = [json.loads(line)["message"] for line in log.getvalue().splitlines()]
+    assert messages.count("opentelemetry.exporter: failed %s") == 2
+    assert messages.count("failed now") == 6
+    assert telemetry.counts[LOG_LINES_DROPPED, "server"] >= 4
+    assert len(handler._written) <= 100
 
 
 async def metrics(world: World) -> dict[str, float]:

@@ -24,7 +24,9 @@ _JSON: Final = re.compile(r"[\[{]\s*[\"'“]")
 _REFERENCE: Final = re.compile(r"\$\{|\$\(|\{\{|\}\}|<no value>")
 _VARIABLE: Final = re.compile(r"\$\$?[A-Z_][A-Z0-9_]+")
 _WHOLE_REFERENCE: Final = re.compile(
-    r"\$\$?\w+|%\w+%|%\(\w+\)s|\{\w+\}|@\w+@|![A-Z]\w* \S+", re.ASCII
+    r"\$\$?\w+|%\w+%|%\(\w+\)s|%?\{\w+\}|@@?\w+@@?|__[A-Z][A-Z0-9_]*__|\(\(.*\)\)|\$\[\[.*\]\]"
+    r"|!!?[A-Za-z]\w* \S+",
+    re.ASCII,
 )
 _SECRET_STORE: Final = re.compile(
     r"(op|vault|ref\+\w+|secret|\w*keyvault|doppler|awssm|gcpsm|sops|azurekv)://"
@@ -43,10 +45,12 @@ _PLACEHOLDER: Final = re.compile(
     re.IGNORECASE,
 )
 _NOTHING: Final = re.compile(
-    r"(null|nil|(?-i:None)|undefined|n/a|nan|\[object \w+\])", re.IGNORECASE
+    r"(null|nil|(?-i:None)|undefined|n/a|nan|\[object \w+\])|~|\[\]|\{\}|\(\)"
+    r"|\((none|null|nil|empty|unset|not set)\)",
+    re.IGNORECASE,
 )
 _COMMENT: Final = re.compile(r"\s#|^#")
-_ESCAPE: Final = re.compile(r"\\[nrt]?$|^\\[nrt]|\\[\"']")
+_ESCAPE: Final = re.compile(r"\\[nrt]?$|^\\[nrt]|\\[\"']|%(20|0[9AaDd])$")
 _ASSIGNMENT: Final = re.compile(r"(export|set)\s+\w+\s*[=:]|=")
 _ASSIGNED_KEY: Final = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\s*[=:]")
 """A tag may look so, but no key."""
@@ -112,13 +116,15 @@ def check(name: str, text: str, *, secret: bool) -> None:
                 f"contains an invisible character (U+{ord(character):04X}); type the value again "
                 "instead of copying it"
             )
+    if "\ufffd" in text:
+        raise InvalidValue("contains U+FFFD, which replaced a lost character; type the value again")
     if _FULL_WIDTH.search(text):
         raise InvalidValue("contains full-width characters; type the value in ASCII")
     if _JSON.match(text):
         raise InvalidValue("is written as JSON; write the values with commas between them")
     if (
         _ASSIGNMENT.match(text)
-        or re.match(rf"{re.escape(name)}(_FILE)?\s*[=:]", text)
+        or re.search(rf"(^|[\s=]){re.escape(name)}(_FILE)?\s*[=: ]", text, re.IGNORECASE)
         or (secret and _ASSIGNED_KEY.match(text))
     ):
         raise InvalidValue("repeats the setting's name; write only what follows the = sign")
@@ -142,7 +148,7 @@ def _check_comment(text: str) -> None:
         )
     if _ESCAPE.search(text):
         raise InvalidValue(
-            "contains an escape such as \\n, which nothing replaced; remove the backslash"
+            "contains an escape such as \\n or %20, which nothing replaced; remove it"
         )
 
 

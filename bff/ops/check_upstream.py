@@ -15,7 +15,7 @@ from bff.config.settings import EnvironmentSettings, Settings
 from bff.errors import UpstreamError
 from bff.ops.check import Checker, Finding, Page, expect, ok, problem, unsure, until_unreachable
 from bff.ops.environment_id import IdUnknown, explain, learn
-from bff.replicas.connection import Connection
+from bff.replicas.connection import PERMITTED, Connection
 from bff.replicas.valkey import ClientFactory, StoreError
 from bff.sessions import ids
 from bff.telemetry import Telemetry
@@ -129,7 +129,7 @@ class UpstreamChecker(Checker):
         )
 
     async def store(self) -> AsyncIterator[Finding]:
-        """Connect to the store as a gateway does when it starts."""
+        """Connect to the store as a gateway does when it starts, and try each of its commands."""
         address = self._settings.store_url
         if address is None:
             return
@@ -140,7 +140,7 @@ class UpstreamChecker(Checker):
             name="",  # it answers no browser, so it takes no share of the limits
             count=lambda *_: None,
             changed=lambda _: None,
-            watch=list,
+            watch=lambda: [PERMITTED],
             on_watched=lambda _: None,
             listener_fails=lambda: False,
         )
@@ -151,7 +151,10 @@ class UpstreamChecker(Checker):
             yield problem(text)
         else:
             others = connection.replicas - 1  # without this command
-            text = f"the store accepts the name and the password; connected replicas: {others}"
+            text = (
+                "the store accepts the name and the password, and permits all commands; "
+                f"connected replicas: {others}"
+            )
             yield ok(text)
         finally:
             await connection.close()

@@ -7,6 +7,7 @@ standard ``OTEL_*`` variables set the exporter and the sampler.
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,13 @@ MAX_SPANS: Final = 2048
 CLOSE_SECONDS: Final = 2.0
 """Seconds that the end of the process may wait for a collector."""
 
+MAX_ANSWER_BYTES: Final = 65536
+"""Bytes of a collector's answer that are read; nothing uses them."""
+_CREDENTIALS: Final = tuple(
+    f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{part}CREDENTIAL_PROVIDER" for part in ("", "TRACES_")
+)
+"""The variables that name a program which makes the session."""
+
 _CONTINUED = (b"traceparent", b"tracestate")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -59,6 +67,7 @@ class Tracing:
 
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
         try:
+            import requests  # noqa: PLC0415
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
                 OTLPSpanExporter,
             )
@@ -84,7 +93,11 @@ class Tracing:
         self._lock = threading.Lock()
         self.lost = 0
         """Spans that were not sent."""
-        exporter = exporter or OTLPSpanExporter()
+        if exporter is None and not any(map(os.environ.get, _CREDENTIALS)):  # noqa: TID251  as the library
+            session = requests.Session()
+            session.hooks["response"].append(_bound_answer)
+            exporter = OTLPSpanExporter(session=session)
+        exporter = exporter or OTLPSpanExporter()  # with the session of the operator's provider
         self._count_exports(exporter)
         batches = BatchSpanProcessor(
             exporter, max_queue_size=MAX_SPANS, max_export_batch_size=min(MAX_SPANS, 512)
@@ -190,6 +203,16 @@ class Tracing:
                 return answer
 
         return traced
+
+
+def _bound_answer(answer: Any, *_: Any, **__: Any) -> None:
+    """Read the body of a collector's answer to its bound; the session would read it whole."""
+    try:
+        answer._content = answer.raw.read(MAX_ANSWER_BYTES)  # noqa: SLF001  the session's own way
+    except Exception:  # noqa: BLE001  the status is enough
+        answer._content = b""  # noqa: SLF001
+    answer._content_consumed = True  # noqa: SLF001
+    answer.close()
 
 
 @dataclass(eq=False)

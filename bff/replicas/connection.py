@@ -53,6 +53,9 @@ _LATE_HEARTBEATS: Final = 2
 _NO_ANNOUNCEMENTS: Final = "no_announcements"
 """The reason why the store is down if it answers, and yet announcements cannot be read."""
 
+PERMITTED: Final[Command] = ("EVAL", scripts.PERMITTED, 1, keys.stream("permitted"))
+"""Fails if the store does not permit a command that the gateway uses."""
+
 
 class _Exchange:
     """Commands that were sent together, and their answers.

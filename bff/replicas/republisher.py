@@ -11,9 +11,9 @@ make another one, and would understand no announcement of the others.
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Final
 
 from bff.background import DONE, Background, Beat
@@ -34,6 +34,9 @@ _EXCHANGE_SECONDS: Final = 5.0
 """Seconds to wait for an answer of the store; no request waits for it."""
 _MAX_MESSAGES: Final = 200
 """Revocations in one command; bounds the time for which it holds the store and this process."""
+_HUNG_SECONDS: Final = 120.0
+"""Seconds after which completing the data counts as hung, when no replica has got further: time for
+all pages of the revocations."""
 _MARKER = re.compile(rb"(partial|complete) ([0-9a-f]+)")
 _COMPLETE: Final = b"complete"
 
@@ -50,6 +53,7 @@ class Republisher:
         listen: begins to read announcements.
         catch_up: reads the announcements that are kept.
         waits: called when this replica begins to wait for the others.
+        begun: called when the data that this replica used is replaced by new data.
 
     Attributes:
         data: the name of the store's data, as far as this replica knows.
@@ -66,6 +70,7 @@ class Republisher:
         listen: Callable[[], None],
         catch_up: Callable[[], Awaitable[None]],
         waits: Callable[[], None],
+        begun: Callable[[], None],
     ) -> None:
         self.data: bytes | None = None
         self._connection, self._background = connection, background
@@ -75,6 +80,9 @@ class Republisher:
         self._listen = listen
         self._catch_up = catch_up
         self._waits = waits
+        self._begun = begun
+        self._marker = b""
+        """The marker that the last heartbeat read."""
         self._confirmed: bytes | None = None
         """The marker of the data that this replica has completed or found complete."""
         self._knows_all = False
@@ -90,40 +98,42 @@ class Republisher:
 
     def on_watched(self, marker: bytes, *sealed: bytes | None) -> None:
         """Complete the data if what a heartbeat read has changed."""
+        self._marker = marker
         if marker == self._confirmed and list(sealed) == self._key.sealed:
             return
         if not self._running:
             self._running = True
-            self._background.start("store_revocations", partial(self._run, marker))
+            self._background.start("store_revocations", self._run, deadline=_HUNG_SECONDS)
 
     async def close(self) -> None:
         """Stop."""
         await self._background.stop("store_revocations")
 
-    async def _run(self, marker: bytes, _: Beat) -> bool:
-        try:
+    async def _run(self, beat: Beat) -> bool:
+        # Without the store it is done: the next successful heartbeat tries again.
+        with contextlib.suppress(StoreUnavailable, StoreError):
             await self._key.agree()
             self._listen()
-            complete = await self._complete(marker)
+            complete = await self._complete(beat)
             if not self._knows_all:
                 await self._catch_up()
-        except (StoreUnavailable, StoreError):
-            return DONE  # the next successful heartbeat tries again
-        finally:
-            self._running = False
-        self._confirmed, self._knows_all = complete, True
-        self.ready.set()
+            self._confirmed, self._knows_all = complete, True
+            self.ready.set()
+        self._running = False
         return DONE
 
-    async def _complete(self, marker: bytes) -> bytes:
+    async def _complete(self, beat: Beat) -> bytes:
         """Make the data complete; returns its marker."""
-        loop = asyncio.get_running_loop()
+        loop, marker = asyncio.get_running_loop(), self._marker
         ends = loop.time() + OTHERS_SECONDS
         state, _ = _parse(marker)
         if state != _COMPLETE and not self._knows_all:
             self._waits()
         while True:
-            state, self.data = _parse(marker)
+            beat()
+            before, (state, self.data) = self.data, _parse(marker)
+            if None not in (before, self.data) and before != self.data:
+                self._begun()
             incomplete = state != _COMPLETE and not self._knows_all and loop.time() < ends
             if incomplete or self.data is None:
                 await asyncio.sleep(_POLL_SECONDS)

@@ -60,6 +60,7 @@ class Store:
         changed: called when the store goes down (with a reason) or comes up (with None).
         revocations: lists the revocations that this replica knows.
         waits: called when this replica begins to wait for revocations of other replicas.
+        begun: called when the store begins new data while this replica runs.
         random: makes random bytes.
 
     Attributes:
@@ -78,6 +79,7 @@ class Store:
         changed: Callable[[str | None], None],
         revocations: Callable[[], Sequence[Revocation]],
         waits: Callable[[], None],
+        begun: Callable[[], None],
         random: Callable[[int], bytes],
     ) -> None:
         self.timeout = timeout
@@ -112,6 +114,7 @@ class Store:
             listen=lambda: self.listener.start(self._received),
             catch_up=self.listener.catch_up,
             waits=waits,
+            begun=begun,
         )
 
     async def open(self, received: Callable[[str, dict[str, str]], None]) -> None:

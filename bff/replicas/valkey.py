@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 SOCKET_SECONDS: Final = 1.0
 """Seconds: a connection that is silent for longer is closed, and a new one is opened."""
+_DENIED: Final = ("has no permissions to run", "can't run this command or subcommand")
+"""Texts of the errors of a script that runs a command which the store does not permit."""
 _FOREIGN_ERRORS: Final = ("WRONGTYPE", "not an integer", "attempt to", "FOREIGN")
 """Texts of the errors of a command or script whose key holds a value that no gateway wrote."""
 
@@ -186,7 +188,7 @@ class ClientFactory:
                 "rejects the name or the password",
             ),
             (
-                isinstance(exc, exceptions.NoPermissionError),
+                isinstance(exc, exceptions.NoPermissionError) or any(d in text for d in _DENIED),
                 "does not permit a command that the gateway needs (docs/FLEET.md)",
             ),
             ("DB index" in text, "has no database with that number"),

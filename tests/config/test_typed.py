@@ -102,8 +102,34 @@ REFUSED: dict[str, Callable[[str], str]] = {
     "the dots of a dashboard": lambda _: "••••••••",
     "an object of JavaScript": lambda _: "[object Object]",
     "a text that hides a value": lambda _: "[REDACTED]",
+    "a token of a release": lambda _: "__VALUE__",
+    "a token between at signs": lambda _: "@@VALUE@@",
+    "a variable of Concourse": lambda _: "((value))",
+    "a variable of Consul": lambda _: "%{value}",
+    "an expression of GitLab": lambda _: "$[[ inputs.value ]]",
+    "a tag of YAML": lambda _: "!secret value",
+    "a null of YAML": lambda _: "~",
+    "an empty list": lambda _: "[]",
+    "an empty object": lambda _: "{}",
+    "a word for nothing": lambda _: "(not set)",
+    "a line end of a URL": lambda text: text + "%0A",
+    "a space of a URL": lambda text: text + "%20",
+    "a lost character": lambda text: text + "\ufffd",
 }
 """Traces that would become a part of the value."""
+
+
+LINES: dict[str, Callable[[str, str], str]] = {
+    "a unit of systemd": lambda name, text: f"Environment={name}={text}",
+    "a unit of systemd with quotes": lambda name, text: f'Environment="{name}={text}"',
+    "an option of docker": lambda name, text: f"-e {name}={text}",
+    "an option of helm": lambda name, text: f"--set {name}={text}",
+    "a line of a Dockerfile": lambda name, text: f"ENV {name} {text}",
+    "a line of YAML": lambda name, text: f"{name.lower()}: {text}",
+    "an item of YAML": lambda name, text: f"- {name}={text}",
+    "a line with spaces": lambda name, text: f"{name} = {text}",
+}
+"""Whole lines of other files, pasted as the value."""
 
 
 def problems(changes: dict[str, str]) -> list[str]:
@@ -131,6 +157,17 @@ def test_trace_of_a_tool_is_refused_in_every_setting(spoil: Callable[[str], str]
 
         assert all(problem.startswith(name) and "; " in problem for problem in found), found
         assert text not in "".join(found)
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_line_of_another_file_is_refused_in_every_setting(
+    line: Callable[[str, str], str],
+) -> None:
+    for name, good in GOOD.items():
+        (found,) = problems({name: line(name, good)})
+        assert found.startswith(name), found
+        assert "; " in found
+        assert good not in found
 
 
 @pytest.mark.parametrize("spoil", REFUSED.values(), ids=REFUSED)

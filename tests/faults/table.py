@@ -57,6 +57,7 @@ _FAIRNESS = "tests/incidents/test_incident_fairness.py"
 _LOAD_QUEUE = "tests/copies/test_load_queue.py"
 _TWINS = "tests/twins/test_twins.py::test_observers_see_the_same_in_twin_worlds"
 _RETURNS = "tests/incidents/test_incident_returns.py"
+_RESTART = "        loop.timer = asyncio.get_running_loop().call_later(pause, self._begin, loop)\n"
 _VERIFIED = """\
 if not is_signature(signature, signed, key):
                 continue
@@ -1216,9 +1217,37 @@ FAULTS = [
     Fault(
         38,
         "bff/background.py",
-        "        loop.timer = events.call_later(loop.pause, self._begin, loop)\n",
+        "        loop.timer = asyncio.get_running_loop().call_later(pause, self._begin, loop)\n",
         "",
         "tests/incidents/test_incident_background.py::test_38_loop_that_ends_is_started_again",
+    ),
+    Fault(
+        38,
+        "bff/background.py",
+        _RESTART,
+        f'        self._telemetry.log.error("background_failed", task=loop.task)\n{_RESTART}',
+        "tests/test_background.py::test_failing_log_stops_no_loop",
+    ),
+    Fault(
+        38,
+        "bff/background.py",
+        "loop.beaten - loop.began >= STABLE_SECONDS",
+        "asyncio.get_running_loop().time() - loop.began >= STABLE_SECONDS",
+        "tests/test_background.py::test_loop_that_always_hangs_is_logged_once",
+    ),
+    Fault(
+        38,
+        "bff/replicas/republisher.py",
+        'self._background.start("store_revocations", self._run, deadline=_HUNG_SECONDS)',
+        'self._background.start("store_revocations", self._run)',
+        "tests/incidents/test_incident_background.py::test_38_every_loop_survives_every_end",
+    ),
+    Fault(
+        38,
+        "bff/replicas/republisher.py",
+        "        if not self._running:\n",
+        "        if True:\n",
+        f"{_REPUBLISHER}::test_failure_is_logged_once_however_many_heartbeats_come",
     ),
     Fault(
         38,
@@ -3284,5 +3313,40 @@ FAULTS = [
         "if fds and (len(names) != len(fds) or sorted(names) not in _NAMES):",
         "if False:",
         "tests/server/test_run.py::test_inherited_socket_that_nobody_accepts_on_is_refused",
+    ),
+    Fault(
+        0,
+        "bff/ops/check_upstream.py",
+        "watch=lambda: [PERMITTED],",
+        "watch=list,",
+        "tests/replicas/test_valkey.py::test_check_finds_every_missing_permission",
+    ),
+    Fault(
+        0,
+        "bff/replicas/republisher.py",
+        "                self._begun()\n",
+        "                pass\n",
+        f"{_REPUBLISHER}::test_new_data_is_logged_once_by_each_running_replica",
+    ),
+    Fault(
+        45,
+        "bff/config/typed.py",
+        'rf"(^|[\\s=]){re.escape(name)}(_FILE)?\\s*[=: ]", text, re.IGNORECASE',
+        'rf"^{re.escape(name)}(_FILE)?\\s*[=:]", text',
+        "tests/config/test_typed.py::test_line_of_another_file_is_refused_in_every_setting",
+    ),
+    Fault(
+        0,
+        "bff/ops/tracing.py",
+        '            session.hooks["response"].append(_bound_answer)\n',
+        "",
+        "tests/ops/test_tracing.py::test_collector_delays_and_fills_nothing",
+    ),
+    Fault(
+        0,
+        "bff/telemetry.py",
+        "            if self._repeats(record, seconds, message):\n",
+        "            if False:\n",
+        "tests/test_telemetry.py::test_message_of_a_library_is_written_once_a_minute",
     ),
 ]

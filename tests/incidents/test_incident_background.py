@@ -2,15 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.engines import Engine
+from support.replicas import PATIENT, RealClock, heartbeat
 from support.world import NEW_KEY, OWN_KEY, World
 
+from bff.background import Background, _Loop
 from bff.config import reload
 from bff.config.reload import Watch
+from bff.metrics import BACKGROUND_RESTARTS, BACKGROUND_TASKS
 
 
 async def until(met: Callable[[], object]) -> None:
@@ -34,7 +38,7 @@ async def _return(_: object) -> None:
     return
 
 
-async def _hang(_: object) -> None:
+async def _wait(_: object) -> None:
     await asyncio.sleep(3600)
 
 
@@ -43,7 +47,7 @@ ENDS = {
     "exits": _raise(SystemExit(1)),
     "is interrupted": _raise(KeyboardInterrupt()),
     "returns": _return,
-    "hangs": _hang,
+    "hangs": _wait,
     "is cancelled": None,
 }
 
@@ -95,6 +99,128 @@ async def test_38_loop_that_ends_is_started_again(
     assert (await world.get("chat-1", token=old)).status_code == 401
     failed = [line for line in world.logged() if line["event"] == "background_failed"]
     assert len(failed) == 1, "one line, however often it ended"
+
+
+# -- all loops at once, each killed where it waits
+
+
+class Odd(BaseException):
+    pass
+
+
+Kill = Callable[[Background, _Loop], None]
+
+
+def _inside(make: Callable[[], BaseException]) -> Kill:
+    """Let the future that the loop waits for raise in the code of the loop."""
+
+    def kill(_: Background, loop: _Loop) -> None:
+        task: Any = loop.running
+        while isinstance(task._fut_waiter, asyncio.Task):
+            task = task._fut_waiter
+        task._fut_waiter.set_exception(make())
+
+    return kill
+
+
+def _outside(_: Background, loop: _Loop) -> None:
+    assert loop.running is not None
+    loop.running.cancel()
+
+
+def _hang(background: Background, loop: _Loop) -> None:
+    """Let it not beat for its deadline."""
+    assert loop.checks is not None, f"{loop.task} may hang for ever"
+    assert background._timer is not None
+    loop.silent = round(loop.checks)
+    background._timer.cancel()
+    background._check()
+
+
+DEATHS: dict[str, Kill] = {
+    "value": _inside(lambda: ValueError("s3ntinel")),
+    "system": _inside(lambda: OSError(24, "s3ntinel")),
+    "memory": _inside(MemoryError),
+    "lookup": _inside(KeyError),
+    "recursion": _inside(RecursionError),
+    "late": _inside(TimeoutError),
+    "cancels itself": _inside(asyncio.CancelledError),
+    "exits": _inside(lambda: SystemExit("s3ntinel")),
+    "is interrupted": _inside(KeyboardInterrupt),
+    "is closed": _inside(GeneratorExit),
+    "odd": _inside(lambda: Odd("s3ntinel")),
+    "is cancelled": _outside,
+    "hangs": _hang,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine("valkey", tmp_path_factory.mktemp("store")) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def sharing(store: Engine, tmp_path: Path) -> AsyncIterator[World]:
+    """A gateway that has every loop there is."""
+    store.empty()
+    settings = tmp_path / "bff.toml"
+    settings.write_text(
+        """
+        [[token_sources]]
+        name = "provider"
+        issuer = "https://idp.example.com"
+        audience = "bff"
+        algorithms = "RS256"
+        jwks_url = "https://idp.example.com/keys"
+        """
+    )
+    files = {"BFF_CONFIG": str(settings)}
+    async with World(RealClock(), BFF_STORE_URL=store.url, **PATIENT, **files) as world:
+        world.service.background._restart_seconds = 0.01
+        yield world
+
+
+def waits(loop: _Loop) -> Any:
+    """Return the future that the loop waits for; None if it does not run."""
+    task: Any = loop.running
+    while isinstance(waiter := getattr(task, "_fut_waiter", None), asyncio.Task):
+        task = waiter
+    return waiter
+
+
+@pytest.mark.parametrize("death", DEATHS)
+async def test_38_every_loop_survives_every_end(sharing: World, death: str) -> None:
+    world, background = sharing, sharing.service.background
+    loops = list(background._loops)
+    assert {loop.task for loop in loops} == set(BACKGROUND_TASKS)
+    await until(lambda: all(loop.done or waits(loop) for loop in loops))
+    for loop in loops:
+        if loop.done:  # its work is done: begin it again
+            loop.done = False
+            background._begin(loop)
+    await asyncio.sleep(0)
+    tasks = {loop: loop.running for loop in loops}
+    waited = {loop: waits(loop) for loop in loops}
+
+    for loop in loops:
+        DEATHS[death](background, loop)
+    await until(lambda: all(loop.done or waits(loop) not in (None, waited[loop]) for loop in loops))
+    # Some loops catch some failures, as the listener of the store does.
+    ended = {loop.task for loop in loops if loop.running is not tasks[loop]}
+    counts, log = world.telemetry.counts, world.log.getvalue()
+    assert {task for task in BACKGROUND_TASKS if counts[BACKGROUND_RESTARTS, task]} == ended
+    assert ended >= {"settings_watch", "loop_lag", "streams", "listeners"}
+    failed = [line["task"] for line in world.logged() if line["event"] == "background_failed"]
+    assert sorted(failed) == sorted(set(failed)), "one line of each"
+    assert set(failed) == ended
+    assert "s3ntinel" not in log
+
+    await heartbeat(world)
+    assert (await world.ops.post("/revocations", json={"jti": "gone"})).status_code == 200
+    token = world.token({"read": "sessions:chat-1"}, jti="gone")
+    assert (await world.get("chat-1", token=token)).status_code == 401
+    assert (await world.get("chat-1")).status_code == 200
 
 
 async def test_38_stopped_loop_shows_in_readiness(

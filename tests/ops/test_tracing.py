@@ -2,17 +2,21 @@
 
 import asyncio
 import gzip
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.raw_upstream import certificate
 from support.world import (
     FRIENDLY,
+    OFF,
     OWN_KEY,
     PATH,
     PATIENCE,
@@ -220,3 +224,95 @@ async def test_spans_that_are_not_sent_are_counted(
             assert lost in (await world.ops.get("/metrics")).text
     finally:
         free.set()
+
+
+def _refuse(_: socket.socket) -> None:
+    pass
+
+
+def _answering(head: bytes, body: bytes = b"") -> Callable[[socket.socket], None]:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n" + body)
+
+    return answer
+
+
+def _answer_without_end(connection: socket.socket) -> None:
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    for _ in range(1024):
+        connection.sendall(bytes(65536))
+    raise AssertionError("64 MiB were read")
+
+
+def _hang(connection: socket.socket) -> None:
+    connection.settimeout(PATIENCE)
+    while connection.recv(65536):
+        pass
+
+
+COLLECTORS: dict[str, Callable[[socket.socket], None]] = {
+    "closes at once": _refuse,
+    "fails": _answering(b"500 x\r\ncontent-length: 0"),
+    "limits": _answering(b"429 x\r\nretry-after: 3600\r\ncontent-length: 0"),
+    "is away": _answering(b"503 x\r\nretry-after: 3600\r\ncontent-length: 0"),
+    "closes in its answer": _answering(b"200 OK\r\ncontent-length: 100", b"half"),
+    "is no HTTP server": _answering(b"\xff\x00 OK"),
+    "answers without end": _answer_without_end,
+    "hangs": _hang,
+}
+
+
+@pytest.mark.parametrize("collector", [*COLLECTORS, "speaks TLS", "has no address"])
+async def test_collector_delays_and_fills_nothing(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, collector: str
+) -> None:
+    """The queue is bounded, the end waits for its seconds only, and 64 MiB are not read."""
+    monkeypatch.setattr("bff.ops.tracing.MAX_SPANS", 16)
+    monkeypatch.setattr("bff.ops.tracing.CLOSE_SECONDS", 0.2)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    failures: list[BaseException] = []
+    ended = threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+    context = certificate(tmp_path, "own") if collector == "speaks TLS" else None
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            try:
+                if context:
+                    connection = context.wrap_socket(connection, server_side=True)
+                COLLECTORS.get(collector, _refuse)(connection)
+            except OSError:
+                pass
+            except AssertionError as exc:
+                failures.append(exc)
+            finally:
+                connection.close()
+                ended.set()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    scheme = "https" if context else "http"
+    host = "no-such-host.invalid" if collector == "has no address" else "127.0.0.1"
+    endpoint = f"{scheme}://{host}:{server.getsockname()[1]}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    world = World(clock, **OFF)
+    world.tracing = tracing = Tracing()
+    async with world:
+        for _ in range(30):
+            assert (await world.get("chat-1")).status_code == 200
+            await asyncio.sleep(0.005)
+            assert tracing._waiting <= 16
+        ends = asyncio.get_running_loop().time() + 20
+    assert asyncio.get_running_loop().time() < ends
+    if collector == "answers without end":
+        await asyncio.to_thread(ended.wait, PATIENCE)
+    server.close()
+    assert not failures
+    if collector not in ("answers without end", "closes in its answer"):  # their status is 200
+        assert tracing.lost

@@ -3,9 +3,10 @@
 import time
 
 import pytest
-from support.replicas import Replicas, heartbeat, until
+from support.replicas import Replicas, events, heartbeat, until
 from support.world import OFF
 
+from bff.metrics import BACKGROUND_RESTARTS
 from bff.replicas import keys
 from bff.replicas.republisher import Republisher, _parse
 from bff.tokens.revocations import parse
@@ -137,3 +138,42 @@ async def test_turn_that_no_gateway_began_ends_at_once(
     await heartbeat(world)
 
     await until(lambda: marker(replicas).startswith("complete "))
+
+
+async def test_new_data_is_logged_once_by_each_running_replica(replicas: Replicas) -> None:
+    worlds = await replicas.several(2, **OFF)
+    assert not any(events(world, "store_data_begun") for world in worlds)
+
+    replicas.engine.empty()
+    replicas.engine.execute("DEL", keys.MARKER)
+    for _ in range(3):
+        await heartbeat(*worlds)
+    for world in worlds:
+        await until(lambda world=world: events(world, "store_data_begun"))
+    worlds.append(await replicas.add(**OFF))
+    await heartbeat(*worlds)
+    logged = [[line["level"] for line in events(world, "store_data_begun")] for world in worlds]
+    assert logged == [["warning"], ["warning"], []]
+
+
+async def test_failure_is_logged_once_however_many_heartbeats_come(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of loops begins it again, with its pauses; a heartbeat does not."""
+    (world,) = await replicas.several(1, **OFF)
+    republisher: Republisher = world.service.sharing.store.republisher
+    agree, world.service.background._restart_seconds = republisher._key.agree, 0.001
+
+    async def fail() -> None:
+        raise ValueError
+
+    monkeypatch.setattr(republisher._key, "agree", fail)
+    republisher._confirmed = None
+    restarts, key = world.telemetry.counts, (BACKGROUND_RESTARTS, "store_revocations")
+    for number in range(1, 4):
+        await heartbeat(world)
+        await until(lambda number=number: restarts[key] >= number)
+    assert len(events(world, "background_failed")) == 1
+
+    monkeypatch.setattr(republisher._key, "agree", agree)
+    await until(lambda: republisher._confirmed == marker(replicas).encode())

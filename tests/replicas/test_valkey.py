@@ -10,14 +10,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from support.engines import ENGINES, Cluster, Engine, free_port
-from support.replicas import PATIENT, RealClock, Relay, Replicas, events, purge, until, written
+from support.replicas import (
+    PATIENT,
+    RealClock,
+    Relay,
+    Replicas,
+    contents,
+    events,
+    purge,
+    until,
+    written,
+)
 from support.world import (
     FRIENDLY,
     PATIENCE,
@@ -35,6 +45,9 @@ from support.world import until as wait_until
 from bff.config import reader, settings
 from bff.demo.upstream import session
 from bff.limits.budget import Budget
+from bff.ops.check import Finding, Result
+from bff.ops.check_upstream import UpstreamChecker
+from bff.replicas.keys import REPLICAS
 from bff.replicas.valkey import ClientFactory, StoreAddress, StoreError
 
 FLEET = Path(__file__).parent.parent.parent / "docs" / "FLEET.md"
@@ -368,6 +381,32 @@ async def test_certificate_is_checked_alike_in_every_python(
     connection = node.connection_class(**node.connection_kwargs)
     assert not connection.ssl_context.get().verify_flags & ssl.VERIFY_X509_STRICT
     assert connection.ssl_context.get().check_hostname is True
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_check_finds_every_missing_permission(tmp_path: Path, kind: str) -> None:
+    """Permissions of an earlier version let a gateway connect, and fail later."""
+    with Engine(kind, tmp_path) as engine:
+        url = engine.url.replace("//", "//gateway:s3ntinel@")
+        loaded = reader.load(environ(BFF_STORE_URL=url, **PATIENT))
+        commands = documented_commands()
+
+        async def check(allowed: set[str]) -> Finding:
+            engine.execute(
+                *("ACL", "SETUSER", "gateway", "reset", "on", ">s3ntinel", "~bff1:*", "-@all"),
+                *(f"+{name.lower()}" for name in allowed),
+            )
+            async with aclosing(UpstreamChecker(loaded, RealClock())) as checker:
+                (finding,) = [one async for one in checker.store()]
+            return finding
+
+        before = contents(engine)
+        assert (await check(commands)).result is Result.OK
+        assert contents(engine).keys() - before.keys() <= {REPLICAS.encode()}
+        for missing in commands - {"SELECT"}:  # this address names no database
+            finding = await check(commands - {missing})
+            assert finding.result is Result.PROBLEM, missing
+            assert "does not permit a command that the gateway needs" in finding.text, missing
 
 
 # -- clusters

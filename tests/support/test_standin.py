@@ -130,6 +130,7 @@ def test_stand_in_answers_as_the_real_store(
         changed=lambda _: None,
         revocations=lambda: (),
         waits=lambda: None,
+        begun=lambda: None,
         random=os.urandom,
     )
     real.key.secrets = [b"secret"]
