@@ -347,8 +347,7 @@ def _own_type(chunk: object) -> str | None:
     if isinstance(chunk, dict):
         if "type" in chunk:
             return _own(chunk)
-        if chunk.keys() <= _ENVELOPE:  # an envelope in an envelope
-            inner = chunk.values()
+        inner = [chunk[key] for key in chunk.keys() & _ENVELOPE]  # an envelope in an envelope
     elif isinstance(chunk, list):
         inner = [one for one in chunk if isinstance(one, (dict, list, str))]
     if any(_own_type(one) is not None for one in inner):

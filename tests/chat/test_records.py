@@ -148,6 +148,10 @@ SENTINELS = {
         record(body={"data": [LEGACY]}), record(body=[[LEGACY]]), record(body=[json.dumps(LEGACY)])
     ),
     "legacy record in an envelope twice": batch(record(body={"data": {"data": LEGACY}, "id": "p"})),
+    "envelope in an envelope with another key": batch(
+        record(body={"data": {"data": LEGACY, "time": 1}, "id": "p"}),
+        record(body={"data": [{"data": json.dumps(LEGACY), "time": 1}]}),
+    ),
     "envelope in a string": batch(record(body=json.dumps({"data": LEGACY, "id": "p"}))),
     "type in other letters": batch(record(body={"data": LEGACY | {"type": " Trigger:Turn"}})),
     "id of the SDK's own control": batch(record(body={"data": {"type": "trigger:", "id": TOKEN}})),

@@ -2708,6 +2708,27 @@ FAULTS = [
     ),
     Fault(
         0,
+        "bff/upstream/chats.py",
+        "        finally:\n            if stream is not None:\n                stream.abort()\n",
+        "        finally:\n            pass\n",
+        "tests/server/test_aborts.py::test_upstream_that_leaves_at_any_byte_leaves_nothing",
+    ),
+    Fault(
+        0,
+        "bff/upstream/pool.py",
+        "        except BaseException as exc:\n            connection.abort()\n",
+        "        except BaseException as exc:\n",
+        "tests/server/test_aborts.py::test_upstream_that_leaves_at_any_byte_leaves_nothing",
+    ),
+    Fault(
+        0,
+        "bff/chat/records.py",
+        "for key in chunk.keys() & _ENVELOPE]",
+        "for key in chunk if chunk.keys() <= _ENVELOPE]",
+        f"{_RECORDS}::test_tokens_of_upstream_never_pass",
+    ),
+    Fault(
+        0,
         "bff/chat/records.py",
         "if isinstance(id_, str) and _SHORT_ID.fullmatch(id_):",
         "if isinstance(id_, str):",
