@@ -1960,6 +1960,13 @@ FAULTS = [
     ),
     Fault(
         52,
+        "bff/replicas/heartbeat.py",
+        " and (began := loop.time()) < ends:",
+        " and (began := loop.time()):",
+        "tests/replicas/test_heartbeat.py::test_busy_process_finds_a_frozen_store_late",
+    ),
+    Fault(
+        52,
         "bff/replicas/connection.py",
         "_MAX_TURNS: Final = 32",
         "_MAX_TURNS: Final = 1000",

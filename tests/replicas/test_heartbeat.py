@@ -4,6 +4,8 @@ import asyncio
 import time
 from typing import Any
 
+from support.virtual_time import VirtualLoop, run
+
 from bff.replicas.heartbeat import HeartbeatLink
 
 PING: list[tuple[Any, ...]] = [("PING",)]
@@ -62,6 +64,30 @@ async def test_busy_process_does_not_make_a_heartbeat_late() -> None:
     assert await link.beat(PING, 0.02) == [b"PONG"]
     await busy
     await link.close()
+
+
+def test_busy_process_finds_a_frozen_store_late() -> None:
+    """Until then each request waits for the store, and the loop of heartbeats must not hang."""
+
+    async def history() -> float:
+        link, clients = linked()
+        clients.seconds = 3600.0
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def work() -> None:
+            """Take 60 ms in each iteration of the loop, as a process without spare time does."""
+            loop.selector.now += 0.06
+            if loop.time() < 60.0:
+                loop.call_soon(work)
+
+        work()
+        assert await link.beat(PING, 0.025) is None
+        took = loop.time()
+        await link.close()
+        return took
+
+    assert run(history) < 2.0
 
 
 async def _block(until: float) -> None:
