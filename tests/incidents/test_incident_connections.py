@@ -57,11 +57,16 @@ def test_39_unknown_child_does_not_end_the_supervisor(upstream: running_upstream
 
 def test_81_long_connections_are_shared_by_all_workers(upstream: running_upstream) -> None:
     with running_workers(upstream, 4) as gateway:
-        opened = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(64)]
+        opened: list[socket.socket] = []
         try:
-            until(lambda: sum(by_worker(gateway, "bff_connections")) >= 64)
-            shares = by_worker(gateway, "bff_connections")
-            assert min(shares) >= 8, shares
+            # A worker that the machine pauses gets nothing of a burst, and most of the next one.
+            for _ in range(3):
+                opened += [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(64)]
+                until(lambda n=len(opened): sum(by_worker(gateway, "bff_connections")) >= n)
+                shares = by_worker(gateway, "bff_connections")
+                if min(shares) >= len(opened) / 8:
+                    break
+            assert min(shares) >= len(opened) / 8, shares
         finally:
             for connection in opened:
                 connection.close()
