@@ -1302,7 +1302,7 @@ FAULTS = [
         "bff/server/accept.py",
         "        if self._worker is None:\n            for _",
         "        if True:\n            for _",
-        "tests/incidents/test_incident_connections.py::test_81_long_connections_are_shared_by_all_workers",
+        "tests/server/test_accept.py::test_workers_share_connections_evenly",
     ),
     Fault(
         39,
