@@ -17,8 +17,9 @@ _BUSY_SECONDS: Final = 0.005
 _IDLE_WAKE_UPS: Final = 3
 """Wake-ups in time, in a row, after which an unanswered heartbeat is late. Before that the process
 may be busy, and the answer unread."""
-_MAX_WAKE_UPS: Final = 500
-"""Most wake-ups that a heartbeat waits for. After them it is late even in a busy process."""
+_MAX_BUSY_SECONDS: Final = 1.0
+"""Longest time in seconds that a heartbeat waits for those wake-ups. After it the heartbeat is late
+even in a busy process: until then, each request waits for a store that may be frozen."""
 
 
 class HeartbeatLink(ClientLink):
@@ -39,12 +40,11 @@ class HeartbeatLink(ClientLink):
             self.send([(command, results.append) for command in commands])
         )
         await asyncio.wait([beating], timeout=timeout)
-        loop, idle, wake_ups = asyncio.get_running_loop(), 0, 0
-        while not beating.done() and idle < _IDLE_WAKE_UPS and wake_ups < _MAX_WAKE_UPS:
-            began = loop.time()
+        loop, idle = asyncio.get_running_loop(), 0
+        ends = loop.time() + _MAX_BUSY_SECONDS
+        while not beating.done() and idle < _IDLE_WAKE_UPS and (began := loop.time()) < ends:
             await asyncio.sleep(GRACE_SECONDS)
             idle = idle + 1 if loop.time() - began < _BUSY_SECONDS else 0
-            wake_ups += 1
         return results if beating.done() else None
 
     async def close(self) -> None:

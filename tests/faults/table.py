@@ -1331,7 +1331,7 @@ FAULTS = [
         "bff/server/accept.py",
         "        if self._worker is None:\n            for _",
         "        if True:\n            for _",
-        "tests/incidents/test_incident_connections.py::test_81_long_connections_are_shared_by_all_workers",
+        "tests/server/test_accept.py::test_workers_share_connections_evenly",
     ),
     Fault(
         39,
@@ -1986,6 +1986,13 @@ FAULTS = [
         "            self._requests.must_reconnect = True\n            self.check()\n",
         "            self._fail(failed[0][1])\n",
         f"{_RETURNS}::test_52_a_late_answer_leaves_the_store_up",
+    ),
+    Fault(
+        52,
+        "bff/replicas/heartbeat.py",
+        " and (began := loop.time()) < ends:",
+        " and (began := loop.time()):",
+        "tests/replicas/test_heartbeat.py::test_busy_process_finds_a_frozen_store_late",
     ),
     Fault(
         52,

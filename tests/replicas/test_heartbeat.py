@@ -1,8 +1,9 @@
 """Heartbeats: what counts as late."""
 
 import asyncio
-import time
 from typing import Any
+
+from support.virtual_time import VirtualLoop, run
 
 from bff.replicas.heartbeat import HeartbeatLink
 
@@ -54,18 +55,38 @@ async def test_heartbeat_without_an_answer_in_time_is_late() -> None:
     await link.close()
 
 
-async def test_busy_process_does_not_make_a_heartbeat_late() -> None:
-    link, clients = linked()
-    clients.seconds = 0.05
-    busy = asyncio.create_task(_block(until=time.monotonic() + 0.15))
+def busy(seconds: float, until: float) -> None:
+    """Take *seconds* in each iteration of the loop, as a process without spare time does."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.selector.now += seconds
+    if loop.time() < until:
+        loop.call_soon(busy, seconds, until)
 
-    assert await link.beat(PING, 0.02) == [b"PONG"]
-    await busy
-    await link.close()
+
+def test_busy_process_does_not_make_a_heartbeat_late() -> None:
+    async def history() -> None:
+        link, clients = linked()
+        clients.seconds = 0.05
+        busy(0.01, until=0.15)
+
+        assert await link.beat(PING, 0.02) == [b"PONG"]
+        await link.close()
+
+    run(history)
 
 
-async def _block(until: float) -> None:
-    """Block the event loop again and again, so that it wakes up late."""
-    while time.monotonic() < until:
-        time.sleep(0.01)  # noqa: ASYNC251  it blocks on purpose
-        await asyncio.sleep(0)
+def test_busy_process_finds_a_frozen_store_late() -> None:
+    """Until then each request waits for the store, and the loop of heartbeats must not hang."""
+
+    async def history() -> float:
+        link, clients = linked()
+        clients.seconds = 3600.0
+        busy(0.06, until=60.0)
+
+        assert await link.beat(PING, 0.025) is None
+        took = asyncio.get_running_loop().time()
+        await link.close()
+        return took
+
+    assert run(history) < 2.0

@@ -261,7 +261,7 @@ def test_workers_share_limits_and_dead_ones_are_replaced(engine: Engine) -> None
         def ask() -> int:
             url = gateway.url + PATH + "chat-1"
             # On a new connection, so that either worker may answer.
-            return httpx2.get(url, headers={"authorization": f"Bearer {token}"}).status_code
+            return http.get(url, headers={"authorization": f"Bearer {token}"}).status_code
 
         statuses = Counter(ask() for _ in range(80))
         assert statuses == {200: 60, 429: 20}, "counted together"

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx2
 import pytest
 from support.engines import Engine
 from support.hostile import eventually
@@ -22,6 +21,7 @@ from support.world import (
     Gateway,
     World,
     claims,
+    http,
     read,
     running_upstream,
     sign,
@@ -80,7 +80,7 @@ def test_processes_and_workers_introspect_a_token_once(engine: Engine) -> None:
             statuses = set(pool.map(lambda n: status(gateways[n % 2], token), range(64)))
 
         sent = [seen.header("authorization") for seen in upstream.seen]
-        metrics = [httpx2.get(gateway.ops_url + "/metrics").text for gateway in gateways]
+        metrics = [http.get(gateway.ops_url + "/metrics").text for gateway in gateways]
     assert statuses == {200}
     assert sent.count(f"Bearer {token}") == 1
     used = re.findall(
@@ -110,17 +110,17 @@ class Pair:
 
     def post(self, **body: object) -> int:
         """Revoke at the first gateway."""
-        return httpx2.post(self.gateways[0].ops_url + "/revocations", json=body).status_code
+        return http.post(self.gateways[0].ops_url + "/revocations", json=body).status_code
 
 
 def status(gateway: Gateway, token: str, id_: str = "chat-1") -> int:
     headers = {"authorization": f"Bearer {token}"}
-    return httpx2.get(gateway.url + PATH + id_, headers=headers).status_code
+    return http.get(gateway.url + PATH + id_, headers=headers).status_code
 
 
 def listed(gateway: Gateway, token: str) -> tuple[int, list[str]]:
     headers = {"authorization": f"Bearer {token}"}
-    response = httpx2.get(gateway.url + PATH.rstrip("/"), headers=headers)
+    response = http.get(gateway.url + PATH.rstrip("/"), headers=headers)
     return response.status_code, [one["externalId"] for one in response.json().get("data", [])]
 
 

@@ -21,6 +21,7 @@ from support.rawsockets import request
 from support.world import (
     FRIENDLY,
     KEPT,
+    OFF,
     ORIGIN,
     PATH,
     PATIENCE,
@@ -251,9 +252,7 @@ def test_upstream_gets_one_encoded_segment_or_no_request(
         assert segment == quote(id_, safe="")
 
 
-def test_500_browsers_of_a_cold_session_cause_one_load(
-    gateway: Gateway, upstream: running_upstream
-) -> None:
+def test_500_browsers_of_a_cold_session_cause_one_load(upstream: running_upstream) -> None:
     """All are in flight at once, and half of the callers have no access."""
     upstream.app.environments[0].add(session(50, "chat-cold"))
 
@@ -261,7 +260,7 @@ def test_500_browsers_of_a_cold_session_cause_one_load(
         await asyncio.sleep(0.3)
         return None
 
-    async def status(token: str) -> int:
+    async def status(gateway: Gateway, token: str) -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(request(PATH + "chat-cold", "Connection: close", token=token))
         answer = await reader.read()
@@ -269,16 +268,18 @@ def test_500_browsers_of_a_cold_session_cause_one_load(
         await writer.wait_closed()
         return int(answer.split()[1])
 
-    async def all_statuses() -> list[int]:
+    async def all_statuses(gateway: Gateway) -> list[int]:
         named = gateway.token(*read("chat-cold"))
         unnamed = [gateway.token(*read("chat-1")), gateway.token(*read(FRIENDLY["chat-2"]))]
         tokens = [named, unnamed[0], named, unnamed[1]] * 125
-        return await asyncio.gather(*map(status, tokens))
+        return await asyncio.gather(*(status(gateway, token) for token in tokens))
 
     upstream.app.override = slow
     before = len(upstream.seen)
     try:
-        statuses = asyncio.run(all_statuses())
+        # A busy machine needs longer for 500 requests than the usual copy is fresh.
+        with Gateway(upstream.port, **OFF, BFF_CACHE_TTL="60") as gateway:
+            statuses = asyncio.run(all_statuses(gateway))
     finally:
         upstream.app.override = None
 

@@ -1,8 +1,9 @@
 """Processes of `bff`, forked from one that has imported the code.
 
 Hundreds of tests start a gateway, and the imports are half of the CPU time of a start. Each test
-process has one such parent, which ends with it. A child differs from `python -m bff` in what
-`/proc` shows as its command and first environment; a test of these starts `Executed`.
+process has one such parent. It ends with the test process, and ends what that has left running. A
+child differs from `python -m bff` in what `/proc` shows as its command and first environment; a
+test of these starts `Executed`.
 """
 
 import atexit
@@ -40,7 +41,9 @@ class Forked:
         with _asking:
             parent = _parent()
             socket.send_fds(parent, [json.dumps(request).encode()], [written, report])
-            self.pid = int(parent.recv(16))
+            answer = parent.recv(16)
+        assert answer, "the process that forks has ended"
+        self.pid = int(answer)
         os.close(written)
         os.close(report)
 
@@ -93,12 +96,14 @@ def _parent() -> socket.socket:
 
 def _fork_on_request(requests: socket.socket) -> list[str]:
     """Fork for each request, and report each end; in a child, return its arguments."""
-    asked = requests.fileno()
     ends: dict[int, tuple[int, int]] = {}
+    events = select.poll()  # the test process may have had more files than `select` takes
+    events.register(requests, select.POLLIN)
     arguments: list[str]
     while True:
-        for file in select.select([asked, *ends], [], [])[0]:
+        for file, _ in events.poll():
             if file in ends:
+                events.unregister(file)
                 pid, report = ends.pop(file)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with contextlib.suppress(BrokenPipeError):  # the test does not wait for it
@@ -107,13 +112,18 @@ def _fork_on_request(requests: socket.socket) -> list[str]:
                 os.close(file)
                 continue
             data, files, *_ = socket.recv_fds(requests, _LONGEST, 2)
-            if not data:  # the tests have ended
+            if not data:  # the tests have ended, or their process was killed
+                for end, (pid, _) in ends.items():
+                    signal.pidfd_send_signal(end, signal.SIGKILL)
+                    os.waitpid(pid, 0)
                 sys.exit()
             output, report = files
             arguments, environment, folder = json.loads(data)
             if pid := os.fork():
                 os.close(output)
-                ends[os.pidfd_open(pid)] = pid, report
+                end = os.pidfd_open(pid)
+                ends[end] = pid, report
+                events.register(end, select.POLLIN)
                 requests.send(str(pid).encode())
                 continue
             requests.close()
