@@ -32,6 +32,7 @@ from bff.commands import (
     revoke,
     status,
     token,
+    url_option,
 )
 from bff.config import reader
 from bff.config.reload import wait_for_settings
@@ -339,7 +340,7 @@ def _nothing() -> None:
 
 @main.command()
 @click.option("--probe", is_flag=True, help="Also test the secret key upstream, and the store.")
-@click.option("--url", help="With --probe: also test the gateway at this address, as browsers do.")
+@url_option
 @click.option("--session", help="With --probe: the id of an existing session to test with.")
 def check(probe: bool, url: str | None, session: str | None) -> None:
     """Show the settings and every problem with its remedy.
@@ -348,8 +349,6 @@ def check(probe: bool, url: str | None, session: str | None) -> None:
     """
     if (url or session) and not probe:
         raise click.UsageError("--url and --session need --probe")
-    if url and not url.startswith(("https://", "http://")):
-        raise click.UsageError("--url begins with https:// or http://")
     try:
         settings = reader.load(read_environ())
     except SettingsError as exc:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -65,8 +66,28 @@ def _is_of_output(exc: BaseException) -> bool:
     return frame.f_code is click.echo.__code__
 
 
+class Command(click.Command):
+    """A command that takes each option once, unless the option is repeatable.
+
+    If an option were given twice, click would use the last value alone: one revocation would be
+    missing, or a token would name another person.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse a repeated option."""
+        if not ctx.resilient_parsing:  # while a shell completes, a word may be missing
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            for option in given:
+                once = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
+                if once and given.count(option) > 1:
+                    raise click.UsageError(f"Give {option.opts[0]} once", ctx)
+        return super().parse_args(ctx, args)
+
+
 class Commands(click.Group):
     """The commands of `bff`."""
+
+    command_class = Command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; if its output cannot be written, say so in one line."""
@@ -93,12 +114,37 @@ def _session_ids(*ids: str) -> tuple[str, ...]:
     return ids
 
 
+def _browser_url(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
+    """Refuse an address that no browser uses, or that holds a password."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("https", "http") and parts.hostname and parts.port != 0
+    except ValueError:  # a port beyond 65535, a bracket without its other half
+        usable = False
+    if not usable:
+        raise click.UsageError(
+            "--url begins with https:// or http://, then a host, and a port if need be"
+        )
+    if "@" in parts.netloc:
+        raise click.UsageError("--url has no user and no password: browsers send none")
+    return url
+
+
+url_option = click.option(
+    "--url",
+    callback=_browser_url,
+    help="With --probe: also test the gateway at this address, as browsers do.",
+)
+
+
 def _renamed(_: click.Context, __: click.Parameter, used: bool) -> None:
     if used:
         raise click.UsageError("bff token --revoke is renamed to bff revoke")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--session", "sessions", multiple=True, help="Id of a session to allow; repeatable.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
 @click.option(
@@ -186,20 +232,18 @@ def _environment(settings: Settings, name: str | None) -> EnvironmentSettings:
     return environments[name]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--session", "sessions", multiple=True, help="Session, by either id; repeatable.")
 @click.argument("more", nargs=-1, metavar="[ID]...")
-@revoke_.option_once(
-    "--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub."
-)
-@revoke_.option_once("--jti", metavar="ID", help="The one token with this id.")
-@revoke_.option_once(
+@click.option("--actor", "subject", metavar="SUBJECT", help="Tokens with this act.sub or sub.")
+@click.option("--jti", metavar="ID", help="The one token with this id.")
+@click.option(
     "--issued-before",
     type=float,
     metavar="SECONDS",
     help="Only tokens issued before this moment (Unix seconds; default: now). Alone: all such.",
 )
-@revoke_.option_once(
+@click.option(
     "--ttl",
     type=float,
     metavar="SECONDS",
@@ -234,7 +278,7 @@ def revoke(
         click.echo(_at_ops_port(ops, partial(revoke_.revoke, body=one, undo=undo)))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--watch", is_flag=True, help="Refresh it; the default on a terminal.")
 @click.option("--once", is_flag=True, help="Print it once, also on a terminal.")
 @_ops_option

@@ -1,31 +1,14 @@
 """Sends, lists and undoes revocations at the ops port of a running gateway (`bff revoke`)."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
-
-import click
+from typing import Any, Final
 
 from bff.ops.client import confirm
 
 PATH: Final = "/revocations"
 _KINDS: Final = ("jti", "session", "subject")
-T = TypeVar("T", bound=Callable[..., Any])
-
-
-def option_once(*names: str, **settings: Any) -> Callable[[T], T]:
-    """Declare an option that may be given once.
-
-    If it were given twice, click would use the last value alone: one revocation would be missing.
-    """
-
-    def once(_: click.Context, parameter: click.Parameter, values: Sequence[Any]) -> Any:
-        if len(values) > 1:
-            raise click.UsageError(f"Give {parameter.opts[0]} once; repeat the command for another")
-        return values[0] if values else None
-
-    return click.option(*names, multiple=True, callback=once, **settings)
 
 
 def revoke(host: str, port: int, body: Mapping[str, Any], *, undo: bool) -> str:

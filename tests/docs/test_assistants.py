@@ -46,6 +46,11 @@ async def test_described_events_are_those_of_a_stream(world: World) -> None:
 
     described = [kind["properties"]["event"]["const"] for kind in kinds]
     assert re.findall(r"`(\w+)`", names) == described
+    schemas = document["components"]["schemas"]
+    for name, schema in (("gone", "LiveGone"), ("end", "LiveEnd")):
+        (member,) = schemas[schema]["properties"]
+        assert f'of `{name}` `{{"{member}": …}}`' in PAGE
+    assert not schemas["LiveSessions"]["properties"].keys() - {"data", "unavailable"}
 
 
 def test_requests_errors_and_settings_are_those_of_the_code() -> None:

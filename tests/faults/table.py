@@ -2284,8 +2284,8 @@ FAULTS = [
     ),
     Fault(
         67,
-        "bff/ops/revoke.py",
-        "if len(values) > 1:",
+        "bff/commands.py",
+        "if once and given.count(option) > 1:",
         "if False:",
         f"{_RETURNS}::test_67_command_with_a_repeated_option_is_refused",
     ),

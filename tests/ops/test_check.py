@@ -125,7 +125,10 @@ def test_unreachable_address_is_a_problem_with_its_reason(
         (f"https://127.0.0.1:{upstream.port}", "unavailable: TLS with it fails"),
     ):
         assert f"{url} does not answer ({reason})" in check(live, "--probe", "--url", url).stdout
-    for wrong in ("localhost:8787", "app.example.com"):
+    for wrong in ("localhost:8787", "app.example.com", "http://", "http://[::1", "http://a:99999"):
         done = check(live, "--probe", "--url", wrong)
         assert "--url begins with https:// or http://" in done.stderr
         assert done.returncode == 2
+    done = check(live, "--probe", "--url", "https://ann:url-password-sentinel@app.example.com")
+    assert (done.returncode, "--url has no user" in done.stderr) == (2, True)
+    assert "sentinel" not in done.stdout + done.stderr
