@@ -18,6 +18,8 @@ CHECK_SECONDS: Final = 0.5
 """Seconds between two checks of all streams: what the process has learned ends them in a second."""
 CHECKED_AT_ONCE: Final = 200
 """Streams that are checked before other work gets its turn."""
+_SHUTTING_DOWN: Final = "The gateway is shutting down; open the stream again shortly"
+_ALL_IN_USE: Final = "All streams of the gateway are in use; retry shortly"
 _SPREAD_STEPS: Final = 50
 """Steps in which the streams of a process that stops are ended."""
 
@@ -93,7 +95,11 @@ class StreamRegistry(Generic[StreamT]):
         Raises:
             Refused: ``overloaded`` or ``too_many_streams``.
         """
-        if self._draining or len(self._open) >= bounds.streams or self.is_memory_full():
+        if self._draining:
+            raise Refused("overloaded", _SHUTTING_DOWN, retry_after=1.0)
+        if len(self._open) >= bounds.streams:
+            raise Refused("overloaded", _ALL_IN_USE, retry_after=1.0)
+        if self.is_memory_full():
             raise Refused("overloaded", retry_after=1.0)
         share = max(1, bounds.streams // ADDRESS_SHARE)
         if self._by_caller[caller] >= bounds.streams_per_caller or (

@@ -10,7 +10,7 @@ import pytest
 from support.world import Clock
 
 from bff import metrics
-from bff.errors import Refused
+from bff.errors import Refusal, Refused
 from bff.stream_registry import CHECKED_AT_ONCE, Bounds, StreamRegistry
 from bff.telemetry import LINES_PER_SECOND, Telemetry
 
@@ -41,13 +41,18 @@ def streams(clock: Clock, log: io.StringIO) -> StreamRegistry[Stream]:
     return Streams(Telemetry(log), lambda: clock.now)
 
 
-def refused(streams: StreamRegistry[Stream], **of: Any) -> str | None:
+def refused(streams: StreamRegistry[Stream], **of: Any) -> Refusal | None:
     bounds = Bounds(streams=8, streams_per_caller=2)
     try:
         streams.refuse(bounds, **{"caller": "new", "address": "192.0.2.9"} | of)
     except Refused as refusal:
-        return refusal.refusal.code
+        return refusal.refusal
     return None
+
+
+def code(streams: StreamRegistry[Stream], **of: Any) -> str | None:
+    refusal = refused(streams, **of)
+    return refusal.code if refusal else None
 
 
 def test_each_bound_refuses(streams: StreamRegistry[Stream]) -> None:
@@ -55,15 +60,15 @@ def test_each_bound_refuses(streams: StreamRegistry[Stream]) -> None:
     streams.add(one)
     streams.add(two)
 
-    assert refused(streams) is None
-    assert refused(streams, caller="ann") == "too_many_streams"
-    assert refused(streams, address="192.0.2.1") == "too_many_streams"
-    assert refused(streams, address="192.0.2.1", is_proxy=True) is None
+    assert code(streams) is None
+    assert code(streams, caller="ann") == "too_many_streams"
+    assert code(streams, address="192.0.2.1") == "too_many_streams"
+    assert code(streams, address="192.0.2.1", is_proxy=True) is None
     for _ in range(6):
         streams.add(Stream(caller="others", address="192.0.2.2"))
-    assert refused(streams) == "overloaded"
+    assert code(streams) == "overloaded"
     streams.remove(one, "browser")
-    assert refused(streams, caller="ann") is None
+    assert code(streams, caller="ann") is None
 
 
 def test_check_ends_and_leaves_turns(streams: StreamRegistry[Stream]) -> None:
@@ -83,7 +88,8 @@ async def test_drain_refuses_and_ends_all(streams: StreamRegistry[Stream]) -> No
     await streams.drain(0.0)
 
     assert all(stream.ends[0] == "shutdown" for stream in opened)
-    assert refused(streams) == "overloaded"
+    assert (refusal := refused(streams)) is not None
+    assert (refusal.code, "is shutting down" in refusal.text) == ("overloaded", True)
 
 
 def test_log_tells_the_reason_of_each_end_and_stays_small(

@@ -2758,8 +2758,8 @@ FAULTS = [
     Fault(
         0,
         "bff/stream_registry.py",
-        " or self.is_memory_full():",
-        ":",
+        "if self.is_memory_full():",
+        "if False:",
         f"{_STREAM_BYTES}::test_stream_is_refused_while_memory_is_full",
     ),
     Fault(

@@ -317,12 +317,14 @@ async def peeked(it: Leaving, _: str, cut: int) -> None:
     it.upstream.answers["out"] = ANSWERS["out"][:cut]
     it.upstream.ends = {"out": it._end}
     chat = it.side.world.service.gateway.config.environments["default"].chat
-    if cut >= len(EVENT_HEAD):
-        assert await chat.peek("chat-1") is False
-        return
-    with pytest.raises(UpstreamError) as raised:
-        await chat.peek("chat-1")
-    assert raised.value.code == it.code
+    record = ANSWERS["out"].index(b'"seq_num"') + len(b'"seq_num"')
+    for has_record, known in ((True, len(EVENT_HEAD)), (False, record)):
+        if cut >= known:
+            assert await chat.peek("chat-1", has_record=has_record) is False
+            continue
+        with pytest.raises(UpstreamError) as raised:
+            await chat.peek("chat-1", has_record=has_record)
+        assert raised.value.code == it.code
 
 
 LEFT = {
