@@ -125,7 +125,7 @@ def _best(table: dict[str, Any], name: str) -> float:
 def _later(results: dict[str, Any]) -> list[str]:
     """Name the workloads of other runs; rates of two runs do not compare."""
     later = results.get("later", {}).items()
-    return [f"In a run of its own, on a busy machine: {name}. {text}" for name, text in later]
+    return [f"In a run of its own: {name}. {text}" for name, text in later]
 
 
 def added(table: dict[str, Any]) -> list[str]:
