@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -327,6 +327,8 @@ class Soak:
     ) -> None:
         self.calm = calm
         self.seconds = seconds
+        self.latest: deque[str] = deque(maxlen=6)
+        """The last troubles that began."""
         self.dice = random.Random(seed)
         self.findings = Findings()
         self.report = report
@@ -404,6 +406,7 @@ class Soak:
                 deck = troubles.copy()
                 self.dice.shuffle(deck)
             trouble = deck.pop()
+            self.latest.append(f"{trouble.__name__} at {time.monotonic() - self.began:.0f} s")
             await trouble()
             self.findings.done[trouble.__name__.replace("_", " ")] += 1
             await self.pause()
@@ -595,7 +598,10 @@ class Soak:
             alive = replica.up and life == (replica.number, replica.lives)
             if alive and not left:
                 self.findings.lost += 1
-                self.report(f"lost: {exc!r} after {time.monotonic() - sent:.1f} s")
+                self.report(
+                    f"lost: {exc!r}, replica {replica.number}, asked at {sent - self.began:.0f} s;"
+                    f" the last troubles: {', '.join(self.latest)}"
+                )
             return
         if life == (replica.number, replica.lives):
             self.seen[0].add(caller)
