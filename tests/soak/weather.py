@@ -151,6 +151,8 @@ class Replica(Executed):
         self.alone: list[list[float]] = []
         """Intervals without the store: begin and end."""
         self.lock = asyncio.Lock()
+        self.disk = asyncio.Lock()
+        """Held while the disk of the log is full, and while the replica starts, which its log tells."""
         self.reads = threading.Event()
         """Set while the log is read."""
         self.reads.set()
@@ -451,7 +453,7 @@ class Soak:
 
     async def kill_replica(self) -> None:
         replica = self.dice.choice(self.replicas[1:])
-        async with replica.lock:
+        async with replica.lock, replica.disk:
             replica.end()
             await self.pause()
             await asyncio.to_thread(replica.begin)
@@ -476,8 +478,9 @@ class Soak:
     async def fill_disk(self) -> None:
         """Lose the log of one replica for a while."""
         replica = self.dice.choice(self.replicas)
-        with self.unheard(replica), replica.full_disk():
-            await self.pause(8)
+        async with replica.disk:
+            with self.unheard(replica), replica.full_disk():
+                await self.pause(8)
 
     @contextmanager
     def unheard(self, replica: Replica):
