@@ -23,6 +23,7 @@ from hashlib import blake2b
 from math import inf
 from typing import Final
 
+from bff.replicas import keys
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
@@ -89,9 +90,9 @@ _FIELD_TYPES: Final = [[str, type_, bool, bool, float, float] for type_ in (str,
 """Types of the concealed fields of a `StoredCopy`."""
 
 
-def copy_name(key: bytes, id_: str) -> str:
-    """Make the name of a copy. Only a holder of the store key can tell which session it names."""
-    return _mac(key, b"copy", id_.encode(), _NAME_BYTES).hex()
+def copy_name(prefix: str, id_: str, key: bytes) -> str:
+    """Make the key of a copy. Only a holder of the store key can tell which session it names."""
+    return keys.value(prefix, _mac(key, b"copy", id_.encode(), _NAME_BYTES).hex())
 
 
 def limit_name(key: bytes, counted: object) -> str:
@@ -131,9 +132,9 @@ def decode_copy(prefix: str, id_: str, value: bytes, *, key: bytes) -> StoredCop
     return stored if [type(field) for field in fields] in _FIELD_TYPES else None
 
 
-def peek_name(key: bytes, id_: str) -> str:
-    """Make the name of a peek, as `copy_name` does."""
-    return _mac(key, b"peek", id_.encode(), _NAME_BYTES).hex()
+def peek_name(prefix: str, id_: str, key: bytes) -> str:
+    """Make the key of a peek, as `copy_name` does."""
+    return keys.value(prefix, _mac(key, b"peek", id_.encode(), _NAME_BYTES).hex())
 
 
 def encode_peek(
@@ -162,9 +163,10 @@ def decode_peek(
     return (idle, began, lifetime) if of == id_ else None
 
 
-def introspection_id(namespace: Namespace, digest: bytes, id_: str) -> str:
-    """Make the id of an introspection. Without the key it reveals neither token nor session."""
-    return _mac(namespace.sealing_key, b"name", digest + id_.encode()).hex()
+def introspection_name(namespace: Namespace, digest: bytes, id_: str) -> str:
+    """Make the key of an introspection. It reveals neither token nor session."""
+    name = _mac(namespace.sealing_key, b"name", digest + id_.encode()).hex()
+    return keys.value(namespace.introspections_prefix, name)
 
 
 def encode_introspection(

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from bff.background import Background, Beat
 from bff.replicas import keys, scripts
-from bff.replicas.heartbeat import GRACE_SECONDS, HeartbeatLink
+from bff.replicas.exchanges import Deadlines, Exchange, Outbox
+from bff.replicas.heartbeat import HeartbeatLink
 from bff.replicas.link import ClientLink, Command, DirectLink
 from bff.replicas.valkey import (
     ClientFactory,
@@ -35,8 +36,6 @@ RETRY_SECONDS: Final = HEARTBEAT_SECONDS / 4
 MAX_RETRY_SECONDS: Final = 4.0
 """Longest pause in seconds between two heartbeats while the store is down. The pause doubles each
 time the store soon goes down again, so that requests seldom wait for a failing store."""
-LINGER_SECONDS: Final = 0.005
-"""Seconds for which commands that nobody waits for may wait for others, to be sent together."""
 STABLE_HEARTBEATS: Final = 5
 """Heartbeats after which a store that came back counts as stable."""
 HUNG_SECONDS: Final = 30.0
@@ -55,76 +54,6 @@ _NO_ANNOUNCEMENTS: Final = "no_announcements"
 
 PERMITTED: Final[Command] = ("EVAL", scripts.PERMITTED, 1, keys.stream("permitted"))
 """Fails if the store does not permit a command that the gateway uses."""
-
-
-class _Exchange:
-    """Commands that were sent together, and their answers.
-
-    Attributes:
-        ended: gets the answers; None if they are late or errors.
-    """
-
-    __slots__ = ("accept", "commands", "ended", "late", "results", "timer")
-
-    def __init__(
-        self,
-        commands: Sequence[Command],
-        accept: "Callable[[_Exchange], list[Any] | None]",
-        ended: Callable[[list[Any] | None], None],
-    ) -> None:
-        self.commands = commands
-        self.results: list[Any] = []
-        self.accept = accept
-        self.ended = ended
-        self.timer: asyncio.TimerHandle | None = None
-        self.late = False
-
-    def receive(self, result: Any) -> None:
-        """Take the answer of the next command."""
-        self.results.append(result)
-        if len(self.results) == len(self.commands) and not self.late:
-            self.end(self.accept(self))
-
-    def end(self, results: list[Any] | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.ended(results)
-
-
-class _Outbox:
-    """Collects commands, to send many at once on *link*."""
-
-    def __init__(self, link: ClientLink | DirectLink) -> None:
-        self.exchanges: list[_Exchange] = []
-        self._link = link
-        self._now = False
-        """Whether this iteration of the loop sends them."""
-        self._timer: asyncio.TimerHandle | None = None
-
-    def send_now(self) -> None:
-        """Send them at the end of this iteration of the loop."""
-        if not self._now:
-            self._now = True
-            asyncio.get_running_loop().call_soon(self._send)
-
-    def send_soon(self) -> None:
-        """Send them with those of the next caller who waits, or after `LINGER_SECONDS`."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._send)
-
-    def take(self) -> list[_Exchange]:
-        """Take all out; nothing is sent any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._now = None, False
-        exchanges, self.exchanges = self.exchanges, []
-        return exchanges
-
-    def _send(self) -> None:
-        if exchanges := self.take():
-            self._link.submit(
-                [(command, one.receive) for one in exchanges for command in one.commands]
-            )
 
 
 class Connection:
@@ -178,7 +107,8 @@ class Connection:
         self._listener_fails = listener_fails
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self._heartbeat_due = asyncio.Event()
-        self._outbox = _Outbox(self._requests)
+        self._outbox = Outbox(self._requests)
+        self._deadlines = Deadlines(self._end_late)
         self._heartbeats = 0
         self._retry_seconds = RETRY_SECONDS
         self._error: Exception | None = None
@@ -250,24 +180,19 @@ class Connection:
         timeout: float,
         ended: Callable[[list[Any] | None], None],
     ) -> None:
-        loop = asyncio.get_running_loop()
-        exchange = _Exchange(commands, self._accept, ended)
-        exchange.timer = loop.call_later(timeout, self._expire, exchange)
+        exchange = Exchange(commands, self._accept, ended)
+        self._deadlines.add(exchange, timeout)
         self._outbox.exchanges.append(exchange)
 
-    def _expire(self, exchange: _Exchange) -> None:
-        """Read answers that arrived while this process was busy; then the exchange is late."""
-        loop = asyncio.get_running_loop()
-        exchange.timer = loop.call_later(GRACE_SECONDS, self._end_late, exchange)
-
-    def _end_late(self, exchange: _Exchange) -> None:
+    def _end_late(self, exchange: Exchange) -> None:
         exchange.late = True
-        exchange.end(None)
+        exchange.ended(None)
         self._count("late", len(exchange.commands))
         self.check()
 
-    def _accept(self, exchange: _Exchange) -> list[Any] | None:
+    def _accept(self, exchange: Exchange) -> list[Any] | None:
         """Return the answers; None if one of them is an error."""
+        self._deadlines.remove(exchange)
         commands, results = exchange.commands, exchange.results
         if not any(map(_is_error, results)):
             self._count("ok", len(commands))

@@ -35,9 +35,9 @@ def value(prefix: str, id_: str) -> str:
     return f"{_PREFIX}:{prefix}:{id_}"
 
 
-def claim(prefix: str, id_: str) -> str:
-    """The token of the replica that loads a value."""
-    return f"{value(prefix, id_)}:load"
+def claim(name: str) -> str:
+    """The token of the replica that loads the value under the key *name*."""
+    return f"{name}:load"
 
 
 def stream(name: str) -> str:

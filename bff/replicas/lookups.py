@@ -27,7 +27,7 @@ from bff.replicas.codec import (
     encode_introspection,
     encode_missing,
     encode_peek,
-    introspection_id,
+    introspection_name,
     peek_name,
 )
 from bff.replicas.shared_budget import SharedBudget
@@ -60,29 +60,30 @@ class LoadRequest(NamedTuple):
     lifetime: Callable[[Copy], float]
 
 
-@dataclass(frozen=True, slots=True)
-class CopyLookup:
+class CopyLookup(NamedTuple):
     """A lookup of a session's copy, or of its absence.
 
     Attributes:
+        prefix: the part of its keys before the id.
         key: the store key.
-        id: the name of the requested id; see `copy_name`.
         negative_ttl: seconds that an absence is kept.
         is_purged: whether a session with these ids was purged since its load was claimed.
         is_current: whether the settings still give the environment this namespace.
     """
 
-    metric: ClassVar = metrics.SHARED_COPIES
-
+    name: str
     prefix: str
     key: bytes
-    id: str
     budget: SharedBudget
     request: LoadRequest
     negative_ttl: float
     is_purged: Callable[[Iterable[str], int], bool]
     clock: Clock
     is_current: Callable[[], bool]
+
+    @property
+    def metric(self) -> str:
+        return metrics.SHARED_COPIES
 
     @property
     def fresh_for(self) -> float:
@@ -116,18 +117,18 @@ class CopyLookup:
             lifetime = self.request.lifetime(outcome)
             loaded = wall - (now - outcome.loaded)
             data = encode_copy(self.prefix, outcome, lifetime, loaded, claimed, key=self.key)
-            return Value(data, self._other_ids(outcome), outcome.loaded + lifetime)
+            return Value(data, self._other_names(outcome), outcome.loaded + lifetime)
         if outcome.code != "not_found":
             return None
         data = encode_missing(
             self.prefix, self.request.id, self.negative_ttl, claimed, key=self.key
         )
-        obsolete = self._other_ids(previous) if isinstance(previous, Copy) else set()
+        obsolete = self._other_names(previous) if isinstance(previous, Copy) else set()
         return Value(data, set(), now + self.negative_ttl, obsolete)
 
-    def _other_ids(self, copy: Copy) -> set[str]:
-        others = (id_ for _, id_ in copy.keys if id_ != self.request.id)
-        return {copy_name(self.key, id_) for id_ in others}
+    def _other_names(self, copy: Copy) -> set[str]:
+        requested = self.request.id
+        return {copy_name(self.prefix, id_, self.key) for _, id_ in copy.keys if id_ != requested}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,8 @@ class IntrospectionLookup:
     is_current: Callable[[], bool]
 
     @property
-    def prefix(self) -> str:
-        return self.namespace.introspections_prefix
-
-    @property
-    def id(self) -> str:
-        return introspection_id(self.namespace, self.digest, self.session_id)
+    def name(self) -> str:
+        return introspection_name(self.namespace, self.digest, self.session_id)
 
     @property
     def budget(self) -> SharedBudget:
@@ -178,8 +175,8 @@ class IntrospectionLookup:
         answered_at = wall - (now - outcome.answered_at)
         data = encode_introspection(self.namespace, self.digest, outcome, answered_at, claimed)
         others = set(outcome.ids) - {self.session_id}
-        ids = {introspection_id(self.namespace, self.digest, id_) for id_ in others}
-        return Value(data, ids, outcome.until)
+        names = {introspection_name(self.namespace, self.digest, id_) for id_ in others}
+        return Value(data, names, outcome.until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +201,11 @@ class PeekLookup:
     is_current: Callable[[], bool]
 
     @property
-    def prefix(self) -> str:
-        return self.namespace.peeks_prefix
-
-    @property
-    def id(self) -> str:
-        return peek_name(self.key, self.session_id)
+    def name(self) -> str:
+        return peek_name(self.namespace.peeks_prefix, self.session_id, self.key)
 
     def decode(self, value: bytes, moment: Moment) -> Peek:
-        stored = decode_peek(self.prefix, self.session_id, value, key=self.key)
+        stored = decode_peek(self.namespace.peeks_prefix, self.session_id, value, key=self.key)
         if stored is None:
             raise ForeignError
         idle, began, lifetime = stored
@@ -227,7 +220,7 @@ class PeekLookup:
         now, wall = self.clock()
         began = wall - (now - outcome.began)
         data = encode_peek(
-            self.prefix,
+            self.namespace.peeks_prefix,
             self.session_id,
             (outcome.idle, began),
             self.fresh_for,

@@ -1,8 +1,8 @@
 """The Lua scripts of `lua/`, read once at import.
 
 The comment at the top of each file states what the script does, its KEYS, ARGV and result. Replicas
-send the text of a script with each use, without its comments. So neither a restart nor a failover
-of the store can lose it.
+send the text of a script with each use, without comments and indentation. So neither a restart nor
+a failover of the store can lose it.
 """
 
 from importlib.resources import files
@@ -13,7 +13,7 @@ _FOLDER = files("bff.replicas") / "lua"
 
 def _read(name: str) -> str:
     lines = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if not line.startswith("--"))
+    return "\n".join(line.strip() for line in lines if not line.startswith("--"))
 
 
 AGREE: Final = _read("agree")

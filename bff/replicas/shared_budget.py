@@ -1,8 +1,7 @@
 """The budgets that replicas share, and what this replica remembers of them. No I/O."""
 
-from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 _MEMORY_SECONDS: Final = 1.0
 """Seconds for which this replica remembers that the budget is spent, instead of asking the store
@@ -10,8 +9,7 @@ for each load. It is short, because upstream may report a new period of its buck
 replica."""
 
 
-@dataclass(frozen=True, slots=True)
-class SharedBudget:
+class SharedBudget(NamedTuple):
     """The loads that all replicas may start for an environment: *limit* in any *seconds*.
 
     Attributes:

@@ -7,7 +7,8 @@ stored, or until they can claim the load themselves.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -37,12 +38,8 @@ class SharedLookup(Protocol[T]):
     """A lookup in the store: reads and writes values of one kind, and says which need no load."""
 
     @property
-    def prefix(self) -> str:
-        """The part of its keys before the id."""
-
-    @property
-    def id(self) -> str:
-        """The id by which it is requested."""
+    def name(self) -> str:
+        """The key of the requested value."""
 
     @property
     def fresh_for(self) -> float:
@@ -77,20 +74,19 @@ class SharedLookup(Protocol[T]):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(NamedTuple):
     """A value for the store.
 
     Attributes:
-        ids: the ids under which it is stored, besides the requested one.
+        names: the keys under which it is stored, besides the requested one.
         ends: when its lifetime is over.
-        obsolete: ids whose values are deleted.
+        obsolete: the keys that are deleted.
     """
 
     data: bytes
-    ids: set[str]
+    names: AbstractSet[str]
     ends: float
-    obsolete: set[str] = field(default_factory=set)
+    obsolete: AbstractSet[str] = frozenset()
 
 
 class Claim(NamedTuple):
@@ -110,24 +106,32 @@ class Claim(NamedTuple):
         return self.time / 1e6 + moment - self.received
 
 
-class _Renewal:
-    """Makes a claim last until it is cancelled. Most loads end before the first timer does."""
+class _Renewals:
+    """Makes claims last until they are released, with one timer: most loads end before it fires."""
 
-    __slots__ = ("_renew", "_timer")
-
-    def __init__(self, renew: Callable[[], None]) -> None:
+    def __init__(self, renew: Callable[[str, str, float], None]) -> None:
         self._renew = renew
-        self._wait()
+        self._names: dict[str, str] = {}
+        """By token of the claim: the key of its value."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, name: str, token: str) -> None:
+        self._names[token] = name
+        if self._timer is None:
+            self._wait()
+
+    def end(self, token: str) -> None:
+        del self._names[token]
 
     def _wait(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(CLAIM_SECONDS / 3, self._run)
 
     def _run(self) -> None:
-        self._renew()
-        self._wait()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
+        self._timer = None
+        for token, name in self._names.items():
+            self._renew(name, token, CLAIM_SECONDS)
+        if self._names:
+            self._wait()
 
 
 class _Search(NamedTuple, Generic[T]):
@@ -170,6 +174,9 @@ class SharedLoads:
     tokens: Callable[[], str]
     count: Callable[..., None]
 
+    def __post_init__(self) -> None:
+        self._renewals = _Renewals(self.store.renew)
+
     async def get(
         self, lookup: SharedLookup[T], load: Callable[[float | None, float], Awaitable[T]]
     ) -> tuple[T, T | None, bool]:
@@ -188,13 +195,11 @@ class SharedLoads:
             return entry, entry, False
         if claim is None:
             return await load(wait, left), entry, True
-        renewal = _Renewal(
-            partial(self.store.renew, lookup.prefix, lookup.id, claim.token, CLAIM_SECONDS)
-        )
+        self._renewals.begin(lookup.name, claim.token)
         try:
             outcome = await load(wait, left)
         finally:
-            renewal.cancel()
+            self._renewals.end(claim.token)
         self._keep(lookup, claim, outcome, entry)
         return outcome, entry, True
 
@@ -209,8 +214,7 @@ class SharedLoads:
                 remembered = self.denials.ask(budget, sent)
                 looked_up = await if_available(
                     self.store.load(
-                        lookup.prefix,
-                        lookup.id,
+                        lookup.name,
                         "" if remembered else token,
                         CLAIM_SECONDS,
                         fresh=fresh,
@@ -246,14 +250,13 @@ class SharedLoads:
         """Store the outcome of a load, and let other replicas claim the next."""
         # After a reload the value may belong to the earlier settings.
         value = lookup.encode(outcome, previous, claim.time) if lookup.is_current() else None
-        for id_ in value.obsolete if value else ():
-            self.store.drop(lookup.prefix, id_)
+        for name in value.obsolete if value else ():
+            self.store.drop(name)
         if value is None or value.ends <= self.clock()[0]:
-            self.store.release(lookup.prefix, lookup.id, claim.token)
+            self.store.release(lookup.name, claim.token)
             return
         self.store.keep(
-            lookup.prefix,
-            [lookup.id, *value.ids],
+            [lookup.name, *value.names],
             value.data,
             token=claim.token,
             claimed=claim.time,
@@ -283,5 +286,5 @@ class SharedLoads:
         except (ForeignError, PurgedError) as exc:
             result = "purged" if isinstance(exc, PurgedError) else "dropped"
             self.count(lookup.metric, result)
-            self.store.drop(lookup.prefix, lookup.id)
+            self.store.drop(lookup.name)
             return None

@@ -146,9 +146,9 @@ class Sharing:
             return await request.ask(None, self.timeout), True
         key = self._key
         lookup = CopyLookup(
-            prefix=namespace.copies_prefix,
+            name=copy_name(prefix := namespace.copies_prefix, request.id, key),
+            prefix=prefix,
             key=key,
-            id=copy_name(key, request.id),
             budget=SharedBudget(namespace.origin, budget.limit, budget.seconds),
             request=request,
             negative_ttl=self.negative_ttl,
@@ -213,19 +213,16 @@ class Sharing:
         namespace = self.namespaces.get(environment)
         if namespace is None or not self.up:
             raise StoreUnavailable
-        key = self._key
+        prefix, key = namespace.copies_prefix, self._key
         number = await self.store.publish(
             "purges", place=namespace.origin, id=conceal(key, id_).decode()
         )
         self._apply_purge(namespace.origin, id_, number)
-        name = copy_name(key, id_)
-        value, _ = await self.store.read(namespace.copies_prefix, name, timeout=self.store.timeout)
-        stored = (
-            decode_copy(namespace.copies_prefix, id_, value, key=key) if value is not None else None
-        )
+        value, _ = await self.store.read(copy_name(prefix, id_, key), timeout=self.store.timeout)
+        stored = None if value is None else decode_copy(prefix, id_, value, key=key)
         ids = {id_} if stored is None else {id_, stored.id, stored.external_id or id_}
         for one in ids:
-            self.store.drop(namespace.copies_prefix, copy_name(key, one))
+            self.store.drop(copy_name(prefix, one, key))
 
     async def revoke(self, revocation: str) -> None:
         """Announce a revocation to every replica, including those that start later.

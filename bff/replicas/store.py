@@ -194,19 +194,17 @@ class Store:
 
     # -- shared values and their loads
 
-    async def read(self, prefix: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
-        """Read a value, and the seconds until it expires."""
-        key = keys.value(prefix, id_)
+    async def read(self, name: str, *, timeout: float) -> tuple[bytes | None, float]:
+        """Read the value under the key *name*, and the seconds until it expires."""
         # In this order: if the value is replaced between the two, the older one's time counts.
         milliseconds, value = await self.connection.execute(
-            ("PTTL", key), ("GET", key), timeout=timeout
+            ("PTTL", name), ("GET", name), timeout=timeout
         )
         return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
 
     async def load(
         self,
-        prefix: str,
-        id_: str,
+        name: str,
         token: str,
         seconds: float,
         *,
@@ -216,12 +214,12 @@ class Store:
     ) -> StoredLoad:
         """Read a value; if it is too old, claim its one load for *seconds*, and spend it.
 
+        *name* is the key of the value.
+
         All of it is one command. A value whose load was claimed longer than *fresh* seconds ago is
         too old. Without a *token* no load is claimed: a load that could be claimed is denied.
         """
-        names = (
-            *_budget_keys(budget), keys.value(prefix, id_), keys.claim(prefix, id_),
-        )  # fmt: skip
+        names = (*_budget_keys(budget), name, keys.claim(name))
         arguments = (
             *_budget_arguments(budget), token, _milliseconds(seconds),
             round(1e6 * min(fresh, _LONGEST_SECONDS)),
@@ -237,21 +235,19 @@ class Store:
             age=age / 1e6,
         )
 
-    def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
+    def renew(self, name: str, token: str, seconds: float) -> None:
         """Make the claim of *token* last for *seconds* from now."""
-        name = keys.claim(prefix, id_)
         self.connection.execute_nowait(
-            ("EVAL", scripts.RENEW, 1, name, token, _milliseconds(seconds))
+            ("EVAL", scripts.RENEW, 1, keys.claim(name), token, _milliseconds(seconds))
         )
 
-    def release(self, prefix: str, id_: str, token: str) -> None:
+    def release(self, name: str, token: str) -> None:
         """Let another replica claim the load."""
-        self.renew(prefix, id_, token, 0)
+        self.renew(name, token, 0)
 
     def keep(
         self,
-        prefix: str,
-        ids: Sequence[str],
+        names: Sequence[str],
         value: bytes,
         *,
         token: str,
@@ -259,13 +255,13 @@ class Store:
         until: float,
         done: Callable[[str], None],
     ) -> None:
-        """Store a value under each of its *ids*, *until* the store's time, and release the claim.
+        """Store a value under each of its *names*, *until* the store's time, and release the claim.
 
-        The store keeps it only while *token* holds the claim of the first id. Otherwise another
+        The store keeps it only while *token* holds the claim of the first name. Otherwise another
         replica loads, or the store has lost its data. It never replaces a value whose load was
         claimed later. If the store answers, *done* gets the result: kept or superseded.
         """
-        names = (keys.claim(prefix, ids[0]), *(keys.value(prefix, id_) for id_ in ids))
+        written = (keys.claim(names[0]), *names)
         arguments = (token, value, _milliseconds(until), claimed)
 
         def ended(results: list[Any] | None) -> None:
@@ -273,12 +269,12 @@ class Store:
                 done("kept" if results[0] else "superseded")
 
         self.connection.execute_nowait(
-            ("EVAL", scripts.KEEP, len(names), *names, *arguments), ended=ended
+            ("EVAL", scripts.KEEP, len(written), *written, *arguments), ended=ended
         )
 
-    def drop(self, prefix: str, id_: str) -> None:
+    def drop(self, name: str) -> None:
         """Delete a value."""
-        self.connection.execute_nowait(("UNLINK", keys.value(prefix, id_)))
+        self.connection.execute_nowait(("UNLINK", name))
 
     # -- announcements
 

@@ -452,7 +452,7 @@ FAULTS = [
     Fault(
         30,
         "bff/replicas/connection.py",
-        "        self.ended(results)",
+        "        self._deadlines.remove(exchange)",
         "pass",
         f"{_STORE}::test_30_flapping_store_leaves_nothing_behind",
     ),
@@ -1168,8 +1168,8 @@ FAULTS = [
     Fault(
         0,
         "bff/replicas/codec.py",
-        'return _mac(namespace.sealing_key, b"name", digest + id_.encode()).hex()',
-        'return digest.hex() + ":" + id_',
+        'name = _mac(namespace.sealing_key, b"name", digest + id_.encode()).hex()',
+        'name = digest.hex() + ":" + id_',
         f"{_SHARED}::test_store_reveals_nothing_of_a_token",
     ),
     Fault(
@@ -2025,8 +2025,8 @@ FAULTS = [
     Fault(
         52,
         "bff/replicas/shared_loads.py",
-        "        self._renew()\n        self._wait()\n",
-        "        pass\n",
+        "            self._renew(name, token, CLAIM_SECONDS)\n",
+        "            pass\n",
         "tests/replicas/test_shared_loads.py::test_long_load_renews_its_claim",
     ),
     Fault(

@@ -131,10 +131,10 @@ async def test_52_replica_remembers_a_spent_budget(replicas: Replicas) -> None:
     store, spent = world.service.sharing.store, []
     load = store.load
 
-    async def counted(prefix: str, id_: str, token: str, *rest: Any, **named: Any) -> Any:
+    async def counted(name: str, token: str, *rest: Any, **named: Any) -> Any:
         if token:
-            spent.append(id_)
-        return await load(prefix, id_, token, *rest, **named)
+            spent.append(name)
+        return await load(name, token, *rest, **named)
 
     store.load = counted
     await asyncio.gather(*(world.get(id_) for id_ in IDS[:6]))

@@ -41,7 +41,7 @@ async def test_15_thousands_of_cancelled_reads_mix_up_no_answers(
         index, world = dice.randrange(len(ids)), number % 2
         id_ = ids[index]
         if number % 4:  # a read of the store in this task, which may be cancelled
-            value, _ = await stores[world].read(PREFIX, id_, timeout=5.0)
+            value, _ = await stores[world].read(keys.value(PREFIX, id_), timeout=5.0)
             right = value == b"copy of " + id_.encode()
         else:
             response = await ask(worlds[world], id_, tokens[index])

@@ -15,6 +15,7 @@ from bff.replicas.codec import (
     encode_introspection,
     encode_missing,
     limit_name,
+    peek_name,
     reveal,
 )
 from bff.sessions.copy import make_copy
@@ -113,7 +114,11 @@ def test_concealed_text_is_read_with_its_key_only() -> None:
 
 
 def test_names_do_not_tell_what_they_name() -> None:
-    names = {make(key, "a") for make in (copy_name, limit_name) for key in (b"one", b"two")}
+    names = {
+        name
+        for key in (b"one", b"two")
+        for name in (copy_name("p", "a", key), peek_name("p", "a", key), limit_name(key, "a"))
+    }
 
-    assert len(names) == 4
-    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in names)
+    assert len(names) == 6
+    assert all(re.fullmatch("(bff1:p:)?[0-9a-f]{32}", name) for name in names)

@@ -21,7 +21,7 @@ from support.replicas import (
 from support.world import OFF, Clock, read
 
 from bff.demo.upstream import session
-from bff.replicas import connection, heartbeat
+from bff.replicas import connection, exchanges, heartbeat
 
 UNLIMITED = OFF | {"BFF_IP_RATE_LIMIT": "1000/minute", "BFF_UPSTREAM_BUDGET": "999/second"}
 
@@ -231,6 +231,6 @@ async def test_closed_connection_sends_nothing_that_waited(replicas: Replicas) -
     await closed.close()
 
     closed._requests.submit = submitted.append
-    await asyncio.sleep(2 * connection.LINGER_SECONDS)
+    await asyncio.sleep(2 * exchanges.LINGER_SECONDS)
 
     assert submitted == []

@@ -16,7 +16,7 @@ def test_keys_stay_the_same() -> None:
         keys.allowance("origin"),
         keys.pause("origin"),
         keys.value("{origin}:projection", "chat-1"),
-        keys.claim("{origin}:projection", "chat-1"),
+        keys.claim(keys.value("{origin}:projection", "chat-1")),
         keys.stream("purges"),
         keys.stream("revocations"),
         keys.MARKER,
@@ -44,7 +44,7 @@ def test_keys_of_one_script_are_on_one_node_of_a_cluster() -> None:
             *(keys.spent("o", "spent"), keys.allowance("o"), keys.pause("o")),
             *(
                 keys.value(_NAMESPACE.copies_prefix, "chat-1"),
-                keys.claim(_NAMESPACE.copies_prefix, "chat-1"),
+                keys.claim(keys.value(_NAMESPACE.copies_prefix, "chat-1")),
             ),
             keys.value(_NAMESPACE.introspections_prefix, "chat-1"),
         ],

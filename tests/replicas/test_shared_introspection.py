@@ -16,12 +16,12 @@ from support.replicas import Relay, Replicas, ShiftedClock, contents, events, un
 from support.world import FRIENDLY, OFF, OWN_KEY, ROOT_KEY, SECRET_KEY, World, claims, read, sign
 
 from bff.demo.upstream import Answer, Seen
-from bff.replicas import keys, shared_loads
+from bff.replicas import shared_loads
 from bff.replicas.codec import (
     Namespace,
     decode_introspection,
     encode_introspection,
-    introspection_id,
+    introspection_name,
 )
 from bff.tokens.introspected import Introspection
 
@@ -304,8 +304,7 @@ def introspections(replicas: Replicas) -> dict[bytes, bytes]:
 
 def introspection_key(world: World, token: str, id_: str = "chat-1") -> str:
     namespace = world.service.sharing.namespaces["default"]
-    name = introspection_id(namespace, hashlib.sha256(token.encode()).digest(), id_)
-    return keys.value(namespace.introspections_prefix, name)
+    return introspection_name(namespace, hashlib.sha256(token.encode()).digest(), id_)
 
 
 def with_a_digest(value: bytes) -> bytes:

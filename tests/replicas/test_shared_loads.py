@@ -323,7 +323,7 @@ async def test_old_value_is_not_looked_up_for_ever_if_the_clock_stands() -> None
             return lambda *_, **__: None
 
     class Lookup:
-        prefix, id, metric, budget, fresh_for = "p", "i", "m", SharedBudget("o", 1, 1.0), 9.0
+        name, metric, budget, fresh_for = "n", "m", SharedBudget("o", 1, 1.0), 9.0
         decode = staticmethod(lambda *_: "old")
         is_answer = staticmethod(lambda _: False)
         is_current = staticmethod(lambda: False)

@@ -47,6 +47,7 @@ from bff.demo.upstream import session
 from bff.limits.budget import Budget
 from bff.ops.check import Finding, Result
 from bff.ops.check_upstream import UpstreamChecker
+from bff.replicas import keys
 from bff.replicas.keys import REPLICAS
 from bff.replicas.valkey import ClientFactory, StoreAddress, StoreError
 
@@ -194,7 +195,7 @@ async def use_every_command(replicas: Replicas, **changes: str | None) -> list[W
         await until(lambda: world.telemetry.counts["bff_shared_verdicts", result] == 1)  # noqa: B023
     one.service.sharing.limits.pause("default", 0.001)
     two.service.sharing.store.drop(
-        two.service.sharing.namespaces["default"].copies_prefix, "chat-9"
+        keys.value(two.service.sharing.namespaces["default"].copies_prefix, "chat-9")
     )
     await purge(one, "chat-1")
     assert (await one.ops.post("/revocations", json={"jti": "lost"})).status_code == 200

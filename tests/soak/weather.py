@@ -152,7 +152,7 @@ class Replica(Executed):
         """Intervals without the store: begin and end."""
         self.lock = asyncio.Lock()
         self.disk = asyncio.Lock()
-        """Held while the disk of the log is full, and while the replica starts, which its log tells."""
+        """Held while the disk of the log is full, and during a start, which the log tells."""
         self.reads = threading.Event()
         """Set while the log is read."""
         self.reads.set()

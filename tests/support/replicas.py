@@ -181,7 +181,7 @@ def copy_key(world: World, id_: str) -> str:
     assert isinstance(sharing, Sharing)
     key = sharing.store.key.value
     assert key is not None
-    return keys.value(sharing.namespaces["default"].copies_prefix, copy_name(key, id_))
+    return copy_name(sharing.namespaces["default"].copies_prefix, id_, key)
 
 
 def events(world: World, name: str) -> list[dict[str, Any]]:

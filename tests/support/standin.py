@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bff.replicas import keys
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.store import StoredLoad
 from bff.replicas.valkey import StoreUnavailable
@@ -159,14 +160,13 @@ class StandIn:
         if self.up:
             self.shared.set(f"{origin}:pause", 1, max(0.001, seconds))
 
-    async def read(self, prefix: str, id_: str, *, timeout: float) -> tuple[bytes | None, float]:
-        shared, key = self._reach(), f"{prefix}:{id_}"
-        return shared.get(key), shared.left(key)
+    async def read(self, name: str, *, timeout: float) -> tuple[bytes | None, float]:
+        shared = self._reach()
+        return shared.get(name), shared.left(name)
 
     async def load(
         self,
-        prefix: str,
-        id_: str,
+        name: str,
         token: str,
         seconds: float,
         *,
@@ -174,35 +174,34 @@ class StandIn:
         budget: SharedBudget,
         timeout: float,
     ) -> StoredLoad:
-        shared, key = self._reach(), f"{prefix}:{id_}"
-        value, left, time = shared.get(key), shared.left(key), shared.microseconds()
+        shared = self._reach()
+        value, left, time = shared.get(name), shared.left(name), shared.microseconds()
         claim = re.match(rb"bff1 (\d+) ", value or b"")
         age = (time - int(claim[1])) / 1e6 if claim else 0.0
 
         def result(*, claimed: bool = False, denied: float = 0.0) -> StoredLoad:
             return StoredLoad(claimed, denied, value, left, time, age)
 
-        if (claim and age <= fresh) or shared.get(f"{key}:load") is not None:
+        if (claim and age <= fresh) or shared.get(keys.claim(name)) is not None:
             return result()
         if not token:
             return result(denied=0.001)
         if wait := self._spend(budget):
             return result(denied=wait)
-        shared.set(f"{key}:load", token, seconds)
+        shared.set(keys.claim(name), token, seconds)
         return result(claimed=True)
 
-    def renew(self, prefix: str, id_: str, token: str, seconds: float) -> None:
-        key = f"{prefix}:{id_}:load"
-        if self.up and self.shared.get(key) == token:
-            self.shared.set(key, token, seconds)
+    def renew(self, name: str, token: str, seconds: float) -> None:
+        claim = keys.claim(name)
+        if self.up and self.shared.get(claim) == token:
+            self.shared.set(claim, token, seconds)
 
-    def release(self, prefix: str, id_: str, token: str) -> None:
-        self.renew(prefix, id_, token, 0.0)
+    def release(self, name: str, token: str) -> None:
+        self.renew(name, token, 0.0)
 
     def keep(
         self,
-        prefix: str,
-        ids: Sequence[str],
+        names: Sequence[str],
         value: bytes,
         *,
         token: str,
@@ -211,24 +210,26 @@ class StandIn:
         done: Callable[[str], None],
     ) -> None:
         if self.up:
-            done(self._keep([f"{prefix}:{id_}" for id_ in ids], value, token, claimed, until))
+            done(self._keep(names, value, token, claimed, until))
 
-    def _keep(self, keys: list[str], value: bytes, token: str, claimed: int, until: float) -> str:
-        shared, claim = self.shared, f"{keys[0]}:load"
+    def _keep(
+        self, names: Sequence[str], value: bytes, token: str, claimed: int, until: float
+    ) -> str:
+        shared, claim = self.shared, keys.claim(names[0])
         if shared.get(claim) != token:
             return "superseded"
         shared.drop(claim)
-        for key in keys:
-            earlier = re.match(rb"bff1 (\d+) ", shared.get(key) or b"")
+        for name in names:
+            earlier = re.match(rb"bff1 (\d+) ", shared.get(name) or b"")
             if earlier and int(earlier[1]) > claimed:
                 return "superseded"
-        for key in keys:
-            shared.set(key, value, until - shared.now())
+        for name in names:
+            shared.set(name, value, until - shared.now())
         return "kept"
 
-    def drop(self, prefix: str, id_: str) -> None:
+    def drop(self, name: str) -> None:
         if self.up:
-            self.shared.drop(f"{prefix}:{id_}")
+            self.shared.drop(name)
 
     async def publish(self, _: str, **fields: str) -> str:
         shared = self._reach()
