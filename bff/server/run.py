@@ -37,14 +37,15 @@ _FIRST_FD: Final = 3
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a socket. ``::`` takes IPv4 as well, if the system can.
+    """Bind a socket to an address or a name. ``::`` takes IPv4 as well, if the system can.
 
     Raises:
         OSError: the system refuses.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, *_, at = min(infos, key=lambda one: one[0] != socket.AF_INET)  # IPv4 if there is any
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    return socket.create_server(at, family=family, backlog=2048, dualstack_ipv6=both)
 
 
 def bound_silence(sock: socket.socket, seconds: float) -> None:

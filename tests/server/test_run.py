@@ -82,6 +82,13 @@ def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
         assert silent == 75_000, "milliseconds for which a browser may acknowledge nothing"
 
 
+def test_name_with_an_ipv6_address_alone_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with run.listen("gateway.internal", 0) as sock:
+        assert sock.getsockname()[0] == "::1"
+
+
 def test_connections_end_whose_browser_has_vanished() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as browser:
         run.bound_silence(listening, 0.5)
