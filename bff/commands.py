@@ -67,20 +67,24 @@ def _is_of_output(exc: BaseException) -> bool:
 
 
 class Command(click.Command):
-    """A command that takes each option once, unless the option is repeatable.
+    """A command that takes each option once, unless the option is repeatable, and with a value.
 
     If an option were given twice, click would use the last value alone: one revocation would be
-    missing, or a token would name another person.
+    missing, or a token would name another person. An empty value is that of an unset variable.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse a repeated option."""
+        """Refuse a repeated option, and one without a value."""
         if not ctx.resilient_parsing:  # while a shell completes, a word may be missing
-            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            values, _, given = self.make_parser(ctx).parse_args(list(args))
             for option in given:
-                once = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
-                if once and given.count(option) > 1:
+                if not isinstance(option, click.Option) or option.is_flag:
+                    continue
+                if not option.multiple and given.count(option) > 1:
                     raise click.UsageError(f"Give {option.opts[0]} once", ctx)
+                value = values[str(option.name)]
+                if not all(text.strip() for text in (value if option.multiple else [value])):
+                    raise click.UsageError(f"{option.opts[0]} is empty; give it a value", ctx)
         return super().parse_args(ctx, args)
 
 
@@ -183,6 +187,8 @@ def token(
 ) -> None:
     """Mint a token for named sessions, or explain one."""
     if explained is not None:
+        if sessions or more or actor or jti:
+            raise click.UsageError("--explain mints no token; give it without those options")
         text = sys.stdin.read() if explained == "-" else explained
         sys.exit(_explain(text.strip().removeprefix("Bearer ").strip()))
     ids = _session_ids(*sessions, *more)
@@ -265,6 +271,8 @@ def revoke(
     Name one of --session, --actor and --jti, or --issued-before alone.
     """
     if listing:
+        if sessions or more or undo or any(value is not None for value in members.values()):
+            raise click.UsageError("--list shows all revocations; give it with --ops alone")
         click.echo("\n".join(_at_ops_port(ops, revoke_.listed)))
         return
     ids = _session_ids(*sessions, *more)
@@ -284,6 +292,8 @@ def revoke(
 @_ops_option
 def status(watch: bool, once: bool, ops: str | None) -> None:
     """Show a running gateway on one screen."""
+    if watch and once:
+        raise click.UsageError("Give one of --watch and --once")
 
     def read(host: str, port: int) -> status_.Reading:
         return status_.read(host, port, system_clock()[0])

@@ -1,5 +1,7 @@
 """The commands that talk to a running gateway: revocations listed and undone."""
 
+import click
+import pytest
 from click.testing import CliRunner, Result
 from support.world import NEW_KEY, Gateway, World, http, read
 
@@ -35,6 +37,40 @@ def test_revocation_is_listed_and_undone(gateway: Gateway) -> None:
     other = bff("revoke", "--undo", "--jti", "other", "--ops", ops)
     assert other.exit_code == 1
     assert "No such revocation is in force" in other.stderr
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_option_with_an_empty_value_is_refused(text: str) -> None:
+    """The value of an unset variable would mint a token for nobody, or choose another port."""
+    tried = set()
+    for name, command in main.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.is_flag:
+                word = option.opts[0]
+                done = bff(name, word, text)
+                assert (done.exit_code, f"{word} is empty" in done.stderr) == (2, True), word
+                tried.add(word)
+
+    assert {"--actor", "--jti", "--session", "--ops", "--host", "--explain", "--url"} < tried
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (("revoke", "--list", "--undo"), "--list shows all revocations"),
+        (("revoke", "--list", "--jti", "one"), "--list shows all revocations"),
+        (("revoke", "--list", "chat-1"), "--list shows all revocations"),
+        (("token", "--explain", "x", "chat-1"), "--explain mints no token"),
+        (("token", "--explain", "x", "--actor", "ann"), "--explain mints no token"),
+        (("status", "--watch", "--once"), "one of --watch and --once"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_option_without_effect_is_refused(command: tuple[str, ...], text: str) -> None:
+    done = bff(*command)
+
+    assert done.exit_code == 2
+    assert text in done.stderr
 
 
 async def test_undoing_reaches_the_other_workers(upstream) -> None:
