@@ -1,11 +1,29 @@
 """Texts of settings about keys and tokens: what each becomes, or the remedy of an invalid one."""
 
+import base64
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bff.config import token_values
 from bff.config.typed import InvalidValue
+
+RANDOM = "a8Kq0zP4nX7vT2mB9yR5wL3cJ6hF1dG8"
+ENCODED = base64.urlsafe_b64encode(f"{RANDOM}\n".encode()).decode()
+
+
+def shown_by_an_issuer(key: Any) -> str:
+    """Return a public key as Keycloak's page of keys shows it: without the lines of a PEM."""
+    form = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(form).decode()
+
+
+RSA = shown_by_an_issuer(rsa.generate_private_key(65537, 2048).public_key())
+EC = shown_by_an_issuer(ec.generate_private_key(ec.SECP256R1()).public_key())
+ED25519 = shown_by_an_issuer(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key())
 
 
 @pytest.mark.parametrize(
@@ -35,6 +53,23 @@ def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> 
         (token_values.signing_keys, "secret" * 6, "can be guessed"),
         (token_values.signing_keys, "0" * 32, "can be guessed"),
         (token_values.shared_keys, "pass-word" * 4 + "pass", "can be guessed"),
+        (token_values.shared_keys, "abcdefghijklmnopqrstuvwxyz012345", "can be guessed"),
+        (token_values.signing_keys, "a-string-secret-at-least-256-bits-long", "key of words"),
+        (token_values.signing_keys, "dev_only_key_do_not_use_in_production", "key of words"),
+        (token_values.signing_keys, f"base64:{RANDOM}", "begins with a label"),
+        (token_values.signing_keys, f"Bearer {RANDOM}", "begins with a label"),
+        (token_values.shared_keys, f"kid-2026={RANDOM}", "begins with a label"),
+        (token_values.signing_keys, ENCODED.rstrip("="), "in base64 as number 1"),
+        (token_values.signing_keys, RSA, "is a public key"),
+        (token_values.signing_keys, RSA[:64] + "\n" + RSA[64:], "is a public key"),
+        (token_values.signing_keys, EC, "is a public key"),
+        (token_values.signing_keys, ED25519, "is a public key"),
+        (token_values.signing_keys, f"-----BEGIN PRIVATE KEY-----\n{RSA}", "is a public key"),
+        (token_values.signing_keys, "AAAAC3NzaC1lZDI1NTE5AAAAI" + RANDOM, "is a public key"),
+        (token_values.signing_keys, "login.example.com/.well-known/jwks.json", "an address"),
+        (token_values.signing_keys, "TR_PROD_" + RANDOM, "malformed root key"),
+        (token_values.signing_keys, "tr_prod_abc", "malformed root key"),
+        (token_values.secret_keys, "tr_prod_abc", "begin with tr_dev_, tr_stg_"),
         (token_values.signing_keys, "tr_staging_x", "malformed root key"),
         (token_values.verify, "upstream,local", "local comes first"),
         (token_values.verify, "off", "is not local, upstream or local,upstream"),
