@@ -12,7 +12,7 @@ from bff.config import token_values
 from bff.config.typed import InvalidValue
 
 RANDOM = "a8Kq0zP4nX7vT2mB9yR5wL3cJ6hF1dG8"
-ENCODED = base64.urlsafe_b64encode(f"{RANDOM}\n".encode()).decode()
+ENCODED = base64.urlsafe_b64encode(RANDOM.encode()).decode()
 
 
 def shown_by_an_issuer(key: Any) -> str:
