@@ -1,6 +1,7 @@
 """The commands that serve nothing: they mint and explain tokens, and talk to a running gateway."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import sys
@@ -8,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -95,6 +97,10 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; if its output cannot be written, say so in one line."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # Latin-1 has not every letter of a name
+                with contextlib.suppress(OSError):  # a write to it fails too, which is reported below
+                    stream.reconfigure(errors="backslashreplace")
         try:
             return super().main(*args, **kwargs)
         except OSError as exc:

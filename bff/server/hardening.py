@@ -2,6 +2,7 @@
 
 import ctypes
 import resource
+import signal
 from typing import Any, Final
 
 _PR_SET_DUMPABLE: Final = 4
@@ -19,9 +20,12 @@ _FILES_OF_WORKER: Final = 4
 def harden() -> list[str]:
     """Keep keys out of core dumps, and `/proc/<pid>/environ` and `mem` from other processes.
 
-    Raises the soft limit of open files to the hard limit: each connection takes a file. Returns
-    what the system refused, as macOS does with some of it; the gateway runs without that.
+    Raises the soft limit of open files to the hard limit: each connection takes a file. Ignores the
+    signals by which other servers open their logs again: they would end the process at once.
+    Returns what the system refused, as macOS does with some of it; the gateway runs without that.
     """
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     refused = []
     for name, limit, values in (

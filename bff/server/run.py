@@ -196,6 +196,7 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
     """
     return uvicorn.Config(
         app,
+        workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY, which may be a word
         http=protocol,
         ws="none",
         lifespan="on" if lifespan else "off",

@@ -3461,4 +3461,25 @@ FAULTS = [
         "call_later(0.0, stream.end",
         "tests/test_stream_registry.py::test_stream_that_opens_during_a_drain_ends_late",
     ),
+    Fault(
+        0,
+        "bff/server/hardening.py",
+        "        signal.signal(signum, signal.SIG_IGN)\n",
+        "        pass\n",
+        "tests/server/test_run.py::test_signal_of_a_log_rotation_ends_nothing",
+    ),
+    Fault(
+        0,
+        "bff/server/run.py",
+        "        workers=1,",
+        "        workers=None,",
+        "tests/server/test_run.py::test_variable_of_another_server_stops_no_start",
+    ),
+    Fault(
+        0,
+        "bff/commands.py",
+        'errors="backslashreplace"',
+        'errors="strict"',
+        "tests/test_cli.py::test_output_has_every_letter_in_any_encoding",
+    ),
 ]

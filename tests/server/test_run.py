@@ -82,11 +82,27 @@ def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
         assert silent == 75_000, "milliseconds for which a browser may acknowledge nothing"
 
 
+def test_variable_of_another_server_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    run.config(None, lifespan=False)
+
+
 def test_name_with_an_ipv6_address_alone_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
     found = socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with run.listen("gateway.internal", 0) as sock:
         assert sock.getsockname()[0] == "::1"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signal_of_a_log_rotation_ends_nothing(upstream: running_upstream, workers: str) -> None:
+    """Other servers open their logs again; the default of the signal is to end the process."""
+    with Gateway(upstream.port, "--workers", workers) as gateway:
+        for signum in (signal.SIGUSR1, signal.SIGUSR2):
+            gateway.process.send_signal(signum)
+        gateway.process.send_signal(signal.SIGTERM)
+
+        assert gateway.process.wait(timeout=PATIENCE) == 0, "the status of a stop by SIGTERM"
 
 
 def test_connections_end_whose_browser_has_vanished() -> None:
