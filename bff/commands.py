@@ -99,7 +99,7 @@ class Commands(click.Group):
         """Run a command; if its output cannot be written, say so in one line."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):  # Latin-1 has not every letter of a name
-                with contextlib.suppress(OSError):  # a write to it fails too, which is reported below
+                with contextlib.suppress(OSError):  # a write fails too, which is reported below
                     stream.reconfigure(errors="backslashreplace")
         try:
             return super().main(*args, **kwargs)
@@ -322,16 +322,22 @@ def status(watch: bool, once: bool, ops: str | None) -> None:
 def _at_ops_port(ops: str | None, action: Callable[[str, int], T]) -> T:
     """Do something at the ops port; exit if no gateway answers there, or if it refuses."""
     try:
-        address = client.parse_address(ops or _ops_address(read_environ()))
+        address_ = client.parse_address(ops or _ops_address(read_environ()))
     except ValueError:
         raise click.UsageError(
             "The ops port's address is HOST:PORT or http://HOST:PORT; it comes from --ops, or from "
             "BFF_OPS_HOST and BFF_OPS_PORT"
         ) from None
     try:
-        return action(*address)
+        return action(*address_)
     except client.OpsError as exc:
         exit_with(str(exc), 1)
+    except (ValueError, KeyError, TypeError, AttributeError):  # the browser port, another server
+        exit_with(
+            "The server at {}:{} is not the ops port of a gateway; name its address: --ops, or "
+            "BFF_OPS_HOST and BFF_OPS_PORT".format(*address_),
+            1,
+        )
 
 
 def _ops_address(environ: dict[str, str]) -> str:

@@ -3,7 +3,16 @@
 import click
 import pytest
 from click.testing import CliRunner, Result
-from support.world import NEW_KEY, Gateway, World, http, read
+from support.world import (
+    NEW_KEY,
+    SECRET_KEY,
+    Gateway,
+    World,
+    environ,
+    http,
+    read,
+    running_upstream,
+)
 
 from bff.cli import main
 
@@ -71,6 +80,30 @@ def test_option_without_effect_is_refused(command: tuple[str, ...], text: str) -
 
     assert done.exit_code == 2
     assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("status", "--once"), ("revoke", "--list"), ("revoke", "--jti", "one")]
+)
+def test_another_port_is_told_in_one_line(
+    gateway: Gateway, upstream: running_upstream, command: tuple[str, ...]
+) -> None:
+    for port in (gateway.port, upstream.port):
+        done = bff(*command, "--ops", f"127.0.0.1:{port}")
+
+        assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert "{" not in done.stderr
+
+
+def test_token_in_the_place_of_its_id_revokes_nothing(gateway: Gateway) -> None:
+    ops, token = f"127.0.0.1:{gateway.ops_port}", gateway.token(*read("chat-1"), jti="one-token")
+    for text in (token, f"Bearer {token}", SECRET_KEY):
+        for option in ("--jti", "--actor"):
+            done = bff("revoke", option, text, "--ops", ops)
+            assert (done.exit_code, "is a token or a key" in done.stderr) == (1, True)
+
+    changes = {name: value for name, value in environ().items() if value is not None}
+    assert "its jti is one-token" in bff("token", "--explain", token, **changes).stdout
 
 
 async def test_undoing_reaches_the_other_workers(upstream) -> None:
