@@ -178,6 +178,8 @@ def algorithms(text: str) -> tuple[str, ...]:
 
 def jwks_url(text: str) -> str:
     parts = urlsplit(url(text))
+    if parts.path.endswith(("/openid-configuration", "/oauth-authorization-server")):
+        raise InvalidValue("is the configuration of the issuer; write the jwks_uri in it")
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
         raise InvalidValue("would fetch keys that others on the network could replace; use https")
     return text
@@ -202,6 +204,11 @@ def claim_path(text: str) -> tuple[str, ...]:
     path = texts(text)
     if not path:
         raise InvalidValue("is empty; write the name of a claim")
+    if any("." in step and not re.search("[:/]", step) for step in path):
+        raise InvalidValue(
+            "has a dot, which does not lead into a claim; write a list, such as "
+            '["app_metadata", "scopes"]'
+        )
     if path[0] in _USER_CLAIMS:
         raise InvalidValue(
             f"begins with {path[0]}, which users can change at the provider; put the scopes into a "

@@ -45,7 +45,11 @@ def text(text: str) -> str:
 
 
 def names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts(text)))  # a repeated part has no further meaning
+    names = tuple(dict.fromkeys(texts(text)))  # a repeated part has no further meaning
+    for name in names:
+        if ";" in name or "|" in name:
+            raise InvalidValue(f"contains {name!r}; write commas between several")
+    return names
 
 
 _NO_IDS = re.compile(r"(?!env_.)[A-Za-z_-]+|[0-9_-]+|(proj|org|run|task|session|user|tr)_.*")
@@ -256,8 +260,6 @@ def shown(text: str) -> tuple[str, ...]:
     """Read names, paths or patterns of what browsers see."""
     shown = names(text)
     for name in shown:
-        if re.search("[;|]", name):
-            raise InvalidValue(f"contains {name!r}; write commas between several")
         if name.lower() in ("all", "none", "off", "true", "false"):
             raise InvalidValue(
                 f"contains {name!r}, which counts as a name; name what browsers see, or leave the "

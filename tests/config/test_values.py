@@ -126,6 +126,7 @@ def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> 
         (values.store, "valkey://valkey:", "a colon without a port"),
         (values.shown, "plan;steps", "'plan;steps'; write commas"),
         (values.shown, "plan|steps", "write commas"),
+        (values.names, "https://a.example;https://b.example", "write commas"),
         *((values.shown, text, "counts as a name") for text in ("all", "None", "plan,off")),
         (values.networks, "caddy", "(not 10.0.0.1/8, not a host name)"),
     ],

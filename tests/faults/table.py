@@ -3496,4 +3496,18 @@ FAULTS = [
         "except ZeroDivisionError:",
         "tests/test_commands.py::test_another_port_is_told_in_one_line",
     ),
+    Fault(
+        45,
+        "bff/config/values.py",
+        '        if ";" in name or "|" in name:\n',
+        "        if False:\n",
+        "tests/config/test_values.py::test_invalid_text_gets_a_remedy",
+    ),
+    Fault(
+        45,
+        "bff/config/token_values.py",
+        '    if any("." in step and not re.search("[:/]", step) for step in path):\n',
+        "    if False:\n",
+        "tests/config/test_token_values.py::test_invalid_text_gets_a_remedy",
+    ),
 ]
