@@ -24,6 +24,7 @@ from bff.ops import revoke as revoke_
 from bff.ops import status as status_
 from bff.ops.check import Page
 from bff.ops.check_token import explain_token
+from bff.server.hardening import has_threads, least_files, least_threads, max_files
 from bff.sessions.ids import is_id
 from bff.tokens.mint import mint
 
@@ -57,6 +58,21 @@ def exit_with(text: str, status: int = 2) -> NoReturn:
     """Exit with a text for the operator."""
     click.echo(text, err=True)
     sys.exit(status)
+
+
+def check_limits(workers: int) -> None:
+    """Exit if the system allows too little: workers would end and start for ever."""
+    if max_files() < least_files(workers):
+        exit_with(
+            f"The limit of open files is {max_files()}, but a start with --workers {workers} needs "
+            f"at least {least_files(workers)}; raise it (ulimit -n, LimitNOFILE=)"
+        )
+    if not has_threads(workers):
+        exit_with(
+            f"A start with --workers {workers} needs {least_threads(workers)} threads, which the "
+            "system does not allow; raise its limits of tasks (TasksMax=, pids_limit) and of "
+            "memory (ulimit -v)"
+        )
 
 
 _NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

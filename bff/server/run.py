@@ -221,8 +221,10 @@ async def start(work: Awaitable[None], *, on_stop: Callable[[], Awaitable[None]]
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  it is called in one
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
+        await loop.getaddrinfo(None, 0)  # starts the threads that look up names
         await work
     finally:
         if task.cancelling():

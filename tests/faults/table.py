@@ -3294,7 +3294,7 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/cli.py",
+        "bff/commands.py",
         "    if max_files() < least_files(workers):\n",
         "    if False:\n",
         "tests/server/test_hardening.py::test_start_is_refused_with_too_few_files",
@@ -3509,5 +3509,19 @@ FAULTS = [
         '    if any("." in step and not re.search("[:/]", step) for step in path):\n',
         "    if False:\n",
         "tests/config/test_token_values.py::test_invalid_text_gets_a_remedy",
+    ),
+    Fault(
+        0,
+        "bff/commands.py",
+        "    if not has_threads(workers):\n",
+        "    if False:\n",
+        "tests/server/test_hardening.py::test_start_is_refused_with_too_few_threads",
+    ),
+    Fault(
+        0,
+        "bff/server/run.py",
+        "        await loop.getaddrinfo(None, 0)",
+        "        pass",
+        "tests/server/test_run.py::test_threads_that_look_up_names_run_from_the_start",
     ),
 ]

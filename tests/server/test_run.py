@@ -34,7 +34,7 @@ from support.world import (
 )
 
 from bff.demo.upstream import Answer, Seen, session
-from bff.server import run
+from bff.server import hardening, run
 from bff.sessions import ids
 
 # As systemd does: sockets at 3 and 4, and the id of the process in LISTEN_PID.
@@ -80,6 +80,13 @@ def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
             assert listening["browser"].endswith(str(browser.getsockname()[1]))
         silent = browser.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert silent == 75_000, "milliseconds for which a browser may acknowledge nothing"
+
+
+def test_threads_that_look_up_names_run_from_the_start(gateway: Gateway) -> None:
+    """If no thread is left later, libuv aborts."""
+    tasks = Path(f"/proc/{gateway.process.pid}/task").iterdir()
+
+    assert len(list(tasks)) >= hardening.least_threads(1) - 1, "no traces, so one less"
 
 
 def test_variable_of_another_server_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
