@@ -25,6 +25,7 @@ from bff.app import Service
 from bff.clock import system_clock
 from bff.commands import (
     Commands,
+    check_limits,
     exit_with,
     load,
     read_environ,
@@ -48,7 +49,6 @@ from bff.server import run as server
 from bff.server.hardening import (
     bounded_connections,
     harden,
-    least_files,
     max_files,
     warn_of_few_files,
 )
@@ -178,15 +178,6 @@ async def _serve(
     )
 
 
-def _check_files(workers: int) -> None:
-    """Exit if the limit of open files is too low: workers would end and start for ever."""
-    if max_files() < least_files(workers):
-        exit_with(
-            f"The limit of open files is {max_files()}, but a start with --workers {workers} needs "
-            f"at least {least_files(workers)}; raise it (ulimit -n, LimitNOFILE=)"
-        )
-
-
 @main.command()
 @click.option("--host", help="Replaces BFF_HOST.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Replaces BFF_PORT.")
@@ -206,7 +197,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     # At PID 1, as in a container, the kernel ignores a signal that has no handler: a stop during
     # the start would be lost.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    _check_files(workers)
+    check_limits(workers)
     environ = read_environ(BFF_HOST=host, BFF_PORT=port)
     settings = load(environ)
     telemetry = Telemetry(LogWriter(standard_output()))

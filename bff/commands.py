@@ -1,6 +1,7 @@
 """The commands that serve nothing: they mint and explain tokens, and talk to a running gateway."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import sys
@@ -8,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,6 +24,7 @@ from bff.ops import revoke as revoke_
 from bff.ops import status as status_
 from bff.ops.check import Page
 from bff.ops.check_token import explain_token
+from bff.server.hardening import has_threads, least_files, least_threads, max_files
 from bff.sessions.ids import is_id
 from bff.tokens.mint import mint
 
@@ -57,6 +60,21 @@ def exit_with(text: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def check_limits(workers: int) -> None:
+    """Exit if the system allows too little: workers would end and start for ever."""
+    if max_files() < least_files(workers):
+        exit_with(
+            f"The limit of open files is {max_files()}, but a start with --workers {workers} needs "
+            f"at least {least_files(workers)}; raise it (ulimit -n, LimitNOFILE=)"
+        )
+    if not has_threads(workers):
+        exit_with(
+            f"A start with --workers {workers} needs {least_threads(workers)} threads, which the "
+            "system does not allow; raise its limits of tasks (TasksMax=, pids_limit) and of "
+            "memory (ulimit -v)"
+        )
+
+
 _NOT_WRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -67,20 +85,24 @@ def _is_of_output(exc: BaseException) -> bool:
 
 
 class Command(click.Command):
-    """A command that takes each option once, unless the option is repeatable.
+    """A command that takes each option once, unless the option is repeatable, and with a value.
 
     If an option were given twice, click would use the last value alone: one revocation would be
-    missing, or a token would name another person.
+    missing, or a token would name another person. An empty value is that of an unset variable.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse a repeated option."""
+        """Refuse a repeated option, and one without a value."""
         if not ctx.resilient_parsing:  # while a shell completes, a word may be missing
-            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            values, _, given = self.make_parser(ctx).parse_args(list(args))
             for option in given:
-                once = isinstance(option, click.Option) and not (option.multiple or option.is_flag)
-                if once and given.count(option) > 1:
+                if not isinstance(option, click.Option) or option.is_flag:
+                    continue
+                if not option.multiple and given.count(option) > 1:
                     raise click.UsageError(f"Give {option.opts[0]} once", ctx)
+                value = values[str(option.name)]
+                if not all(text.strip() for text in (value if option.multiple else [value])):
+                    raise click.UsageError(f"{option.opts[0]} is empty; give it a value", ctx)
         return super().parse_args(ctx, args)
 
 
@@ -91,6 +113,10 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; if its output cannot be written, say so in one line."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # Latin-1 has not every letter of a name
+                with contextlib.suppress(OSError):  # a write fails too, which is reported below
+                    stream.reconfigure(errors="backslashreplace")
         try:
             return super().main(*args, **kwargs)
         except OSError as exc:
@@ -183,6 +209,8 @@ def token(
 ) -> None:
     """Mint a token for named sessions, or explain one."""
     if explained is not None:
+        if sessions or more or actor or jti:
+            raise click.UsageError("--explain mints no token; give it without those options")
         text = sys.stdin.read() if explained == "-" else explained
         sys.exit(_explain(text.strip().removeprefix("Bearer ").strip()))
     ids = _session_ids(*sessions, *more)
@@ -265,6 +293,8 @@ def revoke(
     Name one of --session, --actor and --jti, or --issued-before alone.
     """
     if listing:
+        if sessions or more or undo or any(value is not None for value in members.values()):
+            raise click.UsageError("--list shows all revocations; give it with --ops alone")
         click.echo("\n".join(_at_ops_port(ops, revoke_.listed)))
         return
     ids = _session_ids(*sessions, *more)
@@ -284,6 +314,8 @@ def revoke(
 @_ops_option
 def status(watch: bool, once: bool, ops: str | None) -> None:
     """Show a running gateway on one screen."""
+    if watch and once:
+        raise click.UsageError("Give one of --watch and --once")
 
     def read(host: str, port: int) -> status_.Reading:
         return status_.read(host, port, system_clock()[0])
@@ -306,16 +338,22 @@ def status(watch: bool, once: bool, ops: str | None) -> None:
 def _at_ops_port(ops: str | None, action: Callable[[str, int], T]) -> T:
     """Do something at the ops port; exit if no gateway answers there, or if it refuses."""
     try:
-        address = client.parse_address(ops or _ops_address(read_environ()))
+        address_ = client.parse_address(ops or _ops_address(read_environ()))
     except ValueError:
         raise click.UsageError(
             "The ops port's address is HOST:PORT or http://HOST:PORT; it comes from --ops, or from "
             "BFF_OPS_HOST and BFF_OPS_PORT"
         ) from None
     try:
-        return action(*address)
+        return action(*address_)
     except client.OpsError as exc:
         exit_with(str(exc), 1)
+    except (ValueError, KeyError, TypeError, AttributeError):  # the browser port, another server
+        exit_with(
+            "The server at {}:{} is not the ops port of a gateway; name its address: --ops, or "
+            "BFF_OPS_HOST and BFF_OPS_PORT".format(*address_),
+            1,
+        )
 
 
 def _ops_address(environ: dict[str, str]) -> str:

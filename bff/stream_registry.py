@@ -18,10 +18,14 @@ CHECK_SECONDS: Final = 0.5
 """Seconds between two checks of all streams: what the process has learned ends them in a second."""
 CHECKED_AT_ONCE: Final = 200
 """Streams that are checked before other work gets its turn."""
-_SHUTTING_DOWN: Final = "The gateway is shutting down; open the stream again shortly"
 _ALL_IN_USE: Final = "All streams of the gateway are in use; retry shortly"
 _SPREAD_STEPS: Final = 50
 """Steps in which the streams of a process that stops are ended."""
+LATE_SECONDS: Final = 5.5
+"""Seconds after the begin of a drain until streams that were opened during it end. Until then the
+process listens, and a proxy that counts connections sends it all new streams: it has the fewest."""
+_LATE_SPREAD: Final = 1.5
+"""Seconds over which the ends of those streams are spread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,8 @@ class StreamRegistry(Generic[StreamT]):
         self._open: dict[StreamT, None] = {}
         self._by_caller: Counter[Hashable] = Counter()
         self._by_address: Counter[str] = Counter()
-        self._draining = False
+        self._drained = 0.0
+        """When the streams end that are opened while others end; 0 before a drain."""
         self.is_memory_full: Callable[[], bool] = lambda: False
         """Tells whether connections hold all bytes that they may; the server sets it."""
 
@@ -95,8 +100,6 @@ class StreamRegistry(Generic[StreamT]):
         Raises:
             Refused: ``overloaded`` or ``too_many_streams``.
         """
-        if self._draining:
-            raise Refused("overloaded", _SHUTTING_DOWN, retry_after=1.0)
         if len(self._open) >= bounds.streams:
             raise Refused("overloaded", _ALL_IN_USE, retry_after=1.0)
         if self.is_memory_full():
@@ -112,6 +115,11 @@ class StreamRegistry(Generic[StreamT]):
         self._open[stream] = None
         self._by_caller[stream.caller] += 1
         self._by_address[stream.address] += 1
+        if self._drained:
+            # After a 503 a plain EventSource would not connect again, after a clean end it does.
+            step = len(self._open) % _SPREAD_STEPS / _SPREAD_STEPS
+            pause = self._drained + step * _LATE_SPREAD - self._clock()
+            asyncio.get_running_loop().call_later(max(0.0, pause), stream.end, "shutdown")
 
     def remove(self, stream: StreamT, reason: str) -> None:
         """Count the end of a stream."""
@@ -141,8 +149,8 @@ class StreamRegistry(Generic[StreamT]):
                 yield
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new streams, and end all others spread over *seconds*: reconnects come spread."""
-        self._draining = True
+        """End all streams, spread over *seconds*: reconnects come spread. New ones end later."""
+        self._drained = self._clock() + LATE_SECONDS
         waiting = deque(self._open)
         pause = seconds / _SPREAD_STEPS
         for step in range(_SPREAD_STEPS, 0, -1):
@@ -151,8 +159,6 @@ class StreamRegistry(Generic[StreamT]):
             for _ in range(-(-len(waiting) // step)):
                 waiting.popleft().end("shutdown")
             await asyncio.sleep(pause)
-        for stream in list(self._open):
-            stream.end("shutdown")
 
 
 def _count_down(counter: Counter[KeyT], key: KeyT) -> None:

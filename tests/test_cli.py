@@ -69,6 +69,21 @@ def test_output_to_a_full_disk_is_a_problem_in_one_line() -> None:
     assert done.stderr == "Cannot write the output (No space left on device)\n"
 
 
+def test_output_has_every_letter_in_any_encoding() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bff", "check"],
+        env=KEPT | environ(BFF_EXPOSE_METADATA="ステップ,Größe") | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        encoding="latin-1",
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u30b9" in done.stdout
+    assert "Größe" in done.stdout
+
+
 def test_disk_error_of_another_file_is_not_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     def harden() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -166,7 +181,7 @@ def test_token_refuses_an_invalid_session_id(ids: tuple[str, ...]) -> None:
 
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "A session's id has 1 to 256 characters" in done.stderr
+    assert re.search("A session's id has 1 to 256 characters|--session is empty", done.stderr)
 
 
 def test_token_mints_a_token_that_the_gateway_accepts() -> None:

@@ -1,7 +1,18 @@
 """The commands that talk to a running gateway: revocations listed and undone."""
 
+import click
+import pytest
 from click.testing import CliRunner, Result
-from support.world import NEW_KEY, Gateway, World, http, read
+from support.world import (
+    NEW_KEY,
+    SECRET_KEY,
+    Gateway,
+    World,
+    environ,
+    http,
+    read,
+    running_upstream,
+)
 
 from bff.cli import main
 
@@ -35,6 +46,64 @@ def test_revocation_is_listed_and_undone(gateway: Gateway) -> None:
     other = bff("revoke", "--undo", "--jti", "other", "--ops", ops)
     assert other.exit_code == 1
     assert "No such revocation is in force" in other.stderr
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_option_with_an_empty_value_is_refused(text: str) -> None:
+    """The value of an unset variable would mint a token for nobody, or choose another port."""
+    tried = set()
+    for name, command in main.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.is_flag:
+                word = option.opts[0]
+                done = bff(name, word, text)
+                assert (done.exit_code, f"{word} is empty" in done.stderr) == (2, True), word
+                tried.add(word)
+
+    assert {"--actor", "--jti", "--session", "--ops", "--host", "--explain", "--url"} < tried
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (("revoke", "--list", "--undo"), "--list shows all revocations"),
+        (("revoke", "--list", "--jti", "one"), "--list shows all revocations"),
+        (("revoke", "--list", "chat-1"), "--list shows all revocations"),
+        (("token", "--explain", "x", "chat-1"), "--explain mints no token"),
+        (("token", "--explain", "x", "--actor", "ann"), "--explain mints no token"),
+        (("status", "--watch", "--once"), "one of --watch and --once"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_option_without_effect_is_refused(command: tuple[str, ...], text: str) -> None:
+    done = bff(*command)
+
+    assert done.exit_code == 2
+    assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("status", "--once"), ("revoke", "--list"), ("revoke", "--jti", "one")]
+)
+def test_another_port_is_told_in_one_line(
+    gateway: Gateway, upstream: running_upstream, command: tuple[str, ...]
+) -> None:
+    for port in (gateway.port, upstream.port):
+        done = bff(*command, "--ops", f"127.0.0.1:{port}")
+
+        assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert "{" not in done.stderr
+
+
+def test_token_in_the_place_of_its_id_revokes_nothing(gateway: Gateway) -> None:
+    ops, token = f"127.0.0.1:{gateway.ops_port}", gateway.token(*read("chat-1"), jti="one-token")
+    for text in (token, f"Bearer {token}", SECRET_KEY):
+        for option in ("--jti", "--actor"):
+            done = bff("revoke", option, text, "--ops", ops)
+            assert (done.exit_code, "is a token or a key" in done.stderr) == (1, True)
+
+    changes = {name: value for name, value in environ().items() if value is not None}
+    assert "its jti is one-token" in bff("token", "--explain", token, **changes).stdout
 
 
 async def test_undoing_reaches_the_other_workers(upstream) -> None:

@@ -1,5 +1,6 @@
 """Streams of any kind: their bounds, and the order of their ends."""
 
+import asyncio
 import io
 import json
 from collections.abc import Hashable
@@ -7,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from support.virtual_time import run
 from support.world import Clock
 
 from bff import metrics
 from bff.errors import Refusal, Refused
+from bff.server.run import DRAIN_SECONDS, SHUTDOWN_SECONDS
 from bff.stream_registry import CHECKED_AT_ONCE, Bounds, StreamRegistry
 from bff.telemetry import LINES_PER_SECOND, Telemetry
 
@@ -81,15 +84,38 @@ def test_check_ends_and_leaves_turns(streams: StreamRegistry[Stream]) -> None:
     assert [stream.ends for stream in opened[:4]] == [[], ["revoked"], [], ["revoked"]]
 
 
-async def test_drain_refuses_and_ends_all(streams: StreamRegistry[Stream]) -> None:
+def test_stream_that_opens_during_a_drain_ends_late(log: io.StringIO) -> None:
+    """A proxy that counts connections sends new streams to the process that shuts down."""
+    ends: list[float] = []
+
+    class Late(Stream):
+        def end(self, reason: str) -> None:
+            super().end(reason)
+            ends.append(asyncio.get_running_loop().time())
+
+    async def history() -> None:
+        streams = Streams(Telemetry(log), asyncio.get_running_loop().time)
+        await streams.drain(5.0)
+        assert refused(streams) is None
+        for _ in range(100):
+            streams.add(Late())
+        await asyncio.sleep(SHUTDOWN_SECONDS)
+
+    run(history)
+
+    assert len(ends) == 100
+    assert min(ends) >= DRAIN_SECONDS, "the listener is closed, so no proxy sends it back"
+    assert max(ends) < SHUTDOWN_SECONDS - 2
+    assert len(set(ends)) == 50, "spread"
+
+
+async def test_drain_ends_all(streams: StreamRegistry[Stream]) -> None:
     opened = [Stream() for _ in range(120)]
     for stream in opened:
         streams.add(stream)
     await streams.drain(0.0)
 
-    assert all(stream.ends[0] == "shutdown" for stream in opened)
-    assert (refusal := refused(streams)) is not None
-    assert (refusal.code, "is shutting down" in refusal.text) == ("overloaded", True)
+    assert all(stream.ends == ["shutdown"] for stream in opened)
 
 
 def test_log_tells_the_reason_of_each_end_and_stays_small(

@@ -6,7 +6,7 @@ A variable wins over the same key in the file. Only the file can hold ``[[enviro
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from bff.config.settings import (
     Settings,
     SettingsError,
 )
-from bff.config.table_reader import TableReader, keys_of
+from bff.config.table_reader import TableReader, keys_of, plain_name
 from bff.config.token_sources import SourceSettings, read_token_sources
 from bff.config.token_values import ROOT_KEY
 from bff.config.typed import InvalidValue, Secret, is_loopback, mend
@@ -45,8 +45,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     file = _read_config(reader, environ.get("BFF_CONFIG", ""))
     allowed = set[str]().union(*map(keys_of, CLASSES))
     variables = {n: text for n, text in environ.items() if n.startswith(("BFF_", "TRIGGER_"))}
-    # Only unknown BFF_ variables are reported: Trigger.dev's tools read other TRIGGER_ variables.
-    variables_of_bff = [name for name in environ if name.upper().startswith("BFF_")]
+    # Trigger.dev's tools read other TRIGGER_ variables, which are not reported.
+    variables_of_bff = [name for name in environ if _is_meant(name, allowed)]
     reader.report_unknown(variables_of_bff, allowed | {"BFF_CONFIG"}, "")
     reader.report_unknown(file, allowed | SECTIONS, "BFF_CONFIG: ")
     # An empty variable, as compose files write it, does not replace the file's value.
@@ -83,6 +83,12 @@ def load(environ: Mapping[str, str]) -> Settings:
         reports=reader.reports,
         files=tuple(reader.files),
     )
+
+
+def _is_meant(name: str, allowed: Collection[str]) -> bool:
+    """Whether a variable is meant for the gateway, whatever a tool or a person made of its name."""
+    plain = plain_name(name)
+    return plain.startswith("BFF_") or plain in allowed or plain.removesuffix("_FILE") in allowed
 
 
 def _read_config(reader: TableReader, path: str) -> dict[str, Any]:

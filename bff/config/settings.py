@@ -86,19 +86,19 @@ class PolicySettings:
 
     fields: tuple[str, ...] = setting(
         "BFF_EXPOSE_FIELDS",
-        values.names,
+        values.shown,
         "top-level fields of a session that browsers see",
         default=",".join(DEFAULT_FIELDS),
     )
     metadata: tuple[str, ...] = setting(
         "BFF_EXPOSE_METADATA",
-        values.names,
+        values.shown,
         "paths below `metadata` that browsers see, such as `plan` or `steps.*.title`",
         default="",
     )
     tags: tuple[str, ...] = setting(
         "BFF_EXPOSE_TAGS",
-        values.names,
+        values.shown,
         "patterns of tags that browsers see, such as `public:*`",
         default="",
     )

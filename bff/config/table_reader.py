@@ -157,11 +157,12 @@ class TableReader:
                 hint = f"is renamed to {self.renamed[name]}"
             elif name in self.settings:
                 hint = "is not a setting of this section; set it at the top level"
-            elif close := _closest(name, allowed):
+            elif close := _closest(name, allowed) or _closest(name.removesuffix("_FILE"), allowed):
                 hint = f"is not a setting; did you mean {close}?"
             else:
                 hint = "is not a setting; docs/SETTINGS.md lists all settings"
-            self.problems.append(f"{prefix}{name} {hint}")
+            shown = name if name.isascii() and name.isprintable() else repr(name)
+            self.problems.append(f"{prefix}{shown} {hint}")
 
 
 _SERVICE_LINK = re.compile(r"BFF_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
@@ -216,4 +217,9 @@ def _closest(name: str, allowed: Collection[str]) -> str | None:
 
 
 def _stem(name: str) -> str:
-    return name.upper().removeprefix("BFF_").removeprefix("TRIGGER_")
+    return plain_name(name).removeprefix("BFF_").removeprefix("TRIGGER_")
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a person meant, without what tools and env files add to it."""
+    return re.sub(r"[^A-Z0-9]+", "_", name.upper().removeprefix("EXPORT ")).strip("_")

@@ -126,7 +126,7 @@ def _source(
             "audience is not set; set it, or for an issuer without one (Clerk) require another "
             "claim, such as azp: otherwise tokens for other applications are accepted"
         )
-    if settings["algorithms"]:
+    if len(reader.problems) == problems_before:
         _check_keys(settings, path, problem)
     if required is None or len(reader.problems) > problems_before:
         return None
@@ -150,7 +150,7 @@ def _check_keys(
         try:
             read_jwks(settings["jwks"], algorithms)
         except ValueError as exc:
-            problem(f"jwks_file {exc}")
+            problem(f'jwks_file {exc}; write the set that the issuer publishes: {{"keys": […]}}')
 
 
 def _required(table: object) -> dict[str, tuple[object, ...]] | None:

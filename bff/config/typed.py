@@ -185,17 +185,19 @@ def check_path(name: str, path: str) -> None:
     check(name, path, secret=True)
     if "/" not in path and redact(path) != path:
         raise InvalidValue("is a key and not a path")
-    if path.startswith(("~", "%")):
-        raise InvalidValue("begins with ~ or %, which nothing replaced; write the whole path")
+    if path.startswith(("~", "$", "%")):
+        raise InvalidValue("begins with ~, $ or %, which nothing replaced; write the whole path")
 
 
 def once_encoded(text: str) -> str | None:
     """Decode a text that was encoded with base64 once too often; None if it was not.
 
-    Random bytes do not decode to 16 or more printable characters.
+    Random bytes do not decode to 16 or more printable characters. A JWK has base64url, unpadded.
     """
+    plain = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        decoded = base64.b64decode(text, validate=True).decode("ascii").strip(_BLANKS)
+        padded = plain + "=" * (-len(plain) % 4)
+        decoded = base64.b64decode(padded, validate=True).decode("ascii").strip(_BLANKS)
     except (binascii.Error, ValueError):
         return None
     return decoded if decoded.isprintable() and len(decoded) >= 16 else None  # noqa: PLR2004

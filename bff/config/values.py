@@ -45,15 +45,15 @@ def text(text: str) -> str:
 
 
 def names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts(text)))  # a repeated part has no further meaning
+    names = tuple(dict.fromkeys(texts(text)))  # a repeated part has no further meaning
+    for name in names:
+        if ";" in name or "|" in name:
+            raise InvalidValue(f"contains {name!r}; write commas between several")
+    return names
 
 
-_NO_IDS = re.compile(
-    r"proj_.*|run_.*|dev|development|prod|production|preview|stg|staging|default|example|test|local"
-    r"|true|false|yes|no|on|off|none|secret|password|[0-9_-]{1,6}",
-    re.IGNORECASE,
-)
-"""Matches names of environments, other ids, and words that people write for a value."""
+_NO_IDS = re.compile(r"(?!env_.)[A-Za-z_-]+|[0-9_-]+|(proj|org|run|task|session|user|tr)_.*")
+"""Matches words without a digit, which no id is (names, ``unset``), and ids of other things."""
 
 
 def environment_id(text: str) -> str:
@@ -66,7 +66,7 @@ def environment_id(text: str) -> str:
 
 
 def branch(text: str) -> str:
-    if text.startswith(("refs/", "origin/")):
+    if text.startswith(("refs/", "heads/", "remotes/", "origin/")):
         raise InvalidValue("is a reference of git; write the name without refs/heads/ or origin/")
     if not text.isascii() or _NO_BRANCH.search(text):
         raise InvalidValue("is not the name of a branch; write it as git branch shows it")
@@ -74,9 +74,11 @@ def branch(text: str) -> str:
 
 
 _NO_BRANCH = re.compile(
-    r"[\s~^:?*\[\\,\"\x00-\x1f\x7f]|\.\.|//|@\{|(^|/)\.|^[-/]|[/.]$|\.lock(/|$)|^none$"
+    r"[\s~^:?*\[\\,\"\x00-\x1f\x7f]|\.\.|//|@\{|(^|/)\.|^[-/]|[/.]$|\.lock(/|$)"
+    r"|^(@|HEAD|none|unset|true|false|[0-9]+/merge)$"
 )
-"""Matches what git-check-ref-format(1) refuses; also a comma and a double quote."""
+"""Matches what git-check-ref-format(1) refuses; also a comma, a double quote, and what git and CI
+show when no branch is checked out."""
 
 
 log_level = one_of({"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR})
@@ -157,12 +159,13 @@ def url(text: str) -> str:
         raise InvalidValue(f"is not an address; {hint}") from None
     if parts.scheme not in ("https", "http") or not parts.hostname or port == 0:
         raise InvalidValue(f"is not an address; {hint}")
-    if not (text.isascii() and text.isprintable()) or {" ", "\\"} & set(text):
+    if not (text.isascii() and text.isprintable()) or set(" \\{}<>|^") & set(text):
         raise InvalidValue(f"has characters that no address has; {hint}")
-    if parts.query or parts.fragment or "@" in parts.netloc:
+    if {"?", "#"} & set(text) or "@" in parts.netloc:  # also a ? without a query
         raise InvalidValue("may hold a host, a port and a path; remove the rest")
     if parts.hostname in ("http", "https"):
         raise InvalidValue(f"names its scheme twice; {hint}")
+    _check_port(parts.netloc)
     if not is_host(parts.hostname):
         raise InvalidValue(f"names a host that cannot exist; {hint}")
     if parts.scheme == "https" and parts.hostname.endswith("."):
@@ -172,8 +175,13 @@ def url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _check_port(netloc: str) -> None:
+    if netloc.endswith(":"):
+        raise InvalidValue("has a colon without a port; write the port, or remove the colon")
+
+
 def api_url(text: str) -> str:
-    if re.search(r"/(api|realtime)(/v[0-9]+)?(/sessions)?/*$", text):
+    if re.search(r"/(api|realtime)(/v[0-9]+(/.*)?)?/*$", text):
         raise InvalidValue("ends with the path of a route; remove it, the gateway adds /api/v1/…")
     return url(text)
 
@@ -206,6 +214,11 @@ def store(text: str) -> StoreAddress:
         raise InvalidValue(f"is not an address; {_STORE_HINT}")
     if not is_host(parts.hostname) or parts.port == 0:
         raise InvalidValue(f"names a host that cannot exist; {_STORE_HINT}")
+    _check_port(parts.netloc)
+    if parts.password == "":
+        raise InvalidValue("has an empty password; write it, or remove the colon before the @")
+    if not unquote(f"{parts.username}{parts.password}").isprintable():
+        raise InvalidValue("has a line end or another control character in its name or password")
     if path and not re.fullmatch(r"[0-9]{1,3}", path):
         raise InvalidValue(f"names a database that is not a number; {_STORE_HINT}")
     if scheme[3] and path not in ("", "0"):
@@ -241,6 +254,18 @@ def origins(text: str) -> tuple[str, ...]:
     if "*" in origins and len(origins) > 1:
         raise InvalidValue("contains * and other origins; write either * or the origins")
     return origins
+
+
+def shown(text: str) -> tuple[str, ...]:
+    """Read names, paths or patterns of what browsers see."""
+    shown = names(text)
+    for name in shown:
+        if name.lower() in ("all", "none", "off", "true", "false"):
+            raise InvalidValue(
+                f"contains {name!r}, which counts as a name; name what browsers see, or leave the "
+                "setting out"
+            )
+    return shown
 
 
 def _is_origin(text: str) -> bool:
@@ -297,15 +322,15 @@ def host_names(text: str) -> tuple[str, ...]:
     return hosts
 
 
-_WIDEST: Final = {4: 8, 6: 7}
-"""The shortest prefix of a proxy's network; 10.0.0.0/8 and fc00::/7 are the largest private
-ones."""
+_WIDEST: Final = {4: 8, 6: 16}
+"""The shortest prefix of a proxy's network; private ones of IPv6 may be larger (fc00::/7)."""
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     networks = tuple(map(_network, names(text)))
     for network in networks:
-        if network.prefixlen < _WIDEST[network.version]:
+        private6 = network.version == 6 and network.is_private  # noqa: PLR2004
+        if network.prefixlen < _WIDEST[network.version] and not private6:
             raise InvalidValue(
                 f"contains {str(network)!r}, so nearly any browser could choose its address by "
                 "X-Forwarded-For; write the networks of your proxies only"
@@ -321,6 +346,10 @@ def _network(text: str) -> IPv4Network | IPv6Network:
             f"contains {text!r}, which is not a network; write addresses or CIDRs with commas "
             "between them, such as 10.0.0.0/8 (not 10.0.0.1/8, not a host name)"
         ) from None
+    if network.network_address.is_unspecified and network.prefixlen >= _WIDEST[network.version]:
+        raise InvalidValue(
+            f"contains {text!r}, which is not the address of a proxy; write those of your proxies"
+        )
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     # Peers and hops are compared as IPv4, so a network of mapped addresses would match nobody.
     if mapped is not None and network.prefixlen >= _MAPPED_BITS:

@@ -59,9 +59,10 @@ def confirm(
     """Send one request and return the body of its 200.
 
     Raises:
-        OpsError: no gateway answers there, or the answer is not a 200.
+        OpsError: no gateway answers there, or it refuses.
+        ValueError, KeyError, TypeError: the answer is not a gateway's.
     """
     status, text = send(host, port, method, path, body)
     if status != HTTPStatus.OK:
-        raise OpsError(text)
+        raise OpsError(json.loads(text)["error"])
     return text

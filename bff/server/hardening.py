@@ -2,6 +2,8 @@
 
 import ctypes
 import resource
+import signal
+import threading
 from typing import Any, Final
 
 _PR_SET_DUMPABLE: Final = 4
@@ -15,13 +17,21 @@ _LEAST_FILES: Final = 24
 _FILES_OF_WORKER: Final = 4
 """Descriptors for each worker in all of them: two sockets, and two more while one calls it."""
 
+_THREADS_OF_WORKER: Final = 7
+"""The first one, one each for the log and for traces, and four that look up names."""
+_SMALL_STACK: Final = 262_144
+"""Bytes. Threads of other processes take no memory of this one."""
+
 
 def harden() -> list[str]:
     """Keep keys out of core dumps, and `/proc/<pid>/environ` and `mem` from other processes.
 
-    Raises the soft limit of open files to the hard limit: each connection takes a file. Returns
-    what the system refused, as macOS does with some of it; the gateway runs without that.
+    Raises the soft limit of open files to the hard limit: each connection takes a file. Ignores the
+    signals by which other servers open their logs again: they would end the process at once.
+    Returns what the system refused, as macOS does with some of it; the gateway runs without that.
     """
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     refused = []
     for name, limit, values in (
@@ -48,6 +58,34 @@ def max_files() -> int:
 def least_files(workers: int) -> int:
     """Return the limit of open files without which *workers* cannot start."""
     return _LEAST_FILES + _FILES_OF_WORKER * workers
+
+
+def least_threads(workers: int) -> int:
+    """Return how many threads *workers* have together, each with its first one."""
+    return _THREADS_OF_WORKER * workers
+
+
+def has_threads(workers: int) -> bool:
+    """Whether the system allows the threads of *workers*.
+
+    Without one for a name that it looks up, the event loop would end the process without a word.
+    """
+    for stack, count in ((0, least_threads(1)), (_SMALL_STACK, least_threads(workers))):
+        threading.stack_size(stack)
+        done = threading.Event()
+        threads = [threading.Thread(target=done.wait, daemon=True) for _ in range(count)]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError:
+            return False
+        finally:
+            threading.stack_size(0)
+            done.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+    return True
 
 
 def bounded_connections(files: int, setting: int) -> int:

@@ -37,14 +37,15 @@ _FIRST_FD: Final = 3
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a socket. ``::`` takes IPv4 as well, if the system can.
+    """Bind a socket to an address or a name. ``::`` takes IPv4 as well, if the system can.
 
     Raises:
         OSError: the system refuses.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, *_, at = min(infos, key=lambda one: one[0] != socket.AF_INET)  # IPv4 if there is any
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    return socket.create_server(at, family=family, backlog=2048, dualstack_ipv6=both)
 
 
 def bound_silence(sock: socket.socket, seconds: float) -> None:
@@ -195,6 +196,7 @@ def config(app: Any, *, lifespan: bool, protocol: Any = "httptools") -> uvicorn.
     """
     return uvicorn.Config(
         app,
+        workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY, which may be a word
         http=protocol,
         ws="none",
         lifespan="on" if lifespan else "off",
@@ -219,8 +221,10 @@ async def start(work: Awaitable[None], *, on_stop: Callable[[], Awaitable[None]]
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  it is called in one
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
+        await loop.getaddrinfo(None, 0)  # starts the threads that look up names
         await work
     finally:
         if task.cancelling():

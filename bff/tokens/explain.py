@@ -75,7 +75,7 @@ def explain(
         checks += _of_source(token, header, claims, source, wall)
     else:
         checks += _of_trigger(token, header, claims, issuers)
-    return [*checks, *_dates(claims, wall)]
+    return [*checks, *_dates(claims, wall), _names(claims)]
 
 
 def _of_source(
@@ -146,6 +146,14 @@ def _of_trigger(
     else:
         ids = ", ".join(str(issuer.id) for issuer in among)
         yield _bad("environment", f"sub is {_short(subject)}, but BFF_ENVIRONMENT_ID is {ids}")
+
+
+def _names(claims: dict[str, Any]) -> Check:
+    """Show by what an operator can revoke the token."""
+    act = claims.get("act")
+    subject = claims.get("sub") if not isinstance(act, dict) else act.get("sub")
+    jti = _short(claims.get("jti"))
+    return _good("names", f"its jti is {jti}, its subject is {_short(subject)} (bff revoke)")
 
 
 def _dates(claims: dict[str, Any], wall: float) -> Iterable[Check]:

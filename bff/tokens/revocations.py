@@ -7,6 +7,7 @@ later. A token without a time of issue counts as issued before every moment. Tim
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -22,6 +23,8 @@ MAX_TEXT: Final = 1024
 MAX_KEPT: Final = 100_000
 """Revocations of one process. Beyond it a new one is refused, because none may be dropped early."""
 KINDS: Final = ("jti", "session", "subject", "all")
+
+_TOKEN: Final = re.compile(r"\s*(bearer\s|eyJ[\w-]+\.|tr_(dev|stg|prod|preview)_)", re.IGNORECASE)
 
 
 class RevocationError(ValueError):
@@ -108,6 +111,8 @@ def parse(body: Mapping[str, Any], wall: float) -> Revocation:
     value = body[kind] if named else ""
     if not isinstance(value, str) or len(value) > MAX_TEXT or bool(value) is not bool(named):
         raise RevocationError(f"{kind} is a text of 1 to {MAX_TEXT} characters")
+    if _TOKEN.match(value):  # nothing would be revoked, and the store would hold it
+        raise RevocationError(f"{kind} is a token or a key; bff token --explain shows its names")
     return Revocation(
         kind=kind,
         value=value,

@@ -225,7 +225,17 @@ def test_file_of_an_editor_is_mended(tmp_path: Path, name: str, content: str) ->
         ({"BFF_TRACING": "True"}, "write one of them"),
         ({"BFF_PORT": "tcp://10.0.0.1:8787"}, "enableServiceLinks"),
         ({"BFF_SERVICE_HOST": "10.0.0.1"}, "enableServiceLinks"),
-        ({"bff_cache_ttl": "3"}, "did you mean BFF_CACHE_TTL?"),
+        *(
+            ({name: "3"}, "did you mean BFF_CACHE_TTL?")
+            for name in (
+                *("bff_cache_ttl", "BFF-CACHE-TTL", "BFF.CACHE_TTL", " BFF_CACHE_TTL"),
+                *("BFF_CACHE_TTL ", "\ufeffBFF_CACHE_TTL", "export BFF_CACHE_TTL"),
+            )
+        ),
+        *(
+            ({name: "https://trigger.example.com"}, "did you mean TRIGGER_API_URL?")
+            for name in ("trigger_api_url", "TRIGGER_API_URL ", "TRIGGER_API_URL_FILE")
+        ),
         ({"BFF_SIGNING_KEYS": f"{OWN_KEY},"}, "a comma without a key"),
         ({"BFF_SIGNING_KEYS": f",{OWN_KEY}"}, "a comma without a key"),
         ({"BFF_SIGNING_KEYS": f"{OWN_KEY},,{ROOT_KEY}"}, "a comma without a key"),
@@ -246,7 +256,7 @@ def test_file_of_an_editor_is_mended(tmp_path: Path, name: str, content: str) ->
         ({"BFF_SIGNING_KEYS": f"**{OWN_KEY}**"}, "in brackets or asterisks"),
         ({"BFF_SIGNING_KEYS": "/run/secrets/bff-signing-keys-of-the-gateway"}, "a path and no key"),
         ({"BFF_SIGNING_KEYS": "https://vault.example.com/v1/secret/data/bff"}, "an address or"),
-        ({"BFF_SIGNING_KEYS": f"key:{ROOT_KEY}"}, "around a Trigger.dev key"),
+        ({"BFF_SIGNING_KEYS": f"my{ROOT_KEY}"}, "around a Trigger.dev key"),
         ({"BFF_SIGNING_KEYS": f"{ROOT_KEY}#comment"}, "malformed root key as number 1"),
         ({"TRIGGER_SECRET_KEY": f"{SECRET_KEY}."}, "is not a Trigger.dev secret key"),
         (
@@ -268,7 +278,8 @@ def test_file_of_an_editor_is_mended(tmp_path: Path, name: str, content: str) ->
         ({"BFF_EXPOSE_METADATA": "steps[*].title"}, "another notation"),
         ({"BFF_CONFIG": OWN_KEY}, "names a file that cannot be read"),
         ({"BFF_CONFIG": ROOT_KEY}, "is a key and not a path"),
-        ({"BFF_CONFIG": "~/bff.toml"}, "begins with ~ or %"),
+        ({"BFF_CONFIG": "$CREDENTIALS_DIRECTORY/bff.toml"}, "begins with ~, $ or %"),
+        ({"BFF_CONFIG": "~/bff.toml"}, "begins with ~, $ or %"),
         ({"BFF_CONFIG": '"/etc/bff.toml"'}, "is in quotes"),
     ],
     ids=repr,

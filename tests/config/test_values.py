@@ -36,6 +36,11 @@ def name(parameter: object) -> str:
         (values.host_names, "a,b.example", ("a", "b.example")),
         (values.origins, "*", ("*",)),
         (values.origins, "https://a.example:8443", ("https://a.example:8443",)),
+        (values.environment_id, "cm0abcdefghijklmnopqrstuv", "cm0abcdefghijklmnopqrstuv"),
+        (values.branch, "merge/12", "merge/12"),
+        (values.url, "https://a.example/x@y.example/keys", "https://a.example/x@y.example/keys"),
+        (values.shown, "plan,steps.*,a b", ("plan", "steps.*", "a b")),
+        (values.networks, "fc00::/7,fe80::/10", (ip_network("fc00::/7"), ip_network("fe80::/10"))),
         (values.networks, "::1,10.0.0.0/8", (ip_network("::1"), ip_network("10.0.0.0/8"))),
     ],
     ids=name,
@@ -99,6 +104,30 @@ def test_text_is_read_as_its_value(read: Callable, text: str, value: object) -> 
         (values.origins, "redis://localhost", "no browser sends"),
         (values.networks, "::ffff:0:0/96", "choose its address"),
         (values.networks, "10.0.0.0/8 172.16.0.0/12", "commas between them"),
+        *((values.networks, text, "not the address of a proxy") for text in ("0.0.0.0/32", "::")),
+        *((values.networks, text, "choose its address") for text in ("2000::/7", "2400::/12")),
+        *(
+            (values.environment_id, text, "is not the id of an environment")
+            for text in ("unset", "UNKNOWN", "env_", "my-env", "org_1", "00000000-0000-0000")
+        ),
+        *(
+            (values.branch, text, "is not the name of a branch")
+            for text in ("HEAD", "@", "unset", "true", "12/merge")
+        ),
+        (values.branch, "remotes/origin/one", "without refs/heads/"),
+        (values.url, "https://a.example/?", "remove the rest"),
+        (values.url, "https://a.example/#", "remove the rest"),
+        (values.url, "https://a.example:", "a colon without a port"),
+        (values.url, "https://a.example/{tenant}", "characters that no address has"),
+        (values.api_url, "https://a.example/api/v1/sessions/chat-1", "path of a route"),
+        (values.store, "valkey://user:@valkey", "an empty password"),
+        (values.store, "valkey://:@valkey:6379/0", "an empty password"),
+        (values.store, "valkey://user:pass%0A@valkey", "a line end"),
+        (values.store, "valkey://valkey:", "a colon without a port"),
+        (values.shown, "plan;steps", "'plan;steps'; write commas"),
+        (values.shown, "plan|steps", "write commas"),
+        (values.names, "https://a.example;https://b.example", "write commas"),
+        *((values.shown, text, "counts as a name") for text in ("all", "None", "plan,off")),
         (values.networks, "caddy", "(not 10.0.0.1/8, not a host name)"),
     ],
     ids=name,

@@ -238,8 +238,9 @@ async def test_44_pages_do_not_use_up_the_limit_of_browsers(world: World) -> Non
     assert (await world.get("chat-1")).status_code == 200
 
 
-def test_85_ipv6_wildcard_takes_ipv4_too() -> None:
-    with run.listen("::", 0) as sock:
+@pytest.mark.parametrize("wildcard", ["::", "::0", "0:0:0:0:0:0:0:0"])
+def test_85_ipv6_wildcard_takes_ipv4_too(wildcard: str) -> None:
+    with run.listen(wildcard, 0) as sock:
         port = sock.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
             with socket.create_connection((host, port), timeout=PATIENCE):

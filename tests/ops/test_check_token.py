@@ -48,7 +48,7 @@ def test_bad_token_is_a_problem_without_its_text() -> None:
     assert token.split(".")[2] not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("text", [ROOT_KEY, OWN_KEY, "x", ""])
+@pytest.mark.parametrize("text", [ROOT_KEY, OWN_KEY, "x"])
 def test_secret_in_place_of_a_token_is_never_shown(text: str) -> None:
     done = explain(text)
 

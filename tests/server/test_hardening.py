@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+import threading
+from unittest import mock
 
 import pytest
 from support.world import KEPT, PATIENCE, environ
 
+from bff.commands import check_limits
+from bff.server import hardening
 from bff.server.hardening import least_files
 
 SHOW = """
@@ -46,3 +50,23 @@ def test_start_is_refused_with_too_few_files(workers: int) -> None:
     assert done.stdout == ""
     assert f"The limit of open files is {files}" in done.stderr
     assert f"--workers {workers} needs at least {files + 1}" in done.stderr
+
+
+def test_start_is_refused_with_too_few_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    """libuv would abort at the first name that it looks up."""
+    allowed = hardening.least_threads(2) - 1
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        started.append(thread)
+        if sum(one.is_alive() for one in started) >= allowed:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with mock.patch.object(threading.Thread, "start", limited):
+        check_limits(1)
+        with pytest.raises(SystemExit):
+            check_limits(2)
+
+    assert "--workers 2 needs 14 threads" in capsys.readouterr().err
+    assert not any(thread.is_alive() for thread in started)

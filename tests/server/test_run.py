@@ -34,7 +34,7 @@ from support.world import (
 )
 
 from bff.demo.upstream import Answer, Seen, session
-from bff.server import run
+from bff.server import hardening, run
 from bff.sessions import ids
 
 # As systemd does: sockets at 3 and 4, and the id of the process in LISTEN_PID.
@@ -80,6 +80,36 @@ def test_restart_with_an_inherited_socket_refuses_no_connection() -> None:
             assert listening["browser"].endswith(str(browser.getsockname()[1]))
         silent = browser.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
         assert silent == 75_000, "milliseconds for which a browser may acknowledge nothing"
+
+
+def test_threads_that_look_up_names_run_from_the_start(gateway: Gateway) -> None:
+    """If no thread is left later, libuv aborts."""
+    tasks = Path(f"/proc/{gateway.process.pid}/task").iterdir()
+
+    assert len(list(tasks)) >= hardening.least_threads(1) - 1, "no traces, so one less"
+
+
+def test_variable_of_another_server_stops_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    run.config(None, lifespan=False)
+
+
+def test_name_with_an_ipv6_address_alone_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = socket.getaddrinfo("::1", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with run.listen("gateway.internal", 0) as sock:
+        assert sock.getsockname()[0] == "::1"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_signal_of_a_log_rotation_ends_nothing(upstream: running_upstream, workers: str) -> None:
+    """Other servers open their logs again; the default of the signal is to end the process."""
+    with Gateway(upstream.port, "--workers", workers) as gateway:
+        for signum in (signal.SIGUSR1, signal.SIGUSR2):
+            gateway.process.send_signal(signum)
+        gateway.process.send_signal(signal.SIGTERM)
+
+        assert gateway.process.wait(timeout=PATIENCE) == 0, "the status of a stop by SIGTERM"
 
 
 def test_connections_end_whose_browser_has_vanished() -> None:
