@@ -15,7 +15,6 @@ from bff import metrics
 from bff.chat.appends import MAX_STOP_BYTES, Places
 from bff.chat.identity import Speaker
 from bff.chat.messages import Message, MessagePolicy
-from bff.config.runtime import RuntimeConfig
 from bff.errors import REFUSALS, ErrorCode, Refusal, Refused, UpstreamError, UpstreamRateLimited
 from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
@@ -84,15 +83,9 @@ class PendingMessage:
     _message: Message | None = None
     _kind: str = "other"
     _answer: Answer | None = None
-    _sent: bool = False
     _counted: bool = False
     _refusal: Refusal | None = None
     _lease: LeasePending | None = None
-
-    @property
-    def config(self) -> RuntimeConfig | None:
-        """None once the message was sent: the browser gets its answer in any case."""
-        return None if self._sent else self.chats.config
 
     async def wait(self, gateway: Resumable) -> None:
         """Do the next step; `conclude` reports its failure."""
@@ -229,7 +222,7 @@ class PendingMessage:
         _, wall = gateway.clock()
         if self._message is not None:
             self._body = self._message.encode(self.session_id, lambda: self._sign(wall))
-        self._sent = True
+        self.request.config = None  # the browser gets its answer in any case
         try:
             environment = chats.environment(caller)
             self._answer = await environment.chat.append(self.session_id, self._body, self.part_id)

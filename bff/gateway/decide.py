@@ -55,7 +55,7 @@ class Gateway:
         request_id = self._request_ids()
         if head.method == "OPTIONS":
             return self.answers.preflight(head, request_id)
-        request = RequestContext(head, request_id, now, wall)
+        request = RequestContext(head, request_id, now, wall, config=self.config)
         try:
             return self._decide(request)
         except Refused as refused:
@@ -167,9 +167,9 @@ class Gateway:
         """
         request = pending.request
         request.now, request.wall = self.clock()
-        if pending.config is None:
+        if request.config is None:
             return pending.conclude(self)
-        if pending.config is not self.config:
+        if request.config is not self.config:
             # The cache keeps a loaded copy unless the new configuration forbids it, so upstream is
             # not called twice.
             return self.decide(request.head, request.now, request.wall)
@@ -219,6 +219,7 @@ class Gateway:
         limits = self.config.limits
         if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
+        request.config = None
         deadline = self.clock()[0] + self.sharing.timeout
         return PendingLease(request, pending.window, pending.lease, deadline)
 

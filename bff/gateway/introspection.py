@@ -68,7 +68,6 @@ class PendingIntrospection:
     """Whether another request started the introspection."""
     charge: Window
     """It is refunded if the token proves to be authentic."""
-    config: RuntimeConfig
     introspector: "Introspector"
     fallback: None = None
     load: None = None
@@ -121,11 +120,6 @@ class PendingCaller:
     def request(self) -> RequestContext:
         """The request that it is for."""
         return self.introspection.request
-
-    @property
-    def config(self) -> RuntimeConfig:
-        """The configuration by which the gateway decided to wait."""
-        return self.introspection.config
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for upstream's answer."""
@@ -244,9 +238,7 @@ class Introspector:
             task = self.in_flight.start((digest, session_id), work)
             self._running[person] += 1
             task.add_done_callback(lambda _: self._ended(person))
-        return PendingIntrospection(
-            request, subject, session_id, task, collapsed, charge, self._config, self
-        )
+        return PendingIntrospection(request, subject, session_id, task, collapsed, charge, self)
 
     def _ended(self, person: Hashable) -> None:
         self._running[person] -= 1

@@ -52,7 +52,6 @@ class PendingList:
     sources: "Sources"
     members: list[PendingMember]
     lists: "Lists"
-    config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the members. The rounds of one page share one bound on the wait.
@@ -146,7 +145,7 @@ class Lists:
         with self.members.hold(caller):
             page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, sources, members, self, self.config)
+            return PendingList(request, caller, listing, sources, members, self)
         if page.refusal is None and self.live.is_for(request):
             shown = dict(zip(page.shown, page.copies, strict=True))
             return self.live.start_list(

@@ -71,7 +71,6 @@ class PendingListener:
     unavailable: Mapping[str, Refusal]
     query: Query
     live: "Live"
-    config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for nothing."""
@@ -124,7 +123,7 @@ class Live:
         query: Query,
     ) -> PendingListener:
         """Answer with the events of the sessions *names*, some of which are shown now."""
-        return PendingListener(request, caller, names, shown, unavailable, query, self, self.config)
+        return PendingListener(request, caller, names, shown, unavailable, query, self)
 
     def is_for(self, request: RequestContext) -> bool:
         """Whether a request is for an event stream. A HEAD gets the head of a poll."""

@@ -72,14 +72,6 @@ class Pending(Protocol):
     def request(self) -> RequestContext:
         """The request that it is for."""
 
-    @property
-    def config(self) -> RuntimeConfig | None:
-        """The configuration by which the gateway decided to wait.
-
-        If it has changed, the request is decided from its start. None if `conclude`
-        always does so.
-        """
-
     async def wait(self, gateway: Resumable) -> None:
         """Wait. Decides nothing and raises nothing."""
 
@@ -130,7 +122,6 @@ class PendingLoad:
     fallback: Copy | None
     collapsed: bool
     """Another request started the load."""
-    config: RuntimeConfig
 
     @property
     def task(self) -> "asyncio.Future[Copy | Refusal]":
@@ -321,7 +312,6 @@ class PendingLease:
     lease: "asyncio.Task[None]"
     deadline: float
     """When the request stops waiting for leases, on the clock that never jumps."""
-    config: None = None
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the lease, at most until the deadline."""
