@@ -9,7 +9,7 @@ from bff.digests import etag
 from bff.live import events
 from bff.live.listener import Listener
 from bff.server.asgi import WaitingEvents
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import Copy
 
 STAMP = events.stamp(etag(b"one"))
 
@@ -59,7 +59,7 @@ def listener(registry: Registry, *names: str) -> Listener:
 
 
 def copy(id_: str, external_id: str | None) -> Copy:
-    return make_copy("default", id_, external_id, b"{}", closed=False, loaded=0.0)
+    return Copy("default", id_, external_id, b"{}", closed=False, loaded=0.0)
 
 
 @pytest.fixture
