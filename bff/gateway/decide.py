@@ -17,6 +17,7 @@ from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.claimants import admit
 from bff.gateway.context import RequestContext
 from bff.gateway.features import Features, LastingParts
+from bff.gateway.live import PendingListener
 from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION
 from bff.limits.rate import LeasePending
@@ -131,7 +132,7 @@ class Gateway:
         """Answer from a copy, or with the events of its session."""
         copy, outcome = served
         if request.head.fields.events and self._live.is_for(request):
-            return self._live.start(request, caller, session_id, copy)
+            return PendingListener(request, caller, self._live, (session_id,), {session_id: copy})
         return self.answers.session(request, caller, copy, outcome)
 
     async def finish(self, answer: Response | Pending) -> Response:

@@ -45,17 +45,16 @@ class Browser:
 
 
 def listener(registry: Registry, *names: str) -> Listener:
-    made = Listener(
-        registry,
+    return Listener(
+        listeners=registry,
         environment="default",
         caller="ann",
         address="192.0.2.1",
         grounds=None,
-        names=names or ("chat-1",),
+        stamps=dict.fromkeys(names or ("chat-1",), 0),
         began=0.0,
+        opening=b": first\n\n",
     )
-    made.begin_with(b": first\n\n")
-    return made
 
 
 def copy(id_: str, external_id: str | None) -> Copy:

@@ -44,8 +44,8 @@ class Registry(Listeners):
     def open(self, *names: str) -> tuple[Listener, Browser]:
         browser = Browser()
         listener = Listener(
-            self, environment="default", caller="ann", address="", grounds=None, names=names,
-            began=0.0,
+            listeners=self, environment="default", caller="ann", address="", grounds=None,
+            stamps=dict.fromkeys(names, 0), began=0.0,
         )  # fmt: skip
         self.add(listener)
         listener.attach(browser)
