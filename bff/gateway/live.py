@@ -41,7 +41,6 @@ class Grounds:
     Attributes:
         config: the settings by which it was checked last.
         changes: how many revocations there were then.
-        filters: whether the query filters sessions.
     """
 
     request: RequestContext
@@ -49,7 +48,6 @@ class Grounds:
     query: Query
     config: RuntimeConfig
     changes: int
-    filters: bool
     listener: Listener | None = None
 
 
@@ -136,7 +134,6 @@ class Live:
             pending.query,
             config,
             self.revocations.changes,
-            filters=pending.query.filters,
         )
         grounds.listener = listener = Listener(
             listeners=self.listeners,
@@ -222,7 +219,7 @@ class Live:
             if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
             return
-        if grounds.filters and not grounds.query.matches(json.loads(document), wall):
+        if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
             listener.show(shown_as, stamp, document)
