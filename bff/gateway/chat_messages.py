@@ -185,7 +185,7 @@ class PendingMessage:
         part = self.session_id, self.part_id
         try:
             if self._message is not None and self._message.kind == "stop":
-                self._charge_stop()
+                self.chats.admission.charge_stop(self.request, self.caller)
             else:
                 self.chats.charge_message(self.request, self.caller, part, self._body)
         except LeasePending as pending:
@@ -193,20 +193,6 @@ class PendingMessage:
             return self._next(self._wait_for_lease, self._charge)
         self.chats.refuse_paused(self.request, self.caller)
         return self._next(self._send, self._finish)
-
-    def _charge_stop(self) -> None:
-        """Charge a stop to a limit of its own, in place of the caller's requests.
-
-        Raises:
-            Refused: ``rate_limited``.
-            LeasePending: quota has to be leased first; nothing was counted.
-        """
-        request, limits = self.request, self.chats.config.limits
-        key = self.caller.limit_key(request.address)
-        request.window = window = limits.stop.charge(key, request.now)
-        if window.exceeded:
-            raise Refused("rate_limited")
-        limits.caller.refund(key)
 
     async def _wait_for_lease(self, gateway: Resumable) -> None:
         assert self._lease is not None  # noqa: S101  `_charge` set it

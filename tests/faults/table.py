@@ -2513,8 +2513,8 @@ FAULTS = [
     Fault(
         56,
         "bff/gateway/admission.py",
-        "        if self._revocations.any and self._is_token_revoked(holder, wall):",
-        "        if False:",
+        "            self._refuse_revoked_token(holder, wall)\n",
+        "",
         f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
     ),
     Fault(
@@ -2611,8 +2611,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/admission.py",
-        "                if window.exceeded:\n",
-        "                if False:\n",
+        "limiter.charge(key, request.now)\n    if window.exceeded:\n",
+        "limiter.charge(key, request.now)\n    if False:\n",
         "tests/gateway/test_chat_messages.py::test_limits_of_a_day_and_of_all_callers_hold",
     ),
     Fault(
@@ -2638,15 +2638,15 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/gateway/chat_messages.py",
-        "        if window.exceeded:\n",
-        "        if False:\n",
+        "bff/gateway/admission.py",
+        "limiter.charge(key, request.now)\n    if window.exceeded:\n",
+        "limiter.charge(key, request.now)\n    if False:\n",
         "tests/gateway/test_chat_messages.py::test_stop_has_a_limit_of_its_own",
     ),
     Fault(
         0,
-        "bff/gateway/chat_messages.py",
-        "        limits.caller.refund(key)\n",
+        "bff/gateway/admission.py",
+        "        self._limits.caller.refund(key)\n",
         "",
         "tests/gateway/test_chat_messages.py::test_stop_is_not_counted_as_a_request",
     ),
