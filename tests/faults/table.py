@@ -881,14 +881,14 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "if (self._config.verifier, self._config.origins) == (config.verifier, config.origins):",
-        "if True:",
+        "if (self._config.verifier, self._config.origins) != (config.verifier, config.origins):",
+        "if False:",
         f"{_VERDICTS}::test_a_test_that_ends_under_other_rules_leaves_nothing",
     ),
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "if introspection.code in (OK, *AUTHENTIC):",
+        "if is_authentic:",
         "if False:",
         f"{_VERDICTS}::test_leaving_browser_refunds_its_bad_token_charge",
     ),
