@@ -21,7 +21,7 @@ from bff.errors import Refusal, Refused, UpstreamError, UpstreamInvalid
 from bff.replicas.alone import AnySharing
 from bff.replicas.lookups import LoadRequest
 from bff.sessions import ids
-from bff.sessions.copy import Copy, NegativeEntry, make_copy
+from bff.sessions.copy import Copy, NegativeEntry
 from bff.sessions.document import parse_document
 from bff.telemetry import Telemetry
 from bff.upstream.pool import cause
@@ -256,7 +256,7 @@ class Loader:
             body = strict_json.dumps(shown).encode()
         except ValueError:  # a lone surrogate, or a number beyond the floats
             raise UpstreamInvalid from None
-        return make_copy(
+        return Copy(
             environment,
             str(document["id"]),
             document["externalId"],  # type: ignore[arg-type]  # validated

@@ -4,7 +4,7 @@ The checks are methods, in the order in which `decide` makes them. Each raises a
 request go on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from http import HTTPStatus
 from typing import Final
 
@@ -14,7 +14,7 @@ from bff.errors import Refusal, Refused
 from bff.gateway.context import RequestContext
 from bff.gateway.routes import CHAT_IN
 from bff.limits.client_address import address_key, browser_address
-from bff.limits.rate import LeasePending, Window
+from bff.limits.rate import LeasePending, Limiter, Window
 from bff.request import HeaderFields
 from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
@@ -25,6 +25,8 @@ from bff.tokens.revocations import Revocations
 _UNAUTHORIZED: Final = HTTPStatus.UNAUTHORIZED
 """Statuses by plain names: to look one up in the enumeration costs half a microsecond."""
 
+_ENDS: Final = {"token_revoked": "revoked", "token_expired": "expired"}
+"""Why an open stream ends, by the code of the refusal that its token would get."""
 _MAX_COOKIES: Final = 256
 """Cookies of one request that are read; browsers keep at most 180 for one host."""
 
@@ -100,7 +102,7 @@ class Admission:
                     self._refuse_flood(request)
                 holder = self._verifier.verify(request.token, request.wall)
             if self._revocations.any:
-                self.refuse_revoked_token(request, holder)
+                self._refuse_revoked_token(holder, request.wall)
         except Refused as refused:
             if refused.refusal.status == _UNAUTHORIZED:
                 self.charge_bad_token(request, refused.refusal)
@@ -149,30 +151,26 @@ class Admission:
             raise Refused("bad_request", "Send the token's cookie once")
         return tokens[0] if tokens else None
 
-    def refuse_revoked_token(self, request: RequestContext, holder: Holder) -> None:
-        """Refuse a token that is revoked for every session. This is checked again after every wait.
-
-        Raises:
-            Refused: ``token_revoked``.
-        """
-        if self._is_token_revoked(holder, request.wall):
-            raise Refused("token_revoked")
-
     def why_ended(self, token: bytes, holder: Holder, wall: float) -> str | None:
         """Tell why the *token* of an open stream does not hold any more, as metrics name it.
 
         None if it still holds. The stream itself checks the sessions that it shows.
         """
-        if self._revocations.any and self._is_token_revoked(holder, wall):
-            return "revoked"
         try:
+            self._refuse_revoked_token(holder, wall)
             self._verifier.verify(token, wall)
         except Refused as refused:
-            return "expired" if refused.refusal.code == "token_expired" else "key"
+            return _ENDS.get(refused.refusal.code, "key")
         return None
 
-    def _is_token_revoked(self, holder: Holder, wall: float) -> bool:
-        return self._revocations.token(holder.jti, holder.subjects, holder.issued, wall)
+    def _refuse_revoked_token(self, holder: Holder, wall: float) -> None:
+        """Refuse a token that is revoked for every session. This is checked again after every wait.
+
+        Raises:
+            Refused: ``token_revoked``.
+        """
+        if self._revocations.token(holder.jti, holder.subjects, holder.issued, wall):
+            raise Refused("token_revoked")
 
     def charge_bad_token(self, request: RequestContext, refusal: Refusal) -> None:
         """Charge a bad token to its address, by the limit for bad tokens.
@@ -218,10 +216,18 @@ class Admission:
         Raises:
             Refused: ``rate_limited``.
         """
+        _charge(request, self._limits.stream, caller.limit_key(request.address))
+
+    def charge_stop(self, request: RequestContext, caller: Caller) -> None:
+        """Charge a stop to a limit of its own, in place of the caller's requests.
+
+        Raises:
+            Refused: ``rate_limited``.
+            LeasePending: quota has to be leased first; nothing was counted.
+        """
         key = caller.limit_key(request.address)
-        request.window = window = self._limits.stream.charge(key, request.now)
-        if window.exceeded:
-            raise Refused("rate_limited")
+        _charge(request, self._limits.stop, key)
+        self._limits.caller.refund(key)
 
     def charge_message(self, request: RequestContext, caller: Caller) -> None:
         """Charge the caller and the environment for a message, all of it or nothing.
@@ -235,13 +241,10 @@ class Admission:
         charged: list[Window] = []
         try:
             for limiter, of in (*counted, (limits.message_total, caller.environment)):
-                request.window = window = limiter.charge(of, request.now)
-                if window.exceeded:
-                    _refund(charged)
-                    raise Refused("rate_limited")
-                charged.append(window)
-        except LeasePending:
-            _refund(charged)
+                charged.append(_charge(request, limiter, of))
+        except (Refused, LeasePending):
+            for window in charged:
+                window.refund()
             raise
         request.window = charged[0]
 
@@ -282,9 +285,11 @@ def _refuse_exceeded(request: RequestContext, window: Window) -> None:
         raise Refused("rate_limited") from None
 
 
-def _refund(windows: list[Window]) -> None:
-    for window in windows:
-        window.refund()
+def _charge(request: RequestContext, limiter: Limiter, key: Hashable) -> Window:
+    request.window = window = limiter.charge(key, request.now)
+    if window.exceeded:
+        raise Refused("rate_limited")
+    return window
 
 
 def _bearer_token(authorization: bytes) -> bytes:

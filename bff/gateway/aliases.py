@@ -10,7 +10,6 @@ of it.
 from dataclasses import dataclass
 from typing import Final
 
-from bff.config.runtime import RuntimeConfig
 from bff.copies.load_queue import TURN_SECONDS
 from bff.copies.pairs import Pairs
 from bff.errors import Refusal, Refused
@@ -52,8 +51,6 @@ class PendingAlias:
     """The refusal of each named session whose lookup has failed, by id."""
     members: list[PendingMember]
     aliases: "Aliases"
-
-    config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the next named session. All waits of a request share the bound on one turn."""
@@ -108,9 +105,8 @@ class PendingAlias:
 
 @dataclass(eq=False)
 class Aliases:
-    """Finds the named session that an id in the other form belongs to, by one configuration."""
+    """Finds the named session that an id in the other form belongs to."""
 
-    config: RuntimeConfig
     pairs: Pairs
     members: Members
 
@@ -144,7 +140,7 @@ class Aliases:
         candidates = self.candidates(caller, session_id)
         if isinstance(candidates, str):
             return candidates
-        pending = PendingAlias(request, caller, session_id, {}, [], self, self.config)
+        pending = PendingAlias(request, caller, session_id, {}, [], self)
         with self.members.hold(caller):
             for named in candidates:
                 if self.look_up(pending, named):

@@ -65,24 +65,14 @@ class CacheOutcome:
 HIT: Final = CacheOutcome(b"hit", "hit")
 STALE: Final = CacheOutcome(b"hit; detail=stale", "stale")
 STALE_IF_ERROR: Final = CacheOutcome(b"hit; detail=stale-if-error", "last_resort")
-
-
-def outcome_of_load(*, stale: bool, collapsed: bool) -> CacheOutcome:
-    """Return the outcome of a load.
-
-    Args:
-        stale: whether the load replaces an older copy.
-        collapsed: whether another request started it.
-    """
-    return _LOAD_OUTCOMES[stale, collapsed]
-
-
-_LOAD_OUTCOMES: Final = {
+LOADED: Final = {
     (False, False): CacheOutcome(b"fwd=miss; stored", "miss"),
     (False, True): CacheOutcome(b"fwd=miss; collapsed", "joined"),
     (True, False): CacheOutcome(b"fwd=stale; stored", "miss"),
     (True, True): CacheOutcome(b"fwd=stale; collapsed", "joined"),
 }
+"""The outcome of a load, by whether it replaces an older copy, and whether another request started
+it."""
 
 
 class Answers:

@@ -15,7 +15,6 @@ from bff import metrics
 from bff.chat.appends import MAX_STOP_BYTES, Places
 from bff.chat.identity import Speaker
 from bff.chat.messages import Message, MessagePolicy
-from bff.config.runtime import RuntimeConfig
 from bff.errors import REFUSALS, ErrorCode, Refusal, Refused, UpstreamError, UpstreamRateLimited
 from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
@@ -84,15 +83,9 @@ class PendingMessage:
     _message: Message | None = None
     _kind: str = "other"
     _answer: Answer | None = None
-    _sent: bool = False
     _counted: bool = False
     _refusal: Refusal | None = None
     _lease: LeasePending | None = None
-
-    @property
-    def config(self) -> RuntimeConfig | None:
-        """None once the message was sent: the browser gets its answer in any case."""
-        return None if self._sent else self.chats.config
 
     async def wait(self, gateway: Resumable) -> None:
         """Do the next step; `conclude` reports its failure."""
@@ -192,7 +185,7 @@ class PendingMessage:
         part = self.session_id, self.part_id
         try:
             if self._message is not None and self._message.kind == "stop":
-                self._charge_stop()
+                self.chats.admission.charge_stop(self.request, self.caller)
             else:
                 self.chats.charge_message(self.request, self.caller, part, self._body)
         except LeasePending as pending:
@@ -200,20 +193,6 @@ class PendingMessage:
             return self._next(self._wait_for_lease, self._charge)
         self.chats.refuse_paused(self.request, self.caller)
         return self._next(self._send, self._finish)
-
-    def _charge_stop(self) -> None:
-        """Charge a stop to a limit of its own, in place of the caller's requests.
-
-        Raises:
-            Refused: ``rate_limited``.
-            LeasePending: quota has to be leased first; nothing was counted.
-        """
-        request, limits = self.request, self.chats.config.limits
-        key = self.caller.limit_key(request.address)
-        request.window = window = limits.stop.charge(key, request.now)
-        if window.exceeded:
-            raise Refused("rate_limited")
-        limits.caller.refund(key)
 
     async def _wait_for_lease(self, gateway: Resumable) -> None:
         assert self._lease is not None  # noqa: S101  `_charge` set it
@@ -229,7 +208,7 @@ class PendingMessage:
         _, wall = gateway.clock()
         if self._message is not None:
             self._body = self._message.encode(self.session_id, lambda: self._sign(wall))
-        self._sent = True
+        self.request.config = None  # the browser gets its answer in any case
         try:
             environment = chats.environment(caller)
             self._answer = await environment.chat.append(self.session_id, self._body, self.part_id)

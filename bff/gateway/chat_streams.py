@@ -5,7 +5,6 @@ from functools import partial
 
 from bff.chat.records import RecordFilter
 from bff.chat.streams import ChatStream
-from bff.config.runtime import RuntimeConfig
 from bff.errors import Refusal, Refused, UpstreamError
 from bff.gateway.chats import Chats
 from bff.gateway.context import RequestContext
@@ -26,7 +25,7 @@ def decide_stream(
     options = chats.admit_stream(request, caller)
     if options.cursor is not None or not options.latest:
         chats.streams.refuse_unreadable((caller.environment, session_id), _cursor(options))
-    return PendingStream(request, caller, session_id, options, chats, chats.config)
+    return PendingStream(request, caller, session_id, options, chats)
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +37,6 @@ class PendingStream:
     session_id: str
     options: StreamOptions
     chats: Chats
-    config: RuntimeConfig
     _stream: ChatStream | None = None
     _idle: bool = False
     _refusal: Refusal | None = None

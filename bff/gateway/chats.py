@@ -23,7 +23,7 @@ from bff.gateway.lookup import Lookup
 from bff.gateway.pending import PendingLoad, Resumable, wait_for
 from bff.gateway.routes import CHAT_IN, match_chat
 from bff.limits.client_address import browser_address, is_trusted
-from bff.live.answering import TurnEvents
+from bff.live.answering import Answering, NoAnswering
 from bff.request import RequestHead
 from bff.sessions import ids
 from bff.tokens.caller import Caller, Holder
@@ -87,7 +87,7 @@ class Chats:
     appends: Appends
     part_ids: Callable[[], str]
     pauses: dict[str, float]
-    turns: TurnEvents
+    turns: Answering | NoAnswering
 
     def __post_init__(self) -> None:
         self.chat = self.config.chat

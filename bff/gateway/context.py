@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bff.config.runtime import RuntimeConfig
 from bff.gateway.routes import OTHER, Route
 from bff.limits.rate import UNLIMITED_WINDOW, Window
 from bff.request import RequestHead
@@ -20,6 +21,8 @@ class RequestContext:
         waited: seconds that the request waited for loads; None if it did not wait.
         caller_charged: whether the request was charged to its caller, which happens once and only
             after the token is verified.
+        config: the configuration by which the gateway decided to wait; after a change of it the
+            request is decided anew. None if the answer does not depend on it any more.
     """
 
     head: RequestHead
@@ -33,3 +36,4 @@ class RequestContext:
     environment: str = ""
     waited: float | None = None
     caller_charged: bool = False
+    config: RuntimeConfig | None = None

@@ -17,6 +17,7 @@ from bff.gateway.chat_streams import PendingStream, decide_stream
 from bff.gateway.claimants import admit
 from bff.gateway.context import RequestContext
 from bff.gateway.features import Features, LastingParts
+from bff.gateway.live import PendingListener
 from bff.gateway.pending import Pending, PendingLease, PendingLoad, Served
 from bff.gateway.routes import CHAT_IN, CHAT_OUT, LIST, SESSION
 from bff.limits.rate import LeasePending
@@ -55,7 +56,7 @@ class Gateway:
         request_id = self._request_ids()
         if head.method == "OPTIONS":
             return self.answers.preflight(head, request_id)
-        request = RequestContext(head, request_id, now, wall)
+        request = RequestContext(head, request_id, now, wall, config=self.config)
         try:
             return self._decide(request)
         except Refused as refused:
@@ -131,7 +132,7 @@ class Gateway:
         """Answer from a copy, or with the events of its session."""
         copy, outcome = served
         if request.head.fields.events and self._live.is_for(request):
-            return self._live.start(request, caller, session_id, copy)
+            return PendingListener(request, caller, self._live, (session_id,), {session_id: copy})
         return self.answers.session(request, caller, copy, outcome)
 
     async def finish(self, answer: Response | Pending) -> Response:
@@ -167,9 +168,9 @@ class Gateway:
         """
         request = pending.request
         request.now, request.wall = self.clock()
-        if pending.config is None:
+        if request.config is None:
             return pending.conclude(self)
-        if pending.config is not self.config:
+        if request.config is not self.config:
             # The cache keeps a loaded copy unless the new configuration forbids it, so upstream is
             # not called twice.
             return self.decide(request.head, request.now, request.wall)
@@ -219,6 +220,7 @@ class Gateway:
         limits = self.config.limits
         if pending.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
+        request.config = None
         deadline = self.clock()[0] + self.sharing.timeout
         return PendingLease(request, pending.window, pending.lease, deadline)
 

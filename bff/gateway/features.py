@@ -149,7 +149,7 @@ class Features:
         members = Members(
             admission=admission, introspector=introspector, lookup=self.lookup, loader=loader
         )
-        self.aliases = Aliases(config, pairs=loader.pairs, members=members)
+        self.aliases = Aliases(pairs=loader.pairs, members=members)
         self.live = Live(
             config,
             admission=admission,

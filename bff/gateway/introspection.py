@@ -18,9 +18,9 @@ from bff.clock import Clock
 from bff.config.runtime import RuntimeConfig
 from bff.copies.loader import Loader
 from bff.copies.single_flight import SingleFlight
-from bff.errors import Refusal, Refused
+from bff.errors import ErrorCode, Refusal, Refused
 from bff.gateway.admission import Admission
-from bff.gateway.answers import outcome_of_load
+from bff.gateway.answers import LOADED
 from bff.gateway.context import RequestContext
 from bff.gateway.pending import Pending, Resumable, Served, wait_for
 from bff.limits.rate import Unlimited, UnlimitedWindow, Window
@@ -68,7 +68,6 @@ class PendingIntrospection:
     """Whether another request started the introspection."""
     charge: Window
     """It is refunded if the token proves to be authentic."""
-    config: RuntimeConfig
     introspector: "Introspector"
     fallback: None = None
     load: None = None
@@ -102,7 +101,7 @@ class PendingIntrospection:
             return None
         if gateway.admission.is_session_revoked(self.request, self.subject, brought):
             return Refusal("unauthorized")
-        return brought, outcome_of_load(stale=False, collapsed=self.collapsed)
+        return brought, LOADED[False, self.collapsed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +121,6 @@ class PendingCaller:
         """The request that it is for."""
         return self.introspection.request
 
-    @property
-    def config(self) -> RuntimeConfig:
-        """The configuration by which the gateway decided to wait."""
-        return self.introspection.config
-
     async def wait(self, gateway: Resumable) -> None:
         """Wait for upstream's answer."""
         await self.introspection.wait(gateway)
@@ -140,6 +134,11 @@ class PendingCaller:
                 return pending.introspector.verify(self.request, pending.subject, self.others)
             return gateway.answers.refusal(self.request, result)
         return gateway.serve(self.request, verified(pending.subject))
+
+
+def _refusal(code: ErrorCode, seconds: float) -> Refusal:
+    """Make the refusal of an introspection that holds for *seconds* more."""
+    return Refusal(code, retry_after=seconds if code == "over_budget" else None)
 
 
 def verified(subject: Subject) -> Caller:
@@ -231,10 +230,7 @@ class Introspector:
         digest, now = subject.digest or b"", request.now
         refused = self.introspections.refused(digest, session_id, now)
         if refused is not None:
-            code, seconds = refused
-            retry_after = seconds if code == "over_budget" else None
-            refusal = Refusal(code, retry_after=retry_after)
-            raise Refused.of(self._refused(request, subject, refusal, NO_CHARGE))
+            raise Refused.of(self._refused(request, subject, _refusal(*refused), NO_CHARGE))
         task, charge = self.in_flight.get((digest, session_id)), NO_CHARGE
         collapsed = task is not None
         if task is None:
@@ -244,9 +240,7 @@ class Introspector:
             task = self.in_flight.start((digest, session_id), work)
             self._running[person] += 1
             task.add_done_callback(lambda _: self._ended(person))
-        return PendingIntrospection(
-            request, subject, session_id, task, collapsed, charge, self._config, self
-        )
+        return PendingIntrospection(request, subject, session_id, task, collapsed, charge, self)
 
     def _ended(self, person: Hashable) -> None:
         self._running[person] -= 1
@@ -295,35 +289,22 @@ class Introspector:
 
         introspection = await self.sharing.introspect(environment.name, digest, session_id, ask)
         now, wall = self.clock()
-        if outcome is None and introspection.code != OK:  # another replica's refusal
-            seconds = introspection.until - now
-            retry_after = seconds if introspection.code == "over_budget" else None
-            outcome = Refusal(introspection.code, retry_after=retry_after)
-        if introspection.code in (OK, *AUTHENTIC):
+        code, since = introspection.code, introspection.answered_at
+        if outcome is None and code != OK:  # another replica's refusal
+            outcome = _refusal(code, introspection.until - now)
+        is_authentic = code in (OK, *AUTHENTIC)
+        if is_authentic:
             charge.refund()
-        if (self._config.verifier, self._config.origins) == (config.verifier, config.origins):
-            self._keep(introspection, subject, session_id, token, now, wall)
-        return outcome
-
-    def _keep(
-        self,
-        introspection: Introspection,
-        subject: Subject,
-        session_id: str,
-        token: bytes,
-        now: float,
-        wall: float,
-    ) -> None:
-        digest, since = subject.digest or b"", introspection.answered_at
-        if introspection.code == OK:
+        if (self._config.verifier, self._config.origins) != (config.verifier, config.origins):
+            return outcome
+        if code == OK:
             seconds = subject.expires - wall + now - since
             self.introspections.accept(digest, introspection.ids, since, seconds)
         else:
-            self.introspections.refuse(
-                digest, session_id, since, introspection.code, introspection.seconds
-            )
-        if introspection.code in (OK, *AUTHENTIC) and isinstance(subject, Claimant):
+            self.introspections.refuse(digest, session_id, since, code, introspection.seconds)
+        if is_authentic and isinstance(subject, Claimant):
             self._config.verifier.remember(token, subject)
+        return outcome
 
     def conclude(self, pending: PendingIntrospection, outcome: Outcome) -> Outcome:
         """Charge the caller or the address for a request that waited for an introspection."""

@@ -15,7 +15,7 @@ from bff.gateway.admission import Admission
 from bff.gateway.answers import HIT, STALE, STALE_IF_ERROR, Answers, CacheOutcome
 from bff.gateway.context import RequestContext
 from bff.gateway.introspection import PendingIntrospection
-from bff.gateway.live import Live, without_pages
+from bff.gateway.live import Live, PendingListener, without_pages
 from bff.gateway.members import WHOLE_REQUEST, Members
 from bff.gateway.pending import (
     FALLBACK_SECONDS,
@@ -52,7 +52,6 @@ class PendingList:
     sources: "Sources"
     members: list[PendingMember]
     lists: "Lists"
-    config: RuntimeConfig
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the members. The rounds of one page share one bound on the wait.
@@ -146,11 +145,11 @@ class Lists:
         with self.members.hold(caller):
             page = listing.page(find)
         if page is None:
-            return PendingList(request, caller, listing, sources, members, self, self.config)
+            return PendingList(request, caller, listing, sources, members, self)
         if page.refusal is None and self.live.is_for(request):
             shown = dict(zip(page.shown, page.copies, strict=True))
-            return self.live.start_list(
-                request, caller, listing.named, shown, page.unavailable, listing.query
+            return PendingListener(
+                request, caller, self.live, listing.named, shown, page.unavailable, listing.query
             )
         cache_status = _summarize([sources[id_] for id_ in page.shown])
         return self.answers.list_page(request, caller, page, cache_status)

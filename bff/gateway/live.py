@@ -7,9 +7,8 @@ revocations are checked again, and `answers` authorizes the caller for the copy'
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
 
 from bff.config.runtime import RuntimeConfig
 from bff.copies.cache import Cache
@@ -34,9 +33,6 @@ from bff.sessions.list_query import Query
 from bff.tokens.caller import Caller
 from bff.tokens.revocations import Revocations
 
-EVERYTHING: Final = Query()
-"""The query of a listener that follows one session."""
-
 
 @dataclass(slots=True, eq=False)
 class Grounds:
@@ -45,7 +41,6 @@ class Grounds:
     Attributes:
         config: the settings by which it was checked last.
         changes: how many revocations there were then.
-        filters: whether the query filters sessions.
     """
 
     request: RequestContext
@@ -53,7 +48,6 @@ class Grounds:
     query: Query
     config: RuntimeConfig
     changes: int
-    filters: bool
     listener: Listener | None = None
 
 
@@ -62,27 +56,32 @@ class PendingListener:
     """Hands a listener to the server, which then owns it. It waits for nothing.
 
     The server takes over streams only after a wait, so a hit need not look for one.
+
+    Attributes:
+        names: the sessions that it follows.
+        shown: those that it shows now.
+        unavailable: those that cannot be loaded now.
+        query: a list's; by default it filters nothing.
     """
 
     request: RequestContext
     caller: Caller
+    live: "Live"
     names: Sequence[str]
     shown: Mapping[str, Copy]
-    unavailable: Mapping[str, Refusal]
-    query: Query
-    live: "Live"
-    config: RuntimeConfig
+    unavailable: Mapping[str, Refusal] = field(default_factory=dict)
+    query: Query = field(default_factory=Query)
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for nothing."""
 
-    def conclude(self, gateway: Resumable) -> Response:
+    def conclude(self, gateway: Resumable) -> Response:  # noqa: ARG002
         """Open the stream.
 
         Raises:
             Refused: ``too_many_streams``, ``overloaded`` or ``unauthorized``.
         """
-        return self.live.open(gateway.answers, self)
+        return self.live.open(self)
 
 
 @dataclass(eq=False)
@@ -107,31 +106,12 @@ class Live:
 
     # -- the beginning
 
-    def start(
-        self, request: RequestContext, caller: Caller, session_id: str, copy: Copy
-    ) -> PendingListener:
-        """Answer with the events of one session, of which there is a copy."""
-        shown = {session_id: copy}
-        return self.start_list(request, caller, (session_id,), shown, {}, EVERYTHING)
-
-    def start_list(
-        self,
-        request: RequestContext,
-        caller: Caller,
-        names: Sequence[str],
-        shown: Mapping[str, Copy],
-        unavailable: Mapping[str, Refusal],
-        query: Query,
-    ) -> PendingListener:
-        """Answer with the events of the sessions *names*, some of which are shown now."""
-        return PendingListener(request, caller, names, shown, unavailable, query, self, self.config)
-
     def is_for(self, request: RequestContext) -> bool:
         """Whether a request is for an event stream. A HEAD gets the head of a poll."""
         head = request.head
         return head.fields.events and self.config.live.enabled and head.method == "GET"
 
-    def open(self, answers: Answers, pending: PendingListener) -> Response:
+    def open(self, pending: PendingListener) -> Response:
         """Open a listener.
 
         Raises:
@@ -154,39 +134,37 @@ class Live:
             pending.query,
             config,
             self.revocations.changes,
-            filters=pending.query.filters,
         )
         grounds.listener = listener = Listener(
-            self.listeners,
+            listeners=self.listeners,
             environment=caller.environment,
             caller=key,
             address=request.address,
             grounds=grounds,
-            names=pending.names,
+            stamps=dict.fromkeys(pending.names, 0),
             began=request.now,
         )
         documents = []
         for name, copy in pending.shown.items():
             answering = self.answering.of(copy)
-            documents.append(answers.event(request, caller, copy, answering))
+            documents.append(self.answers.event(request, caller, copy, answering))
             listener.set_stamp(name, events.stamp(copy.etag, answering))
         for name, refusal in pending.unavailable.items():
             listener.set_stamp(name, events.stamp_of_refusal(name, refusal.code))
-        opening = events.opening(request.request_id)
+        listener.opening = events.opening(request.request_id)
         if head.fields.last_event_id == events.event_id(listener.total):
-            opening += events.FRESH  # the browser has all of it
+            listener.opening += events.FRESH  # the browser has all of it
         else:
             unavailable = unavailable_members(pending.unavailable)
-            opening += events.sessions(documents, unavailable, listener.total)
+            listener.opening += events.sessions(documents, unavailable, listener.total)
             self.listeners.count("sessions")
-        listener.begin_with(opening)
         self.listeners.add(listener)
         if request.route is LIST and caller.has_actor:
             self.listeners.lists.add(listener, caller.granted.ids, caller.issued)
         for name, copy in pending.shown.items():  # other loads may have ended during the wait
             if self.newest(caller.environment, name, request.now)[0] is not copy:
                 listener.postpone(name)
-        return answers.events(request, listener)
+        return self.answers.events(request, listener)
 
     # -- changes
 
@@ -241,7 +219,7 @@ class Live:
             if listener.stamps[shown_as] > 0:
                 listener.end("revoked")
             return
-        if grounds.filters and not grounds.query.matches(json.loads(document), wall):
+        if grounds.query.filters and not grounds.query.matches(json.loads(document), wall):
             listener.hide(shown_as)
         else:
             listener.show(shown_as, stamp, document)

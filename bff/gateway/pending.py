@@ -17,7 +17,7 @@ from bff.copies.cache import Cache
 from bff.copies.load_queue import TURN_SECONDS, QueuedLoad
 from bff.errors import Refusal
 from bff.gateway.admission import Admission
-from bff.gateway.answers import STALE_IF_ERROR, Answers, CacheOutcome, outcome_of_load
+from bff.gateway.answers import LOADED, STALE_IF_ERROR, Answers, CacheOutcome
 from bff.gateway.context import RequestContext
 from bff.limits.rate import Window
 from bff.replicas.alone import AnySharing
@@ -72,14 +72,6 @@ class Pending(Protocol):
     def request(self) -> RequestContext:
         """The request that it is for."""
 
-    @property
-    def config(self) -> RuntimeConfig | None:
-        """The configuration by which the gateway decided to wait.
-
-        If it has changed, the request is decided from its start. None if `conclude`
-        always does so.
-        """
-
     async def wait(self, gateway: Resumable) -> None:
         """Wait. Decides nothing and raises nothing."""
 
@@ -130,7 +122,6 @@ class PendingLoad:
     fallback: Copy | None
     collapsed: bool
     """Another request started the load."""
-    config: RuntimeConfig
 
     @property
     def task(self) -> "asyncio.Future[Copy | Refusal]":
@@ -153,7 +144,15 @@ class PendingLoad:
         if self.fallback is not None and not self.task.done() and not self._fallback(gateway):
             wait_on([self])
             return replace(self, fallback=None, collapsed=True)  # the fallback is too old by now
-        return conclude_member(gateway, self, self.caller)
+        request, caller = self.request, self.caller
+        served = outcome(gateway, self, caller)
+        if served is None:  # the copy was purged
+            return gateway.answer(request, caller, self.session_id)
+        if isinstance(served, Refusal):
+            if served.retry_after is not None:
+                self.load.keep(served.retry_after)
+            return gateway.answers.refusal(request, served)
+        return gateway.answer_with(request, caller, self.session_id, served)
 
     def result(self, gateway: Resumable) -> Served | Refusal | None:
         """Return the new copy, else the fallback, else the refusal of the load."""
@@ -165,10 +164,7 @@ class PendingLoad:
         fallback = self._fallback(gateway)
         served: Served
         if isinstance(brought, Copy):
-            served = (
-                brought,
-                outcome_of_load(stale=self.fallback is not None, collapsed=self.collapsed),
-            )
+            served = brought, LOADED[self.fallback is not None, self.collapsed]
         elif fallback and brought.code != "not_found":
             served = fallback, STALE_IF_ERROR
         else:
@@ -224,21 +220,6 @@ class _LoadWait:
         if self._timer is not None:
             self._timer.cancel()
         return self._pending.load.outcome.remove_done_callback(self._end) > 0
-
-
-def conclude_member(
-    gateway: Resumable, pending: PendingMember, caller: Caller
-) -> "Response | Pending":
-    """Answer with the result of a wait for one session; look it up again if that was purged."""
-    request = pending.request
-    served = outcome(gateway, pending, caller)
-    if served is None:
-        return gateway.answer(request, caller, pending.session_id)
-    if isinstance(served, Refusal):
-        if pending.load is not None and served.retry_after is not None:
-            pending.load.keep(served.retry_after)
-        return gateway.answers.refusal(request, served)
-    return gateway.answer_with(request, caller, pending.session_id, served)
 
 
 def outcome(gateway: Resumable, pending: PendingMember, holder: Holder) -> Served | Refusal | None:
@@ -321,7 +302,6 @@ class PendingLease:
     lease: "asyncio.Task[None]"
     deadline: float
     """When the request stops waiting for leases, on the clock that never jumps."""
-    config: None = None
 
     async def wait(self, gateway: Resumable) -> None:
         """Wait for the lease, at most until the deadline."""

@@ -5,10 +5,10 @@ in a stream, and a peek, which asks upstream whether the last record of the stre
 state that is not known is absent, and never false.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Final, Protocol
+from typing import Final
 
 from cachetools import TTLCache
 
@@ -66,16 +66,6 @@ class Turn:
     ended: int = _NONE
     learned_at: float = -inf
     peek_at: float = -inf
-
-
-class TurnEvents(Protocol):
-    """Receives the events of chats that tell about turns; `NoAnswering` receives them for none."""
-
-    def appended(self, environment: str, ids: Iterable[str], number: int | None) -> None:
-        """Note message *number* of a session; None if only upstream knows what became of it."""
-
-    def passed(self, environment: str, ids: Iterable[str], answered: int) -> None:
-        """Note records of a stream; *answered* is the last message whose turn they ended, or -1."""
 
 
 class NoAnswering:
@@ -227,13 +217,9 @@ class Answering:
         # Messages may have come under both ids before the pair of ids was known.
         return max(turns, key=lambda turn: turn.exact_at, default=None)
 
-    def _turn(self, environment: str, names: Iterable[str]) -> Turn:
-        names = tuple(names)
-        turn = self._find(environment, names)
-        return self._keep(environment, names, Turn() if turn is None else turn)
-
-    def _keep(self, environment: str, names: Iterable[str], turn: Turn) -> Turn:
-        """Remember a turn under all ids of its session that are known."""
+    def _turn(self, environment: str, names: Sequence[str]) -> Turn:
+        """Find or make a turn, and remember it under all ids of its session that are known."""
+        turn = self._find(environment, names) or Turn()
         for name in names:
             self._turns[environment, name] = turn
         return turn

@@ -5,7 +5,8 @@ bytes: meanwhile the listener notes which sessions changed, and shows their newe
 browser has read.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bff.live import events
@@ -26,55 +27,42 @@ class Registry(Protocol):
         """Show what is in memory of a session."""
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class Listener:
     """One browser that listens.
 
-    Args:
+    Attributes:
         listeners: where it is counted.
         environment: the environment of its sessions.
         caller: the key under which its caller is counted.
         address: the key of its browser's address.
         grounds: what it was allowed by.
-        names: the ids that it follows, in the order of its token.
+        stamps: the stamp of each id that it follows, in the order of its token: 0 for nothing,
+            negative for a refusal.
         began: when it was opened.
+        total: the sum of the stamps.
+        opening: what it sends first, when its browser's side is attached.
     """
 
-    __slots__ = (
-        "_dirty", "_listeners", "_opening", "_reason", "_released", "_sink", "address", "began",
-        "caller", "environment", "grounds", "slot", "stamps", "total",
-    )  # fmt: skip
     cut = False
     """Its events come from this process, so nothing cuts them."""
     reserves = False
 
-    def __init__(
-        self,
-        listeners: Registry,
-        *,
-        environment: str,
-        caller: Hashable,
-        address: str,
-        grounds: Any,
-        names: Sequence[str],
-        began: float,
-    ) -> None:
-        self._listeners = listeners
-        self.environment = environment
-        self.caller = caller
-        self.address = address
-        self.grounds = grounds
-        self.began = began
-        self.stamps: dict[str, int] = dict.fromkeys(names, 0)
-        """The stamp of each followed session: 0 for nothing, negative for a refusal."""
-        self.total = 0
-        """The sum of the stamps."""
-        self.slot = 0
-        self._sink: EventSink = DETACHED
-        self._opening = b""
-        self._dirty: set[str] | None = None
-        """Followed ids whose sessions changed while the browser had to read first."""
-        self._reason: str | None = None
-        self._released = False
+    listeners: Registry
+    environment: str
+    caller: Hashable
+    address: str
+    grounds: Any
+    stamps: dict[str, int]
+    began: float
+    total: int = 0
+    opening: bytes = b""
+    slot: int = 0
+    _sink: EventSink = DETACHED
+    _dirty: set[str] | None = None
+    """Followed ids whose sessions changed while the browser had to read first."""
+    _reason: str | None = None
+    _released: bool = False
 
     # -- what it shows
 
@@ -92,23 +80,19 @@ class Listener:
         self.total = events.add(self.total, self.stamps[name], stamp)
         self.stamps[name] = stamp
 
-    def begin_with(self, data: bytes) -> None:
-        """Set what it sends first, when its browser's side is attached."""
-        self._opening = data
-
     def show(self, name: str, stamp: int, document: bytes) -> None:
         """Show a session, unless it is shown already."""
         if self.stamps[name] != stamp:
             self.set_stamp(name, stamp)
             self._sink.send_event(events.session(document, self.total))
-            self._listeners.count("session")
+            self.listeners.count("session")
 
     def hide(self, name: str) -> None:
         """Show a session no longer."""
         if self.stamps[name]:
             self.set_stamp(name, 0)
             self._sink.send_event(events.gone(name, self.total))
-            self._listeners.count("gone")
+            self.listeners.count("gone")
 
     def comment(self, data: bytes) -> None:
         """Send a comment, unless the browser has to read first."""
@@ -133,14 +117,14 @@ class Listener:
             if self._sink.paused:
                 self.postpone(name)
             elif not self._released:
-                self._listeners.show_newest(self, name)
+                self.listeners.show_newest(self, name)
 
     # -- its life
 
     def attach(self, sink: EventSink) -> None:
         """Connect the browser's side."""
         self._sink = sink
-        opening, self._opening = self._opening, b""
+        opening, self.opening = self.opening, b""
         if self._reason is not None:
             self._finish(self._reason)
             return
@@ -160,7 +144,7 @@ class Listener:
 
     def _finish(self, reason: str) -> None:
         self._sink.send_event(events.end(reason))
-        self._listeners.count("end")
+        self.listeners.count("end")
         self.release(reason)
 
     def release(self, reason: str) -> None:
@@ -169,5 +153,5 @@ class Listener:
             self._released = True
             self._dirty = None
             sink, self._sink = self._sink, DETACHED
-            self._listeners.remove(self, self._reason or reason)
+            self.listeners.remove(self, self._reason or reason)
             sink.finish_stream()  # a task that pulls events would wait for ever

@@ -9,6 +9,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
@@ -38,6 +39,7 @@ Show = Callable[[Listener, str], None]
 """Decides about one change for one listener, and shows it under the id that it follows."""
 
 
+@dataclass(eq=False, slots=True)
 class Watch:
     """One followed id.
 
@@ -52,17 +54,14 @@ class Watch:
         load: the load that the loop waits for.
     """
 
-    __slots__ = ("behind", "copy", "due", "followers", "key", "load", "old", "version")
-
-    def __init__(self, key: Key, due: float) -> None:
-        self.key = key
-        self.due = due
-        self.followers: dict[Listener, None] = {}
-        self.version: int | None = None
-        self.behind: list[Listener] = []
-        self.copy: Copy | None = None
-        self.old = False
-        self.load: object = None
+    key: Key
+    due: float
+    followers: dict[Listener, None] = field(default_factory=dict)
+    version: int | None = None
+    behind: list[Listener] = field(default_factory=list)
+    copy: Copy | None = None
+    old: bool = False
+    load: object = None
 
     def next_follower(self) -> Listener:
         """Take the next follower: they take turns, so each one's share of the budget counts."""

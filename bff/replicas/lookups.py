@@ -32,7 +32,7 @@ from bff.replicas.codec import (
 )
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.shared_loads import Moment, PurgedError, Value
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import Copy
 from bff.tokens.introspected import UNDECIDED, Introspection
 
 Outcome = Copy | Refusal
@@ -99,7 +99,7 @@ class CopyLookup(NamedTuple):
         if stored.missing:
             recent = self.clock()[0] - loaded < self.negative_ttl
             return Refusal("not_found") if recent else None
-        return make_copy(
+        return Copy(
             self.request.environment,
             stored.id,
             stored.external_id,

@@ -1,10 +1,10 @@
 """Copies of sessions as they go to browsers, and the ages up to which they may be used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
 
-from bff.digests import etag
+from bff import digests
 from bff.limits.hot_sessions import NO_SHARE, Share
 from bff.response import copy_head
 
@@ -26,20 +26,21 @@ class State(Enum):
     EXPIRED = auto()
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Copy:
     """A projected session as it goes to browsers."""
 
     environment: str
     id: str
     external_id: str | None
-    etag: bytes
-    head: bytes
-    """The header lines that depend on the copy alone."""
     body: bytes
+    """The encoded projection."""
     closed: bool
     loaded: float
     """Seconds on the clock that never jumps, as all times of this module."""
+    etag: bytes = field(init=False)
+    head: bytes = field(init=False)
+    """The header lines that depend on the copy alone."""
     retry_at: float = -inf
     """The time before which no load starts, because the last one failed."""
     share: Share = NO_SHARE
@@ -50,6 +51,10 @@ class Copy:
     """Whether a request read it after it was last considered for eviction."""
     generation: int = 0
     """The purge generation when its load began."""
+
+    def __post_init__(self) -> None:
+        self.etag = digests.etag(self.body)
+        self.head = copy_head(self.etag)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -132,25 +137,3 @@ class Ages:
     def _fresh_for(self, copy: Copy, stretched: float) -> float:
         ttl = self.closed_ttl if copy.closed else self.ttl
         return max(ttl, min(stretched, self.max_stretch))
-
-
-def make_copy(
-    environment: str,
-    id_: str,
-    external_id: str | None,
-    body: bytes,
-    closed: bool,  # noqa: FBT001
-    loaded: float,
-) -> Copy:
-    """Make a copy whose *body* is an encoded projection."""
-    tag = etag(body)
-    return Copy(
-        environment=environment,
-        id=id_,
-        external_id=external_id,
-        etag=tag,
-        head=copy_head(tag),
-        body=body,
-        closed=closed,
-        loaded=loaded,
-    )

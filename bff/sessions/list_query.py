@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -18,8 +18,8 @@ MAX_TEXT: Final = 1024
 """Characters of one value."""
 MAX_QUERY_BYTES: Final = 65536
 """Bytes of a query: enough for all parameters with the longest values, percent-encoded."""
-_OF_PAGES: Final = ("size", "after", "before")
-"""Members of a query that select a page."""
+_PAGES: Final = {"page[size]": "size", "page[after]": "after", "page[before]": "before"}
+"""The parameters that select a page, each with the member of `Query` that it sets."""
 STATUSES: Final = ("ACTIVE", "CLOSED", "EXPIRED")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 """Seconds of each unit of a period."""
@@ -31,37 +31,17 @@ _SIMILARITY: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parsed query. Times are Unix seconds; an empty tuple or None filters nothing."""
+    """A parsed query; *filters* has the value of each filter, by the name of its parameter."""
 
     size: int = DEFAULT_SIZE
     after: str | None = None
     before: str | None = None
-    types: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    task_identifiers: tuple[str, ...] = ()
-    external_id: str | None = None
-    statuses: tuple[str, ...] = ()
-    created_since: float | None = None
-    created_from: float | None = None
-    created_to: float | None = None
-
-    @property
-    def filters(self) -> bool:
-        """Whether the query filters sessions."""
-        return self != Query(self.size, self.after, self.before)
+    filters: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, shown: dict[str, Any], wall: float) -> bool:
         """Whether *shown*, a session as the browser sees it, passes every filter."""
-        created = unix_seconds(shown["createdAt"])
-        return (
-            (not self.types or shown["type"] in self.types)
-            and (not self.task_identifiers or shown["taskIdentifier"] in self.task_identifiers)
-            and (not self.tags or any(tag in self.tags for tag in shown["tags"]))
-            and (self.external_id is None or shown["externalId"] == self.external_id)
-            and (not self.statuses or _status(shown, wall) in self.statuses)
-            and (self.created_since is None or created >= self.created_since)
-            and (self.created_from is None or created >= self.created_from)
-            and (self.created_to is None or created <= self.created_to)
+        return all(
+            PARAMETERS[name].passes(value, shown, wall) for name, value in self.filters.items()
         )
 
 
@@ -103,18 +83,19 @@ def parse(query: bytes, *, visible: Collection[str], wall: float, has_pages: boo
         parameter = PARAMETERS.get(name)
         if parameter is None:
             raise Refused("bad_request", _unknown(name))
-        if parameter.member in values:
+        if name in values:
             raise Refused(
                 "bad_request", f"{name} is repeated: send it once, as {parameter.expected}"
             )
-        if not has_pages and parameter.member in _OF_PAGES:
+        if not has_pages and name in _PAGES:
             raise Refused("bad_request", f"{name} has no effect on an event stream: remove it")
-        values[parameter.member] = _read(name, parameter, text, visible, wall)
-    if "after" in values and "before" in values:
+        values[name] = _read(name, parameter, text, visible, wall)
+    pages = {member: values.pop(name) for name, member in _PAGES.items() if name in values}
+    if "after" in pages and "before" in pages:
         raise Refused(
             "bad_request", "page[after] and page[before] exclude each other: send one of them"
         )
-    return Query(**values)
+    return Query(**pages, filters=values)
 
 
 def _read(
@@ -155,18 +136,19 @@ class Parameter:
     """One row of `PARAMETERS`.
 
     Attributes:
-        member: the member of `Query` that it sets.
         read: reads a text, given the Unix time; returns None if the text is wrong.
         expected: the valid values, in words.
         schema: the valid values, as JSON schema.
         fields: the fields of a session that it reads.
+        passes: whether a session, as the browser sees it, passes the filter with this value at
+            this Unix time.
     """
 
-    member: str
     read: Callable[[str, float], Any]
     expected: str
     schema: Schema
     fields: frozenset[str] = frozenset()
+    passes: Callable[[Any, dict[str, Any], float], bool] = lambda *_: True
 
 
 def _size(text: str, _: float) -> int | None:
@@ -207,56 +189,65 @@ _STATUS = "|".join(STATUSES)
 _CREATED = frozenset({"createdAt"})
 
 
-def _cursor(member: str) -> Parameter:
-    schema = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{24,{MAX_TEXT}}}$"}
-    return Parameter(member, _text, "a cursor from an answer to this caller", schema)
+_CURSOR: Final = Parameter(
+    _text,
+    "a cursor from an answer to this caller",
+    {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{24,{MAX_TEXT}}}$"},
+)
 
 
-def _values(field: str, member: str) -> Parameter:
+def _values(name: str, passes: Callable[[Any, dict[str, Any], float], bool]) -> Parameter:
     schema = {"type": "string", "pattern": "^[^,]+(,[^,]+)*$", "maxLength": MAX_TEXT}
     expected = "one value or several, separated by commas"
-    return Parameter(member, _list, expected, schema, frozenset({field}))
+    return Parameter(_list, expected, schema, frozenset({name}), passes)
 
 
-def _time(member: str) -> Parameter:
+def _time(passes: Callable[[Any, dict[str, Any], float], bool]) -> Parameter:
     schema = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
-    return Parameter(member, _milliseconds, "a time in Unix milliseconds", schema, _CREATED)
+    return Parameter(_milliseconds, "a time in Unix milliseconds", schema, _CREATED, passes)
+
+
+def _is_since(time: float, shown: dict[str, Any], _: float) -> bool:
+    return unix_seconds(shown["createdAt"]) >= time
 
 
 PARAMETERS: dict[str, Parameter] = {
     "page[size]": Parameter(
-        "size",
         _size,
         f"a whole number from 1 to {MAX_SIZE}",
         {"type": "integer", "minimum": 1, "maximum": MAX_SIZE, "default": DEFAULT_SIZE},
     ),
-    "page[after]": _cursor("after"),
-    "page[before]": _cursor("before"),
-    "filter[type]": _values("type", "types"),
-    "filter[tags]": _values("tags", "tags"),
-    "filter[taskIdentifier]": _values("taskIdentifier", "task_identifiers"),
+    "page[after]": _CURSOR,
+    "page[before]": _CURSOR,
+    "filter[type]": _values("type", lambda values, shown, _: shown["type"] in values),
+    "filter[tags]": _values(
+        "tags", lambda values, shown, _: any(tag in values for tag in shown["tags"])
+    ),
+    "filter[taskIdentifier]": _values(
+        "taskIdentifier", lambda values, shown, _: shown["taskIdentifier"] in values
+    ),
     "filter[externalId]": Parameter(
-        "external_id",
         _text,
         "one id",
         {"type": "string", "minLength": 1, "maxLength": MAX_TEXT},
         frozenset({"externalId"}),
+        lambda value, shown, _: shown["externalId"] == value,
     ),
     "filter[status]": Parameter(
-        "statuses",
         _statuses,
         f"any of {', '.join(STATUSES)}, separated by commas",
         {"type": "string", "pattern": f"^({_STATUS})(,({_STATUS}))*$", "maxLength": MAX_TEXT},
         frozenset({"closedAt", "expiresAt"}),
+        lambda values, shown, wall: _status(shown, wall) in values,
     ),
     "filter[createdAt][period]": Parameter(
-        "created_since",
         _period,
         "a period before now, such as 30m, 24h or 7d",
         {"type": "string", "pattern": f"^{_PERIOD}$"},
         _CREATED,
+        _is_since,
     ),
-    "filter[createdAt][from]": _time("created_from"),
-    "filter[createdAt][to]": _time("created_to"),
+    "filter[createdAt][from]": _time(_is_since),
+    "filter[createdAt][to]": _time(lambda time, shown, _: unix_seconds(shown["createdAt"]) <= time),
 }
 """The parameters of a list by name."""

@@ -20,8 +20,6 @@ def copy(number: int = 1, *, external: str | None = None, size: int = 100, **cha
         "environment": "e",
         "id": f"session_{number}",
         "external_id": external,
-        "etag": b'"x"',
-        "head": b"",
         "body": b"x" * size,
         "closed": False,
         "loaded": 0.0,
@@ -131,7 +129,7 @@ def test_estimated_size_of_a_copy_is_its_real_size() -> None:
     tracemalloc.start()
     for number in range(5000):
         external = f"chat-{number:030d}"
-        kept.put(copy(number, external=external, body=bytes(300), head=bytes(60), etag=bytes(26)))
+        kept.put(copy(number, external=external, body=bytes(300)))
     measured, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

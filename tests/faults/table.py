@@ -881,14 +881,14 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "if (self._config.verifier, self._config.origins) == (config.verifier, config.origins):",
-        "if True:",
+        "if (self._config.verifier, self._config.origins) != (config.verifier, config.origins):",
+        "if False:",
         f"{_VERDICTS}::test_a_test_that_ends_under_other_rules_leaves_nothing",
     ),
     Fault(
         0,
         "bff/gateway/introspection.py",
-        "if introspection.code in (OK, *AUTHENTIC):",
+        "if is_authentic:",
         "if False:",
         f"{_VERDICTS}::test_leaving_browser_refunds_its_bad_token_charge",
     ),
@@ -2513,8 +2513,8 @@ FAULTS = [
     Fault(
         56,
         "bff/gateway/admission.py",
-        "        if self._revocations.any and self._is_token_revoked(holder, wall):",
-        "        if False:",
+        "            self._refuse_revoked_token(holder, wall)\n",
+        "",
         f"{_CHAT}::test_56_stream_ends_when_what_allowed_it_is_gone",
     ),
     Fault(
@@ -2611,8 +2611,8 @@ FAULTS = [
     Fault(
         0,
         "bff/gateway/admission.py",
-        "                if window.exceeded:\n",
-        "                if False:\n",
+        "limiter.charge(key, request.now)\n    if window.exceeded:\n",
+        "limiter.charge(key, request.now)\n    if False:\n",
         "tests/gateway/test_chat_messages.py::test_limits_of_a_day_and_of_all_callers_hold",
     ),
     Fault(
@@ -2638,15 +2638,15 @@ FAULTS = [
     ),
     Fault(
         0,
-        "bff/gateway/chat_messages.py",
-        "        if window.exceeded:\n",
-        "        if False:\n",
+        "bff/gateway/admission.py",
+        "limiter.charge(key, request.now)\n    if window.exceeded:\n",
+        "limiter.charge(key, request.now)\n    if False:\n",
         "tests/gateway/test_chat_messages.py::test_stop_has_a_limit_of_its_own",
     ),
     Fault(
         0,
-        "bff/gateway/chat_messages.py",
-        "        limits.caller.refund(key)\n",
+        "bff/gateway/admission.py",
+        "        self._limits.caller.refund(key)\n",
         "",
         "tests/gateway/test_chat_messages.py::test_stop_is_not_counted_as_a_request",
     ),

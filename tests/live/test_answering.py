@@ -11,13 +11,13 @@ from bff.live.answering import (
     NoAnswering,
     Peek,
 )
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import Copy
 
 IDS = ("session_1", "chat-1")
 
 
 def copy(*, closed: bool = False) -> Copy:
-    return make_copy("default", *IDS, b"{}", closed=closed, loaded=0.0)
+    return Copy("default", *IDS, b"{}", closed=closed, loaded=0.0)
 
 
 class Known(Answering):
@@ -229,8 +229,8 @@ def test_peeks_of_a_session_keep_their_distance(known: Known, clock: Clock) -> N
 
 def test_each_session_has_a_state_of_its_own(known: Known) -> None:
     known.appended("default", ("chat-1",), 7)
-    other = make_copy("default", "session_2", "chat-2", b"{}", closed=False, loaded=0.0)
-    foreign = make_copy("another", *IDS, b"{}", closed=False, loaded=0.0)
+    other = Copy("default", "session_2", "chat-2", b"{}", closed=False, loaded=0.0)
+    foreign = Copy("another", *IDS, b"{}", closed=False, loaded=0.0)
 
     assert (known.of(other), known.of(foreign), known.of(copy())) == (None, None, True)
     known.forget()

@@ -9,7 +9,7 @@ from bff.digests import etag
 from bff.live import events
 from bff.live.listener import Listener
 from bff.server.asgi import WaitingEvents
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import Copy
 
 STAMP = events.stamp(etag(b"one"))
 
@@ -45,21 +45,20 @@ class Browser:
 
 
 def listener(registry: Registry, *names: str) -> Listener:
-    made = Listener(
-        registry,
+    return Listener(
+        listeners=registry,
         environment="default",
         caller="ann",
         address="192.0.2.1",
         grounds=None,
-        names=names or ("chat-1",),
+        stamps=dict.fromkeys(names or ("chat-1",), 0),
         began=0.0,
+        opening=b": first\n\n",
     )
-    made.begin_with(b": first\n\n")
-    return made
 
 
 def copy(id_: str, external_id: str | None) -> Copy:
-    return make_copy("default", id_, external_id, b"{}", closed=False, loaded=0.0)
+    return Copy("default", id_, external_id, b"{}", closed=False, loaded=0.0)
 
 
 @pytest.fixture

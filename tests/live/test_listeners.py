@@ -10,7 +10,7 @@ from support.world import Clock
 from bff.live import events
 from bff.live.listener import Listener
 from bff.live.listeners import SHOWN_AT_ONCE, Listeners
-from bff.sessions.copy import Copy, make_copy
+from bff.sessions.copy import Copy
 from bff.telemetry import Telemetry
 
 
@@ -44,8 +44,8 @@ class Registry(Listeners):
     def open(self, *names: str) -> tuple[Listener, Browser]:
         browser = Browser()
         listener = Listener(
-            self, environment="default", caller="ann", address="", grounds=None, names=names,
-            began=0.0,
+            listeners=self, environment="default", caller="ann", address="", grounds=None,
+            stamps=dict.fromkeys(names, 0), began=0.0,
         )  # fmt: skip
         self.add(listener)
         listener.attach(browser)
@@ -53,7 +53,7 @@ class Registry(Listeners):
 
 
 def copy(name: str, body: bytes = b"{}") -> Copy:
-    return make_copy("default", f"session_{name}", name, body, closed=False, loaded=0.0)
+    return Copy("default", f"session_{name}", name, body, closed=False, loaded=0.0)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from bff.replicas.codec import (
     peek_name,
     reveal,
 )
-from bff.sessions.copy import make_copy
+from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
 
 KEY = b"store key"
-COPY = make_copy("default", "session_1", "chat-1", b'{"id":"session_1"}', loaded=7.0, closed=False)
+COPY = Copy("default", "session_1", "chat-1", b'{"id":"session_1"}', loaded=7.0, closed=False)
 
 
 def test_stored_bytes_stay_the_same() -> None:

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from bff.sessions.copy import Ages, Copy, NegativeEntry, State, make_copy
+from bff.sessions.copy import Ages, Copy, NegativeEntry, State
 
 AGES = Ages(ttl=2, closed_ttl=30, stale_while_revalidate=5, stale_if_error=60, negative_ttl=1)
 
 
 def copy(*, closed: bool = False, external_id: str | None = None) -> Copy:
-    return make_copy("e", "session_1", external_id, b"{}", closed, 0.0)
+    return Copy("e", "session_1", external_id, b"{}", closed, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_copy_has_a_key_for_each_id() -> None:
 
 
 def test_copy_has_the_tag_of_its_body() -> None:
-    one, other = copy(), make_copy("e", "session_2", None, b"[]", closed=False, loaded=0.0)
+    one, other = copy(), Copy("e", "session_2", None, b"[]", closed=False, loaded=0.0)
 
     assert one.etag == copy(closed=True).etag != other.etag
     assert one.etag in one.head

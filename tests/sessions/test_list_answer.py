@@ -17,7 +17,7 @@ from bff.sessions.list_query import Query
 NAMES = [f"n{number}" for number in range(8)]
 COPIES = {
     name: Copy(
-        environment="e", id=f"session_{name}", external_id=name, etag=name.encode(), head=b"",
+        environment="e", id=f"session_{name}", external_id=name,
         body=json.dumps({"externalId": name}).encode(), closed=False, loaded=0.0,
     )
     for name in NAMES
