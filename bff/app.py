@@ -265,8 +265,8 @@ class Service:
             self._telemetry.log.warning("store_away", reason=str(exc))
 
     def drain(self) -> None:
-        """End the open streams, spread over the time that the settings give."""
-        self.ops.drain()
+        """Show that this gateway ends, and end its streams over the time that the settings give."""
+        self.gateway.readiness.is_stopping = True
         gateway, seconds = self.gateway, self.gateway.config.chat.drain_seconds
         self._spawn(gateway.streams.drain(seconds))
         self._spawn(gateway.listeners.drain(seconds))

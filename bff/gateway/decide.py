@@ -218,7 +218,7 @@ class Gateway:
     def _wait_for_lease(self, request: RequestContext, pending: LeasePending) -> PendingLease:
         """Refund the address, because the decision starts again after the wait."""
         limits = self.config.limits
-        if pending.limiter not in (limits.address, limits.page):
+        if pending.window.limiter not in (limits.address, limits.page):
             self.admission.refund_address(request)
         request.config = None
         deadline = self.clock()[0] + self.sharing.timeout

@@ -48,11 +48,6 @@ class LeasePending(Exception):
         self.window = window
         self.lease = lease
 
-    @property
-    def limiter(self) -> "Limiter":
-        """The limiter whose quota it is."""
-        return self.window.limiter
-
 
 class Window:
     """The use of a limit by one key.
@@ -292,9 +287,6 @@ class Unlimited(Limiter):
         return UNLIMITED_WINDOW
 
     look = charge
-
-    def refund(self, key: Hashable) -> None:
-        """Take nothing back."""
 
 
 UNLIMITED_WINDOW: Final = UnlimitedWindow(Unlimited("unlimited"), None, inf, leased=False)

@@ -86,12 +86,8 @@ class Ops:
                 Route("/revocations", self._revoke, methods=["POST"]),
                 Route("/revocations", self._undo, methods=["DELETE"]),
             ],
-            exception_handlers={RevocationError: _refuse_revocation},
+            exception_handlers={RevocationError: _refused, Refused: _refused},
         )
-
-    def drain(self) -> None:
-        """Say from now on that this gateway is not ready: it finishes its requests and ends."""
-        self.gateway.readiness.is_stopping = True
 
     # -- workers
 
@@ -253,20 +249,12 @@ class Ops:
         return _refusal(Refusal("not_ready", f"{text}; send it again"))
 
     async def _list_revocations(self, _: Request) -> Response:
-        listed = self._listed(self.clock()[1])
-        return JSONResponse({"revocations": [revocation.shown() for revocation in listed]})
-
-    def _listed(self, wall: float) -> list[Revocation]:
-        """The revocations in force that are not undone."""
-        return [one for one in self.gateway.revocations.in_force(wall) if not one.undone]
+        kept = self.gateway.revocations.in_force(self.clock()[1])
+        return JSONResponse({"revocations": [one.shown() for one in kept if not one.undone]})
 
     async def _purge(self, request: Request) -> Response:
         """Purge a session, under both its ids and in every environment, in every replica."""
-        segment = request.scope["raw_path"].removeprefix(b"/cache/sessions/")
-        try:
-            id_ = ids.parse_id(segment)
-        except Refused as refused:
-            return _refusal(refused.refusal)
+        id_ = ids.parse_id(request.scope["raw_path"].removeprefix(b"/cache/sessions/"))
         self._purge_copies(id_)
         self.telemetry.count(metrics.PURGES)
 
@@ -297,13 +285,12 @@ def ops_protocol() -> "partial[NewestProtocol]":
         connections_per_address=2 * MAX_CONNECTIONS,
         buffered_bytes=_MAX_BUFFERED,
     )
-    connections = ConnectionLimiter(bounds, trusted=(), count=lambda _: None)
     return partial(
         NewestProtocol,
         open_={},
         most=MAX_CONNECTIONS,
         bounds=bounds,
-        connections=connections,
+        connections=ConnectionLimiter(bounds, trusted=(), count=lambda _: None),
         refuse=_render,
     )
 
@@ -361,8 +348,8 @@ def _silent(answers: Mapping[int, Any]) -> list[int]:
     return sorted(number for number, answer in answers.items() if not answer)
 
 
-async def _refuse_revocation(_: Request, exc: Exception) -> Response:
-    return _refusal(Refusal("bad_request", str(exc)))
+async def _refused(_: Request, exc: Exception) -> Response:
+    return _refusal(exc.refusal if isinstance(exc, Refused) else Refusal("bad_request", str(exc)))
 
 
 async def _json_body(request: Request) -> dict[str, Any]:

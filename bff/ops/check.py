@@ -128,51 +128,33 @@ def policy_lines(settings: Settings) -> list[str]:
 
 def notes(settings: Settings) -> list[str]:
     """List valid settings that may not be what the operator meant."""
-    texts = []
-    if not settings.allowed_origins:
-        texts.append(
-            "BFF_ALLOWED_ORIGINS is empty, so only pages of the gateway's own origin can read "
-            "answers; this is right if a proxy serves the app and the gateway under one origin"
-        )
-    if "*" in settings.allowed_origins:
-        texts.append(
-            "BFF_ALLOWED_ORIGINS is *: a page of any origin can read answers if it holds a token"
-        )
-    if settings.ops_host not in ("127.0.0.1", "::1", "localhost"):
-        texts.append(
-            "BFF_OPS_HOST is not loopback: every client that reaches the ops port can read the "
-            "metrics, purge copies and revoke tokens; let a network policy or a firewall admit "
-            "your monitoring only"
-        )
-    if not settings.trusted_proxies:
-        texts.append(
-            "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers share the proxy's address "
-            "and its address limit"
-        )
-    if reason := fast_path.why_off(enabled=settings.fast_path, tracing=settings.tracing):
-        texts.append(
-            f"the fast path is off ({reason}): answers are the same, but a hit costs three to four "
-            "times as much CPU"
-        )
-    if settings.cache_ttl > LONG_TTL:
-        texts.append(
-            f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds: browsers may see an open session as "
-            "it was that long ago"
-        )
-    if settings.chat.enabled:
-        texts.append(
-            "BFF_CHAT is on: the secret key needs write:sessions besides read:sessions, which no "
-            "check can prove without sending a message; proxies must route /realtime/v1/sessions "
-            "and buffer no stream"
-        )
-    texts += [
+    off = fast_path.why_off(enabled=settings.fast_path, tracing=settings.tracing)
+    applies = {
+        "BFF_ALLOWED_ORIGINS is empty, so only pages of the gateway's own origin can read answers; "
+        "this is right if a proxy serves the app and the gateway under one "
+        "origin": not settings.allowed_origins,
+        "BFF_ALLOWED_ORIGINS is *: a page of any origin can read answers if it holds a token": "*"
+        in settings.allowed_origins,
+        "BFF_OPS_HOST is not loopback: every client that reaches the ops port can read the "
+        "metrics, purge copies and revoke tokens; let a network policy or a firewall admit "
+        "your monitoring only": settings.ops_host not in ("127.0.0.1", "::1", "localhost"),
+        "BFF_TRUSTED_PROXIES is empty: behind a proxy, all browsers share the proxy's address "
+        "and its address limit": not settings.trusted_proxies,
+        f"the fast path is off ({off}): answers are the same, but a hit costs three to four "
+        "times as much CPU": off is not None,
+        f"BFF_CACHE_TTL is {settings.cache_ttl:g} seconds: browsers may see an open session as "
+        "it was that long ago": settings.cache_ttl > LONG_TTL,
+        "BFF_CHAT is on: the secret key needs write:sessions besides read:sessions, which no "
+        "check can prove without sending a message; proxies must route /realtime/v1/sessions "
+        "and buffer no stream": settings.chat.enabled,
+    }
+    return [text for text, is_so in applies.items() if is_so] + [
         f"environment {environment.name!r} sends a root key upstream: a restricted key (tr_…_sk_… "
         "with read:sessions) in TRIGGER_SECRET_KEY can do less harm; move the root key to "
         "BFF_SIGNING_KEYS"
         for environment in settings.environments
         if not all("_sk_" in key.reveal() for key in environment.secret_keys)
     ]
-    return texts
 
 
 class Checker:

@@ -112,10 +112,7 @@ class GatewayChecker(Checker):
             return
         expected = HTTPStatus.OK if session else HTTPStatus.NOT_FOUND
         text = f"a token that names the session gets {first.status}"
-        if first.status == expected:
-            yield ok(text)
-        else:
-            yield _refused(text, first, expected)
+        yield ok(text) if first.status == expected else _refused(text, first, expected)
         refused = [
             await self._send(target, stranger | headers)
             for headers in (

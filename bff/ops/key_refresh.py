@@ -6,6 +6,7 @@ trusted.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -86,10 +87,8 @@ class KeyRefresh:
             elif source.keys.unknown_kid.is_set():
                 await asyncio.sleep(wait)
             else:
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(source.keys.unknown_kid.wait(), wait)
-                except TimeoutError:
-                    continue
 
     async def refresh(self, source: Source) -> None:
         """Fetch the keys of *source* once. Never raises."""

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from bff.clock import shown_date
 from bff.ops.client import confirm
 
 PATH: Final = "/revocations"
@@ -19,7 +19,7 @@ def revoke(host: str, port: int, body: Mapping[str, Any], *, undo: bool) -> str:
     """
     answer = json.loads(confirm(host, port, "DELETE" if undo else "POST", PATH, body))
     named = next((f"{kind} {body[kind]}" for kind in _KINDS if kind in body), "all tokens")
-    return f"{'Undone' if undo else 'Revoked'}: {named}, kept until {_date(answer['until'])}"
+    return f"{'Undone' if undo else 'Revoked'}: {named}, kept until {shown_date(answer['until'])}"
 
 
 def listed(host: str, port: int) -> list[str]:
@@ -35,9 +35,5 @@ def listed(host: str, port: int) -> list[str]:
 def _line(revocation: Mapping[str, Any]) -> str:
     named = revocation["kind"] + (f" {revocation['value']}" if revocation["value"] else " tokens")
     before = revocation["issued_before"]
-    moment = "" if before is None else f", issued before {_date(before)}"
-    return f"{named}{moment}, kept until {_date(revocation['until'])}"
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    moment = "" if before is None else f", issued before {shown_date(before)}"
+    return f"{named}{moment}, kept until {shown_date(revocation['until'])}"

@@ -6,11 +6,10 @@ standard ``OTEL_*`` variables set the exporter and the sampler.
 """
 
 import asyncio
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -32,6 +31,7 @@ from bff.upstream.api import Upstream
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+    from opentelemetry.trace import Span
 
 MAX_SPANS: Final = 2048
 """Spans that wait for their export; more are dropped and counted."""
@@ -68,19 +68,11 @@ class Tracing:
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
         try:
             import requests  # noqa: PLC0415
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
-                OTLPSpanExporter,
-            )
+            from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415
             from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-            from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-            from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
-                BatchSpanProcessor,
-                SpanExportResult,
-            )
+            from opentelemetry.sdk.trace import TracerProvider, export  # noqa: PLC0415
             from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415
-            from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
-                TraceContextTextMapPropagator,
-            )
+            from opentelemetry.trace.propagation import tracecontext  # noqa: PLC0415
         except ImportError:
             raise TracingError(
                 "BFF_TRACING needs OpenTelemetry; install it: pip install 'bff-gateway[tracing]'"
@@ -88,7 +80,7 @@ class Tracing:
         resource = Resource.create({"service.name": "bff", "service.version": __version__})
         # The provider's own hook at exit would wait for a collector that does not answer.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._success = SpanExportResult.SUCCESS
+        self._success = export.SpanExportResult.SUCCESS
         self._waiting = 0
         self._lock = threading.Lock()
         self.lost = 0
@@ -96,16 +88,18 @@ class Tracing:
         if exporter is None and not any(map(os.environ.get, _CREDENTIALS)):  # noqa: TID251  as the library
             session = requests.Session()
             session.hooks["response"].append(_bound_answer)
-            exporter = OTLPSpanExporter(session=session)
-        exporter = exporter or OTLPSpanExporter()  # with the session of the operator's provider
+            exporter = trace_exporter.OTLPSpanExporter(session=session)
+        exporter = (
+            exporter or trace_exporter.OTLPSpanExporter()
+        )  # with the session of the operator's provider
         self._count_exports(exporter)
-        batches = BatchSpanProcessor(
+        batches = export.BatchSpanProcessor(
             exporter, max_queue_size=MAX_SPANS, max_export_batch_size=min(MAX_SPANS, 512)
         )
         self._count_ends(batches)
         self._provider.add_span_processor(batches)
         self._tracer = self._provider.get_tracer("bff", __version__)
-        self._propagator = TraceContextTextMapPropagator()
+        self._propagator = tracecontext.TraceContextTextMapPropagator()
         self._kinds, self._statuses = SpanKind, StatusCode
 
     async def close(self) -> None:
@@ -117,11 +111,11 @@ class Tracing:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop has ended
+            with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(closed.set)
 
         threading.Thread(target=shut_down, daemon=True).start()
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), CLOSE_SECONDS)
 
     def _count_ends(self, processor: "SpanProcessor") -> None:
@@ -157,10 +151,9 @@ class Tracing:
 
         exporter.export = counted  # type: ignore[method-assign]
 
-    @contextmanager
     def request(
         self, head: RequestHead, headers: Iterable[tuple[bytes, bytes]]
-    ) -> "Iterator[RequestSpan]":
+    ) -> "AbstractContextManager[Span]":
         """Make the span of one request, as a child of the span in its ``traceparent``."""
         carrier = {n.decode(): v.decode("latin-1") for n, v in headers if n in _CONTINUED}
         route = "other"
@@ -169,14 +162,25 @@ class Tracing:
         elif head.path.startswith(ROUTE):
             route = ROUTE.decode() + "{session}"
         method = head.method if head.method in _METHODS else "_OTHER"
-        with self._tracer.start_as_current_span(
+        return self._tracer.start_as_current_span(
             f"{method} {route}",
             context=self._propagator.extract(carrier),
             kind=self._kinds.SERVER,
             attributes={"http.request.method": method, "http.route": route},
             record_exception=False,
-        ) as span:
-            yield RequestSpan(self._tracer, span, self._statuses.ERROR)
+        )
+
+    def decide(self) -> "AbstractContextManager[Span]":
+        """Make a span for a decision, below the request's."""
+        return self._tracer.start_as_current_span("decide", record_exception=False)
+
+    def answered(self, span: "Span", response: Response, answer: Response | Pending) -> None:
+        """Set the status of the answer, and whether the request waited for another's load."""
+        span.set_attribute("http.response.status_code", response.status)
+        if isinstance(answer, PendingLoad | PendingIntrospection):
+            span.set_attribute("bff.joined", answer.collapsed)
+        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            span.set_status(self._statuses.ERROR)
 
     def upstream(self, upstream: Upstream) -> Upstream:
         """Make *upstream* open a span for each load, below the request that started it."""
@@ -216,29 +220,6 @@ def _bound_answer(answer: Any, *_: Any, **__: Any) -> None:
 
 
 @dataclass(eq=False)
-class RequestSpan:
-    """The span of one request."""
-
-    tracer: Any
-    span: Any
-    error: Any
-
-    @contextmanager
-    def decide(self) -> Iterator[None]:
-        """Make a span for the decision, below the request's."""
-        with self.tracer.start_as_current_span("decide", record_exception=False):
-            yield
-
-    def answered(self, response: Response, answer: Response | Pending) -> None:
-        """Set the status of the answer, and whether the request waited for another's load."""
-        self.span.set_attribute("http.response.status_code", response.status)
-        if isinstance(answer, PendingLoad | PendingIntrospection):
-            self.span.set_attribute("bff.joined", answer.collapsed)
-        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            self.span.set_status(self.error)
-
-
-@dataclass(eq=False)
 class TracedEndpoint:
     """Answers browsers as `asgi.Endpoint` does, with a span for each request."""
 
@@ -254,9 +235,9 @@ class TracedEndpoint:
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         head = read_head(scope)
         with self.tracing.request(head, scope["headers"]) as span:
-            with span.decide():
+            with self.tracing.decide():
                 answer = self.gateway.decide(head, *self.clock())
             prepare(answer, scope, receive)
             response = answer if isinstance(answer, Response) else await self.gateway.finish(answer)
-            span.answered(response, answer)
+            self.tracing.answered(span, response, answer)
             return response

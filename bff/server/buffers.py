@@ -68,50 +68,43 @@ class Holding:
 
     def requests(self, size: int) -> bool:
         """Hold *size* bytes of requests; False, without a change, if there is no room."""
-        if size == self._requests or self._change(size - self._requests):
-            self._requests = size
-            return True
-        return False
+        return size == self._requests or self._hold(size, self._answer, self._unread)
 
     def answer(self, size: int, address: str) -> bool:
         """Hold an answer of *size* bytes that is about to be written; False as above."""
         if address != self._address:
-            self._move(address)
-        if self._change(size - self._answer):
-            self._answer = size
-            return True
-        return False
+            held = self._held
+            self._buffers.change(self._address, -held)
+            self._buffers.change(address, held)
+            self._address = address
+        return self._hold(self._requests, size, self._unread)
 
     def unread(self, size: int) -> bool:
         """Hold *size* written bytes, those of the answer among them; False as above."""
-        if self._change(size - self._unread - self._answer):
-            self._unread, self._answer = size, 0
-            return True
-        return False
+        return self._hold(self._requests, 0, size)
 
     def answered(self) -> None:
         """Release the answer: it is written, or will not be."""
         if self._answer:
-            self._change(-self._answer)
-            self._answer = 0
+            self._hold(self._requests, 0, self._unread)
 
     def close(self) -> None:
         """Release everything; an answer that comes later is not written."""
-        self._change(-self._requests - self._answer - self._unread)
+        self._hold(0, 0, 0)
         self._closed = True
 
-    def _change(self, by: int) -> bool:
+    def _hold(self, requests: int, answer: int, unread: int) -> bool:
+        """Hold these bytes and no others; False, without a change, if there is no room."""
+        by = requests + answer + unread - self._held
         if self._closed:
             return True
         if by > 0 and not self._buffers.has_room(self._address, by):
             return False
         if by:
             self._buffers.change(self._address, by)
+        self._requests, self._answer, self._unread = requests, answer, unread
         return True
 
-    def _move(self, address: str) -> None:
-        held = self._requests + self._answer + self._unread
-        if held and not self._closed:
-            self._buffers.change(self._address, -held)
-            self._buffers.change(address, held)
-        self._address = address
+    @property
+    def _held(self) -> int:
+        return self._requests + self._answer + self._unread

@@ -1,14 +1,14 @@
 """Serves ASGI applications on sockets until a signal comes, several in one event loop."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import sys
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -75,7 +75,10 @@ def is_behind_unknown_proxy(sock: socket.socket, trusted: Sequence[Network]) -> 
 _NAMES: Final = (["browser"], ["ops"], ["browser", "ops"])
 
 
-class InheritedError(ValueError):
+_Accept = Callable[..., Acceptor]
+
+
+class InheritedError(Exception):
     """The sockets that systemd passed cannot be used; the text is the remedy."""
 
 
@@ -98,9 +101,7 @@ def inherited(environ: Mapping[str, str]) -> dict[str, socket.socket]:
                 "FileDescriptorName= and one ListenStream= in each unit (deploy/systemd)"
             )
         return {name: socket.socket(fileno=fd) for name, fd in zip(names, fds, strict=False)}
-    except (OSError, ValueError) as exc:
-        if isinstance(exc, InheritedError):
-            raise
+    except (OSError, ValueError):
         raise InheritedError("LISTEN_FDS does not name open sockets (sd_listen_fds(3))") from None
 
 
@@ -108,24 +109,17 @@ class _Server(uvicorn.Server):
     """uvicorn's server with another way to accept connections and to end.
 
     Args:
+        accept: makes the acceptor of a socket.
         drains: idle connections may be a proxy's, which would lose a request.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        *,
-        worker: Worker | None,
-        drains: bool,
-        on_short: Callable[[], None],
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, accept: _Accept, *, drains: bool) -> None:
         super().__init__(config)
-        self._worker = worker
+        self._accept = accept
         self._drains = drains
-        self._on_short = on_short
         self._draining = False
 
-    @contextlib.contextmanager
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # `run` has one handler for all servers
 
@@ -133,14 +127,9 @@ class _Server(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
+        connections = self.server_state.connections
         self._acceptors = [
-            Acceptor(
-                sock,
-                self._make_protocol,
-                worker=self._worker,
-                count=lambda: len(self.server_state.connections),
-                on_short=self._on_short,
-            )
+            self._accept(sock, self._make_protocol, count=lambda: len(connections))
             for sock in sockets or ()
         ]
         self.servers = []
@@ -255,11 +244,10 @@ async def run(
         on_stop: called at the first signal.
         on_short: called when the system has no descriptor for a connection.
     """
-    servers = [
-        (_Server(config, worker=worker, drains=drains, on_short=on_short), sock)
-        for config, sock in browsers
-    ]
-    last = _Server(ops[0], worker=None, drains=False, on_short=on_short)
+    accept = partial(Acceptor, on_short=on_short)
+    shared = partial(accept, worker=worker)
+    servers = [(_Server(config, shared, drains=drains), sock) for config, sock in browsers]
+    last = _Server(ops[0], partial(accept, worker=None), drains=False)
     signalled = [server for server, _ in servers] or [last]  # the demo's upstream has one port
 
     def stop() -> None:

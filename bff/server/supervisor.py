@@ -113,11 +113,10 @@ class _Supervisor:
         # A parent may have had it ignored; children would then end without a status.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in range(count):
-            if self._is_worker(number):
-                return self._worker(number, replaces=False)
+            if worker := self._fork(number, replaces=False):
+                return worker
         while self._children or (self._missing and not self._stopping):
-            worker = None if self._stopping else self._replace_missing()
-            if worker is not None:
+            if not self._stopping and (worker := self._replace_missing()):
                 return worker
             pid, wait_status = self._reap()
             if pid in self._children:  # else: of another program, or an orphan that PID 1 adopted
@@ -145,8 +144,8 @@ class _Supervisor:
         now = time.perf_counter()
         for number in [number for number, due in self._missing.items() if due <= now]:
             try:
-                if self._is_worker(number):
-                    return self._worker(number, replaces=True)
+                if worker := self._fork(number, replaces=True):
+                    return worker
                 del self._missing[number]
             except OSError as exc:  # too many processes, or no memory: the others serve
                 self._log.error("worker_not_started", worker=number, reason=exc.strerror)
@@ -159,9 +158,6 @@ class _Supervisor:
             return os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:  # all workers ended, and none could be started yet
             return 0, 0
-
-    def _worker(self, number: int, *, replaces: bool) -> Worker:
-        return Worker(number, replaces, self._heartbeats, self._connections)
 
     def _kill_hung(self) -> None:
         """Kill each worker whose heartbeat stopped, or which does not end.
@@ -188,20 +184,16 @@ class _Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    def _is_worker(self, number: int) -> bool:
-        """Fork; tell whether this is the new process."""
+    def _fork(self, number: int, *, replaces: bool) -> Worker | None:
+        """Start a worker; return it in the new process only."""
         self._heartbeats[number] = 0
         self._connections[number] = UNAVAILABLE
         # A signal between the fork and the entry of the child would not reach the worker.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
         try:
-            pid = os.fork()
-        except OSError:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
-            raise
-        if pid:
-            self._children[pid] = _Child(number, time.perf_counter())
-        else:
+            if pid := os.fork():
+                self._children[pid] = _Child(number, time.perf_counter())
+                return None
             for signum, handler in self._handlers.items():
                 signal.signal(signum, handler)
             # Ctrl-C goes to the whole group and the supervisor passes it on: a worker would get it
@@ -209,7 +201,8 @@ class _Supervisor:
             os.setpgid(0, 0)
             with contextlib.suppress(AttributeError, OSError):  # only Linux has prctl
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
-        if not pid and os.getppid() != self._pid:  # the supervisor ended before prctl
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
+        if os.getppid() != self._pid:  # the supervisor ended before prctl
             sys.exit(1)
-        return not pid
+        return Worker(number, replaces, self._heartbeats, self._connections)

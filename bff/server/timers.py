@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
+@dataclass(slots=True, eq=False)
 class Deadline:
     """One timer; setting it again replaces it."""
 
-    __slots__ = ("_loop", "_timer")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
+    _loop: asyncio.AbstractEventLoop
+    _timer: asyncio.TimerHandle | None = None
 
     @property
     def is_set(self) -> bool:
@@ -20,8 +19,7 @@ class Deadline:
 
     def set(self, seconds: float, then: Callable[[], None]) -> None:
         """Call *then* after *seconds*, unless it is set again or cancelled before."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.cancel()
         self._timer = self._loop.call_later(seconds, then)
 
     def cancel(self) -> None:
@@ -31,27 +29,21 @@ class Deadline:
             self._timer = None
 
 
+@dataclass(slots=True, eq=False)
 class IdleTimer:
     """Notices a connection that is idle for too long.
 
     A connection has one timer, which is set again when it expires: a new timer for each request
     costs as much as a decision.
-
-    Args:
-        seconds: the time for which it may be idle.
-        then: called after it.
     """
 
-    __slots__ = ("_loop", "_seconds", "_since", "_then", "_timer")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]
-    ) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._then = then
-        self._since: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+    _loop: asyncio.AbstractEventLoop
+    _seconds: float
+    """The time for which it may be idle."""
+    _then: Callable[[], None]
+    """Called after it."""
+    _since: float | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Note that the connection is idle from now on."""

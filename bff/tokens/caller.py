@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from bff.errors import Refused
 from bff.tokens.issuers import Source
@@ -37,7 +37,7 @@ OTHER_KEY: Final = KeyUse("", 0, 0.0)
 """The key of a source or of upstream: its uses are not reported."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
     """The subject of a token and what it may read, verified or not."""
 
@@ -59,6 +59,11 @@ class Holder:
     """The subjects by which it can be revoked: ``act.sub`` and ``sub``."""
     issued: float
     """Unix seconds; minus infinity if the token does not say."""
+    signed_by: KeyUse = OTHER_KEY
+    keys: KeySet | None = None
+    """The keys of the source that verified the token; None if no source did."""
+    generation: int = 0
+    """The generation of `keys` that verified it."""
 
     def limit_key(self, address: str) -> Hashable:
         """Return the key under which requests from *address* are charged.
@@ -67,41 +72,28 @@ class Holder:
         """
         return self.key if self.has_actor else (self.key, address)
 
-
-@dataclass(frozen=True, slots=True)
-class Caller(Holder):
-    """A verified subject and what it may read."""
-
-    signed_by: KeyUse = OTHER_KEY
-    keys: KeySet | None = None
-    """The keys of the source that verified the token."""
-    generation: int = 0
-    """The generation of `keys` that verified it."""
-    digest: bytes | None = None
-    """The SHA-256 of a token that upstream verifies, once for each session; None for others."""
-
     def keys_trusted(self, wall: float) -> bool:
         """Whether the keys that verified the token are still trusted at *wall*."""
         keys = self.keys
         return keys is None or (keys.generation == self.generation and keys.trusted(wall))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller(Holder):
+    """A verified subject and what it may read."""
+
+    digest: bytes | None = None
+    """The SHA-256 of a token that upstream verifies, once for each session; None for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claimant(Holder):
     """The holder of a token that only upstream can verify. It can be refused, and nothing else."""
-
-    keys: ClassVar = None
-    """No key of the gateway verified the token."""
-    signed_by: ClassVar = OTHER_KEY
 
     digest: bytes
     """The SHA-256 of the token."""
     _caller: Caller = field(repr=False)
     """The caller that `accepted` returns, made once; nothing else reads it."""
-
-    def keys_trusted(self, wall: float) -> bool:  # noqa: ARG002
-        """Return true: no key verified the token, so no removed key can end its trust."""
-        return True
 
 
 def read_caller(

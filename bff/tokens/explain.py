@@ -6,22 +6,14 @@ signature.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from bff.clock import shown_date
 from bff.errors import Refused
+from bff.tokens import verify
 from bff.tokens.algorithms import TRIGGER_ALGORITHM
 from bff.tokens.caller import SKEW_SECONDS
 from bff.tokens.issuers import Source, audiences
-from bff.tokens.verify import (
-    AUDIENCE,
-    ISSUER,
-    MAX_TOKEN_BYTES,
-    Issuer,
-    is_signature,
-    names_environment,
-    read_unverified,
-)
 
 _MAX_SHOWN: Final = 80
 """Characters of a claim that are shown."""
@@ -58,15 +50,15 @@ def reason(checks: Iterable[Check]) -> str:
 
 
 def explain(
-    token: bytes, issuers: Sequence[Issuer], sources: Sequence[Source], wall: float
+    token: bytes, issuers: Sequence[verify.Issuer], sources: Sequence[Source], wall: float
 ) -> list[Check]:
     """Check a token at *wall* (Unix seconds), and go on after a failure as far as possible."""
     if token.startswith(b"tr_"):
         return [_bad("form", "it is a secret key, not a token: rotate the key")]
     try:
-        if len(token) > MAX_TOKEN_BYTES:
-            return [_bad("form", f"it is longer than {MAX_TOKEN_BYTES} bytes")]
-        header, claims = read_unverified(token)
+        if len(token) > verify.MAX_TOKEN_BYTES:
+            return [_bad("form", f"it is longer than {verify.MAX_TOKEN_BYTES} bytes")]
+        header, claims = verify.read_unverified(token)
     except Refused:
         return [_bad("form", "it is not a JWT: three parts of base64url, each with JSON")]
     checks = [_good("form", "it is a JWT")]
@@ -105,20 +97,20 @@ def _of_source(
 
 
 def _of_trigger(
-    token: bytes, header: dict[str, Any], claims: dict[str, Any], issuers: Sequence[Issuer]
+    token: bytes, header: dict[str, Any], claims: dict[str, Any], issuers: Sequence[verify.Issuer]
 ) -> Iterable[Check]:
-    yield Check("issuer", claims.get("iss") == ISSUER, f"it has {_short(claims.get('iss'))}")
+    yield Check("issuer", claims.get("iss") == verify.ISSUER, f"it has {_short(claims.get('iss'))}")
     name, algorithm = TRIGGER_ALGORITHM.name, header.get("alg")
     yield Check("algorithm", algorithm == name, f"it has {_short(algorithm)}; {name} is required")
     named = ", ".join(map(_short, audiences(claims)))
-    yield Check("audience", AUDIENCE in audiences(claims), f"it has {named}")
+    yield Check("audience", verify.AUDIENCE in audiences(claims), f"it has {named}")
     yield Check("public", claims.get("pub") is True, "a public access token has pub: true")
     signed, _, signature = token.rpartition(b".")
     signers = [
         (issuer, number, key)
         for issuer in issuers
         for number, key in enumerate(issuer.keys, start=1)
-        if is_signature(signature.rstrip(b"="), signed, key)
+        if verify.is_signature(signature.rstrip(b"="), signed, key)
     ]
     subject = claims.get("sub")
     if signers:
@@ -134,7 +126,7 @@ def _of_trigger(
         text = "no signing key verifies it: another key signed it, or the key was removed"
         yield _bad("signature", text)
         among = list(issuers)
-    own = any(names_environment(key, subject, among) for _, _, key in signers)
+    own = any(verify.names_environment(key, subject, among) for _, _, key in signers)
     accepting = next(
         (i for i in among if isinstance(subject, str) and i.accepts(subject, own=own)), None
     )
@@ -162,10 +154,10 @@ def _dates(claims: dict[str, Any], wall: float) -> Iterable[Check]:
         yield _bad("expiry", "it has no exp, so it would never expire")
     else:
         verb = "expires" if wall < expires else "expired"
-        yield Check("expiry", wall < expires, f"it {verb} at {_date(expires)}")
+        yield Check("expiry", wall < expires, f"it {verb} at {shown_date(expires)}")
     begins = max(begins or 0.0, issued or 0.0) - SKEW_SECONDS
     if begins > wall:
-        text = f"it is not valid before {_date(begins)}: compare the clocks"
+        text = f"it is not valid before {shown_date(begins)}: compare the clocks"
         yield _bad("not before", text)
 
 
@@ -179,7 +171,3 @@ def _short(value: object) -> str:
 def _number(value: object) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < _LAST_DATE else None  # type: ignore[arg-type]
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

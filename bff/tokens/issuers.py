@@ -41,14 +41,12 @@ class Source:
             raise Refused("token_invalid")
         signed, _, signature = token.rpartition(b".")
         for key in self.keys.candidates(kid, wall):
-            if key.algorithm.name != algorithm or not key.algorithm.is_signature(
-                signature, signed, key.value
-            ):
-                continue
-            claims = key.algorithm.verify(token, key.value)
-            if self._accepts(claims):
-                return claims
-            break
+            by = key.algorithm
+            if by.name == algorithm and by.is_signature(signature, signed, key.value):
+                claims = by.verify(token, key.value)
+                if self._accepts(claims):
+                    return claims
+                break
         raise Refused("token_invalid")
 
     def _accepts(self, claims: Mapping[str, Any]) -> bool:

@@ -1377,7 +1377,7 @@ FAULTS = [
     ),
     Fault(
         83,
-        "bff/ops/admin.py",
+        "bff/app.py",
         "        self.gateway.readiness.is_stopping = True\n",
         "        pass\n",
         "tests/incidents/test_incident_connections.py::test_83_ops_port_says_not_ready_while_requests_finish",
@@ -2104,7 +2104,7 @@ FAULTS = [
         0,
         "bff/ops/admin.py",
         "in {(r.kind, r.value) for r in self.gateway.revocations.in_force(wall)}",
-        "in {(r.kind, r.value) for r in self._listed(wall)}",
+        "in {(r.kind, r.value) for r in self.gateway.revocations.in_force(wall) if not r.undone}",
         "tests/replicas/test_announcements.py::test_unconfirmed_undoing_is_sent_again",
     ),
     Fault(
