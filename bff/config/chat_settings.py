@@ -67,96 +67,78 @@ class ChatSettings:
     """The settings of the two chat routes."""
 
     enabled: bool = setting(
-        "BFF_CHAT",
         values.flag,
         "`true` carries chats: pages send messages and read answers through the gateway. A reload "
         "with `false` ends every stream and refuses messages",
         default="false",
+        name="BFF_CHAT",
     )
     trigger_tokens: bool = setting(
-        "BFF_CHAT_TRIGGER_TOKENS",
         values.flag,
         "`true` allows chats although the gateway accepts tokens that Trigger.dev accepts too: a "
         "browser with such a token can read past the gateway",
         default="false",
+        name="BFF_CHAT_TRIGGER_TOKENS",
     )
     input: str = setting(
-        "BFF_INPUT",
         one_of({"chat": "chat", "any": "any"}),
         "`chat` lets only messages of the official transport pass; `any` sends every body as it "
         "comes, for sessions other than chats",
         default="chat",
     )
     input_fields: tuple[str, ...] = setting(
-        "BFF_INPUT_FIELDS",
-        _field_names,
-        "further keys of a message's payload that are sent upstream",
-        default="",
+        _field_names, "further keys of a message's payload that are sent upstream", default=""
     )
     identity_field: str | None = setting(
-        "BFF_IDENTITY_FIELD",
         _identity_field,
         "the key of a message's `metadata` that the gateway sets to a signed identity, such as "
         "`__bff`",
     )
     identity_key: Secret | None = setting(
-        "BFF_IDENTITY_KEY",
-        _own_key,
-        "the key that signs identities; the agent verifies with it",
-        secret=True,
+        _own_key, "the key that signs identities; the agent verifies with it", secret=True
     )
     identity_headers: tuple[str, ...] = setting(
-        "BFF_IDENTITY_HEADERS",
         _header_names,
         "headers whose values an identity repeats. The gateway reads them from trusted proxies "
         "only, which must overwrite those of browsers",
         default="",
     )
     message_limit: Rate | None = setting(
-        "BFF_MESSAGE_LIMIT",
-        values.rate,
-        "messages per caller, or `off`; a stop is not counted",
-        default="20/minute",
+        values.rate, "messages per caller, or `off`; a stop is not counted", default="20/minute"
     )
     message_daily_limit: Rate | None = setting(
-        "BFF_MESSAGE_DAILY_LIMIT",
         _long_rate,
         "messages per caller over a longer time, such as `200/day`, or `off`",
         default="off",
     )
     message_total_limit: Rate | None = setting(
-        "BFF_MESSAGE_TOTAL_LIMIT",
         _long_rate,
         "messages of all callers of an environment together, such as `5000/day`, or `off`",
         default="off",
     )
     stream_limit: Rate | None = setting(
-        "BFF_STREAM_OPEN_LIMIT",
         values.rate,
         "streams that a caller opens, or `off`. The official transport opens one for each message, "
         "and again after a minute of silence",
         default="30/minute",
+        name="BFF_STREAM_OPEN_LIMIT",
     )
     max_streams: int = setting(
-        "BFF_MAX_STREAMS",
         values.count,
         "open streams of each worker; one address may have a quarter of them; further ones get 503",
         default="2000",
     )
     max_streams_per_caller: int = setting(
-        "BFF_MAX_STREAMS_PER_CALLER",
         values.count,
         "open streams of one caller in each worker; further ones get 429",
         default="10",
     )
     max_message_bytes: int = setting(
-        "BFF_MAX_MESSAGE_BYTES",
         values.count,
         "bytes of a message; a larger one gets 413, and the rest of it is not read",
         default="1048576",
     )
     drain_seconds: float = setting(
-        "BFF_DRAIN_SECONDS",
         values.timeout,
         "seconds over which the ends of open streams are spread when the gateway stops; at most 8 "
         "are used, because a stop takes at most ten seconds",
