@@ -23,7 +23,6 @@ from bff.config.values import Rate
 from bff.digests import fingerprint
 from bff.limits.budget import Budget
 from bff.limits.rate import Limiter, QuotaProvider, Unlimited
-from bff.live.config import LiveConfig
 from bff.replicas.alone import AnySharing
 from bff.replicas.codec import Namespace
 from bff.response import ResponseBuilder
@@ -178,7 +177,14 @@ class ConfigBuilder:
                 for e in settings.environments
             },
             verifier=verifier,
-            ages=ages(settings),
+            ages=Ages(
+                ttl=settings.cache_ttl,
+                closed_ttl=settings.cache_closed_ttl,
+                stale_while_revalidate=settings.cache_stale_while_revalidate,
+                stale_if_error=settings.cache_stale_if_error,
+                negative_ttl=settings.cache_negative_ttl,
+                max_stretch=settings.cache_max_stretch,
+            ),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
                 address=limiter(settings.ip_rate_limit, limits.address),
@@ -201,13 +207,7 @@ class ConfigBuilder:
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             chat=_chat_config(settings),
-            live=LiveConfig(
-                enabled=live.enabled,
-                answering=live.answering,
-                bounds=Bounds(
-                    streams=live.max_listeners, streams_per_caller=live.max_listeners_per_caller
-                ),
-            ),
+            live=live,
             pages=_pages(settings, description),
         )
 
@@ -275,18 +275,6 @@ def _chat_config(settings: Settings) -> ChatConfig:
         # The type of a session is not known when its stream is opened.
         shows_reason=all("closedReason" in policy.visible for policy in policies),
         drain_seconds=min(chat.drain_seconds, MAX_DRAIN_SECONDS),
-    )
-
-
-def ages(settings: Settings) -> Ages:
-    """How old copies may grow."""
-    return Ages(
-        ttl=settings.cache_ttl,
-        closed_ttl=settings.cache_closed_ttl,
-        stale_while_revalidate=settings.cache_stale_while_revalidate,
-        stale_if_error=settings.cache_stale_if_error,
-        negative_ttl=settings.cache_negative_ttl,
-        max_stretch=settings.cache_max_stretch,
     )
 
 

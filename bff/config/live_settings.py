@@ -7,6 +7,7 @@ from bff.config import values
 from bff.config.declaration import setting
 from bff.config.values import Rate
 from bff.sessions.policy import Policy
+from bff.stream_registry import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,11 @@ class LiveSettings:
         "`BFF_UPSTREAM_BUDGET`; `off` for no bound",
         default="5/second",
     )
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds of open event streams."""
+        return Bounds(streams=self.max_listeners, streams_per_caller=self.max_listeners_per_caller)
 
 
 def problems(live: LiveSettings, policies: Iterable[Policy]) -> list[str]:
