@@ -8,7 +8,7 @@ from typing import Final
 from bff.chat.messages import BELIEVED, KEPT
 from bff.config import token_values, values
 from bff.config.declaration import setting
-from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, one_of, texts
+from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, each, one_of, texts
 from bff.config.values import Rate
 
 
@@ -35,30 +35,20 @@ def _identity_field(text: str) -> str:
 
 
 def _field_names(text: str) -> tuple[str, ...]:
-    names = values.names(text)
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$.-]{0,63}", name):
-            raise InvalidValue(f"contains {name!r}, which is not a key; write names like model")
-    return names
+    problem = "is not a key; write names like model"
+    return each(values.names(text), _FIELD.fullmatch, problem)
 
 
 def _header_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.lower() for name in texts(text))
-    for name in names:
-        if not re.fullmatch(r"[a-z0-9-]{1,64}", name) or name in _SENSITIVE_HEADERS:
-            raise InvalidValue(
-                f"contains {name!r}, which is not a header that a proxy sets for the application; "
-                "write names like x-forwarded-email"
-            )
-    return names
+    problem = (
+        "is not a header that a proxy sets for the application; write names like x-forwarded-email"
+    )
+    return each(texts(text.lower()), _HEADER.fullmatch, problem)
 
 
-_SENSITIVE_HEADERS: Final = (
-    "authorization",
-    "cookie",
-    "proxy-authorization",
-    "host",
-    "content-length",
+_FIELD: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.-]{0,63}")
+_HEADER: Final = re.compile(
+    r"(?!(authorization|cookie|proxy-authorization|host|content-length)$)[a-z0-9-]{1,64}"
 )
 
 

@@ -67,7 +67,12 @@ _REPEATED = re.compile(r"(.{1,16}?)\1+.{0,15}")
 """Matches keys of `MIN_KEY_BYTES` and more that repeat a short text; random ones never do."""
 
 
-def _check_guess(key: str, number: int) -> None:
+def _check_strength(key: str, number: int, needs: str) -> None:
+    if len(key) < MIN_KEY_BYTES:
+        raise InvalidValue(
+            f"has a key of {len(key)} bytes as number {number}; {needs} at least {MIN_KEY_BYTES}"
+            f": openssl rand -hex {MIN_KEY_BYTES}"
+        )
     if _REPEATED.fullmatch(key):
         raise InvalidValue(
             f"has a key that repeats a short text as number {number}, so it can be guessed; make "
@@ -86,13 +91,8 @@ def signing_keys(text: str) -> tuple[Secret, ...]:
             )
         if key.startswith("tr_") and not ROOT_KEY.fullmatch(key):
             raise InvalidValue(f"has a malformed root key as number {number}; copy it again")
-        if not key.startswith("tr_") and len(key) < MIN_KEY_BYTES:
-            raise InvalidValue(
-                f"has a key of {len(key)} bytes as number {number}; a key of your own needs at "
-                f"least {MIN_KEY_BYTES}: openssl rand -hex {MIN_KEY_BYTES}"
-            )
         if not key.startswith("tr_"):
-            _check_guess(key, number)
+            _check_strength(key, number, "a key of your own needs")
     return tuple(map(Secret, keys))
 
 
@@ -143,12 +143,7 @@ def shared_keys(text: str) -> tuple[Secret, ...]:
     keys = split_keys(text)
     for number, key in enumerate(keys, start=1):
         secret(key)
-        if len(key) < MIN_KEY_BYTES:
-            raise InvalidValue(
-                f"has a key of {len(key)} bytes as number {number}; HS256 needs at least "
-                f"{MIN_KEY_BYTES}"
-            )
-        _check_guess(key, number)
+        _check_strength(key, number, "HS256 needs")
     return tuple(map(Secret, keys))
 
 
