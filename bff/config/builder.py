@@ -6,7 +6,7 @@ keys, verified tokens.
 
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -126,28 +126,16 @@ class ConfigBuilder:
             if (id_ := self.id_of(e)) is not None
         }
 
-    def first(self, settings: Settings) -> RuntimeConfig:
-        """Build the configuration that the gateway starts with."""
-        return self._build(
-            settings, {}, Limits.before_settings(), None, sources(settings, None, ())
-        )
-
-    def next(
-        self, settings: Settings, before: RuntimeConfig, settings_before: Settings
+    def build(
+        self, settings: Settings, before: tuple[Settings, RuntimeConfig] | None = None
     ) -> RuntimeConfig:
-        """Build the configuration that follows *before*, which was built of *settings_before*."""
-        verifier = before.verifier
-        kept = sources(settings, settings_before, verifier.sources)
-        return self._build(settings, before.environments, before.limits, verifier, kept)
-
-    def _build(
-        self,
-        settings: Settings,
-        environments: Mapping[str, Environment],
-        limits: Limits,
-        verifier: Verifier | None,
-        token_sources: tuple[Source, ...],
-    ) -> RuntimeConfig:
+        """Build a configuration; *before* are the settings in force and what was built of them."""
+        settings_before, config = before or (None, None)
+        environments = config.environments if config else {}
+        limits = config.limits if config else Limits.before_settings()
+        verifier = config.verifier if config else None
+        built = config.verifier.sources if config else ()
+        token_sources = sources(settings, settings_before, built)
         issuers = tuple(
             issuer(
                 e,
@@ -318,7 +306,7 @@ def _depends_on(environment: EnvironmentSettings) -> object:
 
 
 def sources(
-    settings: Settings, before: Settings | None, built: tuple[Source, ...]
+    settings: Settings, before: Settings | None = None, built: tuple[Source, ...] = ()
 ) -> tuple[Source, ...]:
     """Make the token sources; *built* are those of the settings *before*, in their order.
 
