@@ -313,34 +313,30 @@ def sources(
     A source whose settings did not change is kept, and so are keys that would be fetched from the
     same place.
     """
-    pairs = [] if before is None else list(zip(before.token_sources, built, strict=False))
+    former = list(zip(before.token_sources, built, strict=False)) if before else []
 
-    def source(source_settings: SourceSettings) -> Source:
+    def source(new: SourceSettings) -> Source:
         keys = None
-        for old_settings, one in pairs:
-            if old_settings == source_settings:
+        for old, one in former:
+            if old == new:
                 return one
-            if source_settings.jwks_url and _fetched_from(old_settings) == _fetched_from(
-                source_settings
-            ):
+            if new.jwks_url and _fetched_from(old) == _fetched_from(new):
                 keys = one.keys
         if keys is None:
-            static = [shared_key(key.reveal()) for key in source_settings.shared_keys]
-            if source_settings.jwks is not None:
-                static = list(read_jwks(source_settings.jwks, source_settings.algorithms))
-            keys = KeySet(
-                static, url=source_settings.jwks_url, trusted_seconds=source_settings.keys_trusted
-            )
+            static = [shared_key(key.reveal()) for key in new.shared_keys]
+            if new.jwks is not None:
+                static = list(read_jwks(new.jwks, new.algorithms))
+            keys = KeySet(static, url=new.jwks_url, trusted_seconds=new.keys_trusted)
         return Source(
-            name=source_settings.name,
-            environment=source_settings.environment,
-            issuer=source_settings.issuer,
-            audiences=source_settings.audiences,
-            algorithms=source_settings.algorithms,
+            name=new.name,
+            environment=new.environment,
+            issuer=new.issuer,
+            audiences=new.audiences,
+            algorithms=new.algorithms,
             keys=keys,
-            scopes_path=source_settings.scopes_path,
-            scopes_are_text=source_settings.scopes_are_text,
-            required=source_settings.required,
+            scopes_path=new.scopes_path,
+            scopes_are_text=new.scopes_are_text,
+            required=new.required,
         )
 
     return tuple(map(source, settings.token_sources))
