@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Record = dict[str, Any]
 Answered = tuple[int, dict[str, Any], dict[str, str]]
-"""Status, body and headers of an answer that is no stream."""
+"""Status, body and headers of an answer in one piece."""
 
 ROUTE = re.compile(r"/realtime/v1/sessions/([^/]+)/(in/append|out)")
 MAX_APPEND_BYTES = 1024 * 1024
