@@ -142,8 +142,8 @@ def rate(text: str) -> Rate | None:
     return Rate(int(match[1]), _PERIODS[match[2]])
 
 
-def url(text: str) -> str:
-    hint = "write one like https://api.trigger.dev"
+def url(text: str, example: str = "https://api.trigger.dev") -> str:
+    hint = f"write one like {example}"
     try:
         parts = urlsplit(text)
         port = parts.port
