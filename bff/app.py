@@ -165,7 +165,7 @@ class Service:
     # -- the parts
 
     def _make_gateway(self, settings: Settings) -> Gateway:
-        config = self._builder.first(settings)
+        config = self._builder.build(settings)
         lasting = LastingParts(
             config,
             telemetry=self._telemetry,

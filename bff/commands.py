@@ -11,13 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
 from typing import Any, Final, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
 from bff.clock import system_clock
-from bff.config import reader
+from bff.config import reader, values
 from bff.config.settings import EnvironmentSettings, Settings, SettingsError
+from bff.config.typed import InvalidValue
 from bff.health import address
 from bff.ops import client
 from bff.ops import revoke as revoke_
@@ -142,20 +142,10 @@ def _session_ids(*ids: str) -> tuple[str, ...]:
 
 def _browser_url(_: click.Context, __: click.Parameter, url: str | None) -> str | None:
     """Refuse an address that no browser uses, or that holds a password."""
-    if url is None:
-        return None
     try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("https", "http") and parts.hostname and parts.port != 0
-    except ValueError:  # a port beyond 65535, a bracket without its other half
-        usable = False
-    if not usable:
-        raise click.UsageError(
-            "--url begins with https:// or http://, then a host, and a port if need be"
-        )
-    if "@" in parts.netloc:
-        raise click.UsageError("--url has no user and no password: browsers send none")
-    return url
+        return None if url is None else values.url(url, "https://gateway.example.com")
+    except InvalidValue as exc:
+        raise click.UsageError(f"--url {exc}") from None
 
 
 url_option = click.option(

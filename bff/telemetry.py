@@ -285,8 +285,8 @@ def _message(record: logging.LogRecord) -> str:
         # The last line of a traceback is "type: text"; the text may hold a secret.
         *frames, message = record.getMessage().strip().split("\n")
         return message.partition(":")[0] if frames else message
-    text = record.getMessage() if record.name == _WARNINGS else str(record.msg)
+    text = str(record.msg)
     if record.name == _WARNINGS:
-        category = re.search(r": (\w+): ", text)
+        category = re.search(r": (\w+): ", record.getMessage())
         text = category[1] if category else "warning"
     return f"{record.name}: {text.partition(chr(10))[0]}"

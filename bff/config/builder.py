@@ -6,7 +6,7 @@ keys, verified tokens.
 
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +23,6 @@ from bff.config.values import Rate
 from bff.digests import fingerprint
 from bff.limits.budget import Budget
 from bff.limits.rate import Limiter, QuotaProvider, Unlimited
-from bff.live.config import LiveConfig
 from bff.replicas.alone import AnySharing
 from bff.replicas.codec import Namespace
 from bff.response import ResponseBuilder
@@ -127,28 +126,16 @@ class ConfigBuilder:
             if (id_ := self.id_of(e)) is not None
         }
 
-    def first(self, settings: Settings) -> RuntimeConfig:
-        """Build the configuration that the gateway starts with."""
-        return self._build(
-            settings, {}, Limits.before_settings(), None, sources(settings, None, ())
-        )
-
-    def next(
-        self, settings: Settings, before: RuntimeConfig, settings_before: Settings
+    def build(
+        self, settings: Settings, before: tuple[Settings, RuntimeConfig] | None = None
     ) -> RuntimeConfig:
-        """Build the configuration that follows *before*, which was built of *settings_before*."""
-        verifier = before.verifier
-        kept = sources(settings, settings_before, verifier.sources)
-        return self._build(settings, before.environments, before.limits, verifier, kept)
-
-    def _build(
-        self,
-        settings: Settings,
-        environments: Mapping[str, Environment],
-        limits: Limits,
-        verifier: Verifier | None,
-        token_sources: tuple[Source, ...],
-    ) -> RuntimeConfig:
+        """Build a configuration; *before* are the settings in force and what was built of them."""
+        settings_before, config = before or (None, None)
+        environments = config.environments if config else {}
+        limits = config.limits if config else Limits.before_settings()
+        verifier = config.verifier if config else None
+        built = config.verifier.sources if config else ()
+        token_sources = sources(settings, settings_before, built)
         issuers = tuple(
             issuer(
                 e,
@@ -178,7 +165,14 @@ class ConfigBuilder:
                 for e in settings.environments
             },
             verifier=verifier,
-            ages=ages(settings),
+            ages=Ages(
+                ttl=settings.cache_ttl,
+                closed_ttl=settings.cache_closed_ttl,
+                stale_while_revalidate=settings.cache_stale_while_revalidate,
+                stale_if_error=settings.cache_stale_if_error,
+                negative_ttl=settings.cache_negative_ttl,
+                max_stretch=settings.cache_max_stretch,
+            ),
             max_bytes=settings.cache_max_bytes,
             limits=Limits(
                 address=limiter(settings.ip_rate_limit, limits.address),
@@ -201,13 +195,7 @@ class ConfigBuilder:
             ),
             token_cookie=settings.token_cookie.encode() if settings.token_cookie else None,
             chat=_chat_config(settings),
-            live=LiveConfig(
-                enabled=live.enabled,
-                answering=live.answering,
-                bounds=Bounds(
-                    streams=live.max_listeners, streams_per_caller=live.max_listeners_per_caller
-                ),
-            ),
+            live=live,
             pages=_pages(settings, description),
         )
 
@@ -278,18 +266,6 @@ def _chat_config(settings: Settings) -> ChatConfig:
     )
 
 
-def ages(settings: Settings) -> Ages:
-    """How old copies may grow."""
-    return Ages(
-        ttl=settings.cache_ttl,
-        closed_ttl=settings.cache_closed_ttl,
-        stale_while_revalidate=settings.cache_stale_while_revalidate,
-        stale_if_error=settings.cache_stale_if_error,
-        negative_ttl=settings.cache_negative_ttl,
-        max_stretch=settings.cache_max_stretch,
-    )
-
-
 def credentials(
     environment: EnvironmentSettings, on_key: Callable[[int], None] = lambda _: None
 ) -> Credentials:
@@ -330,41 +306,37 @@ def _depends_on(environment: EnvironmentSettings) -> object:
 
 
 def sources(
-    settings: Settings, before: Settings | None, built: tuple[Source, ...]
+    settings: Settings, before: Settings | None = None, built: tuple[Source, ...] = ()
 ) -> tuple[Source, ...]:
     """Make the token sources; *built* are those of the settings *before*, in their order.
 
     A source whose settings did not change is kept, and so are keys that would be fetched from the
     same place.
     """
-    pairs = [] if before is None else list(zip(before.token_sources, built, strict=False))
+    former = list(zip(before.token_sources, built, strict=False)) if before else []
 
-    def source(source_settings: SourceSettings) -> Source:
+    def source(new: SourceSettings) -> Source:
         keys = None
-        for old_settings, one in pairs:
-            if old_settings == source_settings:
+        for old, one in former:
+            if old == new:
                 return one
-            if source_settings.jwks_url and _fetched_from(old_settings) == _fetched_from(
-                source_settings
-            ):
+            if new.jwks_url and _fetched_from(old) == _fetched_from(new):
                 keys = one.keys
         if keys is None:
-            static = [shared_key(key.reveal()) for key in source_settings.shared_keys]
-            if source_settings.jwks is not None:
-                static = list(read_jwks(source_settings.jwks, source_settings.algorithms))
-            keys = KeySet(
-                static, url=source_settings.jwks_url, trusted_seconds=source_settings.keys_trusted
-            )
+            static = [shared_key(key.reveal()) for key in new.shared_keys]
+            if new.jwks is not None:
+                static = list(read_jwks(new.jwks, new.algorithms))
+            keys = KeySet(static, url=new.jwks_url, trusted_seconds=new.keys_trusted)
         return Source(
-            name=source_settings.name,
-            environment=source_settings.environment,
-            issuer=source_settings.issuer,
-            audiences=source_settings.audiences,
-            algorithms=source_settings.algorithms,
+            name=new.name,
+            environment=new.environment,
+            issuer=new.issuer,
+            audiences=new.audiences,
+            algorithms=new.algorithms,
             keys=keys,
-            scopes_path=source_settings.scopes_path,
-            scopes_are_text=source_settings.scopes_are_text,
-            required=source_settings.required,
+            scopes_path=new.scopes_path,
+            scopes_are_text=new.scopes_are_text,
+            required=new.required,
         )
 
     return tuple(map(source, settings.token_sources))

@@ -8,7 +8,7 @@ from typing import Final
 from bff.chat.messages import BELIEVED, KEPT
 from bff.config import token_values, values
 from bff.config.declaration import setting
-from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, one_of, texts
+from bff.config.typed import MIN_KEY_BYTES, InvalidValue, Secret, each, one_of, texts
 from bff.config.values import Rate
 
 
@@ -35,30 +35,20 @@ def _identity_field(text: str) -> str:
 
 
 def _field_names(text: str) -> tuple[str, ...]:
-    names = values.names(text)
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$.-]{0,63}", name):
-            raise InvalidValue(f"contains {name!r}, which is not a key; write names like model")
-    return names
+    problem = "is not a key; write names like model"
+    return each(values.names(text), _FIELD.fullmatch, problem)
 
 
 def _header_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.lower() for name in texts(text))
-    for name in names:
-        if not re.fullmatch(r"[a-z0-9-]{1,64}", name) or name in _SENSITIVE_HEADERS:
-            raise InvalidValue(
-                f"contains {name!r}, which is not a header that a proxy sets for the application; "
-                "write names like x-forwarded-email"
-            )
-    return names
+    problem = (
+        "is not a header that a proxy sets for the application; write names like x-forwarded-email"
+    )
+    return each(texts(text.lower()), _HEADER.fullmatch, problem)
 
 
-_SENSITIVE_HEADERS: Final = (
-    "authorization",
-    "cookie",
-    "proxy-authorization",
-    "host",
-    "content-length",
+_FIELD: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.-]{0,63}")
+_HEADER: Final = re.compile(
+    r"(?!(authorization|cookie|proxy-authorization|host|content-length)$)[a-z0-9-]{1,64}"
 )
 
 
@@ -67,96 +57,78 @@ class ChatSettings:
     """The settings of the two chat routes."""
 
     enabled: bool = setting(
-        "BFF_CHAT",
         values.flag,
         "`true` carries chats: pages send messages and read answers through the gateway. A reload "
         "with `false` ends every stream and refuses messages",
         default="false",
+        name="BFF_CHAT",
     )
     trigger_tokens: bool = setting(
-        "BFF_CHAT_TRIGGER_TOKENS",
         values.flag,
         "`true` allows chats although the gateway accepts tokens that Trigger.dev accepts too: a "
         "browser with such a token can read past the gateway",
         default="false",
+        name="BFF_CHAT_TRIGGER_TOKENS",
     )
     input: str = setting(
-        "BFF_INPUT",
         one_of({"chat": "chat", "any": "any"}),
         "`chat` lets only messages of the official transport pass; `any` sends every body as it "
         "comes, for sessions other than chats",
         default="chat",
     )
     input_fields: tuple[str, ...] = setting(
-        "BFF_INPUT_FIELDS",
-        _field_names,
-        "further keys of a message's payload that are sent upstream",
-        default="",
+        _field_names, "further keys of a message's payload that are sent upstream", default=""
     )
     identity_field: str | None = setting(
-        "BFF_IDENTITY_FIELD",
         _identity_field,
         "the key of a message's `metadata` that the gateway sets to a signed identity, such as "
         "`__bff`",
     )
     identity_key: Secret | None = setting(
-        "BFF_IDENTITY_KEY",
-        _own_key,
-        "the key that signs identities; the agent verifies with it",
-        secret=True,
+        _own_key, "the key that signs identities; the agent verifies with it", secret=True
     )
     identity_headers: tuple[str, ...] = setting(
-        "BFF_IDENTITY_HEADERS",
         _header_names,
         "headers whose values an identity repeats. The gateway reads them from trusted proxies "
         "only, which must overwrite those of browsers",
         default="",
     )
     message_limit: Rate | None = setting(
-        "BFF_MESSAGE_LIMIT",
-        values.rate,
-        "messages per caller, or `off`; a stop is not counted",
-        default="20/minute",
+        values.rate, "messages per caller, or `off`; a stop is not counted", default="20/minute"
     )
     message_daily_limit: Rate | None = setting(
-        "BFF_MESSAGE_DAILY_LIMIT",
         _long_rate,
         "messages per caller over a longer time, such as `200/day`, or `off`",
         default="off",
     )
     message_total_limit: Rate | None = setting(
-        "BFF_MESSAGE_TOTAL_LIMIT",
         _long_rate,
         "messages of all callers of an environment together, such as `5000/day`, or `off`",
         default="off",
     )
     stream_limit: Rate | None = setting(
-        "BFF_STREAM_OPEN_LIMIT",
         values.rate,
         "streams that a caller opens, or `off`. The official transport opens one for each message, "
         "and again after a minute of silence",
         default="30/minute",
+        name="BFF_STREAM_OPEN_LIMIT",
     )
     max_streams: int = setting(
-        "BFF_MAX_STREAMS",
         values.count,
         "open streams of each worker; one address may have a quarter of them; further ones get 503",
         default="2000",
     )
     max_streams_per_caller: int = setting(
-        "BFF_MAX_STREAMS_PER_CALLER",
         values.count,
         "open streams of one caller in each worker; further ones get 429",
         default="10",
     )
     max_message_bytes: int = setting(
-        "BFF_MAX_MESSAGE_BYTES",
         values.count,
         "bytes of a message; a larger one gets 413, and the rest of it is not read",
         default="1048576",
     )
     drain_seconds: float = setting(
-        "BFF_DRAIN_SECONDS",
         values.timeout,
         "seconds over which the ends of open streams are spread when the gateway stops; at most 8 "
         "are used, because a stop takes at most ten seconds",

@@ -1,7 +1,7 @@
 """How a setting is declared, and how its value is reported."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,12 +14,12 @@ DEFAULT = "default"
 class Setting:
     """The declaration of one setting."""
 
-    name: str
-    """The environment variable, and the key in the file."""
     read: Callable[[str], Any]
     """Converts the text to the value, or raises `values.InvalidValue`."""
     meaning: str
     """A cell of the documentation's table; the first sentence also explains a missing setting."""
+    name: str = ""
+    """The environment variable, and the key in the file; `declared` fills in an empty one."""
     default: str | None = None
     """The text that is read when the setting is not set; None leaves the value None."""
     derived: str = ""
@@ -43,21 +43,28 @@ class Setting:
         return self.derived or (f"`{self.default}`" if self.default else "none")
 
 
-def setting(name: str, read: Callable[[str], T], meaning: str, **options: Any) -> T:
+def setting(read: Callable[[str], T], meaning: str, **options: Any) -> T:
     """Declare a field of a settings class; *options* are further fields of `Setting`."""
-    declared: T = field(metadata={"setting": Setting(name, read, meaning, **options)})
+    declared: T = field(metadata={"setting": Setting(read, meaning, **options)})
     return declared
 
 
-def fixed(name: str, read: Callable[[str], T], meaning: str, **options: Any) -> T:
+def fixed(read: Callable[[str], T], meaning: str, **options: Any) -> T:
     """Declare a setting that a reload cannot change: sockets and connections depend on it."""
-    return setting(name, read, meaning, reloadable=False, **options)
+    return setting(read, meaning, reloadable=False, **options)
 
 
 def declared(settings_class: type) -> dict[str, Setting]:
-    """Return the settings that *settings_class* declares, by field."""
+    """Return the settings that *settings_class* declares, by field.
+
+    A setting without a name is ``BFF_`` and the field in upper case: `port` is ``BFF_PORT``.
+    """
     rows = {row.name: row.metadata.get("setting") for row in fields(settings_class)}
-    return {name: row for name, row in rows.items() if row is not None}
+    return {
+        name: replace(row, name=row.name or f"BFF_{name.upper()}")
+        for name, row in rows.items()
+        if row is not None
+    }
 
 
 @dataclass(frozen=True, slots=True)

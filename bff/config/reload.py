@@ -124,13 +124,9 @@ class Reload:
             self._files = Watch(settings.files)
             self._as_read = self._files.look()
         self.telemetry.count(metrics.RELOADS, "ok")
-        log.info("settings_reloaded", changed=changed(before, settings))
-        fixed = [
-            name
-            for member, name in FIXED.items()
-            if getattr(settings, member) != getattr(before, member)
-        ]
-        if fixed:
+        names = changed(before, settings)
+        log.info("settings_reloaded", changed=names)
+        if fixed := [name for name in names if name in FIXED.values()]:
             log.warning("settings_need_restart", settings=fixed)
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from bff.chat.config import ChatConfig
+from bff.config.live_settings import LiveSettings
 from bff.limits.budget import Budget
 from bff.limits.client_address import Network
 from bff.limits.rate import Limiter, Unlimited
-from bff.live.config import LiveConfig
 from bff.response import ResponseBuilder
 from bff.sessions.copy import Ages
 from bff.sessions.policy import Policy
@@ -96,7 +96,7 @@ class RuntimeConfig:
     pages: Mapping[bytes, bytes]
     token_cookie: bytes | None
     chat: ChatConfig
-    live: LiveConfig
+    live: LiveSettings
 
     @cached_property
     def visible(self) -> frozenset[str]:

@@ -1,9 +1,10 @@
 """Every setting, declared once.
 
 A field made by `setting` declares everything about its setting: the variable (also the key in the
-file), type, reader, default and documentation, and whether `NAME_FILE` works. A reload cannot
-change a field made by `fixed`. `bff.config.reader` fills these classes.
-`bff.config.token_sources` declares the keys of a token source.
+file), type, reader, default and documentation, and whether `NAME_FILE` works. The variable is
+``BFF_`` and the field in upper case, unless the declaration gives its name. A reload cannot change
+a field made by `fixed`. `bff.config.reader` fills these classes. `bff.config.token_sources`
+declares the keys of a token source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,50 +28,45 @@ class EnvironmentSettings:
 
     name: str
     secret_keys: tuple[Secret, ...] = setting(
-        "TRIGGER_SECRET_KEY",
         token_values.secret_keys,
         "the key of the Trigger.dev environment, which the gateway sends upstream. Prefer a "
         "restricted key (`tr_*_sk_*` with `read:sessions`). After the current key you may list the "
         "next one: the gateway tries it once when upstream rejects the current key",
         required=True,
         secret=True,
+        name="TRIGGER_SECRET_KEY",
     )
     api_url: str = setting(
-        "TRIGGER_API_URL",
         values.api_url,
         "the address of the Trigger.dev API; beyond loopback it must be https, unless "
         "`BFF_ALLOW_HTTP_API_URL` is `true`",
         default="https://api.trigger.dev",
+        name="TRIGGER_API_URL",
     )
     signing_keys: tuple[Secret, ...] = setting(
-        "BFF_SIGNING_KEYS",
         token_values.signing_keys,
         "the keys that verify tokens: the current key first, then keys that are being rotated out",
         derived="the secret key, if it is a root key",
         secret=True,
     )
     id: str | None = setting(
-        "BFF_ENVIRONMENT_ID",
         values.environment_id,
         "the environment's id, which tokens must have as `sub`, unless a key of your own signed "
         "them with `sub: bff`. If it is set, the gateway compares it with the id that upstream "
         "returns for the secret key, and does not start if they differ. If it is not set and the "
         "gateway needs it, the gateway fetches it from upstream",
+        name="BFF_ENVIRONMENT_ID",
     )
     verify: tuple[str, ...] = setting(
-        "BFF_VERIFY",
         token_values.verify,
         "where Trigger.dev's tokens are verified: `local` (by the signing keys), `upstream`, or "
         "`local,upstream`",
         derived="`local` if there is a signing key, else `upstream`",
     )
     branch: str | None = setting(
-        "BFF_BRANCH",
-        values.branch,
-        "the branch of a preview environment, sent upstream as `x-trigger-branch`",
+        values.branch, "the branch of a preview environment, sent upstream as `x-trigger-branch`"
     )
     upstream_budget: Rate | None = setting(
-        "BFF_UPSTREAM_BUDGET",
         values.rate,
         "requests that the gateway may send upstream, out of the environment's shared rate limit; "
         "`off` for no bound",
@@ -85,22 +81,22 @@ class PolicySettings:
     """Parts of a session that browsers see, for one session type or for all others."""
 
     fields: tuple[str, ...] = setting(
-        "BFF_EXPOSE_FIELDS",
         values.shown,
         "top-level fields of a session that browsers see",
         default=",".join(DEFAULT_FIELDS),
+        name="BFF_EXPOSE_FIELDS",
     )
     metadata: tuple[str, ...] = setting(
-        "BFF_EXPOSE_METADATA",
         values.shown,
         "paths below `metadata` that browsers see, such as `plan` or `steps.*.title`",
         default="",
+        name="BFF_EXPOSE_METADATA",
     )
     tags: tuple[str, ...] = setting(
-        "BFF_EXPOSE_TAGS",
         values.shown,
         "patterns of tags that browsers see, such as `public:*`",
         default="",
+        name="BFF_EXPOSE_TAGS",
     )
 
 
@@ -109,209 +105,153 @@ class Settings:
     """All settings. Times are seconds, sizes are bytes, a `Rate` of None is `off`."""
 
     allow_http_api_url: bool = setting(
-        "BFF_ALLOW_HTTP_API_URL",
         values.flag,
         "`true` allows http in `TRIGGER_API_URL` beyond loopback: the secret key is then sent "
         "unencrypted",
         default="false",
     )
     allowed_origins: tuple[str, ...] = setting(
-        "BFF_ALLOWED_ORIGINS",
         values.origins,
         "the origins whose pages may read responses, or `*` for every origin; credentials are "
         "never allowed",
         default="",
     )
     host: str = fixed(
-        "BFF_HOST",
-        values.host,
-        "the address that the browser port listens on",
-        default="127.0.0.1",
+        values.host, "the address that the browser port listens on", default="127.0.0.1"
     )
-    port: int = fixed("BFF_PORT", values.port, "the browser port", default="8787")
+    port: int = fixed(values.port, "the browser port", default="8787")
     ops_host: str = fixed(
-        "BFF_OPS_HOST",
         values.host,
         "the address that the ops port listens on; beyond loopback, let only your monitoring "
         "reach it",
         default="127.0.0.1",
     )
-    ops_port: int = fixed("BFF_OPS_PORT", values.port, "the ops port", default="9787")
+    ops_port: int = fixed(values.port, "the ops port", default="9787")
     ops_names: tuple[str, ...] = fixed(
-        "BFF_OPS_NAMES",
         values.host_names,
         "the host names that the ops port accepts in `Host`, beside addresses and `localhost`",
         default="",
     )
     token_cookie: str | None = setting(
-        "BFF_TOKEN_COOKIE",
         token_values.cookie,
         "a `__Host-` cookie that may hold the token, for pages on the gateway's own origin",
     )
     tracing: bool = fixed(
-        "BFF_TRACING",
         values.flag,
         "`true` exports OpenTelemetry spans; the standard `OTEL_*` variables say where",
         default="false",
     )
     log_level: int = setting(
-        "BFF_LOG_LEVEL",
         values.log_level,
         "the least severe lines of the log: `info`, `warning` or `error`",
         default="info",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = setting(
-        "BFF_TRUSTED_PROXIES",
         values.networks,
         "addresses or CIDRs of proxies whose `X-Forwarded-For` is trusted, read from the right",
         default="",
     )
     rate_limit: Rate | None = setting(
-        "BFF_RATE_LIMIT", values.rate, "requests per caller, or `off`", default="300/minute"
+        values.rate, "requests per caller, or `off`", default="300/minute"
     )
     ip_rate_limit: Rate | None = setting(
-        "BFF_IP_RATE_LIMIT",
-        values.rate,
-        "requests per IPv4 address or IPv6 /64, or `off`",
-        default="3000/minute",
+        values.rate, "requests per IPv4 address or IPv6 /64, or `off`", default="3000/minute"
     )
     bad_token_limit: Rate | None = setting(
-        "BFF_BAD_TOKEN_LIMIT",
-        values.rate,
-        "bad tokens per IPv4 address or IPv6 /64, or `off`",
-        default="60/minute",
+        values.rate, "bad tokens per IPv4 address or IPv6 /64, or `off`", default="60/minute"
     )
     cache_ttl: float = setting(
-        "BFF_CACHE_TTL",
-        values.seconds,
-        "seconds for which the copy of an open session is fresh",
-        default="2",
+        values.seconds, "seconds for which the copy of an open session is fresh", default="2"
     )
     cache_closed_ttl: float = setting(
-        "BFF_CACHE_CLOSED_TTL",
-        values.seconds,
-        "seconds for which the copy of a closed session is fresh",
-        default="30",
+        values.seconds, "seconds for which the copy of a closed session is fresh", default="30"
     )
     cache_stale_while_revalidate: float = setting(
-        "BFF_CACHE_STALE_WHILE_REVALIDATE",
         values.seconds,
         "seconds after freshness ends in which the copy is still served while the gateway "
         "refreshes it",
         default="5",
     )
     cache_stale_if_error: float = setting(
-        "BFF_CACHE_STALE_IF_ERROR",
         values.seconds,
         "seconds after freshness ends in which the copy is served if a load fails",
         default="60",
     )
     cache_negative_ttl: float = setting(
-        "BFF_CACHE_NEGATIVE_TTL",
         values.seconds,
         "seconds for which a 404 is cached; other errors are never cached",
         default="1",
     )
     cache_max_stretch: float = setting(
-        "BFF_CACHE_MAX_STRETCH",
         values.seconds,
         "the most seconds for which a copy counts as fresh, while a caller requests more sessions "
         "than its part of the upstream budget can load",
         default="60",
     )
     cache_max_bytes: int = setting(
-        "BFF_CACHE_MAX_BYTES",
         values.size,
         "bytes of memory for copies; the least recently read copy is evicted first",
         default="67108864",
     )
     store_url: StoreAddress | None = fixed(
-        "BFF_STORE_URL",
         values.store,
         "`valkey://…`, through which replicas share copies, limits and budget (docs/FLEET.md)",
         secret=True,
     )
     store_optional: bool = fixed(
-        "BFF_STORE_OPTIONAL",
-        values.flag,
-        "`true` lets the gateway start while the store is unavailable",
-        default="false",
+        values.flag, "`true` lets the gateway start while the store is unavailable", default="false"
     )
     store_timeout: float = fixed(
-        "BFF_STORE_TIMEOUT",
-        values.timeout,
-        "seconds for which a request waits for the store",
-        default="0.05",
+        values.timeout, "seconds for which a request waits for the store", default="0.05"
     )
     fast_path: bool = fixed(
-        "BFF_FAST_PATH",
         values.flag,
         "`true` serves sessions without ASGI, which allows several times as many hits a second; "
         "`false` serves every request through ASGI",
         default="true",
     )
     max_connections: int = fixed(
-        "BFF_MAX_CONNECTIONS",
         values.count,
         "browser connections of each worker, including those of listeners; the worker closes "
         "further ones at once",
         default="16000",
     )
     max_connections_per_address: int = fixed(
-        "BFF_MAX_CONNECTIONS_PER_ADDRESS",
         values.count,
         "browser connections of each worker per IPv4 address or IPv6 /64, except trusted proxies",
         default="1000",
     )
     max_buffered_bytes: int = fixed(
-        "BFF_MAX_BUFFERED_BYTES",
         values.count,
         "bytes in memory of each worker for unanswered requests and unread responses; one address "
         "may hold a quarter, and more gets 503",
         default="67108864",
     )
     max_head_bytes: int = fixed(
-        "BFF_MAX_HEAD_BYTES",
         values.count,
         "bytes of a request's line and headers, or of its body's framing; more get 431",
         default="65536",
     )
-    max_headers: int = fixed(
-        "BFF_MAX_HEADERS",
-        values.count,
-        "headers of a request; more get 431",
-        default="100",
-    )
+    max_headers: int = fixed(values.count, "headers of a request; more get 431", default="100")
     request_timeout: float = fixed(
-        "BFF_REQUEST_TIMEOUT",
-        values.timeout,
-        "seconds in which a browser must send a request",
-        default="10",
+        values.timeout, "seconds in which a browser must send a request", default="10"
     )
     idle_timeout: float = fixed(
-        "BFF_IDLE_TIMEOUT",
         values.positive_seconds,
         "seconds after which the gateway closes an idle connection (no request), and that of a "
         "slow reader (an unread response); the idle timeout of a proxy in front must be shorter",
         default="75",
     )
     upstream_connect_timeout: float = fixed(
-        "BFF_UPSTREAM_CONNECT_TIMEOUT",
-        values.timeout,
-        "seconds to connect to upstream",
-        default="1",
+        values.timeout, "seconds to connect to upstream", default="1"
     )
     upstream_ca_file: str | None = fixed(
-        "BFF_UPSTREAM_CA_FILE",
         values.ca_file,
         "a file with certificates (PEM) of authorities that the gateway trusts beside the "
         "system's, such as your own authority for an upstream or a server of keys",
     )
     upstream_timeout: float = fixed(
-        "BFF_UPSTREAM_TIMEOUT",
-        values.timeout,
-        "seconds for a complete response from upstream",
-        default="5",
+        values.timeout, "seconds for a complete response from upstream", default="5"
     )
     chat: ChatSettings
     live: LiveSettings

@@ -18,62 +18,62 @@ from bff.tokens.verify import ISSUER
 class SourceSettings:
     """One issuer of tokens beside Trigger.dev."""
 
-    name: str = setting("name", values.text, "the name in logs and metrics", required=True)
+    name: str = setting(values.text, "the name in logs and metrics", required=True, name="name")
     issuer: str = setting(
-        "issuer", values.text, "the `iss` of its tokens, compared exactly", required=True
+        values.text, "the `iss` of its tokens, compared exactly", required=True, name="issuer"
     )
     audiences: tuple[str, ...] = setting(
-        "audience",
         values.names,
         "accepted values of `aud`; without one, tokens must have no `aud`",
         default="",
+        name="audience",
     )
     algorithms: tuple[str, ...] = setting(
-        "algorithms",
         token_values.algorithms,
         ", ".join(f"`{one.name}`" for one in PUBLIC_ALGORITHMS)
         + f"; or only `{SHARED_ALGORITHM.name}`",
         required=True,
+        name="algorithms",
     )
     jwks_url: str | None = setting(
-        "jwks_url",
         token_values.jwks_url,
         "the address of its public keys; beyond loopback it must be https",
+        name="jwks_url",
     )
     jwks: str | None = setting(
-        "jwks_file", values.text, "a file with its public keys, instead of `jwks_url`"
+        values.text, "a file with its public keys, instead of `jwks_url`", name="jwks_file"
     )
     """The JWK set in that file, which has been parsed once without an error."""
     shared_keys: tuple[Secret, ...] = setting(
-        "shared_keys",
         token_values.shared_keys,
         f"the keys for `{SHARED_ALGORITHM.name}`, the current key first",
         secret=True,
+        name="shared_keys",
     )
     keys_trusted: float = setting(
-        "keys_trusted",
         values.positive_seconds,
         "seconds for which fetched keys stay trusted while `jwks_url` is unavailable",
         default="86400",
+        name="keys_trusted",
     )
     """Infinite for keys that are not fetched."""
     scopes_path: tuple[str, ...] = setting(
-        "scopes_claim",
         token_values.claim_path,
         "the claim that holds the scopes; a list is a path into nested claims",
         default="scopes",
+        name="scopes_claim",
     )
     scopes_are_text: bool = setting(
-        "scopes_form",
         token_values.scopes_are_text,
         "`list`, or `text` for scopes separated by spaces",
         default="list",
+        name="scopes_form",
     )
     environment: str = setting(
-        "environment",
         values.text,
         "the environment whose sessions its tokens may read",
         derived="the only environment",
+        name="environment",
     )
     required: Mapping[str, tuple[object, ...]]
     """Claims that a token must have, each with the accepted values."""

@@ -107,7 +107,12 @@ def _is_of_words(key: str) -> bool:
     return bool(_WORDS.search(key)) and len(re.findall(r"\d+", key)) <= 2  # noqa: PLR2004
 
 
-def _check_guess(key: str, number: int) -> None:
+def _check_strength(key: str, number: int, needs: str) -> None:
+    if len(key) < MIN_KEY_BYTES:
+        raise InvalidValue(
+            f"has a key of {len(key)} bytes as number {number}; {needs} at least {MIN_KEY_BYTES}"
+            f": openssl rand -hex {MIN_KEY_BYTES}"
+        )
     counting = sum(ord(after) - ord(before) == 1 for before, after in pairwise(key))
     if _REPEATED.fullmatch(key) or 4 * counting > 3 * len(key):
         raise InvalidValue(
@@ -127,13 +132,8 @@ def signing_keys(text: str) -> tuple[Secret, ...]:
             )
         if key.lower().startswith("tr_") and not ROOT_KEY.fullmatch(key):
             raise InvalidValue(f"has a malformed root key as number {number}; copy it again")
-        if not key.startswith("tr_") and len(key) < MIN_KEY_BYTES:
-            raise InvalidValue(
-                f"has a key of {len(key)} bytes as number {number}; a key of your own needs at "
-                f"least {MIN_KEY_BYTES}: openssl rand -hex {MIN_KEY_BYTES}"
-            )
         if not key.startswith("tr_"):
-            _check_guess(key, number)
+            _check_strength(key, number, "a key of your own needs")
             if _is_of_words(key):
                 raise InvalidValue(
                     f"has a key of words as number {number}, so it can be guessed; make one: "
@@ -191,12 +191,7 @@ def shared_keys(text: str) -> tuple[Secret, ...]:
     keys = split_keys(text)
     for number, key in enumerate(keys, start=1):
         secret(key)
-        if len(key) < MIN_KEY_BYTES:
-            raise InvalidValue(
-                f"has a key of {len(key)} bytes as number {number}; HS256 needs at least "
-                f"{MIN_KEY_BYTES}"
-            )
-        _check_guess(key, number)
+        _check_strength(key, number, "HS256 needs")
     return tuple(map(Secret, keys))
 
 

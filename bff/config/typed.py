@@ -233,6 +233,20 @@ def texts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r"[,\n]", text) if part.strip())
 
 
+def each(
+    names: tuple[str, ...], is_valid: Callable[[str], object], problem: str
+) -> tuple[str, ...]:
+    """Return *names* if all are valid; *problem* says what another one is not.
+
+    Raises:
+        InvalidValue: with the first that is not valid.
+    """
+    for name in names:
+        if not is_valid(name):
+            raise InvalidValue(f"contains {name!r}, which {problem}")
+    return names
+
+
 _JOINT: Final = re.compile(r"[;|]|(?:\\[nrt])+")
 """Separates keys where an env file or a program writes a list in another way."""
 

@@ -14,13 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bff.config import files
-from bff.config.typed import (
-    HOST_NAME,
-    InvalidValue,
-    is_host,
-    one_of,
-    texts,
-)
+from bff.config.typed import HOST_NAME, InvalidValue, each, is_host, one_of, texts
 from bff.replicas.valkey import StoreAddress
 
 MAX_TIMEOUT_SECONDS = 60
@@ -150,8 +144,8 @@ def rate(text: str) -> Rate | None:
     return Rate(int(match[1]), _PERIODS[match[2]])
 
 
-def url(text: str) -> str:
-    hint = "write one like https://api.trigger.dev"
+def url(text: str, example: str = "https://api.trigger.dev") -> str:
+    hint = f"write one like {example}"
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -242,15 +236,12 @@ def store(text: str) -> StoreAddress:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    origins = names(text)
-    for origin in origins:
-        if origin != "*" and not _is_origin(origin):
-            raise InvalidValue(
-                f"contains {origin!r}, which no browser sends; write one like "
-                "https://app.example.com: scheme and host in lower case, a port only if it is not "
-                "the default, no path, no slash at the end, no dot at the end, no wildcard except "
-                "* alone, commas between several"
-            )
+    problem = (
+        "no browser sends; write one like https://app.example.com: scheme and host in lower case, "
+        "a port only if it is not the default, no path, no slash at the end, no dot at the end, no "
+        "wildcard except * alone, commas between several"
+    )
+    origins = each(names(text), _is_origin, problem)
     if "*" in origins and len(origins) > 1:
         raise InvalidValue("contains * and other origins; write either * or the origins")
     return origins
@@ -269,6 +260,8 @@ def shown(text: str) -> tuple[str, ...]:
 
 
 def _is_origin(text: str) -> bool:
+    if text == "*":
+        return True
     match = re.fullmatch(
         r"([a-z][a-z0-9+.-]*)://([^/:@\[\]]+|\[[^]]+\])(?::([1-9][0-9]{0,4}))?", text
     )
@@ -312,14 +305,8 @@ def host(text: str) -> str:
 
 
 def host_names(text: str) -> tuple[str, ...]:
-    hosts = names(text)
-    for name in hosts:
-        if not HOST_NAME.fullmatch(name):
-            raise InvalidValue(
-                f"contains {name!r}, which is not a host name; write it without scheme, port and "
-                "path"
-            )
-    return hosts
+    problem = "is not a host name; write it without scheme, port and path"
+    return each(names(text), HOST_NAME.fullmatch, problem)
 
 
 _WIDEST: Final = {4: 8, 6: 16}

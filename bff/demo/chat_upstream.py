@@ -20,6 +20,8 @@ import jwt
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Record = dict[str, Any]
+Answered = tuple[int, dict[str, Any], dict[str, str]]
+"""Status, body and headers of an answer in one piece."""
 
 ROUTE = re.compile(r"/realtime/v1/sessions/([^/]+)/(in/append|out)")
 MAX_APPEND_BYTES = 1024 * 1024
@@ -117,61 +119,58 @@ class PretendChats:
         send: Send,
         *,
         credential: tuple[Any, tuple[str, ...] | None],
-    ) -> None:
-        """Answer a request for one of the two routes; *credential* is the sender's."""
+    ) -> Answered | None:
+        """Return the answer to a request for one of the two routes, or None if it is a stream.
+
+        *credential* is the sender's. A stream has been sent.
+        """
         match = ROUTE.fullmatch(request.raw_path)
         assert match is not None  # noqa: S101  the caller matched it
         environment, scopes = credential
         id_, append = unquote(match[1]), match[2] != "out"
         document = environment.find(id_)
         if request.method != ("POST" if append else "GET"):
-            await _answer(send, 405, {"error": "Method not allowed"})
-        elif document is None and append:
-            await _answer(send, 404, {"error": "Resource not found"})
-        elif document is None and id_.startswith("session_"):
-            await _answer(send, 404, {"error": "Not found"}, ("x-should-retry", "false"))
-        elif scopes is not None and not allows(
+            return 405, {"error": "Method not allowed"}, {}
+        if document is None and append:
+            return 404, {"error": "Resource not found"}, {}
+        if document is None and id_.startswith("session_"):
+            return 404, {"error": "Not found"}, {"x-should-retry": "false"}
+        if scopes is not None and not allows(
             scopes, "write" if append else "read", document or {"id": None, "externalId": id_}
         ):
-            await _answer(send, 403, UNAUTHORIZED)
-        elif append:
-            await self._append(request, receive, send, environment, document)
-        else:
-            streaming = asyncio.ensure_future(
-                self._stream(request, send, self.channel(environment, id_))
-            )
-            leaving = asyncio.ensure_future(_left(receive))
-            await asyncio.wait((streaming, leaving), return_when=asyncio.FIRST_COMPLETED)
-            leaving.cancel()
-            if streaming.done():
-                await streaming
-            streaming.cancel()
+            return 403, UNAUTHORIZED, {}
+        if append:
+            body = await read_body(receive, MAX_APPEND_BYTES)
+            return self._append(request.header("x-part-id"), body, environment, document)
+        streaming = asyncio.ensure_future(
+            self._stream(request, send, self.channel(environment, id_))
+        )
+        leaving = asyncio.ensure_future(_left(receive))
+        await asyncio.wait((streaming, leaving), return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if streaming.done():
+            await streaming
+        streaming.cancel()
+        return None
 
     # -- messages
 
-    async def _append(
-        self, request: Any, receive: Receive, send: Send, environment: Any, document: Any
-    ) -> None:
-        body = await read_body(receive, MAX_APPEND_BYTES)
+    def _append(self, part: str | None, body: bytes, environment: Any, document: Any) -> Answered:
         if len(body) > MAX_APPEND_BYTES:
-            await _answer(send, 413, {"error": "Request body too large"})
-            return
+            return 413, {"error": "Request body too large"}, {}
         if document["closedAt"] is not None:
             answer: dict[str, Any] = {"ok": False, "error": _CLOSED}
             if self.closed_status != 400:  # noqa: PLR2004
                 answer |= {"code": "session_closed", "closedReason": document["closedReason"]}
-            await _answer(send, self.closed_status, answer)
-            return
+            return self.closed_status, answer, {}
         channel = self.channel(environment, document["id"])
-        part = request.header("x-part-id")
         if part is not None and part in channel.parts:
-            await _answer(send, 200, {"ok": True})
-            return
+            return 200, {"ok": True}, {}
         channel.parts.add(part or f"made-{len(channel.inputs)}")
         channel.inputs.append(body)
         seq = len(channel.inputs) - 1
-        await _answer(send, 200, {"ok": True, "seq": seq})
         self._act(environment, document, channel, seq)
+        return 200, {"ok": True, "seq": seq}, {}
 
     def _act(self, environment: Any, document: Any, channel: Channel, seq: int) -> None:
         try:
@@ -207,8 +206,8 @@ class PretendChats:
         said = _said(payload)
         message = payload.get("message") or {}
         if payload.get("trigger") == "action":
-            pass
-        elif "tool" in said:
+            return
+        if "tool" in said:
             for data in _tool_call(seq):
                 chunk(**data)
         else:
@@ -363,12 +362,3 @@ UNAUTHORIZED = {
     "param": "access_token",
     "type": "authorization",
 }
-
-
-async def _answer(send: Send, status: int, body: Any, *lines: tuple[str, str]) -> None:
-    encoded = json.dumps(body, separators=(",", ":")).encode()
-    headers = [("content-type", "application/json; charset=utf-8"), *lines]
-    headers += [("content-length", str(len(encoded))), ("access-control-allow-origin", "*")]
-    pairs = [(name.encode(), value.encode()) for name, value in headers]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": encoded})

@@ -86,12 +86,16 @@ class Bucket:
         return self.remaining
 
     def headers(self) -> dict[str, str]:
-        """The headers in which upstream reports the limit; the reset is in Unix milliseconds."""
-        return {
-            "x-ratelimit-limit": str(self.limit),
-            "x-ratelimit-remaining": str(self.remaining),
-            "x-ratelimit-reset": str(round((self.since + self.interval) * 1000)),
-        }
+        """The headers in which upstream reports the limit."""
+        return _limit_headers(self.limit, self.remaining, self.since + self.interval)
+
+
+def _limit_headers(limit: int, remaining: int, reset: float) -> dict[str, str]:
+    return {
+        "x-ratelimit-limit": str(limit),
+        "x-ratelimit-remaining": str(remaining),
+        "x-ratelimit-reset": str(round(reset * 1000)),
+    }
 
 
 @dataclass
@@ -181,38 +185,40 @@ class PretendUpstream:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        headers = tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"])
         seen = Seen(
             scope["method"],
             scope["raw_path"].decode("latin-1"),
             scope["query_string"].decode("latin-1"),
-            headers,
+            tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]),
         )
         self.seen.append(seen)
         answer = await self.override(seen) if self.override else None
         try:
             if answer is None and seen.method != "OPTIONS" and CHAT_ROUTE.fullmatch(seen.raw_path):
                 credential = self._authenticate(seen, charged=False)
-                await self.chats.serve(seen, receive, send, credential=credential[:2])
-                return
+                answered = await self.chats.serve(seen, receive, send, credential=credential[:2])
+                if answered is None:
+                    return
+                status, body, lines = answered
+                answer = Answer(status, body, {"access-control-allow-origin": "*", **lines})
             if answer is None and seen.raw_path in (_CLAIMS, _PUBLIC_TOKENS):
                 answer = self._describe_environment(seen, await read_body(receive))
             answer = answer or self._answer(seen)
         except _Refused as refused:
             answer = refused.answer
-        body = answer.encoded()
-        lines = {"content-type": "application/json; charset=utf-8", **answer.headers}
+        encoded = answer.encoded()
+        headers = {"content-type": "application/json; charset=utf-8", **answer.headers}
         if origin := seen.header("origin"):
-            lines.setdefault("access-control-allow-origin", origin)
-        lines.setdefault("content-length", str(len(body)))
+            headers.setdefault("access-control-allow-origin", origin)
+        headers.setdefault("content-length", str(len(encoded)))
         await send(
             {
                 "type": "http.response.start",
                 "status": answer.status,
-                "headers": [(k.encode(), v.encode("latin-1")) for k, v in lines.items()],
+                "headers": [(k.encode(), v.encode("latin-1")) for k, v in headers.items()],
             }
         )
-        await send({"type": "http.response.body", "body": body})
+        await send({"type": "http.response.body", "body": encoded})
 
     def document(self, stored: Document) -> Document:
         """Return a document as it is at this moment."""
@@ -334,25 +340,21 @@ class PretendUpstream:
                 raise _Refused(401, {"error": "Public Access Token has expired"})
             if claims.get("sub") != environment.id or claims.get("pub") is not True:
                 continue
-            headers, exceeded = self._public_limit(token) if charged else ({}, False)
-            if exceeded:
-                raise self._limited(headers)
+            headers = self._public_limit(token) if charged else {}
             scopes = claims.get("scopes")
             return environment, tuple(scopes) if isinstance(scopes, list) else (), headers
         raise _Refused(401, {"error": "Public Access Token is invalid"})
 
-    def _public_limit(self, token: str) -> tuple[dict[str, str], bool]:
+    def _public_limit(self, token: str) -> dict[str, str]:
         minute = self._clock() // 60
         window, used = self._public.get(token, (minute, 0))
         used = used + 1 if window == minute else 1
         self._public[token] = (minute, used)
         remaining = max(0, self.PUBLIC_LIMIT - used)
-        headers = {
-            "x-ratelimit-limit": str(self.PUBLIC_LIMIT),
-            "x-ratelimit-remaining": str(remaining),
-            "x-ratelimit-reset": str(round((minute + 1) * 60_000)),
-        }
-        return headers, used > self.PUBLIC_LIMIT
+        headers = _limit_headers(self.PUBLIC_LIMIT, remaining, (minute + 1) * 60)
+        if used > self.PUBLIC_LIMIT:
+            raise self._limited(headers)
+        return headers
 
     def _limited(self, headers: Mapping[str, str]) -> _Refused:
         reset = int(headers["x-ratelimit-reset"])

@@ -50,7 +50,7 @@ class Changes:
 
     def apply(self, settings: Settings) -> None:
         """Use new settings: all of them, or none if they cannot be built."""
-        config = self.builder.next(settings, self.gateway.config, self.settings)
+        config = self.builder.build(settings, (self.settings, self.gateway.config))
         self.gateway.apply(config)
         self.telemetry.level = settings.log_level
         self.connections.trusted = config.trusted_proxies
@@ -103,7 +103,7 @@ class Changes:
                 remedy="no token is accepted: correct BFF_ENVIRONMENT_ID, BFF_BRANCH or "
                 "TRIGGER_SECRET_KEY; bff check --probe shows the id of the key",
             )
-        config = self.builder.next(self.settings, self.gateway.config, self.settings)
+        config = self.builder.build(self.settings, (self.settings, self.gateway.config))
         self.gateway.apply(config)
         self._share()
 

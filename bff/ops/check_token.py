@@ -20,7 +20,7 @@ async def explain_token(settings: Settings, token: str, wall: float) -> tuple[li
     Returns:
         The checks, and a text that names the sessions of its scopes.
     """
-    own_sources = sources(settings, None, ())
+    own_sources = sources(settings)
     async with aclosing(UpstreamChecker(settings, system_clock)) as checker:
         environments = [await checker.with_id(one) for one in settings.environments]
         for source in own_sources:

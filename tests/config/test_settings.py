@@ -24,12 +24,6 @@ def test_each_default_is_a_valid_text() -> None:
             row.read(row.default)
 
 
-def test_each_variable_of_settings_is_named_as_its_field() -> None:
-    assert {row.name: name for name, row in declared(Settings).items()} == {
-        f"BFF_{name.upper()}": name for name in declared(Settings)
-    }
-
-
 def test_no_two_declarations_share_a_variable() -> None:
     classes = (EnvironmentSettings, Settings, PolicySettings, ChatSettings, LiveSettings)
 

@@ -10,7 +10,6 @@ TEST = re.compile(r"^(?:async )?def test_", re.MULTILINE)
 EXCEPTIONS = {
     "bff/__main__.py": "It calls bff.cli.main; each test that starts a gateway runs it.",
     "bff/chat/config.py": "It holds settings and decides nothing.",
-    "bff/live/config.py": "It holds settings and decides nothing.",
     "bff/gateway/context.py": "It holds the data of one request and decides nothing.",
 }
 

@@ -67,7 +67,7 @@ async def _run(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
 async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  # noqa: C901  a table
     answers: list[Any] = []
     free = SharedBudget("free", 0, 0.0)
-    first = await store.load("s", "time", "t", _LONG, fresh=0, budget=free, timeout=2)
+    first = await store.load("time", "t", _LONG, fresh=0, budget=free, timeout=2)
     claimed = first.time
     for name, key, *rest in commands:
         match name:
@@ -84,20 +84,18 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
             case "pause":
                 store.pause(key, _LONG)
             case "read":
-                value, left = await store.read("s", key, timeout=2)
+                value, left = await store.read(key, timeout=2)
                 answers.append((value, left > 0))
             case "load":
                 token, fresh, limit = rest
                 budget = SharedBudget(key, limit, _LONG)
-                result = await store.load(
-                    "s", key, token, _LONG, fresh=fresh, budget=budget, timeout=2
-                )
+                result = await store.load(key, token, _LONG, fresh=fresh, budget=budget, timeout=2)
                 claimed = result.time
                 answers.append((result.claimed, result.denied > 0, result.value, result.left > 0))
             case "renew":
-                store.renew("s", key, rest[0], _LONG)
+                store.renew(key, rest[0], _LONG)
             case "release":
-                store.release("s", key, rest[0])
+                store.release(key, rest[0])
             case "keep":
                 token, value = rest
                 until, kept = claimed / 1_000_000 + _LONG, asyncio.Event()
@@ -106,10 +104,10 @@ async def _answers(store: Any, commands: list[tuple[Any, ...]]) -> list[Any]:  #
                     answers.append(result)
                     kept.set()
 
-                store.keep("s", key, value, token=token, claimed=claimed, until=until, done=done)
+                store.keep(key, value, token=token, claimed=claimed, until=until, done=done)
                 await kept.wait()
             case "drop":
-                store.drop("s", key)
+                store.drop(key)
     return answers
 
 
