@@ -20,6 +20,7 @@ upstream uses one of these. Its text never holds a token, a key or upstream's ow
 """
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import ClassVar, Final, Literal
 
 ErrorCode = Literal[
@@ -60,49 +61,70 @@ ErrorCode = Literal[
 class Row:
     """One row of the table: a status, and the text that a browser reads."""
 
-    status: int
+    status: HTTPStatus
     text: str
 
 
 REFUSALS: Final[dict[ErrorCode, Row]] = {
-    "bad_request": Row(400, "The request is malformed"),
+    "bad_request": Row(HTTPStatus.BAD_REQUEST, "The request is malformed"),
     "invalid_session_id": Row(
-        400, "A session id is one path segment of 1 to 256 characters, percent-encoded as UTF-8"
+        HTTPStatus.BAD_REQUEST,
+        "A session id is one path segment of 1 to 256 characters, percent-encoded as UTF-8",
     ),
-    "token_missing": Row(401, "Send a public access token as 'Authorization: Bearer <token>'"),
-    "token_invalid": Row(401, "The public access token is invalid"),
-    "token_expired": Row(401, "The public access token has expired"),
-    "token_revoked": Row(401, "The public access token has been revoked"),
+    "token_missing": Row(
+        HTTPStatus.UNAUTHORIZED, "Send a public access token as 'Authorization: Bearer <token>'"
+    ),
+    "token_invalid": Row(HTTPStatus.UNAUTHORIZED, "The public access token is invalid"),
+    "token_expired": Row(HTTPStatus.UNAUTHORIZED, "The public access token has expired"),
+    "token_revoked": Row(HTTPStatus.UNAUTHORIZED, "The public access token has been revoked"),
     "secret_key_sent": Row(
-        401, "A secret key does not belong in a browser: rotate it and send a public access token"
+        HTTPStatus.UNAUTHORIZED,
+        "A secret key does not belong in a browser: rotate it and send a public access token",
     ),
-    "unauthorized": Row(403, "Unauthorized"),
-    "not_found": Row(404, "Not found"),
-    "method_not_allowed": Row(405, "Method not allowed"),
-    "not_served": Row(410, "This gateway does not serve that route: ask the Trigger.dev API"),
-    "head_too_large": Row(431, "The request's headers are too many or too large"),
-    "invalid_message": Row(400, "The message is not allowed"),
-    "foreign_chat": Row(400, "The message's chatId is not this session's id"),
-    "message_too_large": Row(413, "The message is larger than the gateway accepts"),
-    "session_closed": Row(409, "The session is closed"),
+    "unauthorized": Row(HTTPStatus.FORBIDDEN, "Unauthorized"),
+    "not_found": Row(HTTPStatus.NOT_FOUND, "Not found"),
+    "method_not_allowed": Row(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed"),
+    "not_served": Row(
+        HTTPStatus.GONE, "This gateway does not serve that route: ask the Trigger.dev API"
+    ),
+    "head_too_large": Row(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "The request's headers are too many or too large",
+    ),
+    "invalid_message": Row(HTTPStatus.BAD_REQUEST, "The message is not allowed"),
+    "foreign_chat": Row(HTTPStatus.BAD_REQUEST, "The message's chatId is not this session's id"),
+    "message_too_large": Row(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The message is larger than the gateway accepts"
+    ),
+    "session_closed": Row(HTTPStatus.CONFLICT, "The session is closed"),
     "message_unconfirmed": Row(
-        502, "The upstream's answer was lost, so the message may have arrived: it was sent once"
+        HTTPStatus.BAD_GATEWAY,
+        "The upstream's answer was lost, so the message may have arrived: it was sent once",
     ),
-    "stream_unreadable": Row(410, "The stream ends, because its next event cannot be read"),
+    "stream_unreadable": Row(
+        HTTPStatus.GONE, "The stream ends, because its next event cannot be read"
+    ),
     "stream_version": Row(
-        502, "The upstream's stream has a version that the gateway does not know"
+        HTTPStatus.BAD_GATEWAY, "The upstream's stream has a version that the gateway does not know"
     ),
-    "too_many_streams": Row(429, "Too many streams are open at once"),
-    "too_many_messages": Row(429, "Too many messages are sent at once"),
-    "rate_limited": Row(429, "Rate limit exceeded"),
-    "upstream_rejected_credentials": Row(502, "The upstream rejected the gateway's credentials"),
-    "upstream_unavailable": Row(502, "The upstream cannot be reached"),
-    "upstream_invalid": Row(502, "The upstream's answer is not valid"),
-    "upstream_timeout": Row(504, "The upstream did not answer in time"),
-    "over_budget": Row(503, "The gateway has spent its upstream budget; retry shortly"),
-    "overloaded": Row(503, "The gateway holds too much unread data; retry shortly"),
-    "not_ready": Row(503, "The gateway is not ready"),
-    "internal": Row(500, "Internal error"),
+    "too_many_streams": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many streams are open at once"),
+    "too_many_messages": Row(HTTPStatus.TOO_MANY_REQUESTS, "Too many messages are sent at once"),
+    "rate_limited": Row(HTTPStatus.TOO_MANY_REQUESTS, "Rate limit exceeded"),
+    "upstream_rejected_credentials": Row(
+        HTTPStatus.BAD_GATEWAY, "The upstream rejected the gateway's credentials"
+    ),
+    "upstream_unavailable": Row(HTTPStatus.BAD_GATEWAY, "The upstream cannot be reached"),
+    "upstream_invalid": Row(HTTPStatus.BAD_GATEWAY, "The upstream's answer is not valid"),
+    "upstream_timeout": Row(HTTPStatus.GATEWAY_TIMEOUT, "The upstream did not answer in time"),
+    "over_budget": Row(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The gateway has spent its upstream budget; retry shortly",
+    ),
+    "overloaded": Row(
+        HTTPStatus.SERVICE_UNAVAILABLE, "The gateway holds too much unread data; retry shortly"
+    ),
+    "not_ready": Row(HTTPStatus.SERVICE_UNAVAILABLE, "The gateway is not ready"),
+    "internal": Row(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error"),
 }
 
 
@@ -122,7 +144,7 @@ class Refusal:
     retry_after: float | None = None
 
     @property
-    def status(self) -> int:
+    def status(self) -> HTTPStatus:
         """The status of the answer."""
         return REFUSALS[self.code].status
 

@@ -22,7 +22,7 @@ def test_refusal_is_frozen_because_waiters_share_it() -> None:
 
 
 def test_refusal_takes_status_and_text_from_its_row() -> None:
-    assert Refusal("rate_limited").status == HTTPStatus.TOO_MANY_REQUESTS
+    assert Refusal("rate_limited").status is HTTPStatus.TOO_MANY_REQUESTS
     assert Refusal("not_found").text == "Not found"
     assert Refusal("not_found", "There is nothing here").text == "There is nothing here"
 

@@ -107,7 +107,7 @@ def refusals(codes: list[ErrorCode], *, message: bool = False) -> Schema:
     """Describe the answers with *codes*, by status; *message* says that they refuse a message."""
     by_status: dict[int, list[ErrorCode]] = {}
     for code in codes:
-        by_status.setdefault(REFUSALS[code].status, []).append(code)
+        by_status.setdefault(REFUSALS[code].status.value, []).append(code)
     if message:  # servers before 4.8 say that a session is closed with a 400
         by_status[400].append("session_closed")
     return {
