@@ -196,7 +196,7 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # At PID 1, as in a container, the kernel ignores a signal that has no handler: a stop during
     # the start would be lost.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, server.end_the_start)
     check_limits(workers)
     environ = read_environ(BFF_HOST=host, BFF_PORT=port)
     settings = load(environ)

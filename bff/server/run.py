@@ -22,6 +22,8 @@ from bff.server.uvicorn_adapter import LOCAL_PEER, UvicornProtocol
 
 SHUTDOWN_SECONDS: Final = 10.0
 """Seconds for requests in flight to finish; the default upstream timeout is shorter."""
+END_SECONDS: Final = 3
+"""Seconds after which a stop during the start ends the process, whatever it does."""
 DRAIN_SECONDS: Final = 5.0
 """A connection without a request stays open for this part of the shutdown. A proxy may send a
 request on it at any moment, and the answer tells the proxy that the connection ends."""
@@ -200,6 +202,17 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     """Run *main* in an event loop; returns also if it was stopped while it started."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, suppress(CancelledError):
         runner.run(main)
+
+
+def end_the_start(*_: object) -> None:
+    """End a process that does not serve yet; a handler of signals.
+
+    Raises:
+        SystemExit: unless Python drops it, as it does in a finalizer. Then an alarm ends the process.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.alarm(END_SECONDS)
+    sys.exit()
 
 
 async def start(work: Awaitable[None], *, on_stop: Callable[[], Awaitable[None]]) -> None:

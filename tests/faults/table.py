@@ -1350,9 +1350,16 @@ FAULTS = [
     Fault(
         39,
         "bff/cli.py",
-        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit())\n",
+        "    signal.signal(signal.SIGTERM, server.end_the_start)\n",
         "",
         "tests/server/test_run.py::test_stop_during_the_start_ends_it",
+    ),
+    Fault(
+        39,
+        "bff/server/run.py",
+        "    signal.alarm(END_SECONDS)\n",
+        "",
+        "tests/server/test_run.py::test_stop_that_python_drops_ends_the_start",
     ),
     Fault(
         82,

@@ -140,6 +140,29 @@ def test_stop_during_the_start_ends_it(options: tuple[str, ...]) -> None:
             connection.close()
 
 
+def test_stop_that_python_drops_ends_the_start() -> None:
+    code = """
+import os, signal, time
+from bff.server import run
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+run.END_SECONDS = 1
+signal.signal(signal.SIGTERM, run.end_the_start)
+Finalized()
+print("dropped", flush=True)
+time.sleep(30)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=KEPT, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+    assert (done.returncode, done.stdout) == (0, "dropped\n")
+    assert "SystemExit" in done.stderr, "Python tells what it dropped"
+
+
 @pytest.mark.parametrize("swallowed", [False, True], ids=["cancelled", "swallowed"])
 def test_stop_during_the_async_start_ends_it(
     swallowed: bool, monkeypatch: pytest.MonkeyPatch
