@@ -208,7 +208,7 @@ def end_the_start(*_: object) -> None:
     """End a process that does not serve yet; a handler of signals.
 
     Raises:
-        SystemExit: unless Python drops it, as it does in a finalizer. Then an alarm ends the process.
+        SystemExit: unless Python drops it, as in a finalizer. Then an alarm ends the process.
     """
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.alarm(END_SECONDS)
