@@ -142,7 +142,7 @@ def test_stop_during_the_start_ends_it(options: tuple[str, ...]) -> None:
 
 def test_stop_that_python_drops_ends_the_start() -> None:
     code = """
-import os, signal, time
+import os, signal, sys, time
 from bff.server import run
 
 class Finalized:
@@ -153,7 +153,8 @@ run.END_SECONDS = 1
 signal.signal(signal.SIGTERM, run.end_the_start)
 Finalized()
 print("dropped", flush=True)
-time.sleep(30)
+time.sleep(15)
+sys.exit("it went on")
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
