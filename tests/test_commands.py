@@ -42,7 +42,8 @@ def test_revocation_is_listed_and_undone(gateway: Gateway) -> None:
     assert status() == 200
     assert "jti" not in bff("revoke", "--list", "--ops", ops).stdout
     again = bff("revoke", "--undo", "--jti", "one", "--ops", ops)
-    assert again.stdout == undone.stdout, "an undoing that was not confirmed is sent again"
+    assert again.exit_code == 0, "an undoing that was not confirmed is sent again"
+    assert again.stdout.startswith("Undone: jti one, kept until ")
     other = bff("revoke", "--undo", "--jti", "other", "--ops", ops)
     assert other.exit_code == 1
     assert "No such revocation is in force" in other.stderr
