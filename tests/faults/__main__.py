@@ -56,7 +56,8 @@ def _try(fault: Fault) -> str:
         return "MISSED: the test passed"
     reason = re.search(r"^E +(\w*(?:Error|Failed|Exception)?)\b", run.stdout, re.MULTILINE)
     if run.returncode != 1 or "no tests ran" in run.stdout:
-        return f"BROKEN: {run.stdout.strip().splitlines()[-1][:60]}"
+        last = (run.stdout.strip() or f"status {run.returncode}").splitlines()[-1]
+        return f"BROKEN: {last[:60]}"
     return f"caught: {reason[1] if reason and reason[1] else 'failed'}"
 
 
