@@ -452,9 +452,9 @@ FAULTS = [
     Fault(
         30,
         "bff/replicas/connection.py",
-        "        self._deadlines.remove(exchange)",
-        "pass",
-        f"{_STORE}::test_30_flapping_store_leaves_nothing_behind",
+        "        self._deadlines.remove(exchange)\n",
+        "",
+        "tests/replicas/test_connection.py::test_answered_command_is_not_late_afterwards",
     ),
     Fault(
         31,

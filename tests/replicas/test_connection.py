@@ -234,3 +234,15 @@ async def test_closed_connection_sends_nothing_that_waited(replicas: Replicas) -
     await asyncio.sleep(2 * exchanges.LINGER_SECONDS)
 
     assert submitted == []
+
+
+async def test_answered_command_is_not_late_afterwards(replicas: Replicas) -> None:
+    (world,) = await replicas.several(1, **OFF)
+    connection, counted = world.service.sharing.store.connection, []
+    connection._count = lambda outcome, _: counted.append(outcome)
+
+    await connection.execute(("PING",), timeout=0.2)
+    await asyncio.sleep(0.4)
+
+    assert "ok" in counted
+    assert "late" not in counted
