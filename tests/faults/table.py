@@ -2168,7 +2168,7 @@ FAULTS = [
         "bff/replicas/lua/republish.lua",
         "if name ~= ARGV[1] then return {marker, 0} end\n",
         "name = name or ARGV[1]\n",
-        f"{_RETURNS}::test_53_revocations_survive_a_loss_while_republished",
+        f"{_REPUBLISHER}::test_nothing_is_republished_to_other_data",
     ),
     Fault(
         53,

@@ -7,7 +7,7 @@ from support.replicas import Replicas, events, heartbeat, until
 from support.world import OFF
 
 from bff.metrics import BACKGROUND_RESTARTS
-from bff.replicas import keys
+from bff.replicas import keys, scripts
 from bff.replicas.republisher import Republisher, _parse
 from bff.tokens.revocations import parse
 
@@ -43,6 +43,20 @@ async def test_foreign_marker_is_replaced(replicas: Replicas, junk: str) -> None
     await heartbeat(world)
 
     await until(lambda: marker(replicas).startswith("complete "))
+
+
+@pytest.mark.parametrize("there", ["", "partial 0af", "complete 0af"])
+async def test_nothing_is_republished_to_other_data(replicas: Replicas, there: str) -> None:
+    stream, engine = keys.stream("unused"), replicas.engine
+    engine.execute("SET", keys.MARKER, there)
+
+    engine.execute(
+        "EVAL", scripts.REPUBLISH, 3, keys.MARKER, keys.REPUBLISHER, stream,
+        *("0bf", "this replica", 1000, 10, "last", "lost"),
+    )  # fmt: skip
+
+    assert engine.execute("GET", keys.MARKER) == there
+    assert engine.execute("EXISTS", stream, keys.REPUBLISHER) == "0"
 
 
 async def test_marker_of_another_type_is_replaced(replicas: Replicas) -> None:
