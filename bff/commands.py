@@ -94,13 +94,13 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse a repeated option, and one without a value."""
         if not ctx.resilient_parsing:  # while a shell completes, a word may be missing
-            values, _, given = self.make_parser(ctx).parse_args(list(args))
+            parsed, _, given = self.make_parser(ctx).parse_args(list(args))
             for option in given:
                 if not isinstance(option, click.Option) or option.is_flag:
                     continue
                 if not option.multiple and given.count(option) > 1:
                     raise click.UsageError(f"Give {option.opts[0]} once", ctx)
-                value = values[str(option.name)]
+                value = parsed[str(option.name)]
                 if not all(text.strip() for text in (value if option.multiple else [value])):
                     raise click.UsageError(f"{option.opts[0]} is empty; give it a value", ctx)
         return super().parse_args(ctx, args)
