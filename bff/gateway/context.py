@@ -29,6 +29,7 @@ class RequestContext:
     request_id: bytes
     now: float
     wall: float
+    config: RuntimeConfig | None
     route: Route = OTHER
     address: str = ""
     token: bytes = b""
@@ -36,4 +37,3 @@ class RequestContext:
     environment: str = ""
     waited: float | None = None
     caller_charged: bool = False
-    config: RuntimeConfig | None = None

@@ -56,7 +56,7 @@ class Gateway:
         request_id = self._request_ids()
         if head.method == "OPTIONS":
             return self.answers.preflight(head, request_id)
-        request = RequestContext(head, request_id, now, wall, config=self.config)
+        request = RequestContext(head, request_id, now, wall, self.config)
         try:
             return self._decide(request)
         except Refused as refused:
@@ -226,14 +226,14 @@ class Gateway:
 
     def failed(self, head: RequestHead, exc: Exception) -> Response:
         """Answer a request that failed unexpectedly, and log where."""
-        request = RequestContext(head, self._request_ids(), *self.clock())
+        request = RequestContext(head, self._request_ids(), *self.clock(), None)
         self.telemetry.exception("request_failed", exc, request_id=request.request_id.decode())
         return self.answers.refusal(request, Refusal("internal"))
 
     def malformed(self, refusal: Refusal, peer: str, origin: bytes | None) -> Response:
         """Answer bytes that are not a request, or a request beyond the bounds."""
         head = RequestHead("", b"", HeaderFields(origin=origin), peer, served_by="none")
-        request = RequestContext(head, self._request_ids(), *self.clock())
+        request = RequestContext(head, self._request_ids(), *self.clock(), None)
         return self.answers.refusal(request, refusal)
 
     # -- the settings

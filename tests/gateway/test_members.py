@@ -24,7 +24,7 @@ def members_of(world: World, *scopes: str) -> tuple[Members, RequestContext, Cal
         lookup=gateway._lookup,
         loader=gateway.loader,
     )
-    return members, RequestContext(head, b"one", *world.clock()), caller
+    return members, RequestContext(head, b"one", *world.clock(), None), caller
 
 
 async def test_member_is_a_copy_a_load_or_a_refusal(world: World) -> None:
@@ -45,7 +45,9 @@ async def test_refusal_of_the_whole_request_is_raised(world: World) -> None:
     await world.start(BFF_RATE_LIMIT="1/minute")
     members, request, caller = members_of(world, *read("chat-1"))
     gateway = world.service.gateway
-    gateway.admission.charge_caller(RequestContext(request.head, b"two", *world.clock()), caller)
+    gateway.admission.charge_caller(
+        RequestContext(request.head, b"two", *world.clock(), None), caller
+    )
 
     with pytest.raises(Refused, match="rate_limited"):
         members.find(request, caller, "chat-1")

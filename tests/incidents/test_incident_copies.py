@@ -76,7 +76,9 @@ async def test_13_answer_with_another_session_is_refused(world: World) -> None:
     head = RequestHead.read("GET", PATH.encode() + b"chat-1", b"", [], "192.0.2.1")
 
     with pytest.raises(Refused, match="unauthorized"):
-        gateway.answers.session(RequestContext(head, b"id", *world.clock()), caller, copy, HIT)
+        gateway.answers.session(
+            RequestContext(head, b"id", *world.clock(), None), caller, copy, HIT
+        )
 
 
 async def test_16_each_waiter_of_a_load_is_decided_on_individually(
