@@ -1,6 +1,7 @@
 """The composition root: settings in, two ASGI applications out. Nothing is wired anywhere else."""
 
 import asyncio
+import itertools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -203,7 +204,7 @@ class Service:
             deadline=self._timeout,
             clock=self._clock,
             spawn=self._spawn,
-            tokens=_token,
+            tokens=_tokens(),
             count=telemetry.count,
             # The gateway and the ops are made later.
             on_purge=lambda name, id_: self.gateway.cache.purge(name, id_),  # noqa: PLW0108
@@ -317,6 +318,12 @@ def _make_protocol(
 
 def _token() -> str:
     return os.urandom(8).hex()
+
+
+def _tokens() -> Callable[[], str]:
+    """Make tokens that no other process makes, and none twice."""
+    own, numbers = _token(), itertools.count()
+    return lambda: f"{own}{next(numbers)}"
 
 
 def _request_ids() -> Callable[[], bytes]:

@@ -1,7 +1,7 @@
 """The commands of a replica, and whether the store is up.
 
 The commands of one iteration of the event loop are sent together, with those of the last
-milliseconds that nobody waits for. A caller that leaves cancels neither its commands nor their
+milliseconds that nobody waits for. Callers who want the same of it join one command. A caller that leaves cancels neither its commands nor their
 answers, so no answer can reach another caller. No caller waits longer than its timeout.
 
 Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
@@ -11,13 +11,14 @@ at once. While the store is down, this replica decides every request alone.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final, TypeVar, cast
 
 from bff.background import Background, Beat
 from bff.replicas import keys, scripts
 from bff.replicas.exchanges import Deadlines, Exchange, Outbox
 from bff.replicas.heartbeat import HeartbeatLink
+from bff.replicas.joint_commands import JointCommand
 from bff.replicas.link import ClientLink, Command, DirectLink
 from bff.replicas.valkey import (
     ClientFactory,
@@ -52,6 +53,7 @@ _LATE_HEARTBEATS: Final = 2
 _NO_ANNOUNCEMENTS: Final = "no_announcements"
 """The reason why the store is down if it answers, and yet announcements cannot be read."""
 
+Joint = TypeVar("Joint", bound=JointCommand)
 PERMITTED: Final[Command] = ("EVAL", scripts.PERMITTED, 1, keys.stream("permitted"))
 """Fails if the store does not permit a command that the gateway uses."""
 
@@ -174,9 +176,35 @@ class Connection:
             self._enqueue(commands, self.timeout, ended)
             self._outbox.send_soon()
 
+    def join(
+        self, key: Hashable, make: Callable[[], Joint], *, timeout: float, wait: bool
+    ) -> Joint | None:
+        """Return the command of *key* that is not sent yet, or *make* one.
+
+        Args:
+            key: what callers have in common who may join one command.
+            make: makes the command.
+            timeout: seconds after which the answer is late.
+            wait: whether the caller waits for the answer.
+
+        Returns:
+            None if the store is down.
+        """
+        if not self.up:
+            return None
+        joint = cast("Joint | None", self._outbox.joint.get(key))
+        if joint is None or joint.full:
+            joint = self._outbox.joint[key] = make()
+            self._enqueue(joint, timeout, joint.end)
+        if wait:
+            self._outbox.send_now()
+        else:
+            self._outbox.send_soon()
+        return joint
+
     def _enqueue(
         self,
-        commands: Sequence[Command],
+        commands: Sequence[Command] | JointCommand,
         timeout: float,
         ended: Callable[[list[Any] | None], None],
     ) -> None:
@@ -300,7 +328,9 @@ def _is_error(result: object) -> bool:
     return isinstance(result, Exception)
 
 
-def _failed(commands: Sequence[Command], results: list[Any]) -> list[tuple[Command, Exception]]:
+def _failed(
+    commands: Sequence[Command] | JointCommand, results: list[Any]
+) -> list[tuple[Command, Exception]]:
     """Return the commands that ended in an error, and their errors."""
     return [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
 

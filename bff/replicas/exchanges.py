@@ -1,11 +1,12 @@
 """The commands that callers send: collected, sent together, and ended when they are late."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Any, Final
 
 from bff.replicas.heartbeat import GRACE_SECONDS
+from bff.replicas.joint_commands import JointCommand
 from bff.replicas.link import ClientLink, Command, DirectLink
 
 LINGER_SECONDS: Final = 0.005
@@ -15,7 +16,7 @@ _TICK_SECONDS: Final = 0.001
 
 
 class Exchange:
-    """Commands that one caller sent together, and their answers.
+    """Commands that were sent together, and their answers.
 
     Attributes:
         ended: gets the answers; None if they are late or errors.
@@ -27,7 +28,7 @@ class Exchange:
 
     def __init__(
         self,
-        commands: Sequence[Command],
+        commands: Sequence[Command] | JointCommand,
         accept: "Callable[[Exchange], list[Any] | None]",
         ended: Callable[[list[Any] | None], None],
     ) -> None:
@@ -94,10 +95,15 @@ class Deadlines:
 
 
 class Outbox:
-    """Collects commands, to send many at once on *link*."""
+    """Collects commands, to send many at once on *link*.
+
+    Attributes:
+        joint: the commands that callers may join, because they are not sent yet.
+    """
 
     def __init__(self, link: ClientLink | DirectLink) -> None:
         self.exchanges: list[Exchange] = []
+        self.joint: dict[Hashable, JointCommand] = {}
         self._link = link
         self._now = False
         """Whether this iteration of the loop sends them."""
@@ -119,7 +125,7 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._now = None, False
-        exchanges, self.exchanges = self.exchanges, []
+        exchanges, self.exchanges, self.joint = self.exchanges, [], {}
         return exchanges
 
     def _send(self) -> None:

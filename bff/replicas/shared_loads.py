@@ -16,7 +16,6 @@ from bff.clock import Clock
 from bff.replicas.codec import ForeignError
 from bff.replicas.shared_budget import Denials, SharedBudget
 from bff.replicas.store import Store
-from bff.replicas.valkey import if_available
 
 CLAIM_SECONDS: Final = 1.0
 """Seconds: if a replica dies during a load, the others load that session after this time."""
@@ -212,15 +211,13 @@ class SharedLoads:
             async with self.store.turns:
                 sent, _ = self.clock()
                 remembered = self.denials.ask(budget, sent)
-                looked_up = await if_available(
-                    self.store.load(
-                        lookup.name,
-                        "" if remembered else token,
-                        CLAIM_SECONDS,
-                        fresh=fresh,
-                        budget=budget,
-                        timeout=left,
-                    )
+                looked_up = await self.store.load(
+                    lookup.name,
+                    "" if remembered else token,
+                    CLAIM_SECONDS,
+                    fresh=fresh,
+                    budget=budget,
+                    timeout=left,
                 )
             now, _ = self.clock()
             rest = left - (now - sent)

@@ -1,18 +1,28 @@
 """The values that replicas store in Valkey and read from it, one method for each purpose.
 
-Methods that wait for an answer raise `StoreUnavailable`. The others (`allow`, `pause`, `renew`,
-`release`, `keep`, `drop`) send without waiting; while the store is down they do nothing.
+Methods that wait for an answer raise `StoreUnavailable`; `load` returns None. The others (`allow`,
+`pause`, `renew`, `release`, `keep`, `drop`) send without waiting; while the store is down they do
+nothing.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Final
 
 from bff.background import Background
 from bff.limits.rate import MAX_RESET
 from bff.replicas import keys, scripts
 from bff.replicas.announcements import STREAMS, Listener
 from bff.replicas.connection import Connection
+from bff.replicas.joint_commands import (
+    JointKeep,
+    JointLoad,
+    StoredLoad,
+    budget_arguments,
+    budget_keys,
+    milliseconds,
+)
 from bff.replicas.republisher import Republisher
 from bff.replicas.shared_budget import SharedBudget
 from bff.replicas.store_key import StoreKey
@@ -21,31 +31,8 @@ from bff.tokens.revocations import Revocation
 
 _NO_KEY: Final = -2
 """PTTL's answer for a key that does not exist."""
-_LONGEST_SECONDS: Final = 1e9
-"""Seconds: stands for an infinite time."""
 _READY_SECONDS: Final = 30.0
 """Seconds that a replica may wait at start until the store has every revocation."""
-
-
-class StoredLoad(NamedTuple):
-    """The result of `Store.load`.
-
-    Attributes:
-        claimed: whether the load is claimed and spent.
-        denied: seconds until the budget may allow the load; 0 if it did not deny it.
-        value: the stored value, whether or not it is an answer.
-        left: seconds until the value expires.
-        time: microseconds of the store's clock, which tell purges before the load from purges
-            during it.
-        age: seconds since the load of the value was claimed.
-    """
-
-    claimed: bool
-    denied: float
-    value: bytes | None
-    left: float
-    time: int
-    age: float
 
 
 class Store:
@@ -168,17 +155,17 @@ class Store:
         Returns:
             How many are granted; how many are left for others; the seconds the window lasts.
         """
-        length = _milliseconds(seconds)
+        length = milliseconds(seconds)
         command = ("EVAL", scripts.TAKE, 1, keys.window(name), limit, want, length)
-        ((granted, rest, milliseconds),) = await self.connection.execute(command, timeout=timeout)
-        return granted, rest, milliseconds / 1000
+        ((granted, rest, left),) = await self.connection.execute(command, timeout=timeout)
+        return granted, rest, left / 1000
 
     async def spend(self, budget: SharedBudget, *, timeout: float) -> float:
         """Spend one load; returns the seconds to wait instead, or 0."""
-        names = _budget_keys(budget)
-        command = ("EVAL", scripts.LOAD, len(names), *names, *_budget_arguments(budget))
-        ((milliseconds, *_),) = await self.connection.execute(command, timeout=timeout)
-        return float(milliseconds) / 1000
+        names = budget_keys(budget)
+        command = ("EVAL", scripts.LOAD, len(names), *names, *budget_arguments(budget))
+        ((_, wait),) = await self.connection.execute(command, timeout=timeout)
+        return float(wait) / 1000
 
     def allow(self, origin: str, loads: int, seconds: float) -> None:
         """Share how many loads upstream's bucket allows for the next *seconds*."""
@@ -197,10 +184,8 @@ class Store:
     async def read(self, name: str, *, timeout: float) -> tuple[bytes | None, float]:
         """Read the value under the key *name*, and the seconds until it expires."""
         # In this order: if the value is replaced between the two, the older one's time counts.
-        milliseconds, value = await self.connection.execute(
-            ("PTTL", name), ("GET", name), timeout=timeout
-        )
-        return (None if milliseconds == _NO_KEY else value), milliseconds / 1000
+        left, value = await self.connection.execute(("PTTL", name), ("GET", name), timeout=timeout)
+        return (None if left == _NO_KEY else value), left / 1000
 
     async def load(
         self,
@@ -211,34 +196,27 @@ class Store:
         fresh: float,
         budget: SharedBudget,
         timeout: float,
-    ) -> StoredLoad:
+    ) -> StoredLoad | None:
         """Read a value; if it is too old, claim its one load for *seconds*, and spend it.
 
-        *name* is the key of the value.
+        *name* is the key of the value. Returns None if the store is unavailable.
 
-        All of it is one command. A value whose load was claimed longer than *fresh* seconds ago is
-        too old. Without a *token* no load is claimed: a load that could be claimed is denied.
+        All of it is one command, even for many loads at the same time. A value whose load was
+        claimed longer than *fresh* seconds ago is too old. Without a *token* no load is claimed: a
+        load that could be claimed is denied.
         """
-        names = (*_budget_keys(budget), name, keys.claim(name))
-        arguments = (
-            *_budget_arguments(budget), token, _milliseconds(seconds),
-            round(1e6 * min(fresh, _LONGEST_SECONDS)),
-        )  # fmt: skip
-        command = ("EVAL", scripts.LOAD, len(names), *names, *arguments)
-        ((state, value, left, time, age),) = await self.connection.execute(command, timeout=timeout)
-        return StoredLoad(
-            claimed=state == 0,
-            denied=max(0, state) / 1000,
-            value=value,
-            left=left / 1000,
-            time=time,
-            age=age / 1e6,
+        command = self.connection.join(
+            (budget, seconds, timeout),
+            partial(JointLoad, budget, seconds),
+            timeout=timeout,
+            wait=True,
         )
+        return None if command is None else await command.add(name, token, fresh)
 
     def renew(self, name: str, token: str, seconds: float) -> None:
         """Make the claim of *token* last for *seconds* from now."""
         self.connection.execute_nowait(
-            ("EVAL", scripts.RENEW, 1, keys.claim(name), token, _milliseconds(seconds))
+            ("EVAL", scripts.RENEW, 1, keys.claim(name), token, milliseconds(seconds))
         )
 
     def release(self, name: str, token: str) -> None:
@@ -261,16 +239,11 @@ class Store:
         replica loads, or the store has lost its data. It never replaces a value whose load was
         claimed later. If the store answers, *done* gets the result: kept or superseded.
         """
-        written = (keys.claim(names[0]), *names)
-        arguments = (token, value, _milliseconds(until), claimed)
-
-        def ended(results: list[Any] | None) -> None:
-            if results is not None:
-                done("kept" if results[0] else "superseded")
-
-        self.connection.execute_nowait(
-            ("EVAL", scripts.KEEP, len(written), *written, *arguments), ended=ended
-        )
+        # In a cluster, the keys of one command are on one node.
+        node = names[0].partition("}")[0]
+        command = self.connection.join(node, JointKeep, timeout=self.timeout, wait=False)
+        if command is not None:
+            command.add(names, value, token=token, claimed=claimed, until=until, done=done)
 
     def drop(self, name: str) -> None:
         """Delete a value."""
@@ -291,20 +264,5 @@ class Store:
         return number.decode()  # type: ignore[no-any-return]
 
 
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _budget_keys(budget: SharedBudget) -> tuple[str, ...]:
-    origin = budget.origin
-    return keys.spent(origin, budget.name), keys.allowance(origin), keys.pause(origin)
-
-
-def _budget_arguments(budget: SharedBudget) -> tuple[Any, ...]:
-    # The script takes an empty text for "spend nothing", and 0 for "no limit of the gateway".
-    limit = "" if budget.limit == 0 else budget.limit or 0
-    return limit, _milliseconds(budget.seconds), _milliseconds(MAX_RESET)
-
-
 def _upstream_milliseconds(seconds: float) -> int:
-    return _milliseconds(min(max(seconds, 0.001), MAX_RESET))
+    return milliseconds(min(max(seconds, 0.001), MAX_RESET))

@@ -102,21 +102,21 @@ async def test_52_loads_at_the_store_are_bounded(
     monkeypatch.setattr(load_queue, "MAX_UNSPENT", 1000)  # the bound of one environment
     (world,) = await replicas.several(1, **OFF)
     add_many(replicas)
-    link, most, at_once = world.service.sharing.store.connection, 0, 0
-    execute = link.execute
+    store, most, at_once = world.service.sharing.store, 0, 0
+    load = store.load
 
-    async def counted(*commands: Any, timeout: float) -> Any:
+    async def counted(*arguments: Any, timeout: float, **more: Any) -> Any:
         nonlocal most, at_once
         at_once += 1
         most = max(most, at_once)
         left.append(timeout)
         try:
             await asyncio.sleep(0.02)
-            return await execute(*commands, timeout=timeout)
+            return await load(*arguments, timeout=timeout, **more)
         finally:
             at_once -= 1
 
-    link.execute, left = counted, []
+    store.load, left = counted, []
     responses = await asyncio.gather(*(world.get(id_) for id_ in IDS))
 
     assert {response.status_code for response in responses} == {200}

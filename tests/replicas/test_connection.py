@@ -62,7 +62,7 @@ async def test_all_commands_of_a_request_share_one_timeout(
     """A request waits for a lease and for its load; each is answered in time."""
     world = await replicas.add(clock, **UNLIMITED)
     store, sent = world.service.sharing.store, []
-    execute = store.connection.execute
+    execute, join = store.connection.execute, store.connection.join
 
     async def slowly(*commands, timeout: float):
         if timeout < store.timeout:  # else no request waits for it
@@ -70,7 +70,13 @@ async def test_all_commands_of_a_request_share_one_timeout(
             clock.advance(part * timeout)
         return await execute(*commands, timeout=2.0)
 
-    store.connection.execute = slowly
+    def join_slowly(key, make, *, timeout: float, wait: bool):
+        if wait:
+            sent.append(key)
+            clock.advance(part * timeout)
+        return join(key, make, timeout=2.0, wait=wait)
+
+    store.connection.execute, store.connection.join = slowly, join_slowly
     began = clock.now
     assert (await world.get("chat-1")).status_code == 200
 

@@ -24,9 +24,9 @@ from support.world import FRIENDLY, OFF, World
 from bff.clock import system_clock
 from bff.demo.upstream import Answer, session
 from bff.replicas import scripts, shared_loads
+from bff.replicas.joint_commands import JointLoad, StoredLoad
 from bff.replicas.shared_budget import Denials, SharedBudget
 from bff.replicas.shared_loads import SharedLoads
-from bff.replicas.store import StoredLoad
 
 
 async def test_replicas_make_one_load_for_all_requests(replicas: Replicas) -> None:
@@ -237,21 +237,26 @@ async def test_miss_waits_for_one_round_trip_to_the_store(replicas: Replicas) ->
     await world.get("chat-2")
     await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == 1)
     connection, batches, waited = world.service.sharing.store.connection, [], []
-    submit, execute = connection._requests.submit, connection.execute
+    submit, join, execute = connection._requests.submit, connection.join, connection.execute
 
     def submitted(batch):
         batches.append([command[:2] for command, _ in batch])
         submit(batch)
 
+    def note(key, make, *, timeout, wait):
+        command = join(key, make, timeout=timeout, wait=wait)
+        waited.extend([type(command)] if wait else [])
+        return command
+
     async def executed(*commands, timeout):
         waited.append([command[:2] for command in commands])
         return await execute(*commands, timeout=timeout)
 
-    connection._requests.submit, connection.execute = submitted, executed
+    connection._requests.submit, connection.join, connection.execute = submitted, note, executed
     assert (await world.get("chat-1")).status_code == 200
     await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == 2)
 
-    assert waited == [[("EVAL", scripts.LOAD)]]
+    assert waited == [JointLoad]
     assert len(batches) == 2
     assert batches[0] == [("EVAL", scripts.LOAD)]
     assert ("EVAL", scripts.KEEP) in batches[1]

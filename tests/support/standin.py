@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bff.replicas import keys
+from bff.replicas.joint_commands import StoredLoad
 from bff.replicas.shared_budget import SharedBudget
-from bff.replicas.store import StoredLoad
 from bff.replicas.valkey import StoreUnavailable
 
 

@@ -1,21 +1,33 @@
--- Stores what a load brought, under all of its ids or under none, and releases the claim.
--- It stores nothing if the claim was lost, or if a later load was faster.
+-- Stores what loads brought, each under all of its ids or under none, and releases their claims.
+-- It stores nothing of a load whose claim was lost, or if a later load was faster.
 --
--- KEYS[1]  claim
--- KEYS     from the second on: the stored values; the head is "bff1 <microseconds of its claim> "
--- ARGV[1]  token of this replica
--- ARGV[2]  value
--- ARGV[3]  Unix milliseconds, by the store's clock, at which the value expires
--- ARGV[4]  microseconds at which the load was claimed
--- Result   1 if stored; 0 if superseded by a later load or without the claim
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[1])
-for number = 2, #KEYS do
-  local stored = redis.call('GET', KEYS[number])
-  local claimed = stored and string.match(stored, '^bff1 (%d+) ')
-  if claimed and tonumber(claimed) > tonumber(ARGV[4]) then return 0 end
+-- KEYS     for each load: its claim, then the stored values; a value's head is
+--          "bff1 <microseconds of its claim> "
+-- ARGV     for each load:
+--          number of its stored values
+--          token of this replica
+--          value
+--          Unix milliseconds, by the store's clock, at which the value expires
+--          microseconds at which the load was claimed
+-- Result   for each load: 1 if stored; 0 if superseded by a later load or without the claim
+local function keep(first, count, token, value, expires, now)
+  if redis.pcall('GET', KEYS[first]) ~= token then return 0 end
+  redis.call('DEL', KEYS[first])
+  for number = first + 1, first + count do
+    local stored = redis.pcall('GET', KEYS[number])
+    local claimed = type(stored) == 'string' and string.match(stored, '^bff1 (%d+) ')
+    if claimed and tonumber(claimed) > tonumber(now) then return 0 end
+  end
+  for number = first + 1, first + count do
+    redis.call('SET', KEYS[number], value, 'PXAT', expires)
+  end
+  return 1
 end
-for number = 2, #KEYS do
-  redis.call('SET', KEYS[number], ARGV[2], 'PXAT', ARGV[3])
+
+local result, first = {}, 1
+for number = 1, #ARGV, 5 do
+  local count = tonumber(ARGV[number])
+  result[#result + 1] = keep(first, count, unpack(ARGV, number + 1, number + 4))
+  first = first + 1 + count
 end
-return 1
+return result
