@@ -1,8 +1,9 @@
 """The commands of a replica, and whether the store is up.
 
 The commands of one iteration of the event loop are sent together, with those of the last
-milliseconds that nobody waits for. Callers who want the same of it join one command. A caller that leaves cancels neither its commands nor their
-answers, so no answer can reach another caller. No caller waits longer than its timeout.
+milliseconds that nobody waits for. Loads that start in it join one command, and so do their
+results. A caller that leaves cancels neither its commands nor their answers, so no answer can reach
+another caller. No caller waits longer than its timeout.
 
 Heartbeats alone decide whether the store is up. They use a connection of their own, so commands of
 requests do not delay them. A late answer or an error ends one caller's wait and causes a heartbeat

@@ -1,9 +1,11 @@
-"""Commands that carry what several callers want at the same time.
+"""Commands that several callers share: the loads of one moment, and the results of loads.
 
-A page that starts ten loads costs one command instead of ten, here and in the store.
+A page that starts ten loads sends one command instead of ten. So the gateway and the store have
+less to do for each of them.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -13,17 +15,19 @@ from bff.replicas.link import Command
 from bff.replicas.shared_budget import SharedBudget
 
 _MAX_JOINED: Final = 32
-"""Callers of one command: the store answers nobody else while it runs a script."""
+"""Callers that share one command: the store answers nobody else while it runs a script."""
 _LONGEST_SECONDS: Final = 1e9
 """Seconds: stands for an infinite time."""
 
 
-class JointCommand:
-    """A command that more callers join until it is sent. It is the only item of the sequence.
+class JointCommand(ABC):
+    """A sequence of one command, which callers may join until it is sent.
 
     Attributes:
-        receivers: one for each caller.
+        receivers: for each caller, what gets its part of the answer.
     """
+
+    _script: str
 
     def __init__(self) -> None:
         self.receivers: list[Any] = []
@@ -41,11 +45,9 @@ class JointCommand:
     def __iter__(self) -> Iterator[Command]:
         yield ("EVAL", self._script, len(self._keys), *self._keys, *self._arguments)
 
-    _script: str
-
+    @abstractmethod
     def end(self, results: list[Any] | None) -> None:
         """Give each caller its part of the answer; *results* is None if it is late or an error."""
-        raise NotImplementedError
 
 
 class StoredLoad(NamedTuple):
