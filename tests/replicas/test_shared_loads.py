@@ -236,7 +236,9 @@ async def test_miss_waits_for_one_round_trip_to_the_store(replicas: Replicas) ->
     replicas.upstream.environments[0].bucket.limit = 1000  # its report needs no round trip
     await world.get("chat-2")
     await until(lambda: world.telemetry.counts["bff_shared_copies", "kept"] == 1)
-    connection, batches, waited = world.service.sharing.store.connection, [], []
+    connection = world.service.sharing.store.connection
+    batches: list[Any] = []
+    waited: list[Any] = []
     submit, join, execute = connection._requests.submit, connection.join, connection.execute
 
     def submitted(batch):
