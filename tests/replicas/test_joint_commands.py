@@ -80,7 +80,8 @@ async def test_sent_command_gets_no_more_callers(replicas: Replicas) -> None:
     sent = record_commands(store)
 
     for name in ("bff1:{one}:a", "bff1:{one}:b"):
-        result = await store.load(name, "t", 1.0, fresh=0.0, budget=FREE, timeout=2.0)
+        async with asyncio.timeout(10):
+            result = await store.load(name, "t", 1.0, fresh=0.0, budget=FREE, timeout=2.0)
         assert result is not None
         assert result.claimed
 
