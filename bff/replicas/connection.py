@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, cast
 
 from bff.background import Background, Beat
 from bff.replicas import keys, scripts
-from bff.replicas.exchanges import Deadlines, Exchange, Outbox
+from bff.replicas.exchanges import Commands, Deadlines, Ended, Exchange, Outbox
 from bff.replicas.heartbeat import HeartbeatLink
 from bff.replicas.joint_commands import JointCommand
 from bff.replicas.link import ClientLink, Command, DirectLink
@@ -159,59 +159,43 @@ class Connection:
             if not future.done():  # the caller may have left
                 future.set_result(results)
 
-        self._enqueue(commands, timeout, end)
-        self._outbox.send_now()
+        self._enqueue(commands, timeout, end, now=True)
         results = await future
         if results is None:
             raise StoreUnavailable
         return results
 
-    def execute_nowait(
-        self, *commands: Command, ended: Callable[[list[Any] | None], None] = lambda _: None
-    ) -> None:
+    def execute_nowait(self, *commands: Command, ended: Ended = lambda _: None) -> None:
         """Send commands without waiting; drop them when the store is down.
 
         *ended* gets the answers; None if they are late or errors.
         """
         if self.up:
-            self._enqueue(commands, self.timeout, ended)
-            self._outbox.send_soon()
+            self._enqueue(commands, self.timeout, ended, now=False)
 
     def join(
         self, key: Hashable, make: Callable[[], Joint], *, timeout: float, wait: bool
     ) -> Joint | None:
-        """Return the command of *key* that is not sent yet, or *make* one.
+        """Return the command of *key* that is not sent yet, or *make* one; None while down.
 
         Args:
-            key: what callers have in common who may join one command.
+            key: names the callers who may share a command.
             make: makes the command.
             timeout: seconds after which the answer is late.
-            wait: whether the caller waits for the answer.
-
-        Returns:
-            None if the store is down.
+            wait: whether the callers wait for the answer.
         """
         if not self.up:
             return None
         joint = cast("Joint | None", self._outbox.joint.get(key))
         if joint is None or joint.full:
             joint = self._outbox.joint[key] = make()
-            self._enqueue(joint, timeout, joint.end)
-        if wait:
-            self._outbox.send_now()
-        else:
-            self._outbox.send_soon()
+            self._enqueue(joint, timeout, joint.end, now=wait)
         return joint
 
-    def _enqueue(
-        self,
-        commands: Sequence[Command] | JointCommand,
-        timeout: float,
-        ended: Callable[[list[Any] | None], None],
-    ) -> None:
+    def _enqueue(self, commands: Commands, timeout: float, ended: Ended, *, now: bool) -> None:
         exchange = Exchange(commands, self._accept, ended)
         self._deadlines.add(exchange, timeout)
-        self._outbox.exchanges.append(exchange)
+        self._outbox.add(exchange, now=now)
 
     def _end_late(self, exchange: Exchange) -> None:
         exchange.late = True
@@ -329,9 +313,7 @@ def _is_error(result: object) -> bool:
     return isinstance(result, Exception)
 
 
-def _failed(
-    commands: Sequence[Command] | JointCommand, results: list[Any]
-) -> list[tuple[Command, Exception]]:
+def _failed(commands: Commands, results: list[Any]) -> list[tuple[Command, Exception]]:
     """Return the commands that ended in an error, and their errors."""
     return [pair for pair in zip(commands, results, strict=True) if _is_error(pair[1])]
 

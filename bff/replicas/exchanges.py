@@ -13,6 +13,9 @@ LINGER_SECONDS: Final = 0.005
 """Seconds for which commands that nobody waits for may wait for others, to be sent together."""
 _TICK_SECONDS: Final = 0.001
 """The event loop rounds the time of a timer to this many seconds."""
+Commands = Sequence[Command] | JointCommand
+Ended = Callable[[list[Any] | None], None]
+"""Gets the answers of commands; None if they are late or errors."""
 
 
 class Exchange:
@@ -28,9 +31,9 @@ class Exchange:
 
     def __init__(
         self,
-        commands: Sequence[Command] | JointCommand,
+        commands: Commands,
         accept: "Callable[[Exchange], list[Any] | None]",
-        ended: Callable[[list[Any] | None], None],
+        ended: Ended,
     ) -> None:
         self.commands = commands
         self.results: list[Any] = []
@@ -102,22 +105,26 @@ class Outbox:
     """
 
     def __init__(self, link: ClientLink | DirectLink) -> None:
-        self.exchanges: list[Exchange] = []
+        self._exchanges: list[Exchange] = []
         self.joint: dict[Hashable, JointCommand] = {}
         self._link = link
         self._now = False
         """Whether this iteration of the loop sends them."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def send_now(self) -> None:
-        """Send them at the end of this iteration of the loop."""
-        if not self._now:
+    def __len__(self) -> int:
+        return len(self._exchanges)
+
+    def add(self, exchange: Exchange, *, now: bool) -> None:
+        """Send *exchange* at the end of this iteration of the loop.
+
+        If not *now*, it may wait for the next that is sent then, or for `LINGER_SECONDS`.
+        """
+        self._exchanges.append(exchange)
+        if now and not self._now:
             self._now = True
             asyncio.get_running_loop().call_soon(self._send)
-
-    def send_soon(self) -> None:
-        """Send them with those of the next caller who waits, or after `LINGER_SECONDS`."""
-        if self._timer is None:
+        elif not now and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._send)
 
     def take(self) -> list[Exchange]:
@@ -125,7 +132,7 @@ class Outbox:
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._now = None, False
-        exchanges, self.exchanges, self.joint = self.exchanges, [], {}
+        exchanges, self._exchanges, self.joint = self._exchanges, [], {}
         return exchanges
 
     def _send(self) -> None:

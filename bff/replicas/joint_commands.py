@@ -14,7 +14,7 @@ from bff.replicas import keys, scripts
 from bff.replicas.link import Command
 from bff.replicas.shared_budget import SharedBudget
 
-_MAX_JOINED: Final = 32
+_MAX_CALLERS: Final = 32
 """Callers that share one command: the store answers nobody else while it runs a script."""
 _LONGEST_SECONDS: Final = 1e9
 """Seconds: stands for an infinite time."""
@@ -37,7 +37,7 @@ class JointCommand(ABC):
     @property
     def full(self) -> bool:
         """Whether no more callers may join it."""
-        return len(self.receivers) >= _MAX_JOINED
+        return len(self.receivers) >= _MAX_CALLERS
 
     def __len__(self) -> int:
         return 1
@@ -47,7 +47,7 @@ class JointCommand(ABC):
 
     @abstractmethod
     def end(self, results: list[Any] | None) -> None:
-        """Give each caller its part of the answer; *results* is None if it is late or an error."""
+        """Give each caller its part of the answer. *results* as for `Ended`."""
 
 
 class StoredLoad(NamedTuple):

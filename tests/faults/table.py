@@ -2032,15 +2032,15 @@ FAULTS = [
     Fault(
         52,
         "bff/replicas/joint_commands.py",
-        "return len(self.receivers) >= _MAX_JOINED",
+        "return len(self.receivers) >= _MAX_CALLERS",
         "return False",
         "tests/replicas/test_joint_commands.py::test_full_command_gets_no_more_callers",
     ),
     Fault(
         52,
         "bff/replicas/exchanges.py",
-        "self.exchanges, self.joint = self.exchanges, [], {}",
-        "self.exchanges, self.joint = self.exchanges, [], self.joint",
+        "self._exchanges, self.joint = self._exchanges, [], {}",
+        "self._exchanges, self.joint = self._exchanges, [], self.joint",
         "tests/replicas/test_joint_commands.py::test_sent_command_gets_no_more_callers",
     ),
     Fault(

@@ -14,6 +14,7 @@ from bff.config import reader
 from bff.limits import rate
 from bff.replicas import connection, keys, scripts, shared_limits, shared_loads
 from bff.replicas.announcements import STREAMS
+from bff.replicas.exchanges import Commands
 from bff.server import supervisor
 from bff.tokens import introspected
 
@@ -117,17 +118,19 @@ class Recorder:
         self._connection = world.service.sharing.store.connection
         self._enqueue = self._connection._enqueue
         self._connection._enqueue = self.enqueue
-        self.commands: list[tuple] = []
+        self.exchanges: list[Commands] = []
 
-    def enqueue(self, commands, *wait):
-        ignored = (scripts.HEARTBEAT, scripts.TAKE)
-        own = ("GET", keys.MARKER)  # that of `written`
-        self.commands += [c for c in commands if c[1] not in ignored and c != own]
-        self._enqueue(commands, *wait)
+    def enqueue(self, commands, *wait, now):
+        self.exchanges.append(commands)
+        self._enqueue(commands, *wait, now=now)
 
     def counts(self) -> tuple[int, int]:
         """Count all commands, and the scripts among them; forget them."""
-        commands, self.commands = self.commands, []
+        ignored = (scripts.HEARTBEAT, scripts.TAKE)
+        own = ("GET", keys.MARKER)  # that of `written`
+        sent = [command for commands in self.exchanges for command in commands]
+        commands = [c for c in sent if c[1] not in ignored and c != own]
+        self.exchanges = []
         return len(commands), sum(command[0] == "EVAL" for command in commands)
 
 

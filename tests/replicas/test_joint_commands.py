@@ -63,7 +63,7 @@ async def test_loads_that_start_together_are_one_command(replicas: Replicas) -> 
 async def test_full_command_gets_no_more_callers(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joint_commands, "_MAX_JOINED", 4)
+    monkeypatch.setattr(joint_commands, "_MAX_CALLERS", 4)
     (world,) = await several(replicas, 1)
     sent = record_commands(world.service.sharing.store)
 

@@ -173,8 +173,10 @@ class StandIn:
         fresh: float,
         budget: SharedBudget,
         timeout: float,
-    ) -> StoredLoad:
-        shared = self._reach()
+    ) -> StoredLoad | None:
+        if not self.up:
+            return None
+        shared = self.shared
         value, left, time = shared.get(name), shared.left(name), shared.microseconds()
         claim = re.match(rb"bff1 (\d+) ", value or b"")
         age = (time - int(claim[1])) / 1e6 if claim else 0.0
