@@ -19,10 +19,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import blake2b
+from hashlib import blake2b, shake_256
 from math import inf
 from typing import Final
 
+from bff import strict_json
 from bff.replicas import keys
 from bff.sessions.copy import Copy
 from bff.tokens.introspected import Introspection
@@ -105,7 +106,7 @@ def encode_copy(
 ) -> bytes:
     """Write *copy*, loaded at *loaded* (Unix seconds), to be used for *lifetime* seconds."""
     fields = [copy.id, copy.external_id, copy.closed, False, float(loaded), float(lifetime)]
-    text = conceal(key, json.dumps(fields)) + b"\n" + copy.body
+    text = conceal(key, strict_json.dumps(fields)) + b"\n" + copy.body
     return _frame(claimed, text, partial(_tag, key, prefix))
 
 
@@ -221,8 +222,6 @@ def reveal(key: bytes, concealed: bytes) -> str:
 
 _NAME_BYTES: Final = 16
 _SEED_BYTES: Final = 16
-_BLOCK_BYTES: Final = 64
-"""The longest result of BLAKE2b."""
 
 
 def _mac(key: bytes, use: bytes, data: bytes, size: int = 32) -> bytes:
@@ -231,9 +230,9 @@ def _mac(key: bytes, use: bytes, data: bytes, size: int = 32) -> bytes:
 
 
 def _pad(key: bytes, seed: bytes, data: bytes) -> bytes:
-    blocks = range(0, len(data), _BLOCK_BYTES)
-    pad = b"".join([_mac(key, b"pad", b"%d " % block + seed, _BLOCK_BYTES) for block in blocks])
-    number = int.from_bytes(data, "big") ^ int.from_bytes(pad[: len(data)], "big")
+    # SHAKE is made for output of any length, and a secret prefix makes it a pseudorandom function.
+    pad = shake_256(b"pad" + key + seed).digest(len(data))
+    number = int.from_bytes(data, "big") ^ int.from_bytes(pad, "big")
     return number.to_bytes(len(data), "big")
 
 

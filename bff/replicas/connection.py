@@ -174,21 +174,22 @@ class Connection:
             self._enqueue(commands, self.timeout, ended, now=False)
 
     def join(
-        self, key: Hashable, make: Callable[[], Joint], *, timeout: float, wait: bool
+        self, kind: Callable[..., Joint], *arguments: Hashable, timeout: float, wait: bool
     ) -> Joint | None:
-        """Return the command of *key* that is not sent yet, or *make* one; None while down.
+        """Return the command that all callers with these arguments share; None while down.
 
         Args:
-            key: names the callers who may share a command.
-            make: makes the command.
+            kind: makes the command.
+            *arguments: what it is made with.
             timeout: seconds after which the answer is late.
             wait: whether the callers wait for the answer.
         """
         if not self.up:
             return None
+        key = kind, arguments, timeout
         joint = cast("Joint | None", self._outbox.joint.get(key))
         if joint is None or joint.full:
-            joint = self._outbox.joint[key] = make()
+            joint = self._outbox.joint[key] = kind(*arguments)
             self._enqueue(joint, timeout, joint.end, now=wait)
         return joint
 

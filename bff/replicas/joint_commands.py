@@ -108,9 +108,13 @@ class JointLoad(JointCommand):
 
 
 class JointKeep(JointCommand):
-    """Results of loads that the store keeps."""
+    """Results of loads that the store keeps. In a cluster, all their keys are on one *node*."""
 
     _script = scripts.KEEP
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self.node = node
 
     def add(
         self,

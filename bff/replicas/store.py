@@ -7,7 +7,6 @@ nothing.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final
 
 from bff.background import Background
@@ -205,12 +204,7 @@ class Store:
         claimed longer than *fresh* seconds ago is too old. Without a *token* no load is claimed: a
         load that could be claimed is denied.
         """
-        command = self.connection.join(
-            (budget, seconds, timeout),
-            partial(JointLoad, budget, seconds),
-            timeout=timeout,
-            wait=True,
-        )
+        command = self.connection.join(JointLoad, budget, seconds, timeout=timeout, wait=True)
         return None if command is None else await command.add(name, token, fresh)
 
     def renew(self, name: str, token: str, seconds: float) -> None:
@@ -239,9 +233,8 @@ class Store:
         replica loads, or the store has lost its data. It never replaces a value whose load was
         claimed later. If the store answers, *done* gets the result: kept or superseded.
         """
-        # In a cluster, the keys of one command are on one node.
         node = names[0].partition("}")[0]
-        command = self.connection.join(node, JointKeep, timeout=self.timeout, wait=False)
+        command = self.connection.join(JointKeep, node, timeout=self.timeout, wait=False)
         if command is not None:
             command.add(names, value, token=token, claimed=claimed, until=until, done=done)
 

@@ -30,20 +30,20 @@ def test_stored_bytes_stay_the_same() -> None:
     introspection = Introspection("ok", ("a", "b"), 17.5, 60.0)
 
     assert encode_copy("origin:projection", COPY, 65, 1700000000, 99, key=KEY) == (
-        b"bff1 99 c128d709268346883559d8bd4f3548756b3c7cf3003bb0a4c178d239a460f672\n"
-        b"mLqTbzLXn6tvwbK9n4QpfUIOK9dJUEcc_w4H8Vdu3Lviv9IUhzu-okYFOmeDE0tXXZzEXpC81lNAEO1liHINZR"
-        b"B6rONtOs0M-A==\n"
+        b"bff1 99 3db13a3d573f841e97bcad2c9dbe0dc7e87b26e2b01cfc5e0c0071b93324b3c8\n"
+        b"fbkxGSMicC2dGVnF4w5aHRpBz_hx47sYycGhi_GRMgs0e9_6bSLHtX6KMON9xKJixBHWa0r7k-rrPsbZNRdcC6"
+        b"IKfwA=\n"
         b'{"id":"session_1"}'
     )
     assert encode_missing("origin:projection", "chat-9", 1.0, 99, key=KEY) == (
-        b"bff1 99 70032bdb59ace7411384d303b88755e095c17183ad00813f8021af7184c6467d\n"
-        b"nXTR2-0MK30JrFcQDHgf5lcxNPHHB-dTFhaU0D4HzJvc6ieqRHcf-XElZ5xkJT6EhG0Vuok35x7R32Zv\n"
+        b"bff1 99 4b1ad2a6b920d35e25e05a30be0db8435403acc4f97e145f9236f0ec78a56afc\n"
+        b"nXTR2-0MK30JrFcQDHgf5pzpi3hbkncc7mxd3hsrgeTz2CCMsPiBaq7HIs_KpuzhvpB_aMmXXlL_3baO\n"
     )
     assert encode_introspection(
         Namespace("o", "p", b"key"), b"digest", introspection, 17.5, 99
     ) == (
-        b"bff1 99 3778910a7003dce942059f6a2a7d73612b1df90941a54c0f7c6eed33badb0dbc\n"
-        b"BCvLxd4KTi--Z7h74l8SVpMhzVM1nJTE9Mumn6Uyj15lcSIDM8Z277Wtq1kDaQ=="
+        b"bff1 99 d2c6be3fc9598dd319d3248c32555e62989ee780f940722a48891d8cd8ea5863\n"
+        b"BCvLxd4KTi--Z7h74l8SVjw8zzTcJ2n1AcPyY0F2MWjcAockn-QXFZAdwoIQ5w=="
     )
 
 
