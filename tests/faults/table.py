@@ -2327,7 +2327,7 @@ FAULTS = [
     Fault(
         65,
         "bff/replicas/codec.py",
-        'text = conceal(key, json.dumps(fields)) + b"\\n" + copy.body',
+        'text = conceal(key, strict_json.dumps(fields)) + b"\\n" + copy.body',
         'text = json.dumps(fields).encode() + b"\\n" + copy.body',
         f"{_RETURNS}::test_65_store_holds_no_hidden_id_and_no_address",
     ),

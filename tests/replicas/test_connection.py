@@ -70,11 +70,11 @@ async def test_all_commands_of_a_request_share_one_timeout(
             clock.advance(part * timeout)
         return await execute(*commands, timeout=2.0)
 
-    def join_slowly(key, make, *, timeout: float, wait: bool):
+    def join_slowly(kind, *arguments, timeout: float, wait: bool):
         if wait:
-            sent.append(key)
+            sent.append(kind)
             clock.advance(part * timeout)
-        return join(key, make, timeout=2.0, wait=wait)
+        return join(kind, *arguments, timeout=2.0, wait=wait)
 
     store.connection.execute, store.connection.join = slowly, join_slowly
     began = clock.now

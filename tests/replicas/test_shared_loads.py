@@ -245,10 +245,9 @@ async def test_miss_waits_for_one_round_trip_to_the_store(replicas: Replicas) ->
         batches.append([command[:2] for command, _ in batch])
         submit(batch)
 
-    def note(key, make, *, timeout, wait):
-        command = join(key, make, timeout=timeout, wait=wait)
-        waited.extend([type(command)] if wait else [])
-        return command
+    def note(kind, *arguments, timeout, wait):
+        waited.extend([kind] if wait else [])
+        return join(kind, *arguments, timeout=timeout, wait=wait)
 
     async def executed(*commands, timeout):
         waited.append([command[:2] for command in commands])
