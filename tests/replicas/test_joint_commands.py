@@ -123,7 +123,8 @@ async def test_caller_that_leaves_takes_no_answer_of_others(replicas: Replicas) 
     await asyncio.sleep(0)
     leaves.cancel()
 
-    assert (await stays).claimed
+    async with asyncio.timeout(10):
+        assert (await stays).claimed
     assert store.up
 
 
