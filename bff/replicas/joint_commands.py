@@ -116,19 +116,10 @@ class JointKeep(JointCommand):
         super().__init__()
         self.node = node
 
-    def add(
-        self,
-        names: Sequence[str],
-        value: bytes,
-        *,
-        token: str,
-        claimed: int,
-        until: float,
-        done: Callable[[str], None],
-    ) -> None:
-        """Add a result; see `Store.keep`."""
+    def add(self, names: Sequence[str], *arguments: Any, done: Callable[[str], None]) -> None:
+        """Add a result; *arguments* are those of the script after the number of its values."""
         self._keys += (keys.claim(names[0]), *names)
-        self._arguments += (len(names), token, value, milliseconds(until), claimed)
+        self._arguments += (len(names), *arguments)
         self.receivers.append(done)
 
     def end(self, results: list[Any] | None) -> None:

@@ -236,7 +236,7 @@ class Store:
         node = names[0].partition("}")[0]
         command = self.connection.join(JointKeep, node, timeout=self.timeout, wait=False)
         if command is not None:
-            command.add(names, value, token=token, claimed=claimed, until=until, done=done)
+            command.add(names, token, value, milliseconds(until), claimed, done=done)
 
     def drop(self, name: str) -> None:
         """Delete a value."""
